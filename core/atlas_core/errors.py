@@ -1,0 +1,93 @@
+"""The errors of Atlas Loop: each says what, which case, expected, got, and the remedy.
+
+Every error that a user can cause or mend derives from `AtlasError`. A shell (command line, gRPC
+servicer, HTTP service) maps the *class* to its own status in one table and shows the message as is;
+messages never hold patient data, only case ids, names of organs and numbers.
+"""
+
+from __future__ import annotations
+
+
+class AtlasError(Exception):
+    """Base of all domain errors.
+
+    Args:
+        what: the rule that was broken, in one clause: "mask and CT have different grids".
+        case: id of the case, or name of the file relative to what the user passed; None if neither.
+        expected: what would have been right.
+        got: what was found.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        case: str | None = None,
+        expected: object = None,
+        got: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what = what
+        self.case = case
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        text = f"{self.case}: {self.what}" if self.case else self.what
+        details = [
+            f"{word} {value}"
+            for word, value in (("expected", self.expected), ("got", self.got))
+            if value is not None
+        ]
+        if details:
+            text += f" ({', '.join(details)})"
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+    def with_case(self, case: str) -> AtlasError:
+        """The same error, naming `case`; for a caller that knows which case a pure function refused."""
+        return type(self)(
+            self.what, case=case, expected=self.expected, got=self.got, remedy=self.remedy
+        )
+
+
+class InvalidInput(AtlasError):
+    """A value, file or request breaks a documented rule; sending it again cannot help."""
+
+
+class UnsupportedVolume(InvalidInput):
+    """A readable file that is no 3D CT or label volume: 4D, RGB, wrong modality, degenerate affine."""
+
+
+class CorruptFile(InvalidInput):
+    """A file that cannot be read to its end, or whose header contradicts its bytes."""
+
+
+class GridMismatch(InvalidInput):
+    """Two volumes that must share one grid do not."""
+
+
+class UnknownLabel(InvalidInput):
+    """A label value or organ name outside the map that was declared for it."""
+
+
+class LimitExceeded(AtlasError):
+    """More was asked for than the configured bound allows."""
+
+
+class NotFound(AtlasError):
+    """A case, model, dataset or file that does not exist."""
+
+
+class Conflict(AtlasError):
+    """The state changed in between, or a name is taken by something else."""
+
+
+class Unavailable(AtlasError):
+    """A service or model that should be there does not answer now; trying again may help."""
+
+
+class ConfigurationError(AtlasError):
+    """A setting that cannot work: a taken port, a missing file, a contradiction."""

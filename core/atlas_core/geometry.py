@@ -1,0 +1,216 @@
+"""Where voxels lie: geometry without voxels.
+
+World coordinates are millimetres in RAS+ (x to the patient's Right, y to Anterior, z to Superior),
+as in NIfTI. Arrays are indexed ``[i, j, k]`` in the file's own axis order; *canonical* means that the
+axes run as close to R, A, S as a permutation and flips can bring them (nothing is resampled).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_core.errors import GridMismatch, UnsupportedVolume
+
+GRID_TOLERANCE = 0.02
+"""Two grids are the same if no corner of one lies further than this share of a voxel from the
+other's. Real masks differ from their CT by the float32 rounding of a qform quaternion (micrometres);
+a true mismatch is at least a good part of a voxel."""
+
+MIN_SPACING_MM = 1e-3
+MAX_SPACING_MM = 100.0
+
+Shape3 = tuple[int, int, int]
+Float3 = tuple[float, float, float]
+Affine = tuple[tuple[float, float, float, float], ...]
+ScalarT = TypeVar("ScalarT", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """How canonical axes are read off a file's axes.
+
+    Attributes:
+        source: canonical axis ``a`` is file axis ``source[a]``.
+        flip: canonical axis ``a`` runs against its file axis.
+    """
+
+    source: Shape3
+    flip: tuple[bool, bool, bool]
+
+    def to_canonical(self, voxels: NDArray[ScalarT]) -> NDArray[ScalarT]:
+        """View of `voxels` ``[i, j, k]`` (file order) as ``[x, y, z]`` (RAS+). Copies nothing."""
+        turned = voxels.transpose(self.source)
+        return turned[tuple(slice(None, None, -1 if back else 1) for back in self.flip)]
+
+    def from_canonical(self, voxels: NDArray[ScalarT]) -> NDArray[ScalarT]:
+        """View of canonical `voxels` ``[x, y, z]`` in the file's own axis order. Copies nothing."""
+        turned = voxels[tuple(slice(None, None, -1 if back else 1) for back in self.flip)]
+        return turned.transpose(tuple(int(axis) for axis in np.argsort(self.source)))
+
+
+@dataclass(frozen=True)
+class VolumeGeometry:
+    """Grid of a volume: number of voxels per axis and the affine from voxel index to RAS+ mm.
+
+    Attributes:
+        shape: voxels along ``i, j, k``.
+        affine: 4×4, rows as tuples; ``affine @ (i, j, k, 1)`` is the centre of voxel i, j, k in mm.
+
+    Raises:
+        UnsupportedVolume: an empty axis, or an affine that is not finite, singular, or of absurd
+            spacing.
+    """
+
+    shape: Shape3
+    affine: Affine
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise UnsupportedVolume(
+                "a volume needs three axes of at least one voxel", got=tuple(self.shape)
+            )
+        matrix = np.asarray(self.affine, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+            raise UnsupportedVolume(
+                "affine is not finite", expected="4x4 finite numbers", got=matrix.tolist()
+            )
+        spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+        if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
+            raise UnsupportedVolume(
+                "affine is degenerate: implausible voxel spacing",
+                expected=f"{MIN_SPACING_MM}..{MAX_SPACING_MM} mm on every axis",
+                got=tuple(round(float(s), 6) for s in spacing),
+            )
+        if abs(np.linalg.det(matrix[:3, :3] / spacing)) < 1e-3:
+            raise UnsupportedVolume("affine is degenerate: its axes do not span space")
+
+    @classmethod
+    def from_array(cls, shape: tuple[int, ...], affine: NDArray[Any]) -> VolumeGeometry:
+        """Geometry from an array's shape and a 4×4 matrix."""
+        rows = tuple(tuple(float(v) for v in row) for row in np.asarray(affine, dtype=np.float64))
+        return cls(tuple(int(n) for n in shape), rows)  # type: ignore[arg-type]
+
+    @cached_property
+    def matrix(self) -> NDArray[np.float64]:
+        """The affine as a read-only 4×4 array."""
+        matrix = np.array(self.affine, dtype=np.float64)
+        matrix.setflags(write=False)
+        return matrix
+
+    @property
+    def spacing_mm(self) -> Float3:
+        """Distance between voxel centres along i, j, k."""
+        a, b, c = np.linalg.norm(self.matrix[:3, :3], axis=0)
+        return (float(a), float(b), float(c))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres (|det| of the affine; right for sheared grids too)."""
+        return float(abs(np.linalg.det(self.matrix[:3, :3]))) / 1000.0
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels."""
+        return int(np.prod([int(n) for n in self.shape], dtype=object))
+
+    @cached_property
+    def axis_map(self) -> AxisMap:
+        """Permutation and flips that bring the axes closest to R, A, S."""
+        direction = self.matrix[:3, :3] / np.linalg.norm(self.matrix[:3, :3], axis=0)
+        # The assignment with the largest total alignment; 6 permutations are tried, ties go to the first.
+        orders: tuple[Shape3, ...] = (
+            (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0),
+        )  # fmt: skip
+        source = max(
+            orders, key=lambda o: sum(round(abs(float(direction[a, o[a]])), 9) for a in range(3))
+        )
+        flip = tuple(bool(direction[a, source[a]] < 0) for a in range(3))
+        return AxisMap(source, flip)  # type: ignore[arg-type]
+
+    @property
+    def axis_codes(self) -> str:
+        """Orientation as three letters: where each file axis points ("RAS", "LPS", "IPL" …)."""
+        letters = [""] * 3
+        for axis, (file_axis, back) in enumerate(
+            zip(self.axis_map.source, self.axis_map.flip, strict=True)
+        ):
+            letters[file_axis] = ("LPI" if back else "RAS")[axis]
+        return "".join(letters)
+
+    def canonical(self) -> VolumeGeometry:
+        """The same grid with its axes turned to RAS+; voxels follow by ``axis_map.to_canonical``."""
+        matrix = np.eye(4)
+        origin = self.matrix[:, 3].copy()
+        for axis, (file_axis, back) in enumerate(
+            zip(self.axis_map.source, self.axis_map.flip, strict=True)
+        ):
+            step = self.matrix[:, file_axis]
+            matrix[:, axis] = -step if back else step
+            if back:
+                origin += step * (self.shape[file_axis] - 1)
+        matrix[:, 3] = origin
+        return VolumeGeometry.from_array(
+            tuple(self.shape[axis] for axis in self.axis_map.source), matrix
+        )
+
+    def resampled(self, spacing_mm: Float3) -> VolumeGeometry:
+        """The grid of about `spacing_mm` (per file axis) that fills the same box, edge to edge.
+
+        The new number of voxels is ``round(n · old / new)``, at least 1, and the box is divided by it
+        exactly; the spacing thus differs from the asked one by less than half a voxel per axis length,
+        flips commute with resampling, and no content is cut off. Index ``j`` of the new grid lies at
+        ``(j + 0.5) · n_old / n_new − 0.5`` of the old one.
+        """
+        shape = tuple(
+            max(1, round(n * old / new))
+            for n, old, new in zip(self.shape, self.spacing_mm, spacing_mm, strict=True)
+        )
+        ratio = np.array([old / new for old, new in zip(self.shape, shape, strict=True)])
+        matrix = self.matrix.copy()
+        matrix[:3, :3] *= ratio
+        matrix[:3, 3] += self.matrix[:3, :3] @ (ratio * 0.5 - 0.5)
+        return VolumeGeometry.from_array(shape, matrix)
+
+    def corners_mm(self) -> NDArray[np.float64]:
+        """Centres of the eight corner voxels, ``[8, 3]`` in mm."""
+        index = np.array(
+            [[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64
+        )
+        index[:, :3] *= np.array(self.shape) - 1
+        return np.asarray((index @ self.matrix.T)[:, :3])
+
+    def same_grid(self, other: VolumeGeometry) -> bool:
+        """Same shape, and corners within `GRID_TOLERANCE` of a voxel of each other."""
+        if self.shape != other.shape:
+            return False
+        distance = np.linalg.norm(self.corners_mm() - other.corners_mm(), axis=1)
+        return bool(distance.max() <= GRID_TOLERANCE * min(self.spacing_mm))
+
+    def require_same_grid(self, other: VolumeGeometry, *, this: str, that: str, case: str) -> None:
+        """Refuse two volumes of one case whose grids differ.
+
+        Args:
+            this, that: what the two volumes are, for the message ("CT", "liver mask").
+
+        Raises:
+            GridMismatch: naming both grids.
+        """
+        if not self.same_grid(other):
+            raise GridMismatch(
+                f"{that} and {this} have different grids",
+                case=case,
+                expected=f"{this} {self}",
+                got=f"{that} {other}",
+                remedy="resample the mask onto its CT (--resample) or fix its header",
+            )
+
+    def __str__(self) -> str:
+        spacing = "×".join(f"{s:.4g}" for s in self.spacing_mm)
+        origin = ", ".join(f"{v:.1f}" for v in self.matrix[:3, 3])
+        shape = "×".join(str(n) for n in self.shape)
+        return f"{shape} {self.axis_codes}, {spacing} mm, origin ({origin})"

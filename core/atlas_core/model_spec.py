@@ -1,0 +1,99 @@
+"""What every part must know of a served model: written by export, carried by Triton, read by scoring.
+
+The graph itself holds its preprocessing and its head, so that a client sends Hounsfield units and
+receives bytes:
+
+    input  ``ct``    float32 ``[batch, 1, z, y, x]``      Hounsfield units on the model's grid (RAS+)
+    output ``soft``  uint8   ``[batch, organ, z, y, x]``  round(255 · p), p the soft prediction in [0, 1]
+
+Spatial axes run z, y, x because a NIfTI file stores x fastest: a slab along z is one run of bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from atlas_core.errors import InvalidInput
+from atlas_core.geometry import Float3, Shape3
+from atlas_core.organs import OrganName
+
+INPUT_NAME = "ct"
+OUTPUT_NAME = "soft"
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ModelSpec(BaseModel):
+    """One version of one exported model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ModelName = Field(description="Name in Triton; in the ensemble one name per architecture.")
+    version: int = Field(
+        ge=0, description="t of M_t: 0 is trained from scratch. Triton version t + 1."
+    )
+    architecture: str = Field(min_length=1, description="swin_unetr, nnunet, unet, …")
+    organs: tuple[OrganName, ...] = Field(min_length=1, description="Output channels, in order.")
+    spacing_mm: Float3 = Field(description="Grid the model works on: spacing along x, y, z (mm).")
+    patch: Shape3 = Field(description="Window along x, y, z in voxels of that grid.")
+    hu_window: tuple[float, float] = Field(
+        description="Hounsfield units that the graph clips to; below the lower one all is air."
+    )
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    sha256: Sha256 = Field(description="Of the ONNX file.")
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        if not self.hu_window[0] < self.hu_window[1]:
+            raise ValueError(f"hu_window {self.hu_window}: expected lower < upper")
+        if min(self.spacing_mm) <= 0 or min(self.patch) < 1:
+            raise ValueError(f"spacing {self.spacing_mm} and patch {self.patch} must be positive")
+        if len(set(self.organs)) != len(self.organs):
+            raise ValueError(f"organs named twice: {self.organs}")
+        return self
+
+    @property
+    def triton_version(self) -> int:
+        """Version folder in the Triton repository (Triton counts from 1)."""
+        return self.version + 1
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(name=self.name, version=self.version, sha256=self.sha256)
+
+
+class ModelRef(BaseModel):
+    """Which model produced something: enough to find it again and to tell two versions apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ModelName
+    version: int = Field(ge=0)
+    sha256: Sha256
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}-{self.sha256[:8]}"
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[str, int | None]:
+        """``"unet"`` → ("unet", None: the newest in service); ``"unet@2"`` → ("unet", 2).
+
+        Raises:
+            InvalidInput: `text` has another form.
+        """
+        match = re.fullmatch(r"([a-z][a-z0-9_]{0,62})(?:@(\d{1,6}))?", text)
+        if match is None:
+            raise InvalidInput("malformed model reference", expected="NAME or NAME@T", got=text)
+        return match[1], None if match[2] is None else int(match[2])
+
+
+def ensemble_key(refs: tuple[ModelRef, ...] | list[ModelRef]) -> str:
+    """Name of an ensemble, independent of the order of its models: ``nnunet@0-1a2b3c4d+unet@0-…``.
+
+    Used as the folder of its predictions and to tell whether a case was already scored by it.
+    """
+    return "+".join(sorted(str(ref) for ref in refs))

@@ -1,0 +1,148 @@
+"""What the catalog remembers, as values: datasets, cases, labels with provenance, models, scores.
+
+These are plain frozen values; `atlas_core.catalog` stores and finds them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_core.geometry import Affine, Shape3, VolumeGeometry
+from atlas_core.model_spec import ModelRef, ModelSpec, Sha256
+from atlas_core.organs import OrganName
+
+CaseId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+
+class Reading(StrEnum):
+    """How soft predictions become attention."""
+
+    PAPER = "paper"
+    """Eq. 1–4 to the letter."""
+    RELEASED = "released"
+    """The authors' released code: thresholds and openings; size counts attended voxels."""
+
+
+class LabelSource(StrEnum):
+    """Where a label comes from, in falling priority (§3.2 ⑥)."""
+
+    ORIGINAL = "original"
+    REVISED = "revised"
+    PSEUDO = "pseudo"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Dataset(_Record):
+    """Where cases came from."""
+
+    name: DatasetName
+    title: str = ""
+    licence: str = Field(default="", description="SPDX id or the source's own words.")
+    url: str = ""
+    organs: tuple[OrganName, ...] = Field(
+        default=(), description="Organs that the original labels of this dataset cover."
+    )
+    preset: str | None = None
+
+
+class Case(_Record):
+    """One CT volume."""
+
+    id: CaseId
+    dataset: DatasetName
+    content_sha256: Sha256 = Field(description="Of geometry and voxels, not of the file's bytes.")
+    shape: Shape3 = Field(description="Voxels along the file's own axes.")
+    affine: Affine = Field(description="Voxel index of the file to RAS+ mm.")
+    source: str = Field(
+        default="", description="File name as imported, relative to what the user passed."
+    )
+    imported_at: datetime
+
+    @property
+    def geometry(self) -> VolumeGeometry:
+        return VolumeGeometry(self.shape, self.affine)
+
+
+class Label(_Record):
+    """One organ of one case from one source. Immutable: a new label is a new row."""
+
+    case_id: CaseId
+    organ: OrganName
+    source: LabelSource
+    path: str = Field(description="File in the case store, relative to its root.")
+    value: int = Field(ge=1, le=255, description="Voxel value that means this organ in that file.")
+    sha256: Sha256 = Field(description="Of the file's bytes.")
+    voxels: int = Field(ge=0)
+    volume_ml: float = Field(ge=0)
+    models: tuple[ModelRef, ...] = Field(default=(), description="Who predicted it (pseudo).")
+    annotator: str | None = Field(default=None, description="Who revised it (revised).")
+    created_at: datetime
+
+
+class Model(_Record):
+    """One version of one model that was registered."""
+
+    spec: ModelSpec
+    parent: ModelRef | None = Field(default=None, description="The version it was fine-tuned from.")
+    metrics: dict[str, float] = Field(default_factory=dict)
+    provenance: dict[str, str] = Field(default_factory=dict)
+    created_at: datetime
+
+
+class OrganScore(_Record):
+    """Attention size of one organ of one case."""
+
+    organ: OrganName
+    attention_voxels: float = Field(ge=0, description="Sum over the stored attention map.")
+    attention_ml: float = Field(ge=0)
+    pseudo_label_ml: float = Field(ge=0)
+
+
+class Score(_Record):
+    """Result of scoring one case with one ensemble under one reading."""
+
+    case_id: CaseId
+    reading: Reading
+    ensemble: str = Field(description="`model_spec.ensemble_key` of its models.")
+    models: tuple[ModelRef, ...]
+    organs: tuple[OrganScore, ...]
+    seconds: float = Field(ge=0)
+    created_at: datetime
+
+
+class RankedCase(_Record):
+    """One row of the priority list: rank 1 needs revision most."""
+
+    rank: int = Field(ge=1)
+    case_id: CaseId
+    dataset: DatasetName
+    attention_voxels: float
+    attention_ml: float
+    organs: tuple[OrganScore, ...] = Field(description="Organs that count, largest first.")
+    left_out: tuple[OrganName, ...] = Field(
+        default=(), description="Organs with an original label, left out of the size (§3.2 ⑥)."
+    )
+
+
+class IterationState(StrEnum):
+    OPEN = "open"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Iteration(_Record):
+    """One turn of the loop."""
+
+    t: int = Field(ge=0)
+    state: IterationState = IterationState.OPEN
+    parameters: dict[str, object] = Field(default_factory=dict)
+    started_at: datetime
+    finished_at: datetime | None = None
