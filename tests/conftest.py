@@ -1,0 +1,22 @@
+"""Fixtures shared by every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real CT volumes; skips where it is missing.
+
+    Set ATLASLOOP_DATA to use another folder.
+    """
+    folder = Path(os.environ.get("ATLASLOOP_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real CT volumes are missing (no folder {folder.name}; set ATLASLOOP_DATA)")
+    return folder
