@@ -1,0 +1,94 @@
+# What CI runs, people run: every target here is exercised by `.ci/run` or named in README.md.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+TRITON_VENV := .venv-triton
+BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+
+# Folder with CTs for `make demo`; empty: phantoms are generated.
+CT ?=
+# Folder of the report that `make demo` writes.
+OUTPUT ?= demo-output
+# Extra arguments for pytest: make test ARGS='-k fusion -x'
+ARGS ?=
+
+##@ Use it
+help:  ## this list
+	@awk 'BEGIN {FS = ":.*  ## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*  ## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.runtime $(TRITON_VENV)/.done  ## install what the embedded stack needs (no torch)
+
+demo: setup  ## phantoms (or CT=FOLDER) to attention maps, ranking and one HTML report
+	@$(BIN)/atlasloop demo --output $(OUTPUT) $(if $(CT),--ct "$(CT)")
+
+up: setup  ## start the embedded stack: Triton, attention service, Prefect
+	@$(BIN)/atlasloop up
+
+down:  ## stop the embedded stack
+	@$(BIN)/atlasloop down
+
+status:  ## state of the embedded stack
+	@$(BIN)/atlasloop status
+
+##@ Work on it
+setup-dev: $(VENV)/.dev $(TRITON_VENV)/.done  ## install everything for tests, training and export (with torch)
+
+test: setup-dev  ## every test, against real Triton, gRPC, Prefect and PostgreSQL
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup-dev  ## lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup-dev  ## let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: setup-dev  ## regenerate the committed gRPC stubs
+	$(BIN)/python -m grpc_tools.protoc --proto_path=services \
+		--python_out=services --grpc_python_out=services \
+		--mypy_out=services --mypy_grpc_out=services \
+		services/atlasloop/attention/v1/attention.proto
+
+demo-models: setup-dev  ## train the demo models on phantoms again and write models/demo (minutes)
+	$(BIN)/python -m atlas_models.demo train
+
+clean:  ## remove environments, caches and the stack's data in this folder
+	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environments -------------------------------------------------------------------------------
+# Stamps hold the state: an environment is brought up to date only when what it is made of changes.
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or pass PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing the runtime environment ($(VENV))"
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[attention,flows]'
+	@touch $@
+
+# torch first and by itself: asked for together with others, pip may take a build with CUDA packages.
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "installing torch, test tools and linters ($(VENV))"
+	$(BIN)/python $(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[attention,flows,models,dev]'
+	@touch $@
+
+# Triton's own environment: its Python backend needs numpy < 2; the wheel brings the server binary.
+$(TRITON_VENV)/.done: constraints-triton.txt | $(BIN)/python
+	@echo "installing Triton's environment ($(TRITON_VENV))"
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python $(PIP) -c constraints-triton.txt numpy onnxruntime openvino
+	$(TRITON_VENV)/bin/python $(PIP) -c constraints-triton.txt --no-deps nvidia-pytriton
+	@touch $@
+
+.PHONY: help setup demo up down status setup-dev test check format proto demo-models clean
