@@ -1,0 +1,271 @@
+"""What the attention service answers, as plain values; read off the wire here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasloop.attention.v1 import attention_pb2 as pb
+
+Reading = Literal["paper", "released"]
+"""How soft predictions become attention: Eq. 1–4 to the letter, or the authors' released code."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model in service.
+
+    Attributes:
+        version: t of M_t.
+        sha256: of the exported graph.
+        organs: output channels, in order.
+        spacing_mm: grid the model works on, along x, y, z.
+        patch: window along x, y, z in voxels of that grid.
+    """
+
+    name: str
+    version: int
+    sha256: str
+    architecture: str
+    organs: tuple[str, ...]
+    spacing_mm: tuple[float, ...]
+    patch: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may ask for."""
+
+    max_voxels: int
+    max_message_bytes: int
+    max_fuse_models: int
+    max_fuse_organs: int
+    max_calls: int
+    idle_timeout_s: int
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """The ensemble in service, its organs, and the limits.
+
+    Attributes:
+        models: the ensemble: the newest version of every model.
+        older_models: in service too; used when asked for as ``"name@t"``.
+        labels: label value of each organ.
+    """
+
+    service_version: str
+    models: tuple[ModelInfo, ...]
+    older_models: tuple[ModelInfo, ...]
+    organs: tuple[str, ...]
+    labels: tuple[int, ...]
+    readings: tuple[Reading, ...]
+    limits: Limits
+    attention_scale: float
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """Which model predicted: name, version t and hash of the exported graph."""
+
+    name: str
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class OrganResult:
+    """Attention size and pseudo label of one organ.
+
+    Attributes:
+        attention_voxels: sum of the attention map over the CT's grid (reading ``paper``), or number
+            of attended voxels (``released``).
+        attention_ml: the same times the volume of a voxel.
+    """
+
+    organ: str
+    attention_voxels: float
+    attention_ml: float
+    pseudo_label_voxels: int
+    pseudo_label_ml: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of a call went; windows count all models together."""
+
+    total_s: float
+    predict_s: float
+    windows: int
+    windows_air: int
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Outcome of one call.
+
+    Attributes:
+        case_id: empty for a client's own volume.
+        ensemble: key of models and versions; names the folder of the predictions in the store.
+        models: who predicted; empty when the client brought the predictions.
+        already_scored: nothing was predicted, the store held the result.
+    """
+
+    case_id: str
+    ensemble: str
+    reading: Reading
+    models: tuple[ModelRef, ...]
+    organs: tuple[OrganResult, ...]
+    timing: Timing
+    already_scored: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Grid and channels of the answer.
+
+    Attributes:
+        shape: voxels along i, j, k.
+        affine: ``[4, 4]``, voxel index to RAS+ millimetres.
+        organs: attention channels, in order.
+        labels: label value of each organ.
+        attention_scale: attention = byte · attention_scale.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    organs: tuple[str, ...]
+    labels: tuple[int, ...]
+    attention_scale: float
+
+
+@dataclass(frozen=True)
+class AttentionSlab:
+    """Indices ``[start, stop)`` along `axis` of the maps, all of the other axes.
+
+    Attributes:
+        axis: 0 = i, 1 = j, 2 = k.
+        attention: uint8 ``[organ, i, j, k]``.
+        label: uint8 ``[i, j, k]``; 0 is background.
+    """
+
+    axis: int
+    start: int
+    stop: int
+    attention: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention maps and pseudo label of a whole volume.
+
+    Attributes:
+        attention: uint8 ``[organ, i, j, k]``.
+        label: uint8 ``[i, j, k]``; 0 is background.
+    """
+
+    grid: Grid
+    attention: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+    result: CaseResult
+
+    def attention_of(self, organ: str) -> NDArray[np.float32]:
+        """Attention of `organ` in real units, float32 ``[i, j, k]``.
+
+        Raises:
+            KeyError: no channel of that name was asked for.
+        """
+        if organ not in self.grid.organs:
+            raise KeyError(f"no attention for {organ!r}; there is {', '.join(self.grid.organs)}")
+        scale = np.float32(self.grid.attention_scale)
+        real: NDArray[np.float32] = self.attention[self.grid.organs.index(organ)] * scale
+        return real
+
+
+def _reading(value: pb.Reading.ValueType) -> Reading:
+    return "released" if value == pb.READING_RELEASED else "paper"
+
+
+def _model_info(model: pb.Model) -> ModelInfo:
+    return ModelInfo(
+        name=model.name,
+        version=model.version,
+        sha256=model.sha256,
+        architecture=model.architecture,
+        organs=tuple(model.organs),
+        spacing_mm=tuple(model.spacing_mm),
+        patch=tuple(model.patch),
+    )
+
+
+def service_info(reply: pb.GetInfoResponse) -> ServiceInfo:
+    limits = reply.limits
+    return ServiceInfo(
+        service_version=reply.service_version,
+        models=tuple(_model_info(model) for model in reply.models),
+        older_models=tuple(_model_info(model) for model in reply.older_models),
+        organs=tuple(reply.organs),
+        labels=tuple(reply.labels),
+        readings=tuple(_reading(reading) for reading in reply.readings),
+        limits=Limits(
+            max_voxels=limits.max_voxels,
+            max_message_bytes=limits.max_message_bytes,
+            max_fuse_models=limits.max_fuse_models,
+            max_fuse_organs=limits.max_fuse_organs,
+            max_calls=limits.max_calls,
+            idle_timeout_s=limits.idle_timeout_s,
+        ),
+        attention_scale=reply.attention_scale,
+    )
+
+
+def read_grid(grid: pb.VolumeGrid) -> Grid:
+    i, j, k = grid.shape
+    return Grid(
+        shape=(i, j, k),
+        affine=np.array(grid.affine, np.float64).reshape(4, 4),
+        organs=tuple(grid.organs),
+        labels=tuple(grid.labels),
+        attention_scale=grid.attention_scale,
+    )
+
+
+def attention_slab(slab: pb.AttentionSlab, grid: Grid) -> AttentionSlab:
+    shape = list(grid.shape)
+    shape[slab.axis] = slab.stop - slab.start
+    i, j, k = shape
+    attention = np.frombuffer(slab.attention, np.uint8).reshape(len(grid.organs), k, j, i)
+    label = np.frombuffer(slab.pseudo_label, np.uint8).reshape(k, j, i)
+    return AttentionSlab(
+        slab.axis, slab.start, slab.stop, attention.transpose(0, 3, 2, 1), label.transpose(2, 1, 0)
+    )
+
+
+def case_result(result: pb.CaseResult) -> CaseResult:
+    return CaseResult(
+        case_id=result.case_id,
+        ensemble=result.ensemble,
+        reading=_reading(result.reading),
+        models=tuple(ModelRef(m.name, m.version, m.sha256) for m in result.models),
+        organs=tuple(
+            OrganResult(
+                organ=organ.organ,
+                attention_voxels=organ.attention_voxels,
+                attention_ml=organ.attention_ml,
+                pseudo_label_voxels=organ.pseudo_label_voxels,
+                pseudo_label_ml=organ.pseudo_label_ml,
+            )
+            for organ in result.organs
+        ),
+        timing=Timing(
+            total_s=result.timing.total_s,
+            predict_s=result.timing.predict_s,
+            windows=result.timing.windows,
+            windows_air=result.timing.windows_air,
+        ),
+        already_scored=result.already_scored,
+    )
