@@ -1,0 +1,328 @@
+"""What an attention map is in bytes, and the one pass over the bytes that makes it.
+
+Soft predictions p come as bytes v = round(255 · p). Attention leaves as bytes, 136 to the unit: the
+largest value of Eq. 4 is 0.5 (inconsistency) + 1/e (uncertainty) + 1 (overlap) = 1.868, and
+1.868 · 136 = 254.05 fits a byte. The logarithm of Eq. 2 is the natural one.
+
+Between input and output everything is integer: terms are kept in `FRACTION_BITS` more bits than the
+output, so that the largest sum still fits 16 bits. Integer sums do not depend on the order of
+models, slabs or threads, hence neither do the results, to the bit. (The one square root is of an
+integer below 2^24, exact in float32 and rounded by IEEE 754 alike everywhere.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from atlas_attention.tiles import over_tiles
+from atlas_core.errors import InvalidInput, LimitExceeded
+
+ATTENTION_LEVELS = 136
+"""Steps of the attention byte per unit of Eq. 4; one more would overflow the byte at its maximum."""
+
+ATTENTION_SCALE = 1.0 / ATTENTION_LEVELS
+"""Attention = byte · ATTENTION_SCALE."""
+
+FRACTION_BITS = 8
+"""Binary digits kept below the output's last one: 254.05 · 2^8 = 65 037 is the most 16 bits hold."""
+
+UNIT = ATTENTION_LEVELS << FRACTION_BITS
+"""1.0 of Eq. 4 in fixed point."""
+
+HALF_BYTE = 128
+"""The smallest byte above probability one half: v / 255 > 0.5 if and only if v >= 128."""
+
+MAX_MODELS = 16
+"""More would overflow the 16-bit sums of bytes and of fixed-point terms that the kernels rely on."""
+
+MAX_ORGANS = 64
+"""Bounds the scratch memory of a kernel; label maps could carry 255."""
+
+TILE = 4096
+"""Voxels looked at together: one memory page of every plane, so that a run of air costs one
+sequential read per plane; all planes of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
+
+BLOCK = 256
+"""Voxels worked on together inside a tile: scratch rows of this length stay in the L1 cache."""
+
+DIVISION_BITS = 19
+"""x // (2N) is computed as x · m >> 19: exact for x < 2^13 and every N up to 16 (tested for all)."""
+
+KEEP_INCONSISTENCY = 1
+KEEP_UNCERTAINTY = 2
+"""Bits of a gate byte (reading `released`): which terms of Eq. 4 a voxel keeps."""
+
+Soft = NDArray[np.uint8]
+"""Soft predictions ``[model, organ, z, y, x]``; p = v / 255."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What an ensemble says of one block of voxels.
+
+    Attributes:
+        attention: uint8 ``[organ, z, y, x]``; Eq. 4 = byte · `ATTENTION_SCALE`.
+        mean: uint8 ``[organ, z, y, x]``; mean soft prediction = byte / 255, rounded half down, so that
+            byte >= 128 says exactly that the unrounded mean is above 0.5.
+        label: uint8 ``[z, y, x]``; 1 + channel of the largest mean above 0.5, ties to the lower
+            channel, else 0. Taken from the unrounded mean.
+    """
+
+    attention: NDArray[np.uint8]
+    mean: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+
+    @property
+    def slices(self) -> int:
+        """Number of z-slices."""
+        return int(self.label.shape[0])
+
+    @classmethod
+    def empty(cls, organs: int, rows: int, columns: int) -> Fused:
+        """No slices at all."""
+        return cls(
+            np.zeros((organs, 0, rows, columns), np.uint8),
+            np.zeros((organs, 0, rows, columns), np.uint8),
+            np.zeros((0, rows, columns), np.uint8),
+        )
+
+    @classmethod
+    def concatenated(cls, parts: list[Fused]) -> Fused:
+        """`parts` (at least one), one above the other along z; a single one that is not empty as is."""
+        filled = [part for part in parts if part.slices] or parts[:1]
+        if len(filled) == 1:
+            return filled[0]
+        return cls(
+            np.concatenate([part.attention for part in filled], axis=1),
+            np.concatenate([part.mean for part in filled], axis=1),
+            np.concatenate([part.label for part in filled], axis=0),
+        )
+
+    def from_slice(self, start: int) -> Fused:
+        """Slices from `start` on, as views."""
+        return Fused(self.attention[:, start:], self.mean[:, start:], self.label[start:])
+
+
+def require_soft(soft: Soft) -> Soft:
+    """`soft` as a C-contiguous uint8 array ``[model, organ, z, y, x]``; copied only if it must be.
+
+    Raises:
+        InvalidInput: another type or number of axes, no model, organ, row or column.
+        LimitExceeded: more than `MAX_MODELS` models or `MAX_ORGANS` organs.
+    """
+    if soft.dtype != np.uint8 or soft.ndim != 5 or 0 in (*soft.shape[:2], *soft.shape[3:]):
+        raise InvalidInput(
+            "soft predictions have a wrong form",
+            expected="uint8 [model, organ, z, y, x]",
+            got=f"{soft.dtype} {list(soft.shape)}",
+        )
+    for what, count, most in (
+        ("models", soft.shape[0], MAX_MODELS),
+        ("organs", soft.shape[1], MAX_ORGANS),
+    ):
+        if count > most:
+            raise LimitExceeded(f"too many {what} to fuse", expected=f"at most {most}", got=count)
+    return np.ascontiguousarray(soft)
+
+
+def require_same_width(first: Soft | None, soft: Soft) -> None:
+    """Refuses a slab that has other models, organs, rows or columns than the `first` of its volume.
+
+    Raises:
+        InvalidInput: naming both shapes.
+    """
+    if first is not None and (first.shape[:2] != soft.shape[:2] or first.shape[3:] != soft.shape[3:]):
+        raise InvalidInput(
+            "a slab differs from the first of its volume in more than its number of slices",
+            expected=f"[model, organ, z, y, x] like {list(first.shape)}",
+            got=list(soft.shape),
+        )
+
+
+def entropy_terms(models: int, unit: int) -> NDArray[np.int64]:
+    """One model's share of Eq. 2 for every byte: ``[256]``, round(unit · −p·ln p / models).
+
+    p = v / 255 and 0 · ln 0 = 0. Summing one entry per model gives Uncertainty · unit; each entry is
+    off by at most one half.
+    """
+    p = np.arange(256) / 255.0
+    p[0] = 1.0  # ln 1 = 0 stands for the limit of p · ln p
+    return np.asarray(np.rint(-p * np.log(p) * (unit / models)), dtype=np.int64)
+
+
+def fuse_block(
+    soft: Soft, gates: NDArray[np.uint8] | None = None, *, threads: int | None = None
+) -> Fused:
+    """Eq. 1–4 over one block of voxels, in either reading.
+
+    Args:
+        soft: uint8 ``[model, organ, z, y, x]``.
+        gates: None for reading `paper`. For reading `released` uint8 ``[organ, z, y, x]``,
+            C-contiguous, with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`, none set where all
+            models say zero; overlap then counts organs whose *mean* is above 0.5 rather than organs
+            that any one model is sure of. The array is overwritten: it becomes the attention.
+        threads: see `tiles.over_tiles`.
+
+    Raises:
+        InvalidInput, LimitExceeded: see `require_soft`.
+    """
+    soft = require_soft(soft)
+    models, organs, *grid = soft.shape
+    planes = soft.reshape(models, organs, -1)
+    voxels = planes.shape[2]
+    # Fresh zero pages cost nothing until they are written, and most of them never are.
+    gated = gates is not None
+    attention = np.zeros((organs, voxels), np.uint8) if gates is None else gates.reshape(organs, -1)
+    mean = np.zeros((organs, voxels), np.uint8)
+    label = np.zeros(voxels, np.uint8)
+    tables = (
+        entropy_terms(models, UNIT).astype(np.uint16),
+        np.float32(UNIT / (255.0 * models)),
+        np.uint32((1 << DIVISION_BITS) // (2 * models) + 1),
+    )
+
+    def kernel(first: int, last: int) -> None:
+        _fuse_tiles(planes, gated, tables, first, last, attention, mean, label)
+
+    over_tiles(kernel, -(-voxels // TILE), threads)
+    return Fused(
+        attention.reshape(organs, *grid), mean.reshape(organs, *grid), label.reshape(*grid)
+    )
+
+
+@njit(cache=True, nogil=True)
+def is_zero(planes, organ, start, stop):
+    """Whether no model says anything of `organ` in voxels ``[start, stop)``."""
+    for n in range(planes.shape[0]):
+        row = planes[n, organ, start:stop]
+        seen = np.uint8(0)
+        for i in range(row.size):
+            seen |= row[i]
+        if seen:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def sum_models(planes, organ, start, stop, entropy, total, squares, peak, terms):
+    """Σv, Σv², max v and Σ entropy[v] over the models, per voxel of ``[start, stop)``."""
+    length = stop - start
+    row = planes[0, organ, start:stop]
+    for i in range(length):
+        total[i] = row[i]
+        squares[i] = np.uint32(row[i]) * np.uint32(row[i])
+        peak[i] = row[i]
+    for i in range(length):
+        terms[i] = entropy[row[i]]
+    for n in range(1, planes.shape[0]):
+        row = planes[n, organ, start:stop]
+        for i in range(length):
+            total[i] += np.uint16(row[i])
+            squares[i] += np.uint32(row[i]) * np.uint32(row[i])
+            peak[i] = max(peak[i], row[i])
+        for i in range(length):
+            terms[i] += entropy[row[i]]
+
+
+@njit(cache=True, nogil=True)
+def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; outputs zero (or gates) before."""
+    models, organs, voxels = planes.shape
+    in_tile = np.empty(organs, np.int64)
+    scratch = (
+        np.empty(BLOCK, np.uint16),  # Σv
+        np.empty(BLOCK, np.uint32),  # Σv²
+        np.empty(BLOCK, np.uint8),  # max v
+        np.empty(BLOCK, np.uint16),  # largest Σv of any organ so far
+        np.empty(BLOCK, np.uint8),  # organs that claim the voxel (Eq. 3)
+        np.empty((organs, BLOCK), np.uint16),  # Eq. 1 + Eq. 2 in fixed point
+        np.empty((organs, BLOCK), np.uint8),  # whether the organ claims the voxel
+        np.empty(organs, np.int64),  # organs met in this block
+    )
+    for tile in range(first, last):
+        tile_stop = min(voxels, (tile + 1) * TILE)
+        count = 0
+        for c in range(organs):
+            if not is_zero(planes, c, tile * TILE, tile_stop):
+                in_tile[count] = c
+                count += 1
+        if count:
+            for start in range(tile * TILE, tile_stop, BLOCK):
+                stop = min(tile_stop, start + BLOCK)
+                _fuse_run(
+                    planes, gated, tables, in_tile[:count], start, stop, scratch, attention, mean, label
+                )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention, mean, label):
+    """One run of voxels ``[start, stop)``: every candidate organ first, then Eq. 3, which needs all."""
+    entropy, deviation, division = tables
+    total, squares, peak, best, claims, terms, claimed, met = scratch
+    models = planes.shape[0]
+    half_sum = np.uint16(255 * models // 2)  # Σv above it ⇔ mean above 0.5, for odd 255·N too
+    length = stop - start
+    named = label[start:stop]
+    for i in range(length):
+        best[i] = half_sum
+        claims[i] = 0
+    count = 0
+    for organ in candidates:
+        if is_zero(planes, organ, start, stop):
+            continue
+        term = terms[count]
+        claim = claimed[count]
+        met[count] = organ
+        count += 1
+        sum_models(planes, organ, start, stop, entropy, total, squares, peak, term)
+        if gated:
+            _add_gated_deviation(total, squares, models, deviation, attention[organ, start:stop], term)
+        else:
+            _add_deviation(total, squares, models, deviation, term[:length])
+        row = mean[organ, start:stop]
+        for i in range(length):
+            doubled = np.uint32(2) * np.uint32(total[i]) + np.uint32(models - 1)
+            row[i] = (doubled * division) >> np.uint32(DIVISION_BITS)
+        for i in range(length):
+            claim[i] = total[i] > half_sum if gated else peak[i] >= HALF_BYTE
+            claims[i] += claim[i]
+        name = np.uint8(organ + 1)
+        for i in range(length):
+            larger = total[i] > best[i]
+            best[i] = total[i] if larger else best[i]
+            named[i] = name if larger else named[i]
+    for k in range(count):
+        _write_attention(terms[k], claimed[k], claims, attention[met[k], start:stop])
+
+
+@njit(cache=True, nogil=True)
+def _add_deviation(total, squares, models, deviation, term):
+    """Adds Eq. 1 in fixed point to `term`; N·Σv² − (Σv)² stays below 2^24, exact in float32."""
+    for i in range(term.size):
+        v = np.uint32(total[i])
+        spread = np.int32(np.uint32(models) * squares[i] - v * v)
+        term[i] += np.uint16(np.int32(np.sqrt(np.float32(spread)) * deviation))
+
+
+@njit(cache=True, nogil=True)
+def _add_gated_deviation(total, squares, models, deviation, gate, term):
+    """The same for reading `released`: each of the two terms only where its gate is open."""
+    for i in range(gate.size):
+        v = np.uint32(total[i])
+        spread = np.int32(np.uint32(models) * squares[i] - v * v)
+        inconsistency = np.uint16(np.int32(np.sqrt(np.float32(spread)) * deviation))
+        kept = term[i] if gate[i] & KEEP_UNCERTAINTY else np.uint16(0)
+        term[i] = kept + (inconsistency if gate[i] & KEEP_INCONSISTENCY else np.uint16(0))
+
+
+@njit(cache=True, nogil=True)
+def _write_attention(term, claimed, claims, row):
+    """Adds Eq. 3 and rounds half up to the byte."""
+    for i in range(row.size):
+        overlap = np.uint32(UNIT) if (claimed[i] != 0) & (claims[i] > 1) else np.uint32(0)
+        rounded = np.uint32(term[i]) + overlap + np.uint32(1 << (FRACTION_BITS - 1))
+        row[i] = rounded >> np.uint32(FRACTION_BITS)

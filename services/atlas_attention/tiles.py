@@ -1,0 +1,48 @@
+"""Shares a compiled kernel's work among threads.
+
+The kernels release the GIL and are independent over tiles, so plain threads suffice. numba's own
+`prange` is not used: on a machine without TBB or OpenMP its fallback ends the process when two
+requests enter a parallel kernel at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+
+CHUNKS_PER_THREAD = 8
+"""Tiles of an organ cost a hundred times those of air; small chunks even that out."""
+
+
+def available_threads() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
+
+
+def over_tiles(kernel: Callable[[int, int], None], count: int, threads: int | None = None) -> None:
+    """Calls ``kernel(first, last)`` so that every tile of ``range(count)`` is covered exactly once.
+
+    Args:
+        kernel: works on tiles ``[first, last)``; called from several threads at once.
+        threads: how many; None: one per available core; 1: in the calling thread.
+    """
+    threads = available_threads() if threads is None else threads
+    if threads <= 1 or count <= 1:
+        kernel(0, count)
+        return
+    chunks = min(count, threads * CHUNKS_PER_THREAD)
+    edges = [count * i // chunks for i in range(chunks + 1)]
+    jobs = [
+        _workers(threads).submit(kernel, first, last)
+        for first, last in zip(edges[:-1], edges[1:], strict=True)
+    ]
+    wait(jobs)
+    for job in jobs:
+        job.result()
