@@ -1,0 +1,376 @@
+"""The case store: one folder with the volumes of every case, and the only place that builds paths.
+
+    cases/<case>/ct.nii.gz
+    cases/<case>/labels/<organ>/<source>-<sha12>.nii.gz
+    cases/<case>/predictions/<reading>/<ensemble>/pseudo_label.nii.gz
+                                                  attention/<organ>.nii.gz
+                                                  result.json
+    .incoming/<host>.<pid>.<random>/              what is being written
+
+Everything is written under ``.incoming`` and renamed into place when it is complete and on disk: a
+reader sees a whole file or folder, or none. A crash leaves at most a folder under ``.incoming``,
+which `CaseStore.sweep` removes. Any number of processes, also of several machines on a shared
+volume, may write at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.nifti_io import write_volume
+from atlas_core.organs import OrganName
+from atlas_core.records import CaseId, LabelSource, Reading
+from atlas_core.volume import Volume
+
+MAX_FOLDER_NAME: Final = 200
+"""File systems allow 255 bytes; the rest is left for tools that add a suffix."""
+
+SWEEP_AFTER_HOURS: Final = 24.0
+"""Nobody writes one prediction for a day: what is older was left by a crash, on any machine."""
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    """A mask that was written.
+
+    Attributes:
+        path: relative to the root of the store, with forward slashes.
+        sha256: of the file's bytes.
+    """
+
+    path: str
+    sha256: str
+
+
+class PredictionDraft:
+    """A prediction that is being written; `CaseStore.new_prediction` makes and publishes it.
+
+    Attributes:
+        folder: where to write.
+        published: after the ``with`` block: True if this draft became the prediction, False if
+            another writer was first (whose files then stand, and this draft is gone).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.published = False
+
+    @property
+    def pseudo_label_path(self) -> Path:
+        """Label map, uint8 with the label ids of the organs."""
+        return self.folder / _PSEUDO_LABEL
+
+    def attention_path(self, organ: str) -> Path:
+        """Attention map of one organ, uint8 with ``scl_slope`` 1/136."""
+        return self.folder / _ATTENTION / f"{_organ(organ)}.nii.gz"
+
+    @property
+    def result_path(self) -> Path:
+        """The numbers; a draft without it is not published."""
+        return self.folder / _RESULT
+
+
+class CaseStore:
+    """The folder `root`. Making one touches nothing on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    # Where things are
+
+    def ct_path(self, case_id: str) -> Path:
+        """The CT of a case, whether or not it exists."""
+        return self._case_dir(case_id) / "ct.nii.gz"
+
+    def label_path(self, case_id: str, organ: str, source: LabelSource, sha256: str) -> Path:
+        """A binary mask of one organ; `sha256` is that of the file's bytes."""
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise InvalidInput("malformed checksum", case=case_id, got=sha256)
+        name = f"{LabelSource(source).value}-{sha256[:12]}.nii.gz"
+        return self._case_dir(case_id) / "labels" / _organ(organ) / name
+
+    def prediction_dir(self, case_id: str, reading: Reading, ensemble: str) -> Path:
+        """Folder of the prediction of one ensemble under one reading."""
+        folder = self._case_dir(case_id) / "predictions" / Reading(reading).value
+        return folder / _ensemble_folder(ensemble)
+
+    def pseudo_label_path(self, case_id: str, reading: Reading, ensemble: str) -> Path:
+        """Label map of all organs, uint8 with their label ids."""
+        return self.prediction_dir(case_id, reading, ensemble) / _PSEUDO_LABEL
+
+    def attention_path(self, case_id: str, reading: Reading, ensemble: str, organ: str) -> Path:
+        """Attention map of one organ, uint8 with ``scl_slope`` 1/136."""
+        folder = self.prediction_dir(case_id, reading, ensemble)
+        return folder / _ATTENTION / f"{_organ(organ)}.nii.gz"
+
+    def result_path(self, case_id: str, reading: Reading, ensemble: str) -> Path:
+        """The numbers of a prediction."""
+        return self.prediction_dir(case_id, reading, ensemble) / _RESULT
+
+    def relative(self, path: Path) -> str:
+        """`path` of this store as the catalog keeps it: relative to the root, forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def path(self, relative: str) -> Path:
+        """The file that the catalog calls `relative`.
+
+        Raises:
+            InvalidInput: it would lie outside the store.
+        """
+        parts = Path(relative).parts
+        if not parts or Path(relative).is_absolute() or ".." in parts:
+            raise InvalidInput("path leaves the case store", got=relative)
+        return self.root.joinpath(*parts)
+
+    def list_cases(self) -> list[str]:
+        """Ids of the cases that have a CT, sorted."""
+        folder = self.root / "cases"
+        if not folder.is_dir():
+            return []
+        return sorted(f.name for f in folder.iterdir() if (f / "ct.nii.gz").is_file())
+
+    def has_prediction(self, case_id: str, reading: Reading, ensemble: str) -> bool:
+        """Whether that prediction is there (and then it is complete)."""
+        return self.result_path(case_id, reading, ensemble).is_file()
+
+    # Writing
+
+    def write_ct(self, case_id: str, ct: Volume) -> str:
+        """Store the CT of a case, losslessly and in its own axis order.
+
+        Returns:
+            SHA-256 of the file's bytes, hex.
+        """
+        target = self.ct_path(case_id)
+        with self._incoming() as folder:
+            sha256 = write_volume(folder / target.name, ct.voxels, ct.geometry)
+            _move_in(folder / target.name, target)
+        return sha256
+
+    def write_label(
+        self, case_id: str, organ: str, source: LabelSource, mask: Volume
+    ) -> StoredLabel:
+        """Store a binary mask (uint8, 0 and 1) on the grid of the case's CT.
+
+        Writing the same mask again gives the same file.
+        """
+        with self._incoming() as folder:
+            draft = folder / "label.nii.gz"
+            sha256 = write_volume(draft, mask.voxels, mask.geometry)
+            target = self.label_path(case_id, organ, source, sha256)
+            _move_in(draft, target)
+        return StoredLabel(self.relative(target), sha256)
+
+    @contextmanager
+    def new_prediction(
+        self, case_id: str, reading: Reading, ensemble: str
+    ) -> Iterator[PredictionDraft]:
+        """Write a prediction: all of it appears when the block ends, nothing if it fails.
+
+        Of several writers of the same prediction one publishes; to the others
+        `PredictionDraft.published` says that it was there already. That is no error.
+
+        Raises:
+            NotFound: the block ended without writing ``result.json``.
+        """
+        target = self.prediction_dir(case_id, reading, ensemble)
+        with self._incoming() as folder:
+            draft = PredictionDraft(folder / "prediction")
+            (draft.folder / _ATTENTION).mkdir(parents=True)
+            yield draft
+            if not draft.result_path.is_file():
+                raise NotFound("the prediction has no result.json", case=case_id)
+            _sync_tree(draft.folder)
+            draft.published = _move_folder_in(draft.folder, target)
+
+    # Deleting
+
+    def delete_prediction(self, case_id: str, reading: Reading, ensemble: str) -> bool:
+        """Remove one prediction; False if there was none."""
+        return self._delete(self.prediction_dir(case_id, reading, ensemble))
+
+    def delete_case(self, case_id: str) -> bool:
+        """Remove a case with everything in it; False if there was none."""
+        return self._delete(self._case_dir(case_id))
+
+    def sweep(self, older_than_hours: float = SWEEP_AFTER_HOURS) -> int:
+        """Remove what crashed writers left behind; safe while others write.
+
+        Removed is what belongs to a process of this machine that no longer lives, and what nobody
+        has written to for `older_than_hours`.
+
+        Returns:
+            How many folders were removed.
+        """
+        incoming = self.root / _INCOMING
+        if not incoming.is_dir():
+            return 0
+        stale = [f for f in incoming.iterdir() if _is_stale(f, older_than_hours * 3600)]
+        for folder in stale:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(stale)
+
+    # How it is done
+
+    def _case_dir(self, case_id: str) -> Path:
+        return self.root / "cases" / _checked(_case_ids(), "case id", case_id)
+
+    @contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        """A folder of our own on the same file system, removed at the end."""
+        name = f"{_host()}.{os.getpid()}.{secrets.token_hex(8)}"
+        folder = self.root / _INCOMING / name
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _delete(self, folder: Path) -> bool:
+        with self._incoming() as incoming:
+            try:
+                folder.rename(incoming / "deleted")
+            except FileNotFoundError:
+                return False
+        _sync_folder(folder.parent)
+        return True
+
+
+_INCOMING: Final = ".incoming"
+_PSEUDO_LABEL: Final = "pseudo_label.nii.gz"
+_ATTENTION: Final = "attention"
+_RESULT: Final = "result.json"
+
+
+@cache
+def _case_ids() -> TypeAdapter[str]:
+    return TypeAdapter(CaseId)
+
+
+@cache
+def _organ_names() -> TypeAdapter[str]:
+    return TypeAdapter(OrganName)
+
+
+def _checked(rule: TypeAdapter[str], what: str, value: str) -> str:
+    """`value` if it is a safe name; names build paths, so nothing else may pass."""
+    try:
+        return rule.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise InvalidInput(f"malformed {what}", got=value, expected=_reason(error)) from None
+
+
+def _reason(error: ValidationError) -> Any:
+    return error.errors(include_url=False)[0]["msg"]
+
+
+def _organ(name: str) -> str:
+    return _checked(_organ_names(), "organ name", name)
+
+
+def _ensemble_folder(ensemble: str) -> str:
+    """The ensemble's key as a folder name; keys of many models are too long and are hashed."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_@+.-]*", ensemble):
+        raise InvalidInput("malformed ensemble key", got=ensemble)
+    if len(ensemble) <= MAX_FOLDER_NAME:
+        return ensemble
+    return f"ensemble-{hashlib.sha256(ensemble.encode()).hexdigest()}"
+
+
+@cache
+def _host() -> str:
+    """Where process ids mean something: the machine and, as containers may share its name, the
+    namespace of process ids."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+    namespace = Path("/proc/self/ns/pid")
+    return f"{host}-{namespace.stat().st_ino}" if namespace.exists() else host
+
+
+def _move_in(file: Path, target: Path) -> None:
+    """Rename a file that is on disk already into place, and make the renaming last."""
+    _make_folders(target.parent)
+    file.replace(target)
+    _sync_folder(target.parent)
+
+
+def _move_folder_in(folder: Path, target: Path) -> bool:
+    """Rename a folder into place; False (and nothing done) if a folder is there already."""
+    _make_folders(target.parent)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        # What POSIX says of a target that is not empty.
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    _sync_folder(target.parent)
+    return True
+
+
+def _make_folders(folder: Path) -> None:
+    """`folder` and its missing parents, each made to last."""
+    missing = [f for f in (folder, *folder.parents) if not f.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync_folder(made.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a folder's entries on disk; without that, a power cut can undo a renaming."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_stale(folder: Path, seconds: float) -> bool:
+    host, _, rest = folder.name.partition(".")
+    pid = rest.partition(".")[0]
+    if host == _host() and pid.isdigit() and not _lives(int(pid)):
+        return True
+    return time.time() - _last_written(folder) > seconds
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0: asks only
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's process
+    return True
+
+
+def _last_written(folder: Path) -> float:
+    """Newest change below `folder`, in seconds since the epoch; now if it vanishes meanwhile."""
+    try:
+        return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return time.time()

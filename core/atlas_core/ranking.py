@@ -1,0 +1,81 @@
+"""The priority list (§3.2 ④): which cases need an annotator most.
+
+A case's attention size is the sum over its organs of the attention in that organ's map; organs
+that already have an original label count nothing, because that label wins over any pseudo label
+(§3.2 ⑥). Cases compare by millilitres: the same error in a CT of thinner slices has more voxels,
+not more volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from math import fsum
+
+from atlas_core.records import OrganScore, RankedCase
+
+
+@dataclass(frozen=True)
+class CaseSizes:
+    """Attention of one scored case, and the organs that need none.
+
+    Attributes:
+        case_id, dataset: which case.
+        organs: attention size of every organ that was predicted.
+        original: organs that have an original label.
+    """
+
+    case_id: str
+    dataset: str
+    organs: tuple[OrganScore, ...]
+    original: Collection[str] = ()
+
+
+def rank(cases: Iterable[CaseSizes]) -> list[RankedCase]:
+    """Cases by falling attention size; equal sizes by case id, so that a list is reproducible.
+
+    Args:
+        cases: any order, each case once.
+
+    Returns:
+        Ranks 1..n; organs of each case by falling size, those with an original label in `left_out`.
+
+    >>> sizes = [OrganScore(organ=o, attention_voxels=v, attention_ml=v / 1000, pseudo_label_ml=0)
+    ...          for o, v in (("liver", 40), ("spleen", 2))]
+    >>> [(c.rank, c.case_id, c.attention_voxels) for c in rank(
+    ...     [CaseSizes("a", "d", tuple(sizes), {"liver"}), CaseSizes("b", "d", tuple(sizes))])]
+    [(1, 'b', 42.0), (2, 'a', 2.0)]
+    """
+    totals = [(_counting(case), case) for case in cases]
+    totals.sort(key=lambda entry: (-entry[0].ml, entry[1].case_id))
+    return [_row(place, total, case) for place, (total, case) in enumerate(totals, start=1)]
+
+
+@dataclass(frozen=True)
+class _Counting:
+    organs: tuple[OrganScore, ...]
+    ml: float
+    voxels: float
+
+
+def _counting(case: CaseSizes) -> _Counting:
+    organs = [size for size in case.organs if size.organ not in case.original]
+    organs.sort(key=lambda size: (-size.attention_ml, size.organ))
+    # fsum: the total must not depend on the order in which a database returns the organs.
+    return _Counting(
+        tuple(organs),
+        fsum(size.attention_ml for size in organs),
+        fsum(size.attention_voxels for size in organs),
+    )
+
+
+def _row(place: int, total: _Counting, case: CaseSizes) -> RankedCase:
+    return RankedCase(
+        rank=place,
+        case_id=case.case_id,
+        dataset=case.dataset,
+        attention_voxels=total.voxels,
+        attention_ml=total.ml,
+        organs=total.organs,
+        left_out=tuple(sorted({size.organ for size in case.organs} & set(case.original))),
+    )
