@@ -1,0 +1,135 @@
+"""A real PostgreSQL for the test session: `postgresql_url` gives each test an empty database.
+
+The binaries come from the pip package `pgserver` (extra `dev`), or from the machine if it is missing.
+PostgreSQL refuses to run as root; for root it is started as the user `nobody`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+UNPRIVILEGED = "nobody"
+START_TIMEOUT_S = "60"
+PASSWORD = secrets.token_hex(8)
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server on 127.0.0.1."""
+
+    port: int
+
+    def url(self, database: str) -> str:
+        return f"postgresql://atlas:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, statement: str) -> None:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+
+def _binaries() -> Path | None:
+    package = importlib.util.find_spec("pgserver")
+    if package is not None and package.origin is not None:
+        return Path(package.origin).parent / "pginstall"
+    found = shutil.which("initdb")
+    return Path(found).resolve().parents[1] if found else None
+
+
+def _as_unprivileged() -> Mapping[str, Any]:
+    """Arguments for subprocess that leave root's rights behind."""
+    if os.geteuid() != 0:
+        return {}
+    user = pwd.getpwnam(UNPRIVILEGED)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _readable(binaries: Path, folder: Path) -> Path:
+    """`binaries`, or a copy in `folder` where root keeps them from other users."""
+    initdb = binaries / "bin" / "initdb"
+    probe = subprocess.run(
+        ["test", "-x", str(initdb)], check=False, cwd="/", **_as_unprivileged()
+    )
+    if probe.returncode == 0:
+        return binaries
+    # Relative paths inside an installation stay valid; libraries of the wheel lie beside it.
+    shutil.copytree(binaries.parent, folder / "postgresql", symlinks=True)
+    return folder / "postgresql" / binaries.name
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A server in a folder of its own, stopped and removed at the end."""
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("NO POSTGRESQL: neither the package pgserver nor initdb is installed")
+    rights = _as_unprivileged()
+    # Not under pytest's folder, which only its owner can enter.
+    with tempfile.TemporaryDirectory(prefix="atlasloop-postgres-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        programs = _readable(binaries, folder) / "bin"
+        data = folder / "data"
+        data.mkdir()
+        password_file = folder / "password"
+        password_file.write_text(PASSWORD)
+        if rights:
+            shutil.chown(data, user=rights["user"], group=rights["group"])
+        server = PostgresServer(_free_port())
+
+        def run(*command: str) -> None:
+            subprocess.run(
+                command, check=True, cwd="/", stdout=subprocess.DEVNULL, timeout=120, **rights
+            )
+
+        control = str(programs / "pg_ctl")
+        run(
+            str(programs / "initdb"), "--pgdata", str(data), "--username", "atlas",
+            "--pwfile", str(password_file), "--auth", "scram-sha-256",
+            "--encoding", "UTF8", "--locale", "C", "--no-sync",
+        )  # fmt: skip
+        options = f"-p {server.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        run(
+            control, "--pgdata", str(data), "--wait", "--timeout", START_TIMEOUT_S,
+            "--log", str(data / "log"), "-o", f"{options} -c fsync=off", "start",
+        )  # fmt: skip
+        try:
+            yield server
+        finally:
+            run(control, "--pgdata", str(data), "--wait", "--mode", "immediate", "stop")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the session (one per worker of pytest-xdist)."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """Address of an empty database of its own."""
+    name = f"atlas_{secrets.token_hex(6)}"
+    postgres_server.execute(f"CREATE DATABASE {name}")
+    yield postgres_server.url(name)
+    postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
