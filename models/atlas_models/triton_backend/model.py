@@ -1,0 +1,204 @@
+"""Triton Python backend that runs an exported graph on a CPU.
+
+Copied beside ``model.onnx`` into a version folder of the model repository; it runs in the server's
+own environment (numpy < 2) and therefore imports nothing of Atlas Loop.
+
+    input  ``ct``    float32 [batch, 1, z, y, x]      Hounsfield units
+    output ``soft``  uint8   [batch, organ, z, y, x]  round(255 * p)
+
+Parameters of the model's ``config.pbtxt`` (string values):
+
+    atlasloop.runtime    auto, openvino or onnxruntime; auto falls back to ONNX Runtime, and says so
+    atlasloop.precision  f32, or bf16 where the CPU has it
+    atlasloop.threads    of one instance; 0 means all cores
+    atlasloop.cache_dir  folder of compiled graphs; empty means none
+
+What really runs is in the server's log and in its metric ``atlasloop_model_runtime``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+INPUT_NAME = "ct"
+OUTPUT_NAME = "soft"
+
+
+class OpenVinoGraph:
+    """The graph compiled by OpenVINO for windows of one fixed shape.
+
+    Args:
+        path: the ONNX file.
+        window: shape of one input window, [1, z, y, x].
+        precision: f32, or bf16 where the CPU has it.
+        threads: 0 means all cores.
+        cache_dir: folder of compiled graphs, or None.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self, path: str, window: Sequence[int], precision: str, threads: int, cache_dir: Path | None
+    ) -> None:
+        import openvino
+
+        core = openvino.Core()
+        self.precision = precision
+        if precision == "bf16" and "BF16" not in core.get_property(
+            "CPU", "OPTIMIZATION_CAPABILITIES"
+        ):
+            self.precision = "f32"
+        options = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            # Each model is a process of its own: pinned, all of them would sit on the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        if cache_dir:
+            options["CACHE_DIR"] = str(cache_dir)
+        graph = core.read_model(path)
+        # A fixed shape lets OpenVINO plan its memory once; a batch is run window by window, which
+        # on a CPU costs nothing.
+        graph.reshape([1, *window])
+        self._request = core.compile_model(graph, "CPU", options).create_infer_request()
+
+    def __call__(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """uint8 [batch, organ, z, y, x] of float32 `windows` [batch, 1, z, y, x]."""
+        soft = [
+            # A copy: the request's own buffer is overwritten by the next window.
+            np.array(self._request.infer({INPUT_NAME: window[None]}, share_inputs=True)[0])
+            for window in windows
+        ]
+        return soft[0] if len(soft) == 1 else np.concatenate(soft)
+
+
+class OnnxRuntimeGraph:
+    """The same graph run by ONNX Runtime; arguments as for `OpenVinoGraph`."""
+
+    name = "onnxruntime"
+    precision = "f32"
+
+    def __init__(
+        self, path: str, window: Sequence[int], precision: str, threads: int, cache_dir: Path | None
+    ) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """uint8 [batch, organ, z, y, x] of float32 `windows` [batch, 1, z, y, x]."""
+        return self._session.run([OUTPUT_NAME], {INPUT_NAME: windows})[0]
+
+
+def open_graph(
+    path: str,
+    window: Sequence[int],
+    runtime: str,
+    precision: str,
+    threads: int,
+    cache_dir: Path | None,
+) -> OpenVinoGraph | OnnxRuntimeGraph:
+    """The graph in the runtime asked for; `auto` takes the first of the two that works."""
+    choices: dict[str, list[type[OpenVinoGraph] | type[OnnxRuntimeGraph]]] = {
+        "openvino": [OpenVinoGraph],
+        "onnxruntime": [OnnxRuntimeGraph],
+        "auto": [OpenVinoGraph, OnnxRuntimeGraph],
+    }
+    runtimes = choices[runtime]
+    for graph in runtimes:
+        try:
+            return graph(path, window, precision, threads, cache_dir)
+        except Exception as error:
+            if graph is runtimes[-1]:
+                raise
+            pb_utils.Logger.log_warn(f"{graph.name} cannot run {path}, trying the next: {error}")
+    raise AssertionError("unreachable: the last runtime returned or raised")
+
+
+def compiled_cache(parameters: Mapping[str, str], model_name: str, version: str) -> Path | None:
+    """The folder of this version's compiled graphs, or None; other versions' folders stay."""
+    root = parameters.get("cache_dir", "")
+    if not root:
+        return None
+    folder = Path(root) / model_name / str(version)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        pb_utils.Logger.log_warn(f"no cache of compiled graphs: {error}")
+        return None
+    return folder
+
+
+class TritonPythonModel:
+    """What Triton's Python backend looks for: one object per instance of a model version."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        prefix = "atlasloop."
+        parameters = {
+            key.removeprefix(prefix): value["string_value"]
+            for key, value in config["parameters"].items()
+            if key.startswith(prefix)
+        }
+        name, version = args["model_name"], args["model_version"]
+        path = Path(args["model_repository"]) / version / "model.onnx"
+        window = [int(size) for size in config["input"][0]["dims"]]
+        self._graph = open_graph(
+            str(path),
+            window,
+            parameters.get("runtime", "auto"),
+            parameters.get("precision", "f32"),
+            int(parameters.get("threads", "0")),
+            compiled_cache(parameters, name, version),
+        )
+        self._report(name, version)
+
+    def _report(self, name: str, version: str) -> None:
+        graph = self._graph
+        pb_utils.Logger.log_info(f"{name} {version} runs by {graph.name} in {graph.precision}")
+        self._family = pb_utils.MetricFamily(
+            name="atlasloop_model_runtime",
+            description="1 for the runtime and precision that a model version really runs by",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+        labels = {
+            "model": name,
+            "version": version,
+            "runtime": graph.name,
+            "precision": graph.precision,
+        }
+        self._metric = self._family.Metric(labels=labels)
+        self._metric.set(1)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        if request.is_cancelled():
+            error = pb_utils.TritonError("cancelled by the client", pb_utils.TritonError.CANCELLED)
+            return pb_utils.InferenceResponse(error=error)
+        try:
+            windows = pb_utils.get_input_tensor_by_name(request, INPUT_NAME).as_numpy()
+            soft = pb_utils.Tensor(OUTPUT_NAME, self._graph(windows))
+            return pb_utils.InferenceResponse(output_tensors=[soft])
+        except Exception as error:
+            # One bad request must not take the others, or the process, with it.
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+
+    def finalize(self) -> None:
+        # The stub prints a warning when it outlives a metric that it still holds.
+        del self._metric, self._family
