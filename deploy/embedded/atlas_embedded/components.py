@@ -1,0 +1,253 @@
+"""The parts of the embedded stack as data: how each is started, found healthy, and stopped.
+
+A new part is one more function here and one more name in `ComponentName`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from atlas_attention.shared_memory import SHARED_MEMORY
+from atlas_attention.shared_memory import sweep as sweep_attention_regions
+
+from atlas_embedded import probes
+from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE
+from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
+from atlas_embedded.triton_environment import find_triton
+from atlas_embedded.triton_models import TritonModels, install_models, repository_of
+
+Probe = Callable[[], str]
+"""Returns a word for people; raises `Unavailable`."""
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What starts a part.
+
+    Attributes:
+        command: program, by its absolute path, and arguments.
+        variables: what this part needs beside the variables that all parts share.
+    """
+
+    command: tuple[str, ...]
+    variables: Mapping[str, str]
+
+    def environment(self, settings: EmbeddedSettings, name: ComponentName) -> dict[str, str]:
+        """All variables of the process, ours from outside included."""
+        # What points Prefect elsewhere (a profile, a key of the cloud) is not meant for this stack.
+        outer = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+        return {
+            **outer,
+            "PYTHONUNBUFFERED": "1",  # a log that is written when something happens
+            **settings.environment(),
+            **prefect_variables(settings),
+            **self.variables,
+            STACK_VARIABLE: settings.stack_id,
+            COMPONENT_VARIABLE: name,
+        }
+
+    @property
+    def digest(self) -> str:
+        """Tells whether a running process was started as it would be started now."""
+        text = json.dumps([self.command, sorted(self.variables.items())])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of the stack.
+
+    Attributes:
+        name: also that of its log and record.
+        address: where it is reached.
+        port_fields: settings that hold its ports.
+        prepare: checks what it needs, before anything is started.
+        launch: command and environment; called after `prepare`.
+        answers: does the process answer at all?
+        settle: brings an answering process fully into service, mending what is broken in it.
+        healthy: does it really work?
+        needs: parts that must be healthy before it is started.
+        clear: removes what its processes leave behind when they are killed; none of them lives.
+    """
+
+    name: ComponentName
+    address: str
+    port_fields: tuple[str, ...]
+    launch: Callable[[], Launch]
+    healthy: Probe
+    answers: Probe
+    prepare: Callable[[], None] = _nothing
+    settle: Callable[[], None] = _nothing
+    needs: tuple[ComponentName, ...] = ()
+    clear: Callable[[], None] = field(default=_nothing)
+
+
+def components(settings: EmbeddedSettings) -> tuple[Component, ...]:
+    """The parts that `settings` ask for, in the order in which they are started."""
+    makers: dict[ComponentName, Callable[[EmbeddedSettings], Component]] = {
+        "triton": _triton,
+        "attention": _attention,
+        "prefect": _prefect,
+        "flows": _flows,
+    }
+    return tuple(make(settings) for name, make in makers.items() if name in settings.components)
+
+
+def _triton(settings: EmbeddedSettings) -> Component:
+    def prepare() -> None:
+        find_triton(settings.triton_environment)
+        install_models(settings)
+
+    def launch() -> Launch:
+        environment = find_triton(settings.triton_environment)
+        command = (
+            str(environment.binary),
+            f"--model-repository={settings.repository}",
+            f"--backend-directory={environment.backends}",
+            "--model-control-mode=explicit",
+            # config.pbtxt says everything; guessing would only hide a mistake in it.
+            "--disable-auto-complete-config",
+            # One broken model must not take the others out of service.
+            "--strict-readiness=false",
+            f"--exit-timeout-secs={max(1, int(settings.stop_timeout_s) // 2)}",
+            *(f"--{kind}-address={HOST}" for kind in ("grpc", "http", "metrics")),
+            f"--grpc-port={settings.triton_grpc_port}",
+            f"--http-port={settings.triton_http_port}",
+            f"--metrics-port={settings.triton_metrics_port}",
+            # By this name the regions of this very stack are found after a crash.
+            f"--backend-config=python,shm-region-prefix-name={_region_prefix(settings)}",
+        )
+        return Launch(command, environment.variables())
+
+    def models() -> TritonModels:
+        return TritonModels(settings.triton_grpc, repository_of(settings), settings.start_timeout_s)
+
+    return Component(
+        name="triton",
+        address=settings.triton_grpc,
+        port_fields=("triton_http_port", "triton_grpc_port", "triton_metrics_port"),
+        prepare=prepare,
+        launch=launch,
+        answers=lambda: models().require_alive(),
+        settle=lambda: models().put_into_service(),
+        healthy=lambda: models().require_answers(),
+        clear=lambda: _remove_regions(settings),
+    )
+
+
+def _attention(settings: EmbeddedSettings) -> Component:
+    def probe() -> str:
+        return probes.attention_serves(settings.attention_address)
+
+    def launch() -> Launch:
+        variables = {
+            "ATLAS_ATTENTION_LISTEN": settings.attention_address,
+            "ATLAS_ATTENTION_METRICS_LISTEN": f"{HOST}:{settings.attention_metrics_port}",
+            "ATLAS_ATTENTION_TRITON": settings.triton_grpc,
+            "ATLAS_ATTENTION_STORE": str(settings.store),
+        }
+        return Launch(
+            (sys.executable, "-m", "atlas_attention"),
+            variables,
+        )
+
+    return Component(
+        name="attention",
+        address=settings.attention_address,
+        port_fields=("attention_port", "attention_metrics_port"),
+        prepare=lambda: settings.store.mkdir(parents=True, exist_ok=True),
+        launch=launch,
+        answers=probe,
+        healthy=probe,
+        needs=("triton",),
+        clear=_sweep_attention,
+    )
+
+
+def _sweep_attention() -> None:
+    sweep_attention_regions()
+
+
+def _prefect(settings: EmbeddedSettings) -> Component:
+    def probe() -> str:
+        return probes.prefect_answers(settings.prefect_port)
+
+    def launch() -> Launch:
+        origins = [f"{host}:{settings.prefect_port}" for host in (HOST, "localhost")]
+        sources = " ".join(f"http://{origin} ws://{origin}" for origin in origins)
+        command = (
+            sys.executable,
+            *("-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+            *("--host", HOST, "--port", str(settings.prefect_port)),
+            # The UI would let browsers talk to an analytics host; its server has no switch for it.
+            *("--header", f"Content-Security-Policy:connect-src 'self' {sources}"),
+            *("--timeout-graceful-shutdown", str(max(1, int(settings.stop_timeout_s) // 2))),
+            *("--log-level", "warning"),
+        )
+        variables = {
+            "PREFECT__SERVER_FINAL": "1",
+            "PREFECT_SERVER_API_HOST": HOST,
+            "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
+        }
+        return Launch(command, variables)
+
+    return Component(
+        name="prefect",
+        address=settings.prefect_url,
+        port_fields=("prefect_port",),
+        prepare=lambda: settings.prefect_home.mkdir(parents=True, exist_ok=True),
+        launch=launch,
+        answers=probe,
+        healthy=probe,
+    )
+
+
+def _flows(settings: EmbeddedSettings) -> Component:
+    def probe() -> str:
+        return probes.flows_served(settings.prefect_port)
+
+    return Component(
+        name="flows",
+        address=settings.prefect_url,
+        port_fields=(),
+        launch=lambda: Launch(
+            (sys.executable, "-m", "atlas_flows.serve"),
+            {
+                "PREFECT_API_URL": settings.prefect_api_url,
+                "ATLASLOOP_ATTENTION_PORT": str(settings.attention_port),
+            },
+        ),
+        answers=probe,
+        healthy=probe,
+        needs=("prefect", "attention"),
+    )
+
+
+def prefect_variables(settings: EmbeddedSettings) -> dict[str, str]:
+    """Variables by which Prefect, client or server, works with this stack and calls nobody else."""
+    return {
+        "PREFECT_HOME": str(settings.prefect_home),
+        "PREFECT_API_URL": settings.prefect_api_url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def _region_prefix(settings: EmbeddedSettings) -> str:
+    # Not the attention service's prefix: that one sweeps regions of its own whose owner is dead.
+    return f"atlas-triton-{settings.stack_id}-"
+
+
+def _remove_regions(settings: EmbeddedSettings) -> None:
+    """Removes the shared memory of a server whose processes have all ended."""
+    for region in SHARED_MEMORY.glob(f"{_region_prefix(settings)}*"):
+        region.unlink(missing_ok=True)

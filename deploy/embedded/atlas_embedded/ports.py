@@ -1,0 +1,48 @@
+"""Is a port free, and if not, who holds it?"""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+from atlas_core.errors import ConfigurationError
+
+from atlas_embedded.settings import CONFIG_FILE, ENV_PREFIX, HOST, EmbeddedSettings
+
+
+def require_free(settings: EmbeddedSettings, field: str) -> None:
+    """Refuses the port in field `field` of `settings` when somebody else listens on it.
+
+    Raises:
+        ConfigurationError: names the port, who holds it where that can be told, and the setting.
+    """
+    port: int = getattr(settings, field)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As the servers do: a connection that is still closing down does not hold the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ConfigurationError(
+                f"port {port} is taken",
+                expected="a free port",
+                got=holder(port),
+                remedy=f"end that process, or choose another port: {ENV_PREFIX}{field.upper()} "
+                f"in the environment, or {field} in {settings.home / CONFIG_FILE}",
+            ) from None
+
+
+def holder(port: int) -> str:
+    """Who listens on `port`, in words."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:
+        return "a process of another user"
+    for connection in connections:
+        listens = connection.status == psutil.CONN_LISTEN
+        if listens and connection.laddr and connection.laddr.port == port and connection.pid:
+            try:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+            except psutil.Error:
+                break  # it ended, or is not ours to look at
+    return "a process that cannot be told from here"

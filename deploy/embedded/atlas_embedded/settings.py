@@ -1,0 +1,158 @@
+"""Configuration of the embedded stack: arguments, then environment, then ``config.toml``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+HOST = "127.0.0.1"
+"""Everything listens here only: the embedded stack has neither TLS nor a login."""
+
+ENV_PREFIX = "ATLASLOOP_"
+CONFIG_FILE = "config.toml"
+
+ComponentName = Literal["triton", "attention", "prefect", "flows"]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+_CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+class EmbeddedSettings(BaseSettings):
+    """One stack. Every field can be set as ``ATLASLOOP_<FIELD>`` or in ``<home>/config.toml``."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    home: Path = Field(default=Path(".atlasloop"), description="Everything that the stack keeps.")
+    components: tuple[ComponentName, ...] = Field(
+        default=("triton", "attention", "prefect", "flows"),
+        min_length=1,
+        description="Which parts run here.",
+    )
+    triton_http_port: Port = 18000
+    triton_grpc_port: Port = 18001
+    triton_metrics_port: Port = 18002
+    attention_port: Port = 18010
+    attention_metrics_port: Port = 18011
+    prefect_port: Port = 18020
+    triton_environment: Path = Field(
+        default=_CHECKOUT / ".venv-triton",
+        description="Virtual environment that holds tritonserver and the models' runtimes.",
+    )
+    models_dir: Path = Field(
+        default=_CHECKOUT / "models" / "demo",
+        description="Exported models; `up` installs those whose name is new.",
+    )
+    model_runtime: Literal["auto", "openvino", "onnxruntime"] = Field(
+        default="auto", description="auto: OpenVINO, and ONNX Runtime where that fails."
+    )
+    model_precision: Literal["f32", "bf16"] = Field(
+        default="f32", description="bf16 is used where the CPU has it."
+    )
+    model_threads: int = Field(default=0, ge=0, description="Per model; 0: all cores.")
+    start_timeout_s: float = Field(
+        default=120.0, gt=0, description="For one part; a cold compilation takes tens of seconds."
+    )
+    stop_timeout_s: float = Field(
+        default=20.0, gt=0, description="Between asking a part to end and killing it."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        home = _home(init_settings()) / CONFIG_FILE
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=home)
+
+    def model_post_init(self, context: Any) -> None:
+        # Parts are started with other working directories in mind: no path may depend on ours.
+        for name in ("home", "triton_environment", "models_dir"):
+            object.__setattr__(self, name, getattr(self, name).expanduser().absolute())
+
+    @property
+    def store(self) -> Path:
+        """Root of the case store."""
+        return self.home / "store"
+
+    @property
+    def catalog_url(self) -> str:
+        return f"sqlite:///{self.home / 'catalog.sqlite'}"
+
+    @property
+    def repository(self) -> Path:
+        """Triton's model repository."""
+        return self.home / "triton-repository"
+
+    @property
+    def compiled_models(self) -> Path:
+        """Graphs as OpenVINO compiled them for this CPU."""
+        return self.home / "compiled-models"
+
+    @property
+    def prefect_home(self) -> Path:
+        return self.home / "prefect"
+
+    @property
+    def run(self) -> Path:
+        """Process records, logs, and the lock."""
+        return self.home / "run"
+
+    @property
+    def triton_grpc(self) -> str:
+        return f"{HOST}:{self.triton_grpc_port}"
+
+    @property
+    def attention_address(self) -> str:
+        return f"{HOST}:{self.attention_port}"
+
+    @property
+    def prefect_url(self) -> str:
+        """Of the Prefect UI."""
+        return f"http://{HOST}:{self.prefect_port}"
+
+    @property
+    def prefect_api_url(self) -> str:
+        return f"{self.prefect_url}/api"
+
+    @property
+    def stack_id(self) -> str:
+        """Eight hex digits that mark the processes and shared memory of the stack at `home`.
+
+        Made of the path and the user, not kept in a file: the processes of a stack are found even
+        after somebody removed its folder.
+        """
+        text = f"{os.getuid()}:{self.home.resolve()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def environment(self) -> dict[str, str]:
+        """Variables by which another process comes to the same settings."""
+        return {
+            f"{ENV_PREFIX}{name.upper()}": _as_variable(getattr(self, name))
+            for name in type(self).model_fields
+        }
+
+
+def _home(given: dict[str, Any]) -> Path:
+    """The folder whose ``config.toml`` counts; the file itself cannot move it."""
+    default = EmbeddedSettings.model_fields["home"].default
+    return Path(given.get("home") or os.environ.get(f"{ENV_PREFIX}HOME") or default).expanduser()
+
+
+def _as_variable(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(f'"{item}"' for item in value) + "]"
+    return str(value)

@@ -1,0 +1,214 @@
+"""The models of a running Triton: put into service, proved by a real inference, and mended.
+
+Triton calls a model ready although the process behind it was killed, so only an inference tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import tritonclient.grpc as triton
+from atlas_core.errors import ConfigurationError, Unavailable
+from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from atlas_models.triton_repository import (
+    CpuServing,
+    TritonRepository,
+    exported_models,
+    model_config,
+    read_spec,
+    specs_in,
+)
+from tritonclient.utils import InferenceServerException
+
+from atlas_embedded.settings import EmbeddedSettings
+
+_CALL_TIMEOUT_S = 10.0
+"""For calls that the server answers from memory."""
+
+_INFERENCE_TIMEOUT_S = 30.0
+"""For one window; on a busy server it waits behind the windows of the attention service."""
+
+_POLL_S = 0.05
+
+_CHANNEL = [
+    ("grpc.enable_http_proxy", 0),  # the server is on this machine: a proxy is never meant
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
+
+
+def repository_of(settings: EmbeddedSettings) -> TritonRepository:
+    """The model repository of a stack, as it is."""
+    return TritonRepository(
+        settings.repository,
+        CpuServing(
+            runtime=settings.model_runtime,
+            precision=settings.model_precision,
+            threads=settings.model_threads,
+            cache_dir=settings.compiled_models,
+        ),
+    )
+
+
+def install_models(settings: EmbeddedSettings) -> None:
+    """Brings the models of ``models_dir`` into the repository, and its configuration up to date.
+
+    A model of the same name that is there already, whatever its version, is left alone: later
+    versions come by fine-tuning, not by a new checkout.
+
+    Raises:
+        ConfigurationError: neither the repository nor ``models_dir`` holds a model.
+    """
+    repository = repository_of(settings)
+    for exported in exported_models(settings.models_dir):
+        if not repository.installed(read_spec(exported).name):
+            repository.install(exported)
+    if not repository.models():
+        raise ConfigurationError(
+            "there is no model to serve",
+            expected=f"exported models (NAME/model.json) in {settings.models_dir}",
+            remedy="set ATLASLOOP_MODELS_DIR, or train some with `make demo-models`",
+        )
+    repository.configure()
+
+
+@dataclass(frozen=True)
+class TritonModels:
+    """The models that one running server should serve.
+
+    Attributes:
+        address: host:port of the server's gRPC endpoint.
+        repository: what it should serve.
+        load_timeout_s: for loading one model; a cold compilation takes seconds.
+    """
+
+    address: str
+    repository: TritonRepository
+    load_timeout_s: float
+
+    def require_alive(self) -> str:
+        """Raises `Unavailable` unless the server answers."""
+        with _client(self.address) as client:
+            if not client.is_server_live(client_timeout=_CALL_TIMEOUT_S):
+                raise Unavailable("the server answers, but is not live")
+        return "live"
+
+    def put_into_service(self) -> None:
+        """Loads what is not served as the repository has it; reloads what fails an inference.
+
+        Raises:
+            Unavailable: a model cannot be loaded, or answers wrongly after a reload.
+        """
+        names = self.repository.models()
+        with _client(self.address) as client, ThreadPoolExecutor(len(names)) as pool:
+            # One model waits for the disk while another is compiled.
+            list(pool.map(lambda name: self._settle(client, name), names))
+
+    def require_answers(self) -> str:
+        """Runs every version of every model once; a word on each for people.
+
+        Raises:
+            Unavailable: one is not served, or answers wrongly.
+        """
+        words = []
+        with _client(self.address) as client:
+            for name in self.repository.models():
+                for spec in self.repository.installed(name):
+                    self._infer(client, spec)
+                    words.append(f"{spec.name}@{spec.version}")
+        return f"answer: {', '.join(words)}"
+
+    def _settle(self, client: triton.InferenceServerClient, name: str) -> None:
+        specs = self.repository.installed(name)
+        if not self._served(client, name, specs):
+            self._load(client, name)
+        try:
+            for spec in specs:
+                self._infer(client, spec)
+        except Unavailable:
+            # Its process was killed: the server notices at an inference, but mends nothing.
+            self._unload(client, name, specs)
+            self._load(client, name)
+            for spec in specs:
+                self._infer(client, spec)
+
+    def _served(
+        self, client: triton.InferenceServerClient, name: str, specs: Sequence[ModelSpec]
+    ) -> bool:
+        """Whether the server serves exactly `specs`, configured as the repository is now."""
+        try:
+            config = client.get_model_config(name, client_timeout=_CALL_TIMEOUT_S).config
+        except InferenceServerException:
+            return False
+        wanted = model_config(specs, self.repository.serving)
+        same = specs_in(config) == tuple(specs) and config.parameters == wanted.parameters
+        return same and all(self._ready(client, spec) for spec in specs)
+
+    def _load(self, client: triton.InferenceServerClient, name: str) -> None:
+        try:
+            client.load_model(name, client_timeout=self.load_timeout_s)
+        except InferenceServerException as error:
+            raise Unavailable(
+                f"model {name} cannot be loaded", got=error.message(), remedy="see the log"
+            ) from None
+
+    def _unload(
+        self, client: triton.InferenceServerClient, name: str, specs: Sequence[ModelSpec]
+    ) -> None:
+        """Unloads, and waits for it: the call itself returns before the unload is done."""
+        deadline = time.monotonic() + self.load_timeout_s
+        with contextlib.suppress(InferenceServerException):  # it was not loaded at all
+            client.unload_model(name, client_timeout=_CALL_TIMEOUT_S)
+        while any(self._ready(client, spec) for spec in specs):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"model {name} does not unload")
+            time.sleep(_POLL_S)
+
+    def _ready(self, client: triton.InferenceServerClient, spec: ModelSpec) -> bool:
+        try:
+            return bool(
+                client.is_model_ready(
+                    spec.name, str(spec.triton_version), client_timeout=_CALL_TIMEOUT_S
+                )
+            )
+        except InferenceServerException:
+            return False
+
+    def _infer(self, client: triton.InferenceServerClient, spec: ModelSpec) -> None:
+        z, y, x = reversed(spec.patch)
+        tensor = triton.InferInput(INPUT_NAME, [1, 1, z, y, x], "FP32")
+        tensor.set_data_from_numpy(np.zeros((1, 1, z, y, x), dtype=np.float32))
+        try:
+            answer = client.infer(
+                spec.name,
+                [tensor],
+                model_version=str(spec.triton_version),
+                client_timeout=_INFERENCE_TIMEOUT_S,
+            ).as_numpy(OUTPUT_NAME)
+        except InferenceServerException as error:
+            raise Unavailable(
+                f"model {spec.name}@{spec.version} does not answer", got=error.message()
+            ) from None
+        expected = (1, len(spec.organs), z, y, x)
+        if answer is None or answer.shape != expected or answer.dtype != np.uint8:
+            raise Unavailable(
+                f"model {spec.name}@{spec.version} answers wrongly",
+                expected=f"uint8 {expected}",
+                got=None if answer is None else f"{answer.dtype} {answer.shape}",
+            )
+
+
+@contextlib.contextmanager
+def _client(address: str) -> Iterator[triton.InferenceServerClient]:
+    client = triton.InferenceServerClient(address, channel_args=_CHANNEL)
+    try:
+        yield client
+    except InferenceServerException as error:
+        raise Unavailable("the model server does not answer", got=error.message()) from None
+    finally:
+        client.close()
