@@ -39,7 +39,7 @@ from atlas_core.errors import (
 )
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.slabs import CHUNK_BYTES, SlabReader, spool, spool_slabs
-from atlas_core.volume import Volume, content_sha256
+from atlas_core.volume import Volume, content_sha256, distinct_values
 from atlas_core.voxel_stream import (
     PIECE_VOXELS,
     ByteStream,
@@ -415,25 +415,9 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:
                 f"{fractions} voxels of the label are not whole numbers",
                 remedy="store label values, not probabilities",
             )
-    values = _distinct(planes)
+    values = distinct_values(volume.voxels)
     dtype = np.uint8 if values[0] >= 0 and values[-1] <= 255 else np.int32
     return LabelVolume(np.asarray(volume.voxels.astype(dtype, copy=False)), volume.geometry, values)
-
-
-def _distinct(planes: list[NDArray[Any]]) -> tuple[int, ...]:
-    """Distinct values of a list of planes, rising."""
-    found: set[int] = set()
-    for plane in planes:
-        low, high = int(plane.min()), int(plane.max())
-        if low == high:
-            found.add(low)
-        elif high - low < 1 << 16:
-            # Counting beats sorting as long as the table stays small beside the plane.
-            counts = np.bincount((plane.ravel(order="K").astype(np.int64)) - low)
-            found.update((np.flatnonzero(counts) + low).tolist())
-        else:
-            found.update(int(value) for value in np.unique(plane))
-    return tuple(sorted(found))
 
 
 def open_slabs(

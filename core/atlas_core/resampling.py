@@ -29,7 +29,7 @@ from atlas_core.geometry import GRID_TOLERANCE, VolumeGeometry
 from atlas_core.organs import BACKGROUND
 
 HU_WINDOW = (-175.0, 250.0)
-"""Hounsfield units that training scales to 0..1 (§4.1: soft tissue of the abdomen)."""
+"""Hounsfield units that training scales to 0..1: soft tissue, as in the authors' preprocessing."""
 
 MAX_LABELS = 256
 """Distinct values of a label map that is resampled: the size of the ballot box."""

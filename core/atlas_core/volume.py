@@ -80,3 +80,17 @@ def _narrowest_dtype(voxels: NDArray[Any]) -> np.dtype[Any]:
         if bounds.min <= low and high <= bounds.max:
             return np.dtype(name)
     return np.dtype("<f4")
+
+
+def distinct_values(voxels: NDArray[Any]) -> tuple[int, ...]:
+    """The distinct values of whole-numbered voxels ``[i, j, k]``, rising."""
+    found: set[int] = set()
+    for piece in _pieces(voxels):
+        low, high = int(piece.min()), int(piece.max())
+        if high - low < 1 << 16:
+            # Counting beats sorting as long as the table stays small beside the piece.
+            counts = np.bincount(piece.astype(np.int64) - low)
+            found.update((np.flatnonzero(counts) + low).tolist())
+        else:
+            found.update(int(value) for value in np.unique(piece))
+    return tuple(sorted(found))
