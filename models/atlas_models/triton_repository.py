@@ -16,6 +16,7 @@ ONNX Runtime with TensorRT. Names, shapes and bytes on the wire are the same.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -41,6 +42,7 @@ CONFIG_FILE = "config.pbtxt"
 
 _BACKEND_SOURCE = Path(__file__).with_name("triton_backend") / BACKEND_FILE
 _INCOMING = ".incoming-"
+_LOCK = ".lock"
 
 
 class _Serving(BaseModel):
@@ -236,20 +238,20 @@ class TritonRepository:
             NotFound: `exported` holds no exported model.
         """
         spec = read_spec(exported)
-        present = self.installed(spec.name)
-        for other in present:
-            if other.version == spec.version and other.sha256 != spec.sha256:
+        with self._writing():
+            present = {other.version: other for other in self.installed(spec.name)}
+            same = present.setdefault(spec.version, spec)
+            if same.sha256 != spec.sha256:
                 raise Conflict(
                     f"version {spec.version} of model {spec.name} is installed with another graph",
-                    expected=f"sha256 {other.sha256[:12]}",
-                    got=spec.sha256[:12],
+                    expected=f"sha256 {same.sha256[:12]}…",
+                    got=f"{spec.sha256[:12]}…",
                     remedy="export it under the next version, or remove the installed one first",
                 )
-        versions = [other for other in present if other.version != spec.version] + [spec]
-        config = model_config(versions, self.serving)  # refuses before anything is written
-        if len(versions) > len(present):
-            self._place(exported, spec)
-        self._write_config(config)
+            config = model_config(list(present.values()), self.serving)  # refuses before any write
+            if same is spec:
+                self._place(exported, spec)
+            self._write_config(config)
         return spec
 
     def remove(self, name: str, version: int) -> None:
@@ -260,20 +262,22 @@ class TritonRepository:
         Raises:
             NotFound: there is no such version.
         """
-        present = self.installed(name)
-        left = [spec for spec in present if spec.version != version]
-        if len(left) == len(present):
-            raise NotFound(f"model {name} has no version {version} in this repository")
-        if left:
-            self._write_config(model_config(left, self.serving))
-            _discard(self.root / name / str(version + 1))
-        else:
-            _discard(self.root / name)
+        with self._writing():
+            present = self.installed(name)
+            left = [spec for spec in present if spec.version != version]
+            if len(left) == len(present):
+                raise NotFound(f"model {name} has no version {version} in this repository")
+            if left:
+                self._write_config(model_config(left, self.serving))
+                self._discard(self.root / name / str(version + 1))
+            else:
+                self._discard(self.root / name)
 
     def configure(self) -> None:
         """Writes every ``config.pbtxt`` anew, for versions present and the current `serving`."""
-        for name in self.models():
-            self._write_config(model_config(self.installed(name), self.serving))
+        with self._writing():
+            for name in self.models():
+                self._write_config(model_config(self.installed(name), self.serving))
 
     def models(self) -> tuple[str, ...]:
         """Names of the models that hold a version, sorted."""
@@ -297,8 +301,8 @@ class TritonRepository:
     def _place(self, exported: Path, spec: ModelSpec) -> None:
         """Copies into a hidden folder, checks the copy, and renames it to the version."""
         folder = self.root / spec.name
-        folder.mkdir(parents=True, exist_ok=True)
-        with _incoming(folder) as incoming:
+        folder.mkdir(exist_ok=True)
+        with self._incoming() as incoming:
             shutil.copyfile(exported / GRAPH_FILE, incoming / GRAPH_FILE)
             shutil.copyfile(exported / SPEC_FILE, incoming / SPEC_FILE)
             shutil.copyfile(_BACKEND_SOURCE, incoming / BACKEND_FILE)
@@ -311,12 +315,36 @@ class TritonRepository:
 
     def _write_config(self, config: pb.ModelConfig) -> None:
         folder = self.root / config.name
-        with _incoming(folder) as incoming:
+        with self._incoming() as incoming:
             path = incoming / CONFIG_FILE
             path.write_text(config_text(config), encoding="utf-8")
             _sync(path)
             path.replace(folder / CONFIG_FILE)
             _sync(folder)
+
+    def _discard(self, folder: Path) -> None:
+        """Removes `folder` so that nobody ever sees half of it."""
+        with self._incoming() as aside:
+            folder.rename(aside / folder.name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One writer at a time: what is there decides what is written."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / _LOCK).open("a", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left_by_a_crash in self.root.glob(f"{_INCOMING}*"):
+                shutil.rmtree(left_by_a_crash)
+            yield
+
+    @contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        """A hidden folder, on the same file system so that a rename out of it is one step."""
+        path = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.root))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def read_spec(exported: Path) -> ModelSpec:
@@ -373,23 +401,6 @@ def _require_sha256(graph: Path, spec: ModelSpec) -> None:
             got=f"{found[:12]}…",
             remedy="export or copy the model again",
         )
-
-
-@contextmanager
-def _incoming(folder: Path) -> Iterator[Path]:
-    """A hidden folder in `folder`, on the same file system so that a rename is one step."""
-    path = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=folder))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _discard(folder: Path) -> None:
-    """Removes `folder` so that nobody ever sees half of it."""
-    aside = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=folder.parent))
-    folder.rename(aside / folder.name)
-    shutil.rmtree(aside)
 
 
 def _sync(path: Path) -> None:

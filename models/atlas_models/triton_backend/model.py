@@ -19,6 +19,7 @@ What really runs is in the server's log and in its metric ``atlasloop_model_runt
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,8 @@ class TritonPythonModel:
             "version": version,
             "runtime": graph.name,
             "precision": graph.precision,
+            # Tells instances apart: an old one that ends takes only its own mark away.
+            "process": str(os.getpid()),
         }
         self._metric = self._family.Metric(labels=labels)
         self._metric.set(1)

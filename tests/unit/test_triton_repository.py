@@ -1,0 +1,258 @@
+"""Triton's model repository: its configuration by Triton's own message type, its files by law."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+import pytest
+from atlas_core.errors import Conflict, CorruptFile, InvalidInput, NotFound
+from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from atlas_models.triton_repository import (
+    CpuServing,
+    GpuServing,
+    Serving,
+    TritonRepository,
+    config_text,
+    exported_models,
+    model_config,
+    specs_in,
+)
+from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2 as pb
+
+ORGANS = ("liver", "spleen")
+PATCH = (20, 24, 28)
+
+
+def spec(
+    name: str = "unet", version: int = 0, graph: bytes = b"graph", **fields: object
+) -> ModelSpec:
+    values: dict[str, object] = {
+        "name": name,
+        "version": version,
+        "architecture": "unet",
+        "organs": ORGANS,
+        "spacing_mm": (1.5, 1.5, 1.5),
+        "patch": PATCH,
+        "hu_window": (-175.0, 250.0),
+        "sha256": hashlib.sha256(graph).hexdigest(),
+    }
+    return ModelSpec.model_validate(values | fields)
+
+
+def export(folder: Path, model: ModelSpec, graph: bytes = b"graph") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(graph)
+    (folder / "model.json").write_text(model.model_dump_json())
+    return folder
+
+
+def read_config(root: Path, name: str = "unet") -> pb.ModelConfig:
+    return text_format.Parse((root / name / "config.pbtxt").read_text(), pb.ModelConfig())
+
+
+def everything(root: Path) -> dict[str, bytes]:
+    files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    files.pop(".lock", None)
+    return files
+
+
+@pytest.mark.parametrize("serving", [CpuServing(), GpuServing()], ids=["cpu", "gpu"])
+def test_wire_interface_is_the_same_for_both_targets(serving: Serving) -> None:
+    config = model_config([spec()], serving)
+    (tensor,), (answer,) = config.input, config.output
+    assert (tensor.name, tensor.data_type) == (INPUT_NAME, pb.TYPE_FP32)
+    assert list(tensor.dims) == [1, 28, 24, 20]  # z, y, x of a patch given as x, y, z
+    assert (answer.name, answer.data_type) == (OUTPUT_NAME, pb.TYPE_UINT8)
+    assert list(answer.dims) == [2, 28, 24, 20]
+    assert config.max_batch_size == serving.max_batch_size
+
+
+@given(
+    versions=st.sets(st.integers(0, 500), min_size=1, max_size=5),
+    architecture=st.text(min_size=1, max_size=40),
+    gpu=st.booleans(),
+)
+def test_config_text_holds_every_spec_whatever_is_in_it(
+    versions: set[int], architecture: str, gpu: bool
+) -> None:
+    specs = [spec(version=v, architecture=architecture) for v in versions]
+    config = model_config(specs, GpuServing() if gpu else CpuServing())
+    parsed = text_format.Parse(config_text(config), pb.ModelConfig())
+    assert parsed == config
+    assert specs_in(parsed) == tuple(sorted(specs, key=lambda s: s.version))
+    assert list(parsed.version_policy.specific.versions) == sorted(v + 1 for v in versions)
+
+
+def test_cpu_runs_the_python_backend_with_its_options(tmp_path: Path) -> None:
+    serving = CpuServing(precision="bf16", threads=3, instances=2, cache_dir=tmp_path)
+    config = model_config([spec()], serving)
+    assert (config.backend, config.platform) == ("python", "")
+    (group,) = config.instance_group
+    assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_CPU, 2)
+    options = {key: value.string_value for key, value in config.parameters.items()}
+    assert options["atlasloop.precision"] == "bf16"
+    assert options["atlasloop.threads"] == "3"
+    assert options["atlasloop.cache_dir"] == str(tmp_path)
+
+
+def test_gpu_runs_tensorrt_in_half_precision_built_before_it_counts_as_ready() -> None:
+    config = model_config([spec()], GpuServing(gpus=(1,), engine_cache_dir=Path("/engines")))
+    assert config.platform == "onnxruntime_onnx"
+    (group,) = config.instance_group
+    assert (group.kind, list(group.gpus)) == (pb.ModelInstanceGroup.KIND_GPU, [1])
+    (tensorrt,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert tensorrt.name == "tensorrt"
+    assert tensorrt.parameters["precision_mode"] == "FP16"
+    assert tensorrt.parameters["trt_engine_cache_enable"] == "1"
+    assert tensorrt.parameters["trt_engine_cache_path"] == "/engines/unet"
+    assert tensorrt.parameters["trt_profile_max_shapes"] == "ct:8x1x28x24x20"
+    assert list(config.dynamic_batching.preferred_batch_size) == [8]
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8]
+    for warmup in config.model_warmup:
+        assert list(warmup.inputs[INPUT_NAME].dims) == list(config.input[0].dims)
+
+
+def test_versions_stand_side_by_side(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    first, second = spec(), spec(version=1, graph=b"finer")
+    assert repository.install(export(tmp_path / "a", first)) == first
+    repository.install(export(tmp_path / "b", second, b"finer"))
+    assert repository.models() == ("unet",)
+    assert repository.installed("unet") == (first, second)
+    assert (repository.root / "unet" / "2" / "model.onnx").read_bytes() == b"finer"
+    assert specs_in(read_config(repository.root)) == (first, second)
+    for version in "12":
+        folder = repository.root / "unet" / version
+        assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.json", "model.py"}
+
+
+def test_installing_again_changes_nothing(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    exported = export(tmp_path / "a", spec())
+    repository.install(exported)
+    before = everything(repository.root)
+    repository.install(exported)
+    assert everything(repository.root) == before
+
+
+def test_configure_brings_a_repository_to_another_target(tmp_path: Path) -> None:
+    TritonRepository(tmp_path / "r", CpuServing()).install(export(tmp_path / "a", spec()))
+    TritonRepository(tmp_path / "r", GpuServing()).configure()
+    assert read_config(tmp_path / "r").platform == "onnxruntime_onnx"
+
+
+REFUSED = {
+    "a graph that is not the exported one": (CorruptFile, spec(version=1), b"another graph"),
+    "another graph under a version in service": (Conflict, spec(graph=b"new"), b"new"),
+    "another patch": (InvalidInput, spec(version=1, patch=(8, 8, 8)), b"graph"),
+    "other organs": (InvalidInput, spec(version=1, organs=("liver", "aorta")), b"graph"),
+}
+
+
+@pytest.mark.parametrize(("error", "model", "graph"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_refused_leaves_the_repository_as_it_was(
+    tmp_path: Path, error: type[Exception], model: ModelSpec, graph: bytes
+) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    repository.install(export(tmp_path / "first", spec()))
+    before = everything(repository.root)
+    with pytest.raises(error, match="unet"):
+        repository.install(export(tmp_path / "bad", model, graph))
+    assert everything(repository.root) == before
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound, match="empty"):
+        TritonRepository(tmp_path / "repository", CpuServing()).install(tmp_path / "empty")
+
+
+def test_a_damaged_description_is_refused(tmp_path: Path) -> None:
+    exported = export(tmp_path / "a", spec())
+    (exported / "model.json").write_text('{"name": "unet"}')
+    with pytest.raises(CorruptFile, match="version"):
+        TritonRepository(tmp_path / "repository", CpuServing()).install(exported)
+
+
+def test_removal_is_by_version_and_ends_with_the_model(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    repository.install(export(tmp_path / "a", spec()))
+    repository.install(export(tmp_path / "b", spec(version=1, graph=b"finer"), b"finer"))
+    repository.remove("unet", 0)
+    assert [s.version for s in repository.installed("unet")] == [1]
+    assert [s.version for s in specs_in(read_config(repository.root))] == [1]
+    with pytest.raises(NotFound):
+        repository.remove("unet", 0)
+    repository.remove("unet", 1)
+    assert repository.models() == ()
+    assert everything(repository.root) == {}
+
+
+def test_what_a_killed_installation_left_is_swept(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    repository.install(export(tmp_path / "a", spec()))
+    before = everything(repository.root)
+    half = repository.root / ".incoming-killed"
+    half.mkdir()
+    (half / "model.onnx").write_bytes(b"gra")
+    assert repository.models() == ("unet",)
+    repository.configure()
+    assert everything(repository.root) == before
+
+
+def test_a_reader_never_sees_a_version_that_is_not_complete(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    graph = b"x" * 200_000
+    models = [spec(version=v, graph=graph) for v in range(12)]
+    folders = [export(tmp_path / f"v{m.version}", m, graph) for m in models]
+    repository.install(folders[0])
+    broken: list[str] = []
+    seen: set[int] = set()
+    done = threading.Event()
+
+    def read_as_triton_does() -> None:
+        while not done.is_set():
+            config = read_config(repository.root)
+            for version in config.version_policy.specific.versions:
+                seen.add(version)
+                if (repository.root / "unet" / str(version) / "model.onnx").read_bytes() != graph:
+                    broken.append(f"version {version}")
+
+    reader = threading.Thread(target=read_as_triton_does)
+    reader.start()
+    # Two writers at once: neither may take the other's version out of the configuration.
+    writers = [
+        threading.Thread(target=lambda part=part: [repository.install(f) for f in part])
+        for part in (folders[1:6], folders[6:])
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    done.set()
+    reader.join()
+    assert not broken
+    assert seen
+    assert specs_in(read_config(repository.root)) == tuple(models)
+
+
+def test_exported_models_are_found_by_their_description(tmp_path: Path) -> None:
+    export(tmp_path / "b", spec())
+    export(tmp_path / "a", spec())
+    (tmp_path / "notes").mkdir()
+    assert [path.name for path in exported_models(tmp_path)] == ["a", "b"]
+    assert exported_models(tmp_path / "nowhere") == ()
+
+
+def test_no_version_and_two_models_are_refused() -> None:
+    with pytest.raises(InvalidInput):
+        model_config([], CpuServing())
+    with pytest.raises(InvalidInput):
+        model_config([spec(), spec(name="nnunet")], CpuServing())
+    with pytest.raises(InvalidInput):
+        model_config([spec(), spec(graph=b"other")], CpuServing())
