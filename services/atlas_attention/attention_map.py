@@ -15,20 +15,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from atlas_core.errors import InvalidInput, LimitExceeded
 from numba import njit
 from numpy.typing import NDArray
 
 from atlas_attention.tiles import over_tiles
-from atlas_core.errors import InvalidInput, LimitExceeded
 
 ATTENTION_LEVELS = 136
-"""Steps of the attention byte per unit of Eq. 4; one more would overflow the byte at its maximum."""
+"""Steps of the attention byte per unit of Eq. 4; one more would overflow the byte at its
+maximum."""
 
 ATTENTION_SCALE = 1.0 / ATTENTION_LEVELS
 """Attention = byte · ATTENTION_SCALE."""
 
 FRACTION_BITS = 8
-"""Binary digits kept below the output's last one: 254.05 · 2^8 = 65 037 is the most 16 bits hold."""
+"""Binary digits kept below the output's last one: 254.05 · 2^8 = 65 037 is the most 16 bits
+hold."""
 
 UNIT = ATTENTION_LEVELS << FRACTION_BITS
 """1.0 of Eq. 4 in fixed point."""
@@ -37,20 +39,23 @@ HALF_BYTE = 128
 """The smallest byte above probability one half: v / 255 > 0.5 if and only if v >= 128."""
 
 MAX_MODELS = 16
-"""More would overflow the 16-bit sums of bytes and of fixed-point terms that the kernels rely on."""
+"""More would overflow the 16-bit sums of bytes and of fixed-point terms that the kernels rely
+on."""
 
 MAX_ORGANS = 64
 """Bounds the scratch memory of a kernel; label maps could carry 255."""
 
 TILE = 4096
 """Voxels looked at together: one memory page of every plane, so that a run of air costs one
-sequential read per plane; all planes of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
+sequential read per plane; all planes of a tile (27 for 3 models and 9 organs) stay in the L2
+cache."""
 
 BLOCK = 256
 """Voxels worked on together inside a tile: scratch rows of this length stay in the L1 cache."""
 
 DIVISION_BITS = 19
-"""x // (2N) is computed as x · m >> 19: exact for x < 2^13 and every N up to 16 (tested for all)."""
+"""x // (2N) is computed as x · m >> 19: exact for x < 2^13 and every N up to 16 (tested for
+all)."""
 
 KEEP_INCONSISTENCY = 1
 KEEP_UNCERTAINTY = 2
@@ -66,7 +71,8 @@ class Fused:
 
     Attributes:
         attention: uint8 ``[organ, z, y, x]``; Eq. 4 = byte · `ATTENTION_SCALE`.
-        mean: uint8 ``[organ, z, y, x]``; mean soft prediction = byte / 255, rounded half down, so that
+        mean: uint8 ``[organ, z, y, x]``; mean soft prediction = byte / 255, rounded half down, so
+        that
             byte >= 128 says exactly that the unrounded mean is above 0.5.
         label: uint8 ``[z, y, x]``; 1 + channel of the largest mean above 0.5, ties to the lower
             channel, else 0. Taken from the unrounded mean.
@@ -92,7 +98,8 @@ class Fused:
 
     @classmethod
     def concatenated(cls, parts: list[Fused]) -> Fused:
-        """`parts` (at least one), one above the other along z; a single one that is not empty as is."""
+        """`parts` (at least one), one above the other along z; a single one that is not empty as
+        is."""
         filled = [part for part in parts if part.slices] or parts[:1]
         if len(filled) == 1:
             return filled[0]
@@ -101,6 +108,10 @@ class Fused:
             np.concatenate([part.mean for part in filled], axis=1),
             np.concatenate([part.label for part in filled], axis=0),
         )
+
+    def copy(self) -> Fused:
+        """The same in memory of its own."""
+        return Fused(self.attention.copy(), self.mean.copy(), self.label.copy())
 
     def from_slice(self, start: int) -> Fused:
         """Slices from `start` on, as views."""
@@ -135,7 +146,9 @@ def require_same_width(first: Soft | None, soft: Soft) -> None:
     Raises:
         InvalidInput: naming both shapes.
     """
-    if first is not None and (first.shape[:2] != soft.shape[:2] or first.shape[3:] != soft.shape[3:]):
+    if first is not None and (
+        first.shape[:2] != soft.shape[:2] or first.shape[3:] != soft.shape[3:]
+    ):
         raise InvalidInput(
             "a slab differs from the first of its volume in more than its number of slices",
             expected=f"[model, organ, z, y, x] like {list(first.shape)}",
@@ -146,8 +159,8 @@ def require_same_width(first: Soft | None, soft: Soft) -> None:
 def entropy_terms(models: int, unit: int) -> NDArray[np.int64]:
     """One model's share of Eq. 2 for every byte: ``[256]``, round(unit · −p·ln p / models).
 
-    p = v / 255 and 0 · ln 0 = 0. Summing one entry per model gives Uncertainty · unit; each entry is
-    off by at most one half.
+    p = v / 255 and 0 · ln 0 = 0. Summing one entry per model gives Uncertainty · unit; each entry
+    is off by at most one half.
     """
     p = np.arange(256) / 255.0
     p[0] = 1.0  # ln 1 = 0 stands for the limit of p · ln p
@@ -162,9 +175,10 @@ def fuse_block(
     Args:
         soft: uint8 ``[model, organ, z, y, x]``.
         gates: None for reading `paper`. For reading `released` uint8 ``[organ, z, y, x]``,
-            C-contiguous, with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`, none set where all
-            models say zero; overlap then counts organs whose *mean* is above 0.5 rather than organs
-            that any one model is sure of. The array is overwritten: it becomes the attention.
+            C-contiguous, with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`, none set where
+            all models say zero; overlap then counts organs whose *mean* is above 0.5 rather than
+            organs that any one model is sure of. The array is overwritten: it becomes the
+            attention.
         threads: see `tiles.over_tiles`.
 
     Raises:
@@ -195,7 +209,7 @@ def fuse_block(
 
 
 @njit(cache=True, nogil=True)
-def is_zero(planes, organ, start, stop):
+def is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
     """Whether no model says anything of `organ` in voxels ``[start, stop)``."""
     for n in range(planes.shape[0]):
         row = planes[n, organ, start:stop]
@@ -208,7 +222,7 @@ def is_zero(planes, organ, start, stop):
 
 
 @njit(cache=True, nogil=True)
-def sum_models(planes, organ, start, stop, entropy, total, squares, peak, terms):
+def sum_models(planes, organ, start, stop, entropy, total, squares, peak, terms):  # type: ignore[no-untyped-def]
     """Σv, Σv², max v and Σ entropy[v] over the models, per voxel of ``[start, stop)``."""
     length = stop - start
     row = planes[0, organ, start:stop]
@@ -229,9 +243,10 @@ def sum_models(planes, organ, start, stop, entropy, total, squares, peak, terms)
 
 
 @njit(cache=True, nogil=True)
-def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):
-    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; outputs zero (or gates) before."""
-    models, organs, voxels = planes.shape
+def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):  # type: ignore[no-untyped-def]
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; outputs zero (or gates)
+    before."""
+    _, organs, voxels = planes.shape
     in_tile = np.empty(organs, np.int64)
     scratch = (
         np.empty(BLOCK, np.uint16),  # Σv
@@ -254,13 +269,15 @@ def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):
             for start in range(tile * TILE, tile_stop, BLOCK):
                 stop = min(tile_stop, start + BLOCK)
                 _fuse_run(
-                    planes, gated, tables, in_tile[:count], start, stop, scratch, attention, mean, label
+                    planes, gated, tables, in_tile[:count], start, stop, scratch,
+                    attention, mean, label,
                 )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention, mean, label):
-    """One run of voxels ``[start, stop)``: every candidate organ first, then Eq. 3, which needs all."""
+def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention, mean, label):  # type: ignore[no-untyped-def]
+    """One run of voxels ``[start, stop)``: every candidate organ first, then Eq. 3, which needs
+    all."""
     entropy, deviation, division = tables
     total, squares, peak, best, claims, terms, claimed, met = scratch
     models = planes.shape[0]
@@ -280,7 +297,9 @@ def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention
         count += 1
         sum_models(planes, organ, start, stop, entropy, total, squares, peak, term)
         if gated:
-            _add_gated_deviation(total, squares, models, deviation, attention[organ, start:stop], term)
+            _add_gated_deviation(
+                total, squares, models, deviation, attention[organ, start:stop], term
+            )
         else:
             _add_deviation(total, squares, models, deviation, term[:length])
         row = mean[organ, start:stop]
@@ -300,7 +319,7 @@ def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention
 
 
 @njit(cache=True, nogil=True)
-def _add_deviation(total, squares, models, deviation, term):
+def _add_deviation(total, squares, models, deviation, term):  # type: ignore[no-untyped-def]
     """Adds Eq. 1 in fixed point to `term`; N·Σv² − (Σv)² stays below 2^24, exact in float32."""
     for i in range(term.size):
         v = np.uint32(total[i])
@@ -309,7 +328,7 @@ def _add_deviation(total, squares, models, deviation, term):
 
 
 @njit(cache=True, nogil=True)
-def _add_gated_deviation(total, squares, models, deviation, gate, term):
+def _add_gated_deviation(total, squares, models, deviation, gate, term):  # type: ignore[no-untyped-def]
     """The same for reading `released`: each of the two terms only where its gate is open."""
     for i in range(gate.size):
         v = np.uint32(total[i])
@@ -320,7 +339,7 @@ def _add_gated_deviation(total, squares, models, deviation, gate, term):
 
 
 @njit(cache=True, nogil=True)
-def _write_attention(term, claimed, claims, row):
+def _write_attention(term, claimed, claims, row):  # type: ignore[no-untyped-def]
     """Adds Eq. 3 and rounds half up to the byte."""
     for i in range(row.size):
         overlap = np.uint32(UNIT) if (claimed[i] != 0) & (claims[i] > 1) else np.uint32(0)

@@ -4,34 +4,36 @@ For voxel i, organ c and models n = 1..N with soft predictions p = v / 255, read
 
     Inconsistency (Eq. 1)   sqrt(Σ_n (p_n − µ)² / N) = sqrt(N·Σv² − (Σv)²) / (255·N)
     Uncertainty   (Eq. 2)   −Σ_n p_n · ln p_n / N
-    Overlap       (Eq. 3)   1 if some model has p > 0.5 for c, and some model p > 0.5 for another organ
-    Attention     (Eq. 4)   the sum of the three
+    Overlap       (Eq. 3)   1 if some model has p > 0.5 for c, and some model p > 0.5 for another
+    organ Attention     (Eq. 4)   the sum of the three
 
 Reading `released` is described in `atlas_attention.released`. A whole volume goes through `fuse`; a
 stream of slabs goes through an `open_fuser`, with the same result to the bit.
 
 What the bytes cost. The attention byte differs from 136 · Eq. 4, computed without rounding from the
 same bytes v, by at most 0.5 + (N/2 + 1) / 256: half a step for its own rounding, the rest for the
-tables' (0.51 for three models). Rounding p to v before that moves each p by at most δ = 1/510, hence
-Inconsistency by at most δ, and Uncertainty by at most −δ·ln δ = 0.0123 (the entropy is steepest at
-p = 0); Overlap can flip only where a prediction lies within δ of one half. Together: off such voxels,
-at most 0.0143 in attention from the input and 0.0038 from the output.
+tables' (0.51 for three models). Rounding p to v before that moves each p by at most δ = 1/510,
+hence Inconsistency by at most δ, and Uncertainty by at most −δ·ln δ = 0.0123 (the entropy is
+steepest at p = 0); Overlap can flip only where a prediction lies within δ of one half. Together:
+off such voxels, at most 0.0143 in attention from the input and 0.0038 from the output.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from atlas_core.records import Reading
+
 from atlas_attention.attention_map import Fused, Soft, fuse_block, require_same_width
 from atlas_attention.released import ReleasedFuser, fuse_released
-from atlas_core.records import Reading
 
 
 class Fuser(Protocol):
     """Fuses a volume that arrives in slabs of rising z."""
 
     def push(self, soft: Soft) -> Fused:
-        """The next slab, uint8 ``[model, organ, z, y, x]``; answers the slices that are now certain.
+        """The next slab, uint8 ``[model, organ, z, y, x]``; answers the slices that are now
+        certain.
 
         Slices come out in order, each exactly once, and may lag behind by a few (even by all).
 
@@ -71,7 +73,9 @@ def open_fuser(reading: Reading, *, threads: int | None = None) -> Fuser:
         reading: how soft predictions become attention.
         threads: kernel threads; None: one per available core.
     """
-    return PaperFuser(threads=threads) if reading is Reading.PAPER else ReleasedFuser(threads=threads)
+    return (
+        PaperFuser(threads=threads) if reading is Reading.PAPER else ReleasedFuser(threads=threads)
+    )
 
 
 def fuse(soft: Soft, reading: Reading = Reading.PAPER, *, threads: int | None = None) -> Fused:

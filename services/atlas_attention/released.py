@@ -8,16 +8,17 @@ For organ c, with std and entropy as in Eq. 1 and 2 (natural logarithm, mean ove
     attention       the sum of the three; a voxel is *attended* where it is above 0
 
 open(m) is a binary erosion by the full 3×3×3 element done twice, then a dilation by it done twice;
-beyond the volume everything counts as unset, as in `scipy.ndimage.binary_erosion`. Opened voxels are
-a part of those above the threshold, so an attended voxel never rounds to the byte 0: the smallest kept
-terms are 0.05 · 136 = 6.8 and 0.1 · 136 = 13.6.
+beyond the volume everything counts as unset, as in `scipy.ndimage.binary_erosion`. Opened voxels
+are a part of those above the threshold, so an attended voxel never rounds to the byte 0: the
+smallest kept terms are 0.05 · 136 = 6.8 and 0.1 · 136 = 13.6.
 
 Attention size in this reading is the number of attended voxels, summed over organs.
 
-Where this differs from the published script: that one stores p truncated to bytes and zeroes it outside
-each model's own mask, stores entropies as bytes, takes only some organs as partners in overlap (the
-vessels are left out), and divides each organ's map by its largest value. Here p is rounded, nothing
-is zeroed, every organ is a partner, and the map keeps its scale, so that cases compare.
+Where this differs from the published script: that one stores p truncated to bytes and zeroes it
+outside each model's own mask, stores entropies as bytes, takes only some organs as partners in
+overlap (the vessels are left out), and divides each organ's map by its largest value. Here p is
+rounded, nothing is zeroed, every organ is a partner, and the map keeps its scale, so that cases
+compare.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ MIN_UNCERTAINTY = 0.05
 """Thresholds of the published script: values above them are kept."""
 
 REACH = 2
-"""Voxels that two erosions (or dilations) by 3×3×3 look ahead: the element 5×5×5 does both at once."""
+"""Voxels that two erosions (or dilations) by 3×3×3 look ahead: the element 5×5×5 does both at
+once."""
 
 HALO = 2 * REACH
 """Slices on either side that decide about a slice: erosion, then dilation."""
@@ -121,7 +123,8 @@ def fuse_released(soft: Soft, *, threads: int | None = None) -> Fused:
 
 
 def _candidates(soft: Soft, threads: int | None) -> NDArray[np.uint8]:
-    """Gates before the opening, uint8 ``[organ, z, y, x]``: which terms are above their threshold."""
+    """Gates before the opening, uint8 ``[organ, z, y, x]``: which terms are above their
+    threshold."""
     models, organs, *grid = soft.shape
     planes = soft.reshape(models, organs, -1)
     gates = np.zeros(planes.shape[1:], np.uint8)
@@ -150,7 +153,7 @@ def _open(gates: NDArray[np.uint8], threads: int | None) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates):
+def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates):  # type: ignore[no-untyped-def]
     """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `gates` is zero before."""
     models, organs, voxels = planes.shape
     total = np.empty(BLOCK, np.uint16)
@@ -171,13 +174,13 @@ def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates
                 for i in range(stop - start):
                     v = np.uint32(total[i])
                     spread = np.int32(np.uint32(models) * squares[i] - v * v)
-                    gate[i] = np.uint8(spread > least_spread) * np.uint8(KEEP_INCONSISTENCY) | np.uint8(
-                        terms[i] > least_entropy
-                    ) * np.uint8(KEEP_UNCERTAINTY)
+                    gate[i] = np.uint8(spread > least_spread) * np.uint8(
+                        KEEP_INCONSISTENCY
+                    ) | np.uint8(terms[i] > least_entropy) * np.uint8(KEEP_UNCERTAINTY)
 
 
 @njit(cache=True, nogil=True)
-def _bounding_box(mask):
+def _bounding_box(mask):  # type: ignore[no-untyped-def]
     """First and past-the-last index of what is set, per axis: ``[3, 2]``; empty: zeros."""
     box = np.zeros((3, 2), np.int64)
     box[:, 0] = mask.shape
@@ -206,8 +209,9 @@ def _bounding_box(mask):
 
 
 @njit(cache=True, nogil=True)
-def _open_box(mask, box):
-    """Opens `mask` ``[z, y, x]`` in place; all that is set lies in `box`, and so does its opening."""
+def _open_box(mask, box):  # type: ignore[no-untyped-def]
+    """Opens `mask` ``[z, y, x]`` in place; all that is set lies in `box`, and so does its
+    opening."""
     inside = mask[box[0, 0] : box[0, 1], box[1, 0] : box[1, 1], box[2, 0] : box[2, 1]]
     a = inside.copy()
     b = np.zeros_like(a)
@@ -221,7 +225,7 @@ def _open_box(mask, box):
 
 
 @njit(cache=True, nogil=True)
-def _filter_rows(source, target, axis, erode):
+def _filter_rows(source, target, axis, erode):  # type: ignore[no-untyped-def]
     """Bitwise AND (erode) or OR over the `REACH` neighbours on either side along z or y."""
     depth, height, width = source.shape
     most = depth if axis == 0 else height
@@ -246,7 +250,7 @@ def _filter_rows(source, target, axis, erode):
 
 
 @njit(cache=True, nogil=True)
-def _filter_columns(source, target, erode):
+def _filter_columns(source, target, erode):  # type: ignore[no-untyped-def]
     """The same along x."""
     depth, height, width = source.shape
     for z in range(depth):

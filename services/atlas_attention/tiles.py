@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from itertools import pairwise
 
 CHUNKS_PER_THREAD = 8
 """Tiles of an organ cost a hundred times those of air; small chunks even that out."""
@@ -39,10 +40,7 @@ def over_tiles(kernel: Callable[[int, int], None], count: int, threads: int | No
         return
     chunks = min(count, threads * CHUNKS_PER_THREAD)
     edges = [count * i // chunks for i in range(chunks + 1)]
-    jobs = [
-        _workers(threads).submit(kernel, first, last)
-        for first, last in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    jobs = [_workers(threads).submit(kernel, first, last) for first, last in pairwise(edges)]
     wait(jobs)
     for job in jobs:
         job.result()

@@ -1,0 +1,449 @@
+"""One CT and an ensemble in, attention and pseudo labels on the CT's own grid out, slab by slab.
+
+    CT slabs → model's grid → windows → every model → blend → fuse → CT's grid → file's axis order
+
+Each stage holds a few slices at most, so memory depends on the width of a slice and the depth of a
+window, not on the number of slices. Stages from blending on work in integers: the result is the
+same to the bit however models are ordered, predictions arrive or slabs are cut.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from atlas_core.errors import InvalidInput
+from atlas_core.geometry import AxisMap, VolumeGeometry
+from atlas_core.model_spec import ModelSpec
+from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.records import OrganScore, Reading
+from atlas_core.resampling import axis_weights, resample_across, resample_planes
+from numpy.typing import NDArray
+
+from atlas_attention.attention_map import ATTENTION_SCALE, Fused
+from atlas_attention.blending import Blender
+from atlas_attention.fusion import open_fuser
+from atlas_attention.native_grid import SLAB_SLICES, NativeGrid, NativeSlab
+from atlas_attention.windows import AIR_HU, Window, WindowPlan, Zyx
+
+DEFAULT_OVERLAP = 0.5
+"""Of one window with the next: nnU-Net's; the published script's 0.75 predicts every voxel 64
+times."""
+
+DEFAULT_WINDOWS_IN_FLIGHT = 6
+"""Windows that are with the models at once: enough that none waits while a slab is fused."""
+
+CANCEL_POLL_S = 0.1
+"""How soon a cancelled call stops waiting for the models."""
+
+
+class CtSource(Protocol):
+    """A CT in Hounsfield units that is read slab by slab; `atlas_core.nifti_io.open_slabs` gives
+    one."""
+
+    @property
+    def geometry(self) -> VolumeGeometry:
+        """Grid in the file's own axis order."""
+
+    @property
+    def canonical(self) -> VolumeGeometry:
+        """The same grid, its axes turned to RAS+."""
+
+    def read(self, start: int, stop: int, /) -> NDArray[np.float32]:
+        """Canonical slices ``[start, stop)`` along z: finite HU ``[z, y, x]``."""
+
+
+class Predictor(Protocol):
+    """Runs one window through one model; `atlas_attention.triton` has one."""
+
+    def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
+        """Soft prediction uint8 ``[organ, z, y, x]`` of a window of HU ``[z, y, x]``, some time
+        later.
+
+        The window is not changed by either side until the future is done.
+        """
+
+
+@dataclass(frozen=True)
+class GridSlab:
+    """Part of the maps in the CT file's own axis order.
+
+    Attributes:
+        axis: file axis along which slabs are cut (the one nearest to the patient's z).
+        start, stop: indices along it; slabs cover the grid once, rising or falling.
+        attention: uint8 ``[organ, i, j, k]``, i fastest in memory; Eq. 4 = byte · ATTENTION_SCALE.
+        label: uint8 ``[i, j, k]``, i fastest in memory; label ids, 0 is background.
+    """
+
+    axis: int
+    start: int
+    stop: int
+    attention: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a whole CT came to.
+
+    Attributes:
+        organs: attention size and pseudo label volume of every organ given out, in that order. The
+            size is the sum of attention over the CT's voxels (reading `paper`), or the number of
+            voxels with any (reading `released`).
+        windows: predictions made, of all models together.
+        windows_air: predictions left out because a window held nothing but air.
+        predict_s: seconds spent waiting for the models.
+        total_s: seconds from the first slab asked for to the last given out.
+    """
+
+    organs: tuple[OrganScore, ...]
+    windows: int
+    windows_air: int
+    predict_s: float
+    total_s: float
+
+
+def attend(
+    source: CtSource,
+    specs: Sequence[ModelSpec],
+    predictor: Predictor,
+    reading: Reading = Reading.PAPER,
+    organs: Sequence[str] | None = None,
+    *,
+    scheme: OrganScheme = ABDOMEN_ATLAS,
+    overlap: float = DEFAULT_OVERLAP,
+    windows_in_flight: int = DEFAULT_WINDOWS_IN_FLIGHT,
+    slab_slices: int = SLAB_SLICES,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> AttentionRun:
+    """Attention maps and pseudo labels of one CT, as an iterator of slabs on its own grid.
+
+    Args:
+        source: the CT.
+        specs: the ensemble; all of one grid, patch and list of organs.
+        predictor: runs the models.
+        reading: how soft predictions become attention.
+        organs: attention channels wanted, in this order; None: all of the ensemble. Pseudo labels
+            always weigh all organs of the ensemble against one another.
+        scheme: label ids of the organs.
+        overlap: share that neighbouring windows have in common, per axis.
+        windows_in_flight: windows that are with the models at once.
+        slab_slices: the most slices that are read, fused and given out at once; bounds memory.
+        threads: of the kernels; None: one per available core.
+        on_progress: called with predictions done and in total, of all models, air counted as done.
+        cancelled: once set, the run stops with `concurrent.futures.CancelledError`.
+
+    Raises:
+        InvalidInput: an empty ensemble, or models that do not go together, naming the difference.
+        UnknownLabel: an organ that the ensemble or `scheme` does not know.
+    """
+    ensemble = _require_ensemble(specs)
+    chosen = tuple(ensemble.organs if organs is None else organs)
+    known = scheme.select(ensemble.organs)
+    channels = [ensemble.organs.index(known[name].name) for name in chosen]
+    return AttentionRun(
+        source, tuple(specs), predictor, reading,
+        channels=channels, labels=known.labels, overlap=overlap,
+        windows_in_flight=windows_in_flight, slab_slices=slab_slices, threads=threads,
+        on_progress=on_progress, cancelled=cancelled,
+    )  # fmt: skip
+
+
+def _require_ensemble(specs: Sequence[ModelSpec]) -> ModelSpec:
+    """The first of `specs`, once all agree on organs, spacing and patch."""
+    if not specs:
+        raise InvalidInput("an ensemble needs at least one model")
+    first = specs[0]
+    for spec in specs[1:]:
+        for what in ("organs", "spacing_mm", "patch"):
+            if getattr(spec, what) != getattr(first, what):
+                raise InvalidInput(
+                    f"models {first.name} and {spec.name} differ in {what}: no common windows",
+                    expected=getattr(first, what),
+                    got=getattr(spec, what),
+                    remedy="score with models of one grid",
+                )
+    return first
+
+
+@dataclass
+class _Pending:
+    """A window that is with the models: what each of them will answer."""
+
+    window: Window
+    answers: dict[int, Future[NDArray[np.uint8]]]
+
+
+class AttentionRun(Iterator[GridSlab]):
+    """One run over one CT: iterate for the slabs, then ask for the `summary`.
+
+    Leaving the iteration early: call `close`, or let the run go out of scope.
+    """
+
+    def __init__(
+        self,
+        source: CtSource,
+        specs: tuple[ModelSpec, ...],
+        predictor: Predictor,
+        reading: Reading,
+        *,
+        channels: list[int],
+        labels: tuple[int, ...],
+        overlap: float,
+        windows_in_flight: int,
+        slab_slices: int,
+        threads: int | None,
+        on_progress: Callable[[int, int], None] | None,
+        cancelled: threading.Event | None,
+    ) -> None:
+        grid = source.canonical.resampled(specs[0].spacing_mm)
+        native = _zyx(source.canonical.shape)
+        self._plan = WindowPlan.over(_zyx(grid.shape), _zyx(specs[0].patch), overlap)
+        self._source = source
+        self._specs = specs
+        self._predictor = predictor
+        self._reading = reading
+        self._channels = channels
+        self._windows_in_flight = max(1, windows_in_flight)
+        self._slab_slices = slab_slices
+        self._on_progress = on_progress
+        self._cancelled = cancelled or threading.Event()
+        self._axes = source.geometry.axis_map
+        x, y, z = self._axes.flip
+        self._blender = Blender(self._plan, len(specs), len(labels), threads=threads)
+        self._fuser = open_fuser(reading, threads=threads)
+        self._native = NativeGrid(
+            self._plan.grid, native, labels,
+            flips=(z, y, x), slab_slices=slab_slices, threads=threads,
+        )  # fmt: skip
+        self._pending: deque[_Pending | int] = deque()  # an int opens that z-row
+        self._done = self._air = 0
+        self._predict_s = 0.0
+        self._started: float | None = None
+        self._finished: float | None = None
+        self._slabs = self._run()
+
+    def __next__(self) -> GridSlab:
+        """The next slab.
+
+        Raises:
+            CancelledError: the run was cancelled.
+            Exception: whatever reading the CT or a model raised, as it is.
+        """
+        return next(self._slabs)
+
+    def close(self) -> None:
+        """Ends the run; predictions that have not begun are called off."""
+        self._slabs.close()
+
+    @property
+    def summary(self) -> Summary:
+        """What the CT came to; only once every slab was given out."""
+        if self._started is None or self._finished is None:
+            raise RuntimeError("the summary is known once every slab was taken")
+        geometry = self._source.geometry
+        paper = self._reading is Reading.PAPER
+        organs = []
+        for channel in self._channels:
+            voxels = (
+                float(self._native.attention_sum[channel]) * ATTENTION_SCALE
+                if paper
+                else float(self._native.attended[channel])
+            )
+            organs.append(
+                OrganScore(
+                    organ=self._specs[0].organs[channel],
+                    attention_voxels=voxels,
+                    attention_ml=voxels * geometry.voxel_ml,
+                    pseudo_label_ml=float(self._native.labelled[channel]) * geometry.voxel_ml,
+                )
+            )
+        return Summary(
+            organs=tuple(organs),
+            windows=self._done - self._air,
+            windows_air=self._air,
+            predict_s=self._predict_s,
+            total_s=self._finished - self._started,
+        )
+
+    def _run(self) -> Generator[GridSlab, None, None]:
+        self._started = time.monotonic()
+        try:
+            ct = _ModelGridCt(self._source, self._plan.grid, self._slab_slices)
+            in_flight = 0
+            for k in range(self._plan.rows):
+                block = ct.read(*self._plan.z_range(k))
+                self._pending.append(k)
+                for window in self._plan.row(k):
+                    in_flight += self._submit(window, _cut(block, window, self._plan))
+                    while in_flight > self._windows_in_flight:
+                        in_flight -= isinstance(self._pending[0], _Pending)
+                        yield from self._collect()
+            while self._pending:
+                yield from self._collect()
+            yield from self._settle(self._plan.rows - 1)
+            yield from self._give(self._fuser.finish())
+            self._finished = time.monotonic()
+        finally:
+            self._abandon()
+
+    def _submit(self, window: Window, voxels: NDArray[np.float32]) -> bool:
+        """Sends a window to the models for which it is not all air; whether any is."""
+        self._check_cancelled()
+        brightest = float(voxels.max())
+        answers = {
+            model: self._predictor.submit(spec, voxels)
+            for model, spec in enumerate(self._specs)
+            if brightest > spec.hu_window[0]
+        }
+        air = len(self._specs) - len(answers)
+        self._air += air
+        if air:
+            self._progress(air)
+        if answers:
+            self._pending.append(_Pending(window, answers))
+        return bool(answers)
+
+    def _collect(self) -> Iterator[GridSlab]:
+        """Takes in the oldest window, or turns to the next z-row, which completes slabs."""
+        oldest = self._pending[0]
+        if isinstance(oldest, int):
+            if oldest > 0:
+                yield from self._settle(oldest - 1)
+            self._blender.open_row(oldest)
+        else:
+            for model, answer in oldest.answers.items():
+                self._blender.add(oldest.window, model, self._wait(answer))
+                self._progress(1)
+        self._pending.popleft()
+
+    def _wait(self, answer: Future[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        began = time.monotonic()
+        try:
+            while not wait((answer,), timeout=CANCEL_POLL_S).done:
+                self._check_cancelled()
+            return answer.result()
+        finally:
+            self._predict_s += time.monotonic() - began
+
+    def _settle(self, row: int) -> Iterator[GridSlab]:
+        """Fuses and gives out the slices that no window after z-row `row` touches."""
+        stop = self._plan.settled(row)
+        start = 0 if row == 0 else self._plan.settled(row - 1)
+        for at in range(start, stop, self._slab_slices):
+            self._check_cancelled()
+            soft = self._blender.read(min(stop, at + self._slab_slices))
+            yield from self._give(self._fuser.push(soft))
+
+    def _give(self, fused: Fused) -> Iterator[GridSlab]:
+        for slab in self._native.push(fused) if fused.slices else ():
+            yield _in_file_order(slab, self._channels, self._axes, self._source.canonical.shape[2])
+
+    def _progress(self, predictions: int) -> None:
+        self._done += predictions
+        if self._on_progress is not None:
+            self._on_progress(self._done, len(self._plan) * len(self._specs))
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise CancelledError
+
+    def _abandon(self) -> None:
+        """Calls off what has not begun; a model that is at work finishes into nothing."""
+        for pending in self._pending:
+            if isinstance(pending, _Pending):
+                for answer in pending.answers.values():
+                    answer.cancel()
+        self._pending.clear()
+
+
+class _ModelGridCt:
+    """The CT on the model's grid, read once from bottom to top.
+
+    Holds the slices of the last block and the CT slices that later ones still need, in-plane axes
+    already resampled.
+    """
+
+    def __init__(self, source: CtSource, grid: Zyx, slices_at_once: int) -> None:
+        nx, ny, nz = source.canonical.shape
+        self._source = source
+        self._step = slices_at_once
+        self._z, self._y, self._x = (
+            axis_weights(old, new) for old, new in zip((nz, ny, nx), grid, strict=True)
+        )
+        self._planes = np.empty((0, *grid[1:]), np.float32)
+        self._first = 0
+        self._block = np.empty((0, *grid[1:]), np.float32)
+        self._start = 0
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Slices ``[start, stop)`` of the model's grid, ``[z, y, x]``; neither bound ever falls."""
+        kept = self._block[start - self._start :]
+        fresh = [
+            self._resampled(at, min(stop, at + self._step))
+            for at in range(start + len(kept), stop, self._step)
+        ]
+        self._block, self._start = np.concatenate([kept, *fresh]), start
+        return self._block
+
+    def _resampled(self, start: int, stop: int) -> NDArray[np.float32]:
+        low, high = self._z.source_range(start, stop)
+        kept = self._planes[max(0, low - self._first) :]
+        first = max(low, self._first + len(self._planes))
+        fresh = [
+            resample_planes(self._source.read(at, min(high, at + self._step)), self._y, self._x)
+            for at in range(first, high, self._step)
+        ]
+        self._planes, self._first = np.concatenate([kept, *fresh]), low
+        return resample_across(self._planes, self._z, start, stop, low)
+
+
+def _zyx(xyz: tuple[int, int, int]) -> Zyx:
+    return xyz[2], xyz[1], xyz[0]
+
+
+def _cut(block: NDArray[np.float32], window: Window, plan: WindowPlan) -> NDArray[np.float32]:
+    """The voxels of `window` out of the block ``[z, y, x]`` of its row, air beyond the grid."""
+    voxels = np.full(plan.patch, AIR_HU, np.float32)
+    source = []
+    target = []
+    bottom = plan.z_range(window.at[0])[0]
+    for start, patch, voxel_count, origin in zip(
+        window.start, plan.patch, plan.grid, (bottom, 0, 0), strict=True
+    ):
+        first, last = max(0, start), min(voxel_count, start + patch)
+        source.append(slice(first - origin, last - origin))
+        target.append(slice(first - start, last - start))
+    voxels[tuple(target)] = block[tuple(source)]
+    return voxels
+
+
+def _in_file_order(slab: NativeSlab, channels: list[int], axes: AxisMap, slices: int) -> GridSlab:
+    """Canonical ``[z, y, x]``, directions already the file's, as file order ``[i, j, k]``."""
+    order = [
+        2 - int(axis) for axis in np.argsort(axes.source)
+    ]  # canonical a lies at 2 − a of z, y, x
+    start, stop = slab.start, slab.stop
+    if axes.flip[2]:
+        start, stop = slices - stop, slices - start
+    # Reversed, then transposed back: the first file axis is fastest in memory, as on the wire.
+    label = np.ascontiguousarray(slab.label.transpose(order[::-1])).transpose(2, 1, 0)
+    attention = (
+        slab.attention if channels == list(range(len(slab.attention))) else slab.attention[channels]
+    )
+    turned = attention.transpose(0, *(1 + axis for axis in order[::-1]))
+    return GridSlab(
+        axis=axes.source[2],
+        start=start,
+        stop=stop,
+        attention=np.ascontiguousarray(turned).transpose(0, 3, 2, 1),
+        label=label,
+    )

@@ -1,0 +1,134 @@
+"""Where the sliding windows lie on the model's grid, and how much of each voxel each of them
+decides.
+
+The starts per axis are those of MONAI's `dense_patch_slices`: equal steps of int(patch · (1 −
+overlap)), the last window moved back to end at the edge; an axis shorter than the patch has one
+window, centred, which hangs over the edge into air. Since the windows are all combinations of the
+starts per axis and the Gaussian importance is a product over the axes, so is its normalised share,
+and one small table per axis says everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from atlas_core.errors import InvalidInput
+from numpy.typing import NDArray
+
+Zyx = tuple[int, int, int]
+
+SIGMA_SHARE = 0.125
+"""Standard deviation of the Gaussian importance as a share of the patch: MONAI's and nnU-Net's."""
+
+MAX_OVERLAP = 0.75
+"""Of one window with the next, as a share of the patch; up to here no voxel lacks a window whose
+quantised weight is above zero (see `blending`), and beyond it 64 predictions a voxel become 125."""
+
+AIR_HU = -1024.0
+"""What lies beyond the volume: the scale's floor, air."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window: its place in the plan and on the grid.
+
+    Attributes:
+        at: index among the starts of each axis (z, y, x).
+        start: first voxel on the grid (z, y, x); negative where the window hangs over.
+    """
+
+    at: Zyx
+    start: Zyx
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """All windows of one volume, in rows of rising z.
+
+    Attributes:
+        grid: voxels of the model's grid (z, y, x).
+        patch: voxels of a window (z, y, x).
+        starts: first voxels of the windows along z, y, x, rising.
+    """
+
+    grid: Zyx
+    patch: Zyx
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @classmethod
+    def over(cls, grid: Zyx, patch: Zyx, overlap: float) -> WindowPlan:
+        """The plan for a volume.
+
+        Args:
+            grid, patch: voxels (z, y, x).
+            overlap: share of the patch that a window has in common with the next, per axis.
+
+        Raises:
+            InvalidInput: an overlap outside 0..`MAX_OVERLAP`.
+        """
+        if not 0.0 <= overlap <= MAX_OVERLAP:
+            raise InvalidInput(
+                "overlap of sliding windows is out of range",
+                expected=f"0..{MAX_OVERLAP}",
+                got=overlap,
+            )
+        z, y, x = (_starts(n, p, overlap) for n, p in zip(grid, patch, strict=True))
+        return cls(grid, patch, (z, y, x))
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        z, y, x = self.starts
+        return len(z) * len(y) * len(x)
+
+    @property
+    def rows(self) -> int:
+        """Number of z-rows: windows with one start along z."""
+        return len(self.starts[0])
+
+    def row(self, k: int) -> Iterator[Window]:
+        """The windows of z-row `k`."""
+        for j, y in enumerate(self.starts[1]):
+            for i, x in enumerate(self.starts[2]):
+                yield Window((k, j, i), (self.starts[0][k], y, x))
+
+    def z_range(self, k: int) -> tuple[int, int]:
+        """The slices ``[start, stop)`` of the grid that the windows of row `k` cover."""
+        start = self.starts[0][k]
+        return max(0, start), min(self.grid[0], start + self.patch[0])
+
+    def settled(self, k: int) -> int:
+        """Slices below this one are touched by no window after row `k`."""
+        return self.grid[0] if k + 1 == self.rows else self.starts[0][k + 1]
+
+    @cached_property
+    def shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Per axis (z, y, x) ``[window, voxel of the patch]``: its part of the importance there.
+
+        Over the windows that cover a voxel of the grid the shares of an axis add up to 1. Voxels
+        beyond the grid have share 0.
+        """
+        z, y, x = (
+            _shares(n, p, s) for n, p, s in zip(self.grid, self.patch, self.starts, strict=True)
+        )
+        return z, y, x
+
+
+def _starts(voxels: int, patch: int, overlap: float) -> tuple[int, ...]:
+    if voxels <= patch:
+        return (-((patch - voxels) // 2),)
+    step = max(1, int(patch * (1.0 - overlap)))
+    count = -(-(voxels - patch) // step) + 1
+    return tuple(min(i * step, voxels - patch) for i in range(count))
+
+
+def _shares(voxels: int, patch: int, starts: tuple[int, ...]) -> NDArray[np.float64]:
+    offset = (np.arange(patch) - (patch - 1) / 2) / (SIGMA_SHARE * patch)
+    importance = np.exp(-0.5 * offset**2)
+    index = np.array(starts)[:, None] + np.arange(patch)
+    inside = (index >= 0) & (index < voxels)
+    total = np.zeros(voxels)
+    np.add.at(total, index[inside], np.broadcast_to(importance, index.shape)[inside])
+    return np.where(inside, importance / total[np.clip(index, 0, voxels - 1)], 0.0)
