@@ -1,0 +1,724 @@
+"""The model server: which models it has in service, and windows predicted by them.
+
+The only module of the service that imports tritonclient. Windows travel through system shared
+memory where the server can map it, else as plain gRPC tensors; both give the same bytes.
+
+A *berth* holds one window on its way: one input region, which all models of the ensemble read, and
+one output region per model. The number of berths bounds memory and the work in the server. A
+berth whose request ended without an answer (cancelled, timed out, connection lost) is quarantined:
+the server may still read or write its regions, so they are used again only after the server has let
+go of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import tritonclient.grpc as triton
+from atlas_core.errors import (
+    AtlasError,
+    ConfigurationError,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+)
+from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelRef, ModelSpec
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from tritonclient.utils import InferenceServerException
+
+from atlas_attention.shared_memory import PREFIX, SHARED_MEMORY, Region, sweep
+
+Transport = Literal["auto", "system", "none"]
+
+SPEC_PARAMETER = "atlasloop.spec."
+"""Config parameter that holds the `ModelSpec` of one Triton version, as JSON."""
+
+CONTROL_TIMEOUT_S = 5.0
+"""For calls that the server answers from memory: index, configuration, registering a region."""
+
+QUARANTINE_PAUSE_S = (0.02, 1.0)
+"""First and longest pause between two attempts to take regions back from the server."""
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long `close` waits for the server to let go of regions; they are unlinked in any case."""
+
+MAX_OUTPUTS = 8
+"""Output regions that a berth keeps for reuse; more gather only when models change versions."""
+
+MAX_MESSAGE = 300
+"""Characters of a server's message that are passed on; some carry a whole traceback."""
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # The default waits up to two minutes before it looks for a restarted server again.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Triton's regions are this machine's: a proxy from the environment is never meant.
+    ("grpc.enable_http_proxy", 0),
+]
+
+_log = logging.getLogger(__name__)
+
+Window = NDArray[np.float32]
+Soft = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How to reach the model server.
+
+    Attributes:
+        address: host:port of its gRPC endpoint.
+        shared_memory: ``system``, ``none``, or ``auto``: system where the server can map it.
+        windows_in_flight: windows on their way at once, each to all models.
+        inference_timeout_s: deadline of one inference, and of the wait for a berth.
+    """
+
+    address: str
+    shared_memory: Transport = "auto"
+    windows_in_flight: int = 4
+    inference_timeout_s: float = 60.0
+
+
+def choose(served: Sequence[ModelSpec], wanted: Sequence[str]) -> tuple[ModelSpec, ...]:
+    """The ensemble: of every model its newest version, or the models `wanted`.
+
+    Args:
+        wanted: ``"unet"`` (newest in service) or ``"unet@2"``; empty: all models.
+
+    Returns:
+        sorted by name and version.
+
+    Raises:
+        NotFound: a wanted model is not in service.
+        InvalidInput: a malformed reference, or a model wanted twice.
+    """
+    newest = {spec.name: spec for spec in sorted(served, key=lambda spec: spec.version)}
+    if not wanted:
+        return tuple(newest[name] for name in sorted(newest))
+    exact = {(spec.name, spec.version): spec for spec in served}
+    chosen: dict[tuple[str, int], ModelSpec] = {}
+    for reference in wanted:
+        name, version = ModelRef.parse(reference)
+        spec = newest.get(name) if version is None else exact.get((name, version))
+        if spec is None:
+            raise NotFound(
+                f"model {reference} is not in service",
+                expected=", ".join(f"{s.name}@{s.version}" for s in served) or "none is in service",
+                got=reference,
+            )
+        if (spec.name, spec.version) in chosen:
+            raise InvalidInput(f"model {reference} is named twice")
+        chosen[spec.name, spec.version] = spec
+    return tuple(chosen[key] for key in sorted(chosen))
+
+
+@dataclass(eq=False)
+class _Berth:
+    """Place of one window on its way; `window` is None while it is free."""
+
+    window: Window | None = None
+    pending: int = 0
+    tainted: bool = False
+    input: Region | None = None
+    outputs: dict[str, Region] = field(default_factory=dict)
+    registered: set[str] = field(default_factory=set)
+    tensor: triton.InferInput | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def regions(self) -> list[Region]:
+        return [r for r in (self.input, *self.outputs.values()) if r is not None]
+
+
+@dataclass(eq=False)
+class _Request:
+    """One window at one model."""
+
+    spec: ModelSpec
+    berth: _Berth
+    answer: Future[Soft]
+    repeated: bool = False
+    call: Any = None
+
+
+class _Carrier(Protocol):
+    """How tensors reach the server and come back."""
+
+    def stage(self, berth: _Berth, window: Window) -> triton.InferInput: ...
+
+    def request(self, berth: _Berth, spec: ModelSpec) -> triton.InferRequestedOutput: ...
+
+    def read(self, berth: _Berth, spec: ModelSpec, result: triton.InferResult) -> Soft: ...
+
+
+class _PlainTensors:
+    """Tensors inside the gRPC messages; for a server on another machine."""
+
+    def stage(self, berth: _Berth, window: Window) -> triton.InferInput:
+        tensor = triton.InferInput(INPUT_NAME, [1, 1, *window.shape], "FP32")
+        tensor.set_data_from_numpy(window[None, None])
+        return tensor
+
+    def request(self, berth: _Berth, spec: ModelSpec) -> triton.InferRequestedOutput:
+        return triton.InferRequestedOutput(OUTPUT_NAME)
+
+    def read(self, berth: _Berth, spec: ModelSpec, result: triton.InferResult) -> Soft:
+        soft = result.as_numpy(OUTPUT_NAME)
+        if soft is None:
+            raise ConfigurationError(f"model {spec.ref} returned no {OUTPUT_NAME!r}")
+        expected = (1, *_output_shape(spec))
+        if soft.dtype != np.uint8 or soft.shape != expected:
+            raise _wrong_output(spec, soft.dtype, soft.shape)
+        return np.asarray(soft[0])
+
+
+class _SharedTensors:
+    """Tensors in regions that the server maps; only their names are in the messages."""
+
+    def __init__(self, client: triton.InferenceServerClient) -> None:
+        self._client = client
+
+    def stage(self, berth: _Berth, window: Window) -> triton.InferInput:
+        if len(berth.outputs) > MAX_OUTPUTS:
+            self._drop_outputs(berth)
+        region = berth.input = self._fitting(berth, berth.input, window.nbytes)
+        self._register(berth, region)
+        np.copyto(region.view(np.float32, window.shape), window)
+        tensor = triton.InferInput(INPUT_NAME, [1, 1, *window.shape], "FP32")
+        tensor.set_shared_memory(region.name, window.nbytes)
+        return tensor
+
+    def request(self, berth: _Berth, spec: ModelSpec) -> triton.InferRequestedOutput:
+        size = int(np.prod(_output_shape(spec)))
+        key = str(spec.ref)
+        region = berth.outputs[key] = self._fitting(berth, berth.outputs.get(key), size)
+        self._register(berth, region)
+        output = triton.InferRequestedOutput(OUTPUT_NAME)
+        output.set_shared_memory(region.name, size)
+        return output
+
+    def read(self, berth: _Berth, spec: ModelSpec, result: triton.InferResult) -> Soft:
+        described = result.get_output(OUTPUT_NAME)
+        expected = (1, *_output_shape(spec))
+        if described is None or described.datatype != "UINT8":
+            raise _wrong_output(spec, getattr(described, "datatype", None), ())
+        if tuple(described.shape) != expected:
+            raise _wrong_output(spec, described.datatype, tuple(described.shape))
+        # A copy: the berth goes to the next window while the caller still blends this one.
+        return berth.outputs[str(spec.ref)].view(np.uint8, _output_shape(spec)).copy()
+
+    def _drop_outputs(self, berth: _Berth) -> None:
+        """Give back all output regions; none is in use while a window is being staged."""
+        for region in berth.outputs.values():
+            self._give_back(berth, region)
+        berth.outputs = {}
+
+    def _give_back(self, berth: _Berth, region: Region) -> None:
+        self._client.unregister_system_shared_memory(region.name, client_timeout=CONTROL_TIMEOUT_S)
+        berth.registered.discard(region.name)
+        region.close()
+
+    def _fitting(self, berth: _Berth, region: Region | None, size: int) -> Region:
+        if region is not None and region.size >= size:
+            return region
+        if region is not None:
+            self._give_back(berth, region)
+        return Region(size)
+
+    def _register(self, berth: _Berth, region: Region) -> None:
+        if region.name not in berth.registered:
+            _register(self._client, region)
+            berth.registered.add(region.name)
+
+
+class TritonPredictor:
+    """Predicts windows with the models that Triton has in service. Thread-safe.
+
+    Nothing is connected until the first call, so the server may come up later. `close` gives every
+    region back.
+
+    Args:
+        on_answer: called after every inference with model, seconds, and None or the failure.
+    """
+
+    def __init__(
+        self,
+        options: TritonOptions,
+        on_answer: Callable[[ModelSpec, float, AtlasError | None], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._on_answer = on_answer
+        self._client = triton.InferenceServerClient(
+            options.address, channel_args=list(CHANNEL_OPTIONS)
+        )
+        self._berths = [_Berth() for _ in range(options.windows_in_flight)]
+        self._changed = threading.Condition(threading.RLock())
+        self._away: Unavailable | None = None
+        self._closed = False
+        self._carrier: _Carrier | None = None
+        self._carrier_lock = threading.Lock()
+        self._under_way: set[_Request] = set()
+        self._proofs: dict[ModelRef, float] = {}
+        self._chores: queue.SimpleQueue[_Request | _Berth | None] = queue.SimpleQueue()
+        self._keeper = threading.Thread(target=self._keep, name="triton-keeper", daemon=True)
+        self._keeper.start()
+
+    @property
+    def windows_in_flight(self) -> int:
+        """Most windows on their way at once."""
+        return self._options.windows_in_flight
+
+    @property
+    def berths_in_use(self) -> int:
+        """Windows on their way, or regions that the server has not let go of yet."""
+        with self._changed:
+            return sum(berth.window is not None for berth in self._berths)
+
+    @property
+    def regions(self) -> int:
+        """Regions of shared memory that exist now."""
+        with self._changed:
+            return sum(len(berth.regions()) for berth in self._berths)
+
+    def served(self) -> tuple[ModelSpec, ...]:
+        """All versions of all models that are ready, by name and version.
+
+        Raises:
+            Unavailable: the server does not answer.
+            ConfigurationError: a model describes itself wrongly.
+        """
+        with _server_errors():
+            index = self._client.get_model_repository_index(client_timeout=CONTROL_TIMEOUT_S)
+            ready = {(m.name, m.version) for m in index.models if m.state == "READY"}
+            specs: list[ModelSpec] = []
+            for name, version in sorted(ready):
+                specs.extend(self._spec(name, version))
+        return tuple(sorted(specs, key=lambda spec: (spec.name, spec.version)))
+
+    def ensemble(self, wanted: Sequence[str] = ()) -> tuple[ModelSpec, ...]:
+        """The models asked for, or the newest version of every model; see `choose`.
+
+        Raises:
+            Unavailable: the server does not answer, or has no model in service.
+            NotFound: a wanted model is not in service.
+            InvalidInput: a malformed reference, or a model wanted twice.
+        """
+        served = self.served()
+        if not served:
+            raise Unavailable(
+                "no model is in service", remedy="install models and load them into the server"
+            )
+        return choose(served, wanted)
+
+    def submit(self, spec: ModelSpec, window: Window) -> Future[Soft]:
+        """Predict one window with one model.
+
+        Blocks while all berths are taken. The window may be submitted to several models; it is
+        staged once, and must not change before all of them have answered. Cancelling the future
+        cancels the inference.
+
+        Args:
+            window: float32 ``[z, y, x]`` of `spec.patch`, Hounsfield units, C-contiguous.
+
+        Returns:
+            uint8 ``[organ, z, y, x]``, or one of the errors below.
+
+        Raises:
+            Unavailable: the server is away, the model's process is dead, or a deadline passed.
+            ConfigurationError: model and description do not fit together.
+        """
+        expected = tuple(reversed(spec.patch))
+        if window.shape != expected or window.dtype != np.float32:
+            raise InvalidInput(
+                f"window for model {spec.name} has a wrong form",
+                expected=f"float32 {expected}",
+                got=f"{window.dtype} {window.shape}",
+            )
+        carrier = self._settled_carrier()
+        request = _Request(spec, self._take(window), Future())
+        self._under_way.add(request)
+        try:
+            with _server_errors():
+                self._send(request, carrier)
+        except BaseException:
+            self._leave(request)
+            raise
+        request.answer.add_done_callback(lambda answer: _cancel_call(answer, request))
+        return request.answer
+
+    def probe(self, spec: ModelSpec) -> None:
+        """One real inference, of air.
+
+        A model whose process died stays "ready" at the server; only an inference tells.
+
+        Raises:
+            Unavailable: it fails.
+        """
+        air = np.full(tuple(reversed(spec.patch)), spec.hu_window[0], np.float32)
+        self.submit(spec, air).result(timeout=self._options.inference_timeout_s + CONTROL_TIMEOUT_S)
+
+    def proven(self, spec: ModelSpec, within_s: float) -> bool:
+        """Whether the last inference of `spec` worked, and lies no longer back than `within_s`."""
+        last = self._proofs.get(spec.ref)
+        return last is not None and time.monotonic() - last <= within_s
+
+    def close(self) -> None:
+        """Take all regions back and unlink them. Later calls fail."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+            under_way = list(self._under_way)
+        for request in under_way:
+            request.answer.cancel()
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self.berths_in_use or self._away is not None, CLOSE_TIMEOUT_S
+            )
+        self._chores.put(None)
+        self._keeper.join()
+        for berth in self._berths:
+            # What was just answered may count as in use for a moment.
+            for _ in range(10):
+                if self._release(berth) or self._away is not None:
+                    break
+                time.sleep(QUARANTINE_PAUSE_S[0])
+            else:
+                _log.warning("the model server still uses shared regions; they are unlinked")
+            for region in berth.regions():
+                region.close()
+        self._client.close()
+
+    def _spec(self, name: str, version: str) -> tuple[ModelSpec, ...]:
+        """The description that the server carries for one version; nothing for a foreign model."""
+        config = self._client.get_model_config(name, version, client_timeout=CONTROL_TIMEOUT_S)
+        parameters = config.config.parameters
+        key = f"{SPEC_PARAMETER}{version}"
+        if key not in parameters:
+            return ()
+        try:
+            spec = ModelSpec.model_validate_json(parameters[key].string_value)
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"model {name} version {version} describes itself wrongly",
+                expected=f"a ModelSpec in parameter {key}",
+                got=error.errors()[0]["msg"],
+                remedy="install the model again",
+            ) from None
+        if (spec.name, str(spec.triton_version)) != (name, version):
+            raise ConfigurationError(
+                "a model in service describes another one",
+                expected=f"{name}, Triton version {version}",
+                got=f"{spec.name}, Triton version {spec.triton_version}",
+                remedy="install the model again",
+            )
+        return (spec,)
+
+    def _settled_carrier(self) -> _Carrier:
+        with self._carrier_lock:
+            if self._carrier is None:
+                self._carrier = self._choose_carrier()
+            return self._carrier
+
+    def _choose_carrier(self) -> _Carrier:
+        if self._options.shared_memory == "none":
+            return _PlainTensors()
+        try:
+            with _server_errors():
+                self._sweep()
+                self._try_shared_memory()
+        except ConfigurationError as error:
+            if self._options.shared_memory == "system":
+                raise
+            _log.warning("windows go to the model server as plain tensors: %s", error)
+            return _PlainTensors()
+        return _SharedTensors(self._client)
+
+    def _sweep(self) -> None:
+        """Unlink regions of dead processes, and make the server let go of what is unlinked."""
+        for name in sweep():
+            _log.info("swept a shared region of a dead process", extra={"region": name})
+        status = self._client.get_system_shared_memory_status(client_timeout=CONTROL_TIMEOUT_S)
+        for name in status.regions:
+            if name.startswith(PREFIX) and not (SHARED_MEMORY / name).exists():
+                with contextlib.suppress(InferenceServerException):
+                    self._client.unregister_system_shared_memory(
+                        name, client_timeout=CONTROL_TIMEOUT_S
+                    )
+
+    def _try_shared_memory(self) -> None:
+        region = Region(1)
+        try:
+            _register(self._client, region)
+            self._client.unregister_system_shared_memory(
+                region.name, client_timeout=CONTROL_TIMEOUT_S
+            )
+        except InferenceServerException as error:
+            failure = _translate(error)
+            if isinstance(failure, Unavailable) and _status(error) == "UNAVAILABLE":
+                raise
+            raise ConfigurationError(
+                "the model server cannot map this machine's shared memory",
+                got=error.message(),
+                remedy="share /dev/shm with it, or set shared_memory=none",
+            ) from None
+        finally:
+            region.close()
+
+    def _take(self, window: Window) -> _Berth:
+        """The berth that holds `window` already, or a free one; one more request is pending."""
+        deadline = time.monotonic() + self._options.inference_timeout_s
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise Unavailable("the attention service is stopping")
+                berth = next((b for b in self._berths if b.window is window), None) or next(
+                    (b for b in self._berths if b.window is None), None
+                )
+                if berth is not None:
+                    berth.window = window
+                    berth.pending += 1
+                    return berth
+                if self._away is not None:
+                    raise self._away
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise Unavailable(
+                        "the model server did not free a place for a window",
+                        expected=f"within {self._options.inference_timeout_s:g} s",
+                        remedy="see whether its models still answer",
+                    )
+                self._changed.wait(left)
+
+    def _send(self, request: _Request, carrier: _Carrier) -> None:
+        berth, spec = request.berth, request.spec
+        assert berth.window is not None
+        with berth.lock:
+            if berth.tensor is None:
+                berth.tensor = carrier.stage(berth, berth.window)
+            output = carrier.request(berth, spec)
+        started = time.monotonic()
+        request.call = self._client.async_infer(
+            spec.name,
+            [berth.tensor],
+            lambda result, error: self._answered(request, carrier, result, error, started),
+            model_version=str(spec.triton_version),
+            outputs=[output],
+            client_timeout=self._options.inference_timeout_s,
+        )
+
+    def _answered(
+        self,
+        request: _Request,
+        carrier: _Carrier,
+        result: triton.InferResult | None,
+        error: InferenceServerException | None,
+        started: float,
+    ) -> None:
+        """Runs in gRPC's own thread: nothing here may wait for the server."""
+        soft: Soft | None = None
+        failure: AtlasError | None = None
+        if error is not None:
+            if _region_unknown(error) and not request.repeated:
+                request.repeated = True  # the server was restarted since the region was registered
+                self._chores.put(request)
+                return
+            failure = _translate(error, request.spec)
+        else:
+            try:
+                soft = carrier.read(request.berth, request.spec, result)
+            except AtlasError as unreadable:
+                failure = unreadable
+        self._finish(request, soft, failure, unanswered=_unanswered(error), started=started)
+
+    def _finish(
+        self,
+        request: _Request,
+        soft: Soft | None,
+        failure: AtlasError | None,
+        *,
+        unanswered: bool,
+        started: float,
+    ) -> None:
+        if soft is not None:
+            self._proofs[request.spec.ref] = time.monotonic()
+            self._away = None
+        elif not request.answer.cancelled():
+            self._proofs.pop(request.spec.ref, None)
+        if isinstance(failure, _Away):
+            self._away = failure
+        self._leave(request, unanswered=unanswered)
+        if self._on_answer is not None and not request.answer.cancelled():
+            self._on_answer(request.spec, time.monotonic() - started, failure)
+        if request.answer.set_running_or_notify_cancel():
+            if soft is not None:
+                request.answer.set_result(soft)
+            else:
+                request.answer.set_exception(failure)
+
+    def _leave(self, request: _Request, *, unanswered: bool = False) -> None:
+        berth = request.berth
+        with self._changed:
+            self._under_way.discard(request)
+            berth.tainted |= unanswered
+            berth.pending -= 1
+            if berth.pending:
+                return
+            if berth.tainted and berth.registered:
+                self._chores.put(berth)
+            else:
+                self._free(berth)
+
+    def _free(self, berth: _Berth) -> None:
+        with self._changed:
+            berth.window, berth.tensor, berth.tainted = None, None, False
+            self._changed.notify_all()
+
+    def _keep(self) -> None:
+        """Thread that waits for the server where gRPC's callbacks must not."""
+        quarantined: list[_Berth] = []
+        first, longest = QUARANTINE_PAUSE_S
+        pause = first
+        while True:
+            try:
+                chore = self._chores.get(timeout=pause if quarantined else None)
+            except queue.Empty:
+                pause = min(2 * pause, longest)
+            else:
+                if chore is None:
+                    return
+                if isinstance(chore, _Request):
+                    self._repeat(chore)
+                else:
+                    quarantined.append(chore)
+                    pause = first
+            quarantined = [berth for berth in quarantined if not self._reclaim(berth)]
+
+    def _reclaim(self, berth: _Berth) -> bool:
+        if not self._release(berth):
+            return False
+        self._free(berth)
+        return True
+
+    def _release(self, berth: _Berth) -> bool:
+        """Make the server let go of the regions of `berth`; False while it does not."""
+        for name in sorted(berth.registered):
+            try:
+                self._client.unregister_system_shared_memory(name, client_timeout=CONTROL_TIMEOUT_S)
+            except InferenceServerException as error:
+                failure = _translate(error)
+                if isinstance(failure, _Away):
+                    self._away = failure
+                    return False
+                if "in use" in error.message():
+                    return False
+                # Any other refusal means that the server does not know the region (any more).
+            self._away = None
+            berth.registered.discard(name)
+        return True
+
+    def _repeat(self, request: _Request) -> None:
+        """Register the regions of a request with a server that was restarted, and send it again."""
+        started = time.monotonic()
+        berth = request.berth
+        try:
+            with _server_errors():
+                with berth.lock:
+                    for region in berth.regions():
+                        _register(self._client, region)
+                        berth.registered.add(region.name)
+                self._send(request, self._settled_carrier())
+            if request.answer.cancelled():
+                request.call.cancel()
+        except AtlasError as failure:
+            self._finish(request, None, failure, unanswered=False, started=started)
+
+
+def _register(client: triton.InferenceServerClient, region: Region) -> None:
+    try:
+        client.register_system_shared_memory(
+            region.name, region.key, region.size, client_timeout=CONTROL_TIMEOUT_S
+        )
+    except InferenceServerException as error:
+        # Names are unique, so this is the very region: after a restart of the server another
+        # request of the same berth may have come first.
+        if "already in manager" not in error.message():
+            raise
+
+
+class _Away(Unavailable):
+    """The server itself does not answer, as opposed to one model of it."""
+
+
+@contextlib.contextmanager
+def _server_errors() -> Iterator[None]:
+    try:
+        yield
+    except InferenceServerException as error:
+        raise _translate(error) from None
+
+
+def _status(error: InferenceServerException) -> str:
+    return str(error.status() or "").removeprefix("StatusCode.")
+
+
+def _unanswered(error: InferenceServerException | None) -> bool:
+    """The server may still work on the request."""
+    return error is not None and _status(error) in {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
+
+
+def _region_unknown(error: InferenceServerException) -> bool:
+    return "Unable to find shared memory region" in error.message()
+
+
+def _translate(error: InferenceServerException, spec: ModelSpec | None = None) -> AtlasError:
+    """What a refusal of the server means to a caller of this service."""
+    who = f"model {spec.name}@{spec.version}" if spec else "the model server"
+    status, message = _status(error), error.message()[:MAX_MESSAGE]
+    if status == "UNAVAILABLE":
+        return _Away("the model server does not answer", remedy="start it, or wait for it")
+    if status == "DEADLINE_EXCEEDED":
+        return Unavailable(f"{who} did not answer in time", remedy="see the model server's log")
+    if status == "CANCELLED":
+        return Unavailable(f"the inference of {who} was cancelled")
+    if status == "INVALID_ARGUMENT":
+        return ConfigurationError(
+            f"{who} refuses a window", got=message, remedy="install the model again"
+        )
+    return Unavailable(
+        f"{who} fails though it is loaded",
+        got=message,
+        remedy="unload and load it again; its process may have died",
+    )
+
+
+def _output_shape(spec: ModelSpec) -> tuple[int, int, int, int]:
+    x, y, z = spec.patch
+    return (len(spec.organs), z, y, x)
+
+
+def _wrong_output(spec: ModelSpec, dtype: object, shape: tuple[int, ...]) -> ConfigurationError:
+    return ConfigurationError(
+        f"model {spec.name}@{spec.version} answers in another form than it describes",
+        expected=f"{OUTPUT_NAME}: uint8 {(1, *_output_shape(spec))}",
+        got=f"{dtype} {shape}",
+        remedy="export the model with the uint8 head and install it again",
+    )
+
+
+def _cancel_call(answer: Future[Soft], request: _Request) -> None:
+    if answer.cancelled():
+        request.call.cancel()
