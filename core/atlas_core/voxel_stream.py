@@ -131,6 +131,11 @@ class VoxelDecoder:
             return np.dtype(np.int32)
         return coding.dtype.newbyteorder("=")
 
+    @property
+    def _as_stored(self) -> bool:
+        """The stored numbers are the values."""
+        return self.dtype == self._coding.dtype.newbyteorder("=") and not self._coding.scaled
+
     def decode(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Values of `stored`, of any shape.
 
@@ -138,7 +143,7 @@ class VoxelDecoder:
             UnsupportedVolume: whole numbers that 32 bits do not hold.
         """
         coding = self._coding
-        if self.dtype == coding.dtype.newbyteorder("="):
+        if self._as_stored:
             values = stored
         elif coding.whole:
             values = self._whole(stored)
@@ -152,7 +157,7 @@ class VoxelDecoder:
 
     def inspect(self, stored: NDArray[Any]) -> None:
         """Looks at one-dimensional `stored` for what `decode` would refuse, in little memory."""
-        if self.dtype == self._coding.dtype.newbyteorder("=") and self.dtype.kind != "f":
+        if self._as_stored and self.dtype.kind != "f":
             return
         for start in range(0, stored.size, PIECE_VOXELS):
             self.decode(stored[start : start + PIECE_VOXELS])
