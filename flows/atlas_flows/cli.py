@@ -1,0 +1,105 @@
+"""The `atlasloop` command.
+
+Commands import what they need when they run, so that `--help` answers at once and reading a ranking
+does not load a model server's client. Every error that a user can cause is one line on stderr and
+exit status 2; `--debug` shows where it came from.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atlas_flows.commands import data, lists, scoring, stack
+from atlas_flows.commands.terminal import Choices, show_error
+
+app = typer.Typer(
+    name="atlasloop",
+    help="From CT volumes to a fully annotated atlas: import, predict, rank, revise.",
+    epilog="Start with `atlasloop demo`: everything on phantoms, in under three minutes.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    # Our own one-line errors; a framework's traceback box helps nobody at a hospital console.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("demo", rich_help_panel="Start here")(lists.demo)
+app.command("import", rich_help_panel="Cases")(data.import_cases)
+app.command("presets", rich_help_panel="Cases")(data.presets)
+app.command("phantoms", rich_help_panel="Cases")(data.phantoms)
+app.command("score", rich_help_panel="Priority list")(scoring.score)
+app.command("ranking", rich_help_panel="Priority list")(lists.ranking)
+app.command("report", rich_help_panel="Priority list")(lists.report)
+app.command("up", rich_help_panel="Stack of this machine")(stack.up)
+app.command("down", rich_help_panel="Stack of this machine")(stack.down)
+app.command("status", rich_help_panel="Stack of this machine")(stack.status)
+app.command("logs", rich_help_panel="Stack of this machine")(stack.logs)
+
+evaluate = typer.Typer(
+    help="Compare results with a known truth.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+evaluate.command("ranking")(lists.evaluate_ranking)
+app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"atlasloop {version('atlasloop')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of catalog, case store and stack. Default: ATLASLOOP_HOME or .atlasloop",
+            file_okay=False,
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Version and exit."),
+    ] = False,
+) -> None:
+    """Options of every command."""
+    context.obj = Choices(home=home, debug=debug)
+
+
+def main() -> int:
+    """Entry point of the console script.
+
+    Returns:
+        0; 1 when the command did its work and the answer is "no" (nothing could be imported, some
+        cases failed); 2 for errors; 130 after Ctrl-C.
+    """
+    from atlas_core.errors import AtlasError
+
+    try:
+        app()
+    except AtlasError as error:
+        if "--debug" in sys.argv:
+            raise
+        show_error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        show_error("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has seen enough; Python would complain again at exit.
+        sys.stdout = None
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `atlasloop`, one module per group: each parses, calls and prints."""

@@ -1,0 +1,183 @@
+"""`ranking`, `evaluate ranking`, `report` and `demo`: results for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from atlas_core.records import Reading
+
+from atlas_flows.commands.scoring import DatasetOption, ReadingOption
+from atlas_flows.commands.terminal import console, places, print_table, write_text
+
+if TYPE_CHECKING:
+    from atlas_flows.agreement import RankingEvaluation
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def ranking(
+    context: typer.Context,
+    dataset: DatasetOption = None,
+    reading: ReadingOption = Reading.PAPER,
+    top: Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Only this part of the list; 0.05 is the paper's."),
+    ] = None,
+    as_json: JsonOption = False,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", dir_okay=False, help="Write the list to this file.")
+    ] = None,
+) -> None:
+    """Show the priority list: which cases need an annotator most.
+
+    The attention size of a case is summed over its organs; those with an original label count
+    nothing. The list is that of the newest ensemble.
+
+    Example: atlasloop ranking --share 0.05 --csv revise-next.csv
+    """
+    from atlas_core.catalog import Catalog
+    from atlas_core.errors import InvalidInput
+    from atlas_core.organs import ABDOMEN_ATLAS
+
+    from atlas_flows import priority_list
+
+    if top is not None and share is not None:
+        raise InvalidInput("--top and --share exclude each other", remedy="give one of them")
+    with Catalog.open(places(context).catalog_url) as catalog:
+        cases = catalog.ranking(reading, dataset=dataset)
+    shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
+    if csv is not None:
+        write_text(csv, priority_list.as_csv(shown, ABDOMEN_ATLAS.names))
+    if as_json:
+        write_text(None, priority_list.as_json(shown, reading))
+    elif csv is not None:
+        console().print(f"{len(shown)} of {len(cases)} cases written to {csv}")
+    elif not shown:
+        console().print("No case is scored yet; run `atlasloop score`.")
+    else:
+        print_table(
+            f"Priority list: {len(shown)} of {len(cases)} cases, reading {reading.value}",
+            priority_list.as_rows(shown),
+            numbers=("rank", "attention (ml)"),
+        )
+
+
+def evaluate_ranking(
+    context: typer.Context,
+    truth: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of `atlasloop phantoms`, with the true masks.",
+        ),
+    ],
+    reading: ReadingOption = Reading.PAPER,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the priority list with the true errors of phantoms.
+
+    Prints the Spearman correlation between attention size and 1 − mean Dice of the pseudo labels,
+    and how many of the deliberately hard cases stand in the top 10 % of the list.
+
+    Example: atlasloop evaluate ranking --truth phantoms --json
+    """
+    from atlas_core.case_store import CaseStore
+    from atlas_core.catalog import Catalog
+
+    from atlas_flows.agreement import evaluate
+    from atlas_flows.truth import case_errors
+
+    here = places(context)
+    with Catalog.open(here.catalog_url) as catalog:
+        result = evaluate(case_errors(truth, catalog, CaseStore(here.store), reading))
+    if as_json:
+        write_text(None, result.model_dump_json(indent=2))
+        return
+    show_evaluation(result)
+
+
+def show_evaluation(result: RankingEvaluation) -> None:
+    """The comparison of list and truth in a few lines."""
+
+    def shown(value: float | None, form: str = ".2f") -> str:
+        return "–" if value is None else format(value, form)
+
+    hard = result.hard
+    lines = [
+        f"{result.cases} cases; mean Dice {shown(result.mean_dice)}, ordinary "
+        f"{shown(result.mean_dice_ordinary)}, hard {shown(result.mean_dice_hard)}",
+        f"Spearman correlation of attention size and true error: {shown(result.spearman)} "
+        f"(p = {shown(result.spearman_p, '.1g')})",
+        f"hard cases in the top {hard.share:.0%} ({hard.cases} cases): {hard.hard_found} of "
+        f"{hard.hard_total}; by chance {hard.hard_found_by_chance:.1f}, at best "
+        f"{hard.hard_found_at_best}",
+    ]
+    lines += [
+        f"true error in the top {top.share:.0%} ({top.cases} cases): {top.error_share:.0%}; by "
+        f"chance {top.error_share_by_chance:.0%}, at best {top.error_share_at_best:.0%}"
+        for top in result.top
+    ]
+    for line in lines:
+        console().print(line)
+
+
+def report(
+    context: typer.Context,
+    output: Annotated[
+        Path, typer.Option(dir_okay=False, help="The page; an existing one is replaced.")
+    ] = Path("report.html"),
+    dataset: DatasetOption = None,
+    reading: ReadingOption = Reading.PAPER,
+    top: Annotated[int, typer.Option(min=0, max=100, help="Cases with pictures.")] = 5,
+) -> None:
+    """Write one self-contained HTML page: the list, and pictures of its top cases.
+
+    The page opens without a network and may be passed on as it is; it holds case ids and pictures
+    of the CTs, no names.
+
+    Example: atlasloop report --output report.html --top 10
+    """
+    from atlas_core.case_store import CaseStore
+    from atlas_core.catalog import Catalog
+
+    from atlas_flows.report import ReportScope, RunFacts, build_report
+
+    here = places(context)
+    with Catalog.open(here.catalog_url) as catalog:
+        page = build_report(
+            catalog,
+            CaseStore(here.store),
+            ReportScope(reading=reading, dataset=dataset, top=top),
+            RunFacts(),
+        )
+    write_text(output, page)
+    console().print(f"report: {output}", soft_wrap=True)
+
+
+def demo(
+    context: typer.Context,
+    ct: Annotated[
+        Path | None,
+        typer.Option(exists=True, help="Folder (or file) with CTs of your own; default: phantoms."),
+    ] = None,
+    cases: Annotated[int, typer.Option(min=1, max=1000, help="Phantoms to generate.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the phantoms.")] = 2026,
+    output: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder of report and ranking.")
+    ] = Path("demo-output"),
+) -> None:
+    """Run everything once: CTs in, attention maps, priority list and a report page out.
+
+    Starts a stack of its own beside any other (its data in `<home>/demo`), and stops it at the end,
+    also after Ctrl-C. The demo's models are small and were trained on phantoms: labels on real CTs
+    are poor.
+
+    Example: atlasloop demo --ct /data/my-cts
+    """
+    from atlas_flows.demo import DemoRequest, run_demo
+
+    run_demo(places(context), DemoRequest(ct=ct, cases=cases, seed=seed, output=output))

@@ -1,0 +1,112 @@
+"""What commands share: their options, their settings, and how they speak to a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atlas_flows.settings import Places
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Options that stand before the command's name."""
+
+    home: Path | None = None
+    debug: bool = False
+
+
+def places(context: typer.Context) -> Places:
+    """Settings of this process: environment variables, and what stands on the command line.
+
+    Raises:
+        ConfigurationError: a setting that cannot work.
+    """
+    from atlas_flows.settings import Places
+
+    return Places.read(context.ensure_object(Choices).home)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A terminal; plain text where output is piped."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def show_error(message: str) -> None:
+    """One red line on stderr."""
+    from rich.text import Text
+
+    console(stderr=True).print(Text(f"error: {message}", style="red"), soft_wrap=True)
+
+
+def print_table(title: str, rows: Sequence[dict[str, str]], *, numbers: Sequence[str] = ()) -> None:
+    """`rows` as a table with the keys as heads; columns named in `numbers` are right-aligned."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False)
+    for name in rows[0] if rows else ():
+        # A case id broken over two lines cannot be copied.
+        table.add_column(
+            name,
+            justify="right" if name in numbers else "left",
+            overflow="fold",
+            no_wrap=name == "case",
+        )
+    for row in rows:
+        table.add_row(*row.values())
+    console().print(table)
+
+
+def write_text(path: Path | None, text: str) -> None:
+    """`text` to `path`, all or nothing, or to stdout without one.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to.
+    """
+    if path is None:
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        return
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`content` to `path` by temporary file, fsync and rename, so that no reader sees half of it.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to.
+    """
+    import os
+    import tempfile
+
+    from atlas_core.errors import ConfigurationError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                # Temporary files are private; a report is meant to be passed on.
+                temporary.chmod(0o644)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write {path.name}",
+            got=error.strerror,
+            remedy="name a file in a folder that exists and is writable",
+        ) from None

@@ -1,0 +1,96 @@
+"""The priority list as JSON, CSV and table rows, for the command, the flow and the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from atlas_core.records import OrganScore, RankedCase, Reading
+
+TOP_SHARE = 0.05
+"""Part of the list that annotators revise per iteration (§3.2 ⑤, Fig. 4)."""
+
+
+def cases_in(share: float, total: int) -> int:
+    """Cases in `share` of a list of `total`: rounded up, at least 1 of a list that is not empty."""
+    # The tolerance keeps 0.05 * 40 = 2.0000000000000004 at 2.
+    return min(total, max(1, math.ceil(share * total - 1e-9))) if total else 0
+
+
+def as_json(cases: Sequence[RankedCase], reading: Reading) -> str:
+    """One JSON object: reading, number of cases, and the cases in order of rank."""
+    return json.dumps(
+        {
+            "reading": reading.value,
+            "cases": len(cases),
+            "ranking": [_as_dict(case) for case in cases],
+        },
+        indent=2,
+    )
+
+
+def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
+    """One line per case, a column of millilitres per organ; empty where an organ is left out."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["rank", "case", "dataset", "attention_voxels", "attention_ml"]
+        + [f"{organ}_ml" for organ in organs]
+        + ["left_out"]
+    )
+    for case in cases:
+        sizes = {score.organ: f"{score.attention_ml:.3f}" for score in case.organs}
+        writer.writerow(
+            [
+                case.rank,
+                case.case_id,
+                case.dataset,
+                f"{case.attention_voxels:.3f}",
+                f"{case.attention_ml:.3f}",
+                *(sizes.get(organ, "") for organ in organs),
+                " ".join(case.left_out),
+            ]
+        )
+    return text.getvalue()
+
+
+def as_rows(cases: Sequence[RankedCase]) -> list[dict[str, str]]:
+    """Short rows for people: the three organs with most attention are named."""
+    return [
+        {
+            "rank": str(case.rank),
+            "case": case.case_id,
+            "dataset": case.dataset,
+            "attention (ml)": f"{case.attention_ml:.1f}",
+            "mostly in": ", ".join(_share(score) for score in case.organs[:3]) or "–",
+            "left out": ", ".join(case.left_out) or "–",
+        }
+        for case in cases
+    ]
+
+
+def _share(score: OrganScore) -> str:
+    return f"{score.organ} {score.attention_ml:.1f}"
+
+
+def _as_dict(case: RankedCase) -> dict[str, Any]:
+    return {
+        "rank": case.rank,
+        "case": case.case_id,
+        "dataset": case.dataset,
+        "attention_voxels": case.attention_voxels,
+        "attention_ml": case.attention_ml,
+        "organs": {
+            score.organ: {
+                "attention_voxels": score.attention_voxels,
+                "attention_ml": score.attention_ml,
+                "pseudo_label_ml": score.pseudo_label_ml,
+            }
+            for score in case.organs
+        },
+        "left_out": list(case.left_out),
+    }

@@ -1,0 +1,211 @@
+"""Flow `score`: every case through the attention service, then the priority list (steps 2 to 4).
+
+Started from the form in the Prefect UI, by schedule, or by `atlasloop score`. A run may be killed
+at any point: the next one goes on where it ended.
+"""
+
+# No `from __future__ import annotations` here: Prefect resolves the flow's annotations outside of
+# this module.
+
+import time
+from typing import Annotated, Any, cast
+from uuid import UUID
+
+from atlas_core.case_store import CaseStore
+from atlas_core.catalog import Catalog
+from atlas_core.records import CaseId, RankedCase, Reading
+from atlasloop.client import AttentionClient
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import opaque, unmapped
+from pydantic import Field
+
+from atlas_flows import scoring
+from atlas_flows.priority_list import as_rows
+from atlas_flows.scoring import (
+    CaseOutcome,
+    CasesFailed,
+    Outcome,
+    Plan,
+    Progress,
+    ScoreRequest,
+    ScoreSummary,
+    ScoringRun,
+)
+from atlas_flows.settings import Places
+
+PROGRESS_EVERY_S = 2.0
+"""Least time between two updates of the progress artifact: an update is a request to the server."""
+
+ROWS_IN_ARTIFACT = 100
+"""Cases in the ranking table of the Prefect UI; it draws every row at once."""
+
+
+def _shard_name() -> str:
+    cases = runtime.task_run.parameters["cases"]
+    return cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
+
+
+@task(
+    name="score-cases",
+    description="Scores a shard of cases, one after the other, through the attention service.",
+    task_run_name=_shard_name,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def score_cases(cases: tuple[str, ...], run: ScoringRun) -> list[CaseOutcome]:
+    """Prefect's view of one shard."""
+    return scoring.score_shard(run, cases)
+
+
+@flow(
+    name="score",
+    description="Predict, fuse and rank: attention maps, pseudo labels and the priority list. "
+    "Cases that the ensemble in service has scored already are skipped; a run that was "
+    "interrupted is completed by the next one.",
+    persist_result=False,
+)
+def score(
+    dataset: str | None = None,
+    reading: Reading = Reading.PAPER,
+    cases: list[CaseId] | None = None,
+    models: list[str] | None = None,
+    in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
+    limit: Annotated[int, Field(ge=1)] | None = None,
+    force: bool = False,
+    patience_s: Annotated[float, Field(ge=0)] = 300.0,
+) -> ScoreSummary:
+    """Score what is not scored yet, then publish the ranking.
+
+    Args:
+        dataset: Score the cases of this dataset. Empty: of all datasets.
+        reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
+            thresholds and openings of the paper's published code.
+        cases: Only these case ids. Empty: all of the dataset.
+        models: NAME (its newest version) or NAME@T. Empty: the whole ensemble in service.
+        in_flight: Cases worked on at the same time.
+        limit: Score at most so many cases. Empty: all.
+        force: Score also the cases that this ensemble has scored already.
+        patience_s: Seconds to wait for a service that is away before the run ends.
+
+    Raises:
+        CasesFailed: some cases could not be scored; it names them. All others are recorded.
+    """
+    places = Places.read()
+    request = ScoreRequest(reading, dataset, tuple(cases or ()), tuple(models or ()), force, limit)
+    patience = scoring.Patience(total_s=patience_s)
+    with (
+        Catalog.open(places.catalog_url) as catalog,
+        AttentionClient(places.attention_address) as client,
+    ):
+        store = CaseStore(places.store)
+        info = scoring.service_info(client, patience)
+        plan = scoring.plan(request, scoring.ensemble(info, request.models), catalog, store)
+        summary = _score_all(plan, client, catalog, store, in_flight, patience)
+        _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
+    if summary.failures:
+        raise CasesFailed(summary)
+    return summary
+
+
+def _score_all(
+    plan: Plan,
+    client: AttentionClient,
+    catalog: Catalog,
+    store: CaseStore,
+    in_flight: int,
+    patience: scoring.Patience,
+) -> ScoreSummary:
+    started = time.monotonic()
+    get_run_logger().info(
+        "%d cases to score, %d scored already by %s",
+        len(plan.cases),
+        plan.skipped,
+        plan.ensemble.key,
+    )
+    progress = Progress(len(plan.cases), _ProgressInUi(len(plan.cases)))
+    run = ScoringRun(plan, client, catalog, store, progress, patience)
+    shards = scoring.shards(plan.cases, in_flight)
+    # A runner of its own, because the number of slots is a parameter of the run.
+    slots: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=in_flight)
+    with slots as runner:
+        try:
+            futures = runner.map(score_cases, {"cases": shards, "run": unmapped(opaque(run))})
+            # Prefect's types call these futures; they are what the tasks returned.
+            results = cast(list[list[CaseOutcome]], futures.result())
+            outcomes = [outcome for shard in results for outcome in shard]
+        except BaseException:
+            # Cancelled or interrupted: end the calls under way, or their threads would be awaited.
+            run.stop.set()
+            client.close()
+            raise
+    return ScoreSummary(
+        reading=plan.request.reading,
+        ensemble=plan.ensemble.key,
+        skipped=plan.skipped,
+        outcomes=tuple(outcomes),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+class _ProgressInUi:
+    """Shows counts in the Prefect UI, in the run's log and to the observer of this process."""
+
+    def __init__(self, total: int) -> None:
+        self._artifact: UUID | None = create_progress_artifact(
+            100.0 if total == 0 else 0.0, key="score-progress", description="Cases scored"
+        )  # type: ignore[assignment]  # the same function is async elsewhere
+        self._log = get_run_logger()
+        self._observer = scoring.current_observer()
+        self._shown_at = 0.0
+
+    def __call__(self, done: int, total: int, outcome: CaseOutcome) -> None:
+        if outcome.good:
+            self._log.info("%s %s in %.1f s", outcome.case_id, outcome.outcome, outcome.seconds)
+        else:
+            self._log.error("%s %s: %s", outcome.case_id, outcome.outcome, outcome.message)
+        if self._observer is not None:
+            self._observer(done, total, outcome)
+        now = time.monotonic()
+        if self._artifact is not None and (
+            done == total or now - self._shown_at > PROGRESS_EVERY_S
+        ):
+            self._shown_at = now
+            update_progress_artifact(self._artifact, progress=100.0 * done / total)
+
+
+def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:
+    """Ranking and summary as artifacts of the run."""
+    create_table_artifact(
+        as_rows(ranking[:ROWS_IN_ARTIFACT]),
+        key="score-ranking",
+        description=f"Priority list, reading {summary.reading.value}: the first "
+        f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases",
+    )
+    create_markdown_artifact(as_markdown(summary), key="score-summary", description="What was done")
+
+
+def as_markdown(summary: ScoreSummary) -> str:
+    """Summary of a run for people, with a table of what failed and why."""
+    lines = [
+        f"**{summary.count(Outcome.SCORED)}** cases scored, "
+        f"**{summary.count(Outcome.FOUND)}** found in the store and recorded, "
+        f"**{summary.skipped}** scored before, **{len(summary.failures)}** not scored, "
+        f"in {summary.seconds:.1f} s.",
+        "",
+        f"Reading {summary.reading.value}, ensemble `{summary.ensemble}`.",
+    ]
+    if summary.failures:
+        lines += ["", "| case | outcome | why |", "|---|---|---|"]
+        lines += [
+            f"| {case.case_id} | {case.outcome} | {case.message.replace('|', '/')} |"
+            for case in summary.failures
+        ]
+    return "\n".join(lines)

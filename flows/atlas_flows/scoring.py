@@ -1,0 +1,455 @@
+"""Scoring cases through the attention service: which, one after the other, and what came of it.
+
+Nothing here knows Prefect; the flow `atlas_flows.score` is a thin shell around these functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Literal, Protocol, TypeVar
+
+from atlas_core.case_store import CaseStore
+from atlas_core.catalog import Catalog
+from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
+from atlas_core.model_spec import ModelRef, ensemble_key
+from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
+from atlasloop.answers import CaseResult, ServiceInfo
+from atlasloop.client import AttentionClient, AttentionServiceError
+from pydantic import BaseModel, ConfigDict, Field
+
+log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+Observer = Callable[[int, int, "CaseOutcome"], None]
+"""Takes cases done, cases in all, and what came of the last one."""
+
+SHARD_CASES = 16
+"""Most cases in one shard. A shard is what Prefect sees as one task (about 4 ms each): large enough
+that thousands of cases stay hundreds of tasks, small enough that slots do not idle at the end."""
+
+CASE_TIMEOUT_S = 3600.0
+"""Deadline of one case. The largest CTs take minutes on a CPU; a call that takes an hour hangs."""
+
+
+class Outcome(StrEnum):
+    SCORED = "scored"
+    FOUND = "found"
+    """The store held the prediction already; only the catalog was brought up to date."""
+    FAILED = "failed"
+    NOT_TRIED = "not tried"
+    """The service was away for longer than the patience allows."""
+
+
+class CaseOutcome(BaseModel):
+    """What came of one case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case_id: str
+    outcome: Outcome
+    seconds: float = 0.0
+    message: str = Field(default="", description="Why it failed; no patient data.")
+
+    @property
+    def good(self) -> bool:
+        return self.outcome in (Outcome.SCORED, Outcome.FOUND)
+
+
+class ScoreSummary(BaseModel):
+    """What came of one run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reading: Reading
+    ensemble: str
+    skipped: int = Field(description="Cases that this ensemble had scored before.")
+    outcomes: tuple[CaseOutcome, ...]
+    seconds: float
+
+    def count(self, outcome: Outcome) -> int:
+        return sum(case.outcome is outcome for case in self.outcomes)
+
+    @property
+    def failures(self) -> tuple[CaseOutcome, ...]:
+        return tuple(case for case in self.outcomes if not case.good)
+
+
+class CasesFailed(AtlasError):  # noqa: N818  (named as the other domain errors are)
+    """A run ended, and some of its cases are not scored. All others are, and stay so."""
+
+    def __init__(self, summary: ScoreSummary) -> None:
+        self.summary = summary
+        failed = summary.failures
+        shown = "; ".join(f"{case.case_id}: {case.message}" for case in failed[:3])
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        super().__init__(
+            f"{len(failed)} of {len(summary.outcomes)} cases are not scored: {shown}{more}"
+        )
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What is to be scored.
+
+    Attributes:
+        reading: how soft predictions become attention.
+        dataset: only its cases; None for all.
+        cases: only these; empty for all of the dataset.
+        models: "unet" (newest) or "unet@2"; empty for the whole ensemble in service.
+        force: score again what was scored.
+        limit: at most so many cases; None for all.
+    """
+
+    reading: Reading = Reading.PAPER
+    dataset: str | None = None
+    cases: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    force: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which cases are scored with which models.
+
+    The models are pinned: one run gives one comparable list even if a new version comes into
+    service while it lasts.
+    """
+
+    request: ScoreRequest
+    ensemble: Ensemble
+    cases: tuple[str, ...]
+    skipped: int
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        return tuple(f"{ref.name}@{ref.version}" for ref in self.ensemble.models)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a service that is away.
+
+    Attributes:
+        total_s: from the first refusal of a case to giving up.
+        first_s: first pause; doubled each time.
+        longest_s: longest pause.
+    """
+
+    total_s: float = 300.0
+    first_s: float = 0.25
+    longest_s: float = 10.0
+
+    def pause_s(self, attempt: int) -> float:
+        """Pause after failed `attempt` (0, 1, …): doubled each time, and shortened by up to a half
+        at random so that callers that failed together do not return together."""
+        # The exponent is bounded because 2.0**1024 overflows.
+        full = min(self.longest_s, self.first_s * 2.0 ** min(attempt, 32))
+        return full * random.uniform(0.5, 1.0)  # noqa: S311  (no secret)
+
+
+class ScoringClient(Protocol):
+    """The part of the attention client that scoring needs."""
+
+    def score_case(
+        self,
+        case_id: str,
+        reading: Literal["paper", "released"] = "paper",
+        *,
+        models: Sequence[str] = (),
+        on_progress: Callable[[int, int], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> CaseResult: ...
+
+
+class Progress:
+    """Counts outcomes across threads and tells an observer after each case."""
+
+    def __init__(self, total: int, observer: Observer) -> None:
+        self.total = total
+        self._observer = observer
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, outcome: CaseOutcome) -> None:
+        # The observer is called under the lock, so that it sees counts in order.
+        with self._lock:
+            self._done += 1
+            self._observer(self._done, self.total, outcome)
+
+
+@dataclass(frozen=True)
+class ScoringRun:
+    """Everything that the shards of one run share. Safe to use from several threads."""
+
+    plan: Plan
+    client: ScoringClient
+    catalog: Catalog
+    store: CaseStore
+    progress: Progress
+    patience: Patience = field(default_factory=Patience)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+_observer: ContextVar[Observer | None] = ContextVar("scoring_observer", default=None)
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Within the block, runs of this process tell `observer` (done, total, outcome) per case."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def current_observer() -> Observer | None:
+    """The observer set by `observed_by`; None where there is none."""
+    return _observer.get()
+
+
+def service_info(client: AttentionClient, patience: Patience) -> ServiceInfo:
+    """Models in service; waits for a service that is starting.
+
+    Raises:
+        Unavailable: it did not answer within `patience`.
+        AttentionServiceError: it refused.
+    """
+    return _patiently(lambda: client.info(timeout_s=10.0), patience, threading.Event())
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models in service that work together.
+
+    Attributes:
+        models: one version of each.
+        labels: organ → its value in the pseudo label.
+    """
+
+    models: tuple[ModelRef, ...]
+    labels: Mapping[str, int]
+
+    @property
+    def key(self) -> str:
+        return ensemble_key(self.models)
+
+
+def ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
+    """The models that `wanted` names ("unet", "unet@2"); all newest ones in service if it is empty.
+
+    Raises:
+        NotFound: a model that is not in service.
+        InvalidInput: two versions of one model.
+    """
+    newest = {model.name: model for model in info.models}
+    every = {(m.name, m.version): m for m in (*info.models, *info.older_models)}
+    chosen = [] if wanted else list(info.models)
+    for text in wanted:
+        name, version = ModelRef.parse(text)
+        model = newest.get(name) if version is None else every.get((name, version))
+        if model is None:
+            served = ", ".join(f"{n}@{t}" for n, t in sorted(every))
+            raise NotFound(f"model {text} is not in service", expected=f"one of {served}")
+        chosen.append(model)
+    if len({model.name for model in chosen}) != len(chosen):
+        raise InvalidInput("an ensemble holds one version per model", got=", ".join(wanted))
+    return Ensemble(
+        tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in chosen),
+        dict(zip(info.organs, info.labels, strict=True)),
+    )
+
+
+def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore) -> Plan:
+    """Which cases of `request` are still to be scored by the ensemble `by`.
+
+    A case counts as scored when the catalog has its score *and* the store its files: files that
+    were lost are made again.
+
+    Raises:
+        NotFound: an unknown dataset or case.
+    """
+    candidates = _candidates(request, catalog)
+    scored: set[str] = set()
+    if not request.force:
+        scored = {
+            case_id
+            for case_id in catalog.scored_cases(request.reading, by.key)
+            if store.has_prediction(case_id, request.reading, by.key)
+        }
+    to_do = [case_id for case_id in candidates if case_id not in scored]
+    return Plan(request, by, tuple(to_do[: request.limit]), len(candidates) - len(to_do))
+
+
+def shards(cases: Sequence[str], in_flight: int) -> list[tuple[str, ...]]:
+    """`cases` in runs of at most `SHARD_CASES`, at least four per slot where there are enough."""
+    size = max(1, min(SHARD_CASES, math.ceil(len(cases) / (4 * in_flight))))
+    return [tuple(cases[start : start + size]) for start in range(0, len(cases), size)]
+
+
+def score_shard(run: ScoringRun, cases: Sequence[str]) -> list[CaseOutcome]:
+    """Score `cases` one after the other; one that fails by its own fault does not stop the rest."""
+    outcomes = []
+    for case_id in cases:
+        outcome = _score_one(run, case_id)
+        run.progress.add(outcome)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _score_one(run: ScoringRun, case_id: str) -> CaseOutcome:
+    if run.stop.is_set():
+        return CaseOutcome(
+            case_id=case_id, outcome=Outcome.NOT_TRIED, message="the run ended before its turn"
+        )
+    started = time.monotonic()
+    try:
+        result = _score_patiently(run, case_id)
+        run.catalog.record_score(
+            score_of(result), pseudo_labels(result, run.plan.ensemble.labels, run.store)
+        )
+    except Unavailable as error:
+        # Every other case would wait as long for the same service.
+        run.stop.set()
+        return CaseOutcome(case_id=case_id, outcome=Outcome.NOT_TRIED, message=str(error))
+    except AttentionServiceError as error:
+        return CaseOutcome(case_id=case_id, outcome=Outcome.FAILED, message=error.message)
+    except AtlasError as error:
+        return CaseOutcome(case_id=case_id, outcome=Outcome.FAILED, message=str(error))
+    return CaseOutcome(
+        case_id=case_id,
+        outcome=Outcome.FOUND if result.already_scored else Outcome.SCORED,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _score_patiently(run: ScoringRun, case_id: str) -> CaseResult:
+    request = run.plan.request
+    key = (case_id, request.reading, run.plan.ensemble.key)
+    if request.force or not run.store.has_prediction(*key):
+        # The row first: a row without files would be believed, files without a row are found again.
+        run.catalog.delete_score(*key)
+    if request.force:
+        run.store.delete_prediction(*key)
+    return _patiently(
+        lambda: run.client.score_case(
+            case_id,
+            request.reading.value,
+            models=run.plan.pinned,
+            timeout_s=CASE_TIMEOUT_S,
+        ),
+        run.patience,
+        run.stop,
+    )
+
+
+def score_of(result: CaseResult) -> Score:
+    """The service's answer as the catalog keeps it."""
+    return Score(
+        case_id=result.case_id,
+        reading=Reading(result.reading),
+        ensemble=result.ensemble,
+        models=_refs(result),
+        organs=tuple(
+            OrganScore(
+                organ=organ.organ,
+                attention_voxels=organ.attention_voxels,
+                attention_ml=organ.attention_ml,
+                pseudo_label_ml=organ.pseudo_label_ml,
+            )
+            for organ in result.organs
+        ),
+        seconds=result.timing.total_s,
+        created_at=datetime.now(UTC),
+    )
+
+
+def pseudo_labels(
+    result: CaseResult, labels: Mapping[str, int], store: CaseStore
+) -> tuple[Label, ...]:
+    """One label per predicted organ, all in one file; an organ of no voxels was predicted absent.
+
+    Args:
+        labels: organ → its value in the file.
+
+    Raises:
+        NotFound: the store does not hold what the service says it wrote.
+    """
+    path = store.pseudo_label_path(result.case_id, Reading(result.reading), result.ensemble)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise NotFound(
+            "the attention service answered, but its prediction is not in the case store",
+            case=result.case_id,
+            remedy="let the service and this command work on the same case store",
+        ) from None
+    now = datetime.now(UTC)
+    return tuple(
+        Label(
+            case_id=result.case_id,
+            organ=organ.organ,
+            source=LabelSource.PSEUDO,
+            path=store.relative(path),
+            value=labels[organ.organ],
+            sha256=sha256,
+            voxels=organ.pseudo_label_voxels,
+            volume_ml=organ.pseudo_label_ml,
+            models=_refs(result),
+            created_at=now,
+        )
+        for organ in result.organs
+    )
+
+
+def _refs(result: CaseResult) -> tuple[ModelRef, ...]:
+    return tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in result.models)
+
+
+def _candidates(request: ScoreRequest, catalog: Catalog) -> list[str]:
+    if not request.cases:
+        return [case.id for case in catalog.cases(request.dataset)]
+    chosen = [catalog.case(case_id) for case_id in dict.fromkeys(request.cases)]
+    return [case.id for case in chosen if request.dataset in (None, case.dataset)]
+
+
+def _patiently(call: Callable[[], ResultT], patience: Patience, stop: threading.Event) -> ResultT:
+    """`call` again while the service is away or busy, with growing pauses.
+
+    Raises:
+        Unavailable: still away when `patience` is over, or `stop` was set meanwhile.
+        AttentionServiceError: refused for good.
+    """
+    deadline = time.monotonic() + patience.total_s
+    attempt = 0
+    while True:
+        try:
+            return call()
+        except AttentionServiceError as error:
+            pause = patience.pause_s(attempt)
+            if not error.retryable:
+                raise
+            if time.monotonic() + pause > deadline:
+                raise Unavailable(
+                    f"the attention service is away for more than {patience.total_s:.0f} s: "
+                    f"{error.message}",
+                    remedy="see `atlasloop status`, then run again: what is scored stays scored",
+                ) from None
+            log.warning("attention service: %s; trying again in %.1f s", error.message, pause)
+        if stop.wait(pause):
+            raise Unavailable("the run was stopped")
+        attempt += 1

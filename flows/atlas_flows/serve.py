@@ -1,0 +1,46 @@
+"""Serves the flows of one machine: runs started from the Prefect UI or by schedule happen here.
+
+    python -m atlas_flows.serve
+
+A runner rather than a work pool: on one machine there is nothing to choose between pools, and this
+is one process that registers the deployment, polls for runs and starts each in its own process.
+Several machines use a work pool with the same flow (`deploy/helm`).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from atlas_core.errors import AtlasError
+
+from atlas_flows.settings import Places
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    places = Places.read()
+    places.enter_prefect()
+    # Prefect reads its settings when it is imported, so only now.
+    from prefect.types.entrypoint import EntrypointType
+
+    from atlas_flows.score import score
+
+    score.serve(
+        name="score",
+        cron=places.score_schedule,
+        tags=["atlasloop"],
+        # A stack that is stopped for the night goes on with its schedule in the morning.
+        pause_on_shutdown=False,
+        print_starting_message=False,
+        # One run at a time: a second one would score the same cases; it waits instead.
+        limit=1,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except AtlasError as error:
+        sys.exit(f"error: {error}")

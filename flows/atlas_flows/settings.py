@@ -1,0 +1,105 @@
+"""Where catalog, case store and services are, for commands and flows.
+
+On one machine everything follows from the embedded stack's settings (its home folder and ports). A
+deployment sets the addresses themselves, by ``ATLASLOOP_<FIELD>``.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from pathlib import Path
+from typing import Self
+
+from atlas_core.errors import ConfigurationError, Unavailable
+from atlas_embedded.settings import EmbeddedSettings
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class FlowSettings(BaseSettings):
+    """Addresses that differ from those of the embedded stack, and the schedule."""
+
+    model_config = SettingsConfigDict(env_prefix="ATLASLOOP_", frozen=True, extra="ignore")
+
+    catalog_url: str | None = Field(
+        default=None, description="SQLAlchemy address of the catalog; empty: <home>/catalog.sqlite."
+    )
+    store: Path | None = Field(
+        default=None, description="Root of the case store; empty: <home>/store."
+    )
+    attention_address: str | None = Field(
+        default=None, description="host:port of the attention service; empty: the embedded one."
+    )
+    prefect_api_url: str | None = Field(
+        default=None, description="Of the Prefect server; empty: the embedded one."
+    )
+    score_schedule: str | None = Field(
+        default=None, description="Cron line for the flow `score`; empty: only when started."
+    )
+
+
+class Places:
+    """Settings of this process, resolved: every address is there.
+
+    Attributes:
+        embedded: settings of the one-machine stack.
+        catalog_url, store, attention_address, prefect_api_url, score_schedule: see `FlowSettings`.
+    """
+
+    def __init__(self, embedded: EmbeddedSettings, flow: FlowSettings) -> None:
+        self.embedded = embedded
+        self.catalog_url = flow.catalog_url or embedded.catalog_url
+        self.store = flow.store or embedded.store
+        self.attention_address = flow.attention_address or embedded.attention_address
+        self.prefect_api_url = flow.prefect_api_url or embedded.prefect_api_url
+        self.score_schedule = flow.score_schedule or None
+
+    @classmethod
+    def read(cls, home: Path | None = None) -> Self:
+        """From the environment and ``<home>/config.toml``.
+
+        Raises:
+            ConfigurationError: a value that cannot work, with its name.
+        """
+        try:
+            return cls(EmbeddedSettings(home=home) if home else EmbeddedSettings(), FlowSettings())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigurationError(
+                f"setting {'.'.join(str(part) for part in first['loc'])} cannot work",
+                expected=first["msg"],
+                got=repr(first.get("input")),
+            ) from None
+
+    def enter_prefect(self, *, quiet: bool = False) -> None:
+        """Point this process's Prefect to our server; call it before `prefect` is first imported.
+
+        Args:
+            quiet: only problems on the terminal; the run's log in the UI stays complete.
+        """
+        # Not above: it loads the model server's client, which most commands do without.
+        from atlas_embedded.components import prefect_variables
+
+        os.environ.update(prefect_variables(self.embedded))
+        os.environ["PREFECT_API_URL"] = self.prefect_api_url
+        if quiet:
+            os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+
+    def require_prefect(self) -> None:
+        """Refuse to start a run that nobody could see.
+
+        Raises:
+            Unavailable: the Prefect server does not answer.
+        """
+        # http.client is no choice here: the address may be https behind a proxy.
+        request = urllib.request.Request(f"{self.prefect_api_url}/health")  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+                answer.read()
+        except OSError as error:
+            raise Unavailable(
+                f"the Prefect server at {self.prefect_api_url} does not answer",
+                got=getattr(error, "reason", error),
+                remedy="start the stack with `atlasloop up`, or set ATLASLOOP_PREFECT_API_URL",
+            ) from None
