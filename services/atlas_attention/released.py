@@ -74,7 +74,7 @@ class ReleasedFuser:
     def push(self, soft: Soft) -> Fused:
         """See `fusion.Fuser.push`."""
         require_same_width(self._soft, soft)
-        gates = _candidates(require_soft(soft), self._threads)
+        gates = mark_candidates(require_soft(soft), self._threads)
         if self._soft is None or self._gates is None:
             self._soft, self._gates = soft, gates
         else:
@@ -92,7 +92,7 @@ class ReleasedFuser:
         if count == 0:
             return Fused.empty(self._soft.shape[1], *self._soft.shape[3:])
         opened = self._gates.copy()
-        _open(opened, self._threads)
+        open_gates(opened, self._threads)
         done = self._before + count
         fused = fuse_block(
             self._soft[:, :, :count],
@@ -117,12 +117,12 @@ def fuse_released(soft: Soft, *, threads: int | None = None) -> Fused:
         InvalidInput, LimitExceeded: see `attention_map.require_soft`.
     """
     soft = require_soft(soft)
-    gates = _candidates(soft, threads)
-    _open(gates, threads)
+    gates = mark_candidates(soft, threads)
+    open_gates(gates, threads)
     return fuse_block(soft, gates, threads=threads)
 
 
-def _candidates(soft: Soft, threads: int | None) -> NDArray[np.uint8]:
+def mark_candidates(soft: Soft, threads: int | None = None) -> NDArray[np.uint8]:
     """Gates before the opening, uint8 ``[organ, z, y, x]``: which terms are above their
     threshold."""
     models, organs, *grid = soft.shape
@@ -140,7 +140,7 @@ def _candidates(soft: Soft, threads: int | None) -> NDArray[np.uint8]:
     return gates.reshape(organs, *grid)
 
 
-def _open(gates: NDArray[np.uint8], threads: int | None) -> None:
+def open_gates(gates: NDArray[np.uint8], threads: int | None) -> None:
     """Opens every bit of every organ of `gates` ``[organ, z, y, x]`` by 5×5×5, in place."""
 
     def kernel(first: int, last: int) -> None:

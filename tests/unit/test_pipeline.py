@@ -142,8 +142,11 @@ class Result:
 
 
 def run(
-    source: ArraySource, predictor: Predictor, specs: tuple[ModelSpec, ...] = ENSEMBLE, **options: object
-) -> Result:  # fmt: skip
+    source: ArraySource,
+    predictor: Predictor,
+    specs: tuple[ModelSpec, ...] = ENSEMBLE,
+    **options: object,
+) -> Result:
     """The whole run, its slabs put together; they must cover the grid exactly once."""
     attending = attend(source, specs, predictor, **options)  # type: ignore[arg-type]
     slabs = list(attending)
@@ -210,8 +213,9 @@ def predictor() -> RulePredictor:
 
 @pytest.mark.parametrize("reading", list(Reading))
 @pytest.mark.parametrize(
-    "shape, overlap", [((37, 33, 29), 0.5), ((9, 40, 61), 0.3), ((50, 12, 5), 0.75), ((30, 30, 40), 0.0)]
-)  # fmt: skip
+    "shape, overlap",
+    [((37, 33, 29), 0.5), ((9, 40, 61), 0.3), ((50, 12, 5), 0.75), ((30, 30, 40), 0.0)],
+)
 def test_slabs_equal_the_whole_volume(
     predictor: RulePredictor, reading: Reading, shape: tuple[int, int, int], overlap: float
 ) -> None:
