@@ -85,6 +85,10 @@ GZIP_LEVEL = 2
 """ISA-L's level, of 0..3. Measured on a 105 MB CT and 2 cores: level 1 62.1 MB in 0.30 s, level 2
 60.4 MB in 0.31 s, level 3 60.3 MB in 0.41 s; zlib's default needs 8 s for a comparable size."""
 
+BLOCK_BYTES = 1 << 20
+"""Blocks that are compressed side by side. Their boundaries show in the bytes of the file, so that
+they are fixed: a file written slab by slab equals the one written whole."""
+
 GZIP_THREADS = 2
 """Compressing threads of a whole-volume write. The bytes do not depend on it."""
 
@@ -466,9 +470,10 @@ class _Sink:
         self._sha256 = hashlib.sha256()
         self._file = self._partial.open("xb")
         self._compressor: IO[bytes] | None = None
+        self._block = bytearray()
         if path.suffix != ".nii":
             self._compressor = igzip_threaded.open(
-                self, "wb", compresslevel=GZIP_LEVEL, threads=threads
+                self, "wb", GZIP_LEVEL, threads=threads, block_size=BLOCK_BYTES
             )
         self._append(header)
 
@@ -482,10 +487,22 @@ class _Sink:
         self._file.flush()
 
     def _append(self, data: bytes | memoryview) -> None:
+        """Uncompressed bytes; they reach the compressor in equal blocks, however they arrive."""
         if self._compressor is None:
             self.write(data)
-        else:
-            self._compressor.write(data)
+            return
+        rest = memoryview(data)
+        while rest:
+            room = BLOCK_BYTES - len(self._block)
+            self._block += rest[:room]
+            rest = rest[room:]
+            if len(self._block) == BLOCK_BYTES:
+                self._compress_block()
+
+    def _compress_block(self) -> None:
+        assert self._compressor is not None
+        self._compressor.write(self._block)
+        self._block.clear()
 
     def put(self, voxels: NDArray[Any]) -> None:
         """Appends `voxels` ``[i, j, k]``, complete planes of the file.
@@ -501,6 +518,7 @@ class _Sink:
     def commit(self) -> str:
         """Makes the file appear under its name, complete and on disk; returns its SHA-256."""
         if self._compressor is not None:
+            self._compress_block()
             self._compressor.close()
         self._file.flush()
         os.fsync(self._file.fileno())
