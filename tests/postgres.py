@@ -1,7 +1,7 @@
 """A real PostgreSQL for the test session: `postgresql_url` gives each test an empty database.
 
-The binaries come from the pip package `pgserver` (extra `dev`), or from the machine if it is missing.
-PostgreSQL refuses to run as root; for root it is started as the user `nobody`.
+The binaries come from the pip package `pgserver` (extra `dev`), or from the machine where it is
+missing. PostgreSQL refuses to run as root; for root it is started as the user `nobody`.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ def _as_unprivileged() -> Mapping[str, Any]:
 def _readable(binaries: Path, folder: Path) -> Path:
     """`binaries`, or a copy in `folder` where root keeps them from other users."""
     initdb = binaries / "bin" / "initdb"
-    probe = subprocess.run(
-        ["test", "-x", str(initdb)], check=False, cwd="/", **_as_unprivileged()
-    )
+    probe = subprocess.run(["test", "-x", str(initdb)], check=False, cwd="/", **_as_unprivileged())
     if probe.returncode == 0:
         return binaries
     # Relative paths inside an installation stay valid; libraries of the wheel lie beside it.

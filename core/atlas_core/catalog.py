@@ -732,7 +732,8 @@ def _latest_ensemble(connection: Connection, reading: Reading, dataset: str | No
 
 
 def _organ_score(row: Any) -> OrganScore:
-    return OrganScore(
+    # Not validated again: it was when it went in, and a ranking reads 76,000 of them.
+    return OrganScore.model_construct(
         organ=row.organ,
         attention_voxels=row.attention_voxels,
         attention_ml=row.attention_ml,
