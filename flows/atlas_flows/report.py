@@ -89,9 +89,11 @@ def build_report(
     """The page as HTML text. Memory is bounded by one slab and the pictures of one case at a time.
 
     Raises:
-        NotFound: no case of the scope was scored.
+        NotFound: no such dataset, or no case of the scope was scored.
     """
     facts = facts or RunFacts()
+    if scope.dataset is not None:
+        catalog.dataset(scope.dataset)
     ensemble = catalog.latest_ensemble(scope.reading, scope.dataset)
     ranked = catalog.ranking(scope.reading, ensemble, scope.dataset) if ensemble else []
     if not ranked or ensemble is None:

@@ -421,6 +421,8 @@ def _refs(result: CaseResult) -> tuple[ModelRef, ...]:
 
 
 def _candidates(request: ScoreRequest, catalog: Catalog) -> list[str]:
+    if request.dataset is not None:
+        catalog.dataset(request.dataset)  # a typing error must not look like an empty dataset
     if not request.cases:
         return [case.id for case in catalog.cases(request.dataset)]
     chosen = [catalog.case(case_id) for case_id in dict.fromkeys(request.cases)]

@@ -161,6 +161,12 @@ def test_ranking_as_csv(scored_home: Path, tmp_path: Path) -> None:
     assert [f"{organ}_ml" in rows[0] for organ in ABDOMEN_ATLAS.names] == [True] * 9
 
 
+def test_a_dataset_that_does_not_exist_is_an_error(scored_home: Path) -> None:
+    result = _atlasloop(scored_home, "ranking", "--dataset", "typo")
+    assert result.returncode == 2
+    assert "'typo'" in result.stderr
+
+
 def test_ranking_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     result = _atlasloop(tmp_path / "home", "ranking")

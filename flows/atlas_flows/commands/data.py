@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from atlas_core.importing import ImportSummary, Note
 
 NOTES_SHOWN = 50
-"""Files in each table of what was not taken; `--json` has all."""
+"""Files named one by one; `--json` has all."""
 
 
 def import_cases(
@@ -151,24 +151,28 @@ def phantoms(
 
 
 def show_import(summary: ImportSummary) -> None:
-    """What was taken, in one sentence, and tables of what was not and why."""
+    """What was taken, in one sentence, and what was not and why."""
     labels = sum(len(case.organs) for case in (*summary.taken, *summary.present))
     console().print(
         f"{len(summary.taken)} cases taken into {summary.dataset}, {len(summary.present)} were "
         f"there already, {len(summary.refused)} refused; {labels} original labels are new"
     )
-    _show_notes("Refused", summary.refused)
-    _show_notes("No CT", summary.skipped)
-    _show_notes("Worth a look", summary.warnings)
+    for title, notes in (("refused", summary.refused), ("worth a look", summary.warnings)):
+        for note in notes[:NOTES_SHOWN]:
+            console().print(f"{title}: {note.source}: {note.reason}", soft_wrap=True, markup=False)
+        if len(notes) > NOTES_SHOWN:
+            console().print(f"{title}: {len(notes) - NOTES_SHOWN} more; --json has all")
+    for reason, sources in _by_reason(summary.skipped).items():
+        shown = ", ".join(sources[:3]) + (", …" if len(sources) > 3 else "")
+        console().print(f"no CT: {len(sources)} × {reason} ({shown})", soft_wrap=True, markup=False)
 
 
-def _show_notes(title: str, notes: Sequence[Note]) -> None:
-    if not notes:
-        return
-    shown = notes[:NOTES_SHOWN]
-    of = f" (the first {len(shown)} of {len(notes)})" if len(shown) < len(notes) else ""
-    rows = [{"file": note.source, "why": note.reason} for note in shown]
-    print_table(f"{title}{of}", rows)
+def _by_reason(notes: Sequence[Note]) -> dict[str, list[str]]:
+    """Files by why they were skipped: beside one CT there may be a hundred masks."""
+    groups: dict[str, list[str]] = {}
+    for note in notes:
+        groups.setdefault(note.reason, []).append(note.source)
+    return groups
 
 
 @contextmanager

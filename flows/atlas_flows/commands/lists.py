@@ -47,6 +47,8 @@ def ranking(
     if top is not None and share is not None:
         raise InvalidInput("--top and --share exclude each other", remedy="give one of them")
     with Catalog.open(places(context).catalog_url) as catalog:
+        if dataset is not None:
+            catalog.dataset(dataset)  # a typing error must not look like an empty dataset
         cases = catalog.ranking(reading, dataset=dataset)
     shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
     if csv is not None:
