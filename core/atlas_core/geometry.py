@@ -1,8 +1,8 @@
 """Where voxels lie: geometry without voxels.
 
 World coordinates are millimetres in RAS+ (x to the patient's Right, y to Anterior, z to Superior),
-as in NIfTI. Arrays are indexed ``[i, j, k]`` in the file's own axis order; *canonical* means that the
-axes run as close to R, A, S as a permutation and flips can bring them (nothing is resampled).
+as in NIfTI. Arrays are indexed ``[i, j, k]`` in the file's own axis order; *canonical* means that
+the axes run as close to R, A, S as a permutation and flips can bring them (nothing is resampled).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from atlas_core.errors import GridMismatch, UnsupportedVolume
 
 GRID_TOLERANCE = 0.02
 """Two grids are the same if no corner of one lies further than this share of a voxel from the
-other's. Real masks differ from their CT by the float32 rounding of a qform quaternion (micrometres);
-a true mismatch is at least a good part of a voxel."""
+other's. Real masks differ from their CT by the float32 rounding of a qform quaternion
+(micrometres); a true mismatch is at least a good part of a voxel."""
 
 MIN_SPACING_MM = 1e-3
 MAX_SPACING_MM = 100.0
@@ -122,13 +122,18 @@ class VolumeGeometry:
     def axis_map(self) -> AxisMap:
         """Permutation and flips that bring the axes closest to R, A, S."""
         direction = self.matrix[:3, :3] / np.linalg.norm(self.matrix[:3, :3], axis=0)
-        # The assignment with the largest total alignment; 6 permutations are tried, ties go to the first.
         orders: tuple[Shape3, ...] = (
             (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0),
         )  # fmt: skip
-        source = max(
-            orders, key=lambda o: sum(round(abs(float(direction[a, o[a]])), 9) for a in range(3))
-        )
+
+        def alignment(order: Shape3) -> tuple[float, ...]:
+            """Total alignment with R, A, S; a tie (45 degrees) is broken by the directions
+            themselves, so that the order of the file's axes never shows in the canonical grid."""
+            turned = direction[:, order] * np.sign(direction[(0, 1, 2), order])
+            # Nine digits: what float32 affines leave of equal numbers must compare as equal.
+            return tuple(np.round([np.trace(turned), *turned.ravel()], 9).tolist())
+
+        source = max(orders, key=alignment)
         flip = tuple(bool(direction[a, source[a]] < 0) for a in range(3))
         return AxisMap(source, flip)  # type: ignore[arg-type]
 
@@ -143,7 +148,8 @@ class VolumeGeometry:
         return "".join(letters)
 
     def canonical(self) -> VolumeGeometry:
-        """The same grid with its axes turned to RAS+; voxels follow by ``axis_map.to_canonical``."""
+        """The same grid with its axes turned to RAS+; voxels follow by
+        ``axis_map.to_canonical``."""
         matrix = np.eye(4)
         origin = self.matrix[:, 3].copy()
         for axis, (file_axis, back) in enumerate(
@@ -161,10 +167,10 @@ class VolumeGeometry:
     def resampled(self, spacing_mm: Float3) -> VolumeGeometry:
         """The grid of about `spacing_mm` (per file axis) that fills the same box, edge to edge.
 
-        The new number of voxels is ``round(n · old / new)``, at least 1, and the box is divided by it
-        exactly; the spacing thus differs from the asked one by less than half a voxel per axis length,
-        flips commute with resampling, and no content is cut off. Index ``j`` of the new grid lies at
-        ``(j + 0.5) · n_old / n_new − 0.5`` of the old one.
+        The new number of voxels is ``round(n · old / new)``, at least 1, and the box is divided by
+        it exactly; the spacing thus differs from the asked one by less than half a voxel per axis
+        length, flips commute with resampling, and no content is cut off. Index ``j`` of the new
+        grid lies at ``(j + 0.5) · n_old / n_new − 0.5`` of the old one.
         """
         shape = tuple(
             max(1, round(n * old / new))
