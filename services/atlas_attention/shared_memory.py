@@ -67,7 +67,7 @@ class Region:
         return np.frombuffer(self._map, dtype=dtype, count=count).reshape(shape)
 
     def close(self) -> None:
-        """Unlink and unmap; a server that still maps the region keeps its memory until it lets go."""
+        """Unlink and unmap; its memory is free once no server maps it any more."""
         if self._descriptor < 0:
             return
         # A view that is still alive keeps the mapping; it goes with the view.

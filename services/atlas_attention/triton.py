@@ -450,7 +450,7 @@ class TritonPredictor:
     def _sweep(self) -> None:
         """Unlink regions of dead processes, and make the server let go of what is unlinked."""
         for name in sweep():
-            _log.info("swept a shared region of a dead process", extra={"region": name})
+            _log.info("swept a shared region of a dead process", extra={"fields": {"region": name}})
         status = self._client.get_system_shared_memory_status(client_timeout=CONTROL_TIMEOUT_S)
         for name in status.regions:
             if name.startswith(PREFIX) and not (SHARED_MEMORY / name).exists():

@@ -1,0 +1,114 @@
+"""What the service counts, for Prometheus. No label ever holds a case or a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from time import monotonic
+from wsgiref.simple_server import WSGIServer
+
+from atlas_core.errors import AtlasError, ConfigurationError
+from atlas_core.model_spec import ModelSpec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.process_collector import ProcessCollector
+
+from atlas_attention.settings import host_and_port
+
+PREFIX = "atlasloop_attention"
+
+INFERENCE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""From a small window on a GPU to a Swin UNETR window on a laptop's CPU."""
+
+CALL_BUCKETS_S = (0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """The counters of one service, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"{PREFIX}_{name}", text, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self.calls = counter("calls", "Calls ended", "method", "status")
+        self.call_seconds = histogram("call_seconds", "Of calls", CALL_BUCKETS_S, "method")
+        self.admitted = gauge("calls_admitted", "Calls worked on or waiting")
+        self.working = gauge("calls_working", "Calls worked on")
+        self.bytes = counter("bytes", "Message bytes", "method", "direction")
+        self.inferences = counter(
+            "inferences", "Windows at one model", "model", "version", "outcome"
+        )
+        self.inference_seconds = histogram(
+            "inference_seconds",
+            "From sending a window to its answer",
+            INFERENCE_BUCKETS_S,
+            "model",
+            "version",
+        )
+        self.windows_air = counter("windows_air", "Windows at one model left out as air")
+        self.stage_seconds = counter(
+            "stage_seconds", "By stage: receive, predict (waiting for models), fuse, write", "stage"
+        )
+        self.berths = gauge("windows_in_flight", "Windows with the models")
+        self.regions = gauge("shared_memory_regions", "Regions that exist")
+        self.serving = gauge("serving", "1 while every model answers")
+
+    def watch(self, berths: Callable[[], int], regions: Callable[[], int]) -> None:
+        """Where to read windows in flight and regions at every scrape."""
+        self.berths.set_function(berths)
+        self.regions.set_function(regions)
+
+    def inference(self, spec: ModelSpec, seconds: float, failure: AtlasError | None) -> None:
+        """One window was answered by one model, or not."""
+        version = str(spec.version)
+        outcome = "ok" if failure is None else type(failure).__name__.strip("_").lower()
+        self.inferences.labels(spec.name, version, outcome).inc()
+        if failure is None:
+            self.inference_seconds.labels(spec.name, version).observe(seconds)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the seconds of the block under stage `name`."""
+        began = monotonic()
+        try:
+            yield
+        finally:
+            self.stage_seconds.labels(name).inc(monotonic() - began)
+
+    def serve(self, address: str) -> MetricsServer:
+        """Serve them by HTTP.
+
+        Raises:
+            ConfigurationError: the port is taken.
+        """
+        host, port = host_and_port(address)
+        try:
+            return MetricsServer(*start_http_server(port, host, self.registry))
+        except OSError as error:
+            raise ConfigurationError(
+                f"metrics cannot be served on {address}",
+                got=error.strerror,
+                remedy="end who holds the port, or set ATLAS_ATTENTION_METRICS_LISTEN",
+            ) from None
+
+
+class MetricsServer:
+    """The HTTP server of `Metrics.serve`."""
+
+    def __init__(self, server: WSGIServer, thread: Thread) -> None:
+        self._server = server
+        self._thread = thread
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

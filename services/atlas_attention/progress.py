@@ -1,0 +1,66 @@
+"""Work in a thread of its own, its progress told to somebody who may look away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+ResultT = TypeVar("ResultT")
+
+
+class Job(Generic[ResultT]):
+    """Runs ``work(report)``; `report` takes done and total.
+
+    Only the latest progress is kept, so a slow reader neither stops the work nor fills memory.
+    """
+
+    def __init__(self, work: Callable[[Callable[[int, int], None]], ResultT]) -> None:
+        self._work = work
+        self._changed = threading.Condition()
+        self._latest: tuple[int, int] | None = None
+        self._ended = False
+        self._result: ResultT | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="score", daemon=True)
+        self._thread.start()
+
+    def progress(self) -> Iterator[tuple[int, int]]:
+        """Done and total whenever they have changed, until the work has ended."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._latest is not None)
+                latest, self._latest = self._latest, None
+                if latest is None:
+                    return
+            yield latest
+
+    def result(self) -> ResultT:
+        """What the work returned; waits for it.
+
+        Raises:
+            BaseException: what the work raised.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]  # ended without error: there is one
+
+    def join(self) -> None:
+        """Wait until the work has ended, however."""
+        self._thread.join()
+
+    def _report(self, done: int, total: int) -> None:
+        with self._changed:
+            self._latest = (done, total)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work(self._report)
+        except BaseException as error:  # handed to whoever asks for the result
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()

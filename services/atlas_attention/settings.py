@@ -1,0 +1,133 @@
+"""Configuration of the attention service: environment variables ``ATLAS_ATTENTION_<FIELD>``."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from atlas_core.nifti_io import MAX_VOXELS
+from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from atlas_attention.attention_map import MAX_MODELS, MAX_ORGANS
+from atlas_attention.pipeline import DEFAULT_OVERLAP
+
+ENV_PREFIX = "ATLAS_ATTENTION_"
+
+
+def _address(text: str) -> str:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})", text)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise ValueError(f"address {text!r}: expected HOST:PORT")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class AttentionSettings(BaseSettings):
+    """One attention service."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    listen: Address = Field(default="127.0.0.1:18010", description="Where gRPC is served.")
+    metrics_listen: Address | Literal[""] = Field(
+        default="127.0.0.1:18011", description="Where Prometheus metrics are served, or empty."
+    )
+    allow_remote: bool = Field(
+        default=False,
+        description="Listen on other addresses than loopback. There is neither TLS nor login here: "
+        "only behind a proxy or a network policy that brings them.",
+    )
+    triton: Address = Field(
+        default="127.0.0.1:18001", description="gRPC endpoint of the model server."
+    )
+    store: Path = Field(default=Path(".atlasloop/store"), description="Root of the case store.")
+    spool_folder: Path | None = Field(
+        default=None,
+        description="For the unnamed files that CTs lie in while they are worked on, up to 4 bytes "
+        "per voxel and call; default: the system's temporary folder.",
+    )
+    shared_memory: Literal["auto", "system", "none"] = Field(
+        default="auto",
+        description="How windows reach the model server; auto: by shared memory where it can map "
+        "this machine's, else inside the messages.",
+    )
+    windows_in_flight: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="Windows with the models at once, of all calls together. Each takes shared "
+        "memory: 4 bytes per voxel, and 1 per voxel, organ and model.",
+    )
+    inference_timeout_s: float = Field(
+        default=60.0, gt=0, description="For one window at one model, its queue included."
+    )
+    overlap: float = Field(
+        default=DEFAULT_OVERLAP,
+        ge=0,
+        lt=1,
+        description="Share that neighbouring windows have in common, per axis.",
+    )
+    kernel_threads: int = Field(
+        default=0, ge=0, description="Threads of the numeric kernels; 0: one per available core."
+    )
+    organs: OrganScheme = Field(
+        default=ABDOMEN_ATLAS, description="Label values of the organs, as JSON."
+    )
+    max_voxels: int = Field(default=MAX_VOXELS, ge=1, description="Of one volume.")
+    max_message_bytes: int = Field(
+        default=64 << 20, ge=1 << 20, le=1 << 30, description="Of one gRPC message."
+    )
+    max_fuse_models: int = Field(
+        default=MAX_MODELS, ge=1, le=MAX_MODELS, description="Models that a client may fuse."
+    )
+    max_fuse_organs: int = Field(
+        default=MAX_ORGANS, ge=1, le=MAX_ORGANS, description="Organs that a client may fuse."
+    )
+    max_calls: int = Field(default=4, ge=1, le=1024, description="Calls worked on at once.")
+    max_waiting: int = Field(
+        default=32, ge=0, le=1024, description="Calls that wait for that; more are refused."
+    )
+    idle_timeout_s: float = Field(
+        default=60.0, ge=1, description="A client silent for longer is cut off."
+    )
+    upload_timeout_s: float = Field(
+        default=900.0, ge=1, description="For the whole of a client's upload."
+    )
+    health_interval_s: float = Field(
+        default=30.0, gt=0, description="An idle model is tried with a real window this often."
+    )
+    stop_grace_s: float = Field(
+        default=10.0, ge=0, description="After SIGTERM: for calls under way, before they are ended."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def _loopback_unless_told(self) -> Self:
+        for name in ("listen", "metrics_listen"):
+            address = getattr(self, name)
+            if address and not self.allow_remote and not is_loopback(address):
+                raise ValueError(
+                    f"{name} {address} is reachable from other machines, and there is neither TLS "
+                    f"nor login; set {ENV_PREFIX}ALLOW_REMOTE=true if that is meant"
+                )
+        return self
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """``"[::1]:18010"`` → ("::1", 18010)."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can connect to `address`."""
+    host, _ = host_and_port(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
