@@ -1,9 +1,10 @@
 """The anatomy of a procedural abdomen: which tissue lies where, before any scanner looks at it.
 
-Everything is a level function in millimetres (negative inside) of a few primitives, drawn in a fixed
-order on a grid whose coordinates were bent by a smooth random warp. Lengths and positions describe a
-standard patient: x to the Right, y to Anterior, z to Superior, the origin in the middle of the body at
-the height of the first lumbar vertebra (the transpyloric plane). Arrays run ``[z, y, x]``, C-order.
+Everything is a level function in millimetres (negative inside) of a few primitives, drawn in a
+fixed order on a grid whose coordinates were bent by a smooth random warp. Lengths and positions
+describe a standard patient: x to the Right, y to Anterior, z to Superior, the origin in the middle
+of the body at the height of the first lumbar vertebra (the transpyloric plane). Arrays run
+``[z, y, x]``, C-order.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Tissue(IntEnum):
 # --- smooth random fields -------------------------------------------------------------------------
 
 _FIELD_HALF_MM = 340.0
-"""Fields cover this far from the origin: beyond any field of view of a body scan (500 mm), scaled."""
+"""Fields cover this far from the origin: beyond the field of view of any body scan (500 mm)."""
 
 _SPLINE_STD = 0.33
 """Standard deviation of a cubic B-spline over independent unit normals: (mean of Σw²)^(3/2), about
@@ -120,12 +121,19 @@ class SmoothField:
         return first + np.arange(4)[:, None], (weights / 6.0).astype(np.float32)
 
 
+BAND_MM = 6.0
+"""Level functions are known at least this far outside a shape: ripples, thin layers of fat and
+blends reach less."""
+
+FAR_MM = 1e3
+"""Level of what is further away than that."""
+
 # --- primitives -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An ellipsoid: centre ``[3]`` (x, y, z), radii ``[3]`` and rotation ``[3, 3]`` (columns: its axes)."""
+    """An ellipsoid: centre ``[3]`` (x, y, z), radii ``[3]``, rotation ``[3, 3]`` (its axes)."""
 
     centre: Float64Array
     radii: Float64Array
@@ -157,7 +165,7 @@ class Tube:
         return (self.points - half).min(axis=0), (self.points + half).max(axis=0)
 
     def along(self, values: Float64Array, position: Float32Array) -> Float32Array:
-        """`values` ``[n]`` of the chain's points, interpolated at `position` as `Canvas.tube` gives it."""
+        """`values` ``[n]`` of the chain's points, interpolated at `position` of `Canvas.tube`."""
         return np.interp(position, np.arange(len(values)), values).astype(np.float32)
 
 
@@ -168,7 +176,7 @@ def smooth_tube(
     pieces: int = 6,
     stretch: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Tube:
-    """A tube through `points` with a Catmull-Rom spline between them, `pieces` segments per span."""
+    """A tube through `points`: a Catmull-Rom spline with `pieces` segments per span."""
     knots = np.column_stack([np.asarray(points, float), np.asarray(radii, float)])
     padded = np.vstack([2 * knots[0] - knots[1], knots, 2 * knots[-1] - knots[-2]])
     spans = []
@@ -202,8 +210,9 @@ class Pose:
         size: float = 0.08,
         enlarge: float = 1.0,
     ) -> Pose:
-        """A random pose; `size` is the relative standard deviation of its dimensions, half of it common
-        to all three. Everything is cut at two standard deviations, so that anatomy stays anatomy."""
+        """A random pose; `size` is the relative standard deviation of its dimensions, half of it
+        common to all three. All is cut at two standard deviations, so that anatomy stays anatomy.
+        """
         draws = np.clip(rng.standard_normal(10), -2.0, 2.0)
         common = size * 0.7 * draws[9] + size * 0.7 * draws[3:6]
         return cls(
@@ -250,14 +259,7 @@ def rotation_matrix(angles: Float64Array) -> Float64Array:
 
 
 @njit(cache=True, nogil=True)
-def _ellipsoid_level(
-    x: Float32Array,
-    y: Float32Array,
-    z: Float32Array,
-    centre: Float64Array,
-    to_unit: Float64Array,
-    level: Float32Array,
-) -> None:
+def _ellipsoid_level(x, y, z, centre, to_unit, level):  # type: ignore[no-untyped-def]
     """Signed distance (mm) to an ellipsoid along the ray from its centre, into `level`."""
     for k in range(level.shape[0]):
         for j in range(level.shape[1]):
@@ -273,41 +275,31 @@ def _ellipsoid_level(
 
 
 @njit(cache=True, nogil=True)
-def _tube_level(
-    x: Float32Array,
-    y: Float32Array,
-    z: Float32Array,
-    points: Float64Array,
-    radii: Float64Array,
-    stretch: Float64Array,
-    level: Float32Array,
-    position: Float32Array,
-) -> None:
-    """Signed distance (mm) to the nearest segment of a tube, and where along the chain it is nearest."""
-    for k in range(level.shape[0]):
-        for j in range(level.shape[1]):
-            for i in range(level.shape[2]):
-                best = 1e9
-                at = 0.0
-                for s in range(points.shape[0] - 1):
+def _tube_level(  # type: ignore[no-untyped-def]
+    x, y, z, points, radii, stretch, bounds, level, position
+):
+    """Signed distance (mm) to the nearest segment of a tube, and where along the chain it is
+    nearest; segment ``s`` is looked at within ``bounds[s]`` (z, y, x: start, stop) only."""
+    for s in range(points.shape[0] - 1):
+        bx = (points[s + 1, 0] - points[s, 0]) * stretch[0]
+        by = (points[s + 1, 1] - points[s, 1]) * stretch[1]
+        bz = (points[s + 1, 2] - points[s, 2]) * stretch[2]
+        per_length = 1.0 / (bx * bx + by * by + bz * bz + 1e-9)
+        for k in range(bounds[s, 0, 0], bounds[s, 0, 1]):
+            for j in range(bounds[s, 1, 0], bounds[s, 1, 1]):
+                for i in range(bounds[s, 2, 0], bounds[s, 2, 1]):
                     ax = (x[k, j, i] - points[s, 0]) * stretch[0]
                     ay = (y[k, j, i] - points[s, 1]) * stretch[1]
                     az = (z[k, j, i] - points[s, 2]) * stretch[2]
-                    bx = (points[s + 1, 0] - points[s, 0]) * stretch[0]
-                    by = (points[s + 1, 1] - points[s, 1]) * stretch[1]
-                    bz = (points[s + 1, 2] - points[s, 2]) * stretch[2]
-                    t = (ax * bx + ay * by + az * bz) / (bx * bx + by * by + bz * bz + 1e-9)
-                    t = min(max(t, 0.0), 1.0)
+                    t = min(max((ax * bx + ay * by + az * bz) * per_length, 0.0), 1.0)
                     ax -= t * bx
                     ay -= t * by
                     az -= t * bz
                     radius = radii[s] + t * (radii[s + 1] - radii[s])
                     distance = np.sqrt(ax * ax + ay * ay + az * az) - radius
-                    if distance < best:
-                        best = distance
-                        at = s + t
-                level[k, j, i] = best
-                position[k, j, i] = at
+                    if distance < level[k, j, i]:
+                        level[k, j, i] = distance
+                        position[k, j, i] = s + t
 
 
 def union(a: Float32Array, b: Float32Array, blend_mm: float) -> Float32Array:
@@ -346,12 +338,11 @@ class Canvas:
     margin_mm: float
     tissue: NDArray[np.uint8]
 
-    def box(self, low: Float64Array, high: Float64Array, *, extra_mm: float = 6.0) -> Box:
-        """Voxels that can lie between the corners `low` and `high` (x, y, z), with `extra_mm` around."""
-        reach = self.margin_mm + extra_mm
+    def box(self, low: Float64Array, high: Float64Array) -> Box:
+        """Voxels that can lie between the corners `low` and `high` (x, y, z), and a band around."""
         slices = []
         for axis, lower, upper in zip(self.axes, low[::-1], high[::-1], strict=True):
-            start, stop = np.searchsorted(axis, (lower - reach, upper + reach))
+            start, stop = np.searchsorted(axis, (lower - self._reach, upper + self._reach))
             slices.append(slice(int(start), int(stop)))
         return (slices[0], slices[1], slices[2])
 
@@ -366,16 +357,35 @@ class Canvas:
         _ellipsoid_level(self.x[box], self.y[box], self.z[box], shape.centre, to_unit, level)
         return box, level
 
-    def tube(self, shape: Tube, box: Box | None = None) -> tuple[Box, Float32Array, Float32Array]:
-        """Level function of `shape` in `box`, and the position along its chain of points."""
-        box = self.box(*shape.reach) if box is None else box
-        level = np.empty_like(self.x[box], order="C")
-        position = np.empty_like(level)
+    def tube(self, shape: Tube) -> tuple[Box, Float32Array, Float32Array]:
+        """Level function of `shape` in the box around it (`FAR_MM` where it is far), and the
+        position along its chain of points."""
+        box = self.box(*shape.reach)
+        level = np.full_like(self.x[box], FAR_MM, order="C")
+        position = np.zeros_like(level)
+        ends = np.stack([shape.points[:-1], shape.points[1:]])
+        half = np.maximum(shape.radii[:-1], shape.radii[1:])[:, None] / shape.stretch
+        low, high = ends.min(axis=0) - half, ends.max(axis=0) + half
+        bounds = np.array(
+            [
+                [
+                    np.searchsorted(axis[part], (lower - self._reach, upper + self._reach))
+                    for axis, part, lower, upper in zip(
+                        self.axes, box, corner[::-1], opposite[::-1], strict=True
+                    )
+                ]
+                for corner, opposite in zip(low, high, strict=True)
+            ]
+        )
         _tube_level(
             self.x[box], self.y[box], self.z[box],
-            shape.points, shape.radii, shape.stretch, level, position,
+            shape.points, shape.radii, shape.stretch, bounds, level, position,
         )  # fmt: skip
         return box, level, position
+
+    @property
+    def _reach(self) -> float:
+        return self.margin_mm + BAND_MM
 
     def paint(self, box: Box, where: NDArray[np.bool_], tissue: Tissue) -> None:
         self.tissue[box][where] = tissue

@@ -149,7 +149,7 @@ _ORIENTATIONS = (("RAS", 0.4), ("LPS", 0.35), ("LAS", 0.15), ("IPL", 0.1))
 """NIfTI's own, DICOM's, the old Analyze one, and an axis order as in KiTS19."""
 
 _SLAB = 48
-"""Slices drawn at a time: bounds the memory of a full-size phantom; the result does not depend on it."""
+"""Slices drawn at a time: bounds the memory of a full-size phantom."""
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def _canvas(
 
 def _draw_table(canvas: Canvas, top_mm: float) -> None:
     """The couch: a curved plate behind the patient. It is outside the warp."""
-    z, y, x = canvas.axes
+    _, y, x = canvas.axes
     surface = top_mm - 18.0 + np.square(x / 200.0) * 30.0
     depth = surface[None, :] - y[:, None]
     plate = (depth > 0) & (depth < 14.0) & (np.abs(x)[None, :] < 210.0)
@@ -393,7 +393,7 @@ def _draw_table(canvas: Canvas, top_mm: float) -> None:
 def _acquire(
     patient: _Patient, scan: _Scan, tissue: NDArray[np.uint8], rng: np.random.Generator
 ) -> NDArray[np.int16]:
-    """What the scanner makes of `tissue`: attenuation, texture, blur, noise; HU, int16 ``[z, y, x]``."""
+    """What a scanner makes of `tissue`: blurred, noisy HU, int16 ``[z, y, x]``."""
     x, y, z = scan.axes
     pixel_mm = float(x[1] - x[0])
     slice_mm = float(z[1] - z[0])
@@ -418,8 +418,8 @@ def _acquire(
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_hu: float) -> Float32Array:
-    """Noise grainy as a soft reconstruction kernel makes it: correlated within a slice only, so that it
-    does not depend on how a volume is cut into slabs."""
+    """Noise as grainy as a soft reconstruction kernel leaves it: correlated within a slice only, so
+    that it does not depend on how a volume is cut into slabs."""
     white = rng.standard_normal(shape, dtype=np.float32)
     kernel = 0.6  # voxels; the filter lowers the noise by this factor's known gain, undone below
     grain = ndimage.gaussian_filter(white, (0, kernel, kernel), mode="wrap", truncate=3.0)
@@ -450,16 +450,16 @@ def _axes_of(axis_codes: str) -> tuple[tuple[int, bool], ...]:
     """World axis and direction (True: against R, A or S) of each file axis."""
     axes = []
     for letter in axis_codes:
-        for axis, (positive, negative) in enumerate(("RL", "AP", "SI")):
-            if letter in (positive, negative):
-                axes.append((axis, letter == negative))
+        for axis, pair in enumerate(("RL", "AP", "SI")):
+            if letter in pair:
+                axes.append((axis, letter == pair[1]))
     if sorted(axis for axis, _ in axes) != [0, 1, 2] or len(axis_codes) != 3:
         raise InvalidInput("malformed orientation", expected="RAS, LPS, …", got=axis_codes)
     return tuple(axes)
 
 
 def _geometry(scan: _Scan) -> VolumeGeometry:
-    """The file's grid: its axes as `axis_codes` says, its place where the scanner put the patient."""
+    """The file's grid: axes as `axis_codes` says, placed where the scanner put the patient."""
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1.0
     matrix[:3, 3] = scan.origin_mm
@@ -494,7 +494,7 @@ TRUTH_NAME = "combined_labels.nii.gz"
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """One case before it is made: its name, its seed and its kind follow from run seed and number."""
+    """One case before it is made: name, seed and kind follow from the run's seed and the number."""
 
     name: str
     number: int
@@ -517,7 +517,7 @@ def case_plan(number: int, seed: int, hard_share: float = 0.1) -> PlannedCase:
             got=(number, seed, hard_share),
         )
     case_seed = int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
-    # Tenths of a millionth: a share such as 0.1 has no exact float, and its multiples must not drift.
+    # In whole numbers: a share such as 0.1 has no exact float, and its multiples must not drift.
     share = round(hard_share * 10_000_000)
     before, after = (number - 1) * share // 10_000_000, number * share // 10_000_000
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(HARD_KINDS))
@@ -541,8 +541,8 @@ def write_phantoms(
 
     ``<folder>/PHANTOM_00000001/ct.nii.gz`` with, by `labels`:
     ``truth``: ``segmentations/<organ>.nii.gz`` for all organs; ``none``: nothing beside the CT;
-    ``partial``: the cases are dealt out to the sub-folders of `PARTIAL_DATASETS`, each with the masks
-    of its organs only. ``<folder>/phantoms.json`` lists kind, phase, seed and true organ volumes.
+    ``partial``: the cases are dealt out to the sub-folders of `PARTIAL_DATASETS`, each with the
+    masks of its organs only. ``<folder>/phantoms.json`` lists kind, phase, seed and true volumes.
 
     Args:
         truth_folder: also write ``<truth_folder>/PHANTOM_…/combined_labels.nii.gz`` (label ids of
@@ -652,7 +652,7 @@ def _dataset_of(plan: PlannedCase, labels: Labels) -> tuple[str, tuple[str, ...]
 
 
 def _write_case(case_folder: Path, phantom: Phantom, organs: Sequence[str]) -> None:
-    """Write one case folder beside its place and rename it in: it exists completely or not at all."""
+    """Write a case folder beside its place and rename it in: it is there completely or not."""
     case_folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=case_folder.parent, prefix=".phantom-") as scratch:
         fresh = Path(scratch) / case_folder.name
