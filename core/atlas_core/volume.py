@@ -72,7 +72,7 @@ def _narrowest_dtype(voxels: NDArray[Any]) -> np.dtype[Any]:
     """The first of int16, int32 and float32 that holds every voxel (wider ones are rounded)."""
     low, high = 0, 0
     for piece in _pieces(voxels):
-        if piece.dtype.kind == "f" and not np.array_equal(piece, np.rint(piece)):
+        if piece.dtype.kind == "f" and not (np.isfinite(piece) & (piece == np.rint(piece))).all():
             return np.dtype("<f4")
         low, high = min(low, int(piece.min())), max(high, int(piece.max()))
     for name in ("<i2", "<i4"):
