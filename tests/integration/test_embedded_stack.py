@@ -2,22 +2,401 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
+import psutil
 import pytest
-from stack import Stack, open_stack
+import tritonclient.grpc as triton
+from atlas_core.errors import ConfigurationError, NotFound
+from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from atlas_embedded.settings import EmbeddedSettings
+from atlas_embedded.stack import down, logs, running, status, up
+from atlas_embedded.triton_environment import find_triton
+from atlas_embedded.triton_models import repository_of
+from atlas_models.triton_repository import TritonRepository, read_spec
+from numpy.typing import NDArray
+from stack import Stack, free_settings, open_stack
+from triton_server import export_tiny_model
+
+pytestmark = pytest.mark.stack
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def regions(settings: EmbeddedSettings) -> set[str]:
+    """Shared memory of this stack's Triton."""
+    return {path.name for path in SHARED_MEMORY.glob(f"*{settings.stack_id}*")}
+
+
+def require(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    """Waits until `condition` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+def window(spec: ModelSpec) -> NDArray[np.float32]:
+    random = np.random.default_rng(5)
+    return random.normal(40, 120, (1, 1, *reversed(spec.patch))).astype(np.float32)
+
+
+def infer(address: str, spec: ModelSpec, data: NDArray[np.float32]) -> NDArray[np.uint8]:
+    with triton.InferenceServerClient(address) as client:
+        tensor = triton.InferInput(INPUT_NAME, list(data.shape), "FP32")
+        tensor.set_data_from_numpy(data)
+        answer = client.infer(
+            spec.name, [tensor], model_version=str(spec.triton_version), client_timeout=30
+        ).as_numpy(OUTPUT_NAME)
+    assert answer is not None
+    return np.asarray(answer)
+
+
+def server_pid(stack: Stack) -> int:
+    pid = stack.status()["triton"].pid
+    assert pid is not None
+    return pid
+
+
+def stubs(stack: Stack) -> list[psutil.Process]:
+    return psutil.Process(server_pid(stack)).children()
+
+
+def run_up(settings: EmbeddedSettings) -> subprocess.Popen[str]:
+    """`up` in a process of its own, which may be killed."""
+    code = (
+        "from atlas_embedded.settings import EmbeddedSettings as S\n"
+        "from atlas_embedded.stack import up\n"
+        "up(S())\n"
+    )
+    environment = {**os.environ, **settings.environment()}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.fixture(scope="module")
-def triton(stack_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with open_stack(tmp_path_factory.mktemp("t") / "home", stack_models, ("triton",)) as opened:
+def triton_stack(stack_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Triton alone: enough to try everything that can happen to a part."""
+    home = tmp_path_factory.mktemp("triton-stack") / "home"
+    with open_stack(home, stack_models, ("triton",)) as opened:
         yield opened
 
 
-def test_status(triton: Stack) -> None:
-    assert triton.status()["triton"].state == "healthy"
-    triton.kill("triton")
-    assert triton.status()["triton"].state == "died"
-    triton.restart()
-    assert triton.status()["triton"].state == "healthy"
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[EmbeddedSettings]:
+    """Triton with one model, not yet up; down at the end."""
+    export_tiny_model(tmp_path / "models" / "conv_a", "conv_a")
+    chosen = free_settings(tmp_path / "home", tmp_path / "models", ("triton",))
+    yield chosen
+    down(chosen)
+
+
+def test_models_answer_as_their_graphs_do(triton_stack: Stack, stack_models: Path) -> None:
+    for folder in sorted(stack_models.iterdir()):
+        spec = read_spec(folder)
+        data = window(spec)
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        (expected,) = session.run(None, {INPUT_NAME: data})
+        got = infer(triton_stack.triton_grpc, spec, data)
+        assert got.dtype == np.uint8
+        # Two float32 runtimes may fall on either side of a rounding boundary.
+        assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+        assert got.std() > 10
+
+
+def test_a_batch_is_its_windows(triton_stack: Stack, stack_models: Path) -> None:
+    spec = read_spec(stack_models / "conv_a")
+    one = window(spec)
+    batch = np.concatenate([one, one[:, :, ::-1], np.full_like(one, -1000)])
+    together = infer(triton_stack.triton_grpc, spec, batch)
+    for index in range(3):
+        alone = np.ascontiguousarray(batch[index : index + 1])
+        answer = infer(triton_stack.triton_grpc, spec, alone)
+        assert np.array_equal(together[index : index + 1], answer)
+
+
+def test_status_tells_every_part(triton_stack: Stack) -> None:
+    (row,) = status(triton_stack.settings)
+    assert (row.name, row.state) == ("triton", "healthy")
+    assert row.address == triton_stack.triton_grpc
+    assert row.pid in triton_stack.pids("triton")
+    assert row.rss_bytes is not None and row.rss_bytes > 30 << 20
+    assert row.uptime_s is not None and row.uptime_s >= 0
+    for model in ("conv_a@0", "conv_b@0", "conv_c@0"):
+        assert model in row.detail
+    assert "openvino f32" in row.detail
+    assert json.loads(row.model_dump_json())["state"] == "healthy"
+
+
+def test_up_again_leaves_a_healthy_stack_alone(triton_stack: Stack) -> None:
+    before = triton_stack.pids()
+    up(triton_stack.settings)
+    assert triton_stack.pids() == before
+
+
+def test_everything_listens_on_this_machine_only(triton_stack: Stack) -> None:
+    given = triton_stack.settings
+    ports = {given.triton_http_port, given.triton_grpc_port, given.triton_metrics_port}
+    connections = psutil.Process(server_pid(triton_stack)).net_connections()
+    listening = [c for c in connections if c.status == psutil.CONN_LISTEN]
+    assert {c.laddr.port for c in listening} == ports
+    # gRPC listens on an IPv6 socket; the address is the IPv4 one all the same.
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+
+
+def test_killed_server_is_started_again(triton_stack: Stack) -> None:
+    before = triton_stack.pids()
+    triton_stack.kill("triton")
+    assert triton_stack.status()["triton"].state == "died"
+    triton_stack.restart()
+    assert triton_stack.status()["triton"].state == "healthy"
+    assert not before & triton_stack.pids()
+    assert len(regions(triton_stack.settings)) == 3  # one per model: nothing of the dead server
+
+
+def test_killed_model_process_is_seen_and_mended(triton_stack: Stack) -> None:
+    server = server_pid(triton_stack)
+    victim = stubs(triton_stack)[0]
+    victim.kill()
+    require(lambda: victim.status() == psutil.STATUS_ZOMBIE, "the process ended")
+    row = triton_stack.status()["triton"]
+    assert row.state == "unhealthy"
+    assert "does not answer" in row.detail
+    triton_stack.restart()
+    assert triton_stack.status()["triton"].state == "healthy"
+    assert server_pid(triton_stack) == server  # the other models were never out of service
+    assert len(regions(triton_stack.settings)) == 3
+
+
+def test_lost_record_and_unloaded_model_are_no_obstacle(triton_stack: Stack) -> None:
+    before = triton_stack.pids()
+    (triton_stack.settings.run / "triton.json").unlink()
+    assert "left" in triton_stack.status()["triton"].detail
+    triton_stack.restart()
+    assert not before & triton_stack.pids()
+    with triton.InferenceServerClient(triton_stack.triton_grpc) as client:
+        client.unload_model("conv_b")
+        require(lambda: not client.is_model_ready("conv_b"), "conv_b is unloaded")
+    assert triton_stack.status()["triton"].state == "unhealthy"
+    triton_stack.restart()
+    assert triton_stack.status()["triton"].state == "healthy"
+
+
+def test_other_settings_reach_a_running_stack(triton_stack: Stack) -> None:
+    before = server_pid(triton_stack)
+    other = triton_stack.settings.model_copy(update={"model_runtime": "onnxruntime"})
+    assert up(other)[0].detail == "conv_a@0, conv_b@0, conv_c@0 by onnxruntime f32"
+    assert server_pid(triton_stack) == before  # models are loaded again, the server stays
+    up(triton_stack.settings)
+
+
+def test_two_ups_at_once_start_one_stack(settings: EmbeddedSettings) -> None:
+    both = [run_up(settings), run_up(settings)]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    servers = [p for p in psutil.process_iter() if is_server_of(p, settings)]
+    assert len(servers) == 1
+    assert status(settings)[0].state == "healthy"
+
+
+def test_up_that_is_killed_halfway_is_taken_up_by_the_next(settings: EmbeddedSettings) -> None:
+    first = run_up(settings)
+    require(lambda: any(is_server_of(p, settings) for p in psutil.process_iter()), "a server")
+    first.kill()
+    first.communicate()
+    up(settings)
+    assert status(settings)[0].state == "healthy"
+    assert len([p for p in psutil.process_iter() if is_server_of(p, settings)]) == 1
+
+
+def test_hung_server_is_replaced(settings: EmbeddedSettings) -> None:
+    up(settings)
+    stack = Stack(settings)
+    pid = server_pid(stack)
+    os.kill(pid, signal.SIGSTOP)
+    # A process younger than the first of these is waited for: it may only be starting.
+    up(settings.model_copy(update={"start_timeout_s": 12.0, "stop_timeout_s": 1.0}))
+    assert server_pid(stack) != pid
+    assert stack.status()["triton"].state == "healthy"
+
+
+def test_down_leaves_nothing(settings: EmbeddedSettings) -> None:
+    before = {path.name for path in SHARED_MEMORY.iterdir()}
+    up(settings)
+    ours = Stack(settings).pids()
+    assert len(ours) == 2  # the server, and a process for the model
+    assert down(settings) == ("triton",)
+    assert not [pid for pid in ours if psutil.pid_exists(pid)]
+    assert not Stack(settings).pids()
+    assert not regions(settings)
+    assert not {n for n in _new_regions(before) if n.startswith("atlas-triton-")}
+    assert down(settings) == ()
+    assert status(settings)[0].state == "stopped"
+
+
+def _new_regions(before: set[str]) -> set[str]:
+    return {path.name for path in SHARED_MEMORY.iterdir()} - before
+
+
+def test_down_ends_what_crashes_left(settings: EmbeddedSettings) -> None:
+    up(settings)
+    stack = Stack(settings)
+    children = stubs(stack)
+    for child in children:  # they would notice that their server is gone, and end by themselves
+        child.suspend()
+    stack.kill("triton")
+    down(settings)
+    assert not stack.pids()
+    assert not regions(settings)
+
+
+def test_processes_are_found_even_without_the_home(settings: EmbeddedSettings) -> None:
+    up(settings)
+    shutil.rmtree(settings.home)
+    down(settings)
+    assert not Stack(settings).pids()
+    assert not regions(settings)
+
+
+def test_foreign_process_under_a_recorded_id_is_left_alone(settings: EmbeddedSettings) -> None:
+    up(settings)
+    record = settings.run / "triton.json"
+    content = json.loads(record.read_text())
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        record.write_text(json.dumps({**content, "pid": stranger.pid}))
+        assert status(settings)[0].state == "died"
+        down(settings)
+        assert stranger.poll() is None
+        stranger.kill()
+    assert not Stack(settings).pids()
+
+
+def test_taken_port_is_a_clear_error_and_starts_nothing(settings: EmbeddedSettings) -> None:
+    taken = socket.create_server(("127.0.0.1", settings.triton_metrics_port))
+    with taken, pytest.raises(ConfigurationError) as caught:
+        up(settings)
+    message = str(caught.value)
+    assert str(settings.triton_metrics_port) in message
+    assert f"(pid {os.getpid()})" in message
+    assert "ATLASLOOP_TRITON_METRICS_PORT" in message
+    assert not Stack(settings).pids()
+
+
+def test_broken_version_leaves_the_old_one_in_service(
+    settings: EmbeddedSettings, tmp_path: Path
+) -> None:
+    up(settings)
+    before = server_pid(Stack(settings))
+    spec = read_spec(settings.models_dir / "conv_a")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.onnx").write_bytes(b"no graph")
+    worse = spec.model_copy(
+        update={"version": 1, "sha256": hashlib.sha256(b"no graph").hexdigest()}
+    )
+    (broken / "model.json").write_text(worse.model_dump_json())
+    repository: TritonRepository = repository_of(settings)
+    repository.install(broken)
+    with pytest.raises(ConfigurationError, match="conv_a"):
+        up(settings)
+    assert server_pid(Stack(settings)) == before
+    assert infer(settings.triton_grpc, spec, window(spec)).any()
+    repository.remove("conv_a", 1)
+    up(settings)
+    assert status(settings)[0].state == "healthy"
+
+
+def test_new_version_comes_into_service_beside_the_old_one(
+    settings: EmbeddedSettings, tmp_path: Path
+) -> None:
+    up(settings)
+    before = server_pid(Stack(settings))
+    spec = export_tiny_model(tmp_path / "newer", "conv_a", version=1, seed=9)
+    repository_of(settings).install(tmp_path / "newer")
+    assert "conv_a@0, conv_a@1" in up(settings)[0].detail
+    assert server_pid(Stack(settings)) == before
+    assert infer(settings.triton_grpc, spec, window(spec)).any()
+
+
+def test_damaged_cache_of_compiled_models_only_costs_time(settings: EmbeddedSettings) -> None:
+    up(settings)
+    down(settings)
+    blobs = [path for path in settings.compiled_models.rglob("*") if path.is_file()]
+    assert blobs
+    for blob in blobs:
+        blob.write_bytes(blob.read_bytes()[:100])
+    assert "openvino f32" in up(settings)[0].detail
+
+
+def test_running_stops_only_what_it_started(settings: EmbeddedSettings) -> None:
+    with running(settings):
+        assert status(settings)[0].state == "healthy"
+        with running(settings):
+            pass
+        assert status(settings)[0].state == "healthy"
+    assert not Stack(settings).pids()
+
+
+def test_logs_are_kept_over_a_restart(settings: EmbeddedSettings) -> None:
+    with pytest.raises(NotFound, match="never started"):
+        list(logs(settings, "triton"))
+    up(settings)
+    assert any("conv_a 1 runs by openvino" in line for line in logs(settings, "triton", lines=500))
+    assert len(list(logs(settings, "triton", lines=3))) == 3
+    Stack(settings).kill("triton")
+    up(settings)
+    assert (settings.run / "triton.log.1").stat().st_size > 0
+
+
+def test_missing_environment_names_the_command_that_makes_it(settings: EmbeddedSettings) -> None:
+    missing = settings.model_copy(update={"triton_environment": settings.home / "nowhere"})
+    with pytest.raises(ConfigurationError, match="make setup"):
+        up(missing)
+
+
+def test_numpy_that_answers_zeros_is_refused(tmp_path: Path) -> None:
+    # This very environment has numpy 2 and no server.
+    with pytest.raises(ConfigurationError, match=r"make setup"):
+        find_triton(Path(sys.prefix))
+
+
+def test_no_model_is_a_clear_error(settings: EmbeddedSettings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="ATLASLOOP_MODELS_DIR"):
+        up(settings.model_copy(update={"models_dir": tmp_path / "nothing"}))
+    assert not Stack(settings).pids()
+
+
+def is_server_of(process: psutil.Process, settings: EmbeddedSettings) -> bool:
+    try:
+        return f"--grpc-port={settings.triton_grpc_port}" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def test_prefect_server_answers_and_calls_nobody(tmp_path: Path, stack_models: Path) -> None:
+    with open_stack(tmp_path / "home", stack_models, ("prefect",)) as stack:
+        with urllib.request.urlopen(f"{stack.settings.prefect_url}/") as page:
+            policy = page.headers["Content-Security-Policy"]
+        assert policy.startswith("connect-src 'self'")
+        with urllib.request.urlopen(f"{stack.prefect_api_url}/admin/settings") as answer:
+            assert json.load(answer)["server"]["analytics_enabled"] is False
+        stack.kill("prefect")
+        stack.restart()
+        assert stack.status()["prefect"].state == "healthy"
+        assert (stack.home / "prefect").is_dir()
+    assert not stack.pids()

@@ -5,21 +5,28 @@ A new part is one more function here and one more name in `ComponentName`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import psutil
 from atlas_attention.shared_memory import SHARED_MEMORY
 from atlas_attention.shared_memory import sweep as sweep_attention_regions
 
 from atlas_embedded import probes
-from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE
+from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE, marked
 from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
-from atlas_embedded.triton_environment import find_triton
+from atlas_embedded.triton_environment import TritonEnvironment, find_triton
 from atlas_embedded.triton_models import TritonModels, install_models, repository_of
+
+_REGION_PAUSE_S = 1.0
+"""Triton needs milliseconds from making a region to starting the process that works in it."""
 
 Probe = Callable[[], str]
 """Returns a word for people; raises `Unavailable`."""
@@ -103,12 +110,16 @@ def components(settings: EmbeddedSettings) -> tuple[Component, ...]:
 
 
 def _triton(settings: EmbeddedSettings) -> Component:
+    @functools.cache  # it asks another Python, which takes its time
+    def found() -> TritonEnvironment:
+        return find_triton(settings.triton_environment)
+
     def prepare() -> None:
-        find_triton(settings.triton_environment)
+        found()
         install_models(settings)
 
     def launch() -> Launch:
-        environment = find_triton(settings.triton_environment)
+        environment = found()
         command = (
             str(environment.binary),
             f"--model-repository={settings.repository}",
@@ -129,7 +140,16 @@ def _triton(settings: EmbeddedSettings) -> Component:
         return Launch(command, environment.variables())
 
     def models() -> TritonModels:
-        return TritonModels(settings.triton_grpc, repository_of(settings), settings.start_timeout_s)
+        return TritonModels(
+            settings.triton_grpc,
+            settings.triton_metrics_port,
+            repository_of(settings),
+            settings.start_timeout_s,
+        )
+
+    def settle() -> None:
+        models().put_into_service()
+        _remove_regions(settings)
 
     return Component(
         name="triton",
@@ -138,7 +158,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
         prepare=prepare,
         launch=launch,
         answers=lambda: models().require_alive(),
-        settle=lambda: models().put_into_service(),
+        settle=settle,
         healthy=lambda: models().require_answers(),
         clear=lambda: _remove_regions(settings),
     )
@@ -248,6 +268,22 @@ def _region_prefix(settings: EmbeddedSettings) -> str:
 
 
 def _remove_regions(settings: EmbeddedSettings) -> None:
-    """Removes the shared memory of a server whose processes have all ended."""
-    for region in SHARED_MEMORY.glob(f"{_region_prefix(settings)}*"):
-        region.unlink(missing_ok=True)
+    """Removes the shared memory of model processes that were killed; the living keep theirs.
+
+    A process is started right after its region was made, and is given the name as an argument. A
+    region that had no process twice, a pause apart, has lost it.
+    """
+    orphaned = _regions_without_process(settings)
+    if orphaned and marked(settings.stack_id, "triton"):
+        time.sleep(_REGION_PAUSE_S)
+        orphaned &= _regions_without_process(settings)
+    for name in orphaned:
+        (SHARED_MEMORY / name).unlink(missing_ok=True)
+
+
+def _regions_without_process(settings: EmbeddedSettings) -> set[str]:
+    found = {path.name for path in SHARED_MEMORY.glob(f"{_region_prefix(settings)}*")}
+    for process in marked(settings.stack_id, "triton"):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            found.difference_update(process.cmdline())
+    return found

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-from typing import Any
 
 from atlas_core.errors import Unavailable
 
-from atlas_embedded.settings import HOST
-
-_TIMEOUT_S = 10.0
-"""A busy server on a busy machine answers late, not never."""
+from atlas_embedded.loopback import TIMEOUT_S, fetch
 
 
 def attention_serves(address: str) -> str:
@@ -26,7 +21,7 @@ def attention_serves(address: str) -> str:
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S
+                health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
             )
         except grpc.RpcError as error:
             raise Unavailable(
@@ -44,7 +39,7 @@ def prefect_answers(port: int) -> str:
     Raises:
         Unavailable: it does not answer, or not well.
     """
-    if _ask(port, "GET", "/api/health") is not True:
+    if json.loads(fetch(port, "/api/health")) is not True:
         raise Unavailable("the Prefect server is not healthy")
     return "healthy"
 
@@ -55,29 +50,8 @@ def flows_served(port: int) -> str:
     Raises:
         Unavailable: none, or the Prefect server does not answer.
     """
-    deployments = _ask(port, "POST", "/api/deployments/filter", {"limit": 50})
+    deployments = json.loads(fetch(port, "/api/deployments/filter", "{}"))
     names = sorted({d["name"] for d in deployments if d.get("status") == "READY"})
     if not names:
         raise Unavailable("no flow is served", got=f"{len(deployments)} deployments, none ready")
     return f"serves {', '.join(names)}"
-
-
-def _ask(port: int, method: str, path: str, body: object = None) -> Any:
-    # http.client, not urllib: a proxy from the environment must not come between.
-    connection = http.client.HTTPConnection(HOST, port, timeout=_TIMEOUT_S)
-    try:
-        connection.request(
-            method,
-            path,
-            body=None if body is None else json.dumps(body),
-            headers={"Content-Type": "application/json"},
-        )
-        answer = connection.getresponse()
-        text = answer.read()
-        if answer.status >= 300:
-            raise Unavailable("the Prefect server does not answer well", got=answer.status)
-        return json.loads(text)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Unavailable("the Prefect server does not answer", got=type(error).__name__) from None
-    finally:
-        connection.close()

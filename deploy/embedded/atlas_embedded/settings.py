@@ -33,6 +33,14 @@ class EmbeddedSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(default=Path(".atlasloop"), description="Everything that the stack keeps.")
+    store: Path = Field(
+        default_factory=lambda values: values["home"] / "store",
+        description="Root of the case store; CTs need a large disk.",
+    )
+    catalog_url: str = Field(
+        default_factory=lambda values: f"sqlite:///{values['home'].absolute()}/catalog.sqlite",
+        description="SQLAlchemy address of the catalog.",
+    )
     components: tuple[ComponentName, ...] = Field(
         default=("triton", "attention", "prefect", "flows"),
         min_length=1,
@@ -80,17 +88,8 @@ class EmbeddedSettings(BaseSettings):
 
     def model_post_init(self, context: Any) -> None:
         # Parts are started with other working directories in mind: no path may depend on ours.
-        for name in ("home", "triton_environment", "models_dir"):
+        for name in ("home", "store", "triton_environment", "models_dir"):
             object.__setattr__(self, name, getattr(self, name).expanduser().absolute())
-
-    @property
-    def store(self) -> Path:
-        """Root of the case store."""
-        return self.home / "store"
-
-    @property
-    def catalog_url(self) -> str:
-        return f"sqlite:///{self.home / 'catalog.sqlite'}"
 
     @property
     def repository(self) -> Path:

@@ -65,7 +65,8 @@ def up(settings: EmbeddedSettings, *, on_event: OnEvent = _silent) -> tuple[Comp
     are stopped again.
 
     Raises:
-        ConfigurationError: a port is taken, the environment of Triton or the models are missing.
+        ConfigurationError: a port is taken, the environment of Triton or the models are missing,
+            or Triton refuses a model; what ran before keeps running.
         Unavailable: a part does not become healthy; its last log lines are in the message.
         Conflict: another `up` or `down` has been at work for too long.
     """
@@ -98,6 +99,8 @@ def down(
         Conflict: another `up` or `down` has been at work for too long.
     """
     stopped: list[ComponentName] = []
+    if not settings.run.exists() and not processes.marked(settings.stack_id):
+        return ()
     with _locked(settings):
         for part in reversed(components(_whole(settings))):
             if (names is None or part.name in names) and _stop(settings, part):

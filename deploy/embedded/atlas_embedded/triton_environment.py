@@ -19,24 +19,26 @@ _REMEDY = "run `make setup`"
 
 # Asked of the environment's own Python, because only it knows its libraries.
 _QUESTION = """
-import ctypes, importlib.metadata as metadata, json, sys, sysconfig
+import ctypes, importlib.metadata as metadata, json, os, sys, sysconfig
 def version(name):
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-library = sysconfig.get_config_var("INSTSONAME")
-try:
-    ctypes.CDLL(library)
-    loads = True
-except OSError:
-    loads = False
+def loads(*names):
+    for name in names:
+        try:
+            return bool(ctypes.CDLL(name))
+        except OSError:
+            pass
+    return False
+folder, library = map(sysconfig.get_config_var, ("LIBDIR", "INSTSONAME"))
 print(json.dumps({
     "python": "%d.%d" % sys.version_info[:2],
     "packages": sysconfig.get_path("purelib"),
-    "library_dir": sysconfig.get_config_var("LIBDIR"),
+    "library_dir": folder,
     "library": library,
-    "library_loads": loads,
+    "library_loads": loads(os.path.join(folder, library), library),
     "versions": {name: version(name) for name in
                  ("nvidia-pytriton", "numpy", "openvino", "onnxruntime")},
 }))
@@ -122,20 +124,8 @@ class _Found:
 
 
 def _ask(python: Path) -> _Found:
-    library_dir = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    ).stdout.strip()
     answer = subprocess.run(
-        [python, "-c", _QUESTION],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, "LD_LIBRARY_PATH": library_dir},
+        [python, "-c", _QUESTION], capture_output=True, text=True, check=False, timeout=60
     )
     if answer.returncode:
         raise ConfigurationError(

@@ -6,6 +6,7 @@ Triton calls a model ready although the process behind it was killed, so only an
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from atlas_models.triton_repository import (
 )
 from tritonclient.utils import InferenceServerException
 
+from atlas_embedded.loopback import fetch
 from atlas_embedded.settings import EmbeddedSettings
 
 _CALL_TIMEOUT_S = 10.0
@@ -32,6 +34,12 @@ _CALL_TIMEOUT_S = 10.0
 
 _INFERENCE_TIMEOUT_S = 30.0
 """For one window; on a busy server it waits behind the windows of the attention service."""
+
+_STARTED_METRIC = "atlasloop_model_started_seconds{"
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+_SERVER_AWAY = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
+"""A server that is gone or hangs, rather than one that refuses."""
 
 _POLL_S = 0.05
 
@@ -83,11 +91,13 @@ class TritonModels:
 
     Attributes:
         address: host:port of the server's gRPC endpoint.
+        metrics_port: of the same server.
         repository: what it should serve.
         load_timeout_s: for loading one model; a cold compilation takes seconds.
     """
 
     address: str
+    metrics_port: int
     repository: TritonRepository
     load_timeout_s: float
 
@@ -102,7 +112,8 @@ class TritonModels:
         """Loads what is not served as the repository has it; reloads what fails an inference.
 
         Raises:
-            Unavailable: a model cannot be loaded, or answers wrongly after a reload.
+            ConfigurationError: the server refuses a model.
+            Unavailable: the server is away, or a model answers wrongly even after a reload.
         """
         names = self.repository.models()
         with _client(self.address) as client, ThreadPoolExecutor(len(names)) as pool:
@@ -115,13 +126,26 @@ class TritonModels:
         Raises:
             Unavailable: one is not served, or answers wrongly.
         """
-        words = []
+        runtimes = self._runtimes()
+        by_runtime: dict[str, list[str]] = {}
         with _client(self.address) as client:
             for name in self.repository.models():
                 for spec in self.repository.installed(name):
                     self._infer(client, spec)
-                    words.append(f"{spec.name}@{spec.version}")
-        return f"answer: {', '.join(words)}"
+                    runtime = runtimes.get((name, str(spec.triton_version)), "?")
+                    by_runtime.setdefault(runtime, []).append(f"{name}@{spec.version}")
+        return "; ".join(f"{', '.join(models)} by {how}" for how, models in by_runtime.items())
+
+    def _runtimes(self) -> dict[tuple[str, str], str]:
+        """What each model version really runs by, as its newest process reports it in a metric."""
+        newest: dict[tuple[str, str], tuple[float, str]] = {}
+        for line in fetch(self.metrics_port, "/metrics").decode().splitlines():
+            if line.startswith(_STARTED_METRIC):
+                labels = dict(_LABEL.findall(line))
+                key = labels["model"], labels["version"]
+                report = float(line.split()[-1]), f"{labels['runtime']} {labels['precision']}"
+                newest[key] = max(report, newest.get(key, report))
+        return {key: runtime for key, (_, runtime) in newest.items()}
 
     def _settle(self, client: triton.InferenceServerClient, name: str) -> None:
         specs = self.repository.installed(name)
@@ -150,11 +174,16 @@ class TritonModels:
         return same and all(self._ready(client, spec) for spec in specs)
 
     def _load(self, client: triton.InferenceServerClient, name: str) -> None:
+        """Loads; versions that were in service before stay so when this fails."""
         try:
             client.load_model(name, client_timeout=self.load_timeout_s)
         except InferenceServerException as error:
-            raise Unavailable(
-                f"model {name} cannot be loaded", got=error.message(), remedy="see the log"
+            if error.status() in _SERVER_AWAY:
+                raise
+            raise ConfigurationError(
+                f"the server refuses model {name}",
+                got=error.message(),
+                remedy="remove the version that is broken, or see `atlasloop logs triton`",
             ) from None
 
     def _unload(

@@ -13,13 +13,14 @@ Parameters of the model's ``config.pbtxt`` (string values):
     atlasloop.threads    of one instance; 0 means all cores
     atlasloop.cache_dir  folder of compiled graphs; empty means none
 
-What really runs is in the server's log and in its metric ``atlasloop_model_runtime``.
+What really runs is in the server's log and in its metric ``atlasloop_model_started_seconds``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,8 +173,8 @@ class TritonPythonModel:
         graph = self._graph
         pb_utils.Logger.log_info(f"{name} {version} runs by {graph.name} in {graph.precision}")
         self._family = pb_utils.MetricFamily(
-            name="atlasloop_model_runtime",
-            description="1 for the runtime and precision that a model version really runs by",
+            name="atlasloop_model_started_seconds",
+            description="When a model version started to run, and by what; the latest one counts",
             kind=pb_utils.MetricFamily.GAUGE,
         )
         labels = {
@@ -181,11 +182,12 @@ class TritonPythonModel:
             "version": version,
             "runtime": graph.name,
             "precision": graph.precision,
-            # Tells instances apart: an old one that ends takes only its own mark away.
+            # The server keeps what a process that ended has reported, and takes a mark away from
+            # all processes that share it: so none are shared, and the value tells the latest.
             "process": str(os.getpid()),
         }
         self._metric = self._family.Metric(labels=labels)
-        self._metric.set(1)
+        self._metric.set(time.time())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
@@ -201,7 +203,3 @@ class TritonPythonModel:
         except Exception as error:
             # One bad request must not take the others, or the process, with it.
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-
-    def finalize(self) -> None:
-        # The stub prints a warning when it outlives a metric that it still holds.
-        del self._metric, self._family

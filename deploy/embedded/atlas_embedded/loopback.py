@@ -1,0 +1,38 @@
+"""HTTP to a server on this machine."""
+
+from __future__ import annotations
+
+import http.client
+
+from atlas_core.errors import Unavailable
+
+from atlas_embedded.settings import HOST
+
+TIMEOUT_S = 10.0
+"""A busy server on a busy machine answers late, not never."""
+
+
+def fetch(port: int, path: str, json_body: str | None = None) -> bytes:
+    """The answer to a GET, or to a POST of `json_body`.
+
+    Raises:
+        Unavailable: no answer, or one that is no success.
+    """
+    # http.client, not urllib: a proxy from the environment must not come between.
+    connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
+    try:
+        connection.request(
+            "GET" if json_body is None else "POST",
+            path,
+            body=json_body,
+            headers={"Content-Type": "application/json"},
+        )
+        answer = connection.getresponse()
+        content = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"nothing answers at {HOST}:{port}", got=type(error).__name__) from None
+    finally:
+        connection.close()
+    if not 200 <= answer.status < 300:
+        raise Unavailable(f"{HOST}:{port} answers with an error", got=f"HTTP {answer.status}")
+    return content
