@@ -175,7 +175,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 yield grid_message(grid.geometry, grid.organs, grid.labels)
                 fusion = SoftFusion(grid, self._settings.kernel_threads or None)
                 for slab in fusion.run(requests):
-                    yield from slab_messages(slab)
+                    yield from slab_messages(slab, self._settings.max_message_bytes)
                 yield pb.AttentionResponse(result=_fused(grid, fusion, time.monotonic() - began))
 
     def _task(
@@ -226,7 +226,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 except StopIteration as end:
                     prediction: Prediction = end.value
                     return prediction
-                yield from slab_messages(slab)
+                yield from slab_messages(slab, self._settings.max_message_bytes)
 
 
 def _cancellation(context: grpc.ServicerContext) -> threading.Event:

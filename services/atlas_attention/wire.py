@@ -145,11 +145,11 @@ def grid_message(
     return pb.AttentionResponse(grid=grid)
 
 
-def slab_messages(slab: GridSlab) -> Iterator[pb.AttentionResponse]:
-    """`slab` in messages of about `RESPONSE_BYTES`, at least one slice each."""
+def slab_messages(slab: GridSlab, max_message_bytes: int) -> Iterator[pb.AttentionResponse]:
+    """`slab` in messages of at most `RESPONSE_BYTES`, or of a single slice."""
     slices = slab.stop - slab.start
     per_slice = (slab.attention.size + slab.label.size) // slices
-    step = max(1, RESPONSE_BYTES // per_slice)
+    step = max(1, min(RESPONSE_BYTES, max_message_bytes) // per_slice)
     for start in range(0, slices, step):
         stop = min(start + step, slices)
         within = (slice(None),) * slab.axis + (slice(start, stop),)

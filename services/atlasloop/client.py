@@ -203,8 +203,13 @@ class AttentionClient:
     _stub: stubs.AttentionServiceStub = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # A slice with all organs of a large CT exceeds gRPC's default of 4 MiB.
-        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        options = [
+            # A slice with all organs of a large CT exceeds gRPC's default of 4 MiB.
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            # Patients' voxels never go through a proxy that the environment happens to name.
+            ("grpc.enable_http_proxy", 0),
+        ]
         self._channel = (
             grpc.insecure_channel(self.address, options)
             if self.credentials is None
