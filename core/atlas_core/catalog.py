@@ -514,7 +514,7 @@ class Catalog:
 def _engine(url: str) -> Engine:
     try:
         address = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
         raise ConfigurationError(
             "the catalog's address cannot be read",
             expected="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -36,6 +36,9 @@ from atlas_core.plausibility import hounsfield_doubt, looks_like_labels, narrowe
 from atlas_core.presets import Preset, nnunet_map, organs_of, preset, scheme_map
 from atlas_core.records import Case, Dataset, Label, LabelSource
 from atlas_core.volume import Volume, content_sha256
+
+NAMES_SHOWN: Final = 8
+"""How many names of many a warning lists."""
 
 WORKERS: Final = 2
 """Cases worked on at once: one is decompressed while another is compressed. Each holds its CT in
@@ -159,10 +162,12 @@ def import_folder(
         outcomes.append(outcome)
         if on_progress is not None:
             on_progress(ImportProgress(len(outcomes), len(found.candidates), outcome.source))
+    summary = _summary(dataset, outcomes, found.set_aside)
     if known is None:
         organs = {organ for outcome in outcomes for organ in outcome.organs}
         catalog.add_dataset(Dataset(name=dataset, organs=tuple(sorted(organs))))
-    return _summary(dataset, outcomes, found.set_aside)
+        summary = replace(summary, warnings=(*summary.warnings, *_left_out(path, outcomes)))
+    return summary
 
 
 def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
@@ -192,6 +197,7 @@ class _Outcome:
     refused: list[Note] = field(default_factory=list)
     skipped: list[Note] = field(default_factory=list)
     warnings: list[Note] = field(default_factory=list)
+    left_out: frozenset[str] = frozenset()  # names of masks that are no organs of ours
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -214,6 +220,17 @@ def _summary(
         ),
         warnings=tuple(note for o in outcomes for note in o.warnings),
     )
+
+
+def _left_out(path: Path, outcomes: list[_Outcome]) -> list[Note]:
+    """One warning for all cases about masks whose names nobody declared."""
+    names = sorted({name for outcome in outcomes for name in outcome.left_out})
+    if not names:
+        return []
+    cases = sum(bool(outcome.left_out) for outcome in outcomes)
+    shown = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
+    why = f"masks of {cases} cases are not called after an organ and were left out: {shown}"
+    return [Note(path.name, f"{why}; a preset may know them")]
 
 
 @dataclass(frozen=True)
@@ -314,8 +331,11 @@ class _Import:
         """Writes the masks that are new, one at a time, and yields their records."""
         files = self._label_files(candidate, outcome)
         there = {label.organ for label in self.catalog.labels(case_id, LabelSource.ORIGINAL)}
-        if files is None or _organs_of(files) <= there:
+        if files is None:
             return
+        outcome.left_out = frozenset(set(files.masks) - set(files.meaning.masks))
+        if _organs_of(files) <= there:
+            return  # nothing new: the files need not be read
         reports = Reports(
             refuse=lambda path, why: outcome.refused.append(Note(self._name(path), why)),
             warn=lambda path, why: outcome.warnings.append(Note(self._name(path), why)),

@@ -20,9 +20,6 @@ from atlas_core.volume import Volume, distinct_values
 
 Mask = NDArray[np.bool_]
 
-NAMES_SHOWN = 5
-"""How many names of many a note lists."""
-
 
 @dataclass(frozen=True)
 class LabelFiles:
@@ -136,11 +133,6 @@ def _from_masks(files: LabelFiles, reader: _Reader) -> Iterator[tuple[str, Mask]
     lesions in it: without the organ they do not count, and if one cannot be read, neither does it.
     """
     meaning = files.meaning.masks
-    others = sorted(set(files.masks) - set(meaning))
-    if others and not set(files.masks) & set(meaning):
-        shown = ", ".join(others[:NAMES_SHOWN]) + (" …" if len(others) > NAMES_SHOWN else "")
-        folder = files.masks[others[0]].parent
-        reader.reports.warn(folder, f"no mask is called after an organ of ours: {shown}")
     for structure in dict.fromkeys(meaning.values()):
         names = [name for name, named in meaning.items() if named == structure]
         if names[0] not in files.masks:

@@ -287,27 +287,25 @@ def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
             connection, catalog_tables.cases, [c.model_dump(mode="json") for c in cases]
         )
         connection.execute(sa.insert(catalog_tables.ensembles), [{"key": ENSEMBLE}])
-        key = {"reading": "paper", "ensemble": ENSEMBLE}
+        c, scored = catalog_tables.cases.c, catalog_tables.scores
         connection.execute(
-            sa.insert(catalog_tables.scores),
-            [key | {"case_id": c.id, "seconds": 1.0, "created_at": NOW} for c in cases],
+            sa.insert(scored).from_select(
+                ["case_id", "reading", "ensemble", "seconds", "created_at"],
+                sa.select(
+                    c.id, sa.literal("paper"), sa.literal(ENSEMBLE), sa.literal(1.0), c.imported_at
+                ),
+            )
         )
         connection.execute(sa.text("ANALYZE"))  # as a running database does by itself
-        connection.execute(
-            sa.insert(catalog_tables.organ_scores),
-            [
-                key
-                | {
-                    "case_id": case.id,
-                    "organ": organ,
-                    "attention_voxels": 1000.0 * n,
-                    "attention_ml": float(n),
-                    "pseudo_label_ml": 1.0,
-                }
-                for n, case in enumerate(cases)
-                for organ in ABDOMEN_ATLAS.names
-            ],
-        )
+        number = sa.cast(sa.func.substr(scored.c.case_id, 6), sa.Integer)
+        for organ in ABDOMEN_ATLAS.names:
+            key = (scored.c.case_id, scored.c.reading, scored.c.ensemble, sa.literal(organ))
+            connection.execute(
+                sa.insert(catalog_tables.organ_scores).from_select(
+                    list(catalog_tables.organ_scores.c.keys()),
+                    sa.select(*key, number * 1000.0, number * 1.0, sa.literal(1.0)),
+                )
+            )
     assert catalog.add_labels([a_label(case, "liver") for case in cases[:1000]]) == 1000
     statements: list[str] = []
     sa.event.listen(

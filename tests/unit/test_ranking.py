@@ -1,0 +1,67 @@
+"""The priority list."""
+
+from __future__ import annotations
+
+import random
+
+from atlas_core.ranking import CaseSizes, rank
+from atlas_core.records import OrganScore
+
+
+def sizes(**ml: float) -> tuple[OrganScore, ...]:
+    return tuple(
+        OrganScore(organ=organ, attention_voxels=10 * v, attention_ml=v, pseudo_label_ml=1.0)
+        for organ, v in ml.items()
+    )
+
+
+def test_more_attention_comes_first() -> None:
+    cases = [
+        CaseSizes("a", "d", sizes(liver=1.0, spleen=1.0)),
+        CaseSizes("b", "d", sizes(liver=3.0)),
+    ]
+    assert [(row.rank, row.case_id, row.attention_ml) for row in rank(cases)] == [
+        (1, "b", 3.0),
+        (2, "a", 2.0),
+    ]
+
+
+def test_cases_compare_by_volume_not_by_voxels() -> None:
+    thick = OrganScore(organ="liver", attention_voxels=10, attention_ml=2.0, pseudo_label_ml=0)
+    thin = OrganScore(organ="liver", attention_voxels=1000, attention_ml=1.0, pseudo_label_ml=0)
+    rows = rank([CaseSizes("thin", "d", (thin,)), CaseSizes("thick", "d", (thick,))])
+    assert [row.case_id for row in rows] == ["thick", "thin"]
+
+
+def test_organs_with_an_original_label_do_not_count_but_are_named() -> None:
+    (row,) = rank([CaseSizes("a", "d", sizes(liver=5.0, spleen=1.0), {"liver", "duodenum"})])
+    assert row.attention_ml == 1.0
+    assert row.attention_voxels == 10.0
+    assert [organ.organ for organ in row.organs] == ["spleen"]
+    assert row.left_out == ("liver",)
+
+
+def test_the_order_of_cases_and_organs_does_not_matter() -> None:
+    names = [f"{n:02}" for n in range(30)]
+    values = {name: [0.1 * (n % 7), 0.2, 0.3] for n, name in enumerate(names)}
+
+    def case(name: str, shuffle: random.Random) -> CaseSizes:
+        organs = list(zip(("liver", "spleen", "aorta"), values[name], strict=True))
+        shuffle.shuffle(organs)
+        return CaseSizes(name, "d", sizes(**dict(organs)))
+
+    lists = []
+    for seed in range(3):
+        shuffle = random.Random(seed)
+        shuffle.shuffle(names)
+        lists.append(rank([case(name, shuffle) for name in names]))
+    assert lists[0] == lists[1] == lists[2]
+    ties = [row.case_id for row in lists[0] if row.attention_ml == lists[0][0].attention_ml]
+    assert len(ties) > 1
+    assert ties == sorted(ties)
+
+
+def test_nothing_to_rank() -> None:
+    assert rank([]) == []
+    (row,) = rank([CaseSizes("a", "d", sizes(liver=1.0), {"liver"})])
+    assert (row.attention_ml, row.organs) == (0.0, ())
