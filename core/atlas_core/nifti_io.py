@@ -441,6 +441,7 @@ def open_slabs(
 
     Raises:
         NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`.
+        Unavailable: no room for the temporary file.
     """
     with _opened(Path(path)) as (data, info):
         _require_voxels(info.geometry, max_voxels)

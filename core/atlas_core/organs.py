@@ -45,7 +45,7 @@ class Organ(BaseModel):
 
 
 class OrganScheme(BaseModel):
-    """An ordered set of organs with distinct names and label ids. The order is the channel order."""
+    """Organs with distinct names and label ids; their order is the channel order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,11 +53,9 @@ class OrganScheme(BaseModel):
 
     @model_validator(mode="after")
     def _distinct(self) -> OrganScheme:
-        for what, values in (
-            ("name", [organ.name for organ in self.organs]),
-            ("label", [organ.label for organ in self.organs]),
-        ):
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
+        columns = {"name": list(self.names), "label": [str(label) for label in self.labels]}
+        for what, values in columns.items():
+            twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"organ {what} used twice: {', '.join(twice)}")
         return self

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_core.errors import CorruptFile, InvalidInput, LimitExceeded
+from atlas_core.errors import CorruptFile, InvalidInput, LimitExceeded, Unavailable
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.voxel_stream import ByteStream, VoxelCoding, VoxelDecoder, stored_pieces
 
@@ -130,6 +130,7 @@ def spool_slabs(
         CorruptFile: fewer or more bytes than `geometry` needs.
         UnsupportedVolume: NaN or infinite voxels.
         LimitExceeded: a single plane is too large.
+        Unavailable: no room for the temporary file.
     """
     return spool(ByteStream(_PieceStream(pieces)), geometry, coding, spool_folder)
 
@@ -166,7 +167,7 @@ def spool(
             )
     planes = max(1, CHUNK_BYTES // (plane * coding.dtype.itemsize))
     values = VoxelDecoder(coding)
-    with ExitStack() as stack:
+    with ExitStack() as stack, _room_for_spool():
         spool = stack.enter_context(tempfile.TemporaryFile(dir=folder))
         chunks: list[_Chunk] = []
         start = 0
@@ -179,6 +180,19 @@ def spool(
         spool.flush()
         stack.pop_all()
     return SlabReader(geometry, coding, spool, tuple(chunks))
+
+
+@contextmanager
+def _room_for_spool() -> Iterator[None]:
+    """A full disk is no fault of the volume, and may have room again later."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            "volume cannot be spooled",
+            got=error.strerror,
+            remedy="free space in the temporary folder, or set TMPDIR to a larger one",
+        ) from None
 
 
 def _spool_chunk(

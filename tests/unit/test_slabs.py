@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +191,50 @@ def test_memory_does_not_grow_with_the_volume(tmp_path: Path, axes: tuple[int, .
     finally:
         tracemalloc.stop()
     assert read_header(tmp_path / "v.nii.gz").geometry.same_grid(geometry)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from atlas_core.errors import Unavailable
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.nifti_io import SlabWriter, VoxelCoding, spool_slabs, write_volume
+
+folder = Path(sys.argv[1])
+voxels = np.random.default_rng(0).integers(0, 255, (100, 100, 300)).astype(np.uint8)
+geometry = VolumeGeometry.from_array(voxels.shape, np.eye(4))
+one = VolumeGeometry.from_array((100, 100, 1), np.eye(4))
+write_volume(folder / "v.nii.gz", voxels[..., :1], one)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+for attempt in ("whole", "slabs", "spooled slabs"):
+    try:
+        if attempt == "whole":
+            write_volume(folder / "v.nii.gz", voxels, geometry)
+        else:
+            with SlabWriter(folder / "v.nii.gz", geometry, np.uint8) as writer:
+                axis = 2 if attempt == "slabs" else 1
+                writer.write(axis, 0, voxels.shape[axis], voxels)
+    except OSError:
+        print("refused", attempt)
+try:
+    spool_slabs(geometry, VoxelCoding(np.dtype("uint8")), [voxels.tobytes(order="F")])
+except Unavailable as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert run.stdout.count("refused") == 3
+    assert "TMPDIR" in run.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ["v.nii.gz"]
+    assert read_volume(tmp_path / "v.nii.gz").voxels.shape == (100, 100, 1)
 
 
 # Writing --------------------------------------------------------------------------------------
