@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -49,6 +50,13 @@ ROWS_PER_STATEMENT: Final = 500
 _MIGRATION_LOCK: Final = 0x61746C6173
 """Key of PostgreSQL's advisory lock around a migration ("atlas" in ASCII)."""
 
+_SIZES: Final = (
+    t.organ_scores.c.organ,
+    t.organ_scores.c.attention_voxels,
+    t.organ_scores.c.attention_ml,
+    t.organ_scores.c.pseudo_label_ml,
+)
+
 T = TypeVar("T")
 
 _alembic = threading.Lock()  # Alembic's `context` is one per process
@@ -63,7 +71,7 @@ class Catalog:
     def __init__(self, engine: Engine) -> None:
         """Not for callers: use `open`, which checks the address and the schema."""
         self._engine = engine
-        # A reader sees one state of the catalog, also when it asks twice (on SQLite it does anyway).
+        # A reader that asks twice sees one state of the catalog (on SQLite it does anyway).
         is_postgresql = engine.dialect.name == "postgresql"
         snapshot = {"isolation_level": "REPEATABLE READ"} if is_postgresql else {}
         self._reading = engine.execution_options(**snapshot)
@@ -302,7 +310,7 @@ class Catalog:
                 return None
             o = t.organ_scores.c
             sizes = connection.execute(
-                sa.select(t.organ_scores)
+                sa.select(*_SIZES)
                 .where(o.case_id == case_id, o.reading == reading.value, o.ensemble == ensemble)
                 .order_by(o.organ)
             )
@@ -731,13 +739,12 @@ def _latest_ensemble(connection: Connection, reading: Reading, dataset: str | No
     return connection.scalar(query)
 
 
-def _organ_score(row: Any) -> OrganScore:
+def _organ_score(row: Sequence[Any]) -> OrganScore:
+    """A score out of the columns `_SIZES`."""
+    organ, voxels, ml, pseudo_ml = row
     # Not validated again: it was when it went in, and a ranking reads 76,000 of them.
     return OrganScore.model_construct(
-        organ=row.organ,
-        attention_voxels=row.attention_voxels,
-        attention_ml=row.attention_ml,
-        pseudo_label_ml=row.pseudo_label_ml,
+        organ=organ, attention_voxels=voxels, attention_ml=ml, pseudo_label_ml=pseudo_ml
     )
 
 
@@ -751,14 +758,7 @@ def _sizes(
     s, o, c = t.scores.c, t.organ_scores.c, t.cases.c
     same_score = sa.and_(o.case_id == s.case_id, o.reading == s.reading, o.ensemble == s.ensemble)
     query = (
-        sa.select(
-            s.case_id,
-            c.dataset,
-            o.organ,
-            o.attention_voxels,
-            o.attention_ml,
-            o.pseudo_label_ml,
-        )
+        sa.select(s.case_id, c.dataset, *_SIZES)
         .select_from(t.scores)
         .join(t.cases, c.id == s.case_id)
         .outerjoin(t.organ_scores, same_score)
@@ -768,6 +768,5 @@ def _sizes(
     if dataset is not None:
         query = query.where(c.dataset == dataset)
     rows = connection.execute(query)
-    for (case_id, name), group in groupby(rows, key=lambda row: (row.case_id, row.dataset)):
-        organs = tuple(_organ_score(row) for row in group if row.organ is not None)
-        yield case_id, name, organs
+    for (case_id, name), group in groupby(rows, key=itemgetter(0, 1)):
+        yield case_id, name, tuple(_organ_score(row[2:]) for row in group if row[2] is not None)

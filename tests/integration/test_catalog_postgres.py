@@ -283,9 +283,7 @@ def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
     """8,448 cases × 9 organs (the paper's): counted are queries, not seconds."""
     cases = [a_case(f"{n:05}") for n in range(8448)]
     with catalog._write() as connection:
-        catalog._insert_new(
-            connection, catalog_tables.cases, [c.model_dump(mode="json") for c in cases]
-        )
+        connection.execute(sa.insert(catalog_tables.cases), [case.model_dump() for case in cases])
         connection.execute(sa.insert(catalog_tables.ensembles), [{"key": ENSEMBLE}])
         c, scored = catalog_tables.cases.c, catalog_tables.scores
         connection.execute(
