@@ -64,9 +64,12 @@ def _readable(binaries: Path, folder: Path) -> Path:
     probe = subprocess.run(["test", "-x", str(initdb)], check=False, cwd="/", **_as_unprivileged())
     if probe.returncode == 0:
         return binaries
-    # Relative paths inside an installation stay valid; libraries of the wheel lie beside it.
-    shutil.copytree(binaries.parent, folder / "postgresql", symlinks=True)
-    return folder / "postgresql" / binaries.name
+    package = binaries.parent
+    libraries = package.with_name(f"{package.name}.libs")  # where a wheel keeps them
+    for part in (package, libraries):
+        if part.is_dir():
+            shutil.copytree(part, folder / part.name, symlinks=True)
+    return folder / package.name / binaries.name
 
 
 def _free_port() -> int:
@@ -92,7 +95,8 @@ def running_postgres() -> Iterator[PostgresServer]:
         password_file = folder / "password"
         password_file.write_text(PASSWORD)
         if rights:
-            shutil.chown(data, user=rights["user"], group=rights["group"])
+            for owned in (data, password_file):
+                shutil.chown(owned, user=rights["user"], group=rights["group"])
         server = PostgresServer(_free_port())
 
         def run(*command: str) -> None:
