@@ -168,6 +168,8 @@ def _serve_on_cpu(config: pb.ModelConfig, serving: CpuServing) -> None:
         "precision": serving.precision,
         "threads": str(serving.threads),
         "cache_dir": str(serving.cache_dir.absolute()) if serving.cache_dir else "",
+        # Only tells a server that loaded an older one that there is something new to load.
+        "backend": hashlib.sha256(_BACKEND_SOURCE.read_bytes()).hexdigest()[:12],
     }
     for key, value in options.items():
         config.parameters[f"atlasloop.{key}"].string_value = value
@@ -274,10 +276,13 @@ class TritonRepository:
                 self._discard(self.root / name)
 
     def configure(self) -> None:
-        """Writes every ``config.pbtxt`` anew, for versions present and the current `serving`."""
+        """Brings configurations and backend files up to date with `serving` and this package."""
         with self._writing():
             for name in self.models():
-                self._write_config(model_config(self.installed(name), self.serving))
+                present = self.installed(name)
+                for spec in present:
+                    self._refresh_backend(self.root / name / str(spec.triton_version))
+                self._write_config(model_config(present, self.serving))
 
     def models(self) -> tuple[str, ...]:
         """Names of the models that hold a version, sorted."""
@@ -312,6 +317,15 @@ class TritonRepository:
             incoming.chmod(0o755)  # mkdtemp made it private; Triton may run as another user
             incoming.rename(folder / str(spec.triton_version))
             _sync(folder)
+
+    def _refresh_backend(self, version: Path) -> None:
+        source = _BACKEND_SOURCE.read_bytes()
+        backend = version / BACKEND_FILE
+        if not backend.exists() or backend.read_bytes() != source:
+            with self._incoming() as incoming:
+                (incoming / BACKEND_FILE).write_bytes(source)
+                _sync(incoming / BACKEND_FILE)
+                (incoming / BACKEND_FILE).replace(backend)
 
     def _write_config(self, config: pb.ModelConfig) -> None:
         folder = self.root / config.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import pytest
 import tritonclient.grpc as triton
 from atlas_core.errors import ConfigurationError, NotFound
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from atlas_embedded.settings import EmbeddedSettings
+from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from atlas_embedded.stack import down, logs, running, status, up
 from atlas_embedded.triton_environment import find_triton
 from atlas_embedded.triton_models import repository_of
@@ -78,7 +79,7 @@ def stubs(stack: Stack) -> list[psutil.Process]:
 def run_up(settings: EmbeddedSettings) -> subprocess.Popen[str]:
     """`up` in a process of its own, which may be killed."""
     code = (
-        "from atlas_embedded.settings import EmbeddedSettings as S\n"
+        "from atlas_embedded.settings import ComponentName, EmbeddedSettings as S\n"
         "from atlas_embedded.stack import up\n"
         "up(S())\n"
     )
@@ -388,15 +389,50 @@ def is_server_of(process: psutil.Process, settings: EmbeddedSettings) -> bool:
         return False
 
 
-def test_prefect_server_answers_and_calls_nobody(tmp_path: Path, stack_models: Path) -> None:
-    with open_stack(tmp_path / "home", stack_models, ("prefect",)) as stack:
-        with urllib.request.urlopen(f"{stack.settings.prefect_url}/") as page:
-            policy = page.headers["Content-Security-Policy"]
-        assert policy.startswith("connect-src 'self'")
-        with urllib.request.urlopen(f"{stack.prefect_api_url}/admin/settings") as answer:
-            assert json.load(answer)["server"]["analytics_enabled"] is False
-        stack.kill("prefect")
-        stack.restart()
-        assert stack.status()["prefect"].state == "healthy"
-        assert (stack.home / "prefect").is_dir()
-    assert not stack.pids()
+@pytest.fixture(scope="module")
+def whole_stack(stack: Stack) -> Iterator[Stack]:
+    """The stack of the session with all its parts; what is added here stops here."""
+    parts: tuple[ComponentName, ...] = ("triton", "attention", "prefect", "flows")
+    settings = stack.settings.model_copy(update={"components": parts})
+    with running(settings):
+        yield Stack(settings)
+
+
+def test_prefect_server_lets_browsers_talk_to_nobody_else(whole_stack: Stack) -> None:
+    with urllib.request.urlopen(f"{whole_stack.settings.prefect_url}/") as page:
+        policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("connect-src 'self'")
+    assert "amplitude" not in policy
+    with urllib.request.urlopen(f"{whole_stack.prefect_api_url}/admin/settings") as answer:
+        assert json.load(answer)["server"]["analytics_enabled"] is False
+
+
+def test_flow_is_served(whole_stack: Stack) -> None:
+    assert "score" in whole_stack.status()["flows"].detail
+
+
+@pytest.mark.parametrize("name", ["flows", "prefect", "attention", "triton"])
+def test_killed_part_comes_back_and_the_services_stay(
+    whole_stack: Stack, name: ComponentName
+) -> None:
+    before = {part: row.pid for part, row in whole_stack.status().items()}
+    whole_stack.kill(name)
+    assert whole_stack.status()[name].state == "died"
+    whole_stack.restart()
+    after = whole_stack.status()
+    assert {row.state for row in after.values()} == {"healthy"}
+    changed = {part for part, row in after.items() if row.pid != before[part]}
+    # The runner of flows ends by itself when its server is away.
+    assert {name} <= changed <= {name, "flows"}
+
+
+def test_all_parts_killed_at_once_come_back(whole_stack: Stack) -> None:
+    before = whole_stack.pids()
+    for pid in before:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
+    whole_stack.restart()
+    assert {row.state for row in whole_stack.status().values()} == {"healthy"}
+    assert not before & whole_stack.pids()
+    prefix = f"atlas-triton-{whole_stack.settings.stack_id}-"
+    assert len([n for n in regions(whole_stack.settings) if n.startswith(prefix)]) == 3

@@ -20,7 +20,7 @@ from atlas_models.triton_repository import (
     specs_in,
 )
 from google.protobuf import text_format
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -72,6 +72,7 @@ def test_wire_interface_is_the_same_for_both_targets(serving: Serving) -> None:
     assert config.max_batch_size == serving.max_batch_size
 
 
+@settings(deadline=None)  # the first example imports; times are never asserted
 @given(
     versions=st.sets(st.integers(0, 500), min_size=1, max_size=5),
     architecture=st.text(min_size=1, max_size=40),
@@ -137,6 +138,15 @@ def test_installing_again_changes_nothing(tmp_path: Path) -> None:
     repository.install(exported)
     before = everything(repository.root)
     repository.install(exported)
+    assert everything(repository.root) == before
+
+
+def test_configure_brings_an_older_backend_file_up_to_date(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    repository.install(export(tmp_path / "a", spec()))
+    before = everything(repository.root)
+    (repository.root / "unet" / "1" / "model.py").write_text("# of an older release")
+    repository.configure()
     assert everything(repository.root) == before
 
 

@@ -165,9 +165,6 @@ def _triton(settings: EmbeddedSettings) -> Component:
 
 
 def _attention(settings: EmbeddedSettings) -> Component:
-    def probe() -> str:
-        return probes.attention_serves(settings.attention_address)
-
     def launch() -> Launch:
         variables = {
             "ATLAS_ATTENTION_LISTEN": settings.attention_address,
@@ -186,8 +183,8 @@ def _attention(settings: EmbeddedSettings) -> Component:
         port_fields=("attention_port", "attention_metrics_port"),
         prepare=lambda: settings.store.mkdir(parents=True, exist_ok=True),
         launch=launch,
-        answers=probe,
-        healthy=probe,
+        answers=lambda: probes.attention_answers(settings.attention_address),
+        healthy=lambda: probes.attention_serves(settings.attention_address),
         needs=("triton",),
         clear=_sweep_attention,
     )

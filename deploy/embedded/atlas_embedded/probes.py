@@ -9,11 +9,11 @@ from atlas_core.errors import Unavailable
 from atlas_embedded.loopback import TIMEOUT_S, fetch
 
 
-def attention_serves(address: str) -> str:
-    """Asks the standard gRPC health service.
+def attention_answers(address: str) -> str:
+    """Asks the standard gRPC health service; SERVING, NOT_SERVING, ….
 
     Raises:
-        Unavailable: it does not answer, or does not serve.
+        Unavailable: it does not answer.
     """
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -27,7 +27,16 @@ def attention_serves(address: str) -> str:
             raise Unavailable(
                 "the attention service does not answer", got=error.code().name
             ) from None
-    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def attention_serves(address: str) -> str:
+    """As `attention_answers`, and content with SERVING only: every model answers it.
+
+    Raises:
+        Unavailable: it does not answer, or does not serve.
+    """
+    status = attention_answers(address)
     if status != "SERVING":
         raise Unavailable("the attention service does not serve", got=status)
     return "serving"

@@ -68,7 +68,10 @@ class EmbeddedSettings(BaseSettings):
     )
     model_threads: int = Field(default=0, ge=0, description="Per model; 0: all cores.")
     start_timeout_s: float = Field(
-        default=120.0, gt=0, description="For one part; a cold compilation takes tens of seconds."
+        default=300.0,
+        gt=0,
+        description="For one part. On a slow machine Prefect's first start takes minutes: it makes "
+        "its database. A part that ends while it starts is noticed at once.",
     )
     stop_timeout_s: float = Field(
         default=20.0, gt=0, description="Between asking a part to end and killing it."

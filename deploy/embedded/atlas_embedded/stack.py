@@ -20,7 +20,7 @@ from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_embedded import processes
-from atlas_embedded.components import Component, components
+from atlas_embedded.components import Component, Probe, components
 from atlas_embedded.logs import follow as follow_log
 from atlas_embedded.logs import rotate, tail
 from atlas_embedded.ports import require_free
@@ -36,6 +36,10 @@ _POLL_S = 0.1
 
 _ORPHAN_TIMEOUT_S = 5.0
 """A stub process notices within two seconds that its server is gone; nobody else should be left."""
+
+_MEND_S = 15.0
+"""For a part that runs to become healthy again, once what it needs is: it looks about every second.
+"""
 
 _LOG_LINES_IN_ERROR = 15
 
@@ -159,39 +163,54 @@ class _Start:
         self.words: dict[str, str] = {}
 
     def run(self, parts: Sequence[Component]) -> None:
-        missing = [part for part in parts if not self._keep(part)]
+        missing = [part for part in parts if not self._runs_as_it_should(part)]
         for part in missing:  # all ports are looked at before anything is started
-            _clear(self.settings, part)
-            for field in part.port_fields:
-                require_free(self.settings, field)
+            self._require_place(part)
         for part in missing:
-            if not part.needs:
+            if not part.needs:  # these come up side by side
                 self._launch(part)
-        for part in missing:
-            if part not in self.launched:
+        for part in parts:
+            if part in missing:
+                if part not in self.launched:
+                    self._launch(part)
+                self._bring_into_service(part)
+            elif not self._keep(part):
+                self._require_place(part)
                 self._launch(part)
-            self._bring_into_service(part)
+                self._bring_into_service(part)
 
-    def _keep(self, part: Component) -> bool:
-        """Whether `part` runs and is, or could be made, healthy; if it cannot, it is stopped."""
+    def _runs_as_it_should(self, part: Component) -> bool:
+        """Whether the process is there, and started by the same command; health comes later."""
         record = _record(self.settings, part.name)
         if record is None:
             return False
-        if record.launch != part.launch().digest:
-            self.on_event(f"{part.name} runs with other settings: starting it again")
-            _stop(self.settings, part)
-            return False
-        try:
+        if record.launch == part.launch().digest:
+            return True
+        self.on_event(f"{part.name} runs with other settings: starting it again")
+        _stop(self.settings, part)
+        return False
+
+    def _require_place(self, part: Component) -> None:
+        """Clears away what an earlier process left, and refuses when a port is taken."""
+        _clear(self.settings, part)
+        for field in part.port_fields:
+            require_free(self.settings, field)
+
+    def _keep(self, part: Component) -> bool:
+        """Whether the running `part` is, or could be made, healthy; if not, it is stopped."""
+        record = _record(self.settings, part.name)
+        if record is not None:
             # One that was launched a moment ago, by a command that was killed, may still come up.
-            self._await(part, record, until=record.started_at + self.settings.start_timeout_s)
-            part.settle()
-            self.words[part.name] = part.healthy()
-        except Unavailable as error:
-            self.on_event(f"{part.name} runs but does not work ({error}): starting it again")
-            _stop(self.settings, part)
-            return False
-        self.on_event(f"{part.name} already runs at {part.address}")
-        return True
+            young_until = record.started_at + self.settings.start_timeout_s
+            try:
+                self._settle(part, record, max(young_until, time.time() + _MEND_S))
+            except Unavailable as error:
+                self.on_event(f"{part.name} runs but does not work ({error}): starting it again")
+            else:
+                self.on_event(f"{part.name} already runs at {part.address}")
+                return True
+        _stop(self.settings, part)
+        return False
 
     def _launch(self, part: Component) -> None:
         self.on_event(f"{part.name} starts")
@@ -211,23 +230,25 @@ class _Start:
         record = _record(self.settings, part.name)
         try:
             if record is None:
-                raise Unavailable(f"{part.name} ended at once")
-            self._await(part, record, until=time.time() + self.settings.start_timeout_s)
-            part.settle()
-            self.words[part.name] = part.healthy()
+                raise Unavailable("it ended at once")
+            self._settle(part, record, time.time() + self.settings.start_timeout_s)
         except Unavailable as error:
             raise self._with_log(part, error) from None
         self.on_event(f"{part.name} is ready at {part.address}")
 
-    def _await(self, part: Component, record: ProcessRecord, until: float) -> None:
-        """Waits for the first answer; a process that ends meanwhile never gives one."""
+    def _settle(self, part: Component, record: ProcessRecord, until: float) -> None:
+        self._await(part.answers, record, until)
+        part.settle()
+        self.words[part.name] = self._await(part.healthy, record, until)
+
+    def _await(self, probe: Probe, record: ProcessRecord, until: float) -> str:
+        """Waits until `probe` is content; a process that ends meanwhile never makes it so."""
         while True:
             try:
-                part.answers()
-                return
+                return probe()
             except Unavailable:
                 if not record.alive():
-                    raise Unavailable(f"{part.name} ended while it started") from None
+                    raise Unavailable("it ended") from None
                 if time.time() >= until:
                     raise
             time.sleep(_POLL_S)
