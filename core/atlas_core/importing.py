@@ -7,8 +7,9 @@ called and whichever dataset it comes with; labels that are new come with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,11 +158,13 @@ def import_folder(
         force=force,
         resample=resample,
     )
-    outcomes = []
-    for outcome in _each(job, found.candidates, workers):
-        outcomes.append(outcome)
-        if on_progress is not None:
-            on_progress(ImportProgress(len(outcomes), len(found.candidates), outcome.source))
+    outcomes: list[_Outcome] = []
+    # closing: if `on_progress` raises, what has not begun is not begun any more
+    with closing(_each(job, found.candidates, workers)) as each:
+        for outcome in each:
+            outcomes.append(outcome)
+            if on_progress is not None:
+                on_progress(ImportProgress(len(outcomes), len(found.candidates), outcome.source))
     summary = _summary(dataset, outcomes, found.set_aside)
     if known is None:
         organs = {organ for outcome in outcomes for organ in outcome.organs}
@@ -178,7 +181,9 @@ def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
     return None
 
 
-def _each(job: _Import, candidates: Iterable[Candidate], workers: int) -> Iterator[_Outcome]:
+def _each(
+    job: _Import, candidates: Iterable[Candidate], workers: int
+) -> Generator[_Outcome, None, None]:
     """Outcomes in the order of the candidates."""
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="import") as pool:
         try:
@@ -330,7 +335,11 @@ class _Import:
     ) -> Iterator[Label]:
         """Writes the masks that are new, one at a time, and yields their records."""
         files = self._label_files(candidate, outcome)
-        there = {label.organ for label in self.catalog.labels(case_id, LabelSource.ORIGINAL)}
+        there = {
+            label.organ
+            for label in self.catalog.labels(case_id, LabelSource.ORIGINAL)
+            if self.store.path(label.path).is_file()  # a lost one is written again
+        }
         if files is None:
             return
         outcome.left_out = frozenset(set(files.masks) - set(files.meaning.masks))

@@ -113,6 +113,8 @@ def discover(path: Path) -> Discovery:
         NotFound: nothing is there.
         LimitExceeded: a folder holds more DICOM files than are read at once.
     """
+    if path.is_file() and _is_dicom(path):
+        return Discovery((), (SetAside(path.name, "one DICOM file is no volume: pass its folder"),))
     if path.is_file():
         return Discovery((Candidate(path.name, path),), ())
     if not path.is_dir():
@@ -332,6 +334,8 @@ def _first_file(folders: list[Path], stems: list[str]) -> Path | None:
 def _is_dicom(file: Path) -> bool:
     if file.suffix.lower() in NOT_DICOM:
         return False
+    if file.suffix.lower() == ".dcm":
+        return True  # some lack the preamble
     try:
         with file.open("rb") as stream:
             return stream.read(DICOM_PREAMBLE + 4)[DICOM_PREAMBLE:] == b"DICM"

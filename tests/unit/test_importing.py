@@ -374,6 +374,17 @@ def test_a_ct_that_was_lost_from_the_store_is_restored(site: Site) -> None:
     assert "restored" in summary.warnings[0].reason
 
 
+def test_a_label_that_was_lost_from_the_store_is_restored(site: Site) -> None:
+    abdomen_atlas_case(site.folder / "BDMAP_1")
+    (taken,) = site.run().taken
+    label = site.store.path(site.catalog.labels(taken.case_id)[0].path)
+    before = label.read_bytes()
+    label.unlink()
+    site.run()
+    assert label.read_bytes() == before
+    assert len(site.labels()) == 3
+
+
 # What is refused
 
 
@@ -560,10 +571,14 @@ def test_nothing_there(site: Site) -> None:
         site.run()
     with pytest.raises(NotFound):
         site.run(site.folder / "nothere")
+    (site.folder / "one.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    assert "pass its folder" in site.run(site.folder / "one.dcm").skipped[0].reason
+    (site.folder / "one.dcm").unlink()
     save(site.folder / "a.nii.gz", ct_voxels())
     with pytest.raises(NotFound, match="nothere"):
         site.run(preset="nothere")
-    assert site.catalog.datasets() == []
+    with pytest.raises(NotFound):
+        site.catalog.dataset("nothere")
 
 
 def test_links_in_a_circle_are_walked_once(site: Site) -> None:
@@ -592,6 +607,18 @@ def test_progress_counts_every_candidate(site: Site) -> None:
     assert [(p.done, p.total, p.source) for p in seen] == [
         (n + 1, 4, f"{n}.nii.gz") for n in range(4)
     ]
+
+
+def test_an_interrupted_import_begins_nothing_more(site: Site) -> None:
+    for number in range(12):
+        save(site.folder / f"{number:02}.nii.gz", ct_voxels(number))
+
+    def interrupt(progress: ImportProgress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        site.run(on_progress=interrupt, workers=1)
+    assert len(site.catalog.cases()) < 12
 
 
 def _import_until_killed(folder: Path, url: str, root: Path, third: object) -> None:
