@@ -11,6 +11,7 @@ import time
 from typing import Annotated, Any, cast
 from uuid import UUID
 
+import httpx
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.records import CaseId, RankedCase, Reading
@@ -23,6 +24,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectException
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque, unmapped
 from pydantic import Field
@@ -53,6 +55,11 @@ def _shard_name() -> str:
     return cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
 
 
+def _run_name() -> str:
+    given = runtime.flow_run.parameters
+    return f"{given.get('dataset') or 'all datasets'}, {Reading(given['reading']).value}"
+
+
 @task(
     name="score-cases",
     description="Scores a shard of cases, one after the other, through the attention service.",
@@ -70,6 +77,7 @@ def score_cases(cases: tuple[str, ...], run: ScoringRun) -> list[CaseOutcome]:
     description="Predict, fuse and rank: attention maps, pseudo labels and the priority list. "
     "Cases that the ensemble in service has scored already are skipped; a run that was "
     "interrupted is completed by the next one.",
+    flow_run_name=_run_name,
     persist_result=False,
 )
 def score(
@@ -159,9 +167,10 @@ class _ProgressInUi:
     """Shows counts in the Prefect UI, in the run's log and to the observer of this process."""
 
     def __init__(self, total: int) -> None:
-        self._artifact: UUID | None = create_progress_artifact(
-            100.0 if total == 0 else 0.0, key="score-progress", description="Cases scored"
-        )  # type: ignore[assignment]  # the same function is async elsewhere
+        created = create_progress_artifact(
+            0.0 if total else 100.0, key="score-progress", description="Cases scored"
+        )
+        self._artifact = cast(UUID, created)  # a coroutine only where the caller is one
         self._log = get_run_logger()
         self._observer = scoring.current_observer()
         self._shown_at = 0.0
@@ -174,11 +183,16 @@ class _ProgressInUi:
         if self._observer is not None:
             self._observer(done, total, outcome)
         now = time.monotonic()
-        if self._artifact is not None and (
-            done == total or now - self._shown_at > PROGRESS_EVERY_S
-        ):
+        if done == total or now - self._shown_at > PROGRESS_EVERY_S:
             self._shown_at = now
-            update_progress_artifact(self._artifact, progress=100.0 * done / total)
+            self._show(100.0 * done / total)
+
+    def _show(self, percent: float) -> None:
+        try:
+            update_progress_artifact(self._artifact, progress=percent)
+        except (httpx.HTTPError, PrefectException) as error:
+            # Scoring does not depend on who watches.
+            self._log.warning("the progress could not be shown: %s", type(error).__name__)
 
 
 def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, Protocol, TypeVar
 
+import grpc
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
@@ -443,7 +444,9 @@ def _patiently(call: Callable[[], ResultT], patience: Patience, stop: threading.
             return call()
         except AttentionServiceError as error:
             pause = patience.pause_s(attempt)
-            if not error.retryable:
+            # A service that is told to stop cancels the calls it works on.
+            cancelled = error.status is grpc.StatusCode.CANCELLED and not stop.is_set()
+            if not (error.retryable or cancelled):
                 raise
             if time.monotonic() + pause > deadline:
                 raise Unavailable(

@@ -103,6 +103,8 @@ def show_summary(summary: ScoreSummary) -> None:
         f"store, {summary.skipped} scored before, {len(summary.failures)} not scored "
         f"({summary.seconds:.1f} s, reading {summary.reading.value})"
     )
+    if not summary.outcomes and not summary.skipped:
+        console().print("There is no case to score; bring some in with `atlasloop import`.")
     if summary.failures:
         print_table(
             "Not scored",
