@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import threading
+import traceback
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from atlas_core import catalog_tables
 from atlas_core.catalog import Catalog
-from atlas_core.errors import ConfigurationError, Conflict, InvalidInput, NotFound
+from atlas_core.errors import ConfigurationError, Conflict, InvalidInput, NotFound, Unavailable
 from atlas_core.model_spec import ModelRef, ModelSpec, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import (
@@ -29,6 +31,7 @@ from atlas_core.records import (
     Reading,
     Score,
 )
+from postgres import PASSWORD, PostgresServer, running_postgres
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 AFFINE = ((0.8, 0.0, 0.0, -1 / 3), (0.0, 0.8, 0.0, 2.0), (0.0, 0.0, 5.0, 3.0), (0.0, 0.0, 0.0, 1.0))
@@ -422,3 +425,25 @@ def test_threads_share_a_catalog(catalog: Catalog) -> None:
         thread.join()
     assert failures == []
     assert len(catalog.ranking(Reading.PAPER)) == 40
+
+
+def test_a_dropped_connection_is_replaced(
+    postgresql_url: str, postgres_server: PostgresServer
+) -> None:
+    with Catalog.open(postgresql_url) as catalog:
+        catalog.add_dataset(Dataset(name="lits"))
+        name = postgresql_url.rpartition("/")[2]
+        postgres_server.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
+        assert [dataset.name for dataset in catalog.datasets()] == ["lits"]
+
+
+def test_a_server_that_stops_is_unavailable_and_its_password_stays_secret() -> None:
+    with ExitStack() as running:
+        server = running.enter_context(running_postgres())
+        catalog = running.enter_context(Catalog.open(server.url("postgres")))
+        running.pop_all().close()
+        with pytest.raises(Unavailable, match=f"127.0.0.1:{server.port}") as caught:
+            catalog.add_dataset(Dataset(name="lits"))
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
