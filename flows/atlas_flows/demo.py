@@ -45,16 +45,6 @@ IN_FLIGHT = 2
 PATIENCE_S = 60.0
 """The demo's own services are on this machine and were healthy a moment ago."""
 
-DEMO_MODELS = (
-    "The models of this demo are small networks, trained for minutes on generated phantoms. They "
-    "show how the loop works, not how well it can segment."
-)
-PHANTOMS = "The cases on this page are procedurally generated phantoms, not patients."
-REAL_CTS = (
-    "On real CTs the labels of these models are poor. Geometry, files, sizes and times are "
-    "what a site would see; for useful labels put trained models into service."
-)
-
 
 @dataclass(frozen=True)
 class DemoRequest:
@@ -240,17 +230,12 @@ def _report(run: _Run, catalog: Catalog, store: CaseStore) -> Path:
 
 
 def _facts(run: _Run, catalog: Catalog) -> RunFacts:
+    steps = tuple(run.steps)
     if run.request.ct is not None:
-        return RunFacts(
-            title="Priority list of your CTs",
-            steps=tuple(run.steps),
-            notes=(f"{DEMO_MODELS} {REAL_CTS}",),
-            refused=run.refused,
-        )
+        return RunFacts("Priority list of your CTs", steps, refused=run.refused)
     return RunFacts(
-        title="Priority list of generated phantoms",
-        steps=tuple(run.steps),
-        notes=(f"{PHANTOMS} {DEMO_MODELS}",),
+        "Priority list of generated phantoms",
+        steps,
         refused=run.refused,
         kinds=_kinds(run, catalog),
     )

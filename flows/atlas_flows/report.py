@@ -112,12 +112,13 @@ def build_report(
     organs = [o for o in scope.scheme if any(_size(case, o.name) is not None for case in ranked)]
     urgent = cases_in(TOP_SHARE, len(ranked))
     models = _models(catalog, scope.reading, ensemble, ranked[0].case_id)
+    phantoms = sum(_is_phantom(case, datasets) for case in ranked)
     page = {
         "title": facts.title,
         "subtitle": _subtitle(ranked, datasets),
         "reading": scope.reading.value,
         "facts": _facts(ranked, scope.reading, models, urgent),
-        "notes": facts.notes,
+        "notes": (*_caveats(phantoms, len(ranked), models), *facts.notes),
         "organs": organs,
         "rows": [
             _row(case, organs, ranked[0].attention_ml, urgent, scope.top, kinds, datasets)
@@ -253,12 +254,15 @@ def _size(case: RankedCase, organ: str) -> float | None:
 
 def _kind(case: RankedCase, kinds: Mapping[str, str], datasets: Mapping[str, Dataset]) -> str:
     """What a reader must know of the case: that it is a phantom, and of which kind."""
-    dataset = datasets.get(case.dataset)
-    phantom = dataset is not None and dataset.preset == PHANTOM_PRESET
     kind = kinds.get(case.case_id, "").replace("_", " ")
-    if phantom or kind:
+    if kind or _is_phantom(case, datasets):
         return f"phantom, {kind}" if kind else "phantom"
     return ""
+
+
+def _is_phantom(case: RankedCase, datasets: Mapping[str, Dataset]) -> bool:
+    dataset = datasets.get(case.dataset)
+    return dataset is not None and dataset.preset == PHANTOM_PRESET
 
 
 PHANTOM_PRESET = "phantoms"
@@ -307,7 +311,27 @@ def _model_row(ref: ModelRef, model: Model | None) -> dict[str, Any]:
         "architecture": spec.architecture if spec else "–",
         "spacing": " × ".join(f"{s:g}" for s in spec.spacing_mm) if spec else "–",
         "patch": " × ".join(str(n) for n in spec.patch) if spec else "–",
+        # As the provenance file of the demo models says it.
+        "phantom_trained": "phantom" in (model.provenance.get("data", "") if model else ""),
     }
+
+
+def _caveats(phantoms: int, total: int, models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What a reader must know before trusting a picture."""
+    if phantoms == total:
+        yield "The cases on this page are procedurally generated phantoms, not patients."
+    elif phantoms:
+        yield f"{phantoms} of the {total} cases are procedurally generated phantoms, not patients."
+    if any(model["phantom_trained"] for model in models):
+        yield (
+            "The models are small demonstration networks, trained for minutes on generated "
+            "phantoms. They show how the loop works, not how well it can segment."
+        )
+        if phantoms < total:
+            yield (
+                "On real CTs the labels of these models are poor. Geometry, files, sizes and times "
+                "are what a site would see; for useful labels put trained models into service."
+            )
 
 
 def _processor() -> str:

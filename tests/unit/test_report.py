@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.model_spec import ModelRef, ensemble_key
+from atlas_core.model_spec import ModelRef, ModelSpec, ensemble_key
 from atlas_core.nifti_io import open_slabs, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import (
@@ -20,6 +21,7 @@ from atlas_core.records import (
     Dataset,
     Label,
     LabelSource,
+    Model,
     OrganScore,
     Reading,
     Score,
@@ -162,10 +164,12 @@ def test_layers_show_what_they_say(tmp_path: Path) -> None:
         assert column < 0.5
 
 
-def _catalog(tmp_path: Path, cases: int, *, original: bool = False) -> tuple[Catalog, CaseStore]:
+def _catalog(
+    tmp_path: Path, cases: int, *, original: bool = False, preset: str | None = "phantoms"
+) -> tuple[Catalog, CaseStore]:
     catalog = Catalog.open(f"sqlite:///{tmp_path / 'catalog.sqlite'}")
     store = CaseStore(tmp_path / "store")
-    catalog.add_dataset(Dataset(name="d", title="<script>alert(1)</script>", preset="phantoms"))
+    catalog.add_dataset(Dataset(name="d", title="<script>alert(1)</script>", preset=preset))
     for number in range(cases):
         _add_case(catalog, store, tmp_path, number, original=original)
     return catalog, store
@@ -256,6 +260,45 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in page
     for ref in REFS:
         assert ref.sha256[:16] in page
+
+
+def _register(catalog: Catalog, source: str) -> None:
+    for ref in REFS:
+        spec = ModelSpec(
+            name=ref.name,
+            version=ref.version,
+            architecture=ref.name,
+            organs=("liver",),
+            spacing_mm=(3.0, 3.0, 3.0),
+            patch=(64, 64, 48),
+            hu_window=(-175.0, 250.0),
+            sha256=ref.sha256,
+        )
+        provenance = {"data": json.dumps({"source": source})}
+        catalog.register_model(
+            Model(spec=spec, provenance=provenance, created_at=datetime.now(UTC))
+        )
+
+
+@pytest.mark.parametrize("preset", ["phantoms", None])
+def test_what_a_reader_must_know_is_said(tmp_path: Path, preset: str | None) -> None:
+    catalog, store = _catalog(tmp_path, 1, preset=preset)
+    with catalog:
+        _register(catalog, "phantoms of atlas_core.phantoms")
+        page = build_report(catalog, store, ReportScope(top=0))
+    text = " ".join(page.split())
+    assert "trained for minutes on generated phantoms" in text
+    assert ("phantoms, not patients" in text) == (preset == "phantoms")
+    assert ("On real CTs the labels of these models are poor" in text) == (preset is None)
+    assert "64 × 64 × 48" in text
+
+
+def test_trained_models_need_no_apology(tmp_path: Path) -> None:
+    catalog, store = _catalog(tmp_path, 1, preset=None)
+    with catalog:
+        _register(catalog, "AbdomenAtlas 1.0")
+        page = build_report(catalog, store, ReportScope(top=0))
+    assert 'role="note"' not in page
 
 
 def test_every_picture_says_what_it_shows(tmp_path: Path) -> None:
