@@ -15,7 +15,10 @@ STEEPNESS = 18.0
 """Of the logit over a mask blurred to 0..1: certain organs and air, a soft rim of about 5 mm."""
 
 DISAGREEMENT = 1.5
-"""Standard deviation of the smooth field that each model adds to its logit."""
+"""Standard deviation of the smooth field that each model adds to its logit around an organ."""
+
+AROUND = 0.002
+"""Where the blurred mask is above it (about 7 mm from the organ) models say anything at all."""
 
 
 def realistic(models: int, organs: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -34,8 +37,7 @@ def realistic(models: int, organs: int, shape: tuple[int, int, int]) -> NDArray[
         for model in range(models):
             noise = ndimage.gaussian_filter(rng.normal(size=truth.shape).astype(np.float32), 3)
             logit = STEEPNESS * (blurred - 0.5) + DISAGREEMENT * noise / noise.std()
-            p = 1 / (1 + np.exp(-logit))
-            p[p < 1 / 255] = 0  # what a byte loses on the model's grid
+            p = np.where(blurred > AROUND, 1 / (1 + np.exp(-logit)), np.float32(0))
             fine = resample_across(resample_planes(p, y, x), z, 0, z.new, 0)
             np.rint(255 * fine, out=fine)
             soft[model, channel] = fine

@@ -35,6 +35,9 @@ hold."""
 UNIT = ATTENTION_LEVELS << FRACTION_BITS
 """1.0 of Eq. 4 in fixed point."""
 
+HALF_STEP = 1 << (FRACTION_BITS - 1)
+"""Half of the output's last digit: rounding half up is adding it and cutting off."""
+
 HALF_BYTE = 128
 """The smallest byte above probability one half: v / 255 > 0.5 if and only if v >= 128."""
 
@@ -45,17 +48,12 @@ on."""
 MAX_ORGANS = 64
 """Bounds the scratch memory of a kernel; label maps could carry 255."""
 
-TILE = 4096
-"""Voxels looked at together: one memory page of every plane, so that a run of air costs one
-sequential read per plane; all planes of a tile (27 for 3 models and 9 organs) stay in the L2
-cache."""
+TILE = 16384
+"""Voxels looked at together: a run of air costs one long sequential read per plane, and all planes
+of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
 
 BLOCK = 256
 """Voxels worked on together inside a tile: scratch rows of this length stay in the L1 cache."""
-
-DIVISION_BITS = 19
-"""x // (2N) is computed as x · m >> 19: exact for x < 2^13 and every N up to 16 (tested for
-all)."""
 
 KEEP_INCONSISTENCY = 1
 KEEP_UNCERTAINTY = 2
@@ -196,7 +194,6 @@ def fuse_block(
     tables = (
         entropy_terms(models, UNIT).astype(np.uint16),
         np.float32(UNIT / (255.0 * models)),
-        np.uint32((1 << DIVISION_BITS) // (2 * models) + 1),
     )
 
     def kernel(first: int, last: int) -> None:
@@ -211,35 +208,82 @@ def fuse_block(
 @njit(cache=True, nogil=True)
 def is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
     """Whether no model says anything of `organ` in voxels ``[start, stop)``."""
+    whole = start + (stop - start) // 8 * 8
     for n in range(planes.shape[0]):
-        row = planes[n, organ, start:stop]
-        seen = np.uint8(0)
-        for i in range(row.size):
-            seen |= row[i]
+        # Eight bytes at a time: twice the bytes a second of a loop over single ones.
+        words = planes[n, organ, start:whole].view(np.uint64)
+        seen = np.uint64(0)
+        for i in range(words.size):
+            seen |= words[i]
+        rest = planes[n, organ, whole:stop]
+        for i in range(rest.size):
+            seen |= np.uint64(rest[i])
         if seen:
             return False
     return True
 
 
 @njit(cache=True, nogil=True)
-def sum_models(planes, organ, start, stop, entropy, total, squares, peak, terms):  # type: ignore[no-untyped-def]
-    """Σv, Σv², max v and Σ entropy[v] over the models, per voxel of ``[start, stop)``."""
-    length = stop - start
+def sum_bytes(planes, organ, start, stop, total, squares):  # type: ignore[no-untyped-def]
+    """Σv and Σv² over the models, per voxel of ``[start, stop)``.
+
+    The first three models are taken at once, which saves passes for the usual ensemble of three.
+    """
+    models = planes.shape[0]
+    a = planes[0, organ, start:stop]
+    b = planes[min(1, models - 1), organ, start:stop]
+    c = planes[min(2, models - 1), organ, start:stop]
+    if models >= 3:
+        for i in range(a.size):
+            total[i] = np.uint16(a[i]) + np.uint16(b[i]) + np.uint16(c[i])
+        for i in range(a.size):
+            squares[i] = (
+                np.uint32(a[i]) * np.uint32(a[i])
+                + np.uint32(b[i]) * np.uint32(b[i])
+                + np.uint32(c[i]) * np.uint32(c[i])
+            )
+    else:
+        for i in range(a.size):
+            total[i] = a[i]
+        for i in range(a.size):
+            squares[i] = np.uint32(a[i]) * np.uint32(a[i])
+    for n in range(3 if models >= 3 else 1, models):
+        row = planes[n, organ, start:stop]
+        for i in range(row.size):
+            total[i] += np.uint16(row[i])
+        for i in range(row.size):
+            squares[i] += np.uint32(row[i]) * np.uint32(row[i])
+
+
+@njit(cache=True, nogil=True)
+def sum_terms(planes, organ, start, stop, table, terms):  # type: ignore[no-untyped-def]
+    """Σ table[v] over the models, per voxel of ``[start, stop)``."""
+    models = planes.shape[0]
+    a = planes[0, organ, start:stop]
+    b = planes[min(1, models - 1), organ, start:stop]
+    c = planes[min(2, models - 1), organ, start:stop]
+    if models >= 3:
+        for i in range(a.size):
+            terms[i] = table[a[i]] + table[b[i]] + table[c[i]]
+    else:
+        for i in range(a.size):
+            terms[i] = table[a[i]]
+    for n in range(3 if models >= 3 else 1, models):
+        row = planes[n, organ, start:stop]
+        for i in range(row.size):
+            terms[i] += table[row[i]]
+
+
+@njit(cache=True, nogil=True)
+def _peak(planes, organ, start, stop, peak):  # type: ignore[no-untyped-def]
+    """The largest v of any model, per voxel of ``[start, stop)``."""
     row = planes[0, organ, start:stop]
-    for i in range(length):
-        total[i] = row[i]
-        squares[i] = np.uint32(row[i]) * np.uint32(row[i])
+    for i in range(row.size):
         peak[i] = row[i]
-    for i in range(length):
-        terms[i] = entropy[row[i]]
     for n in range(1, planes.shape[0]):
         row = planes[n, organ, start:stop]
-        for i in range(length):
-            total[i] += np.uint16(row[i])
-            squares[i] += np.uint32(row[i]) * np.uint32(row[i])
+        for i in range(row.size):
             peak[i] = max(peak[i], row[i])
-        for i in range(length):
-            terms[i] += entropy[row[i]]
 
 
 @njit(cache=True, nogil=True)
@@ -252,7 +296,7 @@ def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):  # 
         np.empty(BLOCK, np.uint16),  # Σv
         np.empty(BLOCK, np.uint32),  # Σv²
         np.empty(BLOCK, np.uint8),  # max v
-        np.empty(BLOCK, np.uint16),  # largest Σv of any organ so far
+        np.empty(BLOCK, np.uint32),  # largest Σv of any organ so far, and whose
         np.empty(BLOCK, np.uint8),  # organs that claim the voxel (Eq. 3)
         np.empty((organs, BLOCK), np.uint16),  # Eq. 1 + Eq. 2 in fixed point
         np.empty((organs, BLOCK), np.uint8),  # whether the organ claims the voxel
@@ -278,70 +322,94 @@ def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):  # 
 def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention, mean, label):  # type: ignore[no-untyped-def]
     """One run of voxels ``[start, stop)``: every candidate organ first, then Eq. 3, which needs
     all."""
-    entropy, deviation, division = tables
-    total, squares, peak, best, claims, terms, claimed, met = scratch
+    entropy, deviation = tables
+    length = stop - start
+    total = scratch[0][:length]
+    squares = scratch[1][:length]
+    peak = scratch[2][:length]
+    best = scratch[3][:length]
+    claims = scratch[4][:length]
+    met = scratch[7]
     models = planes.shape[0]
     half_sum = np.uint16(255 * models // 2)  # Σv above it ⇔ mean above 0.5, for odd 255·N too
-    length = stop - start
-    named = label[start:stop]
-    for i in range(length):
-        best[i] = half_sum
-        claims[i] = 0
     count = 0
     for organ in candidates:
         if is_zero(planes, organ, start, stop):
             continue
-        term = terms[count]
-        claim = claimed[count]
+        if count == 0:
+            claims[:] = 0
+            best[:] = 0
+        term = scratch[5][count, :length]
+        claim = scratch[6][count, :length]
         met[count] = organ
         count += 1
-        sum_models(planes, organ, start, stop, entropy, total, squares, peak, term)
+        sum_bytes(planes, organ, start, stop, total, squares)
+        sum_terms(planes, organ, start, stop, entropy, term)
         if gated:
-            _add_gated_deviation(
-                total, squares, models, deviation, attention[organ, start:stop], term
-            )
+            gate = attention[organ, start:stop]
+            _add_gated_deviation(total, squares, models, deviation, gate, term)
+            for i in range(length):
+                claim[i] = total[i] > half_sum
         else:
-            _add_deviation(total, squares, models, deviation, term[:length])
-        row = mean[organ, start:stop]
+            _add_deviation(total, squares, models, deviation, term)
+            _peak(planes, organ, start, stop, peak)
+            for i in range(length):
+                claim[i] = peak[i] >= HALF_BYTE
         for i in range(length):
-            doubled = np.uint32(2) * np.uint32(total[i]) + np.uint32(models - 1)
-            row[i] = (doubled * division) >> np.uint32(DIVISION_BITS)
-        for i in range(length):
-            claim[i] = total[i] > half_sum if gated else peak[i] >= HALF_BYTE
             claims[i] += claim[i]
-        name = np.uint8(organ + 1)
+        _write_mean(total, models, mean[organ, start:stop])
+        # Larger sum first, lower channel first: one maximum decides both.
+        name = np.uint32(255 - organ)
         for i in range(length):
-            larger = total[i] > best[i]
-            best[i] = total[i] if larger else best[i]
-            named[i] = name if larger else named[i]
+            best[i] = max(best[i], np.uint32(np.uint32(total[i]) << 8 | name))
+    if count:
+        named = label[start:stop]
+        for i in range(length):
+            chosen = np.uint8(0) - np.uint8(best[i])  # 255 − organ → organ + 1
+            named[i] = chosen if (best[i] >> 8) > half_sum else np.uint8(0)
     for k in range(count):
-        _write_attention(terms[k], claimed[k], claims, attention[met[k], start:stop])
+        _write_attention(
+            scratch[5][k, :length], scratch[6][k, :length], claims, attention[met[k], start:stop]
+        )
+
+
+@njit(cache=True, nogil=True)
+def _write_mean(total, models, row):  # type: ignore[no-untyped-def]
+    """Σv / N rounded half down: floor((2·Σv + N − 1) / 2N).
+
+    Half a unit is added to the numerator, so that no quotient lies nearer to a whole number than
+    1/64 (N up to 16): float32, off by less than 1e-4 here, cannot cross it (tested for every sum).
+    """
+    scale = np.float32(1.0 / models)
+    offset = np.float32((models - 0.5) / (2.0 * models))
+    for i in range(row.size):
+        row[i] = np.uint8(np.int32(np.float32(total[i]) * scale + offset))
 
 
 @njit(cache=True, nogil=True)
 def _add_deviation(total, squares, models, deviation, term):  # type: ignore[no-untyped-def]
-    """Adds Eq. 1 in fixed point to `term`; N·Σv² − (Σv)² stays below 2^24, exact in float32."""
+    """Adds Eq. 1 in fixed point, and half a step of the output for its rounding."""
     for i in range(term.size):
-        v = np.uint32(total[i])
-        spread = np.int32(np.uint32(models) * squares[i] - v * v)
-        term[i] += np.uint16(np.int32(np.sqrt(np.float32(spread)) * deviation))
+        v = np.float32(total[i])
+        spread = np.float32(models) * np.float32(np.int32(squares[i])) - v * v
+        term[i] += np.uint16(np.int32(np.sqrt(spread) * deviation)) + np.uint16(HALF_STEP)
 
 
 @njit(cache=True, nogil=True)
 def _add_gated_deviation(total, squares, models, deviation, gate, term):  # type: ignore[no-untyped-def]
     """The same for reading `released`: each of the two terms only where its gate is open."""
-    for i in range(gate.size):
-        v = np.uint32(total[i])
-        spread = np.int32(np.uint32(models) * squares[i] - v * v)
-        inconsistency = np.uint16(np.int32(np.sqrt(np.float32(spread)) * deviation))
+    for i in range(term.size):
+        v = np.float32(total[i])
+        spread = np.float32(models) * np.float32(np.int32(squares[i])) - v * v
+        inconsistency = np.uint16(np.int32(np.sqrt(spread) * deviation))
         kept = term[i] if gate[i] & KEEP_UNCERTAINTY else np.uint16(0)
-        term[i] = kept + (inconsistency if gate[i] & KEEP_INCONSISTENCY else np.uint16(0))
+        kept += inconsistency if gate[i] & KEEP_INCONSISTENCY else np.uint16(0)
+        term[i] = kept + np.uint16(HALF_STEP)
 
 
 @njit(cache=True, nogil=True)
 def _write_attention(term, claimed, claims, row):  # type: ignore[no-untyped-def]
-    """Adds Eq. 3 and rounds half up to the byte."""
+    """Adds Eq. 3; the half step is in `term` already, so that cutting off rounds half up."""
     for i in range(row.size):
-        overlap = np.uint32(UNIT) if (claimed[i] != 0) & (claims[i] > 1) else np.uint32(0)
-        rounded = np.uint32(term[i]) + overlap + np.uint32(1 << (FRACTION_BITS - 1))
-        row[i] = rounded >> np.uint32(FRACTION_BITS)
+        overlap = np.uint16(UNIT) if (claimed[i] != 0) & (claims[i] > 1) else np.uint16(0)
+        row[i] = np.uint8(np.uint16(term[i] + overlap) >> FRACTION_BITS)

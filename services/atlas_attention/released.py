@@ -39,7 +39,8 @@ from atlas_attention.attention_map import (
     is_zero,
     require_same_width,
     require_soft,
-    sum_models,
+    sum_bytes,
+    sum_terms,
 )
 from atlas_attention.tiles import over_tiles
 
@@ -158,7 +159,6 @@ def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates
     models, organs, voxels = planes.shape
     total = np.empty(BLOCK, np.uint16)
     squares = np.empty(BLOCK, np.uint32)
-    peak = np.empty(BLOCK, np.uint8)
     terms = np.empty(BLOCK, np.int32)
     for tile in range(first, last):
         tile_stop = min(voxels, (tile + 1) * TILE)
@@ -169,7 +169,8 @@ def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates
                 stop = min(tile_stop, start + BLOCK)
                 if is_zero(planes, organ, start, stop):
                     continue
-                sum_models(planes, organ, start, stop, entropy, total, squares, peak, terms)
+                sum_bytes(planes, organ, start, stop, total, squares)
+                sum_terms(planes, organ, start, stop, entropy, terms)
                 gate = gates[organ, start:stop]
                 for i in range(stop - start):
                     v = np.uint32(total[i])
