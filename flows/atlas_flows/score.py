@@ -114,8 +114,9 @@ def score(
         AttentionClient(places.attention_address) as client,
     ):
         store = CaseStore(places.store)
-        info = scoring.service_info(client, patience)
-        plan = scoring.plan(request, scoring.ensemble(info, request.models), catalog, store)
+        registered = {model.spec.name for model in catalog.models()}
+        ensemble = scoring.await_ensemble(client, request.models, registered, patience)
+        plan = scoring.plan(request, ensemble, catalog, store)
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
         _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
     if summary.failures:

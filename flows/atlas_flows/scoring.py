@@ -11,7 +11,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
 from atlasloop.answers import CaseResult, ServiceInfo
-from atlasloop.client import AttentionClient, AttentionServiceError
+from atlasloop.client import AttentionServiceError
 from pydantic import BaseModel, ConfigDict, Field
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ that thousands of cases stay hundreds of tasks, small enough that slots do not i
 
 CASE_TIMEOUT_S = 3600.0
 """Deadline of one case. The largest CTs take minutes on a CPU; a call that takes an hour hangs."""
+
+
+INFO_TIMEOUT_S = 10.0
+"""Deadline for asking which models are in service; the service answers from memory."""
 
 
 class Outcome(StrEnum):
@@ -164,6 +168,8 @@ class Patience:
 class ScoringClient(Protocol):
     """The part of the attention client that scoring needs."""
 
+    def info(self, *, timeout_s: float | None = None) -> ServiceInfo: ...
+
     def score_case(
         self,
         case_id: str,
@@ -222,16 +228,6 @@ def current_observer() -> Observer | None:
     return _observer.get()
 
 
-def service_info(client: AttentionClient, patience: Patience) -> ServiceInfo:
-    """Models in service; waits for a service that is starting.
-
-    Raises:
-        Unavailable: it did not answer within `patience`.
-        AttentionServiceError: it refused.
-    """
-    return _patiently(lambda: client.info(timeout_s=10.0), patience, threading.Event())
-
-
 @dataclass(frozen=True)
 class Ensemble:
     """Models in service that work together.
@@ -272,6 +268,35 @@ def ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
         tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in chosen),
         dict(zip(info.organs, info.labels, strict=True)),
     )
+
+
+def await_ensemble(
+    client: ScoringClient, wanted: Sequence[str], registered: Collection[str], patience: Patience
+) -> Ensemble:
+    """The ensemble to score with, as `ensemble`; waits for a service that is starting.
+
+    Args:
+        registered: names of the models that the catalog knows. Unless models are `wanted` by name,
+            all of them must be in service: a smaller ensemble would give another list, silently.
+
+    Raises:
+        Unavailable: the service, or a registered model, is still away when `patience` is over.
+        NotFound, InvalidInput: see `ensemble`.
+        AttentionServiceError: the service refused.
+    """
+
+    def ask() -> ServiceInfo:
+        info = client.info(timeout_s=INFO_TIMEOUT_S)
+        missing = sorted(set(registered) - {model.name for model in info.models})
+        if missing and not wanted:
+            raise AttentionServiceError(
+                grpc.StatusCode.UNAVAILABLE,
+                f"registered models are not in service: {', '.join(missing)} (name the models you "
+                f"want, if that is meant)",
+            )
+        return info
+
+    return ensemble(_patiently(ask, patience, threading.Event()), wanted)
 
 
 def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore) -> Plan:
@@ -345,16 +370,27 @@ def _score_patiently(run: ScoringRun, case_id: str) -> CaseResult:
         run.catalog.delete_score(*key)
     if request.force:
         run.store.delete_prediction(*key)
-    return _patiently(
-        lambda: run.client.score_case(
-            case_id,
-            request.reading.value,
-            models=run.plan.pinned,
-            timeout_s=CASE_TIMEOUT_S,
-        ),
-        run.patience,
-        run.stop,
-    )
+    return _patiently(lambda: _call_service(run, case_id), run.patience, run.stop)
+
+
+def _call_service(run: ScoringRun, case_id: str) -> CaseResult:
+    plan = run.plan
+    try:
+        return run.client.score_case(
+            case_id, plan.request.reading.value, models=plan.pinned, timeout_s=CASE_TIMEOUT_S
+        )
+    except AttentionServiceError as error:
+        # A model server that was started again loads its models one by one: ours was there when
+        # the run began, so it is away, not unknown.
+        if error.status is grpc.StatusCode.NOT_FOUND and not _in_service(run):
+            raise AttentionServiceError(grpc.StatusCode.UNAVAILABLE, error.message) from None
+        raise
+
+
+def _in_service(run: ScoringRun) -> bool:
+    info = run.client.info(timeout_s=INFO_TIMEOUT_S)
+    served = {(model.name, model.version) for model in (*info.models, *info.older_models)}
+    return served >= {(ref.name, ref.version) for ref in run.plan.ensemble.models}
 
 
 def score_of(result: CaseResult) -> Score:

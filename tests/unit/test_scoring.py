@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,8 +76,12 @@ class ScriptedService:
     def __init__(self, store: CaseStore, script: dict[str, list[Exception]] | None = None) -> None:
         self.store = store
         self.script = script or {}
+        self.infos: list[ServiceInfo] = []
         self.calls: list[tuple[str, tuple[str, ...]]] = []
         self._lock = threading.Lock()
+
+    def info(self, *, timeout_s: float | None = None) -> ServiceInfo:
+        return self.infos.pop(0) if self.infos else INFO
 
     def score_case(
         self,
@@ -228,6 +233,33 @@ def test_a_service_that_comes_back_is_waited_for(bench: Bench) -> None:
     outcomes = bench.run(service)
     assert all(outcome.good for outcome in outcomes)
     assert [case_id for case_id, _ in service.calls].count("case1") == 4
+
+
+def test_a_model_that_is_being_loaded_again_is_waited_for(bench: Bench) -> None:
+    gone = AttentionServiceError(grpc.StatusCode.NOT_FOUND, "model unet@1 is not in service")
+    service = ScriptedService(bench.store, {"case1": [gone, gone]})
+    service.infos = [replace(INFO, models=INFO.models[:1])] * 2
+    assert all(outcome.good for outcome in bench.run(service))
+
+
+def test_a_case_that_the_service_does_not_know_fails(bench: Bench) -> None:
+    unknown = AttentionServiceError(grpc.StatusCode.NOT_FOUND, "no CT of this case")
+    service = ScriptedService(bench.store, {"case1": [unknown]})
+    failed = [outcome for outcome in bench.run(service) if not outcome.good]
+    assert [(f.case_id, f.outcome) for f in failed] == [("case1", Outcome.FAILED)]
+
+
+def test_the_whole_ensemble_is_waited_for(bench: Bench) -> None:
+    service = ScriptedService(bench.store)
+    service.infos = [replace(INFO, models=INFO.models[:1])] * 2
+    found = scoring.await_ensemble(service, (), {"nnunet", "unet"}, IMPATIENT)
+    assert [ref.name for ref in found.models] == ["nnunet", "unet"]
+    service.infos = [replace(INFO, models=INFO.models[:1])] * 10_000
+    with pytest.raises(Unavailable, match="not in service: unet"):
+        scoring.await_ensemble(service, (), {"nnunet", "unet"}, IMPATIENT)
+    # Who names models means them.
+    alone = scoring.await_ensemble(service, ("nnunet",), {"nnunet", "unet"}, IMPATIENT)
+    assert [ref.name for ref in alone.models] == ["nnunet"]
 
 
 def test_a_bad_case_does_not_stop_the_others(bench: Bench) -> None:

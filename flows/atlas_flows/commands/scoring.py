@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,8 @@ from atlas_core.records import Reading
 from atlas_flows.commands.terminal import console, places, print_table, show_error
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from atlas_flows.scoring import CaseOutcome, Observer, ScoreRequest, ScoreSummary
     from atlas_flows.settings import Places
 
@@ -142,4 +145,20 @@ def _progress_bar() -> Iterator[Observer]:
             if not outcome.good:
                 progress.console.print(f"{outcome.case_id}: {outcome.message}", style="red")
 
-        yield show
+        with _warnings_to(progress.console):
+            yield show
+
+
+@contextmanager
+def _warnings_to(terminal: Console) -> Iterator[None]:
+    """Shows what the run waits for; Prefect's own console output is switched off."""
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=terminal, show_time=False, show_path=False)
+    handler.setLevel(logging.WARNING)
+    logger = logging.getLogger("atlas_flows.scoring")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
