@@ -1,5 +1,5 @@
-"""Soft predictions as an ensemble makes them: organs of a phantom, seen a little differently by each
-model, at the size of a full CT."""
+"""Soft predictions as an ensemble makes them: organs of a phantom, seen a little differently by
+each model, at the size of a full CT."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ AROUND = 0.002
 def realistic(models: int, organs: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Soft predictions of the phantom's first `organs` organs, uint8 ``[model, organ, z, y, x]``.
 
-    Made on a grid of about 2.2 mm and brought to `shape` (z, y, x) by linear interpolation, which is
-    what a CT's own grid gets from a model that works on a coarser one.
+    Made on a grid of about 2.2 mm and brought to `shape` (z, y, x) by linear interpolation, which
+    is what a CT's own grid gets from a model that works on a coarser one.
     """
     rng = np.random.default_rng(SEED)
     truth = make_phantom(SEED, grid=Grid(columns=160, slice_mm=2.9, axis_codes="RAS")).truth

@@ -55,6 +55,9 @@ of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
 BLOCK = 256
 """Voxels worked on together inside a tile: scratch rows of this length stay in the L1 cache."""
 
+FINE_UNIT = 1 << 28
+"""Fixed point of an entropy that is compared with a threshold: 16 models · 1/e · 2^28 < 2^31."""
+
 KEEP_INCONSISTENCY = 1
 KEEP_UNCERTAINTY = 2
 """Bits of a gate byte (reading `released`): which terms of Eq. 4 a voxel keeps."""
@@ -205,8 +208,45 @@ def fuse_block(
     )
 
 
+def mark_terms(
+    soft: Soft, min_inconsistency: float, min_uncertainty: float, *, threads: int | None = None
+) -> NDArray[np.uint8]:
+    """Which terms of Eq. 4 are above a threshold (reading `released`).
+
+    Args:
+        soft: uint8 ``[model, organ, z, y, x]``.
+        min_inconsistency, min_uncertainty: in the units of Eq. 1 and 2; equal does not count.
+        threads: see `tiles.over_tiles`.
+
+    Returns:
+        uint8 ``[organ, z, y, x]`` with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`.
+
+    Raises:
+        InvalidInput, LimitExceeded: see `require_soft`.
+    """
+    soft = require_soft(soft)
+    models, organs, *grid = soft.shape
+    planes = soft.reshape(models, organs, -1)
+    gates = np.zeros(planes.shape[1:], np.uint8)
+    entropy = entropy_terms(1, FINE_UNIT).astype(np.int32)
+    least_entropy = np.int32(min_uncertainty * models * FINE_UNIT)
+    # std > s ⇔ N·Σv² − (Σv)² > (255·N·s)²; the left side is an integer, and where the right side is
+    # one too it must not fall below it by the rounding of the product.
+    least_spread = np.int32((255 * models * min_inconsistency) ** 2 + 1e-6)
+
+    def kernel(first: int, last: int) -> None:
+        _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates)
+
+    over_tiles(kernel, -(-planes.shape[2] // TILE), threads)
+    return gates.reshape(organs, *grid)
+
+
+# numba recompiles a cached kernel when the file that holds it changes, not when another file that
+# it calls or takes a constant from does: every kernel here calls and reads this file only.
+
+
 @njit(cache=True, nogil=True)
-def is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
+def _is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
     """Whether no model says anything of `organ` in voxels ``[start, stop)``."""
     whole = start + (stop - start) // 8 * 8
     for n in range(planes.shape[0]):
@@ -224,7 +264,7 @@ def is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def sum_bytes(planes, organ, start, stop, total, squares):  # type: ignore[no-untyped-def]
+def _sum_bytes(planes, organ, start, stop, total, squares):  # type: ignore[no-untyped-def]
     """Σv and Σv² over the models, per voxel of ``[start, stop)``.
 
     The first three models are taken at once, which saves passes for the usual ensemble of three.
@@ -256,7 +296,7 @@ def sum_bytes(planes, organ, start, stop, total, squares):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True)
-def sum_terms(planes, organ, start, stop, table, terms):  # type: ignore[no-untyped-def]
+def _sum_terms(planes, organ, start, stop, table, terms):  # type: ignore[no-untyped-def]
     """Σ table[v] over the models, per voxel of ``[start, stop)``."""
     models = planes.shape[0]
     a = planes[0, organ, start:stop]
@@ -306,7 +346,7 @@ def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):  # 
         tile_stop = min(voxels, (tile + 1) * TILE)
         count = 0
         for c in range(organs):
-            if not is_zero(planes, c, tile * TILE, tile_stop):
+            if not _is_zero(planes, c, tile * TILE, tile_stop):
                 in_tile[count] = c
                 count += 1
         if count:
@@ -334,7 +374,7 @@ def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention
     half_sum = np.uint16(255 * models // 2)  # Σv above it ⇔ mean above 0.5, for odd 255·N too
     count = 0
     for organ in candidates:
-        if is_zero(planes, organ, start, stop):
+        if _is_zero(planes, organ, start, stop):
             continue
         if count == 0:
             claims[:] = 0
@@ -343,8 +383,8 @@ def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention
         claim = scratch[6][count, :length]
         met[count] = organ
         count += 1
-        sum_bytes(planes, organ, start, stop, total, squares)
-        sum_terms(planes, organ, start, stop, entropy, term)
+        _sum_bytes(planes, organ, start, stop, total, squares)
+        _sum_terms(planes, organ, start, stop, entropy, term)
         if gated:
             gate = attention[organ, start:stop]
             _add_gated_deviation(total, squares, models, deviation, gate, term)
@@ -413,3 +453,30 @@ def _write_attention(term, claimed, claims, row):  # type: ignore[no-untyped-def
     for i in range(row.size):
         overlap = np.uint16(UNIT) if (claimed[i] != 0) & (claims[i] > 1) else np.uint16(0)
         row[i] = np.uint8(np.uint16(term[i] + overlap) >> FRACTION_BITS)
+
+
+@njit(cache=True, nogil=True)
+def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates):  # type: ignore[no-untyped-def]
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `gates` is zero before."""
+    models, organs, voxels = planes.shape
+    total = np.empty(BLOCK, np.uint16)
+    squares = np.empty(BLOCK, np.uint32)
+    terms = np.empty(BLOCK, np.int32)
+    for tile in range(first, last):
+        tile_stop = min(voxels, (tile + 1) * TILE)
+        for organ in range(organs):
+            if _is_zero(planes, organ, tile * TILE, tile_stop):
+                continue
+            for start in range(tile * TILE, tile_stop, BLOCK):
+                stop = min(tile_stop, start + BLOCK)
+                if _is_zero(planes, organ, start, stop):
+                    continue
+                _sum_bytes(planes, organ, start, stop, total, squares)
+                _sum_terms(planes, organ, start, stop, entropy, terms)
+                gate = gates[organ, start:stop]
+                for i in range(stop - start):
+                    v = np.uint32(total[i])
+                    spread = np.int32(np.uint32(models) * squares[i] - v * v)
+                    gate[i] = np.uint8(spread > least_spread) * np.uint8(
+                        KEEP_INCONSISTENCY
+                    ) | np.uint8(terms[i] > least_entropy) * np.uint8(KEEP_UNCERTAINTY)

@@ -10,12 +10,12 @@ For voxel i, organ c and models n = 1..N with soft predictions p = v / 255, read
 Reading `released` is described in `atlas_attention.released`. A whole volume goes through `fuse`; a
 stream of slabs goes through an `open_fuser`, with the same result to the bit.
 
-What the bytes cost. The attention byte differs from 136 · Eq. 4, computed without rounding from the
-same bytes v, by at most 0.5 + (N/2 + 1.01) / 256: half a step for its own rounding, the rest for the
-tables' (0.51 for three models). Rounding p to v before that moves each p by at most δ = 1/510,
-hence Inconsistency by at most δ, and Uncertainty by at most −δ·ln δ = 0.0123 (the entropy is
-steepest at p = 0); Overlap can flip only where a prediction lies within δ of one half. Together:
-off such voxels, at most 0.0143 in attention from the input and 0.0038 from the output.
+What the bytes cost. The attention byte differs from 136 · Eq. 4, computed without rounding from
+the same bytes v, by at most 0.5 + (N/2 + 1.01) / 256: half a step for its own rounding, the rest
+for the tables' (0.51 for three models). Rounding p to v before that moves each p by at most δ =
+1/510, hence Inconsistency by at most δ, and Uncertainty by at most −δ·ln δ = 0.0123 (the entropy
+is steepest at p = 0); Overlap can flip only where a prediction lies within δ of one half.
+Together: off such voxels, at most 0.0143 in attention from the input and 0.0038 from the output.
 """
 
 from __future__ import annotations

@@ -28,19 +28,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from atlas_attention.attention_map import (
-    BLOCK,
-    KEEP_INCONSISTENCY,
-    KEEP_UNCERTAINTY,
-    TILE,
     Fused,
     Soft,
-    entropy_terms,
     fuse_block,
-    is_zero,
+    mark_terms,
     require_same_width,
     require_soft,
-    sum_bytes,
-    sum_terms,
 )
 from atlas_attention.tiles import over_tiles
 
@@ -54,10 +47,6 @@ once."""
 
 HALO = 2 * REACH
 """Slices on either side that decide about a slice: erosion, then dilation."""
-
-FINE_UNIT = 1 << 28
-"""Fixed point of the entropy that is compared with its threshold: 16 models · 1/e · 2^28 < 2^31. No
-combination of three bytes comes closer to the threshold than its rounding (tested over all)."""
 
 
 class ReleasedFuser:
@@ -124,21 +113,12 @@ def fuse_released(soft: Soft, *, threads: int | None = None) -> Fused:
 
 
 def mark_candidates(soft: Soft, threads: int | None = None) -> NDArray[np.uint8]:
-    """Gates before the opening, uint8 ``[organ, z, y, x]``: which terms are above their
-    threshold."""
-    models, organs, *grid = soft.shape
-    planes = soft.reshape(models, organs, -1)
-    gates = np.zeros(planes.shape[1:], np.uint8)
-    entropy = entropy_terms(1, FINE_UNIT).astype(np.int32)
-    least_entropy = np.int32(MIN_UNCERTAINTY * models * FINE_UNIT)
-    # std > 0.1 ⇔ N·Σv² − (Σv)² > (0.1 · 255 · N)² = 650.25 · N²; the left side is an integer.
-    least_spread = np.int32(np.floor((MIN_INCONSISTENCY * 255 * models) ** 2 + 1e-9))
+    """Gates before the opening, uint8 ``[organ, z, y, x]``: terms that are above their threshold.
 
-    def kernel(first: int, last: int) -> None:
-        _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates)
-
-    over_tiles(kernel, -(-planes.shape[2] // TILE), threads)
-    return gates.reshape(organs, *grid)
+    No combination of three bytes comes so close to a threshold that rounding decides (tested over
+    all).
+    """
+    return mark_terms(soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY, threads=threads)
 
 
 def open_gates(gates: NDArray[np.uint8], threads: int | None) -> None:
@@ -151,33 +131,6 @@ def open_gates(gates: NDArray[np.uint8], threads: int | None) -> None:
                 _open_box(gates[organ], box)
 
     over_tiles(kernel, gates.shape[0], threads)
-
-
-@njit(cache=True, nogil=True)
-def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates):  # type: ignore[no-untyped-def]
-    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `gates` is zero before."""
-    models, organs, voxels = planes.shape
-    total = np.empty(BLOCK, np.uint16)
-    squares = np.empty(BLOCK, np.uint32)
-    terms = np.empty(BLOCK, np.int32)
-    for tile in range(first, last):
-        tile_stop = min(voxels, (tile + 1) * TILE)
-        for organ in range(organs):
-            if is_zero(planes, organ, tile * TILE, tile_stop):
-                continue
-            for start in range(tile * TILE, tile_stop, BLOCK):
-                stop = min(tile_stop, start + BLOCK)
-                if is_zero(planes, organ, start, stop):
-                    continue
-                sum_bytes(planes, organ, start, stop, total, squares)
-                sum_terms(planes, organ, start, stop, entropy, terms)
-                gate = gates[organ, start:stop]
-                for i in range(stop - start):
-                    v = np.uint32(total[i])
-                    spread = np.int32(np.uint32(models) * squares[i] - v * v)
-                    gate[i] = np.uint8(spread > least_spread) * np.uint8(
-                        KEEP_INCONSISTENCY
-                    ) | np.uint8(terms[i] > least_entropy) * np.uint8(KEEP_UNCERTAINTY)
 
 
 @njit(cache=True, nogil=True)
