@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
+from atlas_attention.shared_memory import SHARED_MEMORY
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_embedded.triton_environment import TritonEnvironment, find_triton
 from atlas_models.triton_repository import CpuServing, TritonRepository
@@ -128,6 +129,11 @@ class TritonServer:
         return f"127.0.0.1:{self.grpc_port}"
 
     @property
+    def _region_prefix(self) -> str:
+        """Of the memory that the server shares with its stub processes."""
+        return f"triton-test-{self.grpc_port}-"
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -141,7 +147,8 @@ class TritonServer:
             "--model-control-mode=explicit",
             "--disable-auto-complete-config",
             "--strict-readiness=false",
-            "--exit-timeout-secs=5",
+            "--exit-timeout-secs=1",
+            f"--backend-config=python,shm-region-prefix-name={self._region_prefix}",
             "--grpc-address=127.0.0.1",
             "--http-address=127.0.0.1",
             "--metrics-address=127.0.0.1",
@@ -178,6 +185,7 @@ class TritonServer:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+        self._remove_regions()
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -186,6 +194,12 @@ class TritonServer:
                 self._process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self._remove_regions()
+
+    def _remove_regions(self) -> None:
+        """A killed server leaves them behind."""
+        for path in SHARED_MEMORY.glob(f"{self._region_prefix}*"):
+            path.unlink(missing_ok=True)
 
     def shared_regions(self) -> set[str]:
         """Names of the shared-memory regions that clients have registered."""

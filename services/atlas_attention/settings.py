@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from atlas_attention.attention_map import MAX_MODELS, MAX_ORGANS
 from atlas_attention.pipeline import DEFAULT_OVERLAP
+from atlas_attention.windows import MAX_OVERLAP
 
 ENV_PREFIX = "ATLAS_ATTENTION_"
 
@@ -69,7 +70,7 @@ class AttentionSettings(BaseSettings):
     overlap: float = Field(
         default=DEFAULT_OVERLAP,
         ge=0,
-        lt=1,
+        le=MAX_OVERLAP,
         description="Share that neighbouring windows have in common, per axis.",
     )
     kernel_threads: int = Field(

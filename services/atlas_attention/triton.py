@@ -63,7 +63,6 @@ CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     # The default waits up to two minutes before it looks for a restarted server again.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Triton's regions are this machine's: a proxy from the environment is never meant.
     ("grpc.enable_http_proxy", 0),
