@@ -303,8 +303,10 @@ def _geometry(header: Any, shape: tuple[int, int, int]) -> tuple[VolumeGeometry,
     if unit not in MM_PER_UNIT:
         raise UnsupportedVolume("header names an unknown unit of length", got=f"code {unit}")
     scale = np.array([[MM_PER_UNIT[unit]]] * 3 + [[1.0]])
-    sform = header.get_sform(coded=True)[0]
-    qform = _qform(header)
+    # What is not finite is refused below; it needs no warning on the way.
+    with np.errstate(all="ignore"):
+        sform = header.get_sform(coded=True)[0]
+        qform = _qform(header)
     affine = sform if sform is not None else qform
     if affine is None:
         raise UnsupportedVolume(
@@ -414,8 +416,8 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:
             are not whole numbers.
     """
     volume = read_volume(path, max_voxels=max_voxels)
-    planes = [volume.voxels[..., k] for k in range(volume.voxels.shape[2])]
     if volume.voxels.dtype.kind == "f":
+        planes = (volume.voxels[..., k] for k in range(volume.voxels.shape[2]))
         fractions = sum(int(np.count_nonzero(plane != np.rint(plane))) for plane in planes)
         if fractions:
             raise UnsupportedVolume(
@@ -423,6 +425,9 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:
                 remedy="store label values, not probabilities",
             )
     values = distinct_values(volume.voxels)
+    bounds = np.iinfo(np.int32)
+    if values[0] < bounds.min or values[-1] > bounds.max:
+        raise UnsupportedVolume("label values do not fit 32 bits", got=f"{values[0]}..{values[-1]}")
     dtype = np.uint8 if values[0] >= 0 and values[-1] <= 255 else np.int32
     return LabelVolume(np.asarray(volume.voxels.astype(dtype, copy=False)), volume.geometry, values)
 

@@ -87,7 +87,9 @@ def distinct_values(voxels: NDArray[Any]) -> tuple[int, ...]:
     found: set[int] = set()
     for piece in _pieces(voxels):
         low, high = int(piece.min()), int(piece.max())
-        if high - low < 1 << 16:
+        if low == high:
+            found.add(low)
+        elif high - low < 1 << 16 and low >= -(1 << 31) and high < 1 << 31:
             # Counting beats sorting as long as the table stays small beside the piece.
             counts = np.bincount(piece.astype(np.int64) - low)
             found.update((np.flatnonzero(counts) + low).tolist())

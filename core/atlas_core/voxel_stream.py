@@ -35,7 +35,11 @@ class VoxelCoding:
     @property
     def whole(self) -> bool:
         """Stored whole numbers stay whole numbers."""
-        whole_scale = float(self.slope).is_integer() and float(self.intercept).is_integer()
+        # Beyond 32 bits no product fits, and Python's integers would not fit NumPy's.
+        whole_scale = all(
+            float(number).is_integer() and abs(number) < 1 << 31
+            for number in (self.slope, self.intercept)
+        )
         return self.dtype.kind in "iu" and whole_scale
 
 

@@ -3,6 +3,7 @@ lost."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import tracemalloc
@@ -504,6 +505,30 @@ def test_a_label_of_fractions_is_refused(tmp_path: Path) -> None:
     voxels[0, :3, 0] = 0.5
     with pytest.raises(UnsupportedVolume, match="3 voxels of the label are not whole numbers"):
         read_label(stored(tmp_path, nifti(voxels)))
+
+
+def test_a_label_beyond_32_bits_is_refused(tmp_path: Path) -> None:
+    voxels = np.zeros(SHAPE, np.float32)
+    voxels[0, 0, 0] = 1e30
+    with pytest.raises(UnsupportedVolume, match="32 bits"):
+        read_label(stored(tmp_path, nifti(voxels)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["int16", "float32", "uint8", "float64"])
+def test_no_header_however_damaged_raises_anything_but_domain_errors(
+    tmp_path: Path, dtype: str
+) -> None:
+    rng = np.random.default_rng(11)
+    whole = nifti(numbers(dtype))
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, 352, rng.integers(1, 6)):
+            damaged[position] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
+        path = stored(tmp_path, bytes(damaged))
+        for read in (read_volume, read_label):
+            with contextlib.suppress(AtlasError):
+                read(path)
 
 
 # Real files -----------------------------------------------------------------------------------
