@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 from atlas_core.geometry import VolumeGeometry
+from atlas_core.nifti_io import open_slabs, read_header
 from atlas_core.organs import OrganScheme
 from numpy.typing import NDArray
 from PIL import Image
@@ -78,16 +79,6 @@ class Layer(StrEnum):
     ATTENTION = "attention"
 
 
-class Slabs(Protocol):
-    """A volume that is read in slabs along the canonical z axis."""
-
-    @property
-    def canonical(self) -> VolumeGeometry: ...
-
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Slices [start, stop) as ``[z, y, x]``, canonical (RAS+)."""
-
-
 @dataclass(frozen=True)
 class Cut:
     """One plane through all volumes of a case, turned to display order ``[row, column]``.
@@ -115,21 +106,20 @@ class Cut:
         return rows * self.pixel_mm[0], columns * self.pixel_mm[1]
 
 
-def most_attended(attention: Sequence[Slabs], geometry: VolumeGeometry) -> dict[Plane, int]:
+def most_attended(attention: Sequence[Path], geometry: VolumeGeometry) -> dict[Plane, int]:
     """Index of the slice with the largest summed attention, per plane.
 
     Args:
-        attention: attention maps of the organs that count, all on the canonical `geometry`.
-        geometry: canonical grid of the case.
+        attention: attention maps of the organs that count, all on one grid.
+        geometry: that grid, canonical.
 
     Returns:
         Canonical index along ``plane.axis``; the middle of the volume where there is no attention.
     """
     profile = [np.zeros(n) for n in geometry.shape]
-    for start, stop in _slabs(geometry.shape[2]):
-        for volume in attention:
-            slab = volume.read(start, stop)
-            profile[2][start:stop] += slab.sum(axis=(1, 2), dtype=np.float64)
+    for path in attention:
+        for start, slab in _slabs(path):
+            profile[2][start : start + len(slab)] += slab.sum(axis=(1, 2), dtype=np.float64)
             over_z = slab.sum(axis=0, dtype=np.float64)
             profile[1] += over_z.sum(axis=1)
             profile[0] += over_z.sum(axis=0)
@@ -139,14 +129,20 @@ def most_attended(attention: Sequence[Slabs], geometry: VolumeGeometry) -> dict[
     }
 
 
-def cut_case(
-    ct: Slabs, labels: Slabs, attention: Sequence[Slabs], at: dict[Plane, int]
-) -> list[Cut]:
-    """Axial, coronal and sagittal cuts through a case at the canonical indices `at`."""
-    images = _planes([ct], at)
-    masks = _planes([labels], at)
-    heat = _planes(attention, at)
-    x_mm, y_mm, z_mm = ct.canonical.spacing_mm
+def cut_case(ct: Path, labels: Path, attention: Sequence[Path]) -> list[Cut]:
+    """Axial, coronal and sagittal cuts through a case, where most attention is.
+
+    Args:
+        ct: its CT.
+        labels: its pseudo label.
+        attention: attention maps of the organs that count.
+    """
+    geometry = read_header(ct).geometry.canonical()
+    at = most_attended(attention, geometry)
+    images = _planes([ct], geometry, at)
+    masks = _planes([labels], geometry, at)
+    heat = _planes(attention, geometry, at)
+    x_mm, y_mm, z_mm = geometry.spacing_mm
     pixels = {
         Plane.AXIAL: (y_mm, x_mm),
         Plane.CORONAL: (z_mm, x_mm),
@@ -158,9 +154,7 @@ def cut_case(
             index=at[plane],
             ct=_displayed(images[plane]),
             labels=_displayed(masks[plane]).astype(np.uint8),
-            attention=_displayed(heat[plane])
-            if attention
-            else np.zeros_like(_displayed(images[plane])),
+            attention=_displayed(heat[plane]),
             pixel_mm=pixels[plane],
         )
         for plane in Plane
@@ -194,24 +188,30 @@ def heat_colours(values: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.stack(channels, axis=-1).astype(np.float32)
 
 
-def _slabs(depth: int) -> list[tuple[int, int]]:
-    return [(start, min(start + SLAB, depth)) for start in range(0, depth, SLAB)]
+def _slabs(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """First slice and slab ``[z, y, x]`` of a volume, canonical, from bottom to top.
+
+    One file is open at a time: its decompressed bytes may lie in a temporary file meanwhile.
+    """
+    with open_slabs(path) as volume:
+        for start in range(0, volume.slices, SLAB):
+            yield start, volume.read(start, min(start + SLAB, volume.slices))
 
 
-def _planes(volumes: Sequence[Slabs], at: dict[Plane, int]) -> dict[Plane, NDArray[np.float32]]:
+def _planes(
+    volumes: Sequence[Path], geometry: VolumeGeometry, at: dict[Plane, int]
+) -> dict[Plane, NDArray[np.float32]]:
     """Sum of `volumes` on each plane: axial ``[y, x]``, coronal ``[z, x]``, sagittal ``[z, y]``."""
-    if not volumes:
-        return {}
-    nx, ny, nz = volumes[0].canonical.shape
+    nx, ny, nz = geometry.shape
     planes = {
         Plane.AXIAL: np.zeros((ny, nx), np.float32),
         Plane.CORONAL: np.zeros((nz, nx), np.float32),
         Plane.SAGITTAL: np.zeros((nz, ny), np.float32),
     }
     axial = at[Plane.AXIAL]
-    for volume in volumes:
-        for start, stop in _slabs(nz):
-            slab = volume.read(start, stop)
+    for path in volumes:
+        for start, slab in _slabs(path):
+            stop = start + len(slab)
             planes[Plane.CORONAL][start:stop] += slab[:, at[Plane.CORONAL], :]
             planes[Plane.SAGITTAL][start:stop] += slab[:, :, at[Plane.SAGITTAL]]
             if start <= axial < stop:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
 from atlas_core.model_spec import ModelRef
-from atlas_core.nifti_io import open_slabs
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Case, Dataset, Model, RankedCase, Reading
 
@@ -31,7 +29,6 @@ from atlas_flows.pictures import (
     Plane,
     cut_case,
     data_uri,
-    most_attended,
     picture,
 )
 from atlas_flows.priority_list import TOP_SHARE, cases_in
@@ -156,31 +153,18 @@ def environment() -> list[tuple[str, str]]:
     ]
 
 
-@contextmanager
-def _case_cuts(
-    store: CaseStore, case_id: str, scope: ReportScope, ensemble: str, organs: Sequence[str]
-) -> Iterator[list[Cut]]:
-    with ExitStack() as files:
-        ct = files.enter_context(open_slabs(store.ct_path(case_id)))
-        labels = files.enter_context(
-            open_slabs(store.pseudo_label_path(case_id, scope.reading, ensemble))
-        )
-        attention = [
-            files.enter_context(
-                open_slabs(store.attention_path(case_id, scope.reading, ensemble, organ))
-            )
-            for organ in organs
-        ]
-        at = most_attended(attention, ct.canonical)
-        yield cut_case(ct, labels, attention, at)
-
-
 def _card(
     case: Case, store: CaseStore, ranked: RankedCase, scope: ReportScope, ensemble: str
 ) -> dict[str, Any]:
-    organs = [size.organ for size in ranked.organs]
-    with _case_cuts(store, case.id, scope, ensemble, organs) as cuts:
-        strips = [[_picture(cut, layer, case, scope.scheme) for layer in Layer] for cut in cuts]
+    cuts = cut_case(
+        store.ct_path(case.id),
+        store.pseudo_label_path(case.id, scope.reading, ensemble),
+        [
+            store.attention_path(case.id, scope.reading, ensemble, size.organ)
+            for size in ranked.organs
+        ],
+    )
+    strips = [[_picture(cut, layer, case, scope.scheme) for layer in Layer] for cut in cuts]
     return {
         "rank": ranked.rank,
         "case_id": case.id,

@@ -14,7 +14,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.model_spec import ModelRef, ModelSpec, ensemble_key
-from atlas_core.nifti_io import open_slabs, write_volume
+from atlas_core.nifti_io import read_header, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import (
     Case,
@@ -82,14 +82,8 @@ def _volumes(folder: Path, codes: str) -> tuple[Path, Path, Path]:
 
 
 def _cuts(folder: Path, codes: str) -> dict[Plane, Cut]:
-    ct_path, label_path, attention_path = _volumes(folder, codes)
-    with (
-        open_slabs(ct_path) as ct,
-        open_slabs(label_path) as labels,
-        open_slabs(attention_path) as attention,
-    ):
-        at = most_attended([attention], ct.canonical)
-        return {cut.plane: cut for cut in cut_case(ct, labels, [attention], at)}
+    ct, labels, attention = _volumes(folder, codes)
+    return {cut.plane: cut for cut in cut_case(ct, labels, [attention])}
 
 
 def _centre(plane: NDArray[np.generic]) -> tuple[float, float]:
@@ -147,9 +141,25 @@ def test_the_cut_goes_where_most_attention_is(tmp_path: Path) -> None:
 
 def test_without_attention_the_cut_goes_through_the_middle(tmp_path: Path) -> None:
     _write(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.uint8), "RAS")
-    with open_slabs(tmp_path / "a.nii.gz") as nothing:
-        at = most_attended([nothing], nothing.canonical)
+    geometry = read_header(tmp_path / "a.nii.gz").geometry.canonical()
+    at = most_attended([tmp_path / "a.nii.gz"], geometry)
+    assert at == most_attended([], geometry)
     assert [at[plane] for plane in (Plane.SAGITTAL, Plane.CORONAL, Plane.AXIAL)] == [10, 7, 4]
+
+
+def test_many_slabs_give_the_same_cut_as_the_whole_volume(tmp_path: Path) -> None:
+    shape = (6, 5, 2 * pictures.SLAB + 7)
+    voxels = np.random.default_rng(0).integers(0, 200, shape).astype(np.uint8)
+    geometry = VolumeGeometry.from_array(shape, np.diag([2.0, 3.0, 5.0, 1.0]))
+    path = tmp_path / "v.nii.gz"
+    write_volume(path, voxels, geometry)
+    whole = voxels.astype(np.float64)
+    for cut in cut_case(path, path, [path, path]):
+        sums = whole.sum(axis=tuple(axis for axis in range(3) if axis != cut.plane.axis))
+        assert cut.index == np.argmax(sums)
+        plane = np.take(whole, cut.index, axis=cut.plane.axis).T[::-1, ::-1]
+        assert np.array_equal(cut.ct, plane)
+        assert np.array_equal(cut.attention, 2 * plane)
 
 
 def test_layers_show_what_they_say(tmp_path: Path) -> None:
@@ -179,8 +189,7 @@ def _add_case(
     catalog: Catalog, store: CaseStore, folder: Path, number: int, *, original: bool
 ) -> None:
     ct_path, label_path, attention_path = _volumes(folder, ("RAS", "LPS", "IPL")[number % 3])
-    with open_slabs(ct_path) as reader:
-        geometry = reader.geometry
+    geometry = read_header(ct_path).geometry
     ct = np.zeros(geometry.shape, np.int16)
     ct[0, 0, 0] = number + 1
     content = content_sha256(Volume(ct, geometry))
