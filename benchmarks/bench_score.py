@@ -1,0 +1,230 @@
+"""A CT from its file to attention maps and pseudo label: against MONAI, and against the floor.
+
+Three sides on the same CT, with the same three networks, the same windows and the same overlap:
+
+* the service: `ScoreCase` of the attention service with the models in Triton, as in production: it
+  reads the CT, predicts, blends, fuses, and writes nine attention maps and the pseudo label on the
+  CT's own grid as compressed files;
+* MONAI and NumPy, see `monai_side`; nothing is written;
+* the floor: the windows that the service predicted, run by the same runtime in one process, and
+  nothing else; no reading, blending, fusing or writing.
+
+Service and floor take turns, so that both meet the same machine. Peak memory is what the kernel
+counts as resident at a process's worst moment: of the attention service (``monai_memory_ratio``),
+and of service and Triton with its model processes together (``monai_memory_ratio_with_triton``).
+
+The demo models work at 5 mm, where a CT has four windows and a model server has nothing to do. Here
+they are served at 1.5 mm, the paper's grid: same graphs, same weights, as many windows as a real
+ensemble has. (What they say of anatomy three times their size is not looked at.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from atlas_attention.pipeline import DEFAULT_OVERLAP, attend
+from atlas_core.model_spec import ModelSpec, ensemble_key
+from atlas_core.nifti_io import open_slabs, read_volume
+from atlas_core.records import Reading
+from atlas_models.triton_repository import exported_models, read_spec
+from atlasloop.client import AttentionClient, CaseResult
+from inputs import describe, full_size_ct
+from measurement import GIB, Timing, in_fresh_process, machine, peak_bytes, report, say
+from monai_side import MonaiRun, run_monai
+from numpy.typing import NDArray
+from serving import DEMO_MODELS, TRITON_ENVIRONMENT, Serving, serving
+
+CASE_ID = "bench_0"
+SLICES = 200
+FLOOR = Path(__file__).with_name("floor.py")
+
+
+def main() -> None:
+    arguments = _arguments()
+    described = machine("monai", "torch", "numpy")
+    with tempfile.TemporaryDirectory(prefix="atlasloop-bench-") as name:
+        folder = Path(name)
+        models = _served_at(arguments.models, arguments.spacing_mm, folder / "models")
+        specs = [read_spec(model) for model in models]
+        with serving(folder / "models") as stack:
+            ct = full_size_ct(SLICES)
+            stack.store.write_ct(CASE_ID, ct)
+            ct_path = shutil.copy(stack.store.ct_path(CASE_ID), folder / "ct.nii.gz")
+            windows = _windows(ct_path, specs)
+            np.save(folder / "windows.npy", windows)
+            service, floor, result, memory = _service_and_floor(
+                stack, specs, models, folder / "windows.npy", arguments.runs
+            )
+            maps = stack.store.prediction_dir(CASE_ID, Reading.PAPER, result.ensemble)
+            label = read_volume(maps / "pseudo_label.nii.gz").voxels
+        fields = {
+            "floor_ratio": round(service.median / floor.median, 3),
+            "service": {**service.rounded(), **memory},
+            "floor": floor.rounded(),
+        }
+        if not arguments.without_monai:
+            say("MONAI and NumPy: minutes")
+            runs, monai_bytes = in_fresh_process(
+                run_monai,
+                ct_path,
+                models,
+                DEFAULT_OVERLAP,
+                folder / "label.npy",
+                arguments.monai_runs,
+            )
+            fields |= _against_monai(service, memory, runs, monai_bytes)
+            fields["agreement"] = _agreement(result, label, runs[-1])
+    report(
+        "score",
+        **fields,
+        inputs={
+            "ct": describe(ct),
+            "models": [spec.architecture for spec in specs],
+            "spacing_mm": specs[0].spacing_mm,
+            "patch": specs[0].patch,
+            "overlap": DEFAULT_OVERLAP,
+            "windows": result.timing.windows,
+            "windows_air": result.timing.windows_air,
+        },
+        machine=described,
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", type=Path, default=DEMO_MODELS)
+    parser.add_argument("--spacing-mm", type=float, default=1.5, help="of the models' grid")
+    parser.add_argument("--runs", type=int, default=3, help="of service and floor")
+    parser.add_argument("--monai-runs", type=int, default=1, help="each takes minutes")
+    parser.add_argument("--without-monai", action="store_true", help="service and floor only")
+    return parser.parse_args()
+
+
+def _served_at(exported: Path, spacing_mm: float, folder: Path) -> list[Path]:
+    """The models of `exported`, said to work at `spacing_mm`."""
+    models = []
+    for model in exported_models(exported):
+        copy = folder / model.name
+        shutil.copytree(model, copy)
+        spec = read_spec(model).model_copy(update={"spacing_mm": (spacing_mm,) * 3})
+        (copy / "model.json").write_text(spec.model_dump_json())
+        models.append(copy)
+    return models
+
+
+class _Recorder:
+    """A predictor that keeps the windows and says that there is nothing in them."""
+
+    def __init__(self) -> None:
+        self.windows: list[NDArray[np.float32]] = []
+
+    def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
+        if not self.windows or self.windows[-1] is not window:
+            self.windows.append(window)
+        answer: Future[NDArray[np.uint8]] = Future()
+        answer.set_result(np.zeros((len(spec.organs), *window.shape), np.uint8))
+        return answer
+
+
+def _windows(ct_path: Path, specs: list[ModelSpec]) -> NDArray[np.float32]:
+    """The windows that the service sends to each model, ``[window, z, y, x]``."""
+    recorder = _Recorder()
+    with open_slabs(ct_path) as source:
+        for _ in attend(source, specs, recorder):
+            pass
+    return np.stack(recorder.windows)
+
+
+def _service_and_floor(
+    stack: Serving, specs: list[ModelSpec], models: list[Path], windows: Path, runs: int
+) -> tuple[Timing, Timing, CaseResult, dict[str, Any]]:
+    ensemble = ensemble_key([spec.ref for spec in specs])
+    service, floor = [], []
+    with AttentionClient(stack.address) as client, _floor_process(windows, models) as floor_round:
+        for at in range(1 + runs):  # the first one warms up
+            stack.store.delete_prediction(CASE_ID, Reading.PAPER, ensemble)
+            began = time.perf_counter()
+            result = client.score_case(CASE_ID)
+            seconds = time.perf_counter() - began
+            assert not result.already_scored
+            floor_seconds = floor_round()
+            waiting = result.timing.predict_s
+            say(
+                f"service {seconds:.2f} s ({waiting:.2f} s for models), floor {floor_seconds:.2f} s"
+            )
+            if at:
+                service.append(seconds)
+                floor.append(floor_seconds)
+    memory = {
+        "service_gib": round(peak_bytes(stack.service_pids()) / GIB, 3),
+        "triton_gib": round(peak_bytes(stack.triton_pids()) / GIB, 3),
+    }
+    return Timing(tuple(service)), Timing(tuple(floor)), result, memory
+
+
+@contextmanager
+def _floor_process(windows: Path, models: list[Path]) -> Iterator[Any]:
+    python = TRITON_ENVIRONMENT / "bin" / "python"
+    with subprocess.Popen(
+        [python, FLOOR, windows, *models], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        if stdout.readline().strip() != "ready":
+            raise RuntimeError("the floor's process ended")
+
+        def floor_round() -> float:
+            stdin.write("\n")
+            stdin.flush()
+            return float(json.loads(stdout.readline()))
+
+        yield floor_round
+        stdin.close()
+
+
+def _against_monai(
+    service: Timing, memory: dict[str, Any], runs: list[MonaiRun], monai_bytes: int
+) -> dict[str, Any]:
+    monai = Timing(tuple(run.total_s for run in runs))
+    monai_gib = monai_bytes / GIB
+    both = memory["service_gib"] + memory["triton_gib"]
+    return {
+        "monai_ratio": round(monai.median / service.median, 2),
+        "monai_memory_ratio": round(memory["service_gib"] / monai_gib, 4),
+        "monai_memory_ratio_with_triton": round(both / monai_gib, 4),
+        "monai": {**monai.rounded(), "stages_s": runs[-1].seconds, "gib": round(monai_gib, 3)},
+    }
+
+
+def _agreement(result: CaseResult, label: NDArray[np.uint8], run: MonaiRun) -> dict[str, Any]:
+    """How far the two sides' results are apart.
+
+    The sides differ in where they fuse: the service on the models' grid, after which attention is
+    interpolated; MONAI and NumPy on the CT's grid, with interpolated predictions.
+    """
+    theirs = np.load(run.label)
+    either = (label > 0) | (theirs > 0)
+    return {
+        "pseudo_label_equal_voxels": round(float((label == theirs).mean()), 6),
+        "pseudo_label_equal_within_organs": round(float((label == theirs)[either].mean()), 6),
+        "attention_ml": {
+            "service": round(sum(organ.attention_ml for organ in result.organs), 1),
+            "monai": round(sum(run.attention_ml.values()), 1),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
