@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,16 @@ class Bench:
         ]
         return {"files": files, "rows": rows}
 
+    def prefect_runs(self, state: str) -> list[str]:
+        """Ids of the runs that the Prefect UI shows in that state."""
+        request = urllib.request.Request(
+            f"{self.stack.prefect_api_url}/flow_runs/filter",
+            data=json.dumps({"flow_runs": {"state": {"type": {"any_": [state]}}}}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return [run["id"] for run in json.load(answer)]
+
     def require_recovery(self) -> None:
         """A second run completes, and nothing tells what happened to the first."""
         second = self.score()
@@ -176,7 +187,11 @@ def test_a_killed_flow(bench: Bench) -> None:
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
     assert bench.scored() < CASES
+    (seen,) = bench.prefect_runs("RUNNING")
     bench.require_recovery()
+    # Nobody looks at a run that seems to go on for ever.
+    assert bench.prefect_runs("RUNNING") == []
+    assert seen in bench.prefect_runs("CRASHED")
 
 
 def test_an_interrupted_flow_ends_at_once(bench: Bench) -> None:

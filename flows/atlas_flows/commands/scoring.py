@@ -81,10 +81,14 @@ def run_score(
     here.enter_prefect(quiet=True)
     here.require_prefect()
     # Only now: Prefect reads its settings when it is imported.
+    from prefect import tags
+
+    from atlas_flows.interrupted import mark_interrupted_runs, process_tag
     from atlas_flows.score import score as score_flow
     from atlas_flows.scoring import observed_by
 
-    with _progress_bar() as observer, observed_by(observer):
+    mark_interrupted_runs(score_flow.name)
+    with _progress_bar() as observer, observed_by(observer), tags(process_tag()):
         return score_flow(
             dataset=request.dataset,
             reading=request.reading,

@@ -1,0 +1,55 @@
+"""Runs whose process was killed: Prefect shows them as running for ever unless it is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from atlas_embedded.processes import ProcessRecord
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import State, StateType
+from prefect.states import Crashed
+
+_PREFIX = "process"
+
+
+def process_tag() -> str:
+    """Names this very process on this machine since it was started, for the tags of its runs."""
+    record = ProcessRecord.of(os.getpid())
+    if record is None:
+        raise RuntimeError("a process that runs has a record")
+    return f"{_PREFIX}:{record.boot_id}:{record.pid}:{record.started_ticks}"
+
+
+def mark_interrupted_runs(flow_name: str) -> int:
+    """Tell Prefect of the runs of `flow_name` whose process on this machine is gone.
+
+    Returns:
+        How many there were.
+    """
+    running = {"state": {"type": {"any_": [StateType.RUNNING]}}}
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_filter=FlowFilter.model_validate({"name": {"any_": [flow_name]}}),
+            flow_run_filter=FlowRunFilter.model_validate(running),
+        )
+        gone = [run for run in runs if _process_is_gone(run.tags)]
+        for run in gone:
+            client.set_flow_run_state(run.id, _crashed(), force=True)
+    return len(gone)
+
+
+def _crashed() -> State[None]:
+    return Crashed(message="its process was killed; the next run goes on where it ended")
+
+
+def _process_is_gone(tags: Iterable[str]) -> bool:
+    """Whether the tags name a process of this machine, since its last start, that has ended."""
+    ours = process_tag().split(":")[1]
+    for tag in tags:
+        prefix, *rest = tag.split(":")
+        if prefix == _PREFIX and len(rest) == 3 and rest[0] == ours:
+            record = ProcessRecord.of(int(rest[1]))
+            return record is None or str(record.started_ticks) != rest[2]
+    return False
