@@ -60,6 +60,17 @@ proto: setup-dev  ## regenerate the committed gRPC stubs
 demo-models: setup-dev  ## train the demo models on phantoms again and write models/demo (minutes)
 	$(BIN)/python -m atlas_models.demo train
 
+##@ Measure it (each prints one JSON object as its last line)
+bench-fusion: setup-dev  ## Eq. 1-4 against NumPy and the machine's copy bandwidth
+bench-released: setup-dev  ## the reading `released` against SciPy
+bench-score: setup-dev  ## a case against MONAI, and against the bare runtime
+bench-memory: setup-dev  ## peak memory of the service, 800 slices against 200
+bench-transport: setup-dev  ## float32 and uint8 by gRPC, uint8 by shared memory
+bench-load: setup-dev  ## 1, 4 and 16 clients at once
+bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
+bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime:
+	@$(BIN)/python benchmarks/$(subst -,_,$@).py
+
 clean:  ## remove environments, caches and the stack's data in this folder
 	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -87,8 +98,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 $(TRITON_VENV)/.done: constraints-triton.txt | $(BIN)/python
 	@echo "installing Triton's environment ($(TRITON_VENV))"
 	$(PYTHON) -m venv $(TRITON_VENV)
-	$(TRITON_VENV)/bin/python $(PIP) -c constraints-triton.txt numpy onnxruntime openvino
-	$(TRITON_VENV)/bin/python $(PIP) -c constraints-triton.txt --no-deps nvidia-pytriton
+	$(TRITON_VENV)/bin/python $(PIP) -c constraints-triton.txt numpy onnxruntime
+	$(TRITON_VENV)/bin/python $(PIP) -c constraints-triton.txt --no-deps openvino nvidia-pytriton
 	@touch $@
 
-.PHONY: help setup demo up down status setup-dev test check format proto demo-models clean
+.PHONY: help setup demo up down status setup-dev test check format proto demo-models clean \
+	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime

@@ -47,7 +47,7 @@ class AtlasError(Exception):
         return f"{text}; {self.remedy}" if self.remedy else text
 
     def with_case(self, case: str) -> AtlasError:
-        """The same error, naming `case`; for a caller that knows which case a pure function refused."""
+        """The same error, naming `case`; for a caller that knows which case was refused."""
         return type(self)(
             self.what, case=case, expected=self.expected, got=self.got, remedy=self.remedy
         )
@@ -58,7 +58,7 @@ class InvalidInput(AtlasError):
 
 
 class UnsupportedVolume(InvalidInput):
-    """A readable file that is no 3D CT or label volume: 4D, RGB, wrong modality, degenerate affine."""
+    """A readable file that is no 3D CT or label volume: 4D, RGB, wrong modality, bad affine."""
 
 
 class CorruptFile(InvalidInput):

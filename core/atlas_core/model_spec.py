@@ -1,10 +1,12 @@
-"""What every part must know of a served model: written by export, carried by Triton, read by scoring.
+"""What every part must know of a served model: written by export, carried by Triton.
 
 The graph itself holds its preprocessing and its head, so that a client sends Hounsfield units and
 receives bytes:
 
-    input  ``ct``    float32 ``[batch, 1, z, y, x]``      Hounsfield units on the model's grid (RAS+)
-    output ``soft``  uint8   ``[batch, organ, z, y, x]``  round(255 · p), p the soft prediction in [0, 1]
+    input  ``ct``    float32 ``[batch, 1, z, y, x]``      Hounsfield units on the model's grid
+    output ``soft``  uint8   ``[batch, organ, z, y, x]``  round(255 · p), p in [0, 1]
+
+The grid is canonical (RAS+).
 
 Spatial axes run z, y, x because a NIfTI file stores x fastest: a slab along z is one run of bytes.
 """
@@ -32,7 +34,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: ModelName = Field(description="Name in Triton; in the ensemble one name per architecture.")
+    name: ModelName = Field(description="Name in Triton, one per architecture.")
     version: int = Field(
         ge=0, description="t of M_t: 0 is trained from scratch. Triton version t + 1."
     )
