@@ -1,0 +1,282 @@
+"""The demo models: three small networks trained on phantoms, for demonstrations and tests.
+
+    python -m atlas_models.demo train       # make demo-models; minutes on two cores
+    python -m atlas_models.demo evaluate    # metrics of the committed models as JSON, without torch
+
+They know the anatomy of phantoms and a little of real CTs. They are no medical device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from atlas_core.errors import AtlasError
+from atlas_core.phantoms import HARD_KINDS, Kind, Phantom, case_plan, make_phantom
+from numpy.typing import NDArray
+
+from atlas_models.config import TrainingConfig, read_config
+from atlas_models.data import PatchSampler, TrainingCase, phantom_case
+from atlas_models.evaluation import (
+    ENSEMBLE,
+    CaseResult,
+    LocalPredictor,
+    evaluate_phantom,
+    summarise,
+)
+
+CONFIGS = Path(__file__).with_name("configs")
+MODELS = Path(__file__).resolve().parents[1] / "demo"
+"""Where the demo models are committed."""
+
+ORDER = ("unet", "nnunet", "swin_unetr")
+"""Quickest first, so that a broken set-up shows early."""
+
+TRAINING_SEED = 20230517
+HELD_OUT_SEED = 8448
+"""Runs of phantoms: `case_plan` hashes them, so that the two never meet."""
+
+TRAINING_CASES = 60
+HELD_OUT_ORDINARY = 12
+HELD_OUT_HARD = 2 * len(HARD_KINDS)
+
+PROVENANCE_FILE = "provenance.json"
+
+
+# --- phantoms -------------------------------------------------------------------------------------
+
+
+def training_cases(config: TrainingConfig, count: int = TRAINING_CASES) -> list[TrainingCase]:
+    """Ordinary phantoms on the models' grid. Hard ones are left out, as they are rare in life: what
+    attention is for is that a model has not seen them."""
+    # Processes of their own: drawing holds the interpreter, and torch's threads survive no fork.
+    with ProcessPoolExecutor(_cores(), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(partial(_training_case, config), range(1, count + 1)))
+
+
+def _training_case(config: TrainingConfig, number: int) -> TrainingCase:
+    plan = case_plan(number, TRAINING_SEED, hard_share=0.0)
+    return phantom_case(make_phantom(plan.seed, plan.kind), config)
+
+
+def held_out(ordinary: int = HELD_OUT_ORDINARY, hard: int = HELD_OUT_HARD) -> Iterator[Phantom]:
+    """Phantoms that no model was trained on: first ordinary ones, then hard ones of each kind."""
+    for number in range(1, ordinary + 1):
+        plan = case_plan(number, HELD_OUT_SEED, hard_share=0.0)
+        yield make_phantom(plan.seed, plan.kind)
+    for number in range(ordinary + 1, ordinary + hard + 1):
+        plan = case_plan(number, HELD_OUT_SEED, hard_share=1.0)
+        yield make_phantom(plan.seed, plan.kind)
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def evaluate(
+    models: Path = MODELS, ordinary: int = HELD_OUT_ORDINARY, hard: int = HELD_OUT_HARD
+) -> dict[str, object]:
+    """Dice of the models in `models` and of their ensemble on held-out phantoms, and attention."""
+    folders = [models / name for name in ORDER if (models / name).is_dir()]
+    results = []
+    with LocalPredictor(folders) as predictor:
+        for phantom in held_out(ordinary, hard):
+            results.append(evaluate_phantom(phantom, predictor))
+            _say(f"evaluated {len(results)} of {ordinary + hard} held-out phantoms")
+    return _metrics(results)
+
+
+def _metrics(results: Sequence[CaseResult]) -> dict[str, object]:
+    hard = [result for result in results if result.kind is not Kind.ORDINARY]
+    ordinary = [result for result in results if result.kind is Kind.ORDINARY]
+    metrics: dict[str, object] = {}
+    if ordinary:
+        metrics["ordinary"] = summarise(ordinary)
+    if hard:
+        metrics["hard"] = summarise(hard)
+        metrics["hard_by_kind"] = {
+            kind.value: {
+                "ensemble_mean_dice": _ensemble_dice(of_kind),
+                "attention_ml": summarise(of_kind)["attention_ml"],
+            }
+            for kind in HARD_KINDS
+            if (of_kind := [result for result in hard if result.kind is kind])
+        }
+    return metrics
+
+
+def _ensemble_dice(results: Sequence[CaseResult]) -> object:
+    summary = summarise(results)[ENSEMBLE]
+    return summary["mean_dice"] if isinstance(summary, dict) else None
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def train_demo_models(names: Sequence[str], models: Path, steps: int | None = None) -> None:
+    """Train and export the named demo models into `models`, then measure the whole ensemble."""
+    configs = [read_config(CONFIGS / f"{name}.yaml") for name in names]
+    if steps is not None:
+        configs = [config.model_copy(update={"steps": steps}) for config in configs]
+    _keep_freed_memory()
+    started = time.monotonic()
+    cases = training_cases(configs[0])
+    _say(f"{len(cases)} training phantoms in {time.monotonic() - started:.0f} s")
+    for config in configs:
+        provenance = _train_one(config, cases, models / config.name)
+        _write_json(models / config.name / PROVENANCE_FILE, provenance)
+    metrics = evaluate(models)
+    for name in ORDER:
+        path = models / name / PROVENANCE_FILE
+        if path.exists():
+            _write_json(path, {**json.loads(path.read_text()), "metrics": metrics})
+    _say(f"all done in {time.monotonic() - started:.0f} s")
+
+
+def _train_one(
+    config: TrainingConfig, cases: Sequence[TrainingCase], folder: Path
+) -> dict[str, object]:
+    """Train, export and check one model; its provenance, without metrics."""
+    # torch and monai take seconds to import and `evaluate` does without them.
+    from atlas_models.export import export_model, measure_parity
+    from atlas_models.training import train
+
+    trained = train(config, cases, on_progress=_progress(config.name))
+    spec = export_model(trained.network, config, folder)
+    parity = measure_parity(trained.network, config, folder, _parity_windows(config, cases))
+    return {
+        "command": "python -m atlas_models.demo train",
+        "sha256": spec.sha256,
+        "config": config.model_dump(mode="json"),
+        "data": {
+            "source": "phantoms of atlas_core.phantoms, fully labelled, ordinary only",
+            "training_run_seed": TRAINING_SEED,
+            "training_cases": len(cases),
+            "held_out_run_seed": HELD_OUT_SEED,
+        },
+        "training": {
+            "seconds": round(trained.seconds, 1),
+            "parameters": sum(p.numel() for p in trained.network.parameters()),
+            "loss_first": round(trained.losses[0], 4),
+            "loss_last": round(sum(trained.losses[-20:]) / len(trained.losses[-20:]), 4),
+        },
+        "parity_with_torch": {"probability": parity.probability, "byte": parity.byte},
+        "machine": {"cpu": _cpu_name(), "cores": _cores()},
+        "libraries": {
+            name: metadata.version(name)
+            for name in ("torch", "monai", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy")
+        },
+    }
+
+
+def _progress(name: str) -> Callable[[object], None]:
+    """Says how a run stands, at most every few seconds."""
+    from atlas_models.training import Progress
+
+    said = 0.0
+
+    def say(progress: object) -> None:
+        nonlocal said
+        assert isinstance(progress, Progress)
+        if progress.seconds - said > 5.0 or progress.step == progress.steps:
+            said = progress.seconds
+            rest = progress.seconds / progress.step * (progress.steps - progress.step)
+            _say(
+                f"{name}: step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "
+                f"{rest:.0f} s to go"
+            )
+
+    return say
+
+
+def _parity_windows(
+    config: TrainingConfig, cases: Sequence[TrainingCase]
+) -> list[NDArray[np.float32]]:
+    """A window of random HU and one of a phantom."""
+    sampler = PatchSampler(cases[:1], config.patch, config.seed)
+    hu, _, _ = sampler.draw(1)
+    noise = np.random.Generator(np.random.PCG64(config.seed)).normal(0.0, 300.0, hu[0, 0].shape)
+    return [noise.astype(np.float32), hu[0, 0]]
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse freed blocks instead of returning them to the system.
+
+    Every step frees and takes the same hundreds of megabytes; fresh pages must be zeroed, which was
+    measured to cost as much again as the training itself. Elsewhere (musl, macOS) nothing changes.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**31 - 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _cpu_name() -> str:
+    """The processor's class, as the system names it; no host name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    """Progress goes to standard error; standard output is for results."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(value, indent=1) + "\n")
+    fresh.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m atlas_models.demo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train, export and measure the demo models")
+    train.add_argument("--model", action="append", choices=ORDER, help="only this one (repeatable)")
+    train.add_argument("--steps", type=int, help="instead of each configuration's own")
+    check = commands.add_parser("evaluate", help="measure the models, print JSON")
+    check.add_argument("--ordinary", type=int, default=HELD_OUT_ORDINARY)
+    check.add_argument("--hard", type=int, default=HELD_OUT_HARD)
+    for command in (train, check):
+        command.add_argument("--models", type=Path, default=MODELS, help="folder of the models")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "train":
+            train_demo_models(chosen.model or ORDER, chosen.models, chosen.steps)
+        else:
+            metrics = evaluate(chosen.models, chosen.ordinary, chosen.hard)
+            sys.stdout.write(json.dumps(metrics, indent=1) + "\n")
+    except AtlasError as error:
+        _say(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The loss of partially labelled training: an organ counts only where a case has its label."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+SMOOTH = 1.0
+"""Added to numerator and denominator of the Dice term (voxels), so that an organ that is absent,
+and predicted absent, costs nothing."""
+
+
+class OrganLoss(nn.Module):
+    """Weighted binary cross entropy plus soft Dice, per organ, masked by what is labelled.
+
+    Args:
+        positive_weight: how much more voxels of each organ count than background, ``[organ]``.
+    """
+
+    positive_weight: torch.Tensor
+
+    def __init__(self, positive_weight: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("positive_weight", positive_weight.reshape(1, -1, 1, 1, 1))
+
+    def forward(
+        self, logits: torch.Tensor, target: torch.Tensor, labelled: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean loss over the labelled organs of the batch.
+
+        Args:
+            logits: ``[batch, organ, z, y, x]``.
+            target: share of each voxel that the organ fills, 0..1, same shape.
+            labelled: 1 where the case has a label for the organ, ``[batch, organ]``; an organ
+                with 0 neither costs nor teaches anything.
+        """
+        space = (2, 3, 4)
+        weight = 1.0 + (self.positive_weight - 1.0) * target
+        entropy = functional.binary_cross_entropy_with_logits(
+            logits, target, weight=weight, reduction="none"
+        ).mean(space)
+        soft = torch.sigmoid(logits)
+        both = (soft * target).sum(space)
+        # Squares in the denominator: a voxel that is half organ is right at one half.
+        sizes = soft.square().sum(space) + target.square().sum(space)
+        dice = 1.0 - (2.0 * both + SMOOTH) / (sizes + SMOOTH)
+        counted = labelled.sum().clamp(min=1.0)
+        return ((entropy + dice) * labelled).sum() / counted
