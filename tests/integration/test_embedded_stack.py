@@ -205,6 +205,14 @@ def test_other_settings_reach_a_running_stack(triton_stack: Stack) -> None:
     up(triton_stack.settings)
 
 
+def test_models_share_the_cores(triton_stack: Stack) -> None:
+    with triton.InferenceServerClient(triton_stack.triton_grpc) as client:
+        config = client.get_model_config("conv_a").config
+    share = int(config.parameters["atlasloop.threads"].string_value)
+    cores = len(os.sched_getaffinity(0))
+    assert 3 * (share - 1) < cores <= 3 * share
+
+
 def test_two_ups_at_once_start_one_stack(settings: EmbeddedSettings) -> None:
     both = [run_up(settings), run_up(settings)]
     for process in both:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TextIO
 
@@ -35,7 +35,7 @@ def tail(log: Path, lines: int) -> tuple[str, ...]:
         return ()
 
 
-def follow(log: Path, lines: int) -> Iterator[str]:
+def follow(log: Path, lines: int) -> Generator[str, None, None]:
     """The last `lines` lines and every later one, over restarts, until the caller stops."""
     while not log.exists():
         time.sleep(_POLL_S)

@@ -66,7 +66,7 @@ class EmbeddedSettings(BaseSettings):
     model_precision: Literal["f32", "bf16"] = Field(
         default="f32", description="bf16 is used where the CPU has it."
     )
-    model_threads: int = Field(default=0, ge=0, description="Per model; 0: all cores.")
+    model_threads: int = Field(default=0, ge=0, description="Per model; 0: its share of the cores.")
     start_timeout_s: float = Field(
         default=300.0,
         gt=0,
