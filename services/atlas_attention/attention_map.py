@@ -168,8 +168,32 @@ def entropy_terms(models: int, unit: int) -> NDArray[np.int64]:
     return np.asarray(np.rint(-p * np.log(p) * (unit / models)), dtype=np.int64)
 
 
+def require_out(out: Fused, soft: Soft) -> None:
+    """Refuses memory that cannot take the result of `soft`.
+
+    Raises:
+        InvalidInput: another type or shape, or not C-contiguous.
+    """
+    shape = soft.shape[1:]
+    for what, volume, expected in (
+        ("attention", out.attention, shape),
+        ("mean", out.mean, shape),
+        ("label", out.label, shape[1:]),
+    ):
+        if volume.dtype != np.uint8 or volume.shape != expected or not volume.flags.c_contiguous:
+            raise InvalidInput(
+                f"the memory for {what} does not fit the soft predictions",
+                expected=f"C-contiguous uint8 {list(expected)}",
+                got=f"{volume.dtype} {list(volume.shape)}",
+            )
+
+
 def fuse_block(
-    soft: Soft, gates: NDArray[np.uint8] | None = None, *, threads: int | None = None
+    soft: Soft,
+    gates: NDArray[np.uint8] | None = None,
+    *,
+    out: Fused | None = None,
+    threads: int | None = None,
 ) -> Fused:
     """Eq. 1–4 over one block of voxels, in either reading.
 
@@ -180,42 +204,54 @@ def fuse_block(
             all models say zero; overlap then counts organs whose *mean* is above 0.5 rather than
             organs that any one model is sure of. The array is overwritten: it becomes the
             attention.
+        out: memory for the result, whatever it holds; None: new memory. With gates, their array
+            takes the place of its attention.
         threads: see `tiles.over_tiles`.
 
     Raises:
-        InvalidInput, LimitExceeded: see `require_soft`.
+        InvalidInput, LimitExceeded: see `require_soft` and `require_out`.
     """
     soft = require_soft(soft)
     models, organs, *grid = soft.shape
     planes = soft.reshape(models, organs, -1)
     voxels = planes.shape[2]
-    # Fresh zero pages cost nothing until they are written, and most of them never are.
-    gated = gates is not None
-    attention = np.zeros((organs, voxels), np.uint8) if gates is None else gates.reshape(organs, -1)
-    mean = np.zeros((organs, voxels), np.uint8)
-    label = np.zeros(voxels, np.uint8)
+    fresh = out is None
+    if out is None:
+        # Fresh zero pages cost nothing until they are written, and most of them never are.
+        attention = np.zeros((organs, *grid), np.uint8) if gates is None else gates
+        mean, label = np.zeros((organs, *grid), np.uint8), np.zeros(grid, np.uint8)
+        out = Fused(attention, mean, label)
+    elif gates is not None:
+        out = Fused(gates, out.mean, out.label)
+    require_out(out, soft)
+    flat = (out.attention.reshape(organs, -1), out.mean.reshape(organs, -1), out.label.reshape(-1))
     tables = (
         entropy_terms(models, UNIT).astype(np.uint16),
         np.float32(UNIT / (255.0 * models)),
     )
+    gated = gates is not None
 
     def kernel(first: int, last: int) -> None:
-        _fuse_tiles(planes, gated, tables, first, last, attention, mean, label)
+        _fuse_tiles(planes, gated, fresh, tables, first, last, *flat)
 
     over_tiles(kernel, -(-voxels // TILE), threads)
-    return Fused(
-        attention.reshape(organs, *grid), mean.reshape(organs, *grid), label.reshape(*grid)
-    )
+    return out
 
 
 def mark_terms(
-    soft: Soft, min_inconsistency: float, min_uncertainty: float, *, threads: int | None = None
+    soft: Soft,
+    min_inconsistency: float,
+    min_uncertainty: float,
+    *,
+    out: NDArray[np.uint8] | None = None,
+    threads: int | None = None,
 ) -> NDArray[np.uint8]:
     """Which terms of Eq. 4 are above a threshold (reading `released`).
 
     Args:
         soft: uint8 ``[model, organ, z, y, x]``.
         min_inconsistency, min_uncertainty: in the units of Eq. 1 and 2; equal does not count.
+        out: memory for the result, uint8 ``[organ, z, y, x]``, C-contiguous; None: new memory.
         threads: see `tiles.over_tiles`.
 
     Returns:
@@ -227,7 +263,9 @@ def mark_terms(
     soft = require_soft(soft)
     models, organs, *grid = soft.shape
     planes = soft.reshape(models, organs, -1)
-    gates = np.zeros(planes.shape[1:], np.uint8)
+    fresh = out is None
+    gates = np.zeros((organs, *grid), np.uint8) if out is None else out
+    marks = gates.reshape(organs, -1)
     entropy = entropy_terms(1, FINE_UNIT).astype(np.int32)
     least_entropy = np.int32(min_uncertainty * models * FINE_UNIT)
     # std > s ⇔ N·Σv² − (Σv)² > (255·N·s)²; the left side is an integer, and where the right side is
@@ -235,10 +273,10 @@ def mark_terms(
     least_spread = np.int32((255 * models * min_inconsistency) ** 2 + 1e-6)
 
     def kernel(first: int, last: int) -> None:
-        _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates)
+        _mark_tiles(planes, fresh, entropy, least_entropy, least_spread, first, last, marks)
 
     over_tiles(kernel, -(-planes.shape[2] // TILE), threads)
-    return gates.reshape(organs, *grid)
+    return gates
 
 
 # numba recompiles a cached kernel when the file that holds it changes, not when another file that
@@ -327,9 +365,18 @@ def _peak(planes, organ, start, stop, peak):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):  # type: ignore[no-untyped-def]
-    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; outputs zero (or gates)
-    before."""
+def _clear(attention, mean, organ, start, stop, gated):  # type: ignore[no-untyped-def]
+    """Nothing is said of `organ` here; gates are zero then already."""
+    mean[organ, start:stop] = 0
+    if not gated:
+        attention[organ, start:stop] = 0
+
+
+@njit(cache=True, nogil=True)
+def _fuse_tiles(  # type: ignore[no-untyped-def]
+    planes, gated, fresh, tables, first, last, attention, mean, label
+):
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `fresh` outputs are zero."""
     _, organs, voxels = planes.shape
     in_tile = np.empty(organs, np.int64)
     scratch = (
@@ -343,25 +390,32 @@ def _fuse_tiles(planes, gated, tables, first, last, attention, mean, label):  # 
         np.empty(organs, np.int64),  # organs met in this block
     )
     for tile in range(first, last):
-        tile_stop = min(voxels, (tile + 1) * TILE)
+        tile_start = tile * TILE
+        tile_stop = min(voxels, tile_start + TILE)
         count = 0
         for c in range(organs):
-            if not _is_zero(planes, c, tile * TILE, tile_stop):
+            if not _is_zero(planes, c, tile_start, tile_stop):
                 in_tile[count] = c
                 count += 1
-        if count:
-            for start in range(tile * TILE, tile_stop, BLOCK):
-                stop = min(tile_stop, start + BLOCK)
-                _fuse_run(
-                    planes, gated, tables, in_tile[:count], start, stop, scratch,
-                    attention, mean, label,
-                )  # fmt: skip
+            elif not fresh:
+                _clear(attention, mean, c, tile_start, tile_stop, gated)
+        if count == 0:
+            if not fresh:
+                label[tile_start:tile_stop] = 0
+            continue
+        for start in range(tile_start, tile_stop, BLOCK):
+            stop = min(tile_stop, start + BLOCK)
+            _fuse_run(
+                planes, gated, fresh, tables, in_tile[:count], start, stop, scratch,
+                attention, mean, label,
+            )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention, mean, label):  # type: ignore[no-untyped-def]
-    """One run of voxels ``[start, stop)``: every candidate organ first, then Eq. 3, which needs
-    all."""
+def _fuse_run(  # type: ignore[no-untyped-def]
+    planes, gated, fresh, tables, candidates, start, stop, scratch, attention, mean, label
+):
+    """One run of voxels: every candidate organ first, then Eq. 3, which needs all."""
     entropy, deviation = tables
     length = stop - start
     total = scratch[0][:length]
@@ -372,13 +426,14 @@ def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention
     met = scratch[7]
     models = planes.shape[0]
     half_sum = np.uint16(255 * models // 2)  # Σv above it ⇔ mean above 0.5, for odd 255·N too
+    claims[:] = 0
+    best[:] = 0
     count = 0
     for organ in candidates:
         if _is_zero(planes, organ, start, stop):
+            if not fresh:
+                _clear(attention, mean, organ, start, stop, gated)
             continue
-        if count == 0:
-            claims[:] = 0
-            best[:] = 0
         term = scratch[5][count, :length]
         claim = scratch[6][count, :length]
         met[count] = organ
@@ -402,7 +457,7 @@ def _fuse_run(planes, gated, tables, candidates, start, stop, scratch, attention
         name = np.uint32(255 - organ)
         for i in range(length):
             best[i] = max(best[i], np.uint32(np.uint32(total[i]) << 8 | name))
-    if count:
+    if count or not fresh:
         named = label[start:stop]
         for i in range(length):
             chosen = np.uint8(0) - np.uint8(best[i])  # 255 − organ → organ + 1
@@ -456,8 +511,10 @@ def _write_attention(term, claimed, claims, row):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates):  # type: ignore[no-untyped-def]
-    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `gates` is zero before."""
+def _mark_tiles(  # type: ignore[no-untyped-def]
+    planes, fresh, entropy, least_entropy, least_spread, first, last, gates
+):
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `fresh` gates are zero."""
     models, organs, voxels = planes.shape
     total = np.empty(BLOCK, np.uint16)
     squares = np.empty(BLOCK, np.uint32)
@@ -465,6 +522,8 @@ def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates
     for tile in range(first, last):
         tile_stop = min(voxels, (tile + 1) * TILE)
         for organ in range(organs):
+            if not fresh:
+                gates[organ, tile * TILE : tile_stop] = 0
             if _is_zero(planes, organ, tile * TILE, tile_stop):
                 continue
             for start in range(tile * TILE, tile_stop, BLOCK):
@@ -475,8 +534,9 @@ def _mark_tiles(planes, entropy, least_entropy, least_spread, first, last, gates
                 _sum_terms(planes, organ, start, stop, entropy, terms)
                 gate = gates[organ, start:stop]
                 for i in range(stop - start):
-                    v = np.uint32(total[i])
-                    spread = np.int32(np.uint32(models) * squares[i] - v * v)
-                    gate[i] = np.uint8(spread > least_spread) * np.uint8(
-                        KEEP_INCONSISTENCY
-                    ) | np.uint8(terms[i] > least_entropy) * np.uint8(KEEP_UNCERTAINTY)
+                    v = np.float32(total[i])
+                    spread = np.float32(models) * np.float32(np.int32(squares[i])) - v * v
+                    kept = np.uint8(KEEP_INCONSISTENCY) if spread > least_spread else np.uint8(0)
+                    if terms[i] > least_entropy:
+                        kept |= np.uint8(KEEP_UNCERTAINTY)
+                    gate[i] = kept

@@ -78,16 +78,24 @@ def open_fuser(reading: Reading, *, threads: int | None = None) -> Fuser:
     )
 
 
-def fuse(soft: Soft, reading: Reading = Reading.PAPER, *, threads: int | None = None) -> Fused:
+def fuse(
+    soft: Soft,
+    reading: Reading = Reading.PAPER,
+    *,
+    out: Fused | None = None,
+    threads: int | None = None,
+) -> Fused:
     """Attention, mean and pseudo label of a whole volume.
 
     Args:
         soft: uint8 ``[model, organ, z, y, x]``, p = v / 255.
         reading: how soft predictions become attention.
+        out: memory for the result, whatever it holds, as an earlier call returned it; None: new
+            memory. What a system charges for a gigabyte of fresh memory exceeds what fusing costs.
         threads: kernel threads; None: one per available core.
 
     Raises:
-        InvalidInput, LimitExceeded: see `attention_map.require_soft`.
+        InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.
 
     >>> import numpy as np
     >>> soft = np.array([[[255, 255, 0]], [[255, 0, 0]]], np.uint8).reshape(2, 1, 1, 1, 3)
@@ -96,5 +104,5 @@ def fuse(soft: Soft, reading: Reading = Reading.PAPER, *, threads: int | None = 
     ([0, 68, 0], [1, 0, 0])
     """
     if reading is Reading.PAPER:
-        return fuse_block(soft, threads=threads)
-    return fuse_released(soft, threads=threads)
+        return fuse_block(soft, out=out, threads=threads)
+    return fuse_released(soft, out=out, threads=threads)

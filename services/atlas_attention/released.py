@@ -32,6 +32,7 @@ from atlas_attention.attention_map import (
     Soft,
     fuse_block,
     mark_terms,
+    require_out,
     require_same_width,
     require_soft,
 )
@@ -96,20 +97,26 @@ class ReleasedFuser:
         return fused
 
 
-def fuse_released(soft: Soft, *, threads: int | None = None) -> Fused:
+def fuse_released(soft: Soft, *, out: Fused | None = None, threads: int | None = None) -> Fused:
     """Attention, mean and pseudo label of a whole volume; holds little beyond its result.
 
     Args:
         soft: uint8 ``[model, organ, z, y, x]``, p = v / 255.
+        out: memory for the result, whatever it holds; None: new memory.
         threads: see `tiles.over_tiles`.
 
     Raises:
-        InvalidInput, LimitExceeded: see `attention_map.require_soft`.
+        InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.
     """
     soft = require_soft(soft)
-    gates = mark_candidates(soft, threads)
+    if out is not None:
+        require_out(out, soft)
+    gates = mark_terms(
+        soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY,
+        out=None if out is None else out.attention, threads=threads,
+    )  # fmt: skip
     open_gates(gates, threads)
-    return fuse_block(soft, gates, threads=threads)
+    return fuse_block(soft, gates, out=out, threads=threads)
 
 
 def mark_candidates(soft: Soft, threads: int | None = None) -> NDArray[np.uint8]:

@@ -60,6 +60,17 @@ def test_cuts_along_z_and_threads_do_not_matter(
     assert same(Fused.concatenated([*parts, fuser.finish()]), fuse(soft, reading))
 
 
+@given(SOFT, READINGS, st.integers(0, 255))
+def test_memory_that_is_used_again_leaves_no_trace(
+    soft: NDArray[np.uint8], reading: Reading, before: int
+) -> None:
+    shape = soft.shape[1:]
+    used = Fused(*(np.full(s, before, np.uint8) for s in (shape, shape, shape[1:])))
+    fused = fuse(soft, reading, out=used)
+    assert fused.attention is used.attention and fused.label is used.label
+    assert same(fused, fuse(soft, reading))
+
+
 @given(SOFT, READINGS, st.tuples(*[st.sampled_from([1, -1])] * 3))
 def test_flips_commute_with_fusion(
     soft: NDArray[np.uint8], reading: Reading, steps: tuple[int, int, int]

@@ -36,7 +36,7 @@ def rounding_bound(models: int) -> float:
 def soft_predictions(models: int, organs: int, seed: int = 0) -> NDArray[np.uint8]:
     """Random bytes with everything that matters: zeros in runs, ones, and values around a half."""
     rng = np.random.default_rng(seed)
-    soft = rng.integers(0, 256, (models, organs, 3, 20, 131), dtype=np.uint8)
+    soft = rng.integers(0, 256, (models, organs, 3, 61, 131), dtype=np.uint8)
     soft[rng.random(soft.shape) < 0.2] = 0
     soft[rng.random(soft.shape) < 0.1] = 255
     near_half = rng.random(soft.shape) < 0.2
@@ -138,6 +138,32 @@ def test_refuses_what_is_no_soft_prediction(soft: NDArray[np.uint8]) -> None:
             fuse(soft, reading)
         with pytest.raises(InvalidInput, match="wrong form"):
             open_fuser(reading).push(soft)
+
+
+@pytest.mark.parametrize("reading", list(Reading))
+def test_refuses_memory_that_does_not_fit(reading: Reading) -> None:
+    soft = soft_predictions(2, 3)
+    fits = fuse(soft)
+    for out in (
+        Fused(fits.attention[:2], fits.mean, fits.label),
+        Fused(fits.attention, fits.mean.astype(np.int16), fits.label),
+        Fused(fits.attention, fits.mean, fits.label[:, ::-1]),
+    ):
+        with pytest.raises(InvalidInput, match="does not fit"):
+            fuse(soft, reading, out=out)
+
+
+def test_memory_of_a_large_volume_is_used_again() -> None:
+    """Larger than a tile, empty where the first volume was not, and the other way round."""
+    first = soft_predictions(3, 4)
+    second = np.zeros_like(first)
+    second[:, 2, 2, 4:9] = 201
+    for reading in Reading:
+        out = fuse(first, reading)
+        again = fuse(second, reading, out=out)
+        expected = fuse(second, reading)
+        assert (again.attention == expected.attention).all()
+        assert (again.mean == expected.mean).all() and (again.label == expected.label).all()
 
 
 def test_refuses_more_than_the_kernels_hold() -> None:
