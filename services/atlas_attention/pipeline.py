@@ -283,10 +283,12 @@ class AttentionRun(Iterator[GridSlab]):
                 block = ct.read(*self._plan.z_range(k))
                 self._pending.append(k)
                 for window in self._plan.row(k):
-                    in_flight += self._submit(window, _cut(block, window, self._plan))
-                    while in_flight > self._windows_in_flight:
+                    # Before, not after: a predictor with no place left would block where neither
+                    # cancelling nor the clock of the wait for models reaches.
+                    while in_flight >= self._windows_in_flight:
                         in_flight -= isinstance(self._pending[0], _Pending)
                         yield from self._collect()
+                    in_flight += self._submit(window, _cut(block, window, self._plan))
             while self._pending:
                 yield from self._collect()
             yield from self._settle(self._plan.rows - 1)
