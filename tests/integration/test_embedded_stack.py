@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import psutil
 import pytest
@@ -29,6 +30,7 @@ from atlas_embedded.triton_environment import find_triton
 from atlas_embedded.triton_models import repository_of
 from atlas_models.triton_repository import TritonRepository, read_spec
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from stack import Stack, free_settings, open_stack
 from triton_server import export_tiny_model
 
@@ -350,6 +352,24 @@ def test_damaged_cache_of_compiled_models_only_costs_time(settings: EmbeddedSett
     for blob in blobs:
         blob.write_bytes(blob.read_bytes()[:100])
     assert "openvino f32" in up(settings)[0].detail
+
+
+def test_graph_that_openvino_cannot_run_falls_back_and_says_so(settings: EmbeddedSettings) -> None:
+    folder = settings.models_dir / "conv_a"
+    graph = onnx.load(folder / "model.onnx")
+    # The determinant of the identity is one: nothing changes, but OpenVINO does not know `Det`.
+    graph.graph.initializer.append(numpy_helper.from_array(np.eye(2, dtype=np.float32), "identity"))
+    graph.graph.node[0].input[0] = "scaled_ct"
+    graph.graph.node.insert(0, helper.make_node("Mul", [INPUT_NAME, "one"], ["scaled_ct"]))
+    graph.graph.node.insert(0, helper.make_node("Det", ["identity"], ["one"]))
+    content = graph.SerializeToString()
+    plain = read_spec(folder)
+    spec = plain.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+    (folder / "model.onnx").write_bytes(content)
+    (folder / "model.json").write_text(spec.model_dump_json())
+    assert up(settings)[0].detail == "conv_a@0 by onnxruntime f32"
+    assert infer(settings.triton_grpc, spec, window(spec)).any()
+    assert any("openvino cannot run" in line for line in logs(settings, "triton", lines=1000))
 
 
 def test_running_stops_only_what_it_started(settings: EmbeddedSettings) -> None:
