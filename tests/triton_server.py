@@ -5,6 +5,7 @@ The models are one convolution each: deterministic, quick, and with the interfac
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import tritonclient.grpc as triton
 from atlas_attention.shared_memory import SHARED_MEMORY
@@ -181,10 +183,14 @@ class TritonServer:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        """SIGKILL; its stub processes notice and end by themselves."""
+        """SIGKILL to the server, then to its stub processes, which do not always notice."""
         assert self._process is not None
+        stubs = psutil.Process(self.pid).children(recursive=True)
         self._process.kill()
         self._process.wait()
+        for stub in stubs:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stub.kill()
         self._remove_regions()
 
     def stop(self) -> None:

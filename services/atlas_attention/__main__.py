@@ -39,6 +39,7 @@ def main() -> int:
     except ConfigurationError as error:
         _log.error("%s", error)
         return EXIT_CONFIGURATION
+    _log.info("stopped")
     return 0
 
 

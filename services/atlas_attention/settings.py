@@ -103,7 +103,7 @@ class AttentionSettings(BaseSettings):
         default=30.0, gt=0, description="An idle model is tried with a real window this often."
     )
     stop_grace_s: float = Field(
-        default=10.0, ge=0, description="After SIGTERM: for calls under way, before they are ended."
+        default=5.0, ge=0, description="After SIGTERM: for calls under way, before they are ended."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -389,14 +389,14 @@ class TritonPredictor:
             )
         self._chores.put(None)
         self._keeper.join()
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         for berth in self._berths:
             # What was just answered may count as in use for a moment.
-            for _ in range(10):
-                if self._release(berth) or self._away is not None:
+            while self._away is None and not self._release(berth):
+                if time.monotonic() > deadline:
+                    _log.warning("the model server still uses shared regions; they are unlinked")
                     break
                 time.sleep(QUARANTINE_PAUSE_S[0])
-            else:
-                _log.warning("the model server still uses shared regions; they are unlinked")
             for region in berth.regions():
                 region.close()
         self._client.close()
@@ -622,7 +622,7 @@ class TritonPredictor:
                 if isinstance(failure, _Away):
                     self._away = failure
                     return False
-                if "in use" in error.message():
+                if "in use" in error.message() or _status(error) == "DEADLINE_EXCEEDED":
                     return False
                 # Any other refusal means that the server does not know the region (any more).
             self._away = None
