@@ -52,13 +52,17 @@ format: setup-dev  ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix .
 
 proto: setup-dev  ## regenerate the committed gRPC stubs
-	$(BIN)/python -m grpc_tools.protoc --proto_path=services \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=services \
 		--python_out=services --grpc_python_out=services \
 		--mypy_out=services --mypy_grpc_out=services \
-		services/atlasloop/attention/v1/attention.proto
+		atlasloop/attention/v1/attention.proto
 
 demo-models: setup-dev  ## train the demo models on phantoms again and write models/demo (minutes)
 	$(BIN)/python -m atlas_models.demo train
+
+clean:  ## remove environments, caches and the stack's data in this folder
+	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Measure it (each prints one JSON object as its last line)
 bench-fusion: setup-dev  ## Eq. 1-4 against NumPy and the machine's copy bandwidth
@@ -70,10 +74,6 @@ bench-load: setup-dev  ## 1, 4 and 16 clients at once
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
 bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py
-
-clean:  ## remove environments, caches and the stack's data in this folder
-	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
