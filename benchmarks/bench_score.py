@@ -23,12 +23,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,14 @@ from atlas_attention.pipeline import DEFAULT_OVERLAP, attend
 from atlas_core.model_spec import ModelSpec, ensemble_key
 from atlas_core.nifti_io import open_slabs, read_volume
 from atlas_core.records import Reading
+from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.triton_repository import exported_models, read_spec
 from atlasloop.client import AttentionClient, CaseResult
 from inputs import describe, full_size_ct
-from measurement import GIB, Timing, in_fresh_process, machine, peak_bytes, report, say
+from measurement import GIB, Timing, cpu_seconds, in_fresh_process, machine, peak_bytes, report, say
 from monai_side import MonaiRun, run_monai
 from numpy.typing import NDArray
-from serving import DEMO_MODELS, TRITON_ENVIRONMENT, Serving, serving
+from serving import TRITON_ENVIRONMENT, Serving, serving
 
 CASE_ID = "bench_0"
 SLICES = 200
@@ -63,16 +66,12 @@ def main() -> None:
             ct_path = shutil.copy(stack.store.ct_path(CASE_ID), folder / "ct.nii.gz")
             windows = _windows(ct_path, specs)
             np.save(folder / "windows.npy", windows)
-            service, floor, result, memory = _service_and_floor(
+            rounds = _service_and_floor(
                 stack, specs, models, folder / "windows.npy", arguments.runs
             )
-            maps = stack.store.prediction_dir(CASE_ID, Reading.PAPER, result.ensemble)
+            maps = stack.store.prediction_dir(CASE_ID, Reading.PAPER, rounds.result.ensemble)
             label = read_volume(maps / "pseudo_label.nii.gz").voxels
-        fields = {
-            "floor_ratio": round(service.median / floor.median, 3),
-            "service": {**service.rounded(), **memory},
-            "floor": floor.rounded(),
-        }
+        fields = rounds.fields()
         if not arguments.without_monai:
             say("MONAI and NumPy: minutes")
             runs, monai_bytes = in_fresh_process(
@@ -83,8 +82,8 @@ def main() -> None:
                 folder / "label.npy",
                 arguments.monai_runs,
             )
-            fields |= _against_monai(service, memory, runs, monai_bytes)
-            fields["agreement"] = _agreement(result, label, runs[-1])
+            fields |= _against_monai(rounds, runs, monai_bytes)
+            fields["agreement"] = _agreement(rounds.result, label, runs[-1])
     report(
         "score",
         **fields,
@@ -94,8 +93,8 @@ def main() -> None:
             "spacing_mm": specs[0].spacing_mm,
             "patch": specs[0].patch,
             "overlap": DEFAULT_OVERLAP,
-            "windows": result.timing.windows,
-            "windows_air": result.timing.windows_air,
+            "windows": rounds.result.timing.windows,
+            "windows_air": rounds.result.timing.windows_air,
         },
         machine=described,
     )
@@ -103,7 +102,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", type=Path, default=DEMO_MODELS)
+    parser.add_argument(
+        "--models", type=Path, default=EmbeddedSettings().models_dir, help="exported models"
+    )
     parser.add_argument("--spacing-mm", type=float, default=1.5, help="of the models' grid")
     parser.add_argument("--runs", type=int, default=3, help="of service and floor")
     parser.add_argument("--monai-runs", type=int, default=1, help="each takes minutes")
@@ -146,31 +147,70 @@ def _windows(ct_path: Path, specs: list[ModelSpec]) -> NDArray[np.float32]:
     return np.stack(recorder.windows)
 
 
+@dataclass(frozen=True)
+class _Rounds:
+    """Rounds of service and floor in turn.
+
+    Attributes:
+        service_cpu_s, floor_cpu_s: processor time, of the service and Triton together, and of the
+            floor's process. Unlike wall time it hardly depends on who else is at work.
+        memory: peaks, in GiB.
+        result: of the last call.
+    """
+
+    service: Timing
+    floor: Timing
+    service_cpu_s: float
+    floor_cpu_s: float
+    memory: dict[str, float]
+    result: CaseResult
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "floor_ratio": round(self.service.median / self.floor.median, 3),
+            "floor_cpu_ratio": round(self.service_cpu_s / self.floor_cpu_s, 3),
+            "service": {
+                **self.service.rounded(),
+                "cpu_s": round(self.service_cpu_s, 2),
+                "waiting_for_models_s": round(self.result.timing.predict_s, 2),
+                **self.memory,
+            },
+            "floor": {**self.floor.rounded(), "cpu_s": round(self.floor_cpu_s, 2)},
+        }
+
+
 def _service_and_floor(
     stack: Serving, specs: list[ModelSpec], models: list[Path], windows: Path, runs: int
-) -> tuple[Timing, Timing, CaseResult, dict[str, Any]]:
+) -> _Rounds:
     ensemble = ensemble_key([spec.ref for spec in specs])
-    service, floor = [], []
+    pids = [*stack.service_pids(), *stack.triton_pids()]
+    service, floor, service_cpu, floor_cpu = [], [], [], []
     with AttentionClient(stack.address) as client, _floor_process(windows, models) as floor_round:
         for at in range(1 + runs):  # the first one warms up
             stack.store.delete_prediction(CASE_ID, Reading.PAPER, ensemble)
-            began = time.perf_counter()
+            began, used = time.perf_counter(), cpu_seconds(pids)
             result = client.score_case(CASE_ID)
-            seconds = time.perf_counter() - began
+            seconds, cpu = time.perf_counter() - began, cpu_seconds(pids) - used
             assert not result.already_scored
-            floor_seconds = floor_round()
-            waiting = result.timing.predict_s
-            say(
-                f"service {seconds:.2f} s ({waiting:.2f} s for models), floor {floor_seconds:.2f} s"
-            )
+            floor_seconds, floor_used = floor_round()
+            say(f"service {seconds:.2f} s, floor {floor_seconds:.2f} s")
             if at:
                 service.append(seconds)
+                service_cpu.append(cpu)
                 floor.append(floor_seconds)
+                floor_cpu.append(floor_used)
     memory = {
         "service_gib": round(peak_bytes(stack.service_pids()) / GIB, 3),
         "triton_gib": round(peak_bytes(stack.triton_pids()) / GIB, 3),
     }
-    return Timing(tuple(service)), Timing(tuple(floor)), result, memory
+    return _Rounds(
+        Timing(tuple(service)),
+        Timing(tuple(floor)),
+        statistics.median(service_cpu),
+        statistics.median(floor_cpu),
+        memory,
+        result,
+    )
 
 
 @contextmanager
@@ -185,24 +225,25 @@ def _floor_process(windows: Path, models: list[Path]) -> Iterator[Any]:
         if stdout.readline().strip() != "ready":
             raise RuntimeError("the floor's process ended")
 
-        def floor_round() -> float:
+        def floor_round() -> tuple[float, float]:
+            """Seconds, and seconds of processor time."""
             stdin.write("\n")
             stdin.flush()
-            return float(json.loads(stdout.readline()))
+            seconds, cpu = json.loads(stdout.readline())
+            return seconds, cpu
 
         yield floor_round
         stdin.close()
 
 
-def _against_monai(
-    service: Timing, memory: dict[str, Any], runs: list[MonaiRun], monai_bytes: int
-) -> dict[str, Any]:
+def _against_monai(rounds: _Rounds, runs: list[MonaiRun], monai_bytes: int) -> dict[str, Any]:
     monai = Timing(tuple(run.total_s for run in runs))
     monai_gib = monai_bytes / GIB
-    both = memory["service_gib"] + memory["triton_gib"]
+    service_gib = rounds.memory["service_gib"]
+    both = service_gib + rounds.memory["triton_gib"]
     return {
-        "monai_ratio": round(monai.median / service.median, 2),
-        "monai_memory_ratio": round(memory["service_gib"] / monai_gib, 4),
+        "monai_ratio": round(monai.median / rounds.service.median, 2),
+        "monai_memory_ratio": round(service_gib / monai_gib, 4),
         "monai_memory_ratio_with_triton": round(both / monai_gib, 4),
         "monai": {**monai.rounded(), "stages_s": runs[-1].seconds, "gib": round(monai_gib, 3)},
     }

@@ -3,7 +3,7 @@
 Runs in Triton's environment, because the runtime lives there, and by the very class that runs the
 graphs inside Triton. The graphs run one after the other with all cores, or side by side with their
 share of the cores each: whichever is faster here, tried on a few windows. A round per line on
-standard input; each answers its seconds as one line.
+standard input; each answers its seconds and its processor time as one line.
 
     floor.py WINDOWS.npy MODEL_FOLDER...
 """
@@ -41,7 +41,9 @@ def main() -> None:
     fastest = min(arrangements, key=lambda arrangement: arrangement.seconds(windows[:TRIED]))
     print("ready", flush=True)
     for _ in sys.stdin:
-        print(json.dumps(fastest.seconds(windows)), flush=True)
+        used = time.process_time()
+        seconds = fastest.seconds(windows)
+        print(json.dumps([seconds, time.process_time() - used]), flush=True)
 
 
 class Arrangement:

@@ -24,7 +24,6 @@ from tritonclient.utils import InferenceServerException
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRITON_ENVIRONMENT = REPOSITORY / ".venv-triton"
-DEMO_MODELS = REPOSITORY / "models" / "demo"
 
 START_TIMEOUT_S = 60.0
 
@@ -57,16 +56,20 @@ class Serving:
 
 
 @contextmanager
-def serving(models_dir: Path = DEMO_MODELS) -> Iterator[Serving]:
-    """The embedded stack without Prefect; every model has answered once when this returns."""
+def serving(models_dir: Path | None = None) -> Iterator[Serving]:
+    """The embedded stack without Prefect; every model has answered once when this returns.
+
+    Args:
+        models_dir: exported models; None: ``ATLASLOOP_MODELS_DIR``, or the demo models.
+    """
     with tempfile.TemporaryDirectory(prefix="atlasloop-bench-") as folder:
         ports = {name: free_port() for name in EmbeddedSettings.model_fields if "port" in name}
         settings = EmbeddedSettings.model_validate(
             {
                 "home": Path(folder) / "home",
                 "components": ("triton", "attention"),
-                "models_dir": models_dir,
                 "triton_environment": TRITON_ENVIRONMENT,
+                **({} if models_dir is None else {"models_dir": models_dir}),
                 **ports,
             }
         )
