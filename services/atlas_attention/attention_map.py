@@ -119,8 +119,8 @@ class Fused:
         return Fused(self.attention[:, start:], self.mean[:, start:], self.label[start:])
 
 
-def require_soft(soft: Soft) -> Soft:
-    """`soft` as a C-contiguous uint8 array ``[model, organ, z, y, x]``; copied only if it must be.
+def require_form(soft: Soft) -> None:
+    """Refuses what is no soft predictions that the kernels can take.
 
     Raises:
         InvalidInput: another type or number of axes, no model, organ, row or column.
@@ -138,6 +138,15 @@ def require_soft(soft: Soft) -> Soft:
     ):
         if count > most:
             raise LimitExceeded(f"too many {what} to fuse", expected=f"at most {most}", got=count)
+
+
+def require_soft(soft: Soft) -> Soft:
+    """`soft` as a C-contiguous uint8 array ``[model, organ, z, y, x]``; copied only if it must be.
+
+    Raises:
+        InvalidInput, LimitExceeded: see `require_form`.
+    """
+    require_form(soft)
     return np.ascontiguousarray(soft)
 
 
@@ -166,6 +175,30 @@ def entropy_terms(models: int, unit: int) -> NDArray[np.int64]:
     p = np.arange(256) / 255.0
     p[0] = 1.0  # ln 1 = 0 stands for the limit of p · ln p
     return np.asarray(np.rint(-p * np.log(p) * (unit / models)), dtype=np.int64)
+
+
+def fusion_tables(models: int) -> tuple[NDArray[np.uint16], np.float32]:
+    """What turns bytes into the fixed point of Eq. 4: one model's share of Eq. 2 per byte
+    (`entropy_terms`), and the factor of sqrt(N·Σv² − (Σv)²) in Eq. 1."""
+    return entropy_terms(models, UNIT).astype(np.uint16), np.float32(UNIT / (255.0 * models))
+
+
+def mark_tables(
+    models: int, min_inconsistency: float, min_uncertainty: float
+) -> tuple[NDArray[np.int32], int, int]:
+    """What tells whether a term is above its threshold, in integers.
+
+    Returns:
+        one model's share of the entropy per byte ``[256]``, in 1/`FINE_UNIT`; what Σ over the
+        models of it, and what N·Σv² − (Σv)², must be above.
+    """
+    # std > s ⇔ N·Σv² − (Σv)² > (255·N·s)²; the left side is an integer, and where the right side is
+    # one too it must not fall below it by the rounding of the product.
+    return (
+        entropy_terms(1, FINE_UNIT).astype(np.int32),
+        int(min_uncertainty * models * FINE_UNIT),
+        int((255 * models * min_inconsistency) ** 2 + 1e-6),
+    )
 
 
 def require_out(out: Fused, soft: Soft) -> None:
@@ -225,10 +258,7 @@ def fuse_block(
         out = Fused(gates, out.mean, out.label)
     require_out(out, soft)
     flat = (out.attention.reshape(organs, -1), out.mean.reshape(organs, -1), out.label.reshape(-1))
-    tables = (
-        entropy_terms(models, UNIT).astype(np.uint16),
-        np.float32(UNIT / (255.0 * models)),
-    )
+    tables = fusion_tables(models)
     gated = gates is not None
 
     def kernel(first: int, last: int) -> None:
@@ -266,14 +296,11 @@ def mark_terms(
     fresh = out is None
     gates = np.zeros((organs, *grid), np.uint8) if out is None else out
     marks = gates.reshape(organs, -1)
-    entropy = entropy_terms(1, FINE_UNIT).astype(np.int32)
-    least_entropy = np.int32(min_uncertainty * models * FINE_UNIT)
-    # std > s ⇔ N·Σv² − (Σv)² > (255·N·s)²; the left side is an integer, and where the right side is
-    # one too it must not fall below it by the rounding of the product.
-    least_spread = np.int32((255 * models * min_inconsistency) ** 2 + 1e-6)
+    entropy, least_entropy, least_spread = mark_tables(models, min_inconsistency, min_uncertainty)
+    thresholds = np.int32(least_entropy), np.int32(least_spread)
 
     def kernel(first: int, last: int) -> None:
-        _mark_tiles(planes, fresh, entropy, least_entropy, least_spread, first, last, marks)
+        _mark_tiles(planes, fresh, entropy, *thresholds, first, last, marks)
 
     over_tiles(kernel, -(-planes.shape[2] // TILE), threads)
     return gates

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from atlas_attention.attention_map import Soft
 from atlas_attention.tiles import over_tiles
-from atlas_attention.windows import Window, WindowPlan
+from atlas_attention.windows import Window, WindowPlan, Zyx
 
 WEIGHT_LEVELS = 257
 """Steps of a weight of 1: the most for which Σ weight · 255 fits 16 bits."""
@@ -72,13 +72,7 @@ class Blender:
         Raises:
             InvalidInput: another type or shape.
         """
-        expected = (self._sums.shape[1], *self._plan.patch)
-        if soft.dtype != np.uint8 or soft.shape != expected:
-            raise InvalidInput(
-                "a model answered with another form than its specification says",
-                expected=f"uint8 {list(expected)}",
-                got=f"{soft.dtype} {list(soft.shape)}",
-            )
+        require_answer(soft, self._sums.shape[1], self._plan.patch)
         assert window.at[0] == self._row, "windows of the open row only"
         if self._last is None or self._last[0] != window:
             self._last = (window, _weights_of(self._plan, window))
@@ -116,6 +110,21 @@ class Blender:
         over_tiles(kernel, models * organs, self._threads)
         self._weights[np.arange(start, stop) % len(self._weights)] = 0
         return soft
+
+
+def require_answer(soft: NDArray[np.uint8], organs: int, patch: Zyx) -> None:
+    """Refuses what is no model's answer for one window.
+
+    Raises:
+        InvalidInput: naming both forms.
+    """
+    expected = (organs, *patch)
+    if soft.dtype != np.uint8 or soft.shape != expected:
+        raise InvalidInput(
+            "a model answered with another form than its specification says",
+            expected=f"uint8 {list(expected)}",
+            got=f"{soft.dtype} {list(soft.shape)}",
+        )
 
 
 def _weights_of(plan: WindowPlan, window: Window) -> NDArray[np.uint8]:

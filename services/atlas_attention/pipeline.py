@@ -27,8 +27,7 @@ from atlas_core.resampling import axis_weights, resample_across, resample_planes
 from numpy.typing import NDArray
 
 from atlas_attention.attention_map import ATTENTION_SCALE, Fused
-from atlas_attention.blending import Blender
-from atlas_attention.fusion import open_fuser
+from atlas_attention.compute import Compute, CpuCompute
 from atlas_attention.native_grid import SLAB_SLICES, NativeGrid, NativeSlab
 from atlas_attention.windows import AIR_HU, Window, WindowPlan, Zyx
 
@@ -121,6 +120,7 @@ def attend(
     windows_in_flight: int = DEFAULT_WINDOWS_IN_FLIGHT,
     slab_slices: int = SLAB_SLICES,
     threads: int | None = None,
+    compute: Compute | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     cancelled: threading.Event | None = None,
 ) -> AttentionRun:
@@ -137,7 +137,8 @@ def attend(
         overlap: share that neighbouring windows have in common, per axis.
         windows_in_flight: windows that are with the models at once.
         slab_slices: the most slices that are read, fused and given out at once; bounds memory.
-        threads: of the kernels; None: one per available core.
+        threads: of the kernels on the CPU; None: one per available core.
+        compute: where soft predictions are blended and fused; None: on the CPU.
         on_progress: called with predictions done and in total, of all models, air counted as done.
         cancelled: once set, the run stops with `concurrent.futures.CancelledError`.
 
@@ -153,7 +154,7 @@ def attend(
         source, tuple(specs), predictor, reading,
         channels=channels, labels=known.labels, overlap=overlap,
         windows_in_flight=windows_in_flight, slab_slices=slab_slices, threads=threads,
-        on_progress=on_progress, cancelled=cancelled,
+        compute=compute or CpuCompute(threads), on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
 
 
@@ -201,6 +202,7 @@ class AttentionRun(Iterator[GridSlab]):
         windows_in_flight: int,
         slab_slices: int,
         threads: int | None,
+        compute: Compute,
         on_progress: Callable[[int, int], None] | None,
         cancelled: threading.Event | None,
     ) -> None:
@@ -218,8 +220,8 @@ class AttentionRun(Iterator[GridSlab]):
         self._cancelled = cancelled or threading.Event()
         self._axes = source.geometry.axis_map
         x, y, z = self._axes.flip
-        self._blender = Blender(self._plan, len(specs), len(labels), threads=threads)
-        self._fuser = open_fuser(reading, threads=threads)
+        self._blender = compute.open_blender(self._plan, len(specs), len(labels))
+        self._fuser = compute.open_fuser(reading)
         self._native = NativeGrid(
             self._plan.grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=threads,

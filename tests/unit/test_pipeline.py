@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from atlas_attention.attention_map import ATTENTION_SCALE
+from atlas_attention.compute import GpuCompute
 from atlas_attention.fusion import fuse
 from atlas_attention.native_grid import NativeGrid
 from atlas_attention.pipeline import GridSlab, Predictor, Summary, attend
@@ -21,6 +22,7 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Reading
 from atlas_core.resampling import resample_image
+from host_device import HostDevice
 from numpy.typing import NDArray
 
 ORGANS = ("liver", "spleen", "aorta")
@@ -238,6 +240,16 @@ def test_slab_size_changes_nothing(predictor: RulePredictor, reading: Reading, s
     assert_same(result, expected)
     assert max(slab.stop - slab.start for slab in result.slabs) <= slices
     assert max(slab.stop - slab.start for slab in expected.slabs) <= 16
+
+
+@pytest.mark.parametrize("reading", list(Reading))
+def test_kernels_of_the_gpu_change_nothing(
+    predictor: RulePredictor, reading: Reading, host_device: HostDevice
+) -> None:
+    source = make_source((29, 30, 33))
+    expected = run(source, predictor, reading=reading, slab_slices=5)
+    result = run(source, predictor, reading=reading, slab_slices=5, compute=GpuCompute(host_device))
+    assert_same(result, expected)
 
 
 @pytest.mark.parametrize("reading", list(Reading))
