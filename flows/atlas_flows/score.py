@@ -175,6 +175,7 @@ class _ProgressInUi:
         self._log = get_run_logger()
         self._observer = scoring.current_observer()
         self._shown_at = 0.0
+        self._heard = True
 
     def __call__(self, done: int, total: int, outcome: CaseOutcome) -> None:
         if outcome.good:
@@ -184,7 +185,7 @@ class _ProgressInUi:
         if self._observer is not None:
             self._observer(done, total, outcome)
         now = time.monotonic()
-        if done == total or now - self._shown_at > PROGRESS_EVERY_S:
+        if self._heard and (done == total or now - self._shown_at > PROGRESS_EVERY_S):
             self._shown_at = now
             self._show(100.0 * done / total)
 
@@ -192,7 +193,9 @@ class _ProgressInUi:
         try:
             update_progress_artifact(self._artifact, progress=percent)
         except (httpx.HTTPError, PrefectException) as error:
-            # Scoring does not depend on who watches.
+            # Scoring does not depend on who watches. Not tried again: Prefect's client has tried
+            # for half a minute already, and every case would wait as long.
+            self._heard = False
             self._log.warning("the progress could not be shown: %s", type(error).__name__)
 
 

@@ -91,7 +91,7 @@ class ScoreSummary(BaseModel):
         return tuple(case for case in self.outcomes if not case.good)
 
 
-class CasesFailed(AtlasError):  # noqa: N818  (named as the other domain errors are)
+class CasesFailed(AtlasError):
     """A run ended, and some of its cases are not scored. All others are, and stay so."""
 
     def __init__(self, summary: ScoreSummary) -> None:

@@ -22,7 +22,7 @@ from atlas_embedded.settings import EmbeddedSettings
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 @pytest.fixture(scope="module")

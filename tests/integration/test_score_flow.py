@@ -27,7 +27,7 @@ from stack import Stack
 pytestmark = pytest.mark.stack
 
 CASES = 3
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """How long a test waits for something that happens in seconds."""
 
 
