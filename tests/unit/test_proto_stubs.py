@@ -26,11 +26,9 @@ def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"--plugin={name}={programs / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
     ]
     outputs = [f"--{kind}_out={folder}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={REPOSITORY / 'services'}"]
     subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={REPOSITORY / 'services'}"]
-        + plugins
-        + outputs
-        + [str(PACKAGE / "attention.proto")],
+        [*command, *plugins, *outputs, str(PACKAGE / "attention.proto")],
         check=True,
     )
     return folder / PACKAGE
