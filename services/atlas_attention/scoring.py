@@ -18,6 +18,7 @@ from atlas_core.records import Reading
 
 from atlas_attention.admission import Admission
 from atlas_attention.attention_map import ATTENTION_SCALE
+from atlas_attention.compute import open_compute
 from atlas_attention.metrics import Metrics
 from atlas_attention.pipeline import CtSource, GridSlab, Predictor, attend
 from atlas_attention.predictions import Prediction, read_prediction
@@ -51,7 +52,11 @@ class Task:
 
 
 class Scorer:
-    """Runs tasks; holds nothing of a CT between them."""
+    """Runs tasks; holds nothing of a CT between them.
+
+    Raises:
+        ConfigurationError: the GPU that the settings ask for cannot be used.
+    """
 
     def __init__(
         self,
@@ -66,6 +71,7 @@ class Scorer:
         self._predictor = predictor
         self._admission = admission
         self._metrics = metrics
+        self._compute = open_compute(settings.device, settings.kernel_threads or None)
 
     def labels(self, organs: Sequence[str]) -> tuple[int, ...]:
         """Label values of `organs`.
@@ -94,6 +100,7 @@ class Scorer:
             overlap=self._settings.overlap,
             windows_in_flight=self._settings.windows_in_flight,
             threads=self._settings.kernel_threads or None,
+            compute=self._compute,
             on_progress=on_progress,
             cancelled=task.cancelled,
         )

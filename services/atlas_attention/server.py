@@ -43,7 +43,7 @@ class AttentionServer:
     """One service with all that belongs to it. Use as a context manager, or `close` it.
 
     Raises:
-        ConfigurationError: an address is taken.
+        ConfigurationError: an address is taken, or a GPU is asked for that cannot be used.
     """
 
     def __init__(self, settings: AttentionSettings) -> None:
@@ -57,6 +57,7 @@ class AttentionServer:
                     settings.shared_memory,
                     settings.windows_in_flight,
                     settings.inference_timeout_s,
+                    settings.device,
                 ),
                 metrics.inference,
             )

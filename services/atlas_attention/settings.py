@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from atlas_attention.attention_map import MAX_MODELS, MAX_ORGANS
+from atlas_attention.compute import DeviceName
 from atlas_attention.pipeline import DEFAULT_OVERLAP
 from atlas_attention.windows import MAX_OVERLAP
 
@@ -52,10 +53,16 @@ class AttentionSettings(BaseSettings):
         description="For the unnamed files that CTs lie in while they are worked on, up to 4 bytes "
         "per voxel and call; default: the system's temporary folder.",
     )
-    shared_memory: Literal["auto", "system", "none"] = Field(
+    device: DeviceName = Field(
+        default="cpu",
+        description="Where predictions are blended and fused; cuda: on the first GPU, with the "
+        "extra `gpu` installed. The results are the same.",
+    )
+    shared_memory: Literal["auto", "cuda", "system", "none"] = Field(
         default="auto",
-        description="How windows reach the model server; auto: by shared memory where it can map "
-        "this machine's, else inside the messages.",
+        description="How windows reach the model server; auto: by shared memory (the GPU's for "
+        "device cuda, else the system's) where it can map this machine's, else inside the "
+        "messages.",
     )
     windows_in_flight: int = Field(
         default=4,
@@ -106,6 +113,12 @@ class AttentionSettings(BaseSettings):
         default=5.0, ge=0, description="After SIGTERM: for calls under way, before they are ended."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def _cuda_memory_on_a_gpu_only(self) -> Self:
+        if self.shared_memory == "cuda" and self.device != "cuda":
+            raise ValueError(f"shared_memory cuda needs {ENV_PREFIX}DEVICE=cuda")
+        return self
 
     @model_validator(mode="after")
     def _loopback_unless_told(self) -> Self:

@@ -66,6 +66,14 @@ class Region:
         count = int(np.prod(shape))
         return np.frombuffer(self._map, dtype=dtype, count=count).reshape(shape)
 
+    def write(self, values: NDArray[np.float32]) -> None:
+        """Puts `values` at the beginning."""
+        np.copyto(self.view(np.float32, values.shape), values)
+
+    def read(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """A copy of the bytes at the beginning."""
+        return self.view(np.uint8, shape).copy()
+
     def close(self) -> None:
         """Unlink and unmap; its memory is free once no server maps it any more."""
         if self._descriptor < 0:

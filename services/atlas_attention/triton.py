@@ -36,9 +36,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from tritonclient.utils import InferenceServerException
 
+from atlas_attention.compute import DeviceName
+from atlas_attention.gpu.shared_memory import CudaRegion
 from atlas_attention.shared_memory import PREFIX, SHARED_MEMORY, Region, sweep
 
-Transport = Literal["auto", "system", "none"]
+Transport = Literal["auto", "cuda", "system", "none"]
 
 SPEC_PARAMETER = "atlasloop.spec."
 """Config parameter that holds the `ModelSpec` of one Triton version, as JSON."""
@@ -72,6 +74,7 @@ _log = logging.getLogger(__name__)
 
 Window = NDArray[np.float32]
 Soft = NDArray[np.uint8]
+AnyRegion = Region | CudaRegion
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,18 @@ class TritonOptions:
 
     Attributes:
         address: host:port of its gRPC endpoint.
-        shared_memory: ``system``, ``none``, or ``auto``: system where the server can map it.
+        shared_memory: ``cuda``, ``system``, ``none``, or ``auto``: the first of those, cuda only on
+            a GPU, that the server can map.
         windows_in_flight: windows on their way at once, each to all models.
         inference_timeout_s: deadline of one inference, and of the wait for a berth.
+        device: where answers are wanted; by ``cuda`` shared memory they never leave the GPU.
     """
 
     address: str
     shared_memory: Transport = "auto"
     windows_in_flight: int = 4
     inference_timeout_s: float = 60.0
+    device: DeviceName = "cpu"
 
 
 def choose(served: Sequence[ModelSpec], wanted: Sequence[str]) -> tuple[ModelSpec, ...]:
@@ -131,13 +137,13 @@ class _Berth:
     window: Window | None = None
     pending: int = 0
     tainted: bool = False
-    input: Region | None = None
-    outputs: dict[str, Region] = field(default_factory=dict)
+    input: AnyRegion | None = None
+    outputs: dict[str, AnyRegion] = field(default_factory=dict)
     registered: set[str] = field(default_factory=set)
     tensor: triton.InferInput | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def regions(self) -> list[Region]:
+    def regions(self) -> list[AnyRegion]:
         return [r for r in (self.input, *self.outputs.values()) if r is not None]
 
 
@@ -186,15 +192,18 @@ class _PlainTensors:
 class _SharedTensors:
     """Tensors in regions that the server maps; only their names are in the messages."""
 
-    def __init__(self, client: triton.InferenceServerClient) -> None:
+    def __init__(
+        self, client: triton.InferenceServerClient, new_region: Callable[[int], AnyRegion]
+    ) -> None:
         self._client = client
+        self._new_region = new_region
 
     def stage(self, berth: _Berth, window: Window) -> triton.InferInput:
         if len(berth.outputs) > MAX_OUTPUTS:
             self._drop_outputs(berth)
         region = berth.input = self._fitting(berth, berth.input, window.nbytes)
         self._register(berth, region)
-        np.copyto(region.view(np.float32, window.shape), window)
+        region.write(window)
         tensor = triton.InferInput(INPUT_NAME, [1, 1, *window.shape], "FP32")
         tensor.set_shared_memory(region.name, window.nbytes)
         return tensor
@@ -216,7 +225,7 @@ class _SharedTensors:
         if tuple(described.shape) != expected:
             raise _wrong_output(spec, described.datatype, tuple(described.shape))
         # A copy: the berth goes to the next window while the caller still blends this one.
-        return berth.outputs[str(spec.ref)].view(np.uint8, _output_shape(spec)).copy()
+        return berth.outputs[str(spec.ref)].read(_output_shape(spec))
 
     def _drop_outputs(self, berth: _Berth) -> None:
         """Give back all output regions; none is in use while a window is being staged."""
@@ -224,19 +233,19 @@ class _SharedTensors:
             self._give_back(berth, region)
         berth.outputs = {}
 
-    def _give_back(self, berth: _Berth, region: Region) -> None:
-        self._client.unregister_system_shared_memory(region.name, client_timeout=CONTROL_TIMEOUT_S)
+    def _give_back(self, berth: _Berth, region: AnyRegion) -> None:
+        _unregister(self._client, region)
         berth.registered.discard(region.name)
         region.close()
 
-    def _fitting(self, berth: _Berth, region: Region | None, size: int) -> Region:
+    def _fitting(self, berth: _Berth, region: AnyRegion | None, size: int) -> AnyRegion:
         if region is not None and region.size >= size:
             return region
         if region is not None:
             self._give_back(berth, region)
-        return Region(size)
+        return self._new_region(size)
 
-    def _register(self, berth: _Berth, region: Region) -> None:
+    def _register(self, berth: _Berth, region: AnyRegion) -> None:
         if region.name not in berth.registered:
             _register(self._client, region)
             berth.registered.add(region.name)
@@ -433,18 +442,24 @@ class TritonPredictor:
             return self._carrier
 
     def _choose_carrier(self) -> _Carrier:
-        if self._options.shared_memory == "none":
-            return _PlainTensors()
-        try:
-            with _server_errors():
-                self._sweep()
-                self._try_shared_memory()
-        except ConfigurationError as error:
-            if self._options.shared_memory == "system":
-                raise
-            _log.warning("windows go to the model server as plain tensors: %s", error)
-            return _PlainTensors()
-        return _SharedTensors(self._client)
+        wanted = self._options.shared_memory
+        kinds: list[tuple[Transport, Callable[[int], AnyRegion]]] = [("system", Region)]
+        if self._options.device == "cuda":
+            kinds.insert(0, ("cuda", CudaRegion))
+        for kind, new_region in kinds:
+            if wanted not in ("auto", kind):
+                continue
+            try:
+                with _server_errors():
+                    self._sweep()
+                    self._try_shared_memory(new_region)
+            except ConfigurationError as error:
+                if wanted == kind:
+                    raise
+                _log.warning("windows do not go by %s shared memory: %s", kind, error)
+            else:
+                return _SharedTensors(self._client, new_region)
+        return _PlainTensors()
 
     def _sweep(self) -> None:
         """Unlink regions of dead processes, and make the server let go of what is unlinked."""
@@ -457,14 +472,25 @@ class TritonPredictor:
                     self._client.unregister_system_shared_memory(
                         name, client_timeout=CONTROL_TIMEOUT_S
                     )
+        if self._options.device == "cuda":
+            self._sweep_cuda()
 
-    def _try_shared_memory(self) -> None:
-        region = Region(1)
+    def _sweep_cuda(self) -> None:
+        """The same for regions of GPU memory, whose names tell the life of their owners too."""
+        # A server built without CUDA refuses even to be asked.
+        with contextlib.suppress(InferenceServerException):
+            status = self._client.get_cuda_shared_memory_status(client_timeout=CONTROL_TIMEOUT_S)
+            for name in status.regions:
+                if name.startswith(PREFIX) and not (SHARED_MEMORY / name).exists():
+                    self._client.unregister_cuda_shared_memory(
+                        name, client_timeout=CONTROL_TIMEOUT_S
+                    )
+
+    def _try_shared_memory(self, new_region: Callable[[int], AnyRegion]) -> None:
+        region = new_region(1)
         try:
             _register(self._client, region)
-            self._client.unregister_system_shared_memory(
-                region.name, client_timeout=CONTROL_TIMEOUT_S
-            )
+            _unregister(self._client, region)
         except InferenceServerException as error:
             failure = _translate(error)
             if isinstance(failure, Unavailable) and _status(error) == "UNAVAILABLE":
@@ -472,7 +498,8 @@ class TritonPredictor:
             raise ConfigurationError(
                 "the model server cannot map this machine's shared memory",
                 got=error.message(),
-                remedy="share /dev/shm with it, or set shared_memory=none",
+                remedy="share /dev/shm (for cuda also the GPU and the IPC namespace) with it, or "
+                "set shared_memory=none",
             ) from None
         finally:
             region.close()
@@ -614,9 +641,11 @@ class TritonPredictor:
 
     def _release(self, berth: _Berth) -> bool:
         """Make the server let go of the regions of `berth`; False while it does not."""
-        for name in sorted(berth.registered):
+        for region in berth.regions():
+            if region.name not in berth.registered:
+                continue
             try:
-                self._client.unregister_system_shared_memory(name, client_timeout=CONTROL_TIMEOUT_S)
+                _unregister(self._client, region)
             except InferenceServerException as error:
                 failure = _translate(error)
                 if isinstance(failure, _Away):
@@ -626,7 +655,7 @@ class TritonPredictor:
                     return False
                 # Any other refusal means that the server does not know the region (any more).
             self._away = None
-            berth.registered.discard(name)
+            berth.registered.discard(region.name)
         return True
 
     def _repeat(self, request: _Request) -> None:
@@ -646,16 +675,28 @@ class TritonPredictor:
             self._finish(request, None, failure, unanswered=False, started=started)
 
 
-def _register(client: triton.InferenceServerClient, region: Region) -> None:
+def _register(client: triton.InferenceServerClient, region: AnyRegion) -> None:
     try:
-        client.register_system_shared_memory(
-            region.name, region.key, region.size, client_timeout=CONTROL_TIMEOUT_S
-        )
+        if isinstance(region, CudaRegion):
+            client.register_cuda_shared_memory(
+                region.name, region.key, 0, region.size, client_timeout=CONTROL_TIMEOUT_S
+            )
+        else:
+            client.register_system_shared_memory(
+                region.name, region.key, region.size, client_timeout=CONTROL_TIMEOUT_S
+            )
     except InferenceServerException as error:
         # Names are unique, so this is the very region: after a restart of the server another
         # request of the same berth may have come first.
         if "already in manager" not in error.message():
             raise
+
+
+def _unregister(client: triton.InferenceServerClient, region: AnyRegion) -> None:
+    if isinstance(region, CudaRegion):
+        client.unregister_cuda_shared_memory(region.name, client_timeout=CONTROL_TIMEOUT_S)
+    else:
+        client.unregister_system_shared_memory(region.name, client_timeout=CONTROL_TIMEOUT_S)
 
 
 class _Away(Unavailable):

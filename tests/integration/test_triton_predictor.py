@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import psutil
 import pytest
+from atlas_attention.gpu.device import CudaDevice
 from atlas_attention.shared_memory import SHARED_MEMORY
 from atlas_attention.triton import TritonOptions, TritonPredictor
 from atlas_core.errors import ConfigurationError, InvalidInput, NotFound, Unavailable
@@ -116,6 +117,24 @@ def test_the_bytes_are_those_of_the_graph_whatever_the_transport(
     # One input for all models, one output for each; none by plain tensors.
     assert predictor.regions == (0 if transport == "none" else 1 + len(answers))
     assert triton_server.shared_regions() >= own_regions()
+
+
+def test_a_server_without_a_gpu_gets_windows_by_other_ways(
+    triton_server: TritonServer, tiny_models: dict[str, Path], open_predictor: OpenPredictor
+) -> None:
+    try:
+        CudaDevice()
+        pytest.skip("a GPU can be used here")
+    except ConfigurationError:
+        pass
+    predictor = open_predictor(triton_server, device="cuda")
+    spec, voxels = predictor.ensemble()[0], window()
+    expected = truth(tiny_models[f"{spec.name}@{spec.version}"], voxels)
+    assert np.array_equal(predictor.submit(spec, voxels).result(WAIT_S), expected)
+    assert predictor.regions == 2
+    insisting = open_predictor(triton_server, device="cuda", shared_memory="cuda")
+    with pytest.raises(ConfigurationError):
+        insisting.submit(spec, voxels)
 
 
 def test_many_windows_of_many_threads_get_their_own_answers_within_few_regions(

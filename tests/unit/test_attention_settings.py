@@ -16,6 +16,13 @@ def test_every_field_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert (settings.shared_memory, settings.windows_in_flight) == ("none", 7)
 
 
+def test_gpu_memory_is_shared_by_a_gpu_only() -> None:
+    assert AttentionSettings().device == "cpu"
+    assert AttentionSettings(device="cuda", shared_memory="cuda").shared_memory == "cuda"
+    with pytest.raises(ValidationError, match="ATLAS_ATTENTION_DEVICE"):
+        AttentionSettings(shared_memory="cuda")
+
+
 def test_every_field_says_what_it_is() -> None:
     unsaid = [
         name for name, field in AttentionSettings.model_fields.items() if not field.description

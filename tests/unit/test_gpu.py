@@ -18,9 +18,11 @@ from atlas_attention.blending import Blender
 from atlas_attention.compute import CpuCompute, open_compute
 from atlas_attention.fusion import fuse, open_fuser
 from atlas_attention.gpu.blending import GpuBlender
-from atlas_attention.gpu.device import CONSTANTS, KERNELS, Device
+from atlas_attention.gpu.device import CONSTANTS, KERNELS, CudaDevice, Device
 from atlas_attention.gpu.fusion import fuse_block, open_gpu_fuser, opened_gates
 from atlas_attention.released import mark_candidates, open_gates
+from atlas_attention.server import AttentionServer
+from atlas_attention.settings import AttentionSettings
 from atlas_attention.windows import Window, WindowPlan
 from atlas_core.errors import ConfigurationError, InvalidInput
 from atlas_core.records import Reading
@@ -198,3 +200,17 @@ def test_without_cupy_the_gpu_is_refused_by_name_of_the_extra() -> None:
         pytest.skip("CuPy is installed here")
     with pytest.raises(ConfigurationError, match=r"CuPy.*atlasloop\[attention,gpu\]"):
         open_compute("cuda")
+
+
+def test_the_service_does_not_start_on_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    try:
+        CudaDevice()
+        pytest.skip("a GPU can be used here")
+    except ConfigurationError as error:
+        reason = str(error)
+    settings = AttentionSettings(
+        device="cuda", store=tmp_path, listen="127.0.0.1:18500", metrics_listen=""
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        AttentionServer(settings)
+    assert str(refused.value) == reason
