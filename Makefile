@@ -72,7 +72,8 @@ bench-memory: setup-dev  ## peak memory of the service, 800 slices against 200
 bench-transport: setup-dev  ## float32 and uint8 by gRPC, uint8 by shared memory
 bench-load: setup-dev  ## 1, 4 and 16 clients at once
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
-bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime:
+bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
+bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py
 
 # --- environments -------------------------------------------------------------------------------
@@ -103,4 +104,4 @@ $(TRITON_VENV)/.done: constraints-triton.txt | $(BIN)/python
 	@touch $@
 
 .PHONY: help setup demo up down status setup-dev test check format proto demo-models clean \
-	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime
+	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu
