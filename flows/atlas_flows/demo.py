@@ -297,8 +297,9 @@ def _enter(settings: EmbeddedSettings) -> None:
 
 
 def _forget(home: Path) -> None:
-    """Results of earlier demos; phantoms and compiled models are kept, they only save time."""
-    shutil.rmtree(home / "store", ignore_errors=True)
+    """Results and models of earlier demos; phantoms and compiled graphs only save time."""
+    for folder in ("store", "triton-repository"):
+        shutil.rmtree(home / folder, ignore_errors=True)
     for path in home.glob("catalog.sqlite*"):
         path.unlink()
 

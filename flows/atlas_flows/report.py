@@ -19,6 +19,7 @@ from atlas_core.model_spec import ModelRef
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Case, Dataset, Model, RankedCase, Reading
 
+from atlas_flows.agreement import ORDINARY
 from atlas_flows.distribution_plot import distribution_plot
 from atlas_flows.pictures import (
     ATTENTION_SHOWN,
@@ -117,6 +118,7 @@ def build_report(
         "facts": _facts(ranked, scope.reading, models, urgent),
         "notes": (*_caveats(phantoms, len(ranked), models), *facts.notes),
         "organs": organs,
+        "several_datasets": len({case.dataset for case in ranked}) > 1,
         "rows": [
             _row(case, organs, ranked[0].attention_ml, urgent, scope.top, kinds, datasets)
             for case in ranked[:ROWS_SHOWN]
@@ -238,10 +240,10 @@ def _size(case: RankedCase, organ: str) -> float | None:
 
 def _kind(case: RankedCase, kinds: Mapping[str, str], datasets: Mapping[str, Dataset]) -> str:
     """What a reader must know of the case: that it is a phantom, and of which kind."""
-    kind = kinds.get(case.case_id, "").replace("_", " ")
-    if kind or _is_phantom(case, datasets):
-        return f"phantom, {kind}" if kind else "phantom"
-    return ""
+    kind = kinds.get(case.case_id, ORDINARY)
+    if kind != ORDINARY:
+        return f"phantom, {kind.replace('_', ' ')}"
+    return "phantom" if _is_phantom(case, datasets) else ""
 
 
 def _is_phantom(case: RankedCase, datasets: Mapping[str, Dataset]) -> bool:
