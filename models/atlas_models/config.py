@@ -29,11 +29,9 @@ class TrainingConfig(BaseModel):
         min_length=1,
         description="Feature channels by resolution level, finest first; Swin UNETR: the first.",
     )
-    fold: int = Field(
-        default=1,
-        ge=1,
-        le=4,
-        description="Blocks of fold³ voxels become channels before the trunk, and back behind it.",
+    bottleneck_block: bool = Field(
+        default=True,
+        description="Swin UNETR's convolutions at the coarsest level: half of all its weights.",
     )
     organs: tuple[OrganName, ...] = Field(
         default=ABDOMEN_ATLAS.names, min_length=1, description="Output channels, in order."
@@ -67,7 +65,6 @@ class TrainingConfig(BaseModel):
     def _plausible(self) -> Self:
         halvings = 2 ** (len(self.channels) - 1)
         multiple = SWIN_MULTIPLE if self.architecture == "swin_unetr" else halvings
-        multiple *= self.fold
         if any(length % multiple for length in self.patch):
             raise ValueError(
                 f"patch {self.patch}: {self.architecture} needs multiples of {multiple}"

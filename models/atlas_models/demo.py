@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from atlas_core.errors import AtlasError
+from atlas_core.errors import AtlasError, NotFound
 from atlas_core.phantoms import HARD_KINDS, Kind, Phantom, case_plan, make_phantom
 from numpy.typing import NDArray
 
@@ -48,7 +48,7 @@ TRAINING_SEED = 20230517
 HELD_OUT_SEED = 8448
 """Runs of phantoms: `case_plan` hashes them, so that the two never meet."""
 
-TRAINING_CASES = 60
+TRAINING_CASES = 160
 HELD_OUT_ORDINARY = 12
 HELD_OUT_HARD = 2 * len(HARD_KINDS)
 
@@ -89,6 +89,12 @@ def evaluate(
 ) -> dict[str, object]:
     """Dice of the models in `models` and of their ensemble on held-out phantoms, and attention."""
     folders = [models / name for name in ORDER if (models / name).is_dir()]
+    if not folders:
+        raise NotFound(
+            "no demo models in the folder",
+            expected=", ".join(ORDER),
+            remedy="train them: make demo-models",
+        )
     results = []
     with LocalPredictor(folders) as predictor:
         for phantom in held_out(ordinary, hard):

@@ -20,6 +20,9 @@ GRADIENT_NORM = 5.0
 WARM_UP_SHARE = 0.15
 """Of the steps, until the learning rate peaks."""
 
+EMPHASIS_SHARE = 0.5
+"""Of the steps, while the emphasis on rare organs falls from full to none; see `OrganLoss`."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -76,7 +79,8 @@ def train(
         hu, target, labelled = (torch.from_numpy(part) for part in sampler.draw(config.batch_size))
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             logits = network(scale_hu(hu, config.hu_window))
-        loss = loss_of(logits.float(), target, labelled)
+        emphasis = max(0.0, 1.0 - step / (EMPHASIS_SHARE * config.steps))
+        loss = loss_of(logits.float(), target, labelled, emphasis)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
