@@ -137,6 +137,7 @@ def _run(run: _Run) -> Path:
             page = _report(run, catalog, store)
         finally:
             with _undisturbed():
+                run.console.print("stopping the stack")
                 stack.down(run.settings)
     _show_times(run, time.monotonic() - started)
     return page
