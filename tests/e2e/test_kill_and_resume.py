@@ -22,13 +22,15 @@ import pytest
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.importing import import_folder
-from atlas_core.phantoms import Grid, write_phantoms
 from atlas_core.records import LabelSource, Reading
+from small_cts import write_small_cts
 from stack import Stack, open_stack
 
 pytestmark = pytest.mark.stack
 
-CASES = 6
+CASES = 8
+"""So many that a run lasts for seconds and can be met in its middle."""
+
 PATIENCE_S = 300.0
 """How long a test waits for something that happens in seconds."""
 
@@ -145,13 +147,11 @@ def _content(path: Path) -> str:
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory, stack_models: Path) -> Iterator[Bench]:
     root = tmp_path_factory.mktemp("kill")
-    # Large enough that a run lasts seconds and can be met in its middle.
-    grid = Grid(columns=96, slice_mm=4)
-    write_phantoms(root / "phantoms", CASES, 21, labels="none", grid=grid)
+    write_small_cts(root / "cts", CASES, 21)
     with open_stack(root / "home", stack_models, ("triton", "attention", "prefect")) as stack:
         store = CaseStore(stack.settings.store)
         with Catalog.open(stack.settings.catalog_url) as catalog:
-            import_folder(root / "phantoms", "kill", catalog=catalog, store=store)
+            import_folder(root / "cts", "kill", catalog=catalog, store=store)
             yield Bench(stack, catalog, store)
 
 

@@ -20,8 +20,8 @@ from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.importing import import_folder
 from atlas_core.nifti_io import read_volume
-from atlas_core.phantoms import Grid, write_phantoms
 from atlas_core.records import LabelSource, Reading
+from small_cts import write_small_cts
 from stack import Stack
 
 pytestmark = pytest.mark.stack
@@ -32,19 +32,18 @@ PATIENCE_S = 300.0
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("flow-phantoms")
-    grid = Grid(columns=40, slice_mm=10)
-    write_phantoms(folder, CASES, 11, labels="none", grid=grid)
+def cts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flow-cts")
+    write_small_cts(folder, CASES, 11)
     return folder
 
 
 @pytest.fixture
-def cases(prefect_stack: Stack, phantoms: Path) -> Iterator[tuple[Stack, Catalog, CaseStore]]:
+def cases(prefect_stack: Stack, cts: Path) -> Iterator[tuple[Stack, Catalog, CaseStore]]:
     """The stack with `CASES` cases that nobody has scored; they are gone after the test."""
     store = CaseStore(prefect_stack.settings.store)
     with Catalog.open(prefect_stack.settings.catalog_url) as catalog:
-        import_folder(phantoms, "flow", catalog=catalog, store=store)
+        import_folder(cts, "flow", catalog=catalog, store=store)
         yield prefect_stack, catalog, store
         for case in catalog.cases():
             catalog.delete_case(case.id)
