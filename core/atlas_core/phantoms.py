@@ -229,6 +229,7 @@ class _Scan:
     texture_hu: Float32Array
     blur_mm: float
     noise_hu: float
+    coarse_noise_hu: float
     padding_hu: int
 
 
@@ -301,8 +302,10 @@ def _sample_scan(
     noise_hu = rng.uniform(7.0, 17.0)
     blur_mm = float(rng.uniform(0.7, 1.2))
     padding = int(rng.choice((-1024, -2000, -3024), p=(0.6, 0.2, 0.2)))
+    coarse_noise_hu = 0.0
     if kind is Kind.HEAVY_NOISE:
-        noise_hu = rng.uniform(75.0, 110.0)
+        # Too little dose for the patient: grain, and blotches that resampling does not average out.
+        noise_hu, coarse_noise_hu = rng.uniform(50.0, 70.0), rng.uniform(28.0, 42.0)
     slice_mm = slice_mm if grid.slice_mm is None else grid.slice_mm
     across = (np.arange(grid.columns) + 0.5) * (view / grid.columns) - view / 2
     # The table lies in the lower third of the field of view: the body is centred, roughly.
@@ -319,6 +322,7 @@ def _sample_scan(
         texture_hu=texture,
         blur_mm=blur_mm,
         noise_hu=float(noise_hu),
+        coarse_noise_hu=float(coarse_noise_hu),
         padding_hu=padding,
     )
 
@@ -410,21 +414,31 @@ def _acquire(
         hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=4.0)[
             start - low : stop - low
         ]
-        hu += _noise(rng, hu.shape, scan.noise_hu)
+        hu += _noise(rng, hu.shape, scan.noise_hu, FINE_GRAIN)
+        if scan.coarse_noise_hu:
+            hu += _noise(rng, hu.shape, scan.coarse_noise_hu, COARSE_GRAIN)
         np.clip(hu, -1024, 3071, out=hu)
         ct[start:stop] = np.rint(hu)
     ct[:, ~inside] = scan.padding_hu
     return ct
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_hu: float) -> Float32Array:
-    """Noise as grainy as a soft reconstruction kernel leaves it: correlated within a slice only, so
-    that it does not depend on how a volume is cut into slabs."""
+FINE_GRAIN, COARSE_GRAIN = 0.6, 1.8
+"""Grain of noise (sigma, voxels): what a soft kernel leaves, and what comes of too low a dose."""
+
+
+def _noise(
+    rng: np.random.Generator, shape: tuple[int, ...], sigma_hu: float, grain: float
+) -> Float32Array:
+    """Noise of the given standard deviation and grain: correlated within a slice only, so that it
+    does not depend on how a volume is cut into slabs."""
     white = rng.standard_normal(shape, dtype=np.float32)
-    kernel = 0.6  # voxels; the filter lowers the noise by this factor's known gain, undone below
-    grain = ndimage.gaussian_filter(white, (0, kernel, kernel), mode="wrap", truncate=3.0)
-    taps = ndimage.gaussian_filter1d(np.eye(1, 9, 4)[0], kernel, truncate=3.0)
-    return np.asarray(grain * np.float32(sigma_hu / np.square(taps).sum()), dtype=np.float32)
+    smooth = ndimage.gaussian_filter(white, (0, grain, grain), mode="wrap", truncate=3.0)
+    impulse = np.zeros(33)
+    impulse[16] = 1.0
+    taps = ndimage.gaussian_filter1d(impulse, grain, truncate=3.0)
+    # Smoothing in two directions lowers the deviation by the sum of the squared taps.
+    return np.asarray(smooth * np.float32(sigma_hu / np.square(taps).sum()), dtype=np.float32)
 
 
 def _field_of_view(x: Float64Array, y: Float64Array) -> NDArray[np.bool_]:

@@ -211,8 +211,11 @@ def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, config: TrainingConfi
 def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
     """The network of an exported model, with its weights, and how it was trained: to train on.
 
+    Only where the exporter keeps every weight as it is (`nnunet`): it folds the slopes of a U-Net's
+    PReLU and the transposed matrices of Swin UNETR into other constants.
+
     Raises:
-        InvalidInput: the graph was not exported by this module.
+        InvalidInput: the graph was not exported by this module, or lacks a weight.
         NotFound, CorruptFile: see `read_spec`.
     """
     read_spec(folder)
@@ -228,8 +231,11 @@ def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
         tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.float32))
         for tensor in model.graph.initializer
     }
-    weights = {name: stored[name] for name, _ in served.named_parameters() if name in stored}
-    missing = {name for name, _ in served.named_parameters()} - weights.keys()
+    # A network may hold one weight under two names, of which the graph keeps either.
+    names = list(served.named_parameters(remove_duplicate=False))
+    weights = {name: stored[name] for name, _ in names if name in stored}
+    found = {id(parameter) for name, parameter in names if name in weights}
+    missing = {name for name, parameter in names if id(parameter) not in found}
     if missing:
         raise InvalidInput(
             "the graph lacks weights of its network", case=folder.name, got=sorted(missing)[0]

@@ -29,7 +29,7 @@ from torch import nn
 CONFIG = TrainingConfig(
     name="tiny",
     architecture="nnunet",
-    channels=(8, 16),
+    channels=(8, 16, 16),
     organs=("liver", "spleen", "aorta"),
     spacing_mm=(4.0, 5.0, 6.0),
     patch=(32, 16, 24),  # three lengths, so that a swapped axis shows
