@@ -262,21 +262,22 @@ def test_two_hundred_aborted_calls_leave_nothing_behind(service: Service, stack:
     truth = _attend(service, VOXELS_HU)
     _abort(service, 40)  # pools and arenas reach their size
     held, memory = service.held(), service.memory_bytes()
-    registered = _registered(stack)
+    registered = _registered(stack, service)
 
     _abort(service, ABORTED_CALLS)
 
     _await(lambda: service.held() == held, f"held as before: {held}, now {service.held()}")
-    assert _registered(stack) == registered
+    assert _registered(stack, service) <= registered
     grown = service.memory_bytes() - memory
     assert grown <= MEMORY_SLACK_BYTES, f"{grown / 2**20:.1f} MiB more after aborted calls"
     assert _attend(service, VOXELS_HU) == truth
 
 
-def _registered(stack: Stack) -> set[str]:
-    """Regions that Triton maps."""
+def _registered(stack: Stack, service: Service) -> int:
+    """How many regions of this service Triton maps; others come and go beside it."""
     with triton.InferenceServerClient(stack.triton_grpc) as client:
-        return set(client.get_system_shared_memory_status().regions)
+        regions = client.get_system_shared_memory_status().regions
+    return sum(name.startswith(f"atlasloop-{service.pid}-") for name in regions)
 
 
 # Clients that send something else than they should
