@@ -7,8 +7,10 @@ at any point: the next one goes on where it ended.
 # No `from __future__ import annotations` here: Prefect resolves the flow's annotations outside of
 # this module.
 
+import threading
 import time
-from typing import Annotated, Any, cast
+from contextvars import copy_context
+from typing import Annotated, Any, Self, cast
 from uuid import UUID
 
 import httpx
@@ -44,7 +46,10 @@ from atlas_flows.scoring import (
 from atlas_flows.settings import Places
 
 PROGRESS_EVERY_S = 2.0
-"""Least time between two updates of the progress artifact: an update is a request to the server."""
+"""Time between two updates of the progress artifact: an update is a request to the server."""
+
+PROGRESS_LAST_S = 10.0
+"""How long the end of a run waits for its last update."""
 
 ROWS_IN_ARTIFACT = 100
 """Cases in the ranking table of the Prefect UI; it draws every row at once."""
@@ -139,12 +144,12 @@ def _score_all(
         plan.skipped,
         plan.ensemble.key,
     )
-    progress = Progress(len(plan.cases), _ProgressInUi(len(plan.cases)))
-    run = ScoringRun(plan, client, catalog, store, progress, patience)
     shards = scoring.shards(plan.cases, in_flight)
     # A runner of its own, because the number of slots is a parameter of the run.
     slots: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=in_flight)
-    with slots as runner:
+    with _ProgressInUi(len(plan.cases)) as shown, slots as runner:
+        progress = Progress(len(plan.cases), shown)
+        run = ScoringRun(plan, client, catalog, store, progress, patience)
         try:
             futures = runner.map(score_cases, {"cases": shards, "run": unmapped(opaque(run))})
             # Prefect's types call these futures; they are what the tasks returned.
@@ -165,7 +170,11 @@ def _score_all(
 
 
 class _ProgressInUi:
-    """Shows counts in the Prefect UI, in the run's log and to the observer of this process."""
+    """Shows counts in the run's log, to the observer of this process, and as a progress artifact.
+
+    A context manager. The artifact is brought up to date by a thread of its own: a server that is
+    slow or away must not slow the scoring, which does not depend on who watches.
+    """
 
     def __init__(self, total: int) -> None:
         created = create_progress_artifact(
@@ -174,8 +183,21 @@ class _ProgressInUi:
         self._artifact = cast(UUID, created)  # a coroutine only where the caller is one
         self._log = get_run_logger()
         self._observer = scoring.current_observer()
-        self._shown_at = 0.0
-        self._heard = True
+        self._percent = 0.0
+        self._ended = threading.Event()
+        # In a copy of our context, where Prefect keeps its settings and the run. Not waited for by
+        # the interpreter: Prefect's client tries for a minute to reach a server that is away.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._keep_showing,), daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=PROGRESS_LAST_S)
 
     def __call__(self, done: int, total: int, outcome: CaseOutcome) -> None:
         if outcome.good:
@@ -184,19 +206,21 @@ class _ProgressInUi:
             self._log.error("%s %s: %s", outcome.case_id, outcome.outcome, outcome.message)
         if self._observer is not None:
             self._observer(done, total, outcome)
-        now = time.monotonic()
-        if self._heard and (done == total or now - self._shown_at > PROGRESS_EVERY_S):
-            self._shown_at = now
-            self._show(100.0 * done / total)
+        self._percent = 100.0 * done / total
 
-    def _show(self, percent: float) -> None:
-        try:
-            update_progress_artifact(self._artifact, progress=percent)
-        except (httpx.HTTPError, PrefectException) as error:
-            # Scoring does not depend on who watches. Not tried again: Prefect's client has tried
-            # for half a minute already, and every case would wait as long.
-            self._heard = False
-            self._log.warning("the progress could not be shown: %s", type(error).__name__)
+    def _keep_showing(self) -> None:
+        shown = 0.0
+        ended = False
+        while not ended:
+            ended = self._ended.wait(PROGRESS_EVERY_S)
+            percent = self._percent
+            if percent != shown:
+                try:
+                    update_progress_artifact(self._artifact, progress=percent)
+                except (httpx.HTTPError, PrefectException) as error:
+                    self._log.warning("progress could not be shown: %s", type(error).__name__)
+                    return
+                shown = percent
 
 
 def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:

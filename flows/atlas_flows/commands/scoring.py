@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from atlas_core.errors import Unavailable
 from atlas_core.records import Reading
 
 from atlas_flows.commands.terminal import console, places, print_table, show_error
@@ -81,24 +82,32 @@ def run_score(
     here.enter_prefect(quiet=True)
     here.require_prefect()
     # Only now: Prefect reads its settings when it is imported.
+    import httpx
     from prefect import tags
 
     from atlas_flows.interrupted import mark_interrupted_runs, process_tag
     from atlas_flows.score import score as score_flow
     from atlas_flows.scoring import observed_by
 
-    mark_interrupted_runs(score_flow.name)
-    with _progress_bar() as observer, observed_by(observer), tags(process_tag()):
-        return score_flow(
-            dataset=request.dataset,
-            reading=request.reading,
-            cases=list(request.cases),
-            models=list(request.models),
-            in_flight=in_flight,
-            limit=request.limit,
-            force=request.force,
-            patience_s=patience_s,
-        )
+    try:
+        mark_interrupted_runs(score_flow.name)
+        with _progress_bar() as observer, observed_by(observer), tags(process_tag()):
+            return score_flow(
+                dataset=request.dataset,
+                reading=request.reading,
+                cases=list(request.cases),
+                models=list(request.models),
+                in_flight=in_flight,
+                limit=request.limit,
+                force=request.force,
+                patience_s=patience_s,
+            )
+    except httpx.HTTPError as error:
+        raise Unavailable(
+            "the Prefect server went away during the run",
+            got=type(error).__name__,
+            remedy="run again after `atlasloop up`: what is scored stays scored",
+        ) from None
 
 
 def show_summary(summary: ScoreSummary) -> None:
