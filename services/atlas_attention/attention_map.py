@@ -52,8 +52,11 @@ TILE = 16384
 """Voxels looked at together: a run of air costs one long sequential read per plane, and all planes
 of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
 
-BLOCK = 256
+BLOCK = 512
 """Voxels worked on together inside a tile: scratch rows of this length stay in the L1 cache."""
+
+WORDS = 64
+"""Words of eight bytes that are looked at together for something else than zero."""
 
 FINE_UNIT = 1 << 28
 """Fixed point of an entropy that is compared with a threshold: 16 models · 1/e · 2^28 < 2^31."""
@@ -77,11 +80,15 @@ class Fused:
             byte >= 128 says exactly that the unrounded mean is above 0.5.
         label: uint8 ``[z, y, x]``; 1 + channel of the largest mean above 0.5, ties to the lower
             channel, else 0. Taken from the unrounded mean.
+        written: bool ``[tile, organ]``: the tiles of `TILE` voxels that may hold something else
+            than zero; None: any may. Whoever offers this memory for another result must not have
+            written to it.
     """
 
     attention: NDArray[np.uint8]
     mean: NDArray[np.uint8]
     label: NDArray[np.uint8]
+    written: NDArray[np.bool_] | None = None
 
     @property
     def slices(self) -> int:
@@ -247,25 +254,35 @@ def fuse_block(
     soft = require_soft(soft)
     models, organs, *grid = soft.shape
     planes = soft.reshape(models, organs, -1)
-    voxels = planes.shape[2]
-    fresh = out is None
     if out is None:
         # Fresh zero pages cost nothing until they are written, and most of them never are.
         attention = np.zeros((organs, *grid), np.uint8) if gates is None else gates
         mean, label = np.zeros((organs, *grid), np.uint8), np.zeros(grid, np.uint8)
-        out = Fused(attention, mean, label)
-    elif gates is not None:
-        out = Fused(gates, out.mean, out.label)
+        written = np.zeros((_tiles(planes), organs), np.bool_)
+    else:
+        attention = out.attention if gates is None else gates
+        mean, label, written = out.mean, out.label, _written(out, planes)
+    out = Fused(attention, mean, label, written)
     require_out(out, soft)
-    flat = (out.attention.reshape(organs, -1), out.mean.reshape(organs, -1), out.label.reshape(-1))
+    flat = (attention.reshape(organs, -1), mean.reshape(organs, -1), label.reshape(-1))
     tables = fusion_tables(models)
     gated = gates is not None
 
     def kernel(first: int, last: int) -> None:
-        _fuse_tiles(planes, gated, fresh, tables, first, last, *flat)
+        _fuse_tiles(planes, gated, written, tables, first, last, *flat)
 
-    over_tiles(kernel, -(-voxels // TILE), threads)
+    over_tiles(kernel, len(written), threads)
     return out
+
+
+def _tiles(planes: NDArray[np.uint8]) -> int:
+    return -(-planes.shape[2] // TILE)
+
+
+def _written(out: Fused, planes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which tiles of `out` may hold something else than zero, ``[tile, organ]``."""
+    form = (_tiles(planes), planes.shape[1])
+    return np.ones(form, np.bool_) if out.written is None else out.written
 
 
 def mark_terms(
@@ -273,7 +290,7 @@ def mark_terms(
     min_inconsistency: float,
     min_uncertainty: float,
     *,
-    out: NDArray[np.uint8] | None = None,
+    out: Fused | None = None,
     threads: int | None = None,
 ) -> NDArray[np.uint8]:
     """Which terms of Eq. 4 are above a threshold (reading `released`).
@@ -281,7 +298,7 @@ def mark_terms(
     Args:
         soft: uint8 ``[model, organ, z, y, x]``.
         min_inconsistency, min_uncertainty: in the units of Eq. 1 and 2; equal does not count.
-        out: memory for the result, uint8 ``[organ, z, y, x]``, C-contiguous; None: new memory.
+        out: its attention becomes the result, whatever it holds; None: new memory.
         threads: see `tiles.over_tiles`.
 
     Returns:
@@ -293,16 +310,20 @@ def mark_terms(
     soft = require_soft(soft)
     models, organs, *grid = soft.shape
     planes = soft.reshape(models, organs, -1)
-    fresh = out is None
-    gates = np.zeros((organs, *grid), np.uint8) if out is None else out
+    if out is None:
+        gates = np.zeros((organs, *grid), np.uint8)
+        written = np.zeros((_tiles(planes), organs), np.bool_)
+    else:
+        require_out(out, soft)
+        gates, written = out.attention, _written(out, planes)
     marks = gates.reshape(organs, -1)
     entropy, least_entropy, least_spread = mark_tables(models, min_inconsistency, min_uncertainty)
     thresholds = np.int32(least_entropy), np.int32(least_spread)
 
     def kernel(first: int, last: int) -> None:
-        _mark_tiles(planes, fresh, entropy, *thresholds, first, last, marks)
+        _mark_tiles(planes, written, entropy, *thresholds, first, last, marks)
 
-    over_tiles(kernel, -(-planes.shape[2] // TILE), threads)
+    over_tiles(kernel, len(written), threads)
     return gates
 
 
@@ -315,16 +336,19 @@ def _is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
     """Whether no model says anything of `organ` in voxels ``[start, stop)``."""
     whole = start + (stop - start) // 8 * 8
     for n in range(planes.shape[0]):
-        # Eight bytes at a time: twice the bytes a second of a loop over single ones.
+        # Eight bytes at a time: twice the bytes a second of a loop over single ones; in blocks, so
+        # that what is full of an organ is left early.
         words = planes[n, organ, start:whole].view(np.uint64)
-        seen = np.uint64(0)
-        for i in range(words.size):
-            seen |= words[i]
+        for block in range(0, words.size, WORDS):
+            seen = np.uint64(0)
+            for i in range(block, min(block + WORDS, words.size)):
+                seen |= words[i]
+            if seen:
+                return False
         rest = planes[n, organ, whole:stop]
         for i in range(rest.size):
-            seen |= np.uint64(rest[i])
-        if seen:
-            return False
+            if rest[i]:
+                return False
     return True
 
 
@@ -401,9 +425,12 @@ def _clear(attention, mean, organ, start, stop, gated):  # type: ignore[no-untyp
 
 @njit(cache=True, nogil=True)
 def _fuse_tiles(  # type: ignore[no-untyped-def]
-    planes, gated, fresh, tables, first, last, attention, mean, label
+    planes, gated, written, tables, first, last, attention, mean, label
 ):
-    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `fresh` outputs are zero."""
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``.
+
+    What `written` ``[tile, organ]`` does not name is zero, and is not written again.
+    """
     _, organs, voxels = planes.shape
     in_tile = np.empty(organs, np.int64)
     scratch = (
@@ -420,29 +447,38 @@ def _fuse_tiles(  # type: ignore[no-untyped-def]
         tile_start = tile * TILE
         tile_stop = min(voxels, tile_start + TILE)
         count = 0
+        named = False
         for c in range(organs):
+            named |= written[tile, c]
             if not _is_zero(planes, c, tile_start, tile_stop):
                 in_tile[count] = c
                 count += 1
-            elif not fresh:
+            elif written[tile, c]:
                 _clear(attention, mean, c, tile_start, tile_stop, gated)
+                written[tile, c] = False
         if count == 0:
-            if not fresh:
+            if named:
                 label[tile_start:tile_stop] = 0
             continue
         for start in range(tile_start, tile_stop, BLOCK):
             stop = min(tile_stop, start + BLOCK)
             _fuse_run(
-                planes, gated, fresh, tables, in_tile[:count], start, stop, scratch,
+                planes, gated, written[tile], named, tables, in_tile[:count], start, stop, scratch,
                 attention, mean, label,
             )  # fmt: skip
+        for c in in_tile[:count]:
+            written[tile, c] = True
 
 
 @njit(cache=True, nogil=True)
 def _fuse_run(  # type: ignore[no-untyped-def]
-    planes, gated, fresh, tables, candidates, start, stop, scratch, attention, mean, label
+    planes, gated, written, named, tables, candidates, start, stop, scratch, attention, mean, label
 ):
-    """One run of voxels: every candidate organ first, then Eq. 3, which needs all."""
+    """One run of voxels: every candidate organ first, then Eq. 3, which needs all.
+
+    `written` ``[organ]``: whose outputs may hold something else than zero; `named`: so may the
+    label.
+    """
     entropy, deviation = tables
     length = stop - start
     total = scratch[0][:length]
@@ -458,7 +494,7 @@ def _fuse_run(  # type: ignore[no-untyped-def]
     count = 0
     for organ in candidates:
         if _is_zero(planes, organ, start, stop):
-            if not fresh:
+            if written[organ]:
                 _clear(attention, mean, organ, start, stop, gated)
             continue
         term = scratch[5][count, :length]
@@ -484,11 +520,11 @@ def _fuse_run(  # type: ignore[no-untyped-def]
         name = np.uint32(255 - organ)
         for i in range(length):
             best[i] = max(best[i], np.uint32(np.uint32(total[i]) << 8 | name))
-    if count or not fresh:
-        named = label[start:stop]
+    if count or named:
+        labels = label[start:stop]
         for i in range(length):
             chosen = np.uint8(0) - np.uint8(best[i])  # 255 − organ → organ + 1
-            named[i] = chosen if (best[i] >> 8) > half_sum else np.uint8(0)
+            labels[i] = chosen if (best[i] >> 8) > half_sum else np.uint8(0)
     for k in range(count):
         _write_attention(
             scratch[5][k, :length], scratch[6][k, :length], claims, attention[met[k], start:stop]
@@ -539,9 +575,10 @@ def _write_attention(term, claimed, claims, row):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def _mark_tiles(  # type: ignore[no-untyped-def]
-    planes, fresh, entropy, least_entropy, least_spread, first, last, gates
+    planes, written, entropy, least_entropy, least_spread, first, last, gates
 ):
-    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `fresh` gates are zero."""
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; what `written` ``[tile,
+    organ]`` does not name is zero in `gates`."""
     models, organs, voxels = planes.shape
     total = np.empty(BLOCK, np.uint16)
     squares = np.empty(BLOCK, np.uint32)
@@ -549,7 +586,7 @@ def _mark_tiles(  # type: ignore[no-untyped-def]
     for tile in range(first, last):
         tile_stop = min(voxels, (tile + 1) * TILE)
         for organ in range(organs):
-            if not fresh:
+            if written[tile, organ]:
                 gates[organ, tile * TILE : tile_stop] = 0
             if _is_zero(planes, organ, tile * TILE, tile_stop):
                 continue

@@ -32,7 +32,6 @@ from atlas_attention.attention_map import (
     Soft,
     fuse_block,
     mark_terms,
-    require_out,
     require_same_width,
     require_soft,
 )
@@ -109,12 +108,7 @@ def fuse_released(soft: Soft, *, out: Fused | None = None, threads: int | None =
         InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.
     """
     soft = require_soft(soft)
-    if out is not None:
-        require_out(out, soft)
-    gates = mark_terms(
-        soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY,
-        out=None if out is None else out.attention, threads=threads,
-    )  # fmt: skip
+    gates = mark_terms(soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY, out=out, threads=threads)
     open_gates(gates, threads)
     return fuse_block(soft, gates, out=out, threads=threads)
 

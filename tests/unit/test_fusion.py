@@ -154,16 +154,17 @@ def test_refuses_memory_that_does_not_fit(reading: Reading) -> None:
 
 
 def test_memory_of_a_large_volume_is_used_again() -> None:
-    """Larger than a tile, empty where the first volume was not, and the other way round."""
+    """Larger than a tile, empty where the last volume was not, and the other way round."""
     first = soft_predictions(3, 4)
     second = np.zeros_like(first)
     second[:, 2, 2, 4:9] = 201
     for reading in Reading:
         out = fuse(first, reading)
-        again = fuse(second, reading, out=out)
-        expected = fuse(second, reading)
-        assert (again.attention == expected.attention).all()
-        assert (again.mean == expected.mean).all() and (again.label == expected.label).all()
+        for soft in (second, first, np.zeros_like(first), second):
+            out = fuse(soft, reading, out=out)
+            expected = fuse(soft, reading)
+            assert (out.attention == expected.attention).all()
+            assert (out.mean == expected.mean).all() and (out.label == expected.label).all()
 
 
 def test_refuses_more_than_the_kernels_hold() -> None:
