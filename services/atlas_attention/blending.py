@@ -55,7 +55,7 @@ class Blender:
     def open_row(self, k: int) -> None:
         """Makes room for the windows of z-row `k`; the slices settled by row k − 1 must be read."""
         assert k == self._row + 1, "rows rise one by one"
-        assert self._read >= (0 if k == 0 else self._plan.settled(k - 1)), "settled slices are read"
+        assert self._read >= self._plan.settled(k - 1), "settled slices are read"
         self._row = k
         for window in self._plan.row(k):
             _add_weights(
@@ -96,7 +96,7 @@ class Blender:
             uint8 ``[model, organ, z, y, x]``.
         """
         start, self._read = self._read, stop
-        assert start <= stop <= self._plan.settled(self._row), "only settled slices are certain"
+        require_settled(self._plan, self._row, start, stop)
         models, organs, _, rows, columns = self._sums.shape
         soft = np.zeros((models, organs, stop - start, rows, columns), np.uint8)
 
@@ -110,6 +110,16 @@ class Blender:
         over_tiles(kernel, models * organs, self._threads)
         self._weights[np.arange(start, stop) % len(self._weights)] = 0
         return soft
+
+
+def require_settled(plan: WindowPlan, row: int, start: int, stop: int) -> None:
+    """Slices ``[start, stop)`` may be read once the windows of `row` are in: later windows do not
+    touch them. Those above all windows are read by themselves, as they share the ring's memory with
+    the ones below."""
+    settled = plan.settled(row)
+    if row + 1 == plan.rows and start >= settled:
+        settled = plan.settled(plan.rows)
+    assert start <= stop <= settled, "only settled slices are certain"
 
 
 def require_answer(soft: NDArray[np.uint8], organs: int, patch: Zyx) -> None:
@@ -209,5 +219,7 @@ def _read_slices(sums, touched, weights, start, soft):  # type: ignore[no-untype
                 # Both sides are integers below 2^24: float32 holds them, and its rounded quotient
                 # has the same whole part as the exact one.
                 doubled = np.float32(2 * np.uint32(row[x]) + weight[x])
-                out[x] = np.uint8(np.int32(doubled / np.float32(2 * np.uint32(weight[x]))))
+                # Beside all windows both are 0, and so shall be the quotient.
+                weights_twice = np.float32(2 * max(np.uint32(weight[x]), np.uint32(1)))
+                out[x] = np.uint8(np.int32(doubled / weights_twice))
                 row[x] = 0

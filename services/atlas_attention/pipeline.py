@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +28,8 @@ from atlas_core.resampling import axis_weights, resample_across, resample_planes
 from numpy.typing import NDArray
 
 from atlas_attention.attention_map import ATTENTION_SCALE, Fused
-from atlas_attention.compute import Compute, CpuCompute
+from atlas_attention.body import body_box, on_grid
+from atlas_attention.compute import Compute, CpuCompute, WindowBlender
 from atlas_attention.native_grid import SLAB_SLICES, NativeGrid, NativeSlab
 from atlas_attention.windows import AIR_HU, Window, WindowPlan, Zyx
 
@@ -158,6 +160,15 @@ def attend(
     )  # fmt: skip
 
 
+def plan_windows(source: CtSource, specs: Sequence[ModelSpec], overlap: float) -> WindowPlan:
+    """Where the windows of an ensemble lie in a CT: over the body (`body.body_box`); over
+    everything where nothing but air is found."""
+    grid = _zyx(source.canonical.resampled(specs[0].spacing_mm).shape)
+    body = body_box(source, min(spec.hu_window[0] for spec in specs))
+    box = None if body is None else on_grid(body, _zyx(source.canonical.shape), grid)
+    return WindowPlan.over(grid, _zyx(specs[0].patch), overlap, box)
+
+
 def _require_ensemble(specs: Sequence[ModelSpec]) -> ModelSpec:
     """The first of `specs`, once all agree on organs, spacing and patch."""
     if not specs:
@@ -208,7 +219,8 @@ class AttentionRun(Iterator[GridSlab]):
     ) -> None:
         grid = source.canonical.resampled(specs[0].spacing_mm)
         native = _zyx(source.canonical.shape)
-        self._plan = WindowPlan.over(_zyx(grid.shape), _zyx(specs[0].patch), overlap)
+        self._grid = _zyx(grid.shape)
+        self._overlap = overlap
         self._source = source
         self._specs = specs
         self._predictor = predictor
@@ -220,10 +232,10 @@ class AttentionRun(Iterator[GridSlab]):
         self._cancelled = cancelled or threading.Event()
         self._axes = source.geometry.axis_map
         x, y, z = self._axes.flip
-        self._blender = compute.open_blender(self._plan, len(specs), len(labels))
+        self._compute = compute
         self._fuser = compute.open_fuser(reading)
         self._native = NativeGrid(
-            self._plan.grid, native, labels,
+            self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=threads,
         )  # fmt: skip
         self._pending: deque[_Pending | int] = deque()  # an int opens that z-row
@@ -276,10 +288,19 @@ class AttentionRun(Iterator[GridSlab]):
             total_s=self._finished - self._started,
         )
 
+    @cached_property
+    def _plan(self) -> WindowPlan:
+        """Windows over the body; over everything where nothing but air is found."""
+        return plan_windows(self._source, self._specs, self._overlap)
+
+    @cached_property
+    def _blender(self) -> WindowBlender:
+        return self._compute.open_blender(self._plan, len(self._specs), len(self._specs[0].organs))
+
     def _run(self) -> Generator[GridSlab, None, None]:
         self._started = time.monotonic()
         try:
-            ct = _ModelGridCt(self._source, self._plan.grid, self._slab_slices)
+            ct = _ModelGridCt(self._source, self._grid, self._slab_slices)
             in_flight = 0
             for k in range(self._plan.rows):
                 block = ct.read(*self._plan.z_range(k))
@@ -294,6 +315,7 @@ class AttentionRun(Iterator[GridSlab]):
             while self._pending:
                 yield from self._collect()
             yield from self._settle(self._plan.rows - 1)
+            yield from self._settle(self._plan.rows)
             yield from self._give(self._fuser.finish())
             self._finished = time.monotonic()
         finally:
@@ -320,8 +342,7 @@ class AttentionRun(Iterator[GridSlab]):
         """Takes in the oldest window, or turns to the next z-row, which completes slabs."""
         oldest = self._pending[0]
         if isinstance(oldest, int):
-            if oldest > 0:
-                yield from self._settle(oldest - 1)
+            yield from self._settle(oldest - 1)
             self._blender.open_row(oldest)
         else:
             for model, answer in oldest.answers.items():
@@ -339,9 +360,10 @@ class AttentionRun(Iterator[GridSlab]):
             self._predict_s += time.monotonic() - began
 
     def _settle(self, row: int) -> Iterator[GridSlab]:
-        """Fuses and gives out the slices that no window after z-row `row` touches."""
+        """Fuses and gives out the slices that no window after z-row `row` touches; see
+        `WindowPlan.settled`."""
         stop = self._plan.settled(row)
-        start = 0 if row == 0 else self._plan.settled(row - 1)
+        start = 0 if row < 0 else self._plan.settled(row - 1)
         for at in range(start, stop, self._slab_slices):
             self._check_cancelled()
             soft = self._blender.read(min(stop, at + self._slab_slices))

@@ -1,11 +1,12 @@
 """Where the sliding windows lie on the model's grid, and how much of each voxel each of them
 decides.
 
-The starts per axis are those of MONAI's `dense_patch_slices`: equal steps of int(patch · (1 −
-overlap)), the last window moved back to end at the edge; an axis shorter than the patch has one
-window, centred, which hangs over the edge into air. Since the windows are all combinations of the
-starts per axis and the Gaussian importance is a product over the axes, so is its normalised share,
-and one small table per axis says everything.
+Windows cover a box, usually the body's. The starts per axis are those of MONAI's
+`dense_patch_slices` over it: equal steps of int(patch · (1 − overlap)), the last window moved back
+to end at the edge. Where the box is shorter than the patch there is one window, centred; where the
+grid itself is shorter, it hangs over the edge into air. Since the windows are all combinations of
+the starts per axis and the Gaussian importance is a product over the axes, so is its normalised
+share, and one small table per axis says everything.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from functools import cached_property
 import numpy as np
 from atlas_core.errors import InvalidInput
 from numpy.typing import NDArray
+
+from atlas_attention.body import Box
 
 Zyx = tuple[int, int, int]
 
@@ -59,12 +62,13 @@ class WindowPlan:
     starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
     @classmethod
-    def over(cls, grid: Zyx, patch: Zyx, overlap: float) -> WindowPlan:
+    def over(cls, grid: Zyx, patch: Zyx, overlap: float, box: Box | None = None) -> WindowPlan:
         """The plan for a volume.
 
         Args:
             grid, patch: voxels (z, y, x).
             overlap: share of the patch that a window has in common with the next, per axis.
+            box: what the windows must cover; None: the whole grid.
 
         Raises:
             InvalidInput: an overlap outside 0..`MAX_OVERLAP`.
@@ -75,7 +79,11 @@ class WindowPlan:
                 expected=f"0..{MAX_OVERLAP}",
                 got=overlap,
             )
-        z, y, x = (_starts(n, p, overlap) for n, p in zip(grid, patch, strict=True))
+        whole = tuple((0, n) for n in grid)
+        z, y, x = (
+            _starts(n, p, overlap, *part)
+            for n, p, part in zip(grid, patch, box or whole, strict=True)
+        )
         return cls(grid, patch, (z, y, x))
 
     def __len__(self) -> int:
@@ -100,15 +108,21 @@ class WindowPlan:
         return max(0, start), min(self.grid[0], start + self.patch[0])
 
     def settled(self, k: int) -> int:
-        """Slices below this one are touched by no window after row `k`."""
-        return self.grid[0] if k + 1 == self.rows else self.starts[0][k + 1]
+        """Slices below this one are touched by no window after row `k`.
+
+        Before the first row (`k` = −1) these are the slices below all windows; after the last one
+        (`k` = `rows`) those above them too.
+        """
+        if k + 1 < self.rows:
+            return max(0, self.starts[0][k + 1])
+        return self.z_range(k)[1] if k < self.rows else self.grid[0]
 
     @cached_property
     def shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Per axis (z, y, x) ``[window, voxel of the patch]``: its part of the importance there.
 
         Over the windows that cover a voxel of the grid the shares of an axis add up to 1. Voxels
-        beyond the grid have share 0.
+        beyond the grid have share 0, and so have those of the grid that no window covers.
         """
         z, y, x = (
             _shares(n, p, s) for n, p, s in zip(self.grid, self.patch, self.starts, strict=True)
@@ -116,12 +130,15 @@ class WindowPlan:
         return z, y, x
 
 
-def _starts(voxels: int, patch: int, overlap: float) -> tuple[int, ...]:
+def _starts(voxels: int, patch: int, overlap: float, first: int, last: int) -> tuple[int, ...]:
+    """Windows along one axis of `voxels` that cover ``[first, last)``."""
     if voxels <= patch:
         return (-((patch - voxels) // 2),)
+    spare = last - first - patch
+    if spare <= 0:
+        return (min(max(0, first + spare // 2), voxels - patch),)
     step = max(1, int(patch * (1.0 - overlap)))
-    count = -(-(voxels - patch) // step) + 1
-    return tuple(min(i * step, voxels - patch) for i in range(count))
+    return tuple(first + min(i * step, spare) for i in range(-(-spare // step) + 1))
 
 
 def _shares(voxels: int, patch: int, starts: tuple[int, ...]) -> NDArray[np.float64]:

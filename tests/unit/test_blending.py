@@ -37,6 +37,9 @@ def blend(
     parts = []
     read = 0
     for k in range(plan.rows):
+        if read < plan.settled(k - 1):
+            parts.append(blender.read(plan.settled(k - 1)))
+            read = plan.settled(k - 1)
         blender.open_row(k)
         jobs = [(w, m) for w in plan.row(k) if w in given for m in range(models)]
         if shuffle is not None:
@@ -47,6 +50,8 @@ def blend(
             stop = min(plan.settled(k), read + step)
             parts.append(blender.read(stop))
             read = stop
+    if read < plan.settled(plan.rows):
+        parts.append(blender.read(plan.settled(plan.rows)))
     return np.concatenate(parts, axis=2)
 
 
@@ -104,6 +109,21 @@ def test_a_window_left_out_counts_as_zero() -> None:
     some = dict(list(given.items())[::2])
     zeros = {w: soft if w in some else np.zeros_like(soft) for w, soft in given.items()}
     assert (blend(PLAN, some) == blend(PLAN, zeros)).all()
+
+
+def test_nothing_is_said_beside_the_windows() -> None:
+    """Windows over a box: slices before, after and beside it are zero, those inside as ever."""
+    box = ((14, 31), (3, 19), (9, 26))
+    plan = WindowPlan.over((64, 22, 40), (12, 10, 8), 0.5, box)
+    given = answers(plan, 2, 2)
+    blended = blend(plan, given)
+    assert blended.shape == (2, 2, 64, 22, 40)
+    assert np.abs(blended - blended_in_float(plan, given))[:, :, 14:31, 3:19, 9:26].mean() < 2
+    inside = np.zeros(plan.grid, bool)
+    for window in given:
+        inside[tuple(slice(s, s + p) for s, p in zip(window.start, plan.patch, strict=True))] = True
+    assert not inside.all() and not blended[:, :, ~inside].any()
+    assert (blend(plan, given, step=3, shuffle=1, threads=2) == blended).all()
 
 
 def test_a_volume_smaller_than_the_window() -> None:

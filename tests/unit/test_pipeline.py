@@ -14,7 +14,7 @@ from atlas_attention.attention_map import ATTENTION_SCALE
 from atlas_attention.compute import GpuCompute
 from atlas_attention.fusion import fuse
 from atlas_attention.native_grid import NativeGrid
-from atlas_attention.pipeline import GridSlab, Predictor, Summary, attend
+from atlas_attention.pipeline import GridSlab, Predictor, Summary, attend, plan_windows
 from atlas_attention.windows import AIR_HU, WindowPlan
 from atlas_core.errors import InvalidInput, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
@@ -175,7 +175,8 @@ def whole_volume(
     grid = source.canonical.resampled(ENSEMBLE[0].spacing_mm)
     ct = resample_image(source.voxels, source.geometry, grid).transpose(2, 1, 0)
     patch = ENSEMBLE[0].patch[::-1]
-    plan = WindowPlan.over(ct.shape, patch, overlap)
+    plan = plan_windows(source, ENSEMBLE, overlap)
+    assert plan.grid == ct.shape
     hang = [max(0, -starts[0]) for starts in plan.starts]
     pad = [(h, max(0, p - n - h)) for h, p, n in zip(hang, patch, ct.shape, strict=True)]
     padded = np.pad(ct, pad, constant_values=AIR_HU)
@@ -323,15 +324,40 @@ def test_air_is_not_predicted_and_counts_as_nothing() -> None:
     predictor = RulePredictor(contextual)
     source = make_source((60, 30, 30))
     source.voxels[24:] = -1000.0
+    source.voxels[20:, 10:20, :8] = 50.0  # an L: its box has corners without any of it
     progress: list[tuple[int, int]] = []
     result = run(source, predictor, on_progress=lambda done, total: progress.append((done, total)))
-    plan = WindowPlan.over((30, 21, 45), (12, 14, 16), 0.5)
+    plan = plan_windows(source, ENSEMBLE, 0.5)
     assert result.summary.windows == predictor.calls
     assert result.summary.windows_air > 0
     assert result.summary.windows + result.summary.windows_air == 3 * len(plan)
     assert progress[-1] == (3 * len(plan), 3 * len(plan))
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)
-    assert not result.attention[:, 45:].any() and not result.label[45:].any()
+    assert not result.attention[:, 45:, :, 25:].any() and not result.label[45:, :, 25:].any()
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPI", "SAR"])
+def test_windows_lie_over_the_body_alone(axes: str) -> None:
+    """With a table below that does not touch it, and air on all sides, above and below too."""
+    air = make_source((70, 80, 90), axes="RAS")
+    lump = make_source((31, 30, 29)).voxels
+    air.voxels[:] = -1000.0
+    air.voxels[21:52, 25:55, 30:59] = lump
+    air.voxels[15:60, 4:6, 30:59] = 200.0
+    turned = make_source((70, 80, 90), axes=axes)
+    turned.voxels[:] = turned.geometry.axis_map.from_canonical(air.voxels)
+    predictor = RulePredictor(contextual)
+    result = run(turned, predictor, overlap=0.5)
+    plan = plan_windows(turned, ENSEMBLE, 0.5)
+    everywhere = WindowPlan.over(plan.grid, plan.patch, 0.5)
+    assert 0 < result.summary.windows <= 3 * len(plan)
+    assert 2 * len(plan) < len(everywhere)
+    attention, label = whole_volume(turned, contextual, Reading.PAPER, 0.5)
+    axis_map = turned.geometry.axis_map
+    assert label.any()
+    assert (axis_map.to_canonical(result.label).transpose(2, 1, 0) == label).all()
+    for given, expected in zip(result.attention, attention, strict=True):
+        assert (axis_map.to_canonical(given).transpose(2, 1, 0) == expected).all()
 
 
 def test_only_air_gives_empty_maps() -> None:

@@ -70,6 +70,31 @@ def test_no_patch_is_too_small_for_the_largest_overlap(patch: int) -> None:
     assert largest * 257 >= 1
 
 
+@pytest.mark.parametrize("grid, patch, overlap", CASES)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_box_is_covered_and_no_window_leaves_the_grid(
+    grid: tuple[int, int, int], patch: tuple[int, int, int], overlap: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    ends = [sorted(rng.integers(0, n + 1, 2).tolist()) for n in grid]
+    firsts = [min(a, n - 1) for (a, _), n in zip(ends, grid, strict=True)]
+    box = tuple((a, max(a + 1, b)) for a, (_, b) in zip(firsts, ends, strict=True))
+    plan = WindowPlan.over(grid, patch, overlap, box)  # type: ignore[arg-type]
+    assert len(plan) <= len(WindowPlan.over(grid, patch, overlap))
+    for voxels, size, starts, (first, last), shares in zip(
+        grid, patch, plan.starts, box, plan.shares, strict=True
+    ):
+        covered = np.zeros(voxels)
+        for start, share in zip(starts, shares, strict=True):
+            at = slice(max(0, start), min(voxels, start + size))
+            covered[at] += share[at.start - start : at.stop - start]
+            assert voxels < size or 0 <= start <= voxels - size
+        assert np.allclose(covered[first:last], 1.0)
+        assert np.allclose(covered[covered > 0], 1.0)
+    settled = [plan.settled(k) for k in range(-1, plan.rows + 1)]
+    assert settled == sorted(settled) and settled[-1] == grid[0]
+
+
 def test_the_places_are_those_of_monai() -> None:
     monai = pytest.importorskip("monai.data.utils")
     for grid, patch, overlap in CASES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from atlas_attention.blending import require_answer
+from atlas_attention.blending import require_answer, require_settled
 from atlas_attention.gpu.device import Device, DeviceArray
 from atlas_attention.windows import Window, WindowPlan
 
@@ -31,7 +31,7 @@ class GpuBlender:
     def open_row(self, k: int) -> None:
         """See `blending.Blender.open_row`."""
         assert k == self._row + 1, "rows rise one by one"
-        assert self._read >= (0 if k == 0 else self._plan.settled(k - 1)), "settled slices are read"
+        assert self._read >= self._plan.settled(k - 1), "settled slices are read"
         self._row = k
         for window in self._plan.row(k):
             self._launch("add_weights", window, (), self._weights)
@@ -51,7 +51,7 @@ class GpuBlender:
     def read(self, stop: int) -> DeviceArray:
         """See `blending.Blender.read`; the slices stay on the device."""
         start, self._read = self._read, stop
-        assert start <= stop <= self._plan.settled(self._row), "only settled slices are certain"
+        require_settled(self._plan, self._row, start, stop)
         models, organs, depth, rows, columns = self._sums.shape
         soft = self._device.arrays.empty((models, organs, stop - start, rows, columns), np.uint8)
         plane = rows * columns
