@@ -6,14 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from opentelemetry.trace import Span, use_span
 
 from atlas_attention.metrics import Metrics
 from atlas_attention.status import OK, Outcome, outcome_of
+from atlas_attention.tracing import Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -71,10 +73,11 @@ class CallInterceptor(grpc.ServerInterceptor):
         service: full name, for instance ``atlasloop.attention.v1.AttentionService``.
     """
 
-    def __init__(self, service: str, metrics: Metrics, stuck: StuckAnswers) -> None:
+    def __init__(self, service: str, metrics: Metrics, stuck: StuckAnswers, tracer: Tracer) -> None:
         self._prefix = f"/{service}/"
         self._metrics = metrics
         self._stuck = stuck
+        self._tracer = tracer
 
     def intercept_service(
         self,
@@ -100,7 +103,8 @@ class CallInterceptor(grpc.ServerInterceptor):
     def _single(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         def call(request: Message, context: grpc.ServicerContext) -> Any:
             with self._accounted(name, request, context) as account:
-                response = behaviour(request, context)
+                with account.current():
+                    response = behaviour(request, context)
                 account.sent(response)
                 return response
 
@@ -112,7 +116,7 @@ class CallInterceptor(grpc.ServerInterceptor):
                 self._accounted(name, request, context) as account,
                 closing(behaviour(account.received(request), context)) as responses,
             ):
-                for response in responses:
+                for response in account.each_current(responses):
                     account.sent(response)
                     with self._stuck.sending(context):
                         yield response
@@ -123,7 +127,9 @@ class CallInterceptor(grpc.ServerInterceptor):
     def _accounted(
         self, name: str, request: Any, context: grpc.ServicerContext
     ) -> Iterator[_Account]:
-        account = _Account(name, getattr(request, "case_id", ""), self._metrics)
+        metadata = {key: str(value) for key, value in context.invocation_metadata()}
+        span = self._tracer.call(name, metadata)
+        account = _Account(name, getattr(request, "case_id", ""), self._metrics, span)
         try:
             yield account
         except BaseException as error:
@@ -139,13 +145,28 @@ class CallInterceptor(grpc.ServerInterceptor):
 
 
 class _Account:
-    """One call, for metrics and log."""
+    """One call, for metrics, log and trace."""
 
-    def __init__(self, method: str, case_id: str, metrics: Metrics) -> None:
+    def __init__(self, method: str, case_id: str, metrics: Metrics, span: Span) -> None:
         self._method = method
         self._case_id = case_id
         self._metrics = metrics
+        self._span = span
         self._began = time.monotonic()
+
+    def current(self) -> AbstractContextManager[Span]:
+        """Spans that the block makes lie within this call's."""
+        return use_span(self._span, record_exception=False, set_status_on_exception=False)
+
+    def each_current(self, responses: Iterator[Message]) -> Iterator[Message]:
+        """`responses`; each is made within this call's span, which does not stay current while
+        the client takes it."""
+        while True:
+            with self.current():
+                response = next(responses, None)
+            if response is None:
+                return
+            yield response
 
     def received(self, request: Any) -> Any:
         """`request`, or the iterator over them, counted."""
@@ -168,6 +189,10 @@ class _Account:
         seconds = time.monotonic() - self._began
         self._metrics.calls.labels(self._method, outcome.code.name).inc()
         self._metrics.call_seconds.labels(self._method).observe(seconds)
+        self._span.set_attributes(
+            {"atlasloop.case": self._case_id, "rpc.grpc.status_code": outcome.code.value[0]}
+        )
+        self._span.end()
         fields = {
             "method": self._method,
             "case": self._case_id,

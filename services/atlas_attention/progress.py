@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from typing import Generic, TypeVar
 
 ResultT = TypeVar("ResultT")
@@ -22,7 +23,10 @@ class Job(Generic[ResultT]):
         self._ended = False
         self._result: ResultT | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="score", daemon=True)
+        # In a copy of the caller's context, which tells to which call's trace this belongs.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name="score", daemon=True
+        )
         self._thread.start()
 
     def progress(self) -> Iterator[tuple[int, int]]:

@@ -24,6 +24,7 @@ from atlas_attention.pipeline import CtSource, GridSlab, Predictor, attend
 from atlas_attention.predictions import Prediction, read_prediction
 from atlas_attention.settings import AttentionSettings
 from atlas_attention.sources import open_case
+from atlas_attention.tracing import Tracer
 
 SERVICE_VERSION = version("atlasloop")
 
@@ -65,12 +66,14 @@ class Scorer:
         predictor: Predictor,
         admission: Admission,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         self._settings = settings
         self._store = store
         self._predictor = predictor
         self._admission = admission
         self._metrics = metrics
+        self._tracer = tracer
         self._compute = open_compute(settings.device, settings.kernel_threads or None)
 
     def labels(self, organs: Sequence[str]) -> tuple[int, ...]:
@@ -104,7 +107,7 @@ class Scorer:
             on_progress=on_progress,
             cancelled=task.cancelled,
         )
-        with closing(run):
+        with closing(run), self._tracer.part("attend") as describe:
             while True:
                 asked = time.monotonic()
                 slab = next(run, None)
@@ -112,9 +115,20 @@ class Scorer:
                 if slab is None:
                     break
                 yield slab
-        summary = run.summary
+            summary = run.summary
+            fuse_s = max(0.0, waited - summary.predict_s)
+            describe(
+                {
+                    "atlasloop.ensemble": task.ensemble,
+                    "atlasloop.reading": task.reading.value,
+                    "atlasloop.windows": summary.windows,
+                    "atlasloop.windows_air": summary.windows_air,
+                    "atlasloop.predict_s": summary.predict_s,
+                    "atlasloop.fuse_s": fuse_s,
+                }
+            )
         self._metrics.stage_seconds.labels("predict").inc(summary.predict_s)
-        self._metrics.stage_seconds.labels("fuse").inc(max(0.0, waited - summary.predict_s))
+        self._metrics.stage_seconds.labels("fuse").inc(fuse_s)
         self._metrics.windows_air.inc(summary.windows_air)
         return Prediction.of_run(
             summary,

@@ -26,6 +26,7 @@ from atlas_attention.health import HealthWatch
 from atlas_attention.metrics import Metrics
 from atlas_attention.servicer import AttentionServicer
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
+from atlas_attention.tracing import Tracer
 from atlas_attention.triton import TritonOptions, TritonPredictor
 
 SERVICE = str(pb.DESCRIPTOR.services_by_name["AttentionService"].full_name)
@@ -67,8 +68,10 @@ class AttentionServer:
             store.sweep()
             stuck = StuckAnswers(settings.idle_timeout_s)
             parts.callback(stuck.close)
-            server = _grpc_server(settings, CallInterceptor(SERVICE, metrics, stuck))
-            servicer = AttentionServicer(settings, store, predictor, metrics)
+            tracer = Tracer(settings.traces)
+            parts.callback(tracer.close)
+            server = _grpc_server(settings, CallInterceptor(SERVICE, metrics, stuck, tracer))
+            servicer = AttentionServicer(settings, store, predictor, metrics, tracer)
             stubs.add_AttentionServiceServicer_to_server(servicer, server)
             health_servicer = _add_standard_services(server)
             _bind(server, settings.listen)

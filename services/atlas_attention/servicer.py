@@ -33,6 +33,7 @@ from atlas_attention.scoring import SERVICE_VERSION, Scorer, Task
 from atlas_attention.settings import AttentionSettings
 from atlas_attention.soft_stream import SLAB_AXIS, SoftFusion, SoftGrid, read_soft_grid
 from atlas_attention.sources import receive_volume
+from atlas_attention.tracing import Tracer
 from atlas_attention.triton import TritonPredictor
 from atlas_attention.wire import (
     grid_message,
@@ -58,8 +59,10 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         store: CaseStore,
         predictor: TritonPredictor,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._predictor = predictor
         self._metrics = metrics
         self._admission = Admission(
@@ -67,7 +70,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             settings.max_waiting,
             lambda what, by: getattr(metrics, what).inc(by),
         )
-        self._scorer = Scorer(settings, store, predictor, self._admission, metrics)
+        self._scorer = Scorer(settings, store, predictor, self._admission, metrics, tracer)
 
     def GetInfo(  # noqa: N802  gRPC's name
         self, request: pb.GetInfoRequest, context: grpc.ServicerContext
@@ -147,7 +150,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             self._require_small_slices(geometry, task)
             with self._admission.working(cancelled):
                 yield self._grid(geometry, task)
-                with self._metrics.stage("receive"):
+                with self._metrics.stage("receive"), self._tracer.part("receive"):
                     source = receive_volume(
                         geometry, coding, requests, spool_folder=self._settings.spool_folder
                     )

@@ -112,6 +112,12 @@ class AttentionSettings(BaseSettings):
     stop_grace_s: float = Field(
         default=5.0, ge=0, description="After SIGTERM: for calls under way, before they are ended."
     )
+    traces: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="OpenTelemetry collector that takes traces by OTLP over HTTP, for instance "
+        "http://collector:4318/v1/traces; empty: none are made.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")

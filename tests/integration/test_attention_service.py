@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import queue
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ from atlasloop.client import AttentionClient, AttentionMaps, AttentionServiceErr
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from triton_server import TritonServer, free_port
 
 WAIT_S = 60.0
@@ -626,3 +630,79 @@ def test_an_unsafe_setting_is_a_clear_error(triton_server: TritonServer, tmp_pat
     assert service.returncode == 2, log
     assert "ATLAS_ATTENTION_ALLOW_REMOTE" in log
     assert "Traceback" not in log
+
+
+class Collector:
+    """An OTLP collector over HTTP: keeps the spans that it is sent."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        kept = self.spans
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                sent = ExportTraceServiceRequest.FromString(body)
+                for resource in sent.resource_spans:
+                    for scope in resource.scope_spans:
+                        kept.extend(scope.spans)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/v1/traces"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def test_traces_tell_where_the_time_went_and_nothing_of_the_patient(
+    open_service: OpenService, triton_server: TritonServer
+) -> None:
+    with contextlib.closing(Collector()) as collector:
+        service = open_service(triton_server, traces=collector.url)
+        volume = add_case(service.store, AXES["LPS"])
+        trace_id, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+        with grpc.insecure_channel(service.settings.listen) as channel:
+            request = pb.ScoreCaseRequest(case_id=CASE, reading=pb.READING_PAPER)
+            metadata = [("traceparent", f"00-{trace_id}-{parent}-01")]
+            list(stubs.AttentionServiceStub(channel).ScoreCase(request, metadata=metadata))
+        with service.client() as client:
+            client.attend_volume(volume.voxels, volume.geometry.matrix)
+            refusal(lambda: client.score_case("Nobody_0123456789ab"))
+        service.server.close()
+    attended = [span for span in collector.spans if span.name == "attend"]
+    calls = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    asked = next(span for span in calls if span.trace_id.hex() == trace_id)
+    assert asked.name == "ScoreCase" and asked.parent_span_id.hex() == parent
+    inside = [span for span in attended if span.parent_span_id == asked.span_id]
+    assert [span.trace_id.hex() for span in inside] == [trace_id]
+    told = {pair.key: pair.value for pair in inside[0].attributes}
+    assert told["atlasloop.windows"].int_value > 0
+    assert told["atlasloop.predict_s"].double_value > 0
+    assert asked.start_time_unix_nano <= inside[0].start_time_unix_nano
+    assert inside[0].end_time_unix_nano <= asked.end_time_unix_nano
+    upload = next(span for span in calls if span.name == "AttendVolume")
+    assert {s.name for s in collector.spans if s.parent_span_id == upload.span_id} == {
+        "receive",
+        "attend",
+    }
+    statuses = {
+        pair.value.int_value
+        for span in calls
+        for pair in span.attributes
+        if pair.key == "rpc.grpc.status_code"
+    }
+    assert statuses == {0, grpc.StatusCode.NOT_FOUND.value[0]}
