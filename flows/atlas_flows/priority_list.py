@@ -74,7 +74,7 @@ def as_rows(cases: Sequence[RankedCase]) -> list[dict[str, str]]:
 
 
 def _share(score: OrganScore) -> str:
-    return f"{score.organ} {score.attention_ml:.1f}"
+    return f"{score.organ} {score.attention_ml:.0f}"
 
 
 def _as_dict(case: RankedCase) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from atlas_core.errors import ConfigurationError
 from pydantic import ValidationError
 
+from atlas_attention.heap import bound_heap
 from atlas_attention.logs import log_to_stderr
 from atlas_attention.server import AttentionServer
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
@@ -29,6 +30,7 @@ def main() -> int:
             sys.stderr.write(f"{name}{problem['msg']}\n")
         return EXIT_CONFIGURATION
     log_to_stderr(settings.log_level)
+    bound_heap()
     # Blocked before any thread starts, so that the signal reaches nobody but the wait below.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -65,7 +65,7 @@ class AttentionSettings(BaseSettings):
         "messages.",
     )
     windows_in_flight: int = Field(
-        default=4,
+        default=3,
         ge=1,
         le=256,
         description="Windows with the models at once, of all calls together. Each takes shared "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from atlas_flows.settings import Places
+
+
+PIPED_WIDTH = 160
+"""Columns of a table that goes into a file or a log: what reads it wraps by itself."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,13 @@ def places(context: typer.Context) -> Places:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A terminal; plain text where output is piped."""
+    """A terminal; plain text in long lines where output is piped."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    terminal = Console(stderr=stderr, highlight=False)
+    if not terminal.is_terminal and "COLUMNS" not in os.environ:
+        terminal.width = PIPED_WIDTH
+    return terminal
 
 
 def show_error(message: str) -> None:
