@@ -1,8 +1,8 @@
 """Backup and restore of the catalog, with a verified list of the case store's files.
 
 The volumes themselves are left to the storage system (a snapshot, or a copy of the folder): they
-are large, never change, and are named by their content. What is made here tells whether such a copy is
-complete and unharmed. See `atlas_core.backup_format` for the files.
+are large, never change, and are named by their content. What is made here tells whether such a copy
+is complete and unharmed. See `atlas_core.backup_format` for the files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Is the service in this container at work? Exit status 0 or 1, and one line that says why.
 
-    healthcheck.py grpc HOST:PORT       the standard gRPC health service says SERVING
-    healthcheck.py http URL             an answer below 400
+healthcheck.py grpc HOST:PORT       the standard gRPC health service says SERVING
+healthcheck.py http URL             an answer below 400
 """
 
 from __future__ import annotations
