@@ -1,5 +1,6 @@
 {{/* Prefect's base job template of one pool, as JSON. Argument: dict root shape.
-What stands in double braces inside is for Prefect's worker, which fills it in for each run. */}}
+What stands in double braces inside is for Prefect's worker, which fills it in for each run. Its class
+asks for completions and parallelism inside of the pod, where Kubernetes knows neither and ignores them. */}}
 {{- define "atlasloop.jobTemplate" -}}
 {{- $root := .root -}}{{- $shape := .shape -}}
 {{- $pod := include "atlasloop.pod" (dict "root" $root "values" $shape) | fromYaml -}}
@@ -25,6 +26,8 @@ What stands in double braces inside is for Prefect's worker, which fills it in f
     "resources" $resources
     "volumeMounts" $mounts) (include "atlasloop.container" $root | fromYaml) -}}
 {{- $spec := merge (dict
+    "completions" 1
+    "parallelism" 1
     "restartPolicy" "Never"
     "serviceAccountName" "{{ service_account_name }}"
     "terminationGracePeriodSeconds" 60
