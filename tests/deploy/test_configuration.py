@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
+from atlas_attention.metrics import Metrics
 from atlas_attention.settings import AttentionSettings
 from atlas_core.catalog import _engine
 from atlas_flows.settings import Places
@@ -258,11 +261,6 @@ def test_values_of_review_are_the_fields_of_its_class() -> None:
 
 def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
     """Every query is PromQL, and every metric of ours exists."""
-    import re
-
-    promql = pytest.importorskip("promql_parser")
-    from atlas_attention.metrics import Metrics
-
     served = set()
     for family in Metrics().registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -274,7 +272,7 @@ def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
     queries += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     assert len(queries) > 25
     for query in queries:
-        promql.parse(query)
+        promql_parser.parse(query)
         ours = set(re.findall(r"atlasloop_attention_\w+", query))
         assert ours <= served, query
     (rule,) = of_kind(render("production"), "PrometheusRule")
