@@ -2,7 +2,7 @@
 
     python deploy/check_misconfiguration.py
 
-Every finding must be mended, or stand in ``deploy/trivy-reviewed.yaml`` with the reason why it may be.
+Every finding is mended, or stands in ``deploy/trivy-reviewed.yaml`` with the reason why it may be.
 A reviewed finding that no longer occurs is an error too: the list stays as short as it can be.
 """
 

@@ -13,7 +13,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from atlas_core.errors import AtlasError, ConfigurationError
 
@@ -21,6 +21,7 @@ from atlas_flows.settings import Places
 
 if TYPE_CHECKING:
     from prefect import Flow
+    from prefect.deployments.runner import RunnerDeployment
 
 POOL_TYPE = "kubernetes"
 
@@ -90,7 +91,7 @@ def register(templates: dict[str, dict[str, Any]], flows: tuple[Deployed, ...]) 
             client.create_work_pool(pool, overwrite=True)
     names = []
     for one in flows:
-        deployment = one.flow.to_deployment(
+        made = one.flow.to_deployment(
             name=one.flow.name,
             work_pool_name=one.pool,
             cron=one.schedule,
@@ -99,6 +100,7 @@ def register(templates: dict[str, dict[str, Any]], flows: tuple[Deployed, ...]) 
             # The code is in the image: nothing is downloaded when a run starts.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
+        deployment = cast("RunnerDeployment", made)  # a coroutine only where the caller is one
         deployment.apply()
         names.append(deployment.name)
     return tuple(names)
