@@ -92,7 +92,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing torch, test tools and linters ($(VENV))"
 	$(BIN)/python $(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[attention,flows,models,dev]'
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[attention,flows,models,dev,deploy]'
 	@touch $@
 
 # Triton's own environment: its Python backend needs numpy < 2; the wheel brings the server binary.
@@ -105,3 +105,18 @@ $(TRITON_VENV)/.done: constraints-triton.txt | $(BIN)/python
 
 .PHONY: help setup demo up down status setup-dev test check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu
+
+##@ Deploy it
+check-deploy: setup-dev $(VENV)/.trivy  ## images, compose file, chart, policies, dashboard: all that needs no cluster
+	$(BIN)/python -m pytest tests/deploy $(ARGS)
+	$(BIN)/python deploy/check_misconfiguration.py
+
+chart-schema: setup-dev  ## write the chart's values.schema.json from values.yaml and the settings classes
+	$(BIN)/python deploy/helm/values_schema.py
+	git diff --stat -- deploy/helm/atlasloop/values.schema.json
+
+$(VENV)/.trivy: constraints.txt $(VENV)/.dev
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
+	@touch $@
+
+.PHONY: check-deploy chart-schema

@@ -32,7 +32,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.errors import ConfigurationError, InvalidInput, NotFound
 from atlas_core.nifti_io import write_volume
 from atlas_core.organs import OrganName
 from atlas_core.records import CaseId, LabelSource, Reading
@@ -144,6 +144,31 @@ class CaseStore:
         if not folder.is_dir():
             return []
         return sorted(f.name for f in folder.iterdir() if (f / "ct.nii.gz").is_file())
+
+    def files(self) -> Iterator[Path]:
+        """Every file of every case, sorted by path; what is being written is not among them."""
+        for folder, subfolders, names in os.walk(self.root / "cases"):
+            subfolders.sort()
+            for name in sorted(names):
+                yield Path(folder, name)
+
+    def require_usable(self) -> None:
+        """Prove by a small file that the store can be written to; made for the start of a process.
+
+        Raises:
+            ConfigurationError: it cannot: a read-only or full disk, or missing rights.
+        """
+        try:
+            with self._incoming() as folder, (folder / "probe").open("wb") as file:
+                file.write(b"\0" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigurationError(
+                f"the case store {self.root} cannot be written to",
+                got=error.strerror,
+                remedy="check that its volume is mounted, writable for this user, and not full",
+            ) from None
 
     def has_prediction(self, case_id: str, reading: Reading, ensemble: str) -> bool:
         """Whether that prediction is there (and then it is complete)."""

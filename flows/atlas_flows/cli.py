@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_flows.commands import data, lists, scoring, stack
+from atlas_flows.commands import backup, data, lists, scoring, stack
 from atlas_flows.commands.terminal import Choices, show_error
 
 app = typer.Typer(
@@ -35,6 +35,9 @@ app.command("phantoms", rich_help_panel="Cases")(data.phantoms)
 app.command("score", rich_help_panel="Priority list")(scoring.score)
 app.command("ranking", rich_help_panel="Priority list")(lists.ranking)
 app.command("report", rich_help_panel="Priority list")(lists.report)
+app.command("backup", rich_help_panel="Catalog")(backup.backup)
+app.command("restore", rich_help_panel="Catalog")(backup.restore)
+app.command("migrate", rich_help_panel="Catalog")(backup.migrate)
 app.command("up", rich_help_panel="Stack of this machine")(stack.up)
 app.command("down", rich_help_panel="Stack of this machine")(stack.down)
 app.command("status", rich_help_panel="Stack of this machine")(stack.status)

@@ -11,14 +11,29 @@ from __future__ import annotations
 
 import sys
 
+from atlas_core.case_store import CaseStore
+from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError
 
 from atlas_flows.settings import Places
 
 
+def require_places(places: Places) -> None:
+    """Refuse to start where no run could succeed: better here, at once, than in every run.
+
+    Raises:
+        ConfigurationError: the store cannot be written to, or the catalog is of another version.
+        Unavailable: the catalog or the Prefect server does not answer.
+    """
+    CaseStore(places.store).require_usable()
+    Catalog.open(places.catalog_url).close()
+    places.require_prefect()
+
+
 def main() -> int:
     """Serve until told to stop."""
     places = Places.read()
+    require_places(places)
     places.enter_prefect()
     # Prefect reads its settings when it is imported, so only now.
     from prefect.types.entrypoint import EntrypointType

@@ -44,10 +44,13 @@ class AttentionServer:
     """One service with all that belongs to it. Use as a context manager, or `close` it.
 
     Raises:
-        ConfigurationError: an address is taken, or a GPU is asked for that cannot be used.
+        ConfigurationError: an address is taken, the case store cannot be written to, or a GPU is
+            asked for that cannot be used.
     """
 
     def __init__(self, settings: AttentionSettings) -> None:
+        store = CaseStore(settings.store)
+        store.require_usable()
         with ExitStack() as parts:
             metrics = Metrics()
             if settings.metrics_listen:
@@ -64,7 +67,6 @@ class AttentionServer:
             )
             parts.callback(predictor.close)
             metrics.watch(lambda: predictor.berths_in_use, lambda: predictor.regions)
-            store = CaseStore(settings.store)
             store.sweep()
             stuck = StuckAnswers(settings.idle_timeout_s)
             parts.callback(stuck.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ _STATUS: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
 )
 
 
+_NO_PLACE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What an administrator mends while the client waits, rather than a fault of ours."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a call ended.
@@ -65,6 +70,12 @@ def outcome_of(error: BaseException) -> Outcome:
     for kind, code in _STATUS:
         if isinstance(error, kind):
             return Outcome(code, str(error) or "the call was cancelled")
+    if isinstance(error, OSError) and error.errno in _NO_PLACE_TO_WRITE:
+        return Outcome(
+            grpc.StatusCode.UNAVAILABLE,
+            f"nothing can be written now: {error.strerror}; make room on the disks of case "
+            "store and spool folder, or mount them writable",
+        )
     if isinstance(error, GeneratorExit):
         return Outcome(grpc.StatusCode.CANCELLED, "the client left")
     error_id = secrets.token_hex(6)

@@ -209,6 +209,8 @@ class AttentionClient:
             ("grpc.max_send_message_length", -1),
             # Patients' voxels never go through a proxy that the environment happens to name.
             ("grpc.enable_http_proxy", 0),
+            # A name with several addresses (a headless service) stands for replicas: take turns.
+            ("grpc.lb_policy_name", "round_robin"),
         ]
         self._channel = (
             grpc.insecure_channel(self.address, options)

@@ -1,0 +1,83 @@
+"""`backup`, `restore` and `migrate`: keeping the catalog, and bringing it up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atlas_flows.commands.terminal import console, places
+
+
+def backup(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="New folder for the backup.", file_okay=False)],
+    store: Annotated[
+        bool, typer.Option("--store/--no-store", help="List the case store's files as well.")
+    ] = True,
+) -> None:
+    """Write the catalog, and a list of the case store's files with checksums, to a new folder.
+
+    Others may work meanwhile: it is one moment's state of the catalog. The volumes are not copied:
+    take a snapshot or copy of the store's folder AFTER this command, and the pair is complete.
+
+    Example: atlasloop backup /backup/2026-01-31
+    """
+    from atlas_core.backup import write_backup
+    from atlas_core.case_store import CaseStore
+    from atlas_core.catalog import Catalog
+
+    here = places(context)
+    with Catalog.open(here.catalog_url, migrate=False) as catalog:
+        manifest = write_backup(catalog, CaseStore(here.store) if store else None, folder)
+    rows = sum(dump.rows for dump in manifest.tables.values())
+    listed = "no files" if manifest.store is None else f"{manifest.store.files} files"
+    console().print(f"backup: {folder}: {rows} rows, {listed} listed", soft_wrap=True)
+
+
+def restore(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder that `atlasloop backup` wrote.", file_okay=False)
+    ],
+    store: Annotated[
+        bool,
+        typer.Option("--store/--no-store", help="Compare the case store with the list first."),
+    ] = True,
+) -> None:
+    """Fill an empty catalog from a backup, after checking backup and case store.
+
+    Bring the store's folder back first. Checked before anything is written: every file of the
+    backup, the schema version, and every file of the store, byte by byte. The catalog must be empty
+    (SQLite and PostgreSQL may be exchanged); what was written is read back before it counts.
+
+    Example: ATLASLOOP_CATALOG_URL=postgresql://… atlasloop restore /backup/2026-01-31
+    """
+    from atlas_core.backup import restore_catalog, verify_backup, verify_store
+    from atlas_core.case_store import CaseStore
+    from atlas_core.catalog import Catalog
+
+    here = places(context)
+    manifest = verify_backup(folder)
+    files = 0
+    if store and manifest.store is not None:
+        files = verify_store(folder, CaseStore(here.store))
+    here.embedded.home.mkdir(parents=True, exist_ok=True)
+    with Catalog.open(here.catalog_url) as catalog:
+        rows = restore_catalog(folder, catalog)
+    console().print(f"restored: {rows} rows; {files} files of the store compared", soft_wrap=True)
+
+
+def migrate(context: typer.Context) -> None:
+    """Create the catalog's tables, or bring them up to this version. Harmless when they are.
+
+    A deployment runs this once before its services start; several at a time wait for each other.
+
+    Example: atlasloop migrate
+    """
+    from atlas_core.catalog import Catalog
+    from atlas_core.catalog_tables import REVISION
+
+    Catalog.open(places(context).catalog_url).close()
+    console().print(f"the catalog is at schema {REVISION}")

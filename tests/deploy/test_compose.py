@@ -1,0 +1,163 @@
+"""The compose files, read by the real compose: complete, hardened, started in order of health."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+from rendered_chart import REPOSITORY, program
+
+FOLDER = REPOSITORY / "deploy" / "compose"
+FILES = (("compose.yaml",), ("compose.yaml", "compose.gpu.yaml"))
+ONE_SHOT = {"volumes", "migrate-catalog", "migrate-prefect", "model-repository"}
+IMAGE_HEALTH = {"attention", "flows", "review"}
+"""Their HEALTHCHECK is in the image."""
+
+
+def compose(*arguments: str, env: str = "example.env") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program("docker-compose"), "--env-file", env, *arguments],
+        cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+@functools.cache
+def read(files: tuple[str, ...]) -> dict[str, Any]:
+    chosen = [option for file in files for option in ("--file", file)]
+    done = compose(*chosen, "--profile", "tls", "config", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+both = pytest.mark.parametrize("files", FILES, ids=["cpu", "gpu"])
+
+
+@both
+def test_compose_takes_it(files: tuple[str, ...]) -> None:
+    chosen = [option for file in files for option in ("--file", file)]
+    done = compose(*chosen, "--profile", "tls", "config", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_missing_registry_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    empty = tmp_path_factory.mktemp("env") / "empty.env"
+    empty.write_text("")
+    done = compose("--file", "compose.yaml", "config", "--quiet", env=str(empty))
+    assert done.returncode != 0
+    assert "ATLASLOOP_REGISTRY" in done.stderr
+
+
+def test_the_files_follow_the_specification() -> None:
+    done = subprocess.run(
+        [
+            program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec",
+            "compose.yaml", "compose.gpu.yaml",
+        ],
+        cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@both
+def test_services_are_hardened_and_bounded(files: tuple[str, ...]) -> None:
+    for name, service in read(files)["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.get("privileged"), name
+        assert int(service["deploy"]["resources"]["limits"]["memory"]) > 0, name
+        if name not in ("volumes", "postgresql", "proxy"):
+            assert service["user"] == "10001:10001", name
+        assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped"), name
+
+
+@both
+def test_what_keeps_running_has_a_health_check(files: tuple[str, ...]) -> None:
+    services = read(files)["services"]
+    for name, service in services.items():
+        if name in ONE_SHOT:
+            assert service["healthcheck"] == {"disable": True}, name
+        elif name not in IMAGE_HEALTH:
+            assert service["healthcheck"]["test"], name
+
+
+@both
+def test_nothing_starts_before_what_it_needs(files: tuple[str, ...]) -> None:
+    services = read(files)["services"]
+    for name, service in services.items():
+        for needed, how in service.get("depends_on", {}).items():
+            done = needed in ONE_SHOT
+            wanted = "service_completed_successfully" if done else "service_healthy"
+            assert how["condition"] == wanted, (name, needed)
+    assert {"prefect", "attention", "migrate-catalog"} <= set(services["flows"]["depends_on"])
+    assert "migrate-prefect" in services["prefect"]["depends_on"]
+    assert "model-repository" in services["triton"]["depends_on"]
+
+
+@both
+def test_secrets_are_files(files: tuple[str, ...]) -> None:
+    config = read(files)
+    assert all(secret["file"] for secret in config["secrets"].values())
+    for name, service in config["services"].items():
+        given = {secret["source"] for secret in service.get("secrets", [])}
+        for variable, value in (service.get("environment") or {}).items():
+            if any(word in variable for word in ("PASSWORD", "SECRET", "AUTH_STRING")):
+                assert variable.endswith("_FILE"), (name, variable)
+                assert value.removeprefix("/run/secrets/") in given, (name, variable)
+
+
+@both
+def test_only_the_proxy_is_seen_from_outside(files: tuple[str, ...]) -> None:
+    for name, service in read(files)["services"].items():
+        for port in service.get("ports", []):
+            assert name == "proxy" or port["host_ip"] == "127.0.0.1", name
+
+
+@both
+def test_networks_keep_apart_what_need_not_meet(files: tuple[str, ...]) -> None:
+    config = read(files)
+    shares = {
+        name: set(service.get("networks") or {}) for name, service in config["services"].items()
+    }
+    assert shares["triton"] == {"models"}
+    assert not shares["attention"] & {"database", "front"}
+    assert shares["proxy"] == {"front"}
+    assert shares["postgresql"] == {"database"}
+    assert all(config["networks"][name]["internal"] for name in ("database", "models", "flows"))
+
+
+def test_the_gpu_is_for_triton() -> None:
+    services = read(FILES[1])["services"]
+    (device,) = services["triton"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert services["triton"]["image"].startswith("nvcr.io/nvidia/tritonserver:")
+    assert "--target=gpu" in services["model-repository"]["command"]
+    assert services["triton"]["command"] == read(FILES[0])["services"]["triton"]["command"]
+
+
+def test_prefect_in_a_browser_speaks_to_nobody_else() -> None:
+    command = read(FILES[0])["services"]["prefect"]["command"]
+    (policy,) = [word for word in command if word.startswith("Content-Security-Policy:")]
+    assert policy.startswith("Content-Security-Policy:connect-src 'self'")
+    assert "connect-src 'self'" in (FOLDER / "proxy.conf.template").read_text()
+
+
+def test_yaml_is_tidy() -> None:
+    targets = [
+        FOLDER, REPOSITORY / "deploy" / "grafana",
+        REPOSITORY / "deploy" / "helm" / "atlasloop" / "values.yaml",
+        REPOSITORY / "deploy" / "helm" / "atlasloop" / "ci",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [program("yamllint"), "--strict", "-c", str(REPOSITORY / "deploy" / "yamllint.yaml"),
+         *map(str, targets)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    rules = yaml.safe_load((REPOSITORY / "deploy" / "yamllint.yaml").read_text())
+    assert rules["extends"] == "default"
