@@ -85,7 +85,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], TrainingConfig | 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             described = (file.metadata() or {}).get(CONFIG_KEY)
-            tensors = {name: _restored(file.get_tensor(name)) for name in file.keys()}
+            tensors = {name: _restored(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         config = None if described is None else TrainingConfig.model_validate_json(described)
     except (SafetensorError, ValidationError, OSError) as error:
         raise CorruptFile(
