@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import json
 import os
 import platform
@@ -155,15 +156,20 @@ def _train_one(
 ) -> dict[str, object]:
     """Train, export and check one model; its provenance, without metrics."""
     # torch and monai take seconds to import and `evaluate` does without them.
+    import torch
+
     from atlas_models.export import export_model, measure_parity
     from atlas_models.training import train
+    from atlas_models.weights import write_weights
 
     trained = train(config, cases, on_progress=_progress(config.name))
     spec = export_model(trained.network, config, folder)
+    weights = write_weights(trained.network, config, folder)
     parity = measure_parity(trained.network, config, folder, _parity_windows(config, cases))
     return {
         "command": "python -m atlas_models.demo train",
         "sha256": spec.sha256,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "config": config.model_dump(mode="json"),
         "data": {
             "source": "phantoms of atlas_core.phantoms, fully labelled, ordinary only",
@@ -173,6 +179,7 @@ def _train_one(
         },
         "training": {
             "seconds": round(trained.seconds, 1),
+            "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in trained.network.parameters()),
             "loss_first": round(trained.losses[0], 4),
             "loss_last": round(sum(trained.losses[-20:]) / len(trained.losses[-20:]), 4),

@@ -14,11 +14,15 @@ from torch import nn
 
 from atlas_models.config import Architecture, TrainingConfig
 
+REFINED_CHANNELS = 8
+"""Features at full resolution behind a trunk at half resolution."""
+
 
 def build_network(config: TrainingConfig) -> nn.Module:
     """The network of `config`, freshly initialised from its seed."""
     torch.manual_seed(config.seed)
-    return OrganNetwork(_TRUNKS[config.architecture](config), config)
+    trunk, width = _TRUNKS[config.architecture](config)
+    return OrganNetwork(trunk, width, config)
 
 
 class OrganNetwork(nn.Module):
@@ -26,20 +30,26 @@ class OrganNetwork(nn.Module):
 
     The trunk's width stays a multiple of eight whatever the number of organs: with nine channels at
     full resolution the vectorised convolution kernels would be missed.
+
+    Args:
+        width: channels that the trunk yields.
     """
 
-    def __init__(self, trunk: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, trunk: nn.Module, width: int, config: TrainingConfig) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = nn.Conv3d(config.channels[0], len(config.organs), kernel_size=1)
+        self.head = nn.Conv3d(width, len(config.organs), kernel_size=1)
         nn.init.constant_(cast(nn.Parameter, self.head.bias), config.output_bias)
 
     def forward(self, scaled: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.head(self.trunk(scaled)))
 
 
-def _unet(config: TrainingConfig) -> nn.Module:
-    return UNet(
+_Trunk = tuple[nn.Module, int]
+
+
+def _unet(config: TrainingConfig) -> _Trunk:
+    trunk = UNet(
         spatial_dims=3,
         in_channels=1,
         out_channels=config.channels[0],
@@ -47,23 +57,39 @@ def _unet(config: TrainingConfig) -> nn.Module:
         strides=(2,) * (len(config.channels) - 1),
         num_res_units=1,
     )
+    return trunk, config.channels[0]
 
 
-def _nnunet(config: TrainingConfig) -> nn.Module:
+def _nnunet(config: TrainingConfig) -> _Trunk:
     levels = len(config.channels)
-    return DynUNet(
+    width = config.channels[0]
+    trunk = DynUNet(
         spatial_dims=3,
         in_channels=1,
         out_channels=config.channels[0],
         kernel_size=[3] * levels,
-        strides=[1] + [2] * (levels - 1),
+        strides=[config.stem_stride] + [2] * (levels - 1),
         upsample_kernel_size=[2] * (levels - 1),
         filters=list(config.channels),
         norm_name=("instance", {"affine": True}),
     )
+    if config.stem_stride == 1:
+        return trunk, width
+    return nn.Sequential(trunk, _refinement(width)), REFINED_CHANNELS
 
 
-def _swin_unetr(config: TrainingConfig) -> nn.Module:
+def _refinement(width: int) -> nn.Module:
+    """From features at half resolution to a few at full resolution: borders finer than a voxel of
+    the trunk."""
+    return nn.Sequential(
+        nn.ConvTranspose3d(width, REFINED_CHANNELS, kernel_size=2, stride=2),
+        nn.LeakyReLU(0.01, inplace=True),
+        nn.Conv3d(REFINED_CHANNELS, REFINED_CHANNELS, kernel_size=3, padding=1),
+        nn.LeakyReLU(0.01, inplace=True),
+    )
+
+
+def _swin_unetr(config: TrainingConfig) -> _Trunk:
     network = SwinUNETR(
         spatial_dims=3,
         in_channels=1,
@@ -75,10 +101,10 @@ def _swin_unetr(config: TrainingConfig) -> nn.Module:
     )
     if not config.bottleneck_block:
         network.encoder10 = nn.Identity()
-    return network
+    return network, config.channels[0]
 
 
-_TRUNKS: Mapping[Architecture, Callable[[TrainingConfig], nn.Module]] = {
+_TRUNKS: Mapping[Architecture, Callable[[TrainingConfig], _Trunk]] = {
     "unet": _unet,
     "nnunet": _nnunet,
     "swin_unetr": _swin_unetr,

@@ -21,7 +21,7 @@ WARM_UP_SHARE = 0.15
 """Of the steps, until the learning rate peaks."""
 
 EMPHASIS_SHARE = 0.5
-"""Of the steps, while the emphasis on rare organs falls from full to none; see `OrganLoss`."""
+"""Of the steps, while the emphasis on rare organs falls from full to its floor; see `OrganLoss`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def train(
         hu, target, labelled = (torch.from_numpy(part) for part in sampler.draw(config.batch_size))
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             logits = network(scale_hu(hu, config.hu_window))
-        emphasis = max(0.0, 1.0 - step / (EMPHASIS_SHARE * config.steps))
+        emphasis = max(config.emphasis_floor, 1.0 - step / (EMPHASIS_SHARE * config.steps))
         loss = loss_of(logits.float(), target, labelled, emphasis)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
