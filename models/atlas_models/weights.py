@@ -10,8 +10,6 @@ Safetensors runs no code when it is read, unlike a pickle.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from safetensors.torch import save
 from torch import nn
 
 from atlas_models.config import TrainingConfig
+from atlas_models.files import replace_file
 from atlas_models.networks import build_network
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -44,15 +43,8 @@ def write_weights(network: nn.Module, config: TrainingConfig, folder: Path) -> P
     """
     stored = {name: _halved(name, tensor) for name, tensor in network.state_dict().items()}
     data = save(stored, metadata={CONFIG_KEY: config.model_dump_json()})
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / WEIGHTS_FILE
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}-", delete=False) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    # A temporary file is private; weights are read by whoever trains on.
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+    replace_file(path, data)
     return path
 
 
