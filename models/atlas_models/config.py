@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,12 +11,36 @@ from atlas_core.errors import ConfigurationError
 from atlas_core.geometry import Float3, Shape3
 from atlas_core.model_spec import ModelName
 from atlas_core.organs import ABDOMEN_ATLAS, OrganName
+from atlas_core.records import LabelSource
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Architecture = Literal["unet", "nnunet", "swin_unetr"]
+Architecture = Literal["unet", "nnunet", "swin_unetr", "segresnet", "unetr"]
+
+CONFIGS = Path(__file__).with_name("configs")
+"""The configurations that ship: ``demo/NAME.yaml`` and ``paper/NAME.yaml``."""
 
 SWIN_MULTIPLE = 32
 """Swin UNETR halves its input five times."""
+
+UNETR_MULTIPLE = 16
+"""UNETR cuts its input into cubes of 16 voxels."""
+
+
+class LabelWeights(BaseModel):
+    """How much the labels of each source count in the loss; 0: not at all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    original: float = Field(default=1.0, ge=0)
+    revised: float = Field(default=1.0, ge=0)
+    pseudo: float = Field(default=0.5, ge=0, description="Nobody has looked at these.")
+
+    def of(self, source: LabelSource) -> float:
+        return {
+            LabelSource.ORIGINAL: self.original,
+            LabelSource.REVISED: self.revised,
+            LabelSource.PSEUDO: self.pseudo,
+        }[source]
 
 
 class TrainingConfig(BaseModel):
@@ -23,19 +48,47 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # The network
     name: ModelName = Field(description="Name of the model in Triton.")
     architecture: Architecture
     channels: tuple[int, ...] = Field(
         min_length=1,
-        description="Feature channels by resolution level, finest first; Swin UNETR: the first.",
+        description="Feature channels by resolution level, finest first; Swin UNETR, UNETR and "
+        "SegResNet double the first by themselves.",
+    )
+    residual_units: int = Field(
+        default=1, ge=0, description="U-Net: convolutions of a residual unit; 0: plain ones."
+    )
+    stem_stride: Literal[1, 2] = Field(
+        default=1,
+        description="nnU-Net: stride of the first convolution. 2: the trunk works at half the "
+        "resolution, where it can be three times as wide for half the time.",
     )
     bottleneck_block: bool = Field(
         default=True,
         description="Swin UNETR's convolutions at the coarsest level: half of all its weights.",
     )
+    depths: tuple[int, ...] = Field(
+        default=(2, 2, 1, 1),
+        min_length=1,
+        description="Blocks by level: Swin UNETR's transformer stages, SegResNet's encoder.",
+    )
+    heads: tuple[int, ...] = Field(
+        default=(2, 4, 4, 4),
+        min_length=1,
+        description="Attention heads: by stage of Swin UNETR; UNETR: the first.",
+    )
+    attention_window: int = Field(default=4, ge=2, description="Swin UNETR: side in tokens.")
+    hidden: int = Field(default=96, ge=1, description="UNETR: width of its transformer.")
     organs: tuple[OrganName, ...] = Field(
         default=ABDOMEN_ATLAS.names, min_length=1, description="Output channels, in order."
     )
+    activation: Literal["sigmoid", "softmax"] = Field(
+        default="sigmoid",
+        description="sigmoid: organs are independent; softmax: they and the background share 1.",
+    )
+
+    # The grid
     spacing_mm: Float3 = Field(
         default=(1.5, 1.5, 1.5), description="Grid the model works on, along x, y, z."
     )
@@ -45,11 +98,40 @@ class TrainingConfig(BaseModel):
     hu_window: tuple[float, float] = Field(
         default=(-175.0, 250.0), description="Clipped to this and scaled to 0..1, inside the graph."
     )
+
+    # The run
     seed: int = Field(default=0, ge=0)
-    steps: int = Field(ge=1, description="Optimiser steps.")
-    batch_size: int = Field(default=1, ge=1)
-    learning_rate: float = Field(gt=0, description="Peak of the one-cycle schedule.")
+    steps: int = Field(ge=1, description="Optimiser steps, at most.")
+    batch_size: int = Field(default=1, ge=1, description="Patches per step and process.")
+    optimiser: Literal["adamw", "adam", "sgd"] = Field(
+        default="adamw", description="sgd: momentum 0.99 after Nesterov, as nnU-Net."
+    )
+    learning_rate: float = Field(gt=0, description="Its peak, or where it starts.")
     weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["one_cycle", "poly", "plateau", "constant"] = Field(
+        default="one_cycle",
+        description="poly: (1 - step / steps)^0.9, as nnU-Net; plateau: halved when the loss has "
+        "not fallen for `patience` / 2 validations.",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="Mixed precision of the forward pass. bfloat16 on a CPU only where it computes "
+        "in it (AMX, AVX512-BF16): elsewhere it is emulated, many times slower.",
+    )
+    augmentation: Literal["intensity", "full"] = Field(
+        default="intensity",
+        description="intensity: gain, offset and noise; full: also turned, scaled and blurred.",
+    )
+    foreground_share: float = Field(
+        default=0.0, ge=0, le=1, description="Of the patches, those about a voxel of some organ."
+    )
+    validate_every: int = Field(default=100, ge=1, description="Steps between validations.")
+    patience: int = Field(
+        default=0, ge=0, description="Validations without a better Dice before it stops; 0: never."
+    )
+
+    # The loss
+    label_weights: LabelWeights = LabelWeights()
     output_bias: float = Field(
         default=-2.5,
         description="Where the output starts (logit): organs are rare; no step is spent on that.",
@@ -57,32 +139,87 @@ class TrainingConfig(BaseModel):
     positive_weight_cap: float = Field(
         default=30.0, ge=1, description="Most that voxels of a rare organ count more in the BCE."
     )
-    bf16: bool = Field(
-        default=False, description="bfloat16 autocast: only where the CPU computes in it (AMX)."
+    emphasis_floor: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="Exponent that the positive weights keep to the end; 0 leaves small organs "
+        "a fifth too small.",
     )
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
-        halvings = 2 ** (len(self.channels) - 1)
-        multiple = SWIN_MULTIPLE if self.architecture == "swin_unetr" else halvings
-        if any(length % multiple for length in self.patch):
+        multiple = self._patch_multiple()
+        if any(length < multiple or length % multiple for length in self.patch):
             raise ValueError(
                 f"patch {self.patch}: {self.architecture} needs multiples of {multiple}"
             )
         if not self.hu_window[0] < self.hu_window[1]:
             raise ValueError(f"hu_window {self.hu_window}: expected lower < upper")
+        if len(set(self.organs)) != len(self.organs):
+            raise ValueError(f"organs named twice: {self.organs}")
+        if min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm {self.spacing_mm}: expected positive lengths")
+        if self.architecture == "unetr" and self.hidden % self.heads[0]:
+            raise ValueError(f"hidden {self.hidden}: expected a multiple of {self.heads[0]} heads")
+        if self.architecture == "swin_unetr" and not len(self.depths) == len(self.heads) == 4:
+            raise ValueError("Swin UNETR has four stages: depths and heads need four numbers each")
         return self
 
+    def _patch_multiple(self) -> int:
+        """What every side of the patch must be a multiple of, for this network to halve it."""
+        match self.architecture:
+            case "swin_unetr":
+                return SWIN_MULTIPLE
+            case "unetr":
+                return UNETR_MULTIPLE
+            case "segresnet":
+                return int(2 ** (len(self.depths) - 1))
+            case _:
+                return int(self.stem_stride * 2 ** (len(self.channels) - 1))
 
-def read_config(path: Path) -> TrainingConfig:
-    """The configuration in a YAML file.
+
+def read_config(
+    source: Path | str, overrides: Mapping[str, object] | None = None
+) -> TrainingConfig:
+    """The configuration in a YAML file, or one that ships (``"demo/unet"``, ``"paper/nnunet"``).
+
+    Args:
+        overrides: fields that replace those of the file.
 
     Raises:
-        ConfigurationError: the file is missing or holds something else.
+        ConfigurationError: the file is missing or holds something else, or a field cannot be.
     """
+    path = _path(source)
     try:
-        return TrainingConfig.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        fields = yaml.safe_load(path.read_text())
+        if not isinstance(fields, dict):
+            raise ConfigurationError(
+                "unreadable training configuration",
+                case=path.name,
+                expected="fields with values",
+                got=type(fields).__name__,
+            )
+        return TrainingConfig.model_validate({**fields, **(overrides or {})})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise ConfigurationError(
             "unreadable training configuration", case=path.name, got=str(error)
         ) from error
+
+
+def shipped_configs() -> tuple[str, ...]:
+    """Names of the configurations that ship, sorted."""
+    return tuple(sorted(f"{p.parent.name}/{p.stem}" for p in CONFIGS.glob("*/*.yaml")))
+
+
+def _path(source: Path | str) -> Path:
+    if isinstance(source, str) and source in shipped_configs():
+        return CONFIGS / f"{source}.yaml"
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigurationError(
+            "no such training configuration",
+            case=str(source),
+            expected=f"a YAML file, or one of {', '.join(shipped_configs())}",
+        )
+    return path

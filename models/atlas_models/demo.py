@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from atlas_core.errors import AtlasError, NotFound
 from atlas_core.phantoms import HARD_KINDS, Kind, Phantom, case_plan, make_phantom
 from numpy.typing import NDArray
 
+from atlas_models.config import CONFIGS as SHIPPED
 from atlas_models.config import TrainingConfig, read_config
 from atlas_models.data import PatchSampler, TrainingCase, phantom_case
 from atlas_models.evaluation import (
@@ -36,8 +38,9 @@ from atlas_models.evaluation import (
     evaluate_phantom,
     summarise,
 )
+from atlas_models.files import replace_file
 
-CONFIGS = Path(__file__).with_name("configs")
+CONFIGS = SHIPPED / "demo"
 MODELS = Path(__file__).resolve().parents[1] / "demo"
 """Where the demo models are committed."""
 
@@ -155,15 +158,20 @@ def _train_one(
 ) -> dict[str, object]:
     """Train, export and check one model; its provenance, without metrics."""
     # torch and monai take seconds to import and `evaluate` does without them.
+    import torch
+
     from atlas_models.export import export_model, measure_parity
     from atlas_models.training import train
+    from atlas_models.weights import write_weights
 
     trained = train(config, cases, on_progress=_progress(config.name))
     spec = export_model(trained.network, config, folder)
+    weights = write_weights(trained.network, config, folder)
     parity = measure_parity(trained.network, config, folder, _parity_windows(config, cases))
     return {
         "command": "python -m atlas_models.demo train",
         "sha256": spec.sha256,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "config": config.model_dump(mode="json"),
         "data": {
             "source": "phantoms of atlas_core.phantoms, fully labelled, ordinary only",
@@ -173,6 +181,7 @@ def _train_one(
         },
         "training": {
             "seconds": round(trained.seconds, 1),
+            "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in trained.network.parameters()),
             "loss_first": round(trained.losses[0], 4),
             "loss_last": round(sum(trained.losses[-20:]) / len(trained.losses[-20:]), 4),
@@ -210,10 +219,9 @@ def _parity_windows(
     config: TrainingConfig, cases: Sequence[TrainingCase]
 ) -> list[NDArray[np.float32]]:
     """A window of random HU and one of a phantom."""
-    sampler = PatchSampler(cases[:1], config.patch, config.seed)
-    hu, _, _ = sampler.draw(1)
-    noise = np.random.Generator(np.random.PCG64(config.seed)).normal(0.0, 300.0, hu[0, 0].shape)
-    return [noise.astype(np.float32), hu[0, 0]]
+    hu = PatchSampler(cases[:1], config.patch, config.seed).draw(0, 1).hu[0, 0]
+    noise = np.random.Generator(np.random.PCG64(config.seed)).normal(0.0, 300.0, hu.shape)
+    return [noise.astype(np.float32), hu]
 
 
 def _keep_freed_memory() -> None:
@@ -254,10 +262,7 @@ def _say(text: str) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(json.dumps(value, indent=1) + "\n")
-    fresh.replace(path)
+    replace_file(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,18 +30,23 @@ class OrganLoss(nn.Module):
         target: torch.Tensor,
         labelled: torch.Tensor,
         emphasis: float = 1.0,
+        counted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean loss over the labelled organs of the batch.
 
         A weight above one makes rare organs appear early, and too large: at weight w the best
-        answer to a voxel that is half organ is w / (w + 1). So training lets `emphasis` fall to 0.
+        answer to a voxel that is half organ is w / (w + 1). So training lets `emphasis` fall; at 0,
+        in turn, the smallest organs come out a fifth too small, so it keeps a floor.
 
         Args:
             logits: ``[batch, organ, z, y, x]``.
             target: share of each voxel that the organ fills, 0..1, same shape.
-            labelled: 1 where the case has a label for the organ, ``[batch, organ]``; an organ
-                with 0 neither costs nor teaches anything.
+            labelled: how much the case's label of the organ counts, ``[batch, organ]``; an organ
+                with 0 has none, and neither costs nor teaches anything.
             emphasis: exponent of the positive weights; 1 applies them, 0 leaves them out.
+            counted: what the sum is divided by; None: the sum of `labelled`. Where several
+                processes share a batch, it is the mean of their sums, so that the mean of their
+                gradients is the gradient of the whole batch.
         """
         space = (2, 3, 4)
         weight = 1.0 + (self.positive_weight**emphasis - 1.0) * target
@@ -53,5 +58,7 @@ class OrganLoss(nn.Module):
         # Squares in the denominator: a voxel that is half organ is right at one half.
         sizes = soft.square().sum(space) + target.square().sum(space)
         dice = 1.0 - (2.0 * both + SMOOTH) / (sizes + SMOOTH)
-        counted = labelled.sum().clamp(min=1.0)
-        return ((entropy + dice) * labelled).sum() / counted
+        total = labelled.sum() if counted is None else counted
+        summed = ((entropy + dice) * labelled).sum()
+        # A batch without any label costs nothing, rather than 0 / 0.
+        return summed / torch.where(total > 0, total, torch.ones_like(total))

@@ -1,6 +1,7 @@
-"""The three architectures of the ensemble, at any size.
+"""The architectures of the ensemble, at any size.
 
-All map ``[batch, 1, z, y, x]`` (HU scaled to 0..1) to logits ``[batch, organ, z, y, x]``.
+All map ``[batch, 1, z, y, x]`` (HU scaled to 0..1) to logits ``[batch, organ, z, y, x]`` whose
+sigmoid is the probability, also where a softmax makes it.
 """
 
 from __future__ import annotations
@@ -9,16 +10,23 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
-from monai.networks.nets import DynUNet, SwinUNETR, UNet
+from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
 from atlas_models.config import Architecture, TrainingConfig
+
+REFINED_CHANNELS = 8
+"""Features at full resolution behind a trunk at half resolution."""
+
+CERTAIN = -1e-6
+"""Largest logarithm of a probability: keeps log(1 - p) finite in float32."""
 
 
 def build_network(config: TrainingConfig) -> nn.Module:
     """The network of `config`, freshly initialised from its seed."""
     torch.manual_seed(config.seed)
-    return OrganNetwork(_TRUNKS[config.architecture](config), config)
+    trunk, width = _TRUNKS[config.architecture](config)
+    return OrganNetwork(trunk, width, config)
 
 
 class OrganNetwork(nn.Module):
@@ -26,60 +34,126 @@ class OrganNetwork(nn.Module):
 
     The trunk's width stays a multiple of eight whatever the number of organs: with nine channels at
     full resolution the vectorised convolution kernels would be missed.
+
+    With a softmax the convolution has one more channel, the background, which comes last; it is
+    turned into the logit of each organ against all the rest, log p / (1 - p). So losses, metrics
+    and the exported head are the same for both activations.
+
+    Args:
+        width: channels that the trunk yields.
     """
 
-    def __init__(self, trunk: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, trunk: nn.Module, width: int, config: TrainingConfig) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = nn.Conv3d(config.channels[0], len(config.organs), kernel_size=1)
-        nn.init.constant_(cast(nn.Parameter, self.head.bias), config.output_bias)
+        self.softmax = config.activation == "softmax"
+        organs = len(config.organs)
+        self.head = nn.Conv3d(width, organs + int(self.softmax), kernel_size=1)
+        bias = cast(nn.Parameter, self.head.bias)
+        nn.init.constant_(bias, config.output_bias)
+        if self.softmax:
+            nn.init.zeros_(bias[organs:])
 
     def forward(self, scaled: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.head(self.trunk(scaled)))
+        output = cast(torch.Tensor, self.head(self.trunk(scaled)))
+        return _against_the_rest(output) if self.softmax else output
 
 
-def _unet(config: TrainingConfig) -> nn.Module:
-    return UNet(
+def _against_the_rest(output: torch.Tensor) -> torch.Tensor:
+    """Logit of every class but the last under a softmax: its sigmoid is the softmax."""
+    log_p = output.float().log_softmax(dim=1)[:, :-1]
+    return log_p - torch.log(1.0 - torch.exp(log_p.clamp(max=CERTAIN)))
+
+
+_Trunk = tuple[nn.Module, int]
+
+
+def _unet(config: TrainingConfig) -> _Trunk:
+    trunk = UNet(
         spatial_dims=3,
         in_channels=1,
         out_channels=config.channels[0],
         channels=config.channels,
         strides=(2,) * (len(config.channels) - 1),
-        num_res_units=1,
+        num_res_units=config.residual_units,
     )
+    return trunk, config.channels[0]
 
 
-def _nnunet(config: TrainingConfig) -> nn.Module:
+def _nnunet(config: TrainingConfig) -> _Trunk:
     levels = len(config.channels)
-    return DynUNet(
+    width = config.channels[0]
+    trunk = DynUNet(
         spatial_dims=3,
         in_channels=1,
-        out_channels=config.channels[0],
+        out_channels=width,
         kernel_size=[3] * levels,
-        strides=[1] + [2] * (levels - 1),
+        strides=[config.stem_stride] + [2] * (levels - 1),
         upsample_kernel_size=[2] * (levels - 1),
         filters=list(config.channels),
         norm_name=("instance", {"affine": True}),
     )
+    if config.stem_stride == 1:
+        return trunk, width
+    return nn.Sequential(trunk, _refinement(width)), REFINED_CHANNELS
 
 
-def _swin_unetr(config: TrainingConfig) -> nn.Module:
+def _refinement(width: int) -> nn.Module:
+    """From features at half resolution to a few at full resolution: borders finer than a voxel of
+    the trunk."""
+    return nn.Sequential(
+        nn.ConvTranspose3d(width, REFINED_CHANNELS, kernel_size=2, stride=2),
+        nn.LeakyReLU(0.01, inplace=True),
+        nn.Conv3d(REFINED_CHANNELS, REFINED_CHANNELS, kernel_size=3, padding=1),
+        nn.LeakyReLU(0.01, inplace=True),
+    )
+
+
+def _swin_unetr(config: TrainingConfig) -> _Trunk:
     network = SwinUNETR(
         spatial_dims=3,
         in_channels=1,
         out_channels=config.channels[0],
         feature_size=config.channels[0],
-        window_size=4,
-        depths=(2, 2, 1, 1),
-        num_heads=(2, 4, 4, 4),
+        window_size=config.attention_window,
+        depths=config.depths,
+        num_heads=config.heads,
     )
     if not config.bottleneck_block:
         network.encoder10 = nn.Identity()
-    return network
+    return network, config.channels[0]
 
 
-_TRUNKS: Mapping[Architecture, Callable[[TrainingConfig], nn.Module]] = {
+def _segresnet(config: TrainingConfig) -> _Trunk:
+    trunk = SegResNet(
+        spatial_dims=3,
+        init_filters=config.channels[0],
+        in_channels=1,
+        out_channels=config.channels[0],
+        blocks_down=config.depths,
+        blocks_up=(1,) * (len(config.depths) - 1),
+    )
+    return trunk, config.channels[0]
+
+
+def _unetr(config: TrainingConfig) -> _Trunk:
+    trunk = UNETR(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=config.channels[0],
+        img_size=config.patch[::-1],
+        feature_size=config.channels[0],
+        hidden_size=config.hidden,
+        mlp_dim=4 * config.hidden,
+        num_heads=config.heads[0],
+    )
+    return trunk, config.channels[0]
+
+
+_TRUNKS: Mapping[Architecture, Callable[[TrainingConfig], _Trunk]] = {
     "unet": _unet,
     "nnunet": _nnunet,
     "swin_unetr": _swin_unetr,
+    "segresnet": _segresnet,
+    "unetr": _unetr,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import atlas_models
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from atlas_core.errors import ConfigurationError
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import Grid, make_phantom
-from atlas_models.config import TrainingConfig, read_config
+from atlas_models.config import Architecture, TrainingConfig, read_config
 from atlas_models.data import (
     AIR_HU,
     PatchSampler,
@@ -25,7 +26,7 @@ from atlas_models.networks import build_network
 from atlas_models.training import Trained, scale_hu, train
 from pydantic import ValidationError
 
-CONFIGS = sorted((Path(atlas_models.__file__).parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(atlas_models.__file__).parent / "configs/demo").glob("*.yaml"))
 
 TINY = TrainingConfig(
     name="tiny",
@@ -103,7 +104,7 @@ def test_every_network_maps_a_window_to_one_logit_per_organ_and_voxel(path: Path
 
 def test_demo_configurations_share_one_grid() -> None:
     configs = [read_config(path) for path in CONFIGS]
-    assert {config.architecture for config in configs} == {"unet", "nnunet", "swin_unetr"}
+    assert {config.architecture for config in configs} == set(get_args(Architecture))
     assert len({(config.organs, config.spacing_mm, config.patch) for config in configs}) == 1
     assert configs[0].organs == ABDOMEN_ATLAS.names
 
@@ -159,12 +160,13 @@ def test_patches_follow_from_the_seed_and_show_every_case_in_turn(case: Training
     ]
     one, other = (PatchSampler(marked, TINY.patch, seed=5) for _ in range(2))
     seen = []
-    for _ in range(2):
-        (hu, target, labelled), again = one.draw(4), other.draw(4)
-        assert hu.shape == (4, 1, 32, 32, 32)
-        assert target.shape == (4, 2, 32, 32, 32)
-        assert all(np.array_equal(a, b) for a, b in zip((hu, target, labelled), again, strict=True))
-        seen.append(sorted(map(tuple, labelled.tolist())))
+    for first in (0, 4):
+        batch, again = one.draw(first, 4), other.draw(first, 4)
+        assert batch.hu.shape == (4, 1, 32, 32, 32)
+        assert batch.target.shape == (4, 2, 32, 32, 32)
+        assert np.array_equal(batch.hu, again.hu)
+        assert np.array_equal(batch.target, again.target)
+        seen.append(sorted(map(tuple, batch.weight.tolist())))
     assert seen == [[(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]] * 2
 
 
@@ -174,9 +176,9 @@ def test_a_short_volume_floats_in_air() -> None:
         np.full((1, 4, 4, 4), 255, np.uint8),
         np.array([True]),
     )
-    hu, target, _ = PatchSampler([small], (16, 16, 16), seed=0).draw(1)
-    assert target.sum() == 64
-    assert np.array_equal(target[0, 0] > 0, hu[0, 0] > (500.0 + AIR_HU) / 2)
+    batch = PatchSampler([small], (16, 16, 16), seed=0).draw(0, 1)
+    assert batch.target.sum() == 64
+    assert np.array_equal(batch.target[0, 0] > 0, batch.hu[0, 0] > (500.0 + AIR_HU) / 2)
 
 
 def test_hounsfield_units_are_clipped_and_scaled() -> None:
