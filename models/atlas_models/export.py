@@ -1,7 +1,8 @@
-"""From a trained network to the folder that is served: `model.onnx` and `model.json`.
+"""From a network to the folder that is served: `model.onnx`, `model.json`, `weights.safetensors`.
 
 The graph holds everything between Hounsfield units and bytes, so that whoever runs it (ONNX
-Runtime, OpenVINO, TensorRT) sends float32 HU and receives uint8; see `atlas_core.model_spec`.
+Runtime, OpenVINO, TensorRT) sends float32 HU and receives uint8; see `atlas_core.model_spec`. The
+weights beside it are the network's own tensors under its own names: exporters fold and rename them.
 """
 
 from __future__ import annotations
@@ -13,23 +14,44 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
+import safetensors
+import safetensors.torch
 import torch
-from atlas_core.errors import InvalidInput
+from atlas_core.errors import CorruptFile, InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import nn
 
 from atlas_models.config import TrainingConfig
 from atlas_models.networks import build_network
-from atlas_models.training import scale_hu
+from atlas_models.parity import (
+    BYTE_TOLERANCE,
+    PROBABILITY_TOLERANCE,
+    Parity,
+    measure,
+)
+from atlas_models.served import ServedNetwork
 from atlas_models.triton_repository import GRAPH_FILE, SPEC_FILE, read_spec
+
+__all__ = [
+    "BYTE_TOLERANCE",
+    "PROBABILITY_TOLERANCE",
+    "Parity",
+    "ServedNetwork",
+    "export_model",
+    "load_network",
+    "measure_parity",
+    "replace_file",
+    "round_weights",
+    "served_network",
+    "write_model",
+]
 
 OPSET = 20
 """Newest opset that ONNX Runtime, OpenVINO and TensorRT all read."""
@@ -46,66 +68,125 @@ SPEC_KEY = "atlasloop.spec"
 CONFIG_KEY = "atlasloop.training"
 """Metadata with the `TrainingConfig`, from which the network is built again to train on."""
 
-PROBABILITY_TOLERANCE = 1e-3
-"""Between PyTorch and ONNX Runtime; a quarter of one step of 255. ONNX Runtime sums the 64³ voxels
-of an instance norm one by one in float32: measured up to 4e-4 on a phantom, where PyTorch stays
-within 5e-6 of float64."""
+WEIGHTS_FILE = "weights.safetensors"
+"""Beside the graph: the network's state, float16, `CONFIG_KEY` in its metadata."""
 
-BYTE_TOLERANCE = 1
-"""A probability on the border between two bytes may round either way."""
-
-
-class ServedNetwork(nn.Module):
-    """What the graph computes: HU ``[batch, 1, z, y, x]`` → uint8 ``[batch, organ, z, y, x]``."""
-
-    def __init__(self, network: nn.Module, hu_window: tuple[float, float]) -> None:
-        super().__init__()
-        self.network = network
-        self.hu_window = hu_window
-
-    def probabilities(self, ct: torch.Tensor) -> torch.Tensor:
-        """Soft predictions in [0, 1] before they are rounded."""
-        return torch.sigmoid(self.network(scale_hu(ct, self.hu_window)))
-
-    def forward(self, ct: torch.Tensor) -> torch.Tensor:
-        return torch.round(self.probabilities(ct) * 255.0).to(torch.uint8)
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Largest difference between PyTorch and the exported graph on some windows."""
-
-    probability: float
-    byte: int
+NO_SHA256 = "0" * 64
+"""In the spec of a graph that is not written yet."""
 
 
 def export_model(
     network: nn.Module, config: TrainingConfig, folder: Path, *, version: int = 0
 ) -> ModelSpec:
-    """Write `network` as ``<folder>/model.onnx`` and ``model.json``, all or nothing per file.
+    """Write a network of ours as an exported model in `folder`, with its weights beside it.
+
+    Its weights are rounded to float16, see `round_weights`.
 
     Returns:
         The spec, with the checksum of the ONNX file.
 
     Raises:
+        InvalidInput: the network holds NaN or infinite weights.
         onnx.checker.ValidationError: the graph is not valid ONNX.
     """
     round_weights(network)
-    served = ServedNetwork(network, config.hu_window).eval()
-    model = _to_onnx(served, config)
+    return write_model(
+        served_network(network, config),
+        _spec(config, version),
+        folder,
+        notes={CONFIG_KEY: config.model_dump_json()},
+        weights=network.state_dict(),
+    )
+
+
+def served_network(network: nn.Module, config: TrainingConfig) -> ServedNetwork:
+    """A network of ours with everything around it that its graph holds."""
+    return ServedNetwork(network, config.hu_window).eval()
+
+
+def write_model(
+    served: ServedNetwork,
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    notes: Mapping[str, str],
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> ModelSpec:
+    """Write ``model.onnx``, ``model.json`` and, of `weights`, ``weights.safetensors``.
+
+    A folder that is new appears in one step; in one that is there, ``model.json`` comes last.
+
+    Args:
+        spec: of the model; its checksum is filled in.
+        notes: more metadata of graph and weights.
+
+    Returns:
+        The spec, with the checksum of the ONNX file.
+
+    Raises:
+        InvalidInput: a weight is NaN or infinite, or beyond float16.
+        onnx.checker.ValidationError: the graph is not valid ONNX.
+    """
+    _require_finite(served, spec.name)
+    model = _to_onnx(served.eval(), spec)
     _store_halved(model)
-    spec = _spec(config, version, "0" * 64)
-    _set_metadata(model, spec, config)
+    _set_metadata(model, spec, notes)
+    return write_graph(model, spec, folder, _weight_bytes(weights, notes))
+
+
+def write_graph(
+    model: onnx.ModelProto, spec: ModelSpec, folder: Path, weights: bytes | None = None
+) -> ModelSpec:
+    """Check a finished graph and write it with its spec; see `write_model`."""
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString(deterministic=True)
     spec = spec.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / GRAPH_FILE, data)
-    replace_file(folder / SPEC_FILE, (spec.model_dump_json(indent=1) + "\n").encode())
+    files = {} if weights is None else {WEIGHTS_FILE: weights}
+    files |= {GRAPH_FILE: data, SPEC_FILE: (spec.model_dump_json(indent=1) + "\n").encode()}
+    _write_folder(folder, files)
     return spec
 
 
-def _spec(config: TrainingConfig, version: int, sha256: str) -> ModelSpec:
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All `files` in the order given, or, where `folder` is new, nothing at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        fresh = Path(name) / folder.name
+        fresh.mkdir()
+        for file, content in files.items():
+            replace_file(fresh / file, content)
+        if not folder.exists():
+            fresh.rename(folder)
+            return
+        for file in files:
+            (fresh / file).replace(folder / file)
+
+
+def _weight_bytes(
+    weights: Mapping[str, torch.Tensor] | None, notes: Mapping[str, str]
+) -> bytes | None:
+    if weights is None:
+        return None
+    halved = {
+        # A copy each: some networks hold one tensor under two names, which the format refuses.
+        name: (tensor.half() if tensor.is_floating_point() else tensor).clone().contiguous()
+        for name, tensor in weights.items()
+    }
+    return safetensors.torch.save(halved, metadata=dict(notes))
+
+
+def _require_finite(served: nn.Module, name: str) -> None:
+    for key, tensor in served.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.half()).all():
+            raise InvalidInput(
+                f"weights of model {name} are not finite in float16",
+                expected="finite numbers below 65504",
+                got=key,
+                remedy="the training diverged: train again with a lower learning rate",
+            )
+
+
+def _spec(config: TrainingConfig, version: int) -> ModelSpec:
     return ModelSpec(
         name=config.name,
         version=version,
@@ -115,7 +196,7 @@ def _spec(config: TrainingConfig, version: int, sha256: str) -> ModelSpec:
         patch=config.patch,
         hu_window=config.hu_window,
         activation="sigmoid",
-        sha256=sha256,
+        sha256=NO_SHA256,
     )
 
 
@@ -130,8 +211,8 @@ def round_weights(network: nn.Module) -> None:
                 tensor.copy_(tensor.half().float())
 
 
-def _to_onnx(served: ServedNetwork, config: TrainingConfig) -> onnx.ModelProto:
-    x, y, z = config.patch
+def _to_onnx(served: ServedNetwork, spec: ModelSpec) -> onnx.ModelProto:
+    x, y, z = spec.patch
     # Two windows: the exporter takes an axis of length one for a constant.
     example = torch.zeros(2, 1, z, y, x)
     with _quiet_exporter():
@@ -190,8 +271,8 @@ def _store_halved(model: onnx.ModelProto) -> None:
     graph.value_info.extend(described)
 
 
-def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, config: TrainingConfig) -> None:
-    """Put spec and configuration into the file; drop what the exporter notes of source lines."""
+def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, notes: Mapping[str, str]) -> None:
+    """Put spec and notes into the file; drop what the exporter notes of source lines."""
     graph = model.graph
     noted = (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
     for value in noted:
@@ -203,7 +284,7 @@ def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, config: TrainingConfi
         {
             # The checksum is of the file, so the file cannot hold it.
             SPEC_KEY: spec.model_dump_json(exclude={"sha256"}),
-            CONFIG_KEY: config.model_dump_json(),
+            **notes,
         },
     )
 
@@ -211,21 +292,82 @@ def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, config: TrainingConfi
 def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
     """The network of an exported model, with its weights, and how it was trained: to train on.
 
-    Only where the exporter keeps every weight as it is (`nnunet`): it folds the slopes of a U-Net's
-    PReLU and the transposed matrices of Swin UNETR into other constants.
-
     Raises:
-        InvalidInput: the graph was not exported by this module, or lacks a weight.
-        NotFound, CorruptFile: see `read_spec`.
+        InvalidInput: it is no network of ours, or its weights do not fit its configuration.
+        NotFound, CorruptFile: see `read_spec`; also weights that cannot be read.
     """
     read_spec(folder)
-    model = onnx.load_model(folder / GRAPH_FILE, load_external_data=False)
-    props = {prop.key: prop.value for prop in model.metadata_props}
-    if CONFIG_KEY not in props:
+    if not (folder / WEIGHTS_FILE).exists():
+        return _load_from_graph(folder)
+    weights, notes = _read_weights(folder)
+    config = _noted_config(notes, folder.name)
+    network = build_network(config)
+    _require_same_tensors(network.state_dict(), weights, folder.name)
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return network.eval(), config
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise CorruptFile(f"{WEIGHTS_FILE} cannot be read", case=folder.name, got=error) from None
+
+
+def _noted_config(notes: Mapping[str, str], case: str) -> TrainingConfig:
+    if CONFIG_KEY not in notes:
         raise InvalidInput(
-            "the graph does not say how it was trained", case=folder.name, expected=CONFIG_KEY
+            "the model does not say how it was trained",
+            case=case,
+            expected=f"metadata {CONFIG_KEY}",
+            remedy="an imported model is served as it is; train one of ours to go on",
         )
-    config = TrainingConfig.model_validate_json(props[CONFIG_KEY])
+    try:
+        return TrainingConfig.model_validate_json(notes[CONFIG_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CorruptFile(
+            "the model says in another form how it was trained",
+            case=case,
+            expected="a TrainingConfig as JSON",
+            got=f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
+        ) from None
+
+
+def _require_same_tensors(
+    expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor], case: str
+) -> None:
+    """Refuses weights of another network, naming the first tensor that tells.
+
+    Raises:
+        InvalidInput: a tensor is missing, unknown or of another shape.
+    """
+    for what, names in (("lack", expected.keys() - got), ("hold unknown", got.keys() - expected)):
+        if names:
+            raise InvalidInput(
+                f"the weights {what} tensors of their network ({len(names)})",
+                case=case,
+                got=sorted(names)[0],
+            )
+    for name, tensor in expected.items():
+        if tensor.shape != got[name].shape:
+            raise InvalidInput(
+                f"tensor {name} has another shape than the network's",
+                case=case,
+                expected=tuple(tensor.shape),
+                got=tuple(got[name].shape),
+            )
+
+
+def _load_from_graph(folder: Path) -> tuple[nn.Module, TrainingConfig]:
+    """As `load_network`, of an export without weights beside it.
+
+    Only where the exporter keeps every weight as it is (`nnunet`): it folds the slopes of a U-Net's
+    PReLU and the transposed matrices of Swin UNETR into other constants.
+    """
+    model = onnx.load_model(folder / GRAPH_FILE, load_external_data=False)
+    config = _noted_config({prop.key: prop.value for prop in model.metadata_props}, folder.name)
     served = ServedNetwork(build_network(config), config.hu_window)
     stored = {
         tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.float32))
@@ -238,7 +380,9 @@ def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
     missing = {name for name, parameter in names if id(parameter) not in found}
     if missing:
         raise InvalidInput(
-            "the graph lacks weights of its network", case=folder.name, got=sorted(missing)[0]
+            f"there is no {WEIGHTS_FILE} and the graph lacks weights of its network",
+            case=folder.name,
+            got=sorted(missing)[0],
         )
     served.load_state_dict(weights, strict=False)
     return served.network.eval(), config
@@ -250,47 +394,8 @@ def measure_parity(
     folder: Path,
     windows: Sequence[NDArray[np.float32]],
 ) -> Parity:
-    """Compare an exported model with the network it came from, window by window and as one batch.
-
-    Args:
-        windows: HU ``[z, y, x]``, of the model's patch.
-
-    Raises:
-        InvalidInput: the graph differs by more than `PROBABILITY_TOLERANCE` or `BYTE_TOLERANCE`.
-    """
-    served = ServedNetwork(network, config.hu_window).eval()
-    batch = np.stack(windows)[:, None]
-    with torch.no_grad():
-        expected = served.probabilities(torch.from_numpy(batch)).numpy()
-    before_rounding, rounded = _run_both(folder / GRAPH_FILE, batch)
-    parity = Parity(
-        probability=float(np.abs(before_rounding - expected).max()),
-        byte=int(np.abs(rounded.astype(int) - np.rint(expected * 255.0).astype(int)).max()),
-    )
-    if parity.probability > PROBABILITY_TOLERANCE or parity.byte > BYTE_TOLERANCE:
-        raise InvalidInput(
-            "the exported graph differs from the network",
-            case=config.name,
-            expected=f"at most {PROBABILITY_TOLERANCE} and {BYTE_TOLERANCE} step of 255",
-            got=parity,
-        )
-    return parity
-
-
-def _run_both(
-    path: Path, batch: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Probabilities and bytes of an exported graph, by ONNX Runtime."""
-    model = onnx.load_model(path)
-    sigmoid = next(node for node in reversed(model.graph.node) if node.op_type == "Sigmoid")
-    model.graph.output.append(
-        onnx.helper.make_tensor_value_info(sigmoid.output[0], onnx.TensorProto.FLOAT, None)
-    )
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    bytes_, probabilities = session.run([OUTPUT_NAME, sigmoid.output[0]], {INPUT_NAME: batch})
-    return probabilities, bytes_
+    """Compare the export of a network of ours with it; see `parity.measure`."""
+    return measure(served_network(network, config), folder, windows)
 
 
 def replace_file(path: Path, data: bytes) -> None:
