@@ -19,13 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import safetensors
-import safetensors.torch
 import torch
-from atlas_core.errors import CorruptFile, InvalidInput
+from atlas_core.errors import InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import nn
 
 from atlas_models.config import TrainingConfig
@@ -38,19 +35,21 @@ from atlas_models.parity import (
 )
 from atlas_models.served import ServedNetwork
 from atlas_models.triton_repository import GRAPH_FILE, SPEC_FILE, read_spec
+from atlas_models.weights import CONFIG_KEY, WEIGHTS_FILE, network_from, write_weights
 
 __all__ = [
     "BYTE_TOLERANCE",
     "PROBABILITY_TOLERANCE",
     "Parity",
     "ServedNetwork",
+    "build_graph",
     "export_model",
     "load_network",
     "measure_parity",
     "replace_file",
     "round_weights",
     "served_network",
-    "write_model",
+    "write_graph",
 ]
 
 OPSET = 20
@@ -64,12 +63,6 @@ RESTORED_SUFFIX = ".float32"
 
 SPEC_KEY = "atlasloop.spec"
 """Metadata of the ONNX file with its ModelSpec: a file that lost its folder explains itself."""
-
-CONFIG_KEY = "atlasloop.training"
-"""Metadata with the `TrainingConfig`, from which the network is built again to train on."""
-
-WEIGHTS_FILE = "weights.safetensors"
-"""Beside the graph: the network's state, float16, `CONFIG_KEY` in its metadata."""
 
 NO_SHA256 = "0" * 64
 """In the spec of a graph that is not written yet."""
@@ -90,13 +83,13 @@ def export_model(
         onnx.checker.ValidationError: the graph is not valid ONNX.
     """
     round_weights(network)
-    return write_model(
-        served_network(network, config),
-        _spec(config, version),
-        folder,
-        notes={CONFIG_KEY: config.model_dump_json()},
-        weights=network.state_dict(),
-    )
+    model = build_graph(served_network(network, config), _spec(config, version), _note(config))
+    store_halved(model)
+    return write_graph(model, _spec(config, version), folder, weights_of=(network, config))
+
+
+def _note(config: TrainingConfig) -> dict[str, str]:
+    return {CONFIG_KEY: config.model_dump_json()}
 
 
 def served_network(network: nn.Module, config: TrainingConfig) -> ServedNetwork:
@@ -104,86 +97,72 @@ def served_network(network: nn.Module, config: TrainingConfig) -> ServedNetwork:
     return ServedNetwork(network, config.hu_window).eval()
 
 
-def write_model(
-    served: ServedNetwork,
-    spec: ModelSpec,
-    folder: Path,
-    *,
-    notes: Mapping[str, str],
-    weights: Mapping[str, torch.Tensor] | None = None,
-) -> ModelSpec:
-    """Write ``model.onnx``, ``model.json`` and, of `weights`, ``weights.safetensors``.
-
-    A folder that is new appears in one step; in one that is there, ``model.json`` comes last.
+def build_graph(
+    served: ServedNetwork, spec: ModelSpec, notes: Mapping[str, str]
+) -> onnx.ModelProto:
+    """The ONNX graph of a network with our interface, weights in float32.
 
     Args:
-        spec: of the model; its checksum is filled in.
-        notes: more metadata of graph and weights.
-
-    Returns:
-        The spec, with the checksum of the ONNX file.
+        spec: of the model; its checksum does not count.
+        notes: more metadata of the graph.
 
     Raises:
-        InvalidInput: a weight is NaN or infinite, or beyond float16.
-        onnx.checker.ValidationError: the graph is not valid ONNX.
+        InvalidInput: a weight is NaN or infinite.
     """
-    _require_finite(served, spec.name)
+    for key, tensor in served.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InvalidInput(
+                f"weights of model {spec.name} are not finite",
+                expected="numbers",
+                got=key,
+                remedy="the training diverged: train again with a lower learning rate",
+            )
     model = _to_onnx(served.eval(), spec)
-    _store_halved(model)
-    _set_metadata(model, spec, notes)
-    return write_graph(model, spec, folder, _weight_bytes(weights, notes))
+    set_metadata(model, spec, notes)
+    return model
 
 
 def write_graph(
-    model: onnx.ModelProto, spec: ModelSpec, folder: Path, weights: bytes | None = None
+    model: onnx.ModelProto,
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    weights_of: tuple[nn.Module, TrainingConfig] | None = None,
 ) -> ModelSpec:
-    """Check a finished graph and write it with its spec; see `write_model`."""
+    """Check a graph and write ``model.onnx``, ``model.json`` and the weights of a network of ours.
+
+    A folder that is new appears in one step; in one that is there, ``model.json`` comes last, and
+    until then its checksum tells that the graph is another one.
+
+    Returns:
+        `spec` with the checksum of the ONNX file.
+
+    Raises:
+        InvalidInput: a weight does not fit float16.
+        onnx.checker.ValidationError: the graph is not valid ONNX.
+    """
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString(deterministic=True)
     spec = spec.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    files = {} if weights is None else {WEIGHTS_FILE: weights}
-    files |= {GRAPH_FILE: data, SPEC_FILE: (spec.model_dump_json(indent=1) + "\n").encode()}
-    _write_folder(folder, files)
-    return spec
-
-
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All `files` in the order given, or, where `folder` is new, nothing at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         fresh = Path(name) / folder.name
         fresh.mkdir()
-        for file, content in files.items():
-            replace_file(fresh / file, content)
-        if not folder.exists():
-            fresh.rename(folder)
-            return
-        for file in files:
-            (fresh / file).replace(folder / file)
+        if weights_of is not None:
+            write_weights(*weights_of, fresh)
+        replace_file(fresh / GRAPH_FILE, data)
+        replace_file(fresh / SPEC_FILE, (spec.model_dump_json(indent=1) + "\n").encode())
+        _move_in(fresh, folder)
+    return spec
 
 
-def _weight_bytes(
-    weights: Mapping[str, torch.Tensor] | None, notes: Mapping[str, str]
-) -> bytes | None:
-    if weights is None:
-        return None
-    halved = {
-        # A copy each: some networks hold one tensor under two names, which the format refuses.
-        name: (tensor.half() if tensor.is_floating_point() else tensor).clone().contiguous()
-        for name, tensor in weights.items()
-    }
-    return safetensors.torch.save(halved, metadata=dict(notes))
-
-
-def _require_finite(served: nn.Module, name: str) -> None:
-    for key, tensor in served.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor.half()).all():
-            raise InvalidInput(
-                f"weights of model {name} are not finite in float16",
-                expected="finite numbers below 65504",
-                got=key,
-                remedy="the training diverged: train again with a lower learning rate",
-            )
+def _move_in(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    for name in (WEIGHTS_FILE, GRAPH_FILE, SPEC_FILE):
+        if (fresh / name).exists():
+            (fresh / name).replace(folder / name)
 
 
 def _spec(config: TrainingConfig, version: int) -> ModelSpec:
@@ -244,7 +223,7 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _store_halved(model: onnx.ModelProto) -> None:
+def store_halved(model: onnx.ModelProto) -> None:
     """Store float32 weights as float16 under their own names, each with a cast back behind it."""
     graph = model.graph
     casts = []
@@ -271,7 +250,7 @@ def _store_halved(model: onnx.ModelProto) -> None:
     graph.value_info.extend(described)
 
 
-def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, notes: Mapping[str, str]) -> None:
+def set_metadata(model: onnx.ModelProto, spec: ModelSpec, notes: Mapping[str, str]) -> None:
     """Put spec and notes into the file; drop what the exporter notes of source lines."""
     graph = model.graph
     noted = (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
@@ -294,70 +273,13 @@ def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
 
     Raises:
         InvalidInput: it is no network of ours, or its weights do not fit its configuration.
-        NotFound, CorruptFile: see `read_spec`; also weights that cannot be read.
+        NotFound, CorruptFile: see `read_spec` and `weights.read_weights`.
     """
     read_spec(folder)
     if not (folder / WEIGHTS_FILE).exists():
         return _load_from_graph(folder)
-    weights, notes = _read_weights(folder)
-    config = _noted_config(notes, folder.name)
-    network = build_network(config)
-    _require_same_tensors(network.state_dict(), weights, folder.name)
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    network, config = network_from(folder)
     return network.eval(), config
-
-
-def _read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise CorruptFile(f"{WEIGHTS_FILE} cannot be read", case=folder.name, got=error) from None
-
-
-def _noted_config(notes: Mapping[str, str], case: str) -> TrainingConfig:
-    if CONFIG_KEY not in notes:
-        raise InvalidInput(
-            "the model does not say how it was trained",
-            case=case,
-            expected=f"metadata {CONFIG_KEY}",
-            remedy="an imported model is served as it is; train one of ours to go on",
-        )
-    try:
-        return TrainingConfig.model_validate_json(notes[CONFIG_KEY])
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CorruptFile(
-            "the model says in another form how it was trained",
-            case=case,
-            expected="a TrainingConfig as JSON",
-            got=f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
-        ) from None
-
-
-def _require_same_tensors(
-    expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor], case: str
-) -> None:
-    """Refuses weights of another network, naming the first tensor that tells.
-
-    Raises:
-        InvalidInput: a tensor is missing, unknown or of another shape.
-    """
-    for what, names in (("lack", expected.keys() - got), ("hold unknown", got.keys() - expected)):
-        if names:
-            raise InvalidInput(
-                f"the weights {what} tensors of their network ({len(names)})",
-                case=case,
-                got=sorted(names)[0],
-            )
-    for name, tensor in expected.items():
-        if tensor.shape != got[name].shape:
-            raise InvalidInput(
-                f"tensor {name} has another shape than the network's",
-                case=case,
-                expected=tuple(tensor.shape),
-                got=tuple(got[name].shape),
-            )
 
 
 def _load_from_graph(folder: Path) -> tuple[nn.Module, TrainingConfig]:
@@ -367,7 +289,15 @@ def _load_from_graph(folder: Path) -> tuple[nn.Module, TrainingConfig]:
     PReLU and the transposed matrices of Swin UNETR into other constants.
     """
     model = onnx.load_model(folder / GRAPH_FILE, load_external_data=False)
-    config = _noted_config({prop.key: prop.value for prop in model.metadata_props}, folder.name)
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    if CONFIG_KEY not in props:
+        raise InvalidInput(
+            "the model does not say how it was trained",
+            case=folder.name,
+            expected=f"metadata {CONFIG_KEY}",
+            remedy="an imported model is served as it is; train one of ours to go on",
+        )
+    config = TrainingConfig.model_validate_json(props[CONFIG_KEY])
     served = ServedNetwork(build_network(config), config.hu_window)
     stored = {
         tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.float32))

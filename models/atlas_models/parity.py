@@ -119,7 +119,7 @@ def probability_tensor(model: onnx.ModelProto) -> str:
 
 
 def _constant(name: str, constants: set[str]) -> bool:
-    # A constant may lie behind its cast from float16; see `export._store_halved`.
+    # A constant may lie behind its cast from float16; see `export.store_halved`.
     return name in constants or name.removesuffix(".float32") in constants
 
 
