@@ -1,4 +1,4 @@
-"""Any ONNX graph of a segmentation network, wrapped into our interface. Free of torch.
+"""Any ONNX graph of a segmentation network, wrapped into our interface.
 
     input: image            # [batch, 1, x, y, z] float32
     output: logits          # [batch, class, x, y, z] float32
