@@ -8,6 +8,7 @@ anything else is refused. ``.safetensors`` holds no code at all.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,7 @@ def _pickle(path: Path) -> Any:
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> InvalidInput | CorruptFile:
-    text = str(error)
-    if "Unsupported" in text or "GLOBAL" in text or "blocked" in text:
+    if re.search(r"Unsupported (global|class)|GLOBAL|blocked", str(error)):
         return InvalidInput(
             "the checkpoint wants to run code, which is refused",
             case=path.name,
@@ -124,4 +124,4 @@ def _first_line(error: BaseException) -> str:
     """What PyTorch says, without its page of advice to switch the check off."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (told or lines or [type(error).__name__])[0][:200]
+    return (told or lines or [type(error).__name__])[0].partition(" was not an allowed")[0][:200]

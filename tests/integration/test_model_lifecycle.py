@@ -289,7 +289,8 @@ def test_the_commands_import_promote_compare_and_roll_back(
         "input: image\noutput: logits\naxes: zyx\nclasses: [liver, spleen, pancreas]\n"
         "spacing_mm: [3, 3, 3]\npatch: [24, 20, 16]\n"
     )
-    arguments = ("--name", NAME, "--onnx", str(theirs), "--config", str(described))
+    organs = ("--organs", "liver,spleen,pancreas")  # in the order of the version in service
+    arguments = ("--name", NAME, "--onnx", str(theirs), "--config", str(described), *organs)
     made = _atlasloop(lifecycle_stack, "models", "import", *arguments, "--json")
     assert made.returncode == 0, made.stderr
     version = json.loads(made.stdout)["version"]

@@ -22,8 +22,6 @@ from atlas_models.agreement import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-CUBE = (slice(5, 15),) * 3
-
 
 def cube(shift: int = 0, size: int = 24) -> np.ndarray:
     mask = np.zeros((size,) * 3, bool)
@@ -45,18 +43,23 @@ def test_what_neither_sees_is_no_agreement_and_what_one_sees_is_none() -> None:
         assert (row.dice, row.nsd) == (0.0, 0.0)
 
 
-def test_a_shifted_cube_by_hand() -> None:
-    """A cube of 10 voxels shifted by 2 mm along one axis.
+FACE, EDGE, CORNER = 1.0, math.sqrt(2) / 2, math.sqrt(3) / 8
+"""Areas (mm²) of the surface around one lattice point between voxels of 1 mm."""
 
-    Dice: 8 of 10 slices overlap. Surfaces at a tolerance of 1 mm: the two end faces lie 2 mm apart
-    and do not count; of the four sides each, strips of 8 of 10 lie on the other's, and of the 2
-    that stick out, half lies within 1 mm of the other's rim.
+
+def test_a_shifted_cube_by_hand() -> None:
+    """A cube of 10 voxels shifted by 2 mm along one axis, counted point by point.
+
+    Its surface passes through 9 x 9 points inside each of 6 faces, 9 on each of 12 edges and 8
+    corners. Of these, the face left behind lies 2 mm from the other cube; of the face ahead, which
+    lies inside the other, all but the outermost ring lie more than 1 mm below its sides.
     """
     row = organ_agreement("liver", cube(), cube(2), (1.0, 1.0, 1.0))
     assert row.dice == pytest.approx(0.8)
-    sides, ends = 4 * 10 * 10, 2 * 10 * 10
-    exact = 4 * 10 * 9 / (sides + ends)
-    assert row.nsd == pytest.approx(exact, abs=0.05)
+    surface = 6 * 81 * FACE + 12 * 9 * EDGE + 8 * CORNER
+    behind = 81 * FACE + 4 * 9 * EDGE + 4 * CORNER
+    ahead = 7 * 7 * FACE
+    assert row.nsd == pytest.approx((surface - behind - ahead) / surface, abs=1e-5)
     # All of it lies within 2 mm.
     assert surface_dice(cube(), cube(2), (1.0, 1.0, 1.0), 2.0) == pytest.approx(1.0)
 
@@ -70,17 +73,17 @@ def test_tolerance_is_in_millimetres_not_voxels() -> None:
     assert surface_dice(cube(), cube(1), (1.0, 3.0, 1.0)) == pytest.approx(1.0)
 
 
-def test_surfaces_count_by_area_whatever_the_spacing() -> None:
-    """A slab 1 mm thick and 20 x 20 mm wide against one 5 mm thicker on one side: its two large
-    faces dominate, of which one of two agrees."""
-    thin, thick = np.zeros((2, 30, 30, 30), bool)
-    thin[5:25, 5:25, 10:11] = True
-    thick[5:25, 5:25, 10:16] = True
-    value = surface_dice(thin, thick, (1.0, 1.0, 1.0))
-    thin_area, thick_area = 2 * 400 + 80 * 1, 2 * 400 + 80 * 6
-    # Both lower faces agree; of the thin one's upper face, rim and sides up to 1 mm do.
-    lower, rims = 400 + 400, 80 * 1 + 80 * 2 + 80
-    assert value == pytest.approx((lower + rims) / (thin_area + thick_area), abs=0.06)
+def test_a_plate_and_a_block_by_hand() -> None:
+    """A plate of 20 x 20 x 1 voxels in a block of 20 x 20 x 6: all of the plate lies within 1 mm of
+    the block; of the block, its bottom and its sides up to 1 mm above the plate."""
+    plate, block = np.zeros((2, 30, 30, 30), bool)
+    plate[5:25, 5:25, 10:11] = True
+    block[5:25, 5:25, 10:16] = True
+    cap = 19 * 19 * FACE + 4 * 19 * EDGE + 4 * CORNER
+    layer_of_sides = 4 * 19 * FACE + 4 * EDGE
+    near = 2 * cap + (cap + 2 * layer_of_sides)
+    value = surface_dice(plate, block, (1.0, 1.0, 1.0))
+    assert value == pytest.approx(near / (2 * cap + 2 * cap + 5 * layer_of_sides), abs=1e-5)
 
 
 def test_a_surface_at_the_edge_of_the_volume_is_one() -> None:

@@ -238,10 +238,8 @@ def test_published_architectures_are_built_as_described(name: str) -> None:
     described = read_description(PUBLISHED / f"abdomenatlas_{name}.yaml", DescribedWeights)
     assert tuple(described.groups(ABDOMEN_ATLAS, name)) == ABDOMEN_ATLAS.names
     assert described.intensities == (-175.0, 250.0, -175.0, 425.0)
-    with torch.device("meta"):
-        network = build(described, name)
-    shapes = [tuple(p.shape) for p in network.parameters()]
-    assert any(shape[0] == 9 for shape in shapes)
+    shapes = [tuple(parameter.shape) for parameter in build(described, name).parameters()]
+    assert any(shape[0] == len(ABDOMEN_ATLAS) for shape in shapes)
 
 
 def test_numbers_of_numpy_in_a_checkpoint_are_harmless(tmp_path: Path) -> None:

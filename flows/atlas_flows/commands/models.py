@@ -165,6 +165,13 @@ def import_model(
         list[str] | None,
         typer.Option(help="nnU-Net: organ=name of a label that means it (repeatable)."),
     ] = None,
+    organs: Annotated[
+        str | None,
+        typer.Option(
+            help="Which, separated by commas and in this order: models of one ensemble have the "
+            "same. Default: all that the model knows, in the order of AbdomenAtlas."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a model from elsewhere one of ours: a version that can be promoted.
@@ -176,6 +183,7 @@ def import_model(
     Example: atlasloop models import --name nnunet --nnunet results/nnUNetTrainer__nnUNetPlans__3d_fullres --orientation RAS
     """  # noqa: E501  an example that can be copied
     from atlas_core.errors import InvalidInput
+    from atlas_core.organs import ABDOMEN_ATLAS
 
     given = [option for option in (nnunet, weights, onnx) if option is not None]
     if len(given) != 1 or (nnunet is None) != (config is not None):
@@ -183,9 +191,9 @@ def import_model(
             "say what to import",
             expected="--nnunet FOLDER, --weights FILE --config YAML or --onnx FILE --config YAML",
         )
-    here = places(context)
-    with _catalog(here) as catalog, _store(here).incoming() as folder:
-        store = _store(here)
+    scheme = ABDOMEN_ATLAS if organs is None else ABDOMEN_ATLAS.select(organs.split(","))
+    here, store = places(context), _store(places(context))
+    with _catalog(here) as catalog, store.incoming() as folder:
         t = _next(store, catalog, name) if version is None else version
         target = Path(folder) / name
         if nnunet is not None:
@@ -203,17 +211,24 @@ def import_model(
                     orientation=orientation,
                     labels=_labels(label or ()),
                 ),
+                scheme,
             )
         elif weights is not None and config is not None:
             from atlas_models.monai_import import import_monai
 
-            spec = import_monai(weights, config, target, name=name, version=t)
+            spec = import_monai(weights, config, target, name=name, version=t, scheme=scheme)
         else:
             from atlas_models.onnx_import import import_onnx
 
             assert onnx is not None
             assert config is not None
-            spec = import_onnx(onnx, config, target, name=name, version=t)
+            spec = import_onnx(onnx, config, target, name=name, version=t, scheme=scheme)
+        if organs is not None and spec.organs != scheme.names:
+            raise InvalidInput(
+                "the model does not know all these organs",
+                expected=organs,
+                got=",".join(spec.organs),
+            )
         store.add(target, catalog, provenance=_origin(given[0], config))
     _say_made(spec, as_json, "imported")
 
