@@ -105,3 +105,10 @@ $(TRITON_VENV)/.done: constraints-triton.txt | $(BIN)/python
 
 .PHONY: help setup demo up down status setup-dev test check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu
+
+# nnU-Net's packages, without what they would bring along; see the file.
+$(VENV)/.nnunet: constraints-nnunet.txt | $(VENV)/.dev
+	$(BIN)/python $(PIP) --no-deps -r constraints-nnunet.txt
+	@touch $@
+
+setup-dev: $(VENV)/.nnunet

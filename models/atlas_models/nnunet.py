@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from atlas_core.errors import CorruptFile, InvalidInput, NotFound
+from atlas_core.errors import ConfigurationError, CorruptFile, InvalidInput, NotFound
 from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from torch import nn
@@ -397,9 +397,16 @@ def build(plan: Plan, outputs: int) -> nn.Module:
 
     Raises:
         InvalidInput: a class that is not served.
+        ConfigurationError: nnU-Net's network library is not installed.
     """
     # Takes a second, and only imports of nnU-Nets need it.
-    from dynamic_network_architectures.architectures import unet
+    try:
+        from dynamic_network_architectures.architectures import unet
+    except ImportError:
+        raise ConfigurationError(
+            "nnU-Net's network library is not installed",
+            remedy="run `make setup-dev`, or pip install --no-deps -r constraints-nnunet.txt",
+        ) from None
 
     networks = {one.__name__: one for one in (unet.PlainConvUNet, unet.ResidualEncoderUNet)}
     if plan.architecture not in networks:
