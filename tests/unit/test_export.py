@@ -187,8 +187,8 @@ def test_every_architecture_comes_back_by_its_weights(architecture: str, tmp_pat
 def test_weights_of_another_network_are_refused(folder: Path, tmp_path: Path) -> None:
     import shutil
 
-    export_model(build_network(CONFIG.model_copy(update={"channels": (8, 16, 24)})),
-                 CONFIG.model_copy(update={"channels": (8, 16, 24)}), tmp_path / "other")  # fmt: skip
+    wider = CONFIG.model_copy(update={"channels": (8, 16, 24)})
+    export_model(build_network(wider), wider, tmp_path / "other")
     shutil.copytree(folder, tmp_path / "m")
     data = (tmp_path / "other" / "weights.safetensors").read_bytes()
     mixed = data.replace(b"[8,16,24]", b"[8,16,16]")
