@@ -33,6 +33,7 @@ class TrainingOrder:
         run_folder: checkpoints and curves; None: ``<home>/runs/<name>-<t>``.
         datasets: only their cases; empty: all.
         overrides: fields of the configuration.
+        validation_share: of the cases, held out by their ids; `promote` judges by these.
     """
 
     config: str
@@ -40,6 +41,7 @@ class TrainingOrder:
     run_folder: Path | None = None
     datasets: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    validation_share: float = 0.1
 
 
 def train_version(
@@ -73,6 +75,7 @@ def train_version(
             config=order.config,
             overrides=dict(order.overrides),
             datasets=order.datasets,
+            validation_share=order.validation_share,
             weights=weights,
             run_folder=run_folder,
             output=Path(folder) / name,

@@ -7,11 +7,10 @@ the truth of every case is what version 0 sees, a version with a shifted level s
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from atlas_core.records import Label, LabelSource, Reading
 from atlas_core.volume import Volume
 from atlas_embedded.stack import up
 from atlas_embedded.triton_models import TritonModels, repository_of
+from atlas_flows.cli import app
 from atlas_flows.model_lifecycle import Order, PromotionRefused, Site, promote, rollback
 from atlas_models.triton_repository import GRAPH_FILE, read_spec
 from atlasloop.client import AttentionClient
@@ -34,6 +34,7 @@ from onnx import numpy_helper
 from small_cts import write_small_cts
 from stack import Stack, open_stack
 from triton_server import export_tiny_model
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.stack
 
@@ -272,17 +273,25 @@ def _dataset(name: str) -> object:
     return Dataset(name=name)
 
 
-def _atlasloop(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "atlas_flows.cli", *arguments],
-        capture_output=True, text=True, check=False, env=stack.environment(),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Told:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def _atlasloop(*arguments: str) -> _Told:
+    """The command in this process: it is torch that takes seconds to load, not the command."""
+    result = CliRunner().invoke(app, list(arguments))
+    return _Told(result.exit_code, result.stdout, f"{result.stderr} {result.exception}")
 
 
 def test_the_commands_import_promote_compare_and_roll_back(
-    site: Site, lifecycle_stack: Stack, tmp_path: Path
+    site: Site, lifecycle_stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A foreign graph becomes the next version of a model in service, and goes again."""
+    for variable, value in lifecycle_stack.settings.environment().items():
+        monkeypatch.setenv(variable, value)
     theirs = _foreign(tmp_path / "theirs.onnx", export(tmp_path / "m", 0))
     described = tmp_path / "described.yaml"
     described.write_text(
@@ -291,36 +300,34 @@ def test_the_commands_import_promote_compare_and_roll_back(
     )
     organs = ("--organs", "liver,spleen,pancreas")  # in the order of the version in service
     arguments = ("--name", NAME, "--onnx", str(theirs), "--config", str(described), *organs)
-    made = _atlasloop(lifecycle_stack, "models", "import", *arguments, "--json")
+    made = _atlasloop("models", "import", *arguments, "--json")
     assert made.returncode == 0, made.stderr
     version = json.loads(made.stdout)["version"]
     assert version >= 1
-    promoted = _atlasloop(lifecycle_stack, "models", "promote", f"{NAME}@{version}", "--json")
+    promoted = _atlasloop("models", "promote", f"{NAME}@{version}", "--json")
     assert promoted.returncode == 0, promoted.stderr
     assert json.loads(promoted.stdout)["previous_version"] == 0
     assert in_service(site) == [(NAME, version)]
 
-    listed = json.loads(_atlasloop(lifecycle_stack, "models", "list", "--json").stdout)
+    listed = json.loads(_atlasloop("models", "list", "--json").stdout)
     states = {row["version"]: row["state"] for row in listed if row["name"] == NAME}
     assert states[version] == "in service"
     compared = _atlasloop(
-        lifecycle_stack, "models", "evaluate", f"{NAME}@0", f"{NAME}@{version}", "--json",
+        "models", "evaluate", f"{NAME}@0", f"{NAME}@{version}", "--json",
         "--csv", str(tmp_path / "figures.csv"),
     )  # fmt: skip
     assert compared.returncode == 0, compared.stderr
     told = json.loads(compared.stdout)
     assert told["models"][f"{NAME}@0"]["organs"]["liver"]["dice"]["mean"] == 1.0
     assert len((tmp_path / "figures.csv").read_text().splitlines()) == 1 + 2 * CASES * 3
-    back = _atlasloop(lifecycle_stack, "models", "rollback", NAME, "--why", "enough")
+    back = _atlasloop("models", "rollback", NAME, "--why", "enough")
     assert back.returncode == 0, back.stderr
     assert "rolled back" in back.stdout
     assert in_service(site) == [(NAME, 0)]
-    shown = _atlasloop(lifecycle_stack, "models", "show", f"{NAME}@{version}")
+    shown = _atlasloop("models", "show", f"{NAME}@{version}")
     assert "mean Dice" in shown.stdout, shown.stderr
     out = tmp_path / "out"
-    exported = _atlasloop(
-        lifecycle_stack, "models", "export", f"{NAME}@{version}", "--output", str(out)
-    )
+    exported = _atlasloop("models", "export", f"{NAME}@{version}", "--output", str(out))
     assert exported.returncode == 0, exported.stderr
     assert read_spec(out).version == version
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from atlas_flows.model_lifecycle import Site
     from atlas_flows.model_store import ModelStore
+    from atlas_flows.model_training import TrainingOrder
     from atlas_flows.settings import Places
 
 app = typer.Typer(
@@ -36,6 +37,21 @@ VersionOption = Annotated[
 ]
 WhyOption = Annotated[str, typer.Option(help="Goes on record.")]
 DatasetOption = Annotated[str | None, typer.Option(help="Only its cases.")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, help="Checkpoints and curves; a run goes on where it ended."),
+]
+DatasetsOption = Annotated[
+    list[str] | None, typer.Option(help="Only cases of it (repeatable); default: all.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Field of the configuration, for instance steps=200."),
+]
+ShareOption = Annotated[
+    float,
+    typer.Option(min=0.0, max=0.9, help="Of the cases, held out by their ids; promote judges by."),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")]
 
 
@@ -237,17 +253,10 @@ def import_model(
 def train(
     context: typer.Context,
     config: Annotated[str, typer.Argument(help="YAML file, or a shipped one: demo/unet, …")],
-    run_folder: Annotated[
-        Path | None,
-        typer.Option(file_okay=False, help="Checkpoints and curves; a run goes on where it ended."),
-    ] = None,
-    dataset: Annotated[
-        list[str] | None, typer.Option(help="Only cases of it (repeatable); default: all.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Field of the configuration, for instance steps=200."),
-    ] = None,
+    run_folder: RunOption = None,
+    dataset: DatasetsOption = None,
+    set_: SetOption = None,
+    validation_share: ShareOption = 0.1,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model from scratch on the cases that have labels, in part or whole (step ①).
@@ -257,7 +266,8 @@ def train(
 
     Example: atlasloop models train demo/unet --set steps=200
     """
-    _train(context, config, None, run_folder, dataset, set_, as_json)
+    order = _order(config, None, run_folder, dataset, set_, validation_share)
+    _train(context, order, as_json)
 
 
 @app.command()
@@ -265,24 +275,18 @@ def finetune(
     context: typer.Context,
     reference: ReferenceArgument,
     config: Annotated[str, typer.Argument(help="YAML file, or a shipped one: demo/unet, …")],
-    run_folder: Annotated[
-        Path | None,
-        typer.Option(file_okay=False, help="Checkpoints and curves; a run goes on where it ended."),
-    ] = None,
-    dataset: Annotated[
-        list[str] | None, typer.Option(help="Only cases of it (repeatable); default: all.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Field of the configuration, for instance steps=200."),
-    ] = None,
+    run_folder: RunOption = None,
+    dataset: DatasetsOption = None,
+    set_: SetOption = None,
+    validation_share: ShareOption = 0.1,
     as_json: JsonOption = False,
 ) -> None:
     """Train a version further on the labels of today (step ⑦); the result is its next version.
 
     Example: atlasloop models finetune unet@0 demo/unet --set steps=100
     """
-    _train(context, config, reference, run_folder, dataset, set_, as_json)
+    order = _order(config, reference, run_folder, dataset, set_, validation_share)
+    _train(context, order, as_json)
 
 
 @app.command()
@@ -446,25 +450,30 @@ def rollback(
 # --- how it is done -------------------------------------------------------------------------------
 
 
-def _train(
-    context: typer.Context,
+def _order(
     config: str,
     reference: str | None,
     run_folder: Path | None,
     datasets: Sequence[str] | None,
     overrides: Sequence[str] | None,
-    as_json: bool,
-) -> None:
-    from atlas_flows.model_training import TrainingOrder, train_version
+    validation_share: float,
+) -> TrainingOrder:
+    from atlas_flows.model_training import TrainingOrder
 
-    here = places(context)
-    order = TrainingOrder(
+    return TrainingOrder(
         config=config,
         parent=None if reference is None else _parse(reference),
         run_folder=run_folder,
         datasets=tuple(datasets or ()),
         overrides=_assignments(overrides or ()),
+        validation_share=validation_share,
     )
+
+
+def _train(context: typer.Context, order: TrainingOrder, as_json: bool) -> None:
+    from atlas_flows.model_training import train_version
+
+    here = places(context)
     with _catalog(here) as catalog, _counting("training", None) as step:
         spec = train_version(order, here, catalog, _store(here), step)
     _say_made(spec, as_json, "trained")
