@@ -56,7 +56,7 @@ def test_a_model_is_trained_finetuned_promoted_and_rolled_back(tmp_path: Path) -
         shown = json.loads(atlasloop(settings, "models", "show", "small@1", "--json"))
         assert shown["parent"] == "small@0"
         assert shown["learnt_from"]
-        judged = {case for case in json.loads(done)["evidence"]}
+        judged = set(json.loads(done)["evidence"])
         assert {"mean_dice", "mean_dice_before", "cases"} <= judged
         atlasloop(settings, "models", "rollback", "small")
         assert in_service(settings) == 0
