@@ -19,10 +19,13 @@ import safetensors.torch
 import torch
 from atlas_core.errors import CorruptFile, InvalidInput, NotFound
 
+_SCALAR = np.float64(0).__reduce__()[0]
+"""What NumPy makes its numbers by when they are unpickled."""
+
 _NUMBERS: list[Any] = [
     # nnU-Net logs scores as NumPy numbers. Both names: pickles outlive the module they name.
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
     np.float32,
     np.float64,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ import onnxruntime
 from atlas_core.errors import CorruptFile, InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import Field
 
@@ -270,7 +272,7 @@ class _Wrapper:
     def _integers(self, values: Sequence[int]) -> str:
         return self._constant(np.array(values, np.int64))
 
-    def _constant(self, value: np.ndarray) -> str:  # type: ignore[type-arg]
+    def _constant(self, value: NDArray[Any]) -> str:
         name = self._fresh("constant")
         self.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
