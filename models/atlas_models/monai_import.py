@@ -8,7 +8,7 @@
 
 The network is built by name from a short list; weights are read without running what they may
 carry. Checkpoints of the AbdomenAtlas and SuPreM benchmarks come as ``{"net": {"module.…": …}}``;
-``configs/published`` has their descriptions.
+``published`` has their descriptions.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from atlas_models.triton_repository import GRAPH_FILE, read_spec
 from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
-PUBLISHED = Path(__file__).parents[2] / "models" / "atlas_models" / "configs" / "published"
+PUBLISHED = Path(__file__).parents[2] / "models" / "atlas_models" / "published"
 
 PATCH = (24, 16, 32)  # x, y, z
 CLASSES = [None, "spleen", "liver", "Right Kidney", "liver"]
