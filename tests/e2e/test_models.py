@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.stack import down, up
+from atlas_flows.cli import app
 from atlas_models.triton_repository import read_spec
 from atlasloop.client import AttentionClient
 from stack import free_settings
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.stack
 
@@ -22,13 +21,9 @@ SMALL = ("name=small", "channels=[8,16]", "patch=[32,32,32]", "spacing_mm=[9,9,9
 
 
 def atlasloop(settings: EmbeddedSettings, *arguments: str) -> str:
-    """Runs the command as a user does; its standard output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "atlas_flows.cli", *arguments],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, **settings.environment()},
-    )  # fmt: skip
-    assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    """The command in this process, which loads torch once; its standard output."""
+    done = CliRunner().invoke(app, list(arguments), env=settings.environment())
+    assert done.exit_code == 0, f"{arguments}: {done.stderr} {done.exception!r}"
     return done.stdout
 
 
