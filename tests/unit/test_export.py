@@ -162,7 +162,7 @@ def test_weights_are_stored_in_half_the_bytes(network: nn.Module, folder: Path) 
 
 SMALL: dict[str, dict[str, object]] = {
     "unet": {"channels": (8, 16), "patch": (16, 24, 32)},
-    "nnunet": {"channels": (8, 16), "patch": (16, 24, 32)},
+    "nnunet": {"channels": (8, 16, 16), "patch": (16, 24, 32)},
     "swin_unetr": {"channels": (12,), "bottleneck_block": False, "patch": (32, 32, 64)},
 }
 
