@@ -120,3 +120,9 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	@touch $@
 
 .PHONY: check-deploy chart-schema
+# nnU-Net's packages, without what they would bring along; see the file.
+$(VENV)/.nnunet: constraints-nnunet.txt | $(VENV)/.dev
+	$(BIN)/python $(PIP) --no-deps -r constraints-nnunet.txt
+	@touch $@
+
+setup-dev: $(VENV)/.nnunet

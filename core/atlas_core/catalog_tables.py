@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -25,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0001"
+REVISION = "0003"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -169,4 +170,49 @@ iterations = Table(
     Column("parameters", JSON, nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime),
+)
+
+# Life cycle of models; see `atlas_core.model_registry`. Rows are only ever added.
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("previous_version", Integer),
+    Column("kind", String(16), nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("who", String, nullable=False),
+    Column("why", String, nullable=False),
+    Column("evidence", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+model_evaluations = Table(
+    "model_evaluations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    # Of the cases and the labels that they were compared with: figures of other truth differ.
+    Column("truth_sha256", String(64), nullable=False),
+    Column("cases", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_model_evaluations_name_version_sha256", "name", "version", "sha256"),
+)
+
+# What a model learnt from, by value: a case may be deleted, what a model knows of it may not.
+model_labels = Table(
+    "model_labels",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("case_id", String(100), primary_key=True),
+    Column("organ", String(63), primary_key=True),
+    Column("label_sha256", String(64), nullable=False),
+    Column("source", String(16), nullable=False),
 )

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_flows.commands import backup, data, lists, scoring, stack
+from atlas_flows.commands import backup, data, lists, models, scoring, stack
 from atlas_flows.commands.terminal import Choices, show_error
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ evaluate = typer.Typer(
 )
 evaluate.command("ranking")(lists.evaluate_ranking)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
+app.add_typer(models.app, name="models", rich_help_panel="Models")
 
 
 def _print_version(asked: bool) -> None:

@@ -37,6 +37,12 @@ class FlowSettings(BaseSettings):
     score_schedule: str | None = Field(
         default=None, description="Cron line for the flow `score`; empty: only when started."
     )
+    promotion_margin: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="By how much mean Dice may fall when a new version of a model is promoted.",
+    )
 
 
 class Places:
@@ -44,7 +50,8 @@ class Places:
 
     Attributes:
         embedded: settings of the one-machine stack.
-        catalog_url, store, attention_address, prefect_api_url, score_schedule: see `FlowSettings`.
+        catalog_url, store, attention_address, prefect_api_url, score_schedule, promotion_margin:
+            see `FlowSettings`.
     """
 
     def __init__(self, embedded: EmbeddedSettings, flow: FlowSettings) -> None:
@@ -54,6 +61,7 @@ class Places:
         self.attention_address = flow.attention_address or embedded.attention_address
         self.prefect_api_url = flow.prefect_api_url or embedded.prefect_api_url
         self.score_schedule = flow.score_schedule or None
+        self.promotion_margin = flow.promotion_margin
 
     @classmethod
     def read(cls, home: Path | None = None) -> Self:

@@ -1,7 +1,8 @@
-"""From a trained network to the folder that is served: `model.onnx` and `model.json`.
+"""From a network to the folder that is served: `model.onnx`, `model.json`, `weights.safetensors`.
 
 The graph holds everything between Hounsfield units and bytes, so that whoever runs it (ONNX
-Runtime, OpenVINO, TensorRT) sends float32 HU and receives uint8; see `atlas_core.model_spec`.
+Runtime, OpenVINO, TensorRT) sends float32 HU and receives uint8; see `atlas_core.model_spec`. The
+weights beside it are the network's own tensors under its own names: exporters fold and rename them.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from atlas_core.errors import InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
@@ -28,8 +27,30 @@ from torch import nn
 
 from atlas_models.config import TrainingConfig
 from atlas_models.networks import build_network
-from atlas_models.training import scale_hu
+from atlas_models.parity import (
+    BYTE_TOLERANCE,
+    PROBABILITY_TOLERANCE,
+    Parity,
+    measure,
+)
+from atlas_models.served import ServedNetwork
 from atlas_models.triton_repository import GRAPH_FILE, SPEC_FILE, read_spec
+from atlas_models.weights import CONFIG_KEY, WEIGHTS_FILE, network_from, write_weights
+
+__all__ = [
+    "BYTE_TOLERANCE",
+    "PROBABILITY_TOLERANCE",
+    "Parity",
+    "ServedNetwork",
+    "build_graph",
+    "export_model",
+    "load_network",
+    "measure_parity",
+    "replace_file",
+    "round_weights",
+    "served_network",
+    "write_graph",
+]
 
 OPSET = 20
 """Newest opset that ONNX Runtime, OpenVINO and TensorRT all read."""
@@ -43,69 +64,108 @@ RESTORED_SUFFIX = ".float32"
 SPEC_KEY = "atlasloop.spec"
 """Metadata of the ONNX file with its ModelSpec: a file that lost its folder explains itself."""
 
-CONFIG_KEY = "atlasloop.training"
-"""Metadata with the `TrainingConfig`, from which the network is built again to train on."""
-
-PROBABILITY_TOLERANCE = 1e-3
-"""Between PyTorch and ONNX Runtime; a quarter of one step of 255. ONNX Runtime sums the 64³ voxels
-of an instance norm one by one in float32: measured up to 4e-4 on a phantom, where PyTorch stays
-within 5e-6 of float64."""
-
-BYTE_TOLERANCE = 1
-"""A probability on the border between two bytes may round either way."""
-
-
-class ServedNetwork(nn.Module):
-    """What the graph computes: HU ``[batch, 1, z, y, x]`` → uint8 ``[batch, organ, z, y, x]``."""
-
-    def __init__(self, network: nn.Module, hu_window: tuple[float, float]) -> None:
-        super().__init__()
-        self.network = network
-        self.hu_window = hu_window
-
-    def probabilities(self, ct: torch.Tensor) -> torch.Tensor:
-        """Soft predictions in [0, 1] before they are rounded."""
-        return torch.sigmoid(self.network(scale_hu(ct, self.hu_window)))
-
-    def forward(self, ct: torch.Tensor) -> torch.Tensor:
-        return torch.round(self.probabilities(ct) * 255.0).to(torch.uint8)
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Largest difference between PyTorch and the exported graph on some windows."""
-
-    probability: float
-    byte: int
+NO_SHA256 = "0" * 64
+"""In the spec of a graph that is not written yet."""
 
 
 def export_model(
     network: nn.Module, config: TrainingConfig, folder: Path, *, version: int = 0
 ) -> ModelSpec:
-    """Write `network` as ``<folder>/model.onnx`` and ``model.json``, all or nothing per file.
+    """Write a network of ours as an exported model in `folder`, with its weights beside it.
+
+    Its weights are rounded to float16, see `round_weights`.
 
     Returns:
         The spec, with the checksum of the ONNX file.
 
     Raises:
+        InvalidInput: the network holds NaN or infinite weights.
         onnx.checker.ValidationError: the graph is not valid ONNX.
     """
     round_weights(network)
-    served = ServedNetwork(network, config.hu_window).eval()
-    model = _to_onnx(served, config)
-    _store_halved(model)
-    spec = _spec(config, version, "0" * 64)
-    _set_metadata(model, spec, config)
+    model = build_graph(served_network(network, config), _spec(config, version), _note(config))
+    store_halved(model)
+    return write_graph(model, _spec(config, version), folder, weights_of=(network, config))
+
+
+def _note(config: TrainingConfig) -> dict[str, str]:
+    return {CONFIG_KEY: config.model_dump_json()}
+
+
+def served_network(network: nn.Module, config: TrainingConfig) -> ServedNetwork:
+    """A network of ours with everything around it that its graph holds."""
+    return ServedNetwork(network, config.hu_window).eval()
+
+
+def build_graph(
+    served: ServedNetwork, spec: ModelSpec, notes: Mapping[str, str]
+) -> onnx.ModelProto:
+    """The ONNX graph of a network with our interface, weights in float32.
+
+    Args:
+        spec: of the model; its checksum does not count.
+        notes: more metadata of the graph.
+
+    Raises:
+        InvalidInput: a weight is NaN or infinite.
+    """
+    for key, tensor in served.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InvalidInput(
+                f"weights of model {spec.name} are not finite",
+                expected="numbers",
+                got=key,
+                remedy="the training diverged: train again with a lower learning rate",
+            )
+    model = _to_onnx(served.eval(), spec)
+    set_metadata(model, spec, notes)
+    return model
+
+
+def write_graph(
+    model: onnx.ModelProto,
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    weights_of: tuple[nn.Module, TrainingConfig] | None = None,
+) -> ModelSpec:
+    """Check a graph and write ``model.onnx``, ``model.json`` and the weights of a network of ours.
+
+    A folder that is new appears in one step; in one that is there, ``model.json`` comes last, and
+    until then its checksum tells that the graph is another one.
+
+    Returns:
+        `spec` with the checksum of the ONNX file.
+
+    Raises:
+        InvalidInput: a weight does not fit float16.
+        onnx.checker.ValidationError: the graph is not valid ONNX.
+    """
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString(deterministic=True)
     spec = spec.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / GRAPH_FILE, data)
-    replace_file(folder / SPEC_FILE, (spec.model_dump_json(indent=1) + "\n").encode())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        fresh = Path(name) / folder.name
+        fresh.mkdir()
+        if weights_of is not None:
+            write_weights(*weights_of, fresh)
+        replace_file(fresh / GRAPH_FILE, data)
+        replace_file(fresh / SPEC_FILE, (spec.model_dump_json(indent=1) + "\n").encode())
+        _move_in(fresh, folder)
     return spec
 
 
-def _spec(config: TrainingConfig, version: int, sha256: str) -> ModelSpec:
+def _move_in(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    for name in (WEIGHTS_FILE, GRAPH_FILE, SPEC_FILE):
+        if (fresh / name).exists():
+            (fresh / name).replace(folder / name)
+
+
+def _spec(config: TrainingConfig, version: int) -> ModelSpec:
     return ModelSpec(
         name=config.name,
         version=version,
@@ -115,7 +175,7 @@ def _spec(config: TrainingConfig, version: int, sha256: str) -> ModelSpec:
         patch=config.patch,
         hu_window=config.hu_window,
         activation="sigmoid",
-        sha256=sha256,
+        sha256=NO_SHA256,
     )
 
 
@@ -130,8 +190,8 @@ def round_weights(network: nn.Module) -> None:
                 tensor.copy_(tensor.half().float())
 
 
-def _to_onnx(served: ServedNetwork, config: TrainingConfig) -> onnx.ModelProto:
-    x, y, z = config.patch
+def _to_onnx(served: ServedNetwork, spec: ModelSpec) -> onnx.ModelProto:
+    x, y, z = spec.patch
     # Two windows: the exporter takes an axis of length one for a constant.
     example = torch.zeros(2, 1, z, y, x)
     with _quiet_exporter():
@@ -163,7 +223,7 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _store_halved(model: onnx.ModelProto) -> None:
+def store_halved(model: onnx.ModelProto) -> None:
     """Store float32 weights as float16 under their own names, each with a cast back behind it."""
     graph = model.graph
     casts = []
@@ -190,8 +250,8 @@ def _store_halved(model: onnx.ModelProto) -> None:
     graph.value_info.extend(described)
 
 
-def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, config: TrainingConfig) -> None:
-    """Put spec and configuration into the file; drop what the exporter notes of source lines."""
+def set_metadata(model: onnx.ModelProto, spec: ModelSpec, notes: Mapping[str, str]) -> None:
+    """Put spec and notes into the file; drop what the exporter notes of source lines."""
     graph = model.graph
     noted = (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
     for value in noted:
@@ -203,7 +263,7 @@ def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, config: TrainingConfi
         {
             # The checksum is of the file, so the file cannot hold it.
             SPEC_KEY: spec.model_dump_json(exclude={"sha256"}),
-            CONFIG_KEY: config.model_dump_json(),
+            **notes,
         },
     )
 
@@ -211,19 +271,31 @@ def _set_metadata(model: onnx.ModelProto, spec: ModelSpec, config: TrainingConfi
 def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
     """The network of an exported model, with its weights, and how it was trained: to train on.
 
-    Only where the exporter keeps every weight as it is (`nnunet`): it folds the slopes of a U-Net's
-    PReLU and the transposed matrices of Swin UNETR into other constants.
-
     Raises:
-        InvalidInput: the graph was not exported by this module, or lacks a weight.
-        NotFound, CorruptFile: see `read_spec`.
+        InvalidInput: it is no network of ours, or its weights do not fit its configuration.
+        NotFound, CorruptFile: see `read_spec` and `weights.read_weights`.
     """
     read_spec(folder)
+    if not (folder / WEIGHTS_FILE).exists():
+        return _load_from_graph(folder)
+    network, config = network_from(folder)
+    return network.eval(), config
+
+
+def _load_from_graph(folder: Path) -> tuple[nn.Module, TrainingConfig]:
+    """As `load_network`, of an export without weights beside it.
+
+    Only where the exporter keeps every weight as it is (`nnunet`): it folds the slopes of a U-Net's
+    PReLU and the transposed matrices of Swin UNETR into other constants.
+    """
     model = onnx.load_model(folder / GRAPH_FILE, load_external_data=False)
     props = {prop.key: prop.value for prop in model.metadata_props}
     if CONFIG_KEY not in props:
         raise InvalidInput(
-            "the graph does not say how it was trained", case=folder.name, expected=CONFIG_KEY
+            "the model does not say how it was trained",
+            case=folder.name,
+            expected=f"metadata {CONFIG_KEY}",
+            remedy="an imported model is served as it is; train one of ours to go on",
         )
     config = TrainingConfig.model_validate_json(props[CONFIG_KEY])
     served = ServedNetwork(build_network(config), config.hu_window)
@@ -238,7 +310,9 @@ def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
     missing = {name for name, parameter in names if id(parameter) not in found}
     if missing:
         raise InvalidInput(
-            "the graph lacks weights of its network", case=folder.name, got=sorted(missing)[0]
+            f"there is no {WEIGHTS_FILE} and the graph lacks weights of its network",
+            case=folder.name,
+            got=sorted(missing)[0],
         )
     served.load_state_dict(weights, strict=False)
     return served.network.eval(), config
@@ -250,47 +324,8 @@ def measure_parity(
     folder: Path,
     windows: Sequence[NDArray[np.float32]],
 ) -> Parity:
-    """Compare an exported model with the network it came from, window by window and as one batch.
-
-    Args:
-        windows: HU ``[z, y, x]``, of the model's patch.
-
-    Raises:
-        InvalidInput: the graph differs by more than `PROBABILITY_TOLERANCE` or `BYTE_TOLERANCE`.
-    """
-    served = ServedNetwork(network, config.hu_window).eval()
-    batch = np.stack(windows)[:, None]
-    with torch.no_grad():
-        expected = served.probabilities(torch.from_numpy(batch)).numpy()
-    before_rounding, rounded = _run_both(folder / GRAPH_FILE, batch)
-    parity = Parity(
-        probability=float(np.abs(before_rounding - expected).max()),
-        byte=int(np.abs(rounded.astype(int) - np.rint(expected * 255.0).astype(int)).max()),
-    )
-    if parity.probability > PROBABILITY_TOLERANCE or parity.byte > BYTE_TOLERANCE:
-        raise InvalidInput(
-            "the exported graph differs from the network",
-            case=config.name,
-            expected=f"at most {PROBABILITY_TOLERANCE} and {BYTE_TOLERANCE} step of 255",
-            got=parity,
-        )
-    return parity
-
-
-def _run_both(
-    path: Path, batch: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Probabilities and bytes of an exported graph, by ONNX Runtime."""
-    model = onnx.load_model(path)
-    sigmoid = next(node for node in reversed(model.graph.node) if node.op_type == "Sigmoid")
-    model.graph.output.append(
-        onnx.helper.make_tensor_value_info(sigmoid.output[0], onnx.TensorProto.FLOAT, None)
-    )
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    bytes_, probabilities = session.run([OUTPUT_NAME, sigmoid.output[0]], {INPUT_NAME: batch})
-    return probabilities, bytes_
+    """Compare the export of a network of ours with it; see `parity.measure`."""
+    return measure(served_network(network, config), folder, windows)
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -8,7 +8,10 @@
 Triton may read the repository while it changes: a version folder appears by one rename and only
 then does a new ``config.pbtxt``, replaced in one step, name it. Removal goes the other way round.
 ``config.pbtxt`` carries the `ModelSpec` of every version it serves as the parameter
-``atlasloop.spec.<triton version>``, so that a client of Triton learns everything from Triton.
+``atlasloop.spec.<triton version>``, so that a client of Triton learns everything from Triton, and
+in ``atlasloop.in_service`` which of them answers when none is asked for. The others are loaded
+beside it: a new version until it has proved itself, the last one for a quick way back. Versions
+that ``config.pbtxt`` does not name lie on disk only.
 
 One graph, two targets: `CpuServing` runs it by OpenVINO in Triton's Python backend, `GpuServing` by
 ONNX Runtime with TensorRT. Names, shapes and bytes on the wire are the same.
@@ -21,7 +24,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,6 +37,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 SPEC_PARAMETER = "atlasloop.spec."
 """Prefix of the config parameters that hold a `ModelSpec` as JSON; the Triton version follows."""
+
+IN_SERVICE_PARAMETER = "atlasloop.in_service"
+"""Config parameter: the Triton version that answers when none is asked for; "0": none of them."""
 
 GRAPH_FILE = "model.onnx"
 SPEC_FILE = "model.json"
@@ -92,15 +98,33 @@ class GpuServing(_Serving):
 Serving = CpuServing | GpuServing
 
 
-def model_config(specs: Sequence[ModelSpec], serving: Serving) -> pb.ModelConfig:
+NEWEST = -1
+"""In place of a version in service: the newest of those served."""
+
+
+def model_config(
+    specs: Sequence[ModelSpec], serving: Serving, in_service: int | None = NEWEST
+) -> pb.ModelConfig:
     """Triton's configuration of one model that serves exactly the versions in `specs`.
 
     All versions share one input and output description, so they must agree on organs and patch.
 
+    Args:
+        in_service: t of the version that answers when none is asked for; None: none of them.
+
     Raises:
-        InvalidInput: no version, a version twice, two names, or versions of different shapes.
+        InvalidInput: no version, a version twice, two names, versions of different shapes, or a
+            version in service that is not among them.
     """
     newest = _require_one_model(specs)
+    if in_service == NEWEST:
+        in_service = newest.version
+    if in_service is not None and in_service not in {spec.version for spec in specs}:
+        raise InvalidInput(
+            f"version {in_service} of model {newest.name} is not served",
+            expected=", ".join(str(spec.version) for spec in specs),
+            got=in_service,
+        )
     z, y, x = reversed(newest.patch)
     config = pb.ModelConfig(
         name=newest.name,
@@ -116,6 +140,9 @@ def model_config(specs: Sequence[ModelSpec], serving: Serving) -> pb.ModelConfig
     for spec in specs:
         parameter = f"{SPEC_PARAMETER}{spec.triton_version}"
         config.parameters[parameter].string_value = spec.model_dump_json()
+    config.parameters[IN_SERVICE_PARAMETER].string_value = str(
+        0 if in_service is None else in_service + 1
+    )
     if isinstance(serving, CpuServing):
         _serve_on_cpu(config, serving)
     else:
@@ -139,6 +166,23 @@ def specs_in(config: pb.ModelConfig) -> tuple[ModelSpec, ...]:
         if key.startswith(SPEC_PARAMETER):
             specs.append(_parse_spec(parameter.string_value, config.name))
     return tuple(sorted(specs, key=lambda spec: spec.version))
+
+
+def in_service_of(config: pb.ModelConfig) -> int | None:
+    """t of the version in service by `config`; None: none. Without the parameter: the newest.
+
+    Raises:
+        CorruptFile: the parameter is no number.
+    """
+    newest = max(config.version_policy.specific.versions, default=0)
+    text = config.parameters[IN_SERVICE_PARAMETER].string_value or str(newest)
+    if not text.isdecimal():
+        raise CorruptFile(
+            f"{CONFIG_FILE} of model {config.name} is damaged",
+            expected=f"a number in {IN_SERVICE_PARAMETER}",
+            got=text,
+        )
+    return int(text) - 1 if int(text) else None
 
 
 def _require_one_model(specs: Sequence[ModelSpec]) -> ModelSpec:
@@ -228,9 +272,9 @@ class TritonRepository:
         self.serving = serving
 
     def install(self, exported: Path) -> ModelSpec:
-        """Adds the exported model in folder `exported` (``model.onnx`` and ``model.json``).
+        """Adds the exported model in folder `exported`, and puts it into service if it is newer.
 
-        Versions that are there already stay in service beside it. Installing the same file again
+        Versions that are served already stay loaded beside it. Installing the same file again
         changes nothing but ``config.pbtxt``, which is written anew.
 
         Raises:
@@ -239,27 +283,49 @@ class TritonRepository:
             InvalidInput: the versions of the model differ in organs or patch.
             NotFound: `exported` holds no exported model.
         """
-        spec = read_spec(exported)
+        return self._add(exported, into_service=True)
+
+    def stage(self, exported: Path) -> ModelSpec:
+        """As `install`, but the version in service stays; the new one is served beside it."""
+        return self._add(exported, into_service=False)
+
+    def put_into_service(self, name: str, version: int) -> int | None:
+        """Makes t = `version` the one that answers; the one before stays loaded, others do not.
+
+        Takes effect when Triton loads the model again.
+
+        Returns:
+            t of the version before; None if there was none.
+
+        Raises:
+            NotFound: there is no such version.
+        """
         with self._writing():
-            present = {other.version: other for other in self.installed(spec.name)}
-            same = present.setdefault(spec.version, spec)
-            if same.sha256 != spec.sha256:
-                raise Conflict(
-                    f"version {spec.version} of model {spec.name} is installed with another graph",
-                    expected=f"sha256 {same.sha256[:12]}…",
-                    got=f"{spec.sha256[:12]}…",
-                    remedy="export it under the next version, or remove the installed one first",
-                )
-            config = model_config(list(present.values()), self.serving)  # refuses before any write
-            if same is spec:
-                self._place(exported, spec)
-            self._write_config(config)
-        return spec
+            before = self.in_service(name)
+            kept = {version} if before is None else {version, before}
+            by_version = {spec.version: spec for spec in self.installed(name)}
+            if version not in by_version:
+                raise NotFound(f"model {name} has no version {version} in this repository")
+            specs = [by_version[v] for v in sorted(kept & by_version.keys())]
+            self._write_config(model_config(specs, self.serving, version))
+            return before
+
+    def serve_only(self, name: str, versions: Iterable[int], in_service: int | None) -> None:
+        """Serves exactly `versions` of those installed; the others stay on disk.
+
+        Raises:
+            InvalidInput: none of them is installed, or `in_service` is not among them.
+        """
+        with self._writing():
+            wanted = set(versions)
+            specs = [spec for spec in self.installed(name) if spec.version in wanted]
+            self._write_config(model_config(specs, self.serving, in_service))
 
     def remove(self, name: str, version: int) -> None:
         """Takes version t = `version` of model `name` out; with its last version the model goes.
 
-        Triton keeps serving what it has loaded until it is told to load the model again.
+        If it was in service, the newest that is left is. Triton keeps serving what it has loaded
+        until it is told to load the model again.
 
         Raises:
             NotFound: there is no such version.
@@ -269,20 +335,45 @@ class TritonRepository:
             left = [spec for spec in present if spec.version != version]
             if len(left) == len(present):
                 raise NotFound(f"model {name} has no version {version} in this repository")
-            if left:
-                self._write_config(model_config(left, self.serving))
-                self._discard(self.root / name / str(version + 1))
-            else:
+            if not left:
                 self._discard(self.root / name)
+                return
+            served = [spec for spec in self.served(name) if spec.version != version] or left
+            kept = self.in_service(name)
+            self._write_config(
+                model_config(served, self.serving, NEWEST if kept == version else kept)
+            )
+            self._discard(self.root / name / str(version + 1))
 
     def configure(self) -> None:
         """Brings configurations and backend files up to date with `serving` and this package."""
         with self._writing():
             for name in self.models():
-                present = self.installed(name)
-                for spec in present:
+                for spec in self.installed(name):
                     self._refresh_backend(self.root / name / str(spec.triton_version))
-                self._write_config(model_config(present, self.serving))
+                self._write_config(
+                    model_config(self.served(name), self.serving, self.in_service(name))
+                )
+
+    def served(self, name: str) -> tuple[ModelSpec, ...]:
+        """Versions that ``config.pbtxt`` serves, oldest first; without one: all installed.
+
+        Raises:
+            CorruptFile: a file of the model is damaged.
+        """
+        installed = self.installed(name)
+        config = self._config(name)
+        if config is None:
+            return installed
+        versions = set(config.version_policy.specific.versions)
+        return tuple(spec for spec in installed if spec.triton_version in versions)
+
+    def in_service(self, name: str) -> int | None:
+        """t of the version of model `name` that answers when none is asked for; None: none."""
+        config = self._config(name)
+        if config is not None:
+            return in_service_of(config)
+        return max((spec.version for spec in self.installed(name)), default=None)
 
     def models(self) -> tuple[str, ...]:
         """Names of the models that hold a version, sorted."""
@@ -302,6 +393,44 @@ class TritonRepository:
             return ()
         versions = [path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal()]
         return tuple(sorted((_read_spec(path) for path in versions), key=lambda s: s.version))
+
+    def _add(self, exported: Path, *, into_service: bool) -> ModelSpec:
+        spec = read_spec(exported)
+        with self._writing():
+            present = {other.version: other for other in self.installed(spec.name)}
+            same = present.setdefault(spec.version, spec)
+            if same.sha256 != spec.sha256:
+                raise Conflict(
+                    f"version {spec.version} of model {spec.name} is installed with another graph",
+                    expected=f"sha256 {same.sha256[:12]}…",
+                    got=f"{spec.sha256[:12]}…",
+                    remedy="export it under the next version, or remove the installed one first",
+                )
+            served = {other.version: other for other in self.served(spec.name)} | {
+                spec.version: same
+            }
+            kept = self.in_service(spec.name)
+            if into_service and (kept is None or spec.version > kept):
+                kept = spec.version
+            # Refuses before any write.
+            config = model_config(list(served.values()), self.serving, kept)
+            if same is spec:
+                self._place(exported, spec)
+            self._write_config(config)
+        return spec
+
+    def _config(self, name: str) -> pb.ModelConfig | None:
+        path = self.root / name / CONFIG_FILE
+        try:
+            return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+        except FileNotFoundError:
+            return None
+        except (text_format.ParseError, UnicodeDecodeError) as error:
+            raise CorruptFile(
+                f"{CONFIG_FILE} of model {name} cannot be read",
+                got=error,
+                remedy=f"remove the file: it is written anew for all versions in {name}/",
+            ) from None
 
     def _place(self, exported: Path, spec: ModelSpec) -> None:
         """Copies into a hidden folder, checks the copy, and renames it to the version."""

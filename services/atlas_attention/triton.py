@@ -17,7 +17,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -44,6 +44,10 @@ Transport = Literal["auto", "cuda", "system", "none"]
 
 SPEC_PARAMETER = "atlasloop.spec."
 """Config parameter that holds the `ModelSpec` of one Triton version, as JSON."""
+
+IN_SERVICE_PARAMETER = "atlasloop.in_service"
+"""Config parameter: the Triton version that answers when none is asked for; "0": none. A new one
+is loaded beside it until it has proved itself. Without the parameter: the newest."""
 
 CONTROL_TIMEOUT_S = 5.0
 """For calls that the server answers from memory: index, configuration, registering a region."""
@@ -97,11 +101,16 @@ class TritonOptions:
     device: DeviceName = "cpu"
 
 
-def choose(served: Sequence[ModelSpec], wanted: Sequence[str]) -> tuple[ModelSpec, ...]:
-    """The ensemble: of every model its newest version, or the models `wanted`.
+def choose(
+    served: Sequence[ModelSpec],
+    wanted: Sequence[str],
+    in_service: Mapping[str, int | None] | None = None,
+) -> tuple[ModelSpec, ...]:
+    """The ensemble: of every model the version in service, or the models `wanted`.
 
     Args:
-        wanted: ``"unet"`` (newest in service) or ``"unet@2"``; empty: all models.
+        wanted: ``"unet"`` (the version in service) or ``"unet@2"``; empty: all models.
+        in_service: t of the version in service by model, None: none; of others, the newest.
 
     Returns:
         sorted by name and version.
@@ -110,14 +119,19 @@ def choose(served: Sequence[ModelSpec], wanted: Sequence[str]) -> tuple[ModelSpe
         NotFound: a wanted model is not in service.
         InvalidInput: a malformed reference, or a model wanted twice.
     """
-    newest = {spec.name: spec for spec in sorted(served, key=lambda spec: spec.version)}
+    told = in_service or {}
+    current = {
+        spec.name: spec
+        for spec in sorted(served, key=lambda spec: spec.version)
+        if told.get(spec.name, spec.version) == spec.version
+    }
     if not wanted:
-        return tuple(newest[name] for name in sorted(newest))
+        return tuple(current[name] for name in sorted(current))
     exact = {(spec.name, spec.version): spec for spec in served}
     chosen: dict[tuple[str, int], ModelSpec] = {}
     for reference in wanted:
         name, version = ModelRef.parse(reference)
-        spec = newest.get(name) if version is None else exact.get((name, version))
+        spec = current.get(name) if version is None else exact.get((name, version))
         if spec is None:
             raise NotFound(
                 f"model {reference} is not in service",
@@ -307,28 +321,37 @@ class TritonPredictor:
             Unavailable: the server does not answer.
             ConfigurationError: a model describes itself wrongly.
         """
+        return self._look()[0]
+
+    def _look(self) -> tuple[tuple[ModelSpec, ...], dict[str, int | None]]:
+        """What is ready, and by model the version in service where the server tells it."""
+        specs: list[ModelSpec] = []
+        in_service: dict[str, int | None] = {}
         with _server_errors():
             index = self._client.get_model_repository_index(client_timeout=CONTROL_TIMEOUT_S)
-            ready = {(m.name, m.version) for m in index.models if m.state == "READY"}
-            specs: list[ModelSpec] = []
-            for name, version in sorted(ready):
-                specs.extend(self._spec(name, version))
-        return tuple(sorted(specs, key=lambda spec: (spec.name, spec.version)))
+            for name, version in sorted(
+                {(m.name, m.version) for m in index.models if m.state == "READY"}
+            ):
+                parameters = self._parameters(name, version)
+                specs.extend(_described(parameters, name, version))
+                in_service.update(_told_in_service(parameters, name))
+        return tuple(sorted(specs, key=lambda spec: (spec.name, spec.version))), in_service
 
     def ensemble(self, wanted: Sequence[str] = ()) -> tuple[ModelSpec, ...]:
-        """The models asked for, or the newest version of every model; see `choose`.
+        """The models asked for, or of every model the version in service; see `choose`.
 
         Raises:
             Unavailable: the server does not answer, or has no model in service.
             NotFound: a wanted model is not in service.
             InvalidInput: a malformed reference, or a model wanted twice.
         """
-        served = self.served()
-        if not served:
+        served, in_service = self._look()
+        chosen = choose(served, wanted, in_service)
+        if not chosen:
             raise Unavailable(
                 "no model is in service", remedy="install models and load them into the server"
             )
-        return choose(served, wanted)
+        return chosen
 
     def submit(self, spec: ModelSpec, window: Window) -> Future[Soft]:
         """Predict one window with one model.
@@ -410,30 +433,9 @@ class TritonPredictor:
                 region.close()
         self._client.close()
 
-    def _spec(self, name: str, version: str) -> tuple[ModelSpec, ...]:
-        """The description that the server carries for one version; nothing for a foreign model."""
+    def _parameters(self, name: str, version: str) -> Mapping[str, str]:
         config = self._client.get_model_config(name, version, client_timeout=CONTROL_TIMEOUT_S)
-        parameters = config.config.parameters
-        key = f"{SPEC_PARAMETER}{version}"
-        if key not in parameters:
-            return ()
-        try:
-            spec = ModelSpec.model_validate_json(parameters[key].string_value)
-        except ValidationError as error:
-            raise ConfigurationError(
-                f"model {name} version {version} describes itself wrongly",
-                expected=f"a ModelSpec in parameter {key}",
-                got=error.errors()[0]["msg"],
-                remedy="install the model again",
-            ) from None
-        if (spec.name, str(spec.triton_version)) != (name, version):
-            raise ConfigurationError(
-                "a model in service describes another one",
-                expected=f"{name}, Triton version {version}",
-                got=f"{spec.name}, Triton version {spec.triton_version}",
-                remedy="install the model again",
-            )
-        return (spec,)
+        return {key: value.string_value for key, value in config.config.parameters.items()}
 
     def _settled_carrier(self) -> _Carrier:
         with self._carrier_lock:
@@ -673,6 +675,38 @@ class TritonPredictor:
                 request.call.cancel()
         except AtlasError as failure:
             self._finish(request, None, failure, unanswered=False, started=started)
+
+
+def _described(parameters: Mapping[str, str], name: str, version: str) -> tuple[ModelSpec, ...]:
+    """The description that the server carries for one version; nothing for a foreign model."""
+    key = f"{SPEC_PARAMETER}{version}"
+    if key not in parameters:
+        return ()
+    try:
+        spec = ModelSpec.model_validate_json(parameters[key])
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"model {name} version {version} describes itself wrongly",
+            expected=f"a ModelSpec in parameter {key}",
+            got=error.errors()[0]["msg"],
+            remedy="install the model again",
+        ) from None
+    if (spec.name, str(spec.triton_version)) != (name, version):
+        raise ConfigurationError(
+            "a model in service describes another one",
+            expected=f"{name}, Triton version {version}",
+            got=f"{spec.name}, Triton version {spec.triton_version}",
+            remedy="install the model again",
+        )
+    return (spec,)
+
+
+def _told_in_service(parameters: Mapping[str, str], name: str) -> dict[str, int | None]:
+    """t of the version of `name` in service, None: none; nothing where the server does not say."""
+    text = parameters.get(IN_SERVICE_PARAMETER, "")
+    if not text.isdecimal():
+        return {}
+    return {name: int(text) - 1 if int(text) else None}
 
 
 def _register(client: triton.InferenceServerClient, region: AnyRegion) -> None:

@@ -26,6 +26,11 @@ from atlas_flows.commands.stack import PartName
 from atlas_flows.commands.terminal import write_text
 from typer.testing import CliRunner
 
+MODEL_COMMANDS = (
+    "list", "show", "import", "train", "finetune", "export", "evaluate", "compare", "promote",
+    "rollback",
+)  # fmt: skip
+
 COMMANDS = (
     ["demo"],
     ["import"],
@@ -38,6 +43,7 @@ COMMANDS = (
     ["backup"],
     ["restore"],
     ["migrate"],
+    *(["models", name] for name in MODEL_COMMANDS),
     ["up"],
     ["down"],
     ["status"],
@@ -111,6 +117,8 @@ def test_the_list_of_commands_here_is_complete() -> None:
     click_app = typer.main.get_command(app)
     names = set(click_app.list_commands(None))  # type: ignore[attr-defined,arg-type]
     assert names == {command[0] for command in COMMANDS}
+    models = click_app.commands["models"]  # type: ignore[attr-defined]
+    assert set(models.commands) == set(MODEL_COMMANDS)
     assert set(get_args(PartName)) == set(get_args(ComponentName))
 
 

@@ -158,3 +158,52 @@ def test_a_foreign_graph_is_not_loaded(folder: Path, tmp_path: Path) -> None:
 def test_weights_are_stored_in_half_the_bytes(network: nn.Module, folder: Path) -> None:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert (folder / GRAPH_FILE).stat().st_size < 3 * parameters + 60_000
+
+
+SMALL: dict[str, dict[str, object]] = {
+    "unet": {"channels": (8, 16), "patch": (16, 24, 32)},
+    "nnunet": {"channels": (8, 16, 16), "patch": (16, 24, 32)},
+    "swin_unetr": {"channels": (12,), "bottleneck_block": False, "patch": (32, 32, 64)},
+}
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_every_architecture_comes_back_by_its_weights(architecture: str, tmp_path: Path) -> None:
+    config = CONFIG.model_validate(
+        CONFIG.model_dump() | {"architecture": architecture} | SMALL[architecture]
+    )
+    network = build_network(config).eval()
+    export_model(network, config, tmp_path / "m")
+    real = windows(1, config)[0]
+    real[4:12, 4:12, 4:12] = 60.0  # something like tissue in something like noise
+    parity = measure_parity(network, config, tmp_path / "m", [*windows(1, config), real])
+    assert parity.probability <= 1e-4
+    loaded, told = load_network(tmp_path / "m")
+    assert told == config
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_weights_of_another_network_are_refused(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    wider = CONFIG.model_copy(update={"channels": (8, 16, 24)})
+    export_model(build_network(wider), wider, tmp_path / "other")
+    shutil.copytree(folder, tmp_path / "m")
+    data = (tmp_path / "other" / "weights.safetensors").read_bytes()
+    mixed = data.replace(b"[8,16,24]", b"[8,16,16]")
+    assert mixed != data
+    (tmp_path / "m" / "weights.safetensors").write_bytes(mixed)
+    with pytest.raises(InvalidInput, match="another shape"):
+        load_network(tmp_path / "m")
+    (tmp_path / "m" / "weights.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CorruptFile, match="weights"):
+        load_network(tmp_path / "m")
+
+
+def test_a_network_of_no_numbers_is_not_exported(network: nn.Module, tmp_path: Path) -> None:
+    broken = build_network(CONFIG)
+    next(iter(broken.parameters())).data.fill_(float("nan"))
+    with pytest.raises(InvalidInput, match="not finite"):
+        export_model(broken, CONFIG, tmp_path / "out" / "m")
+    assert not (tmp_path / "out").exists()

@@ -266,3 +266,46 @@ def test_no_version_and_two_models_are_refused() -> None:
         model_config([spec(), spec(name="nnunet")], CpuServing())
     with pytest.raises(InvalidInput):
         model_config([spec(), spec(graph=b"other")], CpuServing())
+
+
+def test_a_new_version_is_staged_beside_the_one_in_service(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    for version in range(3):
+        graph = b"v%d" % version
+        model = spec(version=version, graph=graph)
+        folder = export(tmp_path / f"v{version}", model, graph)
+        repository.install(folder) if version == 0 else repository.stage(folder)
+    assert repository.in_service("unet") == 0
+    assert [s.version for s in repository.served("unet")] == [0, 1, 2]
+    assert read_config(repository.root).parameters["atlasloop.in_service"].string_value == "1"
+    assert repository.put_into_service("unet", 2) == 0
+    assert repository.in_service("unet") == 2
+    assert [s.version for s in repository.served("unet")] == [0, 2]  # and the way back
+    assert [s.version for s in repository.installed("unet")] == [0, 1, 2]
+    repository.configure()
+    assert (repository.in_service("unet"), len(repository.served("unet"))) == (2, 2)
+    repository.remove("unet", 2)
+    assert repository.in_service("unet") == 0
+    with pytest.raises(NotFound):
+        repository.put_into_service("unet", 7)
+
+
+def test_a_first_version_that_is_staged_serves_nobody(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    repository.stage(export(tmp_path / "a", spec()))
+    assert repository.in_service("unet") is None
+    assert repository.put_into_service("unet", 0) is None
+    assert repository.in_service("unet") == 0
+
+
+def test_a_configuration_of_before_serves_its_newest(tmp_path: Path) -> None:
+    repository = TritonRepository(tmp_path / "repository", CpuServing())
+    repository.install(export(tmp_path / "a", spec()))
+    repository.install(export(tmp_path / "b", spec(version=1, graph=b"finer"), b"finer"))
+    config = read_config(repository.root)
+    del config.parameters["atlasloop.in_service"]
+    (repository.root / "unet" / "config.pbtxt").write_text(config_text(config))
+    assert repository.in_service("unet") == 1
+    (repository.root / "unet" / "config.pbtxt").write_text("parameters {")
+    with pytest.raises(CorruptFile, match=r"config\.pbtxt of model unet"):
+        repository.in_service("unet")

@@ -6,6 +6,7 @@ Triton calls a model ready although the process behind it was killed, so only an
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -26,6 +27,7 @@ from atlas_models.triton_repository import (
     read_spec,
     specs_in,
 )
+from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from atlas_embedded.loopback import fetch
@@ -44,6 +46,8 @@ _SERVER_AWAY = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 """A server that is gone or hangs, rather than one that refuses."""
 
 _POLL_S = 0.05
+
+_log = logging.getLogger(__name__)
 
 _CHANNEL = [
     ("grpc.enable_http_proxy", 0),  # the server is on this machine: a proxy is never meant
@@ -143,7 +147,7 @@ class TritonModels:
         by_runtime: dict[str, list[str]] = {}
         with _client(self.address) as client:
             for name in self.repository.models():
-                for spec in self.repository.installed(name):
+                for spec in self.repository.served(name):
                     self._infer(client, spec)
                     runtime = runtimes.get((name, str(spec.triton_version)), "?")
                     by_runtime.setdefault(runtime, []).append(f"{name}@{spec.version}")
@@ -160,8 +164,60 @@ class TritonModels:
                 newest[key] = max(report, newest.get(key, report))
         return {key: runtime for key, (_, runtime) in newest.items()}
 
+    def load(self, name: str) -> None:
+        """Has the server serve model `name` as the repository says now.
+
+        What it served before keeps answering until the new state is complete, and stays if that
+        fails.
+
+        Raises:
+            ConfigurationError: the server refuses it.
+            Unavailable: the server is away.
+        """
+        with _client(self.address) as client:
+            self._load(client, name)
+
+    def unload(self, name: str) -> None:
+        """Has the server let go of model `name`, and waits for it.
+
+        Raises:
+            Unavailable: the server is away, or does not unload it.
+        """
+        with _client(self.address) as client:
+            self._unload(client, name, self.repository.installed(name))
+
+    def prove(self, spec: ModelSpec) -> None:
+        """Runs one version on air and on noise.
+
+        Raises:
+            Unavailable: it fails, or answers in another form or the same for both.
+        """
+        z, y, x = reversed(spec.patch)
+        noise = np.random.default_rng(0).normal(40.0, 200.0, (z, y, x)).astype(np.float32)
+        with _client(self.address) as client:
+            on_air = self._infer(client, spec)
+            on_noise = self._infer(client, spec, noise)
+        if np.array_equal(on_air, on_noise):
+            raise Unavailable(
+                f"model {spec.name}@{spec.version} answers the same to air and to noise",
+                remedy="its weights or its normalisation are broken: export it again",
+            )
+
     def _settle(self, client: triton.InferenceServerClient, name: str) -> None:
-        specs = self.repository.installed(name)
+        try:
+            self._serve(client, name)
+        except (ConfigurationError, Unavailable) as error:
+            # Triton loads all versions of a model or none: a new one that was being tried when
+            # everything stopped, and is broken, must not keep the one in service away.
+            kept = self.repository.in_service(name)
+            if kept is None or len(self.repository.served(name)) < 2:
+                raise
+            _log.warning("model %s is served without its other versions: %s", name, error)
+            self.repository.serve_only(name, [kept], kept)
+            self._serve(client, name)
+
+    def _serve(self, client: triton.InferenceServerClient, name: str) -> None:
+        specs = self.repository.served(name)
         if not self._served(client, name, specs):
             self._load(client, name)
         try:
@@ -182,7 +238,7 @@ class TritonModels:
             config = client.get_model_config(name, client_timeout=_CALL_TIMEOUT_S).config
         except InferenceServerException:
             return False
-        wanted = model_config(specs, self.repository.serving)
+        wanted = model_config(specs, self.repository.serving, self.repository.in_service(name))
         same = specs_in(config) == tuple(specs) and config.parameters == wanted.parameters
         return same and all(self._ready(client, spec) for spec in specs)
 
@@ -221,10 +277,18 @@ class TritonModels:
         except InferenceServerException:
             return False
 
-    def _infer(self, client: triton.InferenceServerClient, spec: ModelSpec) -> None:
+    def _infer(
+        self,
+        client: triton.InferenceServerClient,
+        spec: ModelSpec,
+        window: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.uint8]:
+        """The answer to one window of HU ``[z, y, x]`` (None: zeros)."""
         z, y, x = reversed(spec.patch)
+        if window is None:
+            window = np.zeros((z, y, x), dtype=np.float32)
         tensor = triton.InferInput(INPUT_NAME, [1, 1, z, y, x], "FP32")
-        tensor.set_data_from_numpy(np.zeros((1, 1, z, y, x), dtype=np.float32))
+        tensor.set_data_from_numpy(window[None, None])
         try:
             answer = client.infer(
                 spec.name,
@@ -243,6 +307,7 @@ class TritonModels:
                 expected=f"uint8 {expected}",
                 got=None if answer is None else f"{answer.dtype} {answer.shape}",
             )
+        return np.asarray(answer)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,137 @@
+"""Training and fine-tuning as a version of a model: trained, stored, registered. Not served yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_core.case_store import CaseStore
+from atlas_core.catalog import Catalog
+from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.model_registry import LearntLabel, next_version, record_learnt
+from atlas_core.model_spec import ModelRef, ModelSpec
+
+from atlas_flows.model_store import ModelStore
+from atlas_flows.settings import Places
+
+if TYPE_CHECKING:
+    from atlas_models.training import Progress
+
+PROVENANCE_FILE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """What is wanted of a training run.
+
+    Attributes:
+        config: YAML file, or name of a shipped configuration.
+        parent: name and version (None: the newest) to train further; None: from scratch.
+        run_folder: checkpoints and curves; None: ``<home>/runs/<name>-<t>``.
+        datasets: only their cases; empty: all.
+        overrides: fields of the configuration.
+        validation_share: of the cases, held out by their ids; `promote` judges by these.
+    """
+
+    config: str
+    parent: tuple[str, int | None] | None = None
+    run_folder: Path | None = None
+    datasets: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    validation_share: float = 0.1
+
+
+def train_version(
+    order: TrainingOrder,
+    here: Places,
+    catalog: Catalog,
+    store: ModelStore,
+    on_step: Callable[[int, int], None],
+) -> ModelSpec:
+    """Train the next version of a model, store it, and register it with all it learnt from.
+
+    A run that was stopped goes on when it is ordered again.
+
+    Raises:
+        AtlasError: see `train_command.train_from_catalog`; nothing is stored then.
+        InvalidInput: the version to train further is another model's.
+    """
+    from atlas_models.config import read_config
+    from atlas_models.train_command import TrainRequest, train_from_catalog
+
+    name = read_config(order.config, dict(order.overrides)).name
+    parent, weights = _parent(order, name, store)
+    version = next_version(catalog, name, store.versions(name))
+
+    def say(step: Progress) -> None:
+        on_step(step.step, step.steps)
+
+    run_folder = order.run_folder or here.embedded.home / "runs" / f"{name}-{version}"
+    with store.incoming() as folder:
+        request = TrainRequest(
+            config=order.config,
+            overrides=dict(order.overrides),
+            datasets=order.datasets,
+            validation_share=order.validation_share,
+            weights=weights,
+            run_folder=run_folder,
+            output=Path(folder) / name,
+            version=version,
+            parent=parent,
+        )
+        outcome = train_from_catalog(
+            request, store=CaseStore(here.store), catalog=catalog, on_progress=say
+        )
+        if outcome is None:
+            raise InvalidInput(
+                "a distributed run ends in its first process",
+                remedy="start it with `torchrun -m atlas_models.train_command`",
+            )
+        spec = store.add(
+            outcome.folder,
+            catalog,
+            parent=parent,
+            metrics=outcome.metrics,
+            provenance=outcome.provenance,
+        )
+    record_learnt(catalog, spec.ref, _learnt(store.folder(name, version)))
+    return spec
+
+
+def _parent(
+    order: TrainingOrder, name: str, store: ModelStore
+) -> tuple[ModelRef | None, Path | None]:
+    """The version to train further, and the folder with its weights."""
+    if order.parent is None:
+        return None, None
+    spec, folder = store.find(*order.parent)
+    if spec.name != name:
+        raise InvalidInput(
+            "the configuration is of another model",
+            expected=f"name: {spec.name}",
+            got=name,
+            remedy=f"give a configuration of {spec.name}, or --set name={spec.name}",
+        )
+    if not (folder / "weights.safetensors").exists():
+        raise NotFound(
+            f"model {spec.name}@{spec.version} has no weights to train further",
+            expected="weights.safetensors",
+            remedy="imported graphs are served as they are; train a model of ours",
+        )
+    return spec.ref, folder
+
+
+def _learnt(folder: Path) -> list[LearntLabel]:
+    """The labels of the training cases, by the provenance that training wrote."""
+    content = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    return [
+        LearntLabel(
+            case_id=case_id, organ=organ, label_sha256=label["sha256"], source=label["source"]
+        )
+        for case_id, case in content["cases"].items()
+        if case["role"] == "training"
+        for organ, label in case["labels"].items()
+    ]

@@ -1,0 +1,130 @@
+"""Weights from elsewhere, read without running any code that they may carry.
+
+A ``.pt`` or ``.pth`` file is a pickle, and a pickle is a program. PyTorch's ``weights_only`` reader
+interprets it itself and builds tensors, numbers, text, lists and dictionaries only; what asks for
+anything else is refused. ``.safetensors`` holds no code at all.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from atlas_core.errors import CorruptFile, InvalidInput, NotFound
+
+_SCALAR = np.float64(0).__reduce__()[0]
+"""What NumPy makes its numbers by when they are unpickled."""
+
+_NUMBERS: list[Any] = [
+    # nnU-Net logs scores as NumPy numbers. Both names: pickles outlive the module they name.
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.float32,
+    np.float64,
+    np.int64,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64, np.bool_)),
+]
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """What a checkpoint holds: tensors by name, or a dictionary with such a dictionary in it.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidInput: it asks for code to be run, or holds something else than a dictionary.
+        CorruptFile: it cannot be read to its end.
+    """
+    if not path.is_file():
+        raise NotFound("the checkpoint is missing", case=path.name)
+    content = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    if not isinstance(content, Mapping):
+        raise InvalidInput(
+            "the checkpoint holds no dictionary",
+            case=path.name,
+            expected="tensors by name",
+            got=type(content).__name__,
+            remedy="save the network's state_dict(), not the network",
+        )
+    return content
+
+
+def tensors_of(content: Mapping[str, Any], key: str, case: str) -> dict[str, torch.Tensor]:
+    """The tensors by name that lie under `key` of a checkpoint.
+
+    Raises:
+        InvalidInput: there is no such entry, or it holds other things than tensors.
+    """
+    found = content.get(key)
+    if not isinstance(found, Mapping):
+        raise InvalidInput(
+            f"the checkpoint has no entry {key!r}",
+            case=case,
+            expected=f"{key}: tensors by name",
+            got=", ".join(sorted(map(str, content))[:8]) or "nothing",
+        )
+    return _only_tensors(found, case)
+
+
+def _only_tensors(found: Mapping[Any, Any], case: str) -> dict[str, torch.Tensor]:
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InvalidInput(
+                "the checkpoint holds other things than tensors among its weights",
+                case=case,
+                got=f"{name}: {type(value).__name__}",
+            )
+    return dict(found)
+
+
+def _safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise CorruptFile("the weights cannot be read", case=path.name, got=error) from None
+
+
+def _pickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CorruptFile(
+            "the checkpoint cannot be read",
+            case=path.name,
+            expected="a complete file of torch.save",
+            got=_first_line(error),
+        ) from None
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> InvalidInput | CorruptFile:
+    if re.search(r"Unsupported (global|class)|GLOBAL|blocked", str(error)):
+        return InvalidInput(
+            "the checkpoint wants to run code, which is refused",
+            case=path.name,
+            expected="tensors, numbers and text only",
+            got=_first_line(error),
+            remedy="load it where you trust it, and save its state_dict() as .safetensors",
+        )
+    return CorruptFile(
+        "the checkpoint cannot be read",
+        case=path.name,
+        expected="a complete file of torch.save",
+        got=_first_line(error),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """What PyTorch says, without its page of advice to switch the check off."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
+    return (told or lines or [type(error).__name__])[0].partition(" was not an allowed")[0][:200]
