@@ -431,6 +431,21 @@ class Catalog:
             rows = connection.execute(sa.select(t.iterations).order_by(t.iterations.c.t))
             return [Iteration.model_validate(dict(row)) for row in rows.mappings()]
 
+    # For the other modules of the core that keep tables in this database
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[Connection]:
+        """One transaction: committed when the block ends, rolled back when it fails.
+
+        Args:
+            write: False: a reader's snapshot. True: on SQLite the write lock is taken at once.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        with self._write() if write else self._read() as connection:
+            yield connection
+
     # How it is done
 
     @contextmanager

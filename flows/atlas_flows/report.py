@@ -21,7 +21,7 @@ from atlas_core.records import Case, Dataset, Model, RankedCase, Reading
 
 from atlas_flows.agreement import ORDINARY
 from atlas_flows.distribution_plot import distribution_plot
-from atlas_flows.pictures import (
+from atlas_core.pictures import (
     ATTENTION_SHOWN,
     HEAT,
     SOFT_TISSUE_HU,

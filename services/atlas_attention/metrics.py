@@ -13,7 +13,7 @@ from atlas_core.model_spec import ModelSpec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.process_collector import ProcessCollector
 
-from atlas_attention.settings import host_and_port
+from atlas_core.addresses import host_and_port
 
 PREFIX = "atlasloop_attention"
 

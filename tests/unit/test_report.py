@@ -27,8 +27,8 @@ from atlas_core.records import (
     Score,
 )
 from atlas_core.volume import Volume, content_sha256
-from atlas_flows import pictures
-from atlas_flows.pictures import Cut, Layer, Plane, cut_case, most_attended, picture
+from atlas_core import pictures
+from atlas_core.pictures import Cut, Layer, Plane, cut_case, most_attended, picture
 from atlas_flows.report import ReportScope, RunFacts, Step, build_report
 from numpy.typing import NDArray
 
