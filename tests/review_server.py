@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -298,12 +299,15 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=3)
     parser.add_argument("--columns", type=int, default=128)
     options = parser.parse_args()
+    # Ended by a signal, it must not leave the service behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     place = make_place(options.folder, options.cases, options.columns)
     with (
         running_review(place, port=options.port) as running,
         contextlib.suppress(KeyboardInterrupt),
     ):
-        print(f"{running.url}  sign in as {', '.join(PEOPLE)} with {PASSWORD!r}", flush=True)
+        sys.stdout.write(f"{running.url}  sign in as {', '.join(PEOPLE)} with {PASSWORD!r}\n")
+        sys.stdout.flush()
         running.process.wait()
 
 

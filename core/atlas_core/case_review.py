@@ -105,7 +105,12 @@ class CaseReview:
             .group_by(state)
         )
         with self._catalog.transaction(write=False) as connection:
-            return {name: number for name, number in connection.execute(query)}
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def labelled(self) -> set[str]:
+        """Ids of the cases that have a label, from any source."""
+        with self._catalog.transaction(write=False) as connection:
+            return set(connection.scalars(sa.select(t.labels.c.case_id).distinct()))
 
     def flag(self, case_id: str, who: str, flagged: bool, reason: str) -> None:
         """Mark a case for another look, or take the mark away.

@@ -1,4 +1,4 @@
-"""Drafts: unfinished drawings, so that a closed tab loses nothing. Each belongs to one annotator."""
+"""Drafts: unfinished drawings, so that a closed tab loses nothing. Each has one author."""
 
 from __future__ import annotations
 

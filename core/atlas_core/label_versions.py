@@ -255,9 +255,7 @@ def _insert_label(connection: Connection, submission: Submission, now: datetime)
         "annotator": submission.author,
         "created_at": now,
     }
-    number = connection.scalar(sa.insert(t.labels).values(row).returning(_l.id))
-    assert number is not None
-    return number
+    return int(connection.execute(sa.insert(t.labels).values(row).returning(_l.id)).scalar_one())
 
 
 def _insert_submission(
@@ -280,9 +278,8 @@ def _insert_submission(
         "task_id": submission.task_id,
         "label_id": label_id,
     }
-    number = connection.scalar(sa.insert(t.label_submissions).values(row).returning(_s.id))
-    assert number is not None
-    return number
+    query = sa.insert(t.label_submissions).values(row).returning(_s.id)
+    return int(connection.execute(query).scalar_one())
 
 
 def _audit(submission: Submission, now: datetime, identity: str) -> AuditEntry:

@@ -72,7 +72,7 @@ class OutgoingEvents:
             if last is None or connection.scalar(pending) is not None:
                 return False
             states = sa.select(_k.state, sa.func.count()).group_by(_k.state)
-            counts = {name: number for name, number in connection.execute(states)}
+            counts = {row[0]: row[1] for row in connection.execute(states)}
             key = f"{QUEUE_DRAINED}/{last}"
             known = connection.scalar(sa.select(_e.id).where(_e.key == key))
         if known is not None:

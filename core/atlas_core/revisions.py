@@ -241,11 +241,22 @@ class RevisionQueue:
         chosen = self._chosen(replace(wanted, state=None, assignee=None))
         query = sa.select(state, sa.func.count()).where(chosen).group_by(state)
         with self._catalog.transaction(write=False) as connection:
-            return TaskCounts(**{name: number for name, number in connection.execute(query)})
+            return TaskCounts(**{row[0]: row[1] for row in connection.execute(query)})
 
     def datasets(self) -> list[str]:
         """Datasets that have tasks."""
         query = sa.select(_k.dataset).distinct().order_by(_k.dataset)
+        with self._catalog.transaction(write=False) as connection:
+            return list(connection.scalars(query))
+
+    def case_ids(self, *states: TaskState) -> list[str]:
+        """Cases with a finished task in one of `states`, sorted."""
+        query = (
+            sa.select(_k.case_id)
+            .distinct()
+            .where(_k.state.in_([state.value for state in states]))
+            .order_by(_k.case_id)
+        )
         with self._catalog.transaction(write=False) as connection:
             return list(connection.scalars(query))
 
@@ -810,8 +821,8 @@ def _insert_tasks(connection: Connection, rows: list[dict[str, Any]]) -> dict[st
     for start in range(0, len(rows), ROWS_PER_STATEMENT):
         chunk = rows[start : start + ROWS_PER_STATEMENT]
         query = dialect.insert(t.revision_tasks).values(chunk).on_conflict_do_nothing()
-        for case_id, task_id in connection.execute(query.returning(_k.case_id, _k.id)):
-            ids[case_id] = task_id
+        new = connection.execute(query.returning(_k.case_id, _k.id))
+        ids |= {row.case_id: row.id for row in new}
     return ids
 
 

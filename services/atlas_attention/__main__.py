@@ -7,9 +7,9 @@ import signal
 import sys
 
 from atlas_core.errors import ConfigurationError
+from atlas_core.json_logs import log_to_stderr
 from pydantic import ValidationError
 
-from atlas_core.json_logs import log_to_stderr
 from atlas_attention.server import AttentionServer
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 from atlas_review import (
     case_routes,
+    events,
     health_routes,
     label_routes,
+    monai_routes,
+    oidc,
     organ_routes,
     page,
     problems,
     queue_routes,
     session_routes,
+    statistics_routes,
 )
 from atlas_review.body_limit import BodyLimit
+from atlas_review.metrics import Measured
 from atlas_review.service import Review
 from atlas_review.settings import ReviewSettings
 from atlas_review.versions_view import API
@@ -33,9 +38,13 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         review = Review.open(settings)
         app.state.review = review
+        watching = asyncio.create_task(events.watch(review))
         try:
             yield
         finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
             review.catalog.close()
 
     app = FastAPI(
@@ -48,27 +57,20 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         openapi_url=f"{API}/openapi.json",
     )
     problems.install(app)
-    for module in (session_routes, organ_routes, queue_routes, case_routes, label_routes):
+    for module in (
+        session_routes,
+        organ_routes,
+        queue_routes,
+        case_routes,
+        label_routes,
+        statistics_routes,
+    ):
         app.include_router(module.router, prefix=API)
+    app.include_router(monai_routes.router)
     app.include_router(health_routes.router)
+    oidc.install(app, settings)
     page.install(app)
-    _measure(app)
+    app.add_middleware(Measured)
     app.add_middleware(page.SecurityHeaders)
     app.add_middleware(BodyLimit, most=settings.max_upload_bytes)
     return app
-
-
-def _measure(app: FastAPI) -> None:
-    """Count requests by route, never by address: an address names a case."""
-
-    @app.middleware("http")
-    async def measure(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        began = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "none")
-        metrics = request.app.state.review.metrics
-        metrics.requests.labels(request.method, route, str(response.status_code)).inc()
-        metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
-        return response

@@ -55,7 +55,7 @@ class AttentionFile:
     Attributes:
         organ: which.
         attention_ml: its size.
-        counts: False where the organ has an original label, which attention cannot improve (§3.2 ⑥).
+        counts: False where the organ has an original label, which wins (§3.2 ⑥).
     """
 
     organ: str
@@ -114,7 +114,7 @@ class CaseFiles:
         """Whose attention maps are shown: of the configured reading, else of another."""
         found = self._cases.predictions(case_id)
         wanted = [one for one in found if one.reading is self._settings.reading]
-        return (wanted or found or [None])[0]
+        return next(iter(wanted or found), None)
 
     def attention(self, case_id: str) -> list[AttentionFile]:
         """The attention maps of a case by falling size, and which of them count."""

@@ -7,10 +7,13 @@ from typing import Annotated, Final
 from atlas_core.case_review import CaseBrief, CasesWanted
 from atlas_core.records import Case
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_review.access import SignedIn, TheReview
+from atlas_review.archive import pieces, write_archive
 from atlas_review.case_files import ServedFile
+from atlas_review.contact_sheet import write_contact_sheet
 from atlas_review.downloads import file_answer
 from atlas_review.regions import Region
 from atlas_review.service import Review
@@ -162,6 +165,41 @@ def download_attention(
     return file_answer(request, file, f"{case.id}_attention_{organ or 'all'}.nii.gz")
 
 
+@router.get("/cases/{case_id}/download.zip", response_class=Response)
+def download_archive(review: TheReview, who: SignedIn, case_id: CaseIdPath) -> Response:
+    """CT, label map and attention map, with colours for ITK-SNAP and 3D Slicer."""
+    case = review.catalog.case(case_id)
+    files = {"ct.nii.gz": review.files.ct(case), "labels.nii.gz": review.files.label_map(case)}
+    if review.files.attention(case.id):
+        files["attention.nii.gz"] = review.files.attention_of(case.id, None)
+    archive = write_archive(case.id, files, review.settings.organs)
+    headers = {"Content-Disposition": f'attachment; filename="{case.id}.zip"'}
+    return StreamingResponse(pieces(archive), media_type="application/zip", headers=headers)
+
+
+@router.get("/cases/{case_id}/contact-sheet.png", response_class=Response)
+def contact_sheet(
+    request: Request, review: TheReview, who: SignedIn, case_id: CaseIdPath
+) -> Response:
+    """Three planes with labels (above) and attention (below)."""
+    case = review.catalog.case(case_id)
+    labels = review.files.label_map(case)
+    attention = [one.file for one in review.files.attention(case.id) if one.counts]
+    sheet = review.files.derived(
+        case.id,
+        "contact.png",
+        [labels.sha256, *(file.sha256 for file in attention)],
+        lambda path: write_contact_sheet(
+            path,
+            review.files.ct(case).path,
+            labels.path,
+            [file.path for file in attention],
+            review.settings.organs,
+        ),
+    )
+    return file_answer(request, sheet, f"{case.id}.png", "image/png")
+
+
 @router.get("/cases/{case_id}/labels")
 def see_labels(
     review: TheReview,
@@ -210,7 +248,7 @@ def case_view(review: Review, case: Case) -> CaseView:
         dataset=case.dataset,
         licence=review.catalog.dataset(case.dataset).licence,
         shape=case.shape,
-        affine=case.affine,  # type: ignore[arg-type]
+        affine=case.affine,
         spacing_mm=case.geometry.spacing_mm,
         ct=_file_view(review.files.ct(case), f"{base}/ct.nii.gz"),
         labels=[label_view(version) for version in labels],

@@ -1,4 +1,4 @@
-"""Sign-ins with a short memory, so that a request does not begin with a question to the database."""
+"""Sign-ins with a short memory, so that not every request asks the database who asks."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from atlas_core.errors import InvalidInput, NotFound, UnknownLabel
 from atlas_core.label_versions import StaleBase, Submission
@@ -37,7 +37,7 @@ router = APIRouter(tags=["labels"])
 
 _BASES: Final = TypeAdapter(dict[str, str])
 
-_CONFLICT: Final = {
+_CONFLICT: Final[dict[int | str, dict[str, Any]]] = {
     409: {"description": "Made from a version that is no longer in force; both are kept."}
 }
 

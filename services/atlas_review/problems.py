@@ -96,7 +96,7 @@ def of_error(error: AtlasError) -> JSONResponse:
     return problem(500, "Fault of the service", "see its log")
 
 
-def _parts(error: AtlasError) -> dict[str, str | None]:
+def _parts(error: AtlasError) -> dict[str, Any]:
     return {
         "case": error.case,
         "expected": None if error.expected is None else str(error.expected),

@@ -119,8 +119,8 @@ def label_on_grid(path: Path, case: Case) -> LabelVolume:
     The grid is compared before a voxel is read: a header that claims too much costs nothing.
 
     Raises:
-        InvalidInput: it is no NIfTI volume of whole numbers (`UnsupportedVolume`, `CorruptFile`), or
-            on another grid (`GridMismatch`); the case is named.
+        InvalidInput: it is no NIfTI volume of whole numbers (`UnsupportedVolume`, `CorruptFile`),
+            or on another grid (`GridMismatch`); the case is named.
     """
     try:
         if path.stat().st_size == 0:
