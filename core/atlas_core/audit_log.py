@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -13,11 +13,13 @@ from atlas_core import catalog_tables as t
 from atlas_core.catalog import Catalog
 from atlas_core.revision_records import AuditEntry
 
+_INSERT: Final = sa.insert(t.audit_log)
+
 
 def note(connection: Connection, *entries: AuditEntry) -> None:
     """Add `entries`; they are there exactly if the transaction is."""
     if entries:
-        connection.execute(sa.insert(t.audit_log), [entry.model_dump() for entry in entries])
+        connection.execute(_INSERT, [entry.model_dump() for entry in entries])
 
 
 def task_history(connection: Connection, task_id: int) -> list[AuditEntry]:

@@ -25,6 +25,7 @@ from atlas_core.error_taxonomy import require_error_type
 from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.ranking import CaseSizes, rank
 from atlas_core.records import LabelSource, RankedCase, Reading
+from atlas_core.revision_picking import IS_PENDING, Wish, give_back, pick
 from atlas_core.revision_records import (
     FINISHED,
     MINUTES_PER_CASE,
@@ -41,9 +42,20 @@ from atlas_core.revision_records import (
 DEFAULT_LEASE: Final = timedelta(minutes=10)
 """A page renews its lease every minute; after a crash nobody waits for long."""
 
-Clock = Callable[[], datetime]
+_ORGANS_OF: Final = (
+    sa.select(
+        t.revision_task_organs.c.task_id,
+        t.revision_task_organs.c.organ,
+        t.revision_task_organs.c.attention_ml,
+        t.revision_task_organs.c.verdict,
+        t.revision_task_organs.c.error_type,
+        t.revision_task_organs.c.note,
+    )
+    .where(t.revision_task_organs.c.task_id.in_(sa.bindparam("tasks", expanding=True)))
+    .order_by(t.revision_task_organs.c.attention_ml.desc(), t.revision_task_organs.c.organ)
+)
 
-_PENDING = [state.value for state in PENDING]
+Clock = Callable[[], datetime]
 
 _k = t.revision_tasks.c
 _o = t.revision_task_organs.c
@@ -100,6 +112,9 @@ class Wanted:
     organ: str | None = None
     state: TaskState | None = None
     assignee: str | None = None
+
+
+ANYTHING: Final = Wanted()
 
 
 @dataclass(frozen=True)
@@ -262,7 +277,7 @@ class RevisionQueue:
 
     def held_by(self, who: str, case_id: str | None = None) -> Task | None:
         """The task that `who` holds now (on this case, where one is given), or None."""
-        held = (_k.assignee == who) & _k.state.in_(_PENDING) & (_k.lease_expires_at > self._now())
+        held = (_k.assignee == who) & IS_PENDING & (_k.lease_expires_at > self._now())
         if case_id is not None:
             held &= _k.case_id == case_id
         query = sa.select(t.revision_tasks).where(held).order_by(_k.rank, _k.id).limit(1)
@@ -272,20 +287,39 @@ class RevisionQueue:
 
     # Leases
 
-    def next(self, annotator: Annotator, wanted: Wanted = Wanted()) -> Task | None:
+    def next(self, annotator: Annotator, wanted: Wanted = ANYTHING) -> Task | None:
         """Lease the wanted case of the best rank that nobody holds; with an organ, the one with
         most attention there.
 
         What the annotator held before is given back. If nothing else is left, it is kept.
         """
+        return self.next_for([(annotator, wanted)])[0]
+
+    def next_for(self, asks: Sequence[tuple[Annotator, Wanted]]) -> list[Task | None]:
+        """`next` for several annotators in one transaction: many who ask at once cost little more
+        than one.
+
+        Args:
+            asks: each annotator once.
+        """
         now = self._now()
+        expires = now + self._lease
+        names = [annotator.name for annotator, _ in asks]
         with self._catalog.transaction(write=True) as connection:
-            row = self._pick(connection, annotator, wanted, now)
-            if row is None:
-                return self._keep(connection, annotator, wanted, now)
-            self._give_back(connection, annotator.name, now, but=row["id"])
-            note(connection, _entry(now, annotator.name, "lease", row))
-            return self._tasks(connection, [row])[0]
+            picked: dict[str, Mapping[str, Any]] = {}
+            for wish in _wishes(asks):
+                picked |= pick(connection, wish, now, expires)
+            entries = [_entry(now, name, "lease", row) for name, row in picked.items()]
+            for annotator, wanted in asks:
+                if annotator.name not in picked:
+                    kept = self._kept(connection, annotator, wanted, now)
+                    picked |= {} if kept is None else {annotator.name: kept}
+            held = [row["id"] for row in picked.values()]
+            given_back = give_back(connection, names, held, now)
+            entries += [_entry(now, row["assignee"], "give back", row) for row in given_back]
+            note(connection, *entries)
+            tasks = dict(zip(picked, self._tasks(connection, list(picked.values())), strict=True))
+        return [tasks.get(name) for name in names]
 
     def lease(self, task_id: int, annotator: Annotator) -> Task:
         """Take one task, or renew the lease on it.
@@ -476,7 +510,7 @@ class RevisionQueue:
             if row["state"] not in FINISHED:
                 raise Conflict("the task is not finished", case=row["case_id"], got=row["state"])
             newer = connection.scalar(
-                sa.select(_k.id).where(_k.case_id == row["case_id"], _k.state.in_(_PENDING))
+                sa.select(_k.id).where(_k.case_id == row["case_id"], IS_PENDING)
             )
             if newer is not None:
                 raise Conflict("the case waits already", case=row["case_id"], got=f"task {newer}")
@@ -494,60 +528,16 @@ class RevisionQueue:
 
     # How it is done
 
-    def _pick(
+    def _kept(
         self, connection: Connection, annotator: Annotator, wanted: Wanted, now: datetime
     ) -> sa.RowMapping | None:
-        """Lease the first task that nobody holds, in one statement."""
-        free = _k.state.in_(_PENDING) & (
-            _k.assignee.is_(None) | _k.lease_expires_at.is_(None) | (_k.lease_expires_at <= now)
-        )
-        pick = sa.select(_k.id).where(free & _may_take(annotator))
-        if wanted.dataset is not None:
-            pick = pick.where(_k.dataset == wanted.dataset)
-        if wanted.organ is None:
-            pick = pick.order_by(_k.rank, _k.id)
-        else:
-            pick = (
-                pick.join(t.revision_task_organs, _o.task_id == _k.id)
-                .where(_o.organ == wanted.organ)
-                .order_by(_o.attention_ml.desc(), _k.id)
-            )
-        # SQLite has no row locks and needs none: this transaction is alone.
-        pick = pick.limit(1).with_for_update(skip_locked=True, of=t.revision_tasks)
-        query = (
-            sa.update(t.revision_tasks)
-            .where(_k.id == pick.scalar_subquery())
-            .values(assignee=annotator.name, lease_expires_at=now + self._lease, updated_at=now)
-            .returning(*t.revision_tasks.c)
-        )
-        return connection.execute(query).mappings().one_or_none()
-
-    def _keep(
-        self, connection: Connection, annotator: Annotator, wanted: Wanted, now: datetime
-    ) -> Task | None:
         """The case that the annotator holds, if it is a wanted one; its lease is renewed."""
         chosen = self._chosen(replace(wanted, state=TaskState.LEASED, assignee=annotator.name))
         query = sa.select(_k.id).where(chosen).order_by(_k.rank, _k.id).limit(1)
         task_id = connection.scalar(query)
-        self._give_back(connection, annotator.name, now, but=task_id)
         if task_id is None:
             return None
-        row = self._change(connection, task_id, now, lease_expires_at=now + self._lease)
-        return self._tasks(connection, [row])[0]
-
-    def _give_back(
-        self, connection: Connection, who: str, now: datetime, *, but: int | None
-    ) -> None:
-        held = (_k.assignee == who) & _k.state.in_(_PENDING)
-        if but is not None:
-            held &= _k.id != but
-        rows = connection.execute(
-            sa.update(t.revision_tasks)
-            .where(held)
-            .values(assignee=None, lease_expires_at=None, updated_at=now)
-            .returning(_k.id, _k.case_id)
-        ).mappings()
-        note(connection, *[_entry(now, who, "give back", row) for row in rows])
+        return self._change(connection, task_id, now, lease_expires_at=now + self._lease)
 
     def _locked(self, connection: Connection, task_id: int) -> sa.RowMapping:
         query = sa.select(t.revision_tasks).where(_k.id == task_id).with_for_update()
@@ -670,7 +660,7 @@ class RevisionQueue:
 
     def _state_now(self) -> sa.ColumnElement[str]:
         """The state as people see it: a lease that has not ended makes a task "leased"."""
-        leased = _k.state.in_(_PENDING) & (_k.lease_expires_at > self._now())
+        leased = IS_PENDING & (_k.lease_expires_at > self._now())
         return sa.case((leased, TaskState.LEASED.value), else_=_k.state)
 
     def _chosen(self, wanted: Wanted) -> sa.ColumnElement[bool]:
@@ -691,15 +681,11 @@ class RevisionQueue:
             raise NotFound("no such task", got=task_id)
         return self._tasks(connection, rows)[0]
 
-    def _tasks(self, connection: Connection, rows: Sequence[sa.RowMapping]) -> list[Task]:
+    def _tasks(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[Task]:
         """Rows of the table with their organs, as values."""
         organs: dict[int, list[TaskOrgan]] = {row["id"]: [] for row in rows}
-        query = (
-            sa.select(_o.task_id, _o.organ, _o.attention_ml, _o.verdict, _o.error_type, _o.note)
-            .where(_o.task_id.in_(list(organs)))
-            .order_by(_o.attention_ml.desc(), _o.organ)
-        )
-        for task_id, organ, attention_ml, verdict, error_type, text in connection.execute(query):
+        query = connection.execute(_ORGANS_OF, {"tasks": list(organs)})
+        for task_id, organ, attention_ml, verdict, error_type, text in query:
             organs[task_id].append(
                 TaskOrgan(
                     organ=organ,
@@ -713,7 +699,7 @@ class RevisionQueue:
         return [_as_task(row, tuple(organs[row["id"]]), now) for row in rows]
 
 
-def _as_task(row: sa.RowMapping, organs: tuple[TaskOrgan, ...], now: datetime) -> Task:
+def _as_task(row: Mapping[str, Any], organs: tuple[TaskOrgan, ...], now: datetime) -> Task:
     pending = row["state"] in PENDING
     expires = row["lease_expires_at"]
     live = pending and expires is not None and expires > now
@@ -738,7 +724,7 @@ def _entry(
     at: datetime,
     who: str,
     action: str,
-    row: sa.RowMapping,
+    row: Mapping[str, Any],
     detail: Mapping[str, Any] | None = None,
 ) -> AuditEntry:
     return AuditEntry(
@@ -751,10 +737,19 @@ def _entry(
     )
 
 
-def _may_take(annotator: Annotator) -> sa.ColumnElement[bool]:
-    if not annotator.second_reader:
-        return _k.state == TaskState.OPEN.value
-    return _k.first_reader.is_(None) | (_k.first_reader != annotator.name)
+def _wishes(asks: Sequence[tuple[Annotator, Wanted]]) -> list[Wish]:
+    """Those who want the same, together; a second reader by himself, who may not have every case
+    that others may."""
+    together: dict[tuple[str | None, str | None], list[str]] = {}
+    alone = []
+    for annotator, wanted in asks:
+        if annotator.second_reader:
+            alone.append(Wish((annotator.name,), wanted.dataset, wanted.organ, True))
+        else:
+            together.setdefault((wanted.dataset, wanted.organ), []).append(annotator.name)
+    return alone + [
+        Wish(tuple(names), dataset, organ, False) for (dataset, organ), names in together.items()
+    ]
 
 
 def _require_second_reader(row: sa.RowMapping, annotator: Annotator) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
+import anyio
 from fastapi import FastAPI
 
 from atlas_review import (
@@ -37,6 +38,8 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         review = Review.open(settings)
+        # As many as there are connections to the database: more would only wait for one.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 15
         app.state.review = review
         watching = asyncio.create_task(events.watch(review))
         try:

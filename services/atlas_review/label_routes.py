@@ -98,9 +98,9 @@ async def hand_in(
     await run_in_threadpool(_require_task, review, case_id, task)
     async with received_form(request) as form:
         received = file_of(form, "label", plain_name=True)
-        mask = await run_in_threadpool(_checked_mask, review, case, received, value)
+        mask = await review.on_volume(_checked_mask, review, case, received, value)
     submission = MaskSubmission(case, organ, mask, who.user, base, task)
-    return label_view(await run_in_threadpool(submit_mask, review, submission))
+    return label_view(await review.on_volume(submit_mask, review, submission))
 
 
 @router.put("/tasks/{task_id}/draft", openapi_extra=DRAFT_BODY)
@@ -122,10 +122,10 @@ async def save_draft(
         with path.open("wb") as file:
             async for piece in request.stream():
                 file.write(piece)
-        label = await run_in_threadpool(label_on_grid, path, case)
+        label = await review.on_volume(label_on_grid, path, case)
     _require_values(label.values, review, case)
     volume = Volume(label.voxels, case.geometry)
-    return await run_in_threadpool(_keep_draft, review, who.user, task_id, case, volume, base)
+    return await review.on_volume(_keep_draft, review, who.user, task_id, case, volume, base)
 
 
 @router.get("/tasks/{task_id}/draft", response_class=Response)

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from atlas_core.errors import InvalidInput, NotFound
-from atlas_core.revision_records import TaskState
+from atlas_core.revision_records import Task, TaskState
 from atlas_core.revisions import Wanted
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -108,15 +108,19 @@ def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
 
 
 @router.post("/activelearning/{strategy}")
-def next_sample(
+async def next_sample(
     review: TheReview, who: SignedIn, ids: Ids, strategy: str, params: Params = None
 ) -> dict[str, Any]:
     """The next case of the queue, leased to who asks; nothing: {}."""
-    organ = _organ_of(review, strategy)
-    annotator = annotator_of(_person(who, params))
-    task = review.queue.next(annotator, Wanted(organ=organ))
+    wanted = Wanted(organ=_organ_of(review, strategy))
+    task = await review.next_cases.take(annotator_of(_person(who, params)), wanted)
     if task is None:
         return {}
+    sample = await run_in_threadpool(_sample, review, ids, task)
+    return sample | {"client_id": (params or {}).get("client_id")}
+
+
+def _sample(review: Review, ids: ImageIds, task: Task) -> dict[str, Any]:
     case = review.catalog.case(task.case_id)
     in_force = review.versions.in_force(case.id)
     bases = {organ: version.id for organ, version in in_force.items()}
@@ -129,7 +133,6 @@ def next_sample(
         "path": name,
         "ts": int(task.updated_at.timestamp()),
         "checksum": f"SHA256:{digest}",
-        "client_id": (params or {}).get("client_id"),
     }
 
 
@@ -226,7 +229,7 @@ async def save_label(
             bases=found.bases,
             final=tag in ("", FINAL),
         )
-        changed = await run_in_threadpool(hand_in_map, review, handed_in, received)
+        changed = await review.on_volume(hand_in_map, review, handed_in, received)
     return {"image": image, "label": image, "versions": changed}
 
 
@@ -245,7 +248,7 @@ async def infer(
         raise NotFound("no such model", expected=MODEL, got=model)
     found: ImageId = ids.read(image)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
-    file = await run_in_threadpool(dense_label_map, review, case)
+    file = await review.on_volume(dense_label_map, review, case)
     if output == "image":
         return file_answer(request, file, f"{case.id}.nii.gz")
     names = {name: k for k, name in enumerate(review.settings.organs.names, start=1)}

@@ -158,10 +158,10 @@ def open_tasks(review: TheReview, who: AsManager, body: OpenTasks) -> OpenedTask
     response_model=Task,
     responses={204: {"description": "Nothing is left for you."}},
 )
-def next_task(review: TheReview, who: SignedIn, body: NextTask | None = None) -> Response:
+async def next_task(review: TheReview, who: SignedIn, body: NextTask | None = None) -> Response:
     """Lease the next case; what you held before is given back."""
     wanted = Wanted(body.dataset, body.organ) if body else Wanted()
-    task = review.queue.next(annotator_of(who), wanted)
+    task = await review.next_cases.take(annotator_of(who), wanted)
     if task is None:
         return Response(status_code=204)
     # As the model writes itself: building and checking it a second time costs as much as the rest.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
+import anyio
 from atlas_core.audit_log import AuditLog
 from atlas_core.case_review import CaseReview
 from atlas_core.case_store import CaseStore
@@ -23,7 +27,10 @@ from atlas_review.attempts import Attempts
 from atlas_review.case_files import CaseFiles
 from atlas_review.known import KnownSignIns
 from atlas_review.metrics import Metrics
+from atlas_review.next_cases import NextCases
 from atlas_review.settings import ReviewSettings
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Review:
     accounts: Accounts
     attempts: Attempts
     files: CaseFiles
+    next_cases: NextCases
+    volume_threads: anyio.CapacityLimiter
     metrics: Metrics
     secret: bytes
 
@@ -58,11 +67,12 @@ class Review:
         store.sweep()
         versions = LabelVersions(catalog)
         cases = CaseReview(catalog)
+        queue = RevisionQueue(catalog, lease=timedelta(seconds=settings.lease_s))
         return cls(
             settings=settings,
             catalog=catalog,
             store=store,
-            queue=RevisionQueue(catalog, lease=timedelta(seconds=settings.lease_s)),
+            queue=queue,
             versions=versions,
             drafts=Drafts(catalog),
             cases=cases,
@@ -71,16 +81,27 @@ class Review:
             events=OutgoingEvents(catalog),
             accounts=Accounts(settings.accounts_file),
             attempts=Attempts(settings.login_attempts),
+            next_cases=NextCases(queue),
+            volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
             files=CaseFiles(store, catalog, versions, cases, settings),
             metrics=Metrics(),
             secret=signing_secret(settings),
         )
+
+    async def on_volume(self, work: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """Run `work`, which reads or writes voxels, in one of a few threads: the queue, which needs
+        milliseconds, must not stand in line behind volumes."""
+        return await anyio.to_thread.run_sync(work, *arguments, limiter=self.volume_threads)
 
     @property
     def ways_to_sign_in(self) -> dict[str, bool]:
         """For people."""
         oidc = self.settings.oidc_issuer is not None
         return {"local": bool(self.accounts.content().users), "oidc": oidc}
+
+
+def _half_the_cores() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def signing_secret(settings: ReviewSettings) -> bytes:

@@ -76,6 +76,9 @@ class ReviewSettings(BaseSettings):
     max_upload_bytes: int = Field(
         default=256 << 20, ge=1 << 10, description="Of one request: a compressed mask is small."
     )
+    volume_threads: int = Field(
+        default=0, ge=0, description="Volumes worked on at once; 0: half the cores."
+    )
     max_voxels: int = Field(default=MAX_VOXELS, ge=1, description="Of one volume.")
     region_threshold: float = Field(
         default=0.2, ge=0, le=2, description="Attention from which on a voxel counts as attended."
