@@ -28,6 +28,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 FIRST_USER: Final = "admin"
 
+ACCOUNTS_FILE: Final = "accounts.json"
+
 MIN_PASSWORD: Final = 10
 
 _LOG_N, _BLOCK, _PARALLEL = 15, 8, 1

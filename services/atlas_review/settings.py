@@ -12,6 +12,7 @@ from atlas_core.records import Reading
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from atlas_review.accounts import ACCOUNTS_FILE
 from atlas_review.roles import Role
 
 ENV_PREFIX = "ATLAS_REVIEW_"
@@ -139,7 +140,7 @@ class ReviewSettings(BaseSettings):
 
     @property
     def accounts_file(self) -> Path:
-        return self.accounts or self.home / "accounts.json"
+        return self.accounts or self.home / ACCOUNTS_FILE
 
     @property
     def secret_file(self) -> Path:
