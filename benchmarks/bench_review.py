@@ -29,7 +29,7 @@ from postgres import running_postgres
 from review_load import Work, a_mask, fill_catalog, hammer
 from review_server import ReviewPlace, free_port, running_review
 
-CASES = int(__import__("os").environ.get("N", "8448"))
+CASES = 8448
 CLIENTS = 32
 WORKERS = 2
 

@@ -233,15 +233,16 @@ class RunningReview:
     url: str
     process: subprocess.Popen[bytes]
 
-    def client(self, user: str | None = None) -> httpx.Client:
+    @contextlib.contextmanager
+    def client(self, user: str | None = None) -> Iterator[httpx.Client]:
         """A browser, signed in as `user`."""
-        client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
-        if user is not None:
-            answer = client.post(
-                "/api/v1/session", json={"username": user, "password": PASSWORD}
-            ).raise_for_status()
-            client.headers["X-CSRF-Token"] = answer.json()["csrf_token"]
-        return client
+        with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as client:
+            if user is not None:
+                answer = client.post(
+                    "/api/v1/session", json={"username": user, "password": PASSWORD}
+                ).raise_for_status()
+                client.headers["X-CSRF-Token"] = answer.json()["csrf_token"]
+            yield client
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from typing import Any, Final
 import httpx
 from atlas_core.errors import NotFound, Unavailable
 from authlib.common.errors import AuthlibBaseError
-from authlib.integrations.starlette_client import OAuth
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from joserfc.errors import JoseError
@@ -41,6 +40,9 @@ def install(app: FastAPI, settings: ReviewSettings) -> None:
     if settings.oidc_issuer is None:
         app.state.provider = None
         return
+    # Loaded where it is used only: it warns at import about the HTTP client that it shares with us.
+    from authlib.integrations.starlette_client import OAuth
+
     secret = settings.oidc_client_secret
     oauth = OAuth()
     app.state.provider = oauth.register(
