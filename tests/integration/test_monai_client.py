@@ -19,7 +19,7 @@ from atlas_core.label_versions import LabelVersions
 from atlas_core.nifti_io import read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from numpy.typing import NDArray
-from review_server import PASSWORD, RunningReview, make_place, running_review
+from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
 from triton_server import free_port
 
 monailabel = pytest.importorskip(
@@ -31,9 +31,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationW
 MakeClient = Callable[[], Any]
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three phantoms; each test works on a copy."""
+    return make_place(tmp_path_factory.mktemp("monai"), cases=3, columns=32).folder
+
+
 @pytest.fixture(params=["signed in", "insecure"])
-def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningReview]:
-    place = make_place(tmp_path / "place", cases=3, columns=32)
+def running(
+    request: pytest.FixtureRequest, template: Path, tmp_path: Path
+) -> Iterator[RunningReview]:
+    place = ReviewPlace(shutil.copytree(template, tmp_path / "place"))
     with running_review(place, insecure=request.param == "insecure") as service:
         yield service
 
