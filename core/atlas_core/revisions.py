@@ -57,6 +57,9 @@ _ORGANS_OF: Final = (
 
 Clock = Callable[[], datetime]
 
+TaskRow = Mapping[Any, Any]
+"""A row of `revision_tasks`, by column name."""
+
 _k = t.revision_tasks.c
 _o = t.revision_task_organs.c
 
@@ -306,7 +309,7 @@ class RevisionQueue:
         expires = now + self._lease
         names = [annotator.name for annotator, _ in asks]
         with self._catalog.transaction(write=True) as connection:
-            picked: dict[str, Mapping[str, Any]] = {}
+            picked: dict[str, TaskRow] = {}
             for wish in _wishes(asks):
                 picked |= pick(connection, wish, now, expires)
             entries = [_entry(now, name, "lease", row) for name, row in picked.items()]
@@ -681,7 +684,7 @@ class RevisionQueue:
             raise NotFound("no such task", got=task_id)
         return self._tasks(connection, rows)[0]
 
-    def _tasks(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[Task]:
+    def _tasks(self, connection: Connection, rows: Sequence[TaskRow]) -> list[Task]:
         """Rows of the table with their organs, as values."""
         organs: dict[int, list[TaskOrgan]] = {row["id"]: [] for row in rows}
         query = connection.execute(_ORGANS_OF, {"tasks": list(organs)})
@@ -699,7 +702,7 @@ class RevisionQueue:
         return [_as_task(row, tuple(organs[row["id"]]), now) for row in rows]
 
 
-def _as_task(row: Mapping[str, Any], organs: tuple[TaskOrgan, ...], now: datetime) -> Task:
+def _as_task(row: TaskRow, organs: tuple[TaskOrgan, ...], now: datetime) -> Task:
     pending = row["state"] in PENDING
     expires = row["lease_expires_at"]
     live = pending and expires is not None and expires > now
@@ -724,7 +727,7 @@ def _entry(
     at: datetime,
     who: str,
     action: str,
-    row: Mapping[str, Any],
+    row: TaskRow,
     detail: Mapping[str, Any] | None = None,
 ) -> AuditEntry:
     return AuditEntry(

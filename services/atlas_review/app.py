@@ -55,6 +55,7 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         version=version("atlasloop"),
         description="The revision queue, the labels and the attention maps of an atlas.",
         lifespan=lifespan,
+        responses=problems.RESPONSES,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         openapi_url=f"{API}/openapi.json",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from atlas_core.errors import InvalidInput, NotFound, UnknownLabel
 from atlas_core.label_versions import StaleBase, Submission
@@ -37,14 +37,10 @@ router = APIRouter(tags=["labels"])
 
 _BASES: Final = TypeAdapter(dict[str, str])
 
-_CONFLICT: Final[dict[int | str, dict[str, Any]]] = {
-    409: {"description": "Made from a version that is no longer in force; both are kept."}
-}
-
 DRAFT_BODY: Final = {
     "requestBody": {
         "required": True,
-        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 
@@ -76,9 +72,7 @@ class SavedDraft(BaseModel):
     sha256: str
 
 
-@router.post(
-    "/cases/{case_id}/labels", status_code=201, responses=_CONFLICT, openapi_extra=MULTIPART_FILE
-)
+@router.post("/cases/{case_id}/labels", status_code=201, openapi_extra=MULTIPART_FILE)
 async def hand_in(
     request: Request,
     review: TheReview,

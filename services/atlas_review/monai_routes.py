@@ -183,7 +183,7 @@ def datastore(
 def upload_image(who: SignedIn) -> Response:
     """Not here: a case comes with its dataset and licence."""
     return problem(
-        501, "Not offered", "images are not uploaded here", remedy="use `atlasloop import`"
+        405, "Not offered", "images are not uploaded here", remedy="use `atlasloop import`"
     )
 
 
@@ -270,7 +270,7 @@ def training(who: SignedIn, check_if_running: bool = False) -> Response:
 @router.put("/session/")
 def create_session(who: SignedIn) -> Response:
     """Not here: there is no model that could segment a volume of somebody's own."""
-    return problem(501, "Not offered", "volumes of one's own are not segmented here")
+    return problem(405, "Not offered", "volumes of one's own are not segmented here")
 
 
 @router.get("/session/{session_id}")

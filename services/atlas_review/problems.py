@@ -26,6 +26,38 @@ PROBLEM_TYPE = "application/problem+json"
 
 _log = logging.getLogger(__name__)
 
+_PROBLEM_CONTENT = {
+    PROBLEM_TYPE: {
+        "schema": {
+            "type": "object",
+            "required": ["type", "title", "status", "detail"],
+            "properties": {
+                "type": {"type": "string"},
+                "title": {"type": "string"},
+                "status": {"type": "integer"},
+                "detail": {"type": "string", "description": "What, expected, got, and the remedy."},
+            },
+        }
+    }
+}
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": title, "content": _PROBLEM_CONTENT}
+    for status, title in (
+        (400, "Malformed"),
+        (401, "Not signed in"),
+        (403, "Not allowed"),
+        (404, "Not found, or not yours"),
+        (405, "Not offered"),
+        (409, "Conflict"),
+        (413, "Too large"),
+        (422, "Not acceptable as it is"),
+        (429, "Too many attempts"),
+        (503, "Not available now"),
+    )
+}
+"""Of every operation, for its description."""
+
 STATUS: tuple[tuple[type[AtlasError], int, str], ...] = (
     (NotFound, 404, "Not found"),
     (StaleBase, 409, "Made from an older version"),

@@ -90,7 +90,7 @@ def test_a_case_that_has_a_task_gets_no_second_one(queue: RevisionQueue) -> None
     assert (again.created, again.already, again.tasks) == (0, 10, ())
 
 
-def test_the_queue_of_an_organ_counts_that_organ_alone(tmp_path: Path) -> None:
+def test_a_task_lists_every_organ_that_counts(tmp_path: Path) -> None:
     with Catalog.open(f"sqlite:///{tmp_path}/c.sqlite") as catalog:
         fill_catalog(catalog, 3)
         queue = RevisionQueue(catalog)
