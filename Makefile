@@ -72,8 +72,9 @@ bench-memory: setup-dev  ## peak memory of the service, 800 slices against 200
 bench-transport: setup-dev  ## float32 and uint8 by gRPC, uint8 by shared memory
 bench-load: setup-dev  ## 1, 4 and 16 clients at once
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
+bench-review: setup-dev  ## 32 annotators on a queue of 8,448 cases, on PostgreSQL
 bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
-bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu:
+bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-review bench-gpu:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py
 
 # --- environments -------------------------------------------------------------------------------
@@ -85,14 +86,15 @@ $(BIN)/python:
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the runtime environment ($(VENV))"
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[attention,flows]'
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[attention,review,flows]'
 	@touch $@
 
 # torch first and by itself: asked for together with others, pip may take a build with CUDA packages.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing torch, test tools and linters ($(VENV))"
 	$(BIN)/python $(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[attention,flows,models,dev,deploy]'
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[attention,review,flows,models,dev,deploy]'
+	$(BIN)/python $(PIP) --no-deps monailabel==0.8.5  # its client alone; all of it needs a hundred packages
 	@touch $@
 
 # Triton's own environment: its Python backend needs numpy < 2; the wheel brings the server binary.

@@ -2,6 +2,9 @@
 
     cases/<case>/ct.nii.gz
     cases/<case>/labels/<organ>/<source>-<sha12>.nii.gz
+                                revised-<sha12>-<token>.nii.gz   one file for each hand-in
+    cases/<case>/drafts/<token>.nii.gz
+    cases/<case>/derived/<name>                                  can be made again at any time
     cases/<case>/predictions/<reading>/<ensemble>/pseudo_label.nii.gz
                                                   attention/<organ>.nii.gz
                                                   result.json
@@ -23,7 +26,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -104,6 +107,12 @@ class CaseStore:
             raise InvalidInput("malformed checksum", case=case_id, got=sha256)
         name = f"{LabelSource(source).value}-{sha256[:12]}.nii.gz"
         return self._case_dir(case_id) / "labels" / _organ(organ) / name
+
+    def derived_path(self, case_id: str, name: str) -> Path:
+        """Something computed from other files of the case; its name says from which."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,150}", name):
+            raise InvalidInput("malformed name of a derived file", case=case_id, got=name)
+        return self._case_dir(case_id) / "derived" / name
 
     def prediction_dir(self, case_id: str, reading: Reading, ensemble: str) -> Path:
         """Folder of the prediction of one ensemble under one reading."""
@@ -202,6 +211,43 @@ class CaseStore:
             _move_in(draft, target)
         return StoredLabel(self.relative(target), sha256)
 
+    def write_submission(self, case_id: str, organ: str, mask: Volume) -> StoredLabel:
+        """Store a binary mask that somebody handed in, in a file of its own: two hand-ins of the
+        same mask are two versions."""
+        with self._incoming() as folder:
+            draft = folder / "label.nii.gz"
+            sha256 = write_volume(draft, mask.voxels, mask.geometry)
+            plain = self.label_path(case_id, organ, LabelSource.REVISED, sha256)
+            name = f"{plain.name.removesuffix('.nii.gz')}-{secrets.token_hex(4)}.nii.gz"
+            target = plain.with_name(name)
+            _move_in(draft, target)
+        return StoredLabel(self.relative(target), sha256)
+
+    def write_draft(self, case_id: str, label_map: Volume) -> StoredLabel:
+        """Store somebody's unfinished label map in a file of its own."""
+        with self._incoming() as folder:
+            draft = folder / "draft.nii.gz"
+            sha256 = write_volume(draft, label_map.voxels, label_map.geometry)
+            target = self._case_dir(case_id) / "drafts" / f"{secrets.token_hex(8)}.nii.gz"
+            _move_in(draft, target)
+        return StoredLabel(self.relative(target), sha256)
+
+    def write_derived(self, case_id: str, name: str, write: Callable[[Path], object]) -> Path:
+        """Make a derived file by calling `write` with the path to write to."""
+        target = self.derived_path(case_id, name)
+        with self._incoming() as folder:
+            draft = folder / target.name
+            write(draft)
+            _sync(draft)
+            _move_in(draft, target)
+        return target
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A folder for what is not checked yet, removed at the end."""
+        with self._incoming() as folder:
+            yield folder
+
     @contextmanager
     def new_prediction(
         self, case_id: str, reading: Reading, ensemble: str
@@ -233,6 +279,10 @@ class CaseStore:
     def delete_case(self, case_id: str) -> bool:
         """Remove a case with everything in it; False if there was none."""
         return self._delete(self._case_dir(case_id))
+
+    def remove(self, relative: str) -> None:
+        """Remove one file that the catalog does not name (any more); nothing if it is not there."""
+        self.path(relative).unlink(missing_ok=True)
 
     def sweep(self, older_than_hours: float = SWEEP_AFTER_HOURS) -> int:
         """Remove what crashed writers left behind; safe while others write.

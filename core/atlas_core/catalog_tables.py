@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 
 REVISION = "0003"
@@ -170,6 +171,166 @@ iterations = Table(
     Column("parameters", JSON, nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime),
+)
+
+# Revision: the queue, what annotators hand in, and who did what (revision 0002)
+
+revision_tasks = Table(
+    "revision_tasks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("case_id", String(100), ForeignKey("cases.id", ondelete="CASCADE"), nullable=False),
+    Column("dataset", String(63), nullable=False),
+    Column("reading", String(16), nullable=False),
+    Column("ensemble", String, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("attention_ml", Float(53), nullable=False),
+    # open, second_reading, revised, confirmed, skipped. "Leased" is no state of its own: a lease
+    # ends by itself, at an instant, without anybody writing.
+    Column("state", String(16), nullable=False),
+    Column("assignee", String(100)),
+    Column("lease_expires_at", UtcDateTime),
+    # Who asked for a second reader, and so cannot be that reader.
+    Column("first_reader", String(100)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("case_id", "reading", "ensemble"),
+    # The next case is the first row of this index that nobody holds.
+    Index(
+        "ix_revision_tasks_pending",
+        "rank",
+        "id",
+        postgresql_where=text("state IN ('open', 'second_reading')"),
+        sqlite_where=text("state IN ('open', 'second_reading')"),
+    ),
+    # Two annotators never work on one case, whatever ensembles it was queued for.
+    Index(
+        "ix_revision_tasks_one_pending_per_case",
+        "case_id",
+        unique=True,
+        postgresql_where=text("state IN ('open', 'second_reading')"),
+        sqlite_where=text("state IN ('open', 'second_reading')"),
+    ),
+    Index("ix_revision_tasks_assignee", "assignee"),
+    Index("ix_revision_tasks_dataset_state", "dataset", "state"),
+)
+
+revision_task_organs = Table(
+    "revision_task_organs",
+    metadata,
+    Column(
+        "task_id", Integer, ForeignKey("revision_tasks.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("organ", String(63), primary_key=True),
+    Column("attention_ml", Float(53), nullable=False),
+    Column("verdict", String(16)),
+    Column("error_type", String(63)),
+    Column("note", String, nullable=False),
+    Column("decided_by", String(100)),
+    Column("decided_at", UtcDateTime),
+    Index("ix_revision_task_organs_organ_attention_ml", "organ", "attention_ml"),
+)
+
+revision_work = Table(
+    "revision_work",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column(
+        "task_id",
+        Integer,
+        ForeignKey("revision_tasks.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("annotator", String(100), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("seconds", Float(53), nullable=False),
+    Column("finished_at", UtcDateTime, nullable=False),
+)
+
+# Every mask that somebody handed in. It became a label (`label_id`), or, made from a version that
+# was no longer in force, it is kept here alone, so that it never outranks what it did not see.
+label_submissions = Table(
+    "label_submissions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("case_id", String(100), ForeignKey("cases.id", ondelete="CASCADE"), nullable=False),
+    Column("organ", String(63), nullable=False),
+    Column("path", String, nullable=False, unique=True),
+    Column("sha256", String(64), nullable=False),
+    Column("voxels", BigInteger, nullable=False),
+    Column("volume_ml", Float(53), nullable=False),
+    Column("author", String(100), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("base_id", Integer, ForeignKey("labels.id", ondelete="CASCADE")),
+    Column("task_id", Integer, ForeignKey("revision_tasks.id", ondelete="SET NULL")),
+    Column("label_id", Integer, ForeignKey("labels.id", ondelete="CASCADE"), unique=True),
+    Index("ix_label_submissions_case_id_organ", "case_id", "organ"),
+)
+
+revision_drafts = Table(
+    "revision_drafts",
+    metadata,
+    Column(
+        "task_id", Integer, ForeignKey("revision_tasks.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("author", String(100), primary_key=True),
+    Column("path", String, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("base", JSON, nullable=False),
+    Column("saved_at", UtcDateTime, nullable=False),
+)
+
+case_flags = Table(
+    "case_flags",
+    metadata,
+    Column("case_id", String(100), ForeignKey("cases.id", ondelete="CASCADE"), primary_key=True),
+    Column("reason", String, nullable=False),
+    Column("flagged_by", String(100), nullable=False),
+    Column("flagged_at", UtcDateTime, nullable=False),
+)
+
+# Sign-ins are kept here, so that every replica of the service knows them. Only hashes of secrets.
+sign_ins = Table(
+    "sign_ins",
+    metadata,
+    Column("secret_sha256", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("user_name", String(100), nullable=False),
+    Column("roles", JSON, nullable=False),
+    Column("csrf_token", String(64), nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
+)
+
+# No foreign keys: what was done stays on record when its case is deleted.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("who", String(100), nullable=False),
+    Column("action", String(63), nullable=False),
+    Column("case_id", String(100)),
+    Column("task_id", Integer),
+    Column("detail", JSON, nullable=False),
+    Index("ix_audit_log_task_id", "task_id"),
+    Index("ix_audit_log_case_id", "case_id"),
+)
+
+# Events for the orchestrator, kept until they are delivered.
+outgoing_events = Table(
+    "outgoing_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    # What tells that two services speak of one and the same occurrence.
+    Column("key", String(100), nullable=False, unique=True),
+    Column("name", String(100), nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("occurred_at", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", UtcDateTime, nullable=False),
+    Column("delivered_at", UtcDateTime),
+    Column("last_error", String, nullable=False),
 )
 
 # Life cycle of models; see `atlas_core.model_registry`. Rows are only ever added.

@@ -61,6 +61,7 @@ __all__ = [
     "open_slabs",
     "read_header",
     "read_label",
+    "read_stored",
     "read_volume",
     "spool_slabs",
     "write_volume",
@@ -406,6 +407,19 @@ def _collect(data: ByteStream, info: NiftiInfo, values: VoxelDecoder) -> NDArray
         voxels[filled : filled + stored.size] = values.decode(stored)
         filled += stored.size
     return voxels
+
+
+def read_stored(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Reads voxels as they are stored, before slope and intercept: an attention map as bytes.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`.
+    """
+    with _opened(Path(path)) as (data, info):
+        _require_voxels(info.geometry, max_voxels)
+        plain = replace(info, coding=VoxelCoding(info.coding.dtype, 1.0, 0.0))
+        voxels = _collect(data, plain, VoxelDecoder(plain.coding))
+    return Volume(voxels.reshape(info.geometry.shape, order="F"), info.geometry)
 
 
 def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:

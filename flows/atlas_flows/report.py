@@ -17,11 +17,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
 from atlas_core.model_spec import ModelRef
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
-from atlas_core.records import Case, Dataset, Model, RankedCase, Reading
-
-from atlas_flows.agreement import ORDINARY
-from atlas_flows.distribution_plot import distribution_plot
-from atlas_flows.pictures import (
+from atlas_core.pictures import (
     ATTENTION_SHOWN,
     HEAT,
     SOFT_TISSUE_HU,
@@ -32,6 +28,10 @@ from atlas_flows.pictures import (
     data_uri,
     picture,
 )
+from atlas_core.records import Case, Dataset, Model, RankedCase, Reading
+
+from atlas_flows.agreement import ORDINARY
+from atlas_flows.distribution_plot import distribution_plot
 from atlas_flows.priority_list import TOP_SHARE, cases_in
 
 ROWS_SHOWN = 200

@@ -8,12 +8,11 @@ from threading import Thread
 from time import monotonic
 from wsgiref.simple_server import WSGIServer
 
+from atlas_core.addresses import host_and_port
 from atlas_core.errors import AtlasError, ConfigurationError
 from atlas_core.model_spec import ModelSpec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.process_collector import ProcessCollector
-
-from atlas_attention.settings import host_and_port
 
 PREFIX = "atlasloop_attention"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
+from atlas_core.addresses import Address, is_loopback
 from atlas_core.nifti_io import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from atlas_attention.attention_map import MAX_MODELS, MAX_ORGANS
@@ -18,16 +17,6 @@ from atlas_attention.pipeline import DEFAULT_OVERLAP
 from atlas_attention.windows import MAX_OVERLAP
 
 ENV_PREFIX = "ATLAS_ATTENTION_"
-
-
-def _address(text: str) -> str:
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})", text)
-    if match is None or not 1 <= int(match[2]) <= 65535:
-        raise ValueError(f"address {text!r}: expected HOST:PORT")
-    return text
-
-
-Address = Annotated[str, AfterValidator(_address)]
 
 
 class AttentionSettings(BaseSettings):
@@ -136,18 +125,3 @@ class AttentionSettings(BaseSettings):
                     f"nor login; set {ENV_PREFIX}ALLOW_REMOTE=true if that is meant"
                 )
         return self
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """``"[::1]:18010"`` → ("::1", 18010)."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can connect to `address`."""
-    host, _ = host_and_port(address)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from atlas_attention.settings import AttentionSettings, host_and_port, is_loopback
+from atlas_attention.settings import AttentionSettings
+from atlas_core.addresses import host_and_port, is_loopback
 from pydantic import ValidationError
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from atlas_core import pictures
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
@@ -16,6 +17,7 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.model_spec import ModelRef, ModelSpec, ensemble_key
 from atlas_core.nifti_io import read_header, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.pictures import Cut, Layer, Plane, cut_case, most_attended, picture
 from atlas_core.records import (
     Case,
     Dataset,
@@ -27,8 +29,6 @@ from atlas_core.records import (
     Score,
 )
 from atlas_core.volume import Volume, content_sha256
-from atlas_flows import pictures
-from atlas_flows.pictures import Cut, Layer, Plane, cut_case, most_attended, picture
 from atlas_flows.report import ReportScope, RunFacts, Step, build_report
 from numpy.typing import NDArray
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import psutil
 from atlas_attention.shared_memory import SHARED_MEMORY
 from atlas_attention.shared_memory import sweep as sweep_attention_regions
+from atlas_review.accounts import ACCOUNTS_FILE, FIRST_USER, Accounts
 
 from atlas_embedded import probes
 from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE, marked
@@ -103,6 +104,7 @@ def components(settings: EmbeddedSettings) -> tuple[Component, ...]:
     makers: dict[ComponentName, Callable[[EmbeddedSettings], Component]] = {
         "triton": _triton,
         "attention": _attention,
+        "review": _review,
         "prefect": _prefect,
         "flows": _flows,
     }
@@ -192,6 +194,41 @@ def _attention(settings: EmbeddedSettings) -> Component:
 
 def _sweep_attention() -> None:
     sweep_attention_regions()
+
+
+def _review(settings: EmbeddedSettings) -> Component:
+    def launch() -> Launch:
+        variables = {
+            "ATLAS_REVIEW_LISTEN": f"{HOST}:{settings.review_port}",
+            "ATLAS_REVIEW_STORE": str(settings.store),
+            "ATLAS_REVIEW_CATALOG_URL": settings.catalog_url,
+            "ATLAS_REVIEW_HOME": str(settings.review_home),
+        }
+        if "prefect" in settings.components:
+            variables["ATLAS_REVIEW_PREFECT_API_URL"] = settings.prefect_api_url
+        return Launch((sys.executable, "-m", "atlas_review"), variables)
+
+    def probe() -> str:
+        return probes.review_serves(settings.review_port)
+
+    return Component(
+        name="review",
+        address=settings.review_url,
+        port_fields=("review_port",),
+        prepare=lambda: settings.store.mkdir(parents=True, exist_ok=True),
+        launch=launch,
+        answers=probe,
+        healthy=probe,
+    )
+
+
+def first_review_account(settings: EmbeddedSettings) -> tuple[str, str] | None:
+    """Name and password of the account that is made before the review service starts for the first
+    time, for people to be told once; None later."""
+    if "review" not in settings.components:
+        return None
+    password = Accounts(settings.review_home / ACCOUNTS_FILE).create()
+    return None if password is None else (FIRST_USER, password)
 
 
 def _prefect(settings: EmbeddedSettings) -> Component:

@@ -1,4 +1,4 @@
-"""Is the attention service, the Prefect server, the flows process at work?"""
+"""Is the attention service, the review service, the Prefect server, the flows process at work?"""
 
 from __future__ import annotations
 
@@ -40,6 +40,17 @@ def attention_serves(address: str) -> str:
     if status != "SERVING":
         raise Unavailable("the attention service does not serve", got=status)
     return "serving"
+
+
+def review_serves(port: int) -> str:
+    """Asks the review service whether its database and store are there.
+
+    Raises:
+        Unavailable: it does not answer, or not well.
+    """
+    if json.loads(fetch(port, "/readyz")) != {"status": "ok"}:
+        raise Unavailable("the review service is not ready")
+    return "ready"
 
 
 def prefect_answers(port: int) -> str:

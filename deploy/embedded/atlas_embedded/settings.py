@@ -16,12 +16,12 @@ from pydantic_settings import (
 )
 
 HOST = "127.0.0.1"
-"""Everything listens here only: the embedded stack has neither TLS nor a login."""
+"""Everything listens here only: there is no TLS, and only the review service has a login."""
 
 ENV_PREFIX = "ATLASLOOP_"
 CONFIG_FILE = "config.toml"
 
-ComponentName = Literal["triton", "attention", "prefect", "flows"]
+ComponentName = Literal["triton", "attention", "review", "prefect", "flows"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
@@ -42,7 +42,7 @@ class EmbeddedSettings(BaseSettings):
         description="SQLAlchemy address of the catalog.",
     )
     components: tuple[ComponentName, ...] = Field(
-        default=("triton", "attention", "prefect", "flows"),
+        default=("triton", "attention", "review", "prefect", "flows"),
         min_length=1,
         description="Which parts run here.",
     )
@@ -52,6 +52,7 @@ class EmbeddedSettings(BaseSettings):
     attention_port: Port = 18010
     attention_metrics_port: Port = 18011
     prefect_port: Port = 18020
+    review_port: Port = 18030
     triton_environment: Path = Field(
         default=_CHECKOUT / ".venv-triton",
         description="Virtual environment that holds tritonserver and the models' runtimes.",
@@ -120,6 +121,16 @@ class EmbeddedSettings(BaseSettings):
     @property
     def attention_address(self) -> str:
         return f"{HOST}:{self.attention_port}"
+
+    @property
+    def review_url(self) -> str:
+        """Of the review service and its page."""
+        return f"http://{HOST}:{self.review_port}"
+
+    @property
+    def review_home(self) -> Path:
+        """The review service's accounts and secret."""
+        return self.home / "review"
 
     @property
     def prefect_url(self) -> str:

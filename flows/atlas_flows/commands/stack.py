@@ -11,12 +11,12 @@ from atlas_flows.commands.terminal import console, places, print_table, write_te
 if TYPE_CHECKING:
     from atlas_embedded.stack import ComponentStatus
 
-PartName = Literal["triton", "attention", "prefect", "flows"]
+PartName = Literal["triton", "attention", "review", "prefect", "flows"]
 """As in `atlas_embedded.settings`, repeated so that `--help` need not load it (a test compares)."""
 
 
 def up(context: typer.Context) -> None:
-    """Start the stack: Triton, attention service, Prefect server and the flows it runs.
+    """Start the stack: Triton, attention and review service, Prefect server and its flows.
 
     Starts what does not run, mends what is not healthy, and returns when every part has proved that
     it works. Everything listens on 127.0.0.1 only. Ports are settings: ATLASLOOP_ATTENTION_PORT=…
@@ -25,15 +25,26 @@ def up(context: typer.Context) -> None:
     """
     from atlas_core.catalog import Catalog
     from atlas_embedded import stack
+    from atlas_embedded.components import first_review_account
 
     from atlas_flows.registration import register_installed
 
     here = places(context)
+    account = first_review_account(here.embedded)
+    if account is not None:
+        # Said before anything can fail: nobody can find it out later.
+        name, password = account
+        console().print(
+            f"review: sign in as {name} with the password {password} (shown only now)",
+            markup=False,
+            highlight=False,
+        )
     parts = stack.up(here.embedded, on_event=_tell)
     with Catalog.open(here.catalog_url) as catalog:
         register_installed(here.embedded, catalog)
     _show(parts)
     console().print(f"Prefect UI: {here.embedded.prefect_url}")
+    console().print(f"Review: {here.embedded.review_url}")
 
 
 def down(context: typer.Context) -> None:

@@ -18,11 +18,12 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.nifti_io import open_slabs, read_header
 from atlas_core.organs import OrganScheme
-from numpy.typing import NDArray
-from PIL import Image
 
 SOFT_TISSUE_HU = (-160.0, 240.0)
 """The usual abdominal display window: level 40, width 400."""

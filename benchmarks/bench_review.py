@@ -1,0 +1,95 @@
+"""32 annotators without pause on a queue of 8,448 cases, on PostgreSQL: does the queue hold?
+
+Each takes the next case and hands it in, revised with a label or confirmed, until none is left.
+Counted are leases that two had, labels that were acknowledged and are not there, and the time of a
+request for the next case as its client sees it, while all others are at work on the same cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from atlas_core.case_store import CaseStore
+from atlas_core.catalog import Catalog
+from atlas_core.label_versions import LabelVersions
+from atlas_core.revisions import RevisionQueue, Wanted
+from atlas_review.accounts import Accounts
+from atlas_review.roles import Role
+from measurement import machine, report, say
+
+# The server of the tests is the server of the benchmarks.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from postgres import running_postgres
+from review_load import Work, a_mask, fill_catalog, hammer
+from review_server import ReviewPlace, free_port, running_review
+
+CASES = 8448
+CLIENTS = 32
+WORKERS = 2
+
+
+def main() -> None:
+    described = machine("fastapi", "uvicorn", "SQLAlchemy", "psycopg")
+    with tempfile.TemporaryDirectory() as name, running_postgres() as server:
+        server.execute("CREATE DATABASE review")
+        url = server.url("review")
+        place = ReviewPlace(Path(name))
+        say(f"filling the catalog with {CASES} cases")
+        with Catalog.open(url) as catalog:
+            fill_catalog(catalog, CASES)
+        accounts = Accounts(place.accounts.path)
+        tokens = [accounts.add_token(f"c{n:02}", (Role.ANNOTATOR,)) for n in range(CLIENTS)]
+        place.store.root.mkdir(parents=True)
+        port = free_port()
+        with running_review(place, port=port, catalog_url=url, workers=WORKERS):
+            say(f"{CLIENTS} clients")
+            began = time.perf_counter()
+            works = hammer(port, tokens, a_mask(Path(name)))
+            elapsed = time.perf_counter() - began
+        with Catalog.open(url) as catalog:
+            result = _checked(works, catalog, place.store)
+    next_s = [seconds for work in works for seconds in work.next_s]
+    report(
+        "review",
+        **result,
+        next_p50_ms=round(float(np.quantile(next_s, 0.5)) * 1000, 1),
+        next_p95_ms=round(float(np.quantile(next_s, 0.95)) * 1000, 1),
+        next_p99_ms=round(float(np.quantile(next_s, 0.99)) * 1000, 1),
+        cases_per_s=round(CASES / elapsed, 1),
+        inputs={"cases": CASES, "clients": CLIENTS, "workers": WORKERS, "database": "PostgreSQL"},
+        machine=described,
+    )
+
+
+def _checked(works: list[Work], catalog: Catalog, store: CaseStore) -> dict[str, Any]:
+    """What went wrong, as numbers that are to be 0."""
+    tasks = [number for work in works for number in work.tasks]
+    for error in {error for work in works for error in work.errors}:
+        say(f"error: {error}")
+    versions = LabelVersions(catalog)
+    labels = [label for work in works for label in work.labels]
+    lost = sum(not _is_there(versions, store, *label) for label in labels)
+    counts = RevisionQueue(catalog).counts(Wanted())
+    return {
+        "errors": sum(len(work.errors) for work in works),
+        "double_leases": len(tasks) - len(set(tasks)),
+        "lost_labels": lost,
+        "labels": len(labels),
+        "left_over": CASES - counts.revised - counts.confirmed,
+    }
+
+
+def _is_there(versions: LabelVersions, store: CaseStore, case_id: str, version_id: str) -> bool:
+    version = versions.version(case_id, version_id)
+    content = store.path(version.path).read_bytes()
+    return version.in_force and hashlib.sha256(content).hexdigest() == version.sha256
+
+
+if __name__ == "__main__":
+    main()

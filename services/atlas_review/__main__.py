@@ -1,0 +1,134 @@
+"""``python -m atlas_review``: serve until SIGTERM or SIGINT, or manage the account file.
+
+python -m atlas_review [serve] [--insecure]
+python -m atlas_review add-user NAME ROLE…      the password is asked for
+python -m atlas_review add-token NAME ROLE…     the token is printed
+python -m atlas_review remove NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+from atlas_core.addresses import host_and_port
+from atlas_core.catalog import Catalog
+from atlas_core.errors import AtlasError
+from atlas_core.json_logs import log_to_stderr
+from pydantic import ValidationError
+
+from atlas_review.accounts import FIRST_USER, Accounts
+from atlas_review.roles import Role
+from atlas_review.service import signing_secret
+from atlas_review.settings import ENV_PREFIX, ReviewSettings
+
+EXIT_CONFIGURATION = 2
+
+APPLICATION = "atlas_review.app:create_app"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 after a signal, 2 if the configuration cannot work."""
+    options = _parser().parse_args(arguments)
+    if getattr(options, "insecure", False):
+        os.environ[f"{ENV_PREFIX}INSECURE"] = "true"
+    try:
+        settings = ReviewSettings()
+        return int(options.run(settings, options))
+    except ValidationError as error:
+        for problem in error.errors():
+            field = ".".join(str(part) for part in problem["loc"]).upper()
+            name = f"{ENV_PREFIX}{field}: " if field else ""
+            sys.stderr.write(f"{name}{problem['msg']}\n")
+    except AtlasError as error:
+        sys.stderr.write(f"{error}\n")
+    return EXIT_CONFIGURATION
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m atlas_review",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_serve)
+    parser.add_argument(
+        "--insecure", action="store_true", help="nobody signs in; only on a loopback address"
+    )
+    commands = parser.add_subparsers()
+    serve = commands.add_parser("serve", help="serve (the default)")
+    serve.set_defaults(run=_serve)
+    for name, run in (("add-user", _add_user), ("add-token", _add_token)):
+        add = commands.add_parser(name)
+        add.set_defaults(run=run)
+        add.add_argument("name")
+        add.add_argument("roles", nargs="+", type=Role, choices=list(Role))
+    remove = commands.add_parser("remove", help="remove a user or a machine")
+    remove.set_defaults(run=_remove)
+    remove.add_argument("name")
+    return parser
+
+
+def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
+    log_to_stderr(settings.log_level)
+    # All that can fail fails here, once, and not in every worker.
+    Catalog.open(settings.catalog_url.get_secret_value()).close()
+    signing_secret(settings)
+    if not settings.insecure and settings.oidc_issuer is None:
+        announce_first_account(settings)
+    host, port = host_and_port(settings.listen)
+    uvicorn.run(
+        APPLICATION,
+        factory=True,
+        host=host,
+        port=port,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
+        timeout_graceful_shutdown=5,
+    )
+    return 0
+
+
+def announce_first_account(settings: ReviewSettings) -> None:
+    """At the first start: make an account, and say its password once."""
+    password = Accounts(settings.accounts_file).create()
+    if password is not None:
+        sys.stdout.write(
+            f"first start: sign in as {FIRST_USER} with the password {password}\n"
+            "(it is not shown again; `python -m atlas_review add-user` sets another)\n"
+        )
+        sys.stdout.flush()
+
+
+def _add_user(settings: ReviewSettings, options: argparse.Namespace) -> int:
+    if sys.stdin.isatty():
+        password = getpass.getpass(f"password of {options.name}: ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    Accounts(settings.accounts_file).add_user(options.name, password, tuple(options.roles))
+    return 0
+
+
+def _add_token(settings: ReviewSettings, options: argparse.Namespace) -> int:
+    token = Accounts(settings.accounts_file).add_token(options.name, tuple(options.roles))
+    sys.stdout.write(f"{token}\n")
+    return 0
+
+
+def _remove(settings: ReviewSettings, options: argparse.Namespace) -> int:
+    if Accounts(settings.accounts_file).remove(options.name):
+        return 0
+    sys.stderr.write(f"no account {options.name}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What the service counts, for Prometheus. No label ever holds a case or a user."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+PREFIX = "atlasloop_review"
+
+REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The counters of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            f"{PREFIX}_requests",
+            "Requests answered",
+            ["method", "route", "status"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            f"{PREFIX}_request_seconds",
+            "From request to the first byte of the answer",
+            ["route"],
+            buckets=REQUEST_BUCKETS_S,
+            registry=registry,
+        )
+        self.tasks = Gauge(f"{PREFIX}_tasks", "Tasks by state", ["state"], registry=registry)
+        self.undelivered = Counter(
+            f"{PREFIX}_event_failures", "Deliveries of events that failed", registry=registry
+        )
+
+
+class Measured:
+    """Counts requests by route, never by address: an address names a case."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none")
+                metrics: Metrics = scope["app"].state.review.metrics
+                metrics.requests.labels(scope["method"], route, str(message["status"])).inc()
+                metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, counted)

@@ -1,0 +1,127 @@
+"""What all requests share: settings, catalog, store, and what is built on them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import anyio
+from atlas_core.audit_log import AuditLog
+from atlas_core.case_review import CaseReview
+from atlas_core.case_store import CaseStore
+from atlas_core.catalog import Catalog
+from atlas_core.drafts import Drafts
+from atlas_core.errors import ConfigurationError
+from atlas_core.label_versions import LabelVersions
+from atlas_core.outgoing_events import OutgoingEvents
+from atlas_core.revisions import RevisionQueue
+from atlas_core.sign_ins import SignIns
+from fastapi import Request
+
+from atlas_review.accounts import Accounts, write_private
+from atlas_review.attempts import Attempts
+from atlas_review.case_files import CaseFiles
+from atlas_review.known import KnownSignIns
+from atlas_review.metrics import Metrics
+from atlas_review.next_cases import NextCases
+from atlas_review.settings import ReviewSettings
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Review:
+    """One running service. Everything in it is safe to share between threads."""
+
+    settings: ReviewSettings
+    catalog: Catalog
+    store: CaseStore
+    queue: RevisionQueue
+    versions: LabelVersions
+    drafts: Drafts
+    cases: CaseReview
+    audit: AuditLog
+    sign_ins: KnownSignIns
+    events: OutgoingEvents
+    accounts: Accounts
+    attempts: Attempts
+    files: CaseFiles
+    next_cases: NextCases
+    volume_threads: anyio.CapacityLimiter
+    metrics: Metrics
+    secret: bytes
+
+    @classmethod
+    def open(cls, settings: ReviewSettings) -> Review:
+        """Connect to the catalog; the caller closes it.
+
+        Raises:
+            ConfigurationError, Unavailable: as `Catalog.open`.
+        """
+        catalog = Catalog.open(settings.catalog_url.get_secret_value())
+        store = CaseStore(settings.store)
+        store.sweep()
+        versions = LabelVersions(catalog)
+        cases = CaseReview(catalog)
+        queue = RevisionQueue(catalog, lease=timedelta(seconds=settings.lease_s))
+        return cls(
+            settings=settings,
+            catalog=catalog,
+            store=store,
+            queue=queue,
+            versions=versions,
+            drafts=Drafts(catalog),
+            cases=cases,
+            audit=AuditLog(catalog),
+            sign_ins=KnownSignIns(SignIns(catalog)),
+            events=OutgoingEvents(catalog),
+            accounts=Accounts(settings.accounts_file),
+            attempts=Attempts(settings.login_attempts),
+            next_cases=NextCases(queue),
+            volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
+            files=CaseFiles(store, catalog, versions, cases, settings),
+            metrics=Metrics(),
+            secret=signing_secret(settings),
+        )
+
+    async def on_volume(self, work: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """Run `work`, which reads or writes voxels, in one of a few threads: the queue, which needs
+        milliseconds, must not stand in line behind volumes."""
+        return await anyio.to_thread.run_sync(work, *arguments, limiter=self.volume_threads)
+
+    @property
+    def ways_to_sign_in(self) -> dict[str, bool]:
+        """For people."""
+        oidc = self.settings.oidc_issuer is not None
+        return {"local": bool(self.accounts.content().users), "oidc": oidc}
+
+
+def _half_the_cores() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def signing_secret(settings: ReviewSettings) -> bytes:
+    """The secret that signs what browsers keep; made at the first start unless it is configured.
+
+    Raises:
+        ConfigurationError: the file holds something else.
+    """
+    if settings.secret is not None:
+        return settings.secret.get_secret_value().encode()
+    path = settings.secret_file
+    if not path.exists():
+        write_private(path, secrets.token_hex(32).encode())
+    found = path.read_bytes()
+    if len(found) < 32:
+        raise ConfigurationError("the secret is too short", remedy=f"remove {path}")
+    return found
+
+
+def review_of(request: Request) -> Review:
+    """The service that `request` came to."""
+    review: Review = request.app.state.review
+    return review

@@ -1,0 +1,212 @@
+"""The stock MONAI Label client 0.8.5 against the review service: with and without signing in, and
+through nginx."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from atlas_core.catalog import Catalog
+from atlas_core.label_versions import LabelVersions
+from atlas_core.nifti_io import read_label, write_volume
+from atlas_core.organs import ABDOMEN_ATLAS
+from numpy.typing import NDArray
+from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
+from triton_server import free_port
+
+monailabel = pytest.importorskip(
+    "monailabel.client", reason="NO MONAI LABEL CLIENT: pip install --no-deps monailabel==0.8.5"
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
+
+MakeClient = Callable[[], Any]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three phantoms; each test works on a copy."""
+    return make_place(tmp_path_factory.mktemp("monai"), cases=3, columns=32).folder
+
+
+@pytest.fixture(params=["signed in", "insecure"])
+def running(
+    request: pytest.FixtureRequest, template: Path, tmp_path: Path
+) -> Iterator[RunningReview]:
+    place = ReviewPlace(shutil.copytree(template, tmp_path / "place"))
+    with running_review(place, insecure=request.param == "insecure") as service:
+        yield service
+
+
+def clients(url: str, folder: Path, user: str) -> MakeClient:
+    """Makes a new client for each call: one that is used again with a token sends the length of its
+    last upload with its next question, and waits with nginx for an answer for ever."""
+    folder.mkdir(exist_ok=True)
+    token = None
+    if monailabel.MONAILabelClient(url).auth_enabled():
+        token = monailabel.MONAILabelClient(url).auth_token(user, PASSWORD)
+
+    def make() -> Any:
+        client = monailabel.MONAILabelClient(url, tmpdir=str(folder), client_id=user)
+        client.update_auth(token)
+        return client
+
+    return make
+
+
+def revise_one_case(make: MakeClient, url: str, folder: Path, strategy: str) -> dict[str, Any]:
+    """What 3D Slicer does: next case, download, label, submit without a part of the liver."""
+    sample: dict[str, Any] = make().next_sample(strategy, {})
+    image = httpx.get(f"{url}/datastore/image", params={"image": sample["id"]}, trust_env=False)
+    assert image.status_code == 200, image.text
+    path, result = make().infer("pseudo_label", sample["id"], {})
+    names = sorted(result["label_names"], key=lambda name: int(result["label_names"][name]))
+    label = read_label(Path(path))
+    voxels = label.voxels.copy(order="F")
+    liver = names.index("liver") + 1
+    voxels[voxels == liver] = shaved(voxels == liver)[voxels == liver] * liver
+    edited = folder / "edited.nii.gz"
+    write_volume(edited, voxels, label.geometry)
+    info = [{"name": name, "idx": 500 + k} for k, name in enumerate(names)]
+    saved = make().save_label(sample["id"], str(edited), "final", {"label_info": info})
+    return {"sample": sample, "voxels": voxels, "saved": saved}
+
+
+def shaved(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """`mask` without its lowest slice."""
+    kept = mask.astype(np.uint8)
+    kept[..., np.flatnonzero(mask.any(axis=(0, 1)))[0]] = 0
+    return kept
+
+
+def test_next_case_label_and_submission(running: RunningReview, tmp_path: Path) -> None:
+    make = clients(running.url, tmp_path / "client", "bob")
+    info = make().info()
+    assert info["labels"] == list(ABDOMEN_ATLAS.names)
+    assert "config" not in info
+    assert set(info["strategies"]) >= {"attention", "attention_liver", "attention_pancreas"}
+    done = revise_one_case(make, running.url, tmp_path, "attention_liver")
+    case_id = done["sample"]["name"].rpartition("_")[0]
+    assert set(done["saved"]["versions"]) == {"liver"}
+    with Catalog.open(running.place.catalog_url) as catalog:
+        version = LabelVersions(catalog).in_force(case_id)["liver"]
+        case = catalog.case(case_id)
+    assert (version.id, version.author) == (done["saved"]["versions"]["liver"], "bob")
+    stored = read_label(running.place.store.path(version.path))
+    assert np.array_equal(stored.voxels, done["voxels"] == ABDOMEN_ATLAS["liver"].label)
+    assert stored.geometry.same_grid(case.geometry)
+    stats = make().info()["datastore"]
+    assert (stats["total"], stats["completed"]) == (3, 1)
+    label = make().download_label(case_id, "final")
+    assert np.array_equal(read_label(Path(label)).voxels, done["voxels"])
+    assert case_id in make().datastore()["objects"]
+    assert make().train_status(check_if_running=True) is False
+
+
+def test_the_queue_ends_with_nothing(running: RunningReview, tmp_path: Path) -> None:
+    make = clients(running.url, tmp_path / "client", "ann")
+    seen = [revise_one_case(make, running.url, tmp_path, "attention") for _ in range(3)]
+    names = [one["sample"]["name"] for one in seen]
+    assert len(set(names)) == 3  # Slicer keeps images by name
+    assert make().next_sample("attention", {}) == {}
+
+
+def test_two_users_never_overwrite_each_other(running: RunningReview, tmp_path: Path) -> None:
+    ann = clients(running.url, tmp_path / "ann", "ann")
+    bob = clients(running.url, tmp_path / "bob", "bob")
+    first = ann().next_sample("attention", {})
+    second = bob().next_sample("attention", {})
+    assert first["name"] != second["name"]
+    path, _ = ann().infer("pseudo_label", first["id"], {})
+    label = read_label(Path(path))
+    for make, cut in ((ann, 2), (bob, 3)):
+        voxels = label.voxels.copy(order="F")
+        voxels[:, : voxels.shape[1] // cut] = 0
+        write_volume(tmp_path / "edited.nii.gz", voxels, label.geometry)
+        if make is ann:
+            make().save_label(first["id"], str(tmp_path / "edited.nii.gz"))
+            continue
+        with pytest.raises(monailabel.client.MONAILabelClientException, match="changed by some"):
+            make().save_label(first["id"], str(tmp_path / "edited.nii.gz"))
+
+
+def test_a_segment_that_is_no_organ_is_refused(running: RunningReview, tmp_path: Path) -> None:
+    make = clients(running.url, tmp_path / "client", "ann")
+    sample = make().next_sample("attention", {})
+    path, _ = make().infer("pseudo_label", sample["id"], {})
+    refused = monailabel.client.MONAILabelClientException
+    with pytest.raises(refused, match="no organ of this atlas"):
+        make().save_label(sample["id"], path, "final", {"label_info": [{"name": "tumour"}]})
+    with pytest.raises(refused, match="stands for no segment"):
+        make().save_label(sample["id"], path, "final", {"label_info": [{"name": "liver"}]})
+
+
+def test_an_id_cannot_be_forged(running: RunningReview, tmp_path: Path) -> None:
+    make = clients(running.url, tmp_path / "client", "ann")
+    sample = make().next_sample("attention", {})
+    head, _, signature = sample["id"].rpartition(".")
+    forged = f"{head}.{signature[:-3]}AAA"
+    other = "Others" if sample["name"].startswith("Phantoms") else "Phantoms"
+    moved = f"{other}{sample['id'][sample['id'].index('_') :]}"
+    for wrong in (forged, moved):
+        answer = httpx.get(
+            f"{running.url}/datastore/image", params={"image": wrong}, trust_env=False
+        )
+        assert answer.status_code in (401, 404)
+
+
+NGINX = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1;
+events {{ worker_connections 64; }}
+http {{
+  access_log off; client_max_body_size 300m;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{ proxy_pass {url}; proxy_set_header Host $http_host; proxy_http_version 1.1; }}
+  }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def behind_nginx(url: str, folder: Path) -> Iterator[str]:
+    """The service at `url`, as nginx shows it."""
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if nginx is None:
+        pytest.skip("NO NGINX: install Debian's package nginx-light to test behind a proxy")
+    folder.mkdir()
+    port = free_port()
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, port=port, url=url))
+    process = subprocess.Popen([nginx, "-c", str(config), "-p", str(folder)])
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{address}/healthz", trust_env=False).is_success:
+                    break
+            assert process.poll() is None, (folder / "error.log").read_text()
+            assert time.monotonic() < deadline, "nginx does not start"
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_through_nginx(running: RunningReview, tmp_path: Path) -> None:
+    with behind_nginx(running.url, tmp_path / "nginx") as url:
+        make = clients(url, tmp_path / "client", "bob")
+        done = revise_one_case(make, url, tmp_path, "attention")
+        assert set(done["saved"]["versions"]) == {"liver"}

@@ -1,0 +1,116 @@
+"""Sign-in by a real OpenID provider process: code with PKCE, signatures, claims, roles."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from review_server import ReviewPlace, RunningReview, running_review
+from triton_server import free_port
+
+API = "/api/v1"
+
+
+@dataclass(frozen=True)
+class SignOn:
+    """A service, and the provider that it trusts."""
+
+    review: RunningReview
+    issuer: str
+
+    def behave(self, how: str) -> None:
+        httpx.get(f"{self.issuer}/behave", params={"as": how}, trust_env=False).raise_for_status()
+
+    def sign_in(self, client: httpx.Client, user: str) -> httpx.Response:
+        """As a browser does it: off to the provider, and back."""
+        away = client.get(f"{API}/auth/oidc/login")
+        assert away.status_code == 302, away.text
+        asked = httpx.URL(away.headers["location"]).copy_merge_params({"login_hint": user})
+        back = httpx.get(asked, trust_env=False)
+        return client.get(back.headers["location"])
+
+
+@pytest.fixture(scope="module")
+def sign_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SignOn]:
+    port = free_port()
+    issuer = f"http://127.0.0.1:{port}"
+    program = Path(__file__).parents[1] / "oidc_provider.py"
+    provider = subprocess.Popen([sys.executable, str(program), str(port)])
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{issuer}/jwks", trust_env=False)
+                break
+            assert provider.poll() is None
+            assert time.monotonic() < deadline, "the provider does not start"
+            time.sleep(0.05)
+        place = ReviewPlace(tmp_path_factory.mktemp("oidc"))
+        place.store.root.mkdir(parents=True)
+        roles = '{"radiology": "annotator", "atlas-managers": "manager"}'
+        settings = {"oidc_issuer": issuer, "allow_http_oidc": True, "oidc_roles": roles}
+        with running_review(place, **settings) as review:
+            yield SignOn(review, issuer)
+    finally:
+        provider.terminate()
+        provider.wait(timeout=30)
+
+
+@pytest.fixture
+def browser(sign_on: SignOn) -> Iterator[httpx.Client]:
+    sign_on.behave("well")
+    with sign_on.review.client() as client:
+        yield client
+
+
+def test_groups_become_roles(sign_on: SignOn, browser: httpx.Client) -> None:
+    assert browser.get(f"{API}/session").json()["auth"] == {"local": False, "oidc": True}
+    answer = sign_on.sign_in(browser, "max")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    session = browser.get(f"{API}/session").json()
+    assert (session["user"], session["roles"]) == ("max", ["annotator", "manager"])
+    browser.headers["X-CSRF-Token"] = session["csrf_token"]
+    assert browser.post(f"{API}/queue", json={"count": 1}).status_code == 404  # nothing is scored
+    assert browser.delete(f"{API}/session").status_code == 204
+
+
+def test_who_has_no_role_stays_out(sign_on: SignOn, browser: httpx.Client) -> None:
+    assert sign_on.sign_in(browser, "eve").status_code == 403
+    assert browser.get(f"{API}/session").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "how", ["alg-none", "other-key", "other-audience", "expired", "other-nonce"]
+)
+def test_a_token_that_is_not_right_opens_nothing(
+    sign_on: SignOn, browser: httpx.Client, how: str
+) -> None:
+    sign_on.behave(how)
+    answer = sign_on.sign_in(browser, "max")
+    assert answer.status_code == 403, answer.text
+    assert browser.get(f"{API}/session").status_code == 401
+
+
+def test_an_answer_works_only_in_the_browser_that_asked(
+    sign_on: SignOn, browser: httpx.Client
+) -> None:
+    away = browser.get(f"{API}/auth/oidc/login")
+    back = httpx.get(away.headers["location"], trust_env=False).headers["location"]
+    with sign_on.review.client() as other:
+        assert other.get(back).status_code == 403
+    assert browser.get(back).status_code == 303
+    assert browser.get(back).status_code == 403  # and once
+
+
+def test_without_a_provider_there_is_no_such_way(tmp_path: Path) -> None:
+    place = ReviewPlace(tmp_path)
+    place.store.root.mkdir(parents=True)
+    with running_review(place) as running, running.client() as client:
+        assert client.get(f"{API}/auth/oidc/login").status_code == 404

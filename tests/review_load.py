@@ -1,0 +1,206 @@
+"""Annotators without mercy: next case, hand in, next case, over real HTTP, as fast as it goes.
+
+Used by the concurrency test and by `benchmarks/bench_review.py`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+from atlas_core import catalog_tables as t
+from atlas_core.catalog import Catalog
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.nifti_io import write_volume
+from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.records import Dataset
+from atlas_core.revisions import Portion, RevisionQueue
+
+SHAPE = (24, 20, 16)
+GEOMETRY = VolumeGeometry.from_array(SHAPE, np.diag([2.0, 2.0, 3.0, 1.0]))
+ORGAN = "liver"
+ENSEMBLE = "unet@0-cccccccc"
+THREADS_PER_PROCESS = 8
+BOUNDARY = "atlasloop"
+
+
+@dataclass
+class Work:
+    """What one client did.
+
+    Attributes:
+        next_s: seconds of every request for the next case.
+        tasks: tasks that it was given, in order.
+        labels: ids of the label versions that were acknowledged, with their task's case.
+        errors: answers that were no success.
+    """
+
+    next_s: list[float] = field(default_factory=list)
+    tasks: list[int] = field(default_factory=list)
+    labels: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def fill_catalog(catalog: Catalog, cases: int) -> None:
+    """`cases` scored cases without files, and a task for each."""
+    now = datetime.now(UTC)
+    catalog.add_dataset(Dataset(name="Many", title="Many", licence="CC0-1.0"))
+    ids = [f"Many_{number:05}" for number in range(cases)]
+    affine = [list(row) for row in GEOMETRY.affine]
+    with catalog.transaction(write=True) as connection:
+        connection.execute(
+            sa.insert(t.cases),
+            [
+                {
+                    "id": case_id,
+                    "dataset": "Many",
+                    "content_sha256": f"{number:064x}",
+                    "shape": list(SHAPE),
+                    "affine": affine,
+                    "source": "",
+                    "imported_at": now,
+                }
+                for number, case_id in enumerate(ids)
+            ],
+        )
+        connection.execute(sa.insert(t.ensembles), [{"key": ENSEMBLE}])
+        score = {"reading": "paper", "ensemble": ENSEMBLE}
+        connection.execute(
+            sa.insert(t.scores),
+            [score | {"case_id": case_id, "seconds": 1.0, "created_at": now} for case_id in ids],
+        )
+        connection.execute(
+            sa.insert(t.organ_scores),
+            [
+                score
+                | {
+                    "case_id": case_id,
+                    "organ": organ,
+                    "attention_voxels": 10.0 * (cases - number),
+                    "attention_ml": 1.0 * (cases - number),
+                    "pseudo_label_ml": 1.0,
+                }
+                for number, case_id in enumerate(ids)
+                for organ in ABDOMEN_ATLAS.names
+            ],
+        )
+        connection.execute(sa.text("ANALYZE"))  # as a running database does by itself
+    RevisionQueue(catalog).open_tasks(Portion(share=1.0), "manager")
+
+
+def a_mask(folder: Path) -> bytes:
+    """A small mask on the grid of all cases."""
+    voxels = np.zeros(SHAPE, np.uint8, order="F")
+    voxels[4:12, 4:12, 4:12] = 1
+    path = folder / "mask.nii.gz"
+    write_volume(path, voxels, GEOMETRY)
+    return path.read_bytes()
+
+
+def hammer(port: int, tokens: Sequence[str], mask: bytes, *, label_every: int = 2) -> list[Work]:
+    """One client for each of `tokens`, in processes of eight, until nothing is left.
+
+    Args:
+        label_every: every n-th case is revised with a label, the others are confirmed.
+    """
+    groups = [
+        tokens[start : start + THREADS_PER_PROCESS]
+        for start in range(0, len(tokens), THREADS_PER_PROCESS)
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(groups), mp_context=context) as pool:
+        runs = [pool.submit(_group, port, group, mask, label_every) for group in groups]
+        return [work for run in runs for work in run.result()]
+
+
+def _group(port: int, tokens: Sequence[str], mask: bytes, label_every: int) -> list[Work]:
+    with ThreadPoolExecutor(len(tokens)) as pool:
+        return list(pool.map(lambda token: _client(port, token, mask, label_every), tokens))
+
+
+def _client(port: int, token: str, mask: bytes, label_every: int) -> Work:
+    work = Work()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    auth = {"Authorization": f"Bearer {token}"}
+    try:
+        while (task := _next(connection, auth, work)) is not None:
+            number, case_id = int(task["id"]), str(task["case_id"])  # type: ignore[call-overload]
+            work.tasks.append(number)
+            if len(work.tasks) % label_every:
+                body = {"seconds_spent": 1.0}
+                _post(connection, f"/api/v1/tasks/{number}/confirm", body, auth, work)
+            else:
+                _hand_in(connection, auth, work, number, case_id, mask)
+    finally:
+        connection.close()
+    return work
+
+
+def _next(
+    connection: http.client.HTTPConnection, auth: dict[str, str], work: Work
+) -> dict[str, object] | None:
+    began = time.perf_counter()
+    task = _post(connection, "/api/v1/queue/next", {}, auth, work)
+    work.next_s.append(time.perf_counter() - began)
+    return task
+
+
+def _hand_in(
+    connection: http.client.HTTPConnection,
+    auth: dict[str, str],
+    work: Work,
+    number: int,
+    case_id: str,
+    mask: bytes,
+) -> None:
+    form = (
+        (
+            f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="label"; '
+            f'filename="m.nii.gz"\r\n\r\n'
+        ).encode()
+        + mask
+        + f"\r\n--{BOUNDARY}--\r\n".encode()
+    )
+    connection.request(
+        "POST",
+        f"/api/v1/cases/{case_id}/labels?organ={ORGAN}&base=none&task={number}",
+        form,
+        auth | {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
+    )
+    version = _answer(connection, work)
+    if version is not None:
+        work.labels.append((case_id, str(version["id"])))
+        labels = {ORGAN: version["id"]}
+        body = {"seconds_spent": 1.0, "labels": labels}
+        _post(connection, f"/api/v1/tasks/{number}/revise", body, auth, work)
+
+
+def _post(
+    connection: http.client.HTTPConnection,
+    path: str,
+    body: object,
+    auth: dict[str, str],
+    work: Work,
+) -> dict[str, object] | None:
+    headers = auth | {"Content-Type": "application/json"}
+    connection.request("POST", path, json.dumps(body), headers)
+    return _answer(connection, work)
+
+
+def _answer(connection: http.client.HTTPConnection, work: Work) -> dict[str, object] | None:
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status not in (200, 201, 204):
+        work.errors.append(f"{answer.status} {content.decode(errors='replace')[:200]}")
+        return None
+    found: dict[str, object] | None = json.loads(content) if content else None
+    return found
