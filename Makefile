@@ -105,3 +105,20 @@ $(TRITON_VENV)/.done: constraints-triton.txt | $(BIN)/python
 
 .PHONY: help setup demo up down status setup-dev test check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu
+
+##@ The review page (its build is committed: only who changes the page needs Node.js)
+WEB := services/atlas_review/web
+CHROMIUM := /usr/bin/chromium
+
+web:  ## build the review page into the package (needs Node.js >= 20.19)
+	@command -v npm >/dev/null || { echo "npm not found: install Node.js 20.19 or newer" >&2; exit 1; }
+	cd $(WEB) && npm ci && npm run build
+
+setup-browser:  ## install Debian's Chromium, which the tests of the review page drive
+	@test -x $(CHROMIUM) && exit 0; \
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+		{ echo "$(CHROMIUM) is missing: as root, apt-get install chromium fonts-dejavu-core" >&2; exit 1; }; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core
+
+.PHONY: web setup-browser

@@ -28,10 +28,10 @@ export interface OrganTask {
   attention_ml: number
   verdict: Verdict | null
   error_type: string | null
-  note?: string | null
+  note: string
 }
 export interface Task {
-  id: string
+  id: number
   case_id: string
   dataset: string
   rank: number
@@ -69,8 +69,10 @@ export interface Case {
   spacing_mm: [number, number, number]
   ct: Volume
   labels: LabelVersion[]
-  label_map: Volume
-  attention: (Volume & { organ: string; attention_ml: number })[]
+  /** null: no organ has a label yet. */
+  label_map: Volume | null
+  /** `counts` is false where the organ has an original label, which attention cannot improve. */
+  attention: (Volume & { organ: string; attention_ml: number; counts: boolean })[]
   attention_map: Volume | null
 }
 export interface TaskDetail extends Task {
@@ -84,7 +86,6 @@ export interface Queue {
   tasks: Task[]
 }
 export interface Region {
-  organ: string
   voxels: number
   ml: number
   attention_sum: number

@@ -80,32 +80,51 @@ export function attentionSizes(data: Statistics['attention_by_dataset'], share: 
   return figure(caption, top + height + foot, caption, axis(left, end, step, y), ...columns)
 }
 
-/** Fig. 1b and 9: box (quartiles, median) with every case as a point beside it. */
+/** Powers of ten around some values, with 1-2-5 steps between them as ticks. */
+function decades(values: number[]): { low: number; high: number; ticks: number[] } {
+  const positive = values.filter((value) => value > 0)
+  const low = 10 ** Math.floor(Math.log10(Math.min(...positive, 10)))
+  const high = Math.max(...positive, low * 10)
+  const powers = Array.from({ length: Math.ceil(Math.log10(high / low)) + 1 }, (_, i) => low * 10 ** i)
+  return { low, high, ticks: powers.flatMap((power) => [power, 2 * power, 5 * power]).filter((tick) => tick <= high) }
+}
+
+/** Fig. 1b and 9: quartiles, median, range and every case; logarithmic, for a liver beside a gall bladder. */
 export function organVolumes(data: Statistics['organ_volumes'], colour: (organ: string) => string): HTMLElement {
   const [left, row, top, foot] = [110, 34, 6, 26]
   const organs = Object.entries(data).filter(([, one]) => one.count > 0)
-  const { end, step } = scale(Math.max(...organs.flatMap(([, one]) => one.values.concat(one.q3)), 0))
-  const x = (ml: number): number => left + ((WIDTH - left - 40) * ml) / end
+  const { low, high, ticks } = decades(organs.flatMap(([, one]) => one.values.concat(one.q1, one.q3)))
+  const x = (ml: number): number => left + ((WIDTH - left - 30) * Math.log(Math.max(ml, low) / low)) / Math.log(high / low)
   const bottom = top + organs.length * row
-  const grid = ticks(end, step).map((value) => [
+  const grid = ticks.map((value) => [
     svg('line', { class: 'grid', x1: x(value), x2: x(value), y1: top, y2: bottom }),
     svg('text', { class: 'tick', x: x(value), y: bottom + 16, 'text-anchor': 'middle' }, format(value)),
   ])
-  const boxes = organs.map(([name, one], i) => {
-    const middle = top + row * (i + 0.5)
-    const [low, high] = [Math.min(one.q1, ...one.values), Math.max(one.q3, ...one.values)]
-    const tell = `${title(name)}: median ${format(one.median)} ml, quartiles ${format(one.q1)} to ${format(one.q3)}, ${one.count} cases`
-    return svg(
-      'g',
-      { color: colour(name) },
-      svg('title', {}, tell),
-      svg('text', { x: left - 8, y: middle + 4, 'text-anchor': 'end' }, title(name)),
-      svg('line', { class: 'whisker', x1: x(low), x2: x(high), y1: middle, y2: middle }),
-      svg('rect', { class: 'box', x: x(one.q1), y: middle - 8, width: Math.max(x(one.q3) - x(one.q1), 1), height: 16, rx: 2 }),
-      one.values.map((ml, n) => svg('circle', { class: 'dot', cx: x(ml), cy: middle + ((n * 7) % 13) - 6, r: 1.6 })),
-      svg('line', { class: 'median', x1: x(one.median), x2: x(one.median), y1: middle - 9, y2: middle + 9 }),
-    )
-  })
+  const boxes = organs.map(([name, one], i) => organBox(name, one, top + row * (i + 0.5), x, left - 8, colour(name)))
   const caption = 'Organ volumes, ml: median, quartiles, range and cases (Fig. 1b, Fig. 9)'
   return figure(caption, bottom + foot, caption, svg('g', {}, grid), ...boxes)
+}
+
+function organBox(
+  name: string,
+  one: Statistics['organ_volumes'][string],
+  middle: number,
+  x: (ml: number) => number,
+  nameEnd: number,
+  color: string,
+): SVGElement {
+  const [low, high] = [Math.min(one.q1, ...one.values), Math.max(one.q3, ...one.values)]
+  const tell = `${title(name)}: median ${format(one.median)} ml, quartiles ${format(one.q1)} to ${format(one.q3)}, ${one.count} cases`
+  // Points are spread over the row by a fixed pattern: the same page for the same data.
+  const spread = (n: number): number => ((n * 7) % 13) - 6
+  return svg(
+    'g',
+    { color },
+    svg('title', {}, tell),
+    svg('text', { x: nameEnd, y: middle + 4, 'text-anchor': 'end' }, title(name)),
+    svg('line', { class: 'whisker', x1: x(low), x2: x(high), y1: middle, y2: middle }),
+    svg('rect', { class: 'box', x: x(one.q1), y: middle - 9, width: Math.max(x(one.q3) - x(one.q1), 1), height: 18, rx: 2 }),
+    one.values.map((ml, n) => svg('circle', { class: 'dot', cx: x(ml), cy: middle + spread(n), r: 1.6 })),
+    svg('line', { class: 'median', x1: x(one.median), x2: x(one.median), y1: middle - 10, y2: middle + 10 }),
+  )
 }

@@ -1,6 +1,6 @@
 /** The three views of a case on NiiVue: CT, attention overlay, and the label map that is drawn in. */
 
-import { DRAG_MODE, MULTIPLANAR_TYPE, NVImage, Niivue, SHOW_RENDER, SLICE_TYPE } from '@niivue/niivue'
+import { DRAG_MODE, NVImage, Niivue, SHOW_RENDER, SLICE_TYPE } from '@niivue/niivue'
 import type { Organ } from './api'
 import { difference, put, type Axis, type Edit, type History } from './edits'
 import { interpolate, type Dims } from './interpolate'
@@ -16,6 +16,9 @@ export const WINDOWS = {
   bone: { centre: 400, width: 1800 },
 } as const
 export type WindowName = keyof typeof WINDOWS
+
+/** How strongly the overlays are shown at first: the CT stays readable through both. */
+export const OPACITY = { labels: 0.45, attention: 0.4 } as const
 
 /** Where the crosshair is. */
 export interface Location {
@@ -33,6 +36,12 @@ const SLICES: Record<View, SLICE_TYPE> = {
   sagittal: SLICE_TYPE.SAGITTAL,
   all: SLICE_TYPE.MULTIPLANAR,
 }
+/** The axial view is the one that is read; the other two stand beside it. [left, top, width, height] */
+const ALL_VIEWS: { sliceType: SLICE_TYPE; position: [number, number, number, number] }[] = [
+  { sliceType: SLICE_TYPE.AXIAL, position: [0, 0, 0.62, 1] },
+  { sliceType: SLICE_TYPE.CORONAL, position: [0.62, 0, 0.38, 0.5] },
+  { sliceType: SLICE_TYPE.SAGITTAL, position: [0.62, 0.5, 0.38, 0.5] },
+]
 const ATTENTION_COLOURS = {
   // Black-body from clear to white: no hue of it is an organ's.
   R: [120, 255, 255, 255],
@@ -54,7 +63,7 @@ export class Viewer {
   private readonly nv: Niivue
   private readonly hidden = new Set<number>()
   private overlays = { labels: true, attention: true, outline: false }
-  private opacity = { labels: 0.45, attention: 0.6 }
+  private opacity: { labels: number; attention: number } = { ...OPACITY }
   private peeking = false
   private pen: Organ
   private tool: Tool = 'look'
@@ -75,9 +84,9 @@ export class Viewer {
       sagittalNoseLeft: true,
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.35, 0.75, 1, 0.8],
-      crosshairWidth: 1,
-      crosshairGap: 6,
-      multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+      crosshairWidth: 0.15,
+      crosshairWidthUnit: 'percent',
+      crosshairGap: 2,
       multiplanarShowRender: SHOW_RENDER.NEVER,
       multiplanarPadPixels: 4,
       isRuler: true,
@@ -86,7 +95,7 @@ export class Viewer {
       dragAndDropEnabled: false,
       loadingText: '',
       fontMinPx: 11,
-      fontSizeScaling: 0.35,
+      fontSizeScaling: 0.5,
       isForceMouseClickToVoxelCenters: true,
       isNearestInterpolation: false,
       clipPlaneHotKey: '',
@@ -129,14 +138,20 @@ export class Viewer {
 
   // --- volumes ----------------------------------------------------------------------------------
 
-  /** Load CT and label map, both on one grid; the label map becomes the base of all edits. */
-  async load(ct: Bytes, labels: Bytes, affine: number[][]): Promise<void> {
+  /** Load CT and label map (null: no label yet), both on one grid; the map is the base of all edits. */
+  async load(ct: Bytes, labels: Bytes | null, affine: number[][]): Promise<void> {
     this.inverseAffine = invertAffine(affine)
     this.nv.addVolume(await NVImage.loadFromUrl({ url: ct, name: 'ct.nii.gz', colormap: 'gray' }))
     this.colourLabels()
-    this.base = await this.readMap(labels)
+    if (labels) {
+      this.base = await this.readMap(labels)
+    } else {
+      this.nv.createEmptyDrawing()
+      this.base = this.map.slice()
+    }
     this.show(this.base.slice())
     this.setWindow('soft tissue')
+    this.setView('all')
     this.applyOverlays()
     this.tellLocation()
   }
@@ -335,6 +350,8 @@ export class Viewer {
 
   setView(view: View): void {
     this.view = view
+    if (view === 'all') this.nv.setCustomLayout(ALL_VIEWS)
+    else this.nv.clearCustomLayout()
     this.nv.setSliceType(SLICES[view])
   }
 

@@ -8,7 +8,7 @@ const PAGE = 100
 /** Sheets fetched ahead of the one that is shown, so that the next key shows a picture at once. */
 const AHEAD = 3
 
-const STATES = ['open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped']
+const STATES = ['not_queued', 'open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped']
 
 export const openGallery: OpenPage = async (main) => {
   const gallery = new Gallery(main)

@@ -1,17 +1,21 @@
-import { call, path, type AuthOffer, type Session } from '../api'
+import { call, path, Problem, type AuthOffer, type Session } from '../api'
 import { h } from '../dom'
 import { showError } from '../notices'
 
 /** The form to log in; resolves with the session once it is there. */
 export function askToLogIn(main: HTMLElement, auth: AuthOffer): Promise<Session> {
   return new Promise((resolve) => {
-    const user = h('input', { name: 'username', autocomplete: 'username', required: true, autofocus: true })
+    const user = h('input', { name: 'username', autocomplete: 'username', required: true })
     const password = h('input', { name: 'password', type: 'password', autocomplete: 'current-password', required: true })
     const submit = (event: Event): void => {
       event.preventDefault()
       call<Session>('POST', 'session', { username: user.value, password: password.value })
         .then((session) => session && resolve(session))
-        .catch(showError)
+        .catch((error: unknown) => {
+          const wrong = error instanceof Problem && error.status === 401
+          showError(wrong ? new Problem(401, { title: 'User name or password is wrong' }) : error)
+          password.select()
+        })
     }
     const form = h(
       'form',

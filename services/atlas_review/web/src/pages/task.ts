@@ -6,7 +6,7 @@ import { setKeys, type Key } from '../keys'
 import { goToNext } from '../next'
 import { ask, attempt, Banner, choose, say, showError } from '../notices'
 import { StaleBase, Work } from '../task/work'
-import { WINDOWS, type Location, type Tool, type View, type WindowName } from '../viewer'
+import { OPACITY, WINDOWS, type Location, type Tool, type View, type WindowName } from '../viewer'
 
 const VIEWS: readonly [View, string, string][] = [
   ['all', 'All', 'm'],
@@ -22,6 +22,7 @@ const TOOLS: readonly [Tool, string, string][] = [
   ['fill', 'Fill', 'f'],
 ]
 const PEN_SIZES = [1, 3, 5, 7, 9, 13, 17, 25]
+const FINISHED = new Set(['revised', 'confirmed', 'skipped'])
 const SAVED: Record<SaveState, string> = {
   clean: '',
   saving: 'Saving…',
@@ -73,7 +74,7 @@ class TaskPage {
         'div',
         { class: 'case' },
         h('aside', { class: 'left', 'aria-label': 'Organs and verdicts' }, this.organList, this.organDetail),
-        h('div', { class: 'views' }, this.toolbar, this.canvas, h('div', { class: 'row foot' }, this.where, this.saved)),
+        h('div', { class: 'views' }, this.toolbar, h('div', { class: 'screen' }, this.canvas), h('div', { class: 'row foot' }, this.where, this.saved)),
         h('aside', { class: 'right', 'aria-label': 'Overlays, regions and actions' }, this.overlayBox, h('h2', {}, 'Attended regions'), this.regionList, this.actions),
       ),
     )
@@ -232,7 +233,9 @@ class TaskPage {
       this.organDetail,
       h('h2', {}, swatch(this.organ.color), title(name)),
       h('p', { class: 'quiet' }, version ? describe(version) : 'No label yet'),
-      !this.locked && [
+      version?.source === 'original' && h('p', {}, 'An original label stays in force: what you draw is kept beside it.'),
+      !this.locked && !task && h('p', { class: 'quiet' }, 'This task asks for no verdict on it.'),
+      !this.locked && task && [
         select('Error type', [['', 'none'], ...types], chosen, (code) => this.errorType.set(name, code)),
         h('label', { class: 'field' }, 'Note', note),
         h(
@@ -241,8 +244,8 @@ class TaskPage {
           button('Confirm organ', () => this.judge('confirmed'), { key: 'Enter' }),
           button('Needs revision', () => this.judge('needs_revision'), { key: 'w' }),
         ),
-        h('label', { class: 'field' }, 'Upload a mask made elsewhere', file),
       ],
+      !this.locked && h('label', { class: 'field' }, 'Upload a mask made elsewhere', file),
     )
   }
 
@@ -265,9 +268,9 @@ class TaskPage {
     replace(
       this.overlayBox,
       h('h2', {}, 'Overlays'),
-      row('labels', 'Labels', 'l', 0.45),
+      row('labels', 'Labels', 'l', OPACITY.labels),
       h('label', { class: 'row' }, outline, 'Outlines only', h('kbd', { 'aria-hidden': 'true' }, 'o')),
-      row('attention', 'Attention', 't', 0.6),
+      row('attention', 'Attention', 't', OPACITY.attention),
       select('Attention of', [['', 'all organs'], ...organs], '', (organ) => attempt(() => this.work.showAttention(organ))),
     )
   }
@@ -303,7 +306,7 @@ class TaskPage {
         button('Skip', () => attempt(() => this.skip()), { key: 'x' }),
         changed > 0 && button('Discard drawing', () => attempt(() => this.discard())),
       ],
-      locked && !work.detail.assignee && may(context, 'manager', 'reader') && button('Reopen', () => attempt(() => this.reopen())),
+      locked && FINISHED.has(work.detail.state) && may(context, 'manager', 'reader') && button('Reopen', () => attempt(() => this.reopen())),
       button('Next case', () => attempt(goToNext), { key: 'n', kind: locked ? 'primary' : '' }),
       download,
     )
@@ -438,12 +441,12 @@ class TaskPage {
   }
 
   private judge(verdict: 'confirmed' | 'needs_revision'): void {
-    if (this.locked) return
     const name = this.organ.name
     const task = this.work.detail.organs.find((one) => one.organ === name)
-    const errorType = verdict === 'confirmed' ? '' : (this.errorType.get(name) ?? task?.error_type ?? '')
+    if (this.locked || !task) return
+    const errorType = verdict === 'confirmed' ? '' : (this.errorType.get(name) ?? task.error_type ?? '')
     attempt(async () => {
-      await this.work.judge(name, verdict, errorType, this.note.get(name) ?? task?.note ?? '')
+      await this.work.judge(name, verdict, errorType, this.note.get(name) ?? task.note)
       if (verdict === 'confirmed') this.goToUnjudged()
     })
   }
@@ -460,15 +463,22 @@ class TaskPage {
     if (!file) return
     input.value = ''
     const organ = this.organ.name
-    attempt(async () => {
-      try {
+    attempt(() =>
+      this.resolving(async () => {
         await this.work.uploadFile(organ, file)
-        say(`The mask of ${title(organ)} is stored and shown. Submit the revision to put it into force.`)
-      } catch (error) {
-        if (!(error instanceof StaleBase)) throw error
-        await this.resolve(error)
-      }
-    })
+        say(`The mask of ${title(organ)} is stored and shown. Submit the revision to end the task.`)
+      }),
+    )
+  }
+
+  /** Run something that uploads labels; where one has a stale base, ask what to do. */
+  private async resolving(action: () => Promise<void>): Promise<void> {
+    try {
+      await action()
+    } catch (error) {
+      if (!(error instanceof StaleBase)) throw error
+      await this.resolve(error)
+    }
   }
 
   private async submit(): Promise<void> {
@@ -477,13 +487,10 @@ class TaskPage {
       say('Nothing is drawn: confirm the case if it needs no revision.')
       return
     }
-    try {
+    await this.resolving(async () => {
       await this.work.submit()
       this.finish('Revision submitted')
-    } catch (error) {
-      if (!(error instanceof StaleBase)) throw error
-      await this.resolve(error)
-    }
+    })
   }
 
   /** A stale base: nothing is lost, the annotator decides what the organ shall be. */
@@ -533,8 +540,10 @@ class TaskPage {
     if (this.locked) return
     const note = await ask('Ask a second reader', 'What shall the second reader look at?', 'Ask')
     if (note === null) return
-    await this.work.askSecondReader(note)
-    say('A second reader is asked.')
+    await this.resolving(async () => {
+      await this.work.askSecondReader(note)
+      this.finish('A second reader is asked')
+    })
   }
 
   private async reopen(): Promise<void> {

@@ -3,6 +3,7 @@
 import { call, get, path, Problem, query, send, type Case, type LabelVersion, type Organ, type Region, type Task, type TaskDetail } from '../api'
 import type { Context } from '../context'
 import { Autosave, fetchDraft, LocalDrafts, type Bases, type LocalDraft, type SaveState, type ServerDraft } from '../drafts'
+import { title } from '../dom'
 import { changedLabels, History, type Edit } from '../edits'
 import { WorkClock } from '../clock'
 import { Viewer, type Bytes } from '../viewer'
@@ -28,6 +29,11 @@ export interface WorkEvents {
   chooseDraft: () => Promise<'browser' | 'server'>
 }
 
+/** Connected group of attended voxels of one organ. */
+export interface OrganRegion extends Region {
+  organ: string
+}
+
 const WORKABLE = new Set(['open', 'leased', 'second_reading'])
 
 async function bytesOf(url: string): Promise<Bytes> {
@@ -37,7 +43,7 @@ async function bytesOf(url: string): Promise<Bytes> {
 export class Work {
   readonly history = new History()
   readonly clock: WorkClock
-  regions: Region[] = []
+  regions: OrganRegion[] = []
   detail!: TaskDetail
   viewer!: Viewer
   /** Why this task can only be looked at, or null. */
@@ -81,11 +87,11 @@ export class Work {
     const { ct, label_map, attention_map } = this.case
     const [ctBytes, labels, attention, regions] = await Promise.all([
       bytesOf(ct.url),
-      bytesOf(label_map.url),
+      label_map && bytesOf(label_map.url),
       attention_map && bytesOf(attention_map.url),
-      get<{ regions: Region[] }>(`cases/${encodeURIComponent(this.case.id)}/regions`),
+      this.fetchRegions(),
     ])
-    this.regions = regions.regions
+    this.regions = regions
     this.viewer = await Viewer.open(canvas, this.context.organs, this.history)
     await this.viewer.load(ctBytes, labels, this.case.affine)
     await this.viewer.loadAttention(attention)
@@ -95,9 +101,19 @@ export class Work {
     this.viewer.onEdit = (edit) => void this.keep(edit)
   }
 
+  /** The regions of every organ whose attention counts, largest first. */
+  private async fetchRegions(): Promise<OrganRegion[]> {
+    const of = async ({ organ }: { organ: string }): Promise<OrganRegion[]> => {
+      const url = `cases/${encodeURIComponent(this.case.id)}/regions${query({ organ })}`
+      return (await get<{ regions: Region[] }>(url)).regions.map((region) => ({ ...region, organ }))
+    }
+    const counting = this.case.attention.filter((one) => one.counts && one.attention_ml > 0)
+    return (await Promise.all(counting.map(of))).flat().sort((a, b) => b.ml - a.ml)
+  }
+
   private async takeLease(): Promise<void> {
     if (!WORKABLE.has(this.detail.state)) {
-      this.readOnly = `This task is ${this.detail.state}.`
+      this.readOnly = `This task is ${title(this.detail.state)}.`
       return
     }
     try {
@@ -225,12 +241,15 @@ export class Work {
   }
 
   async skip(reason: string): Promise<void> {
-    await this.act('skip', { reason })
+    await this.act('skip', { reason, seconds_spent: this.clock.seconds })
     await this.finished()
   }
 
+  /** What is drawn is handed in first: the second reader sees it, a draft he would not. */
   async askSecondReader(note: string): Promise<void> {
-    await this.act('second-reader', { note })
+    await this.uploadChanged()
+    await this.act('second-reader', { note, seconds_spent: this.clock.seconds })
+    await this.finished()
   }
 
   async reopen(reason: string): Promise<void> {
@@ -245,13 +264,16 @@ export class Work {
 
   /** Upload each changed organ as a mask of its own, then hand the task in. Throws `StaleBase`. */
   async submit(): Promise<void> {
-    const organs = new Set([...this.changed, ...this.uploaded.keys()])
-    for (const organ of organs) {
-      if (!this.uploaded.has(organ)) await this.uploadDrawn(organ)
-    }
+    await this.uploadChanged()
     const labels = Object.fromEntries(this.uploaded)
     await this.act('revise', { seconds_spent: this.clock.seconds, labels })
     await this.finished()
+  }
+
+  private async uploadChanged(): Promise<void> {
+    for (const organ of this.changed) {
+      if (!this.uploaded.has(organ)) await this.uploadDrawn(organ)
+    }
   }
 
   private async uploadDrawn(organ: string): Promise<void> {
@@ -268,7 +290,8 @@ export class Work {
     try {
       const version = (await (await send(url, { method: 'POST', body })).json()) as LabelVersion
       this.uploaded.set(organ, version.id)
-      this.rebase(organ, version.id)
+      // Beside an original label a revised one is kept, and does not come into force.
+      if (version.in_force) this.rebase(organ, version.id)
       return version
     } catch (error) {
       if (!(error instanceof Problem) || error.status !== 409) throw error
@@ -300,7 +323,7 @@ export class Work {
     await this.autosave.stop()
     this.clock.finish()
     await this.local.clear()
-    this.readOnly = `This task is ${this.detail.state}.`
+    this.readOnly = `This task is ${title(this.detail.state)}.`
     this.events.saved('clean')
   }
 
