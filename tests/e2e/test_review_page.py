@@ -22,8 +22,6 @@ from playwright.sync_api import Browser, Page, Route, expect
 from review_server import PASSWORD, RunningReview, make_place, running_review
 from triton_server import REPOSITORY
 
-pytest_plugins = ["browser", "triton_server"]
-
 WEB = REPOSITORY / "services" / "atlas_review" / "web"
 STATIC = REPOSITORY / "services" / "atlas_review" / "static"
 CASES = 6

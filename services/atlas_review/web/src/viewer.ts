@@ -50,6 +50,8 @@ const ATTENTION_COLOURS = {
   A: [0, 140, 200, 255],
   I: [0, 60, 150, 255],
 }
+/** Attention (Eq. 4) that is clear, and from which on it is white; the maps carry their scale of 1/136. */
+const ATTENTION_SHOWN = [0.05, 1] as const
 const ATTENTION = 1 // index of the overlay; the CT is 0
 const ZOOM_STEP = 1.15
 
@@ -164,8 +166,8 @@ export class Viewer {
       name: 'attention.nii.gz',
       colormap: 'atlas_attention',
       opacity: this.attentionOpacity(),
-      cal_min: 1,
-      cal_max: 255,
+      cal_min: ATTENTION_SHOWN[0],
+      cal_max: ATTENTION_SHOWN[1],
       colorbarVisible: false,
     })
     this.nv.addVolume(image)

@@ -6,7 +6,7 @@ import { attempt, say } from '../notices'
 
 const PAGE = 100
 /** Sheets fetched ahead of the one that is shown, so that the next key shows a picture at once. */
-const AHEAD = 3
+const AHEAD = 2
 
 const STATES = ['not_queued', 'open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped']
 
@@ -19,7 +19,7 @@ export const openGallery: OpenPage = async (main) => {
     { keys: ['f'], does: 'flag this case, or take the flag away', group: 'Gallery', run: () => attempt(() => gallery.flag()) },
   ])
   await gallery.reload()
-  return {}
+  return gallery
 }
 
 const sheetOf = (one: CaseBrief): string => path(`cases/${encodeURIComponent(one.id)}/contact-sheet.png`)
@@ -29,6 +29,8 @@ class Gallery {
   private cases: CaseBrief[] = []
   private total = 0
   private at = 0
+  /** Counts the lists that were shown: an older one stops loading. */
+  private loading = 0
   /** Datasets seen so far: what the filter offers. */
   private readonly datasets = new Set<string>()
   private readonly bar = h('div', { class: 'row filters', role: 'search', 'aria-label': 'Filters' })
@@ -85,12 +87,28 @@ class Gallery {
         h(
           'button',
           { type: 'button', role: 'option', class: 'thumb', tabindex: '-1', 'aria-label': one.id, onclick: () => this.select(i) },
-          h('img', { src: sheetOf(one), alt: '', loading: 'lazy' }),
+          h('img', { alt: '' }),
           h('span', { class: 'name' }, one.id),
         ),
       ),
     )
     this.markFlags()
+    void this.loadThumbs(++this.loading)
+  }
+
+  /** One picture after the other: a sheet may have to be made first, and the keys must not wait for it. */
+  private async loadThumbs(mine: number): Promise<void> {
+    for (const [i, one] of this.cases.entries()) {
+      if (mine !== this.loading) return
+      const image = this.list.children[i]?.querySelector('img')
+      if (!image) return
+      image.src = sheetOf(one)
+      await image.decode().catch(() => {}) // a sheet that cannot be made shows its name alone
+    }
+  }
+
+  close(): void {
+    this.loading++
   }
 
   private markFlags(): void {

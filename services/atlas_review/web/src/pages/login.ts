@@ -25,8 +25,9 @@ export function askToLogIn(main: HTMLElement, auth: AuthOffer): Promise<Session>
       h('button', { class: 'primary' }, 'Log in'),
     )
     const oidc = h('a', { class: 'button', href: path('auth/oidc/login') }, 'Log in with your organisation')
+    const nobody = auth.local || auth.oidc ? '' : 'No account and no single sign-on is set up: ask your administrator.'
     main.replaceChildren(
-      h('section', { class: 'login' }, h('h1', {}, 'Atlas Loop review'), auth.local ? form : null, auth.oidc ? oidc : null),
+      h('section', { class: 'login' }, h('h1', {}, 'Atlas Loop review'), auth.local ? form : null, auth.oidc ? oidc : null, nobody),
     )
     if (auth.local) user.focus()
   })
