@@ -25,7 +25,7 @@ FLAGS = (
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
 )
-# A case takes seconds to appear in software on a busy machine; nothing waits this long in good order.
+# A case takes seconds to appear in software on a busy machine; in good order nothing takes as long.
 PATIENCE_MS = 120_000
 
 

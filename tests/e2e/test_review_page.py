@@ -203,9 +203,9 @@ def test_a_stroke_is_found_in_the_stored_label(
     assert set(old_map[added]) == {0}, "other organs stay as they are"
     assert all(drawn[voxel] for voxel in ends if old_map[voxel] == 0)
     assert np.count_nonzero(added) >= 4
-    up = geometry_of(after).matrix[2, :3] / np.linalg.norm(geometry_of(after).matrix[:3, :3], axis=0)
-    slices = np.argwhere(added)[:, int(np.argmax(np.abs(up)))]
-    assert set(slices) == {ends[0][int(np.argmax(np.abs(up)))]}, "one axial slice"
+    matrix = geometry_of(after).matrix[:3, :3]
+    up = int(np.argmax(np.abs(matrix[2]) / np.linalg.norm(matrix, axis=0)))
+    assert set(np.argwhere(added)[:, up]) == {ends[0][up]}, "one axial slice"
     assert after["history"][-1]["detail"]["seconds_spent"] > 0
 
 
@@ -336,9 +336,7 @@ def test_verdicts_and_the_end_of_a_case(visit: Visit, site: RunningReview) -> No
     assert {one["verdict"] for one in task_of(client, 4)["organs"]} == {"confirmed"}
 
 
-def test_a_stale_base_shows_both_labels(
-    visit: Visit, site: RunningReview, tmp_path: Path
-) -> None:
+def test_a_stale_base_shows_both_labels(visit: Visit, site: RunningReview, tmp_path: Path) -> None:
     admin = site.client("admin")
     tab = open_task(visit, "ann", 5)
     tab.choose("liver")
@@ -363,9 +361,7 @@ def test_a_stale_base_shows_both_labels(
     assert found[-1]["base"] == theirs["id"]
 
 
-def hand_in(
-    client: httpx.Client, task: dict[str, Any], organ: str, folder: Path
-) -> httpx.Response:
+def hand_in(client: httpx.Client, task: dict[str, Any], organ: str, folder: Path) -> httpx.Response:
     """A label that another program made: one voxel in the first corner."""
     mask = mask_file(geometry_of(task), folder)
     base = in_force(task, organ)["id"]
@@ -459,9 +455,8 @@ def test_state_of_the_atlas(visit: Visit, site: RunningReview) -> None:
     sizes = page.get_by_role("img", name=re.compile("^Attention size per dataset"))
     expect(sizes.locator("circle")).to_have_count(CASES)
     statistics = site.client("admin").get("/api/v1/statistics").json()
-    marked = sum(
-        one["in_top_share"] for cases in statistics["attention_by_dataset"].values() for one in cases
-    )
+    sizes_by_dataset = statistics["attention_by_dataset"].values()
+    marked = sum(one["in_top_share"] for cases in sizes_by_dataset for one in cases)
     expect(sizes.locator("circle.marked")).to_have_count(marked)
     expect(page.get_by_role("img", name="Cases by state")).to_contain_text("skipped")
     expect(page.get_by_role("img", name=re.compile("^Organ volumes"))).to_contain_text("liver")

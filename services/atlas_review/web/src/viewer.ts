@@ -113,7 +113,11 @@ export class Viewer {
     // Our history is the only one: NiiVue's packs the whole volume after every stroke.
     this.nv.drawAddUndoBitmap = (): void => {}
     this.nv.onDrawingChanged = (action): void => {
-      if (action === 'draw') this.commit()
+      if (action !== 'draw') return
+      // NiiVue draws each piece of a stroke without its newest voxel: the last one is still missing.
+      const [x, y, z] = this.nv.drawPenLocation as [number, number, number]
+      if (!Number.isNaN(x)) this.nv.drawPt(x, y, z, this.nv.opts.penValue)
+      this.commit()
     }
     this.nv.onLocationChange = (): void => this.tellLocation()
     // A stroke may end outside the canvas, where NiiVue does not say that it ended.
