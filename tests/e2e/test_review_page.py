@@ -64,6 +64,20 @@ def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
         yield visit
 
 
+@pytest.fixture
+def admin(site: RunningReview) -> Iterator[httpx.Client]:
+    """The API beside the browser."""
+    with site.client("admin") as client:
+        yield client
+
+
+@pytest.fixture
+def bob(site: RunningReview) -> Iterator[httpx.Client]:
+    """The API as the annotator bob, who alone sees his drafts."""
+    with site.client("bob") as client:
+        yield client
+
+
 @dataclass
 class CaseTab:
     """A tab with a case, as its user sees and touches it."""
@@ -131,7 +145,7 @@ def log_in(page: Page, user: str) -> None:
 
 def case_tab(page: Page) -> CaseTab:
     """`page`, once its case is there."""
-    expect(page.get_by_label("Crosshair")).to_have_text(re.compile("^voxel"), timeout=120_000)
+    expect(page.get_by_label("Crosshair")).to_have_text(re.compile("^voxel"))
     return CaseTab(page)
 
 
@@ -165,18 +179,17 @@ def geometry_of(task: dict[str, Any]) -> VolumeGeometry:
 
 
 def test_a_stroke_is_found_in_the_stored_label(
-    visit: Visit, site: RunningReview, tmp_path: Path
+    visit: Visit, site: RunningReview, admin: httpx.Client, tmp_path: Path
 ) -> None:
-    client = site.client("admin")
     page = visit.tab()
     log_in(page, "ann")
     expect(page.get_by_role("table", name="Tasks").get_by_role("row")).to_have_count(CASES + 1)
     page.keyboard.press("n")
     tab = case_tab(page)
     number = int(page.url.rsplit("/", 1)[1])
-    before = task_of(client, number)
+    before = task_of(admin, number)
     assert (before["state"], before["assignee"], before["rank"]) == ("leased", "ann", 1)
-    old_map = label_map(client, before, tmp_path)
+    old_map = label_map(admin, before, tmp_path)
 
     tab.choose("pancreas")
     tab.press("a", "b")
@@ -185,7 +198,7 @@ def test_a_stroke_is_found_in_the_stored_label(
     tab.press("Control+Enter")
     tab.expect_state("revised")
 
-    after = task_of(client, number)
+    after = task_of(admin, number)
     new = in_force(after, "pancreas")
     old = in_force(before, "pancreas")
     assert (new["source"], new["author"], new["base"]) == ("revised", "ann", old["id"])
@@ -209,9 +222,8 @@ def test_a_stroke_is_found_in_the_stored_label(
     assert after["history"][-1]["detail"]["seconds_spent"] > 0
 
 
-def test_a_closed_tab_loses_nothing(visit: Visit, site: RunningReview, tmp_path: Path) -> None:
-    client = site.client("bob")
-    before = label_map(client, task_of(client, 2), tmp_path)
+def test_a_closed_tab_loses_nothing(visit: Visit, bob: httpx.Client, tmp_path: Path) -> None:
+    before = label_map(bob, task_of(bob, 2), tmp_path)
     tab = open_task(visit, "bob", 2)
     _cut_off(tab.page)
     tab.choose("spleen")
@@ -219,13 +231,13 @@ def test_a_closed_tab_loses_nothing(visit: Visit, site: RunningReview, tmp_path:
     ends = tab.stroke()
     tab.expect_draft("Draft kept in this browser")
     expect(tab.page.get_by_role("alert")).to_contain_text("connection to the server is lost")
-    assert client.get("/api/v1/tasks/2/draft").status_code == 404
+    assert bob.get("/api/v1/tasks/2/draft").status_code == 404
     tab.page.close()
 
     again = case_tab(visit.tab("/#/task/2"))
     again.expect_edited("spleen")
     again.expect_draft("Draft saved")
-    draft = fetched(client, "/api/v1/tasks/2/draft", tmp_path).voxels
+    draft = fetched(bob, "/api/v1/tasks/2/draft", tmp_path).voxels
     changed = draft != before
     assert set(draft[changed]) == {8}
     assert all(changed[voxel] for voxel in ends if before[voxel] == 0)
@@ -294,14 +306,13 @@ def test_keys_do_what_the_overlay_lists(visit: Visit) -> None:
     expect(page.get_by_role("table", name="Tasks")).to_be_visible()
 
 
-def test_a_click_on_a_region_jumps_to_it(visit: Visit, site: RunningReview) -> None:
-    client = site.client("admin")
-    case = task_of(client, 3)["case"]
+def test_a_click_on_a_region_jumps_to_it(visit: Visit, admin: httpx.Client) -> None:
+    case = task_of(admin, 3)["case"]
     regions: list[dict[str, Any]] = []
     for attention in case["attention"]:
         if attention["counts"]:
             url = f"/api/v1/cases/{case['id']}/regions?organ={attention['organ']}"
-            regions += client.get(url).raise_for_status().json()["regions"]
+            regions += admin.get(url).raise_for_status().json()["regions"]
     regions.sort(key=lambda region: -region["ml"])
     tab = open_task(visit, "rita", 3)
     listed = tab.page.get_by_role("list", name="Attended regions").get_by_role("button")
@@ -313,14 +324,13 @@ def test_a_click_on_a_region_jumps_to_it(visit: Visit, site: RunningReview) -> N
         assert np.allclose(tab.crosshair, regions[number]["centroid_ijk"], atol=1.0)
 
 
-def test_verdicts_and_the_end_of_a_case(visit: Visit, site: RunningReview) -> None:
-    client = site.client("admin")
+def test_verdicts_and_the_end_of_a_case(visit: Visit, admin: httpx.Client) -> None:
     tab = open_task(visit, "ann", 4)
     tab.choose("stomach")
     tab.page.get_by_label("Error type").select_option("missing_cavity")
     tab.page.get_by_role("button", name="Needs revision").click()
     expect(tab.page.get_by_text("needs revision", exact=True)).to_be_visible()
-    stomach = next(one for one in task_of(client, 4)["organs"] if one["organ"] == "stomach")
+    stomach = next(one for one in task_of(admin, 4)["organs"] if one["organ"] == "stomach")
     assert (stomach["verdict"], stomach["error_type"]) == ("needs_revision", "missing_cavity")
 
     tab.press("Shift+Enter")
@@ -333,11 +343,10 @@ def test_verdicts_and_the_end_of_a_case(visit: Visit, site: RunningReview) -> No
     expect(tab.page.get_by_text("✓ confirmed")).to_be_visible()
     tab.press("Shift+Enter")
     tab.expect_state("confirmed")
-    assert {one["verdict"] for one in task_of(client, 4)["organs"]} == {"confirmed"}
+    assert {one["verdict"] for one in task_of(admin, 4)["organs"]} == {"confirmed"}
 
 
-def test_a_stale_base_shows_both_labels(visit: Visit, site: RunningReview, tmp_path: Path) -> None:
-    admin = site.client("admin")
+def test_a_stale_base_shows_both_labels(visit: Visit, admin: httpx.Client, tmp_path: Path) -> None:
     tab = open_task(visit, "ann", 5)
     tab.choose("liver")
     tab.press("a", "b")
@@ -377,9 +386,8 @@ def mask_file(geometry: VolumeGeometry, folder: Path, name: str = "mask") -> Pat
     return path
 
 
-def test_a_mask_made_elsewhere(visit: Visit, site: RunningReview, tmp_path: Path) -> None:
-    client = site.client("admin")
-    task = task_of(client, 6)
+def test_a_mask_made_elsewhere(visit: Visit, admin: httpx.Client, tmp_path: Path) -> None:
+    task = task_of(admin, 6)
     grid = geometry_of(task)
     smaller = VolumeGeometry.from_array([side - 1 for side in grid.shape], grid.matrix)
     tab = open_task(visit, "bob", 6)
@@ -394,7 +402,7 @@ def test_a_mask_made_elsewhere(visit: Visit, site: RunningReview, tmp_path: Path
     tab.expect_edited("gall bladder")
     tab.press("Control+Enter")
     tab.expect_state("revised")
-    label = in_force(task_of(client, 6), "gall_bladder")
+    label = in_force(task_of(admin, 6), "gall_bladder")
     assert (label["author"], label["voxels"]) == ("bob", 1)
 
 
@@ -406,7 +414,7 @@ def test_wrong_password(visit: Visit) -> None:
     expect(page.get_by_role("alert")).to_contain_text("User name or password is wrong")
 
 
-def test_queue_filters_and_skip(visit: Visit, site: RunningReview) -> None:
+def test_queue_filters_and_skip(visit: Visit, admin: httpx.Client) -> None:
     page = visit.tab()
     log_in(page, "rita")
     rows = page.get_by_role("table", name="Tasks").get_by_role("row")
@@ -414,20 +422,16 @@ def test_queue_filters_and_skip(visit: Visit, site: RunningReview) -> None:
     expect(rows).to_have_count(2)
     page.get_by_label("Dataset").select_option("")
     expect(rows).to_have_count(CASES + 1)
-    page.get_by_role("link", name=_case_id(site, 3)).click()
+    page.get_by_role("link", name=str(task_of(admin, 3)["case_id"])).click()
     tab = case_tab(page)
     tab.press("x")
     page.get_by_role("dialog").get_by_label("Reason").fill("motion")
     page.get_by_role("button", name="Skip", exact=True).last.click()
     tab.expect_state("skipped")
-    assert task_of(site.client("admin"), 3)["history"][-1]["detail"]["reason"] == "motion"
+    assert task_of(admin, 3)["history"][-1]["detail"]["reason"] == "motion"
 
 
-def _case_id(site: RunningReview, task: int) -> str:
-    return str(task_of(site.client("admin"), task)["case_id"])
-
-
-def test_gallery_flags_with_one_key(visit: Visit, site: RunningReview) -> None:
+def test_gallery_flags_with_one_key(visit: Visit, admin: httpx.Client) -> None:
     page = visit.tab("/#/gallery")
     log_in(page, "rita")
     sheets = page.get_by_role("listbox", name="Cases").get_by_role("option")
@@ -440,21 +444,21 @@ def test_gallery_flags_with_one_key(visit: Visit, site: RunningReview) -> None:
     expect(shown).to_have_attribute("alt", re.compile("^Contact sheet of "))
     page.keyboard.press("f")
     expect(page.get_by_role("status", name="Shown case")).to_contain_text("flagged")
-    flagged = site.client("admin").get("/api/v1/cases?flagged=true").json()["cases"]
+    flagged = admin.get("/api/v1/cases?flagged=true").json()["cases"]
     assert [one["id"] for one in flagged] == [sheets.nth(1).get_attribute("aria-label")]
     page.get_by_label("Flag", exact=True).select_option("true")
     expect(sheets).to_have_count(1)
     page.keyboard.press("f")
     expect(page.get_by_role("status", name="Shown case")).not_to_contain_text("flagged")
-    assert site.client("admin").get("/api/v1/cases?flagged=true").json()["total"] == 0
+    assert admin.get("/api/v1/cases?flagged=true").json()["total"] == 0
 
 
-def test_state_of_the_atlas(visit: Visit, site: RunningReview) -> None:
+def test_state_of_the_atlas(visit: Visit, admin: httpx.Client) -> None:
     page = visit.tab("/#/atlas")
     log_in(page, "rita")
     sizes = page.get_by_role("img", name=re.compile("^Attention size per dataset"))
     expect(sizes.locator("circle")).to_have_count(CASES)
-    statistics = site.client("admin").get("/api/v1/statistics").json()
+    statistics = admin.get("/api/v1/statistics").json()
     sizes_by_dataset = statistics["attention_by_dataset"].values()
     marked = sum(one["in_top_share"] for cases in sizes_by_dataset for one in cases)
     expect(sizes.locator("circle.marked")).to_have_count(marked)

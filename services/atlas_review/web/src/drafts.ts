@@ -101,7 +101,9 @@ export class LocalDrafts {
   settle(snapshot: Head['snapshot'], bases: Bases, position: number): Promise<void> {
     const transaction = this.database.transaction(['heads', 'edits'], 'readwrite')
     transaction.objectStore('heads').put({ key: this.key, bases, snapshot } satisfies Head)
-    transaction.objectStore('edits').delete(IDBKeyRange.bound([this.key, 0], [this.key, position], false, true))
+    // An empty range is an error to IndexedDB.
+    const covered = position > 0 && IDBKeyRange.bound([this.key, 0], [this.key, position], false, true)
+    if (covered) transaction.objectStore('edits').delete(covered)
     return committed(transaction)
   }
 
