@@ -44,6 +44,8 @@ class TaskPage {
   private window: WindowName = 'soft tissue'
   private size = 1
   private region = -1
+  /** Something is being handed in: a second press of the key must not do it twice. */
+  private busy = false
   private readonly overlays = { labels: true, attention: true, outline: false }
   private readonly errorType = new Map<string, string>()
   private readonly note = new Map<string, string>()
@@ -300,11 +302,11 @@ class TaskPage {
       this.actions,
       h('h2', {}, 'Hand in'),
       !locked && [
-        button(changed ? `Submit revision (${changed})` : 'Submit revision', () => attempt(() => this.submit()), { key: 'Ctrl+Enter', kind: changed ? 'primary' : '', label: 'Submit revision' }),
-        button('Confirm case', () => attempt(() => this.confirm()), { key: 'Shift+Enter', kind: changed ? '' : 'primary' }),
-        button('Second reader', () => attempt(() => this.secondReader()), { key: 'r' }),
-        button('Skip', () => attempt(() => this.skip()), { key: 'x' }),
-        changed > 0 && button('Discard drawing', () => attempt(() => this.discard())),
+        button(changed ? `Submit revision (${changed})` : 'Submit revision', () => this.once(() => this.submit()), { key: 'Ctrl+Enter', kind: changed ? 'primary' : '', label: 'Submit revision' }),
+        button('Confirm case', () => this.once(() => this.confirm()), { key: 'Shift+Enter', kind: changed ? '' : 'primary' }),
+        button('Second reader', () => this.once(() => this.secondReader()), { key: 'r' }),
+        button('Skip', () => this.once(() => this.skip()), { key: 'x' }),
+        changed > 0 && button('Discard drawing', () => this.once(() => this.discard())),
       ],
       locked && FINISHED.has(work.detail.state) && may(context, 'manager', 'reader') && button('Reopen', () => attempt(() => this.reopen())),
       button('Next case', () => attempt(goToNext), { key: 'n', kind: locked ? 'primary' : '' }),
@@ -463,10 +465,20 @@ class TaskPage {
     if (!file) return
     input.value = ''
     const organ = this.organ.name
-    attempt(() =>
+    this.once(() =>
       this.resolving(async () => {
         await this.work.uploadFile(organ, file)
         say(`The mask of ${title(organ)} is stored and shown. Submit the revision to end the task.`)
+      }),
+    )
+  }
+
+  private once(action: () => Promise<void>): void {
+    if (this.busy || this.locked) return
+    this.busy = true
+    attempt(() =>
+      action().finally(() => {
+        this.busy = false
       }),
     )
   }
@@ -595,10 +607,10 @@ class TaskPage {
       key('Draw', ['y', 'Ctrl+y', 'Ctrl+Shift+z'], 'redo', () => this.redo()),
       key('Hand in', 'Enter', 'confirm organ, go to the next', () => this.judge('confirmed')),
       key('Hand in', 'w', 'organ needs revision', () => this.judge('needs_revision')),
-      key('Hand in', 'Shift+Enter', 'confirm case', () => attempt(() => this.confirm())),
-      key('Hand in', 'Ctrl+Enter', 'submit revision', () => attempt(() => this.submit())),
-      key('Hand in', 'r', 'ask a second reader', () => attempt(() => this.secondReader())),
-      key('Hand in', 'x', 'skip', () => attempt(() => this.skip())),
+      key('Hand in', 'Shift+Enter', 'confirm case', () => this.once(() => this.confirm())),
+      key('Hand in', 'Ctrl+Enter', 'submit revision', () => this.once(() => this.submit())),
+      key('Hand in', 'r', 'ask a second reader', () => this.once(() => this.secondReader())),
+      key('Hand in', 'x', 'skip', () => this.once(() => this.skip())),
       key('Hand in', 'n', 'next case', () => attempt(goToNext)),
     ]
   }
