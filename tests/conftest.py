@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["postgres", "triton_server", "stack", "host_device", "review_server"]
+pytest_plugins = ["postgres", "triton_server", "stack", "host_device", "review_server", "browser"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

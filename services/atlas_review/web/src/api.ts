@@ -1,0 +1,223 @@
+/** The server's JSON API (`/api/v1`): types, one way to call it, one way to fail. */
+
+export interface Session {
+  user: string
+  roles: string[]
+  csrf_token: string
+  auth: AuthOffer
+  insecure: boolean
+}
+export interface AuthOffer {
+  local: boolean
+  oidc: boolean
+}
+export interface Organ {
+  name: string
+  label: number
+  color: string
+}
+export interface ErrorType {
+  code: string
+  group: 'pseudo_label' | 'ground_truth'
+  title: string
+  description: string
+}
+export type Verdict = 'confirmed' | 'needs_revision'
+export interface OrganTask {
+  organ: string
+  attention_ml: number
+  verdict: Verdict | null
+  error_type: string | null
+  note: string
+}
+export interface Task {
+  id: number
+  case_id: string
+  dataset: string
+  rank: number
+  attention_ml: number
+  state: string
+  assignee: string | null
+  lease_expires_at: string | null
+  second_reader: boolean
+  organs: OrganTask[]
+  updated_at: string
+}
+export interface LabelVersion {
+  id: string
+  organ: string
+  source: string
+  author: string | null
+  created_at: string
+  base: string | null
+  sha256: string
+  voxels: number
+  volume_ml: number
+  url: string
+  in_force: boolean
+}
+interface Volume {
+  url: string
+  sha256: string
+}
+export interface Case {
+  id: string
+  dataset: string
+  licence: string | null
+  shape: [number, number, number]
+  affine: number[][]
+  spacing_mm: [number, number, number]
+  ct: Volume
+  labels: LabelVersion[]
+  /** null: no organ has a label yet. */
+  label_map: Volume | null
+  /** `counts` is false where the organ has an original label, which attention cannot improve. */
+  attention: (Volume & { organ: string; attention_ml: number; counts: boolean })[]
+  attention_map: Volume | null
+}
+export interface TaskDetail extends Task {
+  case: Case
+  history: { at: string; who: string; action: string; detail: unknown }[]
+}
+export interface Queue {
+  counts: Record<string, number>
+  total: number
+  datasets: string[]
+  tasks: Task[]
+}
+export interface Region {
+  voxels: number
+  ml: number
+  attention_sum: number
+  centroid_ijk: [number, number, number]
+  centroid_mm: [number, number, number]
+}
+export interface CaseBrief {
+  id: string
+  dataset: string
+  state?: string | null
+  flagged: boolean
+}
+export interface Statistics {
+  cases_by_state: Record<string, number>
+  attention_by_dataset: Record<string, { case_id: string; attention_ml: number; in_top_share: boolean }[]>
+  top_share: number
+  organ_volumes: Record<string, { count: number; q1: number; median: number; q3: number; values: number[] }>
+  throughput: { annotator: string; tasks: number; seconds: number; by_day: { day: string; tasks: number }[] }[]
+}
+
+/** What the server refused (RFC 9457), in the four parts that a person needs. */
+export class Problem extends Error {
+  readonly status: number
+  readonly body: Record<string, unknown>
+
+  constructor(status: number, body: Record<string, unknown>) {
+    super(text(body.title) || `The server answered ${status}`)
+    this.status = status
+    this.body = body
+  }
+
+  /** [name, text] of every part that the server gave. */
+  parts(): [string, string][] {
+    return (['detail', 'expected', 'got', 'remedy'] as const)
+      .map((name): [string, string] => [name, text(this.body[name])])
+      .filter(([, value]) => value !== '')
+  }
+}
+
+/** The server was not reached: nothing was refused, and nothing is lost. */
+export class Offline extends Error {
+  constructor() {
+    super('The server was not reached')
+  }
+}
+
+function text(value: unknown): string {
+  if (value === null || value === undefined) return ''
+  return typeof value === 'string' ? value : JSON.stringify(value)
+}
+
+type Listener = () => void
+const BASE = '/api/v1'
+let csrf = ''
+let onLoggedOut: Listener = () => {}
+const connection = { lost: false, listeners: new Set<(lost: boolean) => void>() }
+
+export function setCsrf(token: string): void {
+  csrf = token
+}
+export function whenLoggedOut(listener: Listener): void {
+  onLoggedOut = listener
+}
+export function whenConnectionChanges(listener: (lost: boolean) => void): void {
+  connection.listeners.add(listener)
+}
+function setLost(lost: boolean): void {
+  if (connection.lost === lost) return
+  connection.lost = lost
+  connection.listeners.forEach((listener) => listener(lost))
+}
+
+/** The server's path of a volume or picture, whether it was given whole or relative to the API. */
+export function path(url: string): string {
+  return url.startsWith('/') ? url : `${BASE}/${url}`
+}
+
+async function problemOf(response: Response): Promise<Problem> {
+  const body: unknown = await response.json().catch(() => ({}))
+  return new Problem(response.status, typeof body === 'object' && body ? (body as Record<string, unknown>) : {})
+}
+
+export interface Options {
+  method?: string
+  json?: unknown
+  body?: BodyInit
+  headers?: Record<string, string>
+  keepalive?: boolean
+}
+
+/** Fetch from the API; throws `Problem` for a refusal and `Offline` where nothing answered. */
+export async function send(url: string, options: Options = {}): Promise<Response> {
+  const method = options.method ?? 'GET'
+  const headers: Record<string, string> = { Accept: 'application/json', ...options.headers }
+  if (method !== 'GET') headers['X-CSRF-Token'] = csrf
+  if (options.json !== undefined) headers['Content-Type'] = 'application/json'
+  const body = options.json === undefined ? options.body : JSON.stringify(options.json)
+  let response: Response
+  try {
+    response = await fetch(path(url), {
+      method,
+      headers,
+      body: body ?? null,
+      credentials: 'same-origin',
+      keepalive: options.keepalive ?? false,
+    })
+  } catch {
+    setLost(true)
+    throw new Offline()
+  }
+  setLost(false)
+  if (response.ok) return response
+  const problem = await problemOf(response)
+  if (response.status === 401 && url !== 'session') onLoggedOut()
+  throw problem
+}
+
+export async function get<T>(url: string): Promise<T> {
+  return (await (await send(url)).json()) as T
+}
+
+/** Send JSON and read JSON; null where the server has nothing to say (204). */
+export async function call<T>(method: string, url: string, json: unknown = {}): Promise<T | null> {
+  const response = await send(url, method === 'DELETE' ? { method } : { method, json })
+  return response.status === 204 ? null : ((await response.json()) as T)
+}
+
+export function query(values: Record<string, string | number | boolean | null | undefined>): string {
+  const parameters = new URLSearchParams()
+  for (const [name, value] of Object.entries(values)) {
+    if (value !== '' && value !== null && value !== undefined) parameters.set(name, String(value))
+  }
+  const encoded = parameters.toString()
+  return encoded ? `?${encoded}` : ''
+}

@@ -1,0 +1,24 @@
+/** What every page needs: who is here, and the vocabulary of the site. */
+
+import type { ErrorType, Organ, Session } from './api'
+
+export interface Context {
+  session: Session
+  organs: Organ[]
+  errorTypes: ErrorType[]
+}
+
+/** A page that is shown; `close` ends its timers and gives its memory back. */
+export interface Page {
+  close?: () => void | Promise<void>
+}
+
+export type OpenPage = (main: HTMLElement, context: Context, argument: string) => Promise<Page>
+
+export function colourOf(context: Context, organ: string): string {
+  return context.organs.find((one) => one.name === organ)?.color ?? '#888888'
+}
+
+export function may(context: Context, ...roles: string[]): boolean {
+  return context.session.roles.some((role) => roles.includes(role))
+}

@@ -1,0 +1,48 @@
+import { get, type Statistics } from '../api'
+import { attentionSizes, bars, organVolumes } from '../charts'
+import { colourOf, type OpenPage } from '../context'
+import { h, replace, title } from '../dom'
+
+export const openAtlas: OpenPage = async (main, context) => {
+  const statistics = await get<Statistics>('statistics')
+  const states = Object.entries(statistics.cases_by_state).map(([state, n]) => [title(state), n, state] as [string, number, string])
+  replace(
+    main,
+    h('h1', {}, 'State of the atlas'),
+    h(
+      'div',
+      { class: 'charts' },
+      bars('Cases by state', states),
+      attentionSizes(statistics.attention_by_dataset, statistics.top_share),
+      organVolumes(statistics.organ_volumes, (organ) => colourOf(context, organ)),
+      throughput(statistics.throughput),
+    ),
+  )
+  return {}
+}
+
+const MINUTE_S = 60
+
+function throughput(rows: Statistics['throughput']): HTMLElement {
+  const minutes = (seconds: number): string => (seconds / MINUTE_S).toFixed(1)
+  const heads = ['Annotator', 'Tasks', 'Hours', 'Minutes a task', 'Busiest day']
+  const row = ({ annotator, tasks, seconds, by_day }: Statistics['throughput'][number]): HTMLElement => {
+    const best = [...by_day].sort((a, b) => b.tasks - a.tasks)[0]
+    return h(
+      'tr',
+      {},
+      h('td', {}, annotator),
+      h('td', { class: 'number' }, tasks),
+      h('td', { class: 'number' }, (seconds / MINUTE_S / MINUTE_S).toFixed(2)),
+      h('td', { class: 'number' }, tasks ? minutes(seconds / tasks) : '–'),
+      h('td', {}, best ? `${best.tasks} on ${best.day}` : '–'),
+    )
+  }
+  const table = h(
+    'table',
+    { 'aria-label': 'Annotator throughput' },
+    h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
+    h('tbody', {}, rows.map(row)),
+  )
+  return h('figure', {}, h('figcaption', {}, 'Annotator throughput'), rows.length ? table : h('p', {}, 'No task is finished yet.'))
+}

@@ -1,0 +1,170 @@
+import { call, get, path, query, type CaseBrief } from '../api'
+import type { OpenPage } from '../context'
+import { button, h, replace, select } from '../dom'
+import { setKeys } from '../keys'
+import { attempt, say } from '../notices'
+
+const PAGE = 100
+/** Sheets fetched ahead of the one that is shown, so that the next key shows a picture at once. */
+const AHEAD = 2
+
+const STATES = ['not_queued', 'open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped']
+
+export const openGallery: OpenPage = async (main) => {
+  const gallery = new Gallery(main)
+  setKeys([
+    { keys: ['ArrowRight', 'j'], does: 'next case', group: 'Gallery', run: () => gallery.step(1) },
+    { keys: ['ArrowLeft', 'k'], does: 'previous case', group: 'Gallery', run: () => gallery.step(-1) },
+    { keys: ['Home'], does: 'first case', group: 'Gallery', run: () => gallery.select(0) },
+    { keys: ['f'], does: 'flag this case, or take the flag away', group: 'Gallery', run: () => attempt(() => gallery.flag()) },
+  ])
+  await gallery.reload()
+  return gallery
+}
+
+const sheetOf = (one: CaseBrief): string => path(`cases/${encodeURIComponent(one.id)}/contact-sheet.png`)
+
+class Gallery {
+  private readonly filter = { dataset: '', state: '', flagged: '' }
+  private cases: CaseBrief[] = []
+  private total = 0
+  private at = 0
+  /** Counts the lists that were shown: an older one stops loading. */
+  private loading = 0
+  /** Datasets seen so far: what the filter offers. */
+  private readonly datasets = new Set<string>()
+  private readonly bar = h('div', { class: 'row filters', role: 'search', 'aria-label': 'Filters' })
+  private readonly list = h('div', { class: 'strip', role: 'listbox', 'aria-label': 'Cases', tabindex: '0' })
+  private readonly sheet = h('img', { class: 'sheet', alt: '' })
+  private readonly caption = h('p', { class: 'row', role: 'status', 'aria-label': 'Shown case' })
+  private readonly flagButton = button('Flag', () => attempt(() => this.flag()), { key: 'f' })
+
+  constructor(main: HTMLElement) {
+    replace(
+      main,
+      h('h1', {}, 'Gallery'),
+      this.bar,
+      h('div', { class: 'gallery' }, this.list, h('figure', {}, this.caption, this.flagButton, this.sheet)),
+    )
+  }
+
+  async reload(): Promise<void> {
+    this.cases = []
+    this.at = 0
+    await this.more()
+    this.drawFilters()
+    this.drawList()
+    this.select(0)
+  }
+
+  private async more(): Promise<void> {
+    const page = await get<{ total: number; cases: CaseBrief[] }>(
+      `cases${query({ ...this.filter, offset: this.cases.length, limit: PAGE })}`,
+    )
+    this.total = page.total
+    this.cases.push(...page.cases)
+    page.cases.forEach((one) => this.datasets.add(one.dataset))
+  }
+
+  private drawFilters(): void {
+    const change = (part: Partial<Gallery['filter']>): void => {
+      Object.assign(this.filter, part)
+      attempt(() => this.reload())
+    }
+    const all = ['', 'all'] as const
+    replace(
+      this.bar,
+      select('Dataset', [all, ...[...this.datasets].sort().map((d) => [d, d] as const)], this.filter.dataset, (dataset) => change({ dataset })),
+      select('State', [all, ...STATES.map((s) => [s, s.replaceAll('_', ' ')] as const)], this.filter.state, (state) => change({ state })),
+      select('Flag', [all, ['true', 'flagged'], ['false', 'not flagged']], this.filter.flagged, (flagged) => change({ flagged })),
+    )
+  }
+
+  private drawList(): void {
+    replace(
+      this.list,
+      this.cases.map((one, i) =>
+        h(
+          'button',
+          { type: 'button', role: 'option', class: 'thumb', tabindex: '-1', 'aria-label': one.id, onclick: () => this.select(i) },
+          h('img', { alt: '' }),
+          h('span', { class: 'name' }, one.id),
+        ),
+      ),
+    )
+    this.markFlags()
+    void this.loadThumbs(++this.loading)
+  }
+
+  /** One picture after the other: a sheet may have to be made first, and the keys must not wait for it. */
+  private async loadThumbs(mine: number): Promise<void> {
+    for (const [i, one] of this.cases.entries()) {
+      if (mine !== this.loading) return
+      const image = this.list.children[i]?.querySelector('img')
+      if (!image) return
+      image.src = sheetOf(one)
+      await image.decode().catch(() => {}) // a sheet that cannot be made shows its name alone
+    }
+  }
+
+  close(): void {
+    this.loading++
+  }
+
+  private markFlags(): void {
+    this.cases.forEach((one, i) => this.list.children[i]?.classList.toggle('flagged', one.flagged))
+  }
+
+  step(by: number): void {
+    this.select(this.at + by)
+  }
+
+  select(at: number): void {
+    const one = this.cases[at]
+    if (!one) {
+      if (this.cases.length === 0) replace(this.caption, 'No case with these filters.')
+      this.sheet.hidden = this.cases.length === 0
+      this.flagButton.hidden = this.sheet.hidden
+      return
+    }
+    this.at = at
+    ;[...this.list.children].forEach((thumb, i) => thumb.setAttribute('aria-selected', String(i === at)))
+    this.list.children[at]?.scrollIntoView({ block: 'nearest', inline: 'nearest' })
+    this.sheet.hidden = this.flagButton.hidden = false
+    this.sheet.src = sheetOf(one)
+    this.sheet.alt = `Contact sheet of ${one.id}`
+    this.tell(one)
+    this.cases.slice(at + 1, at + 1 + AHEAD).forEach((next) => {
+      new Image().src = sheetOf(next)
+    })
+    if (at + AHEAD >= this.cases.length && this.cases.length < this.total) attempt(() => this.extend())
+  }
+
+  private async extend(): Promise<void> {
+    await this.more()
+    this.drawList()
+    this.list.children[this.at]?.setAttribute('aria-selected', 'true')
+  }
+
+  private tell(one: CaseBrief): void {
+    replace(
+      this.caption,
+      h('strong', {}, one.id),
+      h('span', {}, one.dataset),
+      one.state && h('span', { class: `state ${one.state}` }, one.state.replaceAll('_', ' ')),
+      h('span', {}, `${this.at + 1} of ${this.total}`),
+      one.flagged && h('span', { class: 'state skipped' }, 'flagged'),
+    )
+    this.flagButton.setAttribute('aria-pressed', String(one.flagged))
+  }
+
+  async flag(): Promise<void> {
+    const one = this.cases[this.at]
+    if (!one) return
+    const result = await call<{ flagged: boolean }>('PUT', `cases/${encodeURIComponent(one.id)}/flag`, { flagged: !one.flagged })
+    one.flagged = result?.flagged ?? !one.flagged
+    this.markFlags()
+    this.tell(one)
+    say(`${one.id} ${one.flagged ? 'flagged' : 'no longer flagged'}`)
+  }
+}

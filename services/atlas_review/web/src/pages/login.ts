@@ -1,0 +1,34 @@
+import { call, path, Problem, type AuthOffer, type Session } from '../api'
+import { h } from '../dom'
+import { showError } from '../notices'
+
+/** The form to log in; resolves with the session once it is there. */
+export function askToLogIn(main: HTMLElement, auth: AuthOffer): Promise<Session> {
+  return new Promise((resolve) => {
+    const user = h('input', { name: 'username', autocomplete: 'username', required: true })
+    const password = h('input', { name: 'password', type: 'password', autocomplete: 'current-password', required: true })
+    const submit = (event: Event): void => {
+      event.preventDefault()
+      call<Session>('POST', 'session', { username: user.value, password: password.value })
+        .then((session) => session && resolve(session))
+        .catch((error: unknown) => {
+          const wrong = error instanceof Problem && error.status === 401
+          showError(wrong ? new Problem(401, { title: 'User name or password is wrong' }) : error)
+          password.select()
+        })
+    }
+    const form = h(
+      'form',
+      { onsubmit: submit, 'aria-label': 'Log in' },
+      h('label', { class: 'field' }, 'User name', user),
+      h('label', { class: 'field' }, 'Password', password),
+      h('button', { class: 'primary' }, 'Log in'),
+    )
+    const oidc = h('a', { class: 'button', href: path('auth/oidc/login') }, 'Log in with your organisation')
+    const nobody = auth.local || auth.oidc ? '' : 'No account and no single sign-on is set up: ask your administrator.'
+    main.replaceChildren(
+      h('section', { class: 'login' }, h('h1', {}, 'Atlas Loop review'), auth.local ? form : null, auth.oidc ? oidc : null, nobody),
+    )
+    if (auth.local) user.focus()
+  })
+}

@@ -1,0 +1,130 @@
+import { call, get, query, type Queue, type Task } from '../api'
+import { may, type Context, type OpenPage } from '../context'
+import { button, h, replace, select, swatch, title } from '../dom'
+import { setKeys } from '../keys'
+import { goToNext, keepFilter, keptFilter } from '../next'
+import { attempt, say } from '../notices'
+
+const STATES = ['open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped'] as const
+const FINISHED = new Set(['revised', 'confirmed', 'skipped'])
+const PAGE = 50
+
+export const openQueue: OpenPage = async (main, context) => {
+  const filter = { dataset: '', organ: '', ...keptFilter(), state: '' }
+  let offset = 0
+  const content = h('div', {})
+  const reload = async (): Promise<void> => {
+    keepFilter({ dataset: filter.dataset, organ: filter.organ })
+    const queue = await get<Queue>(`queue${query({ ...filter, offset, limit: PAGE })}`)
+    replace(content, progress(queue.counts), filters(queue), table(queue.tasks, context), pages(queue.total))
+  }
+  const change = (part: Partial<typeof filter>): void => {
+    Object.assign(filter, part)
+    offset = 0
+    attempt(reload)
+  }
+  const filters = (queue: Queue): HTMLElement =>
+    h(
+      'div',
+      { class: 'row filters', role: 'search', 'aria-label': 'Filters' },
+      select('Dataset', [['', 'all'], ...queue.datasets.map((d) => [d, d] as const)], filter.dataset, (dataset) => change({ dataset })),
+      select('Organ', [['', 'all'], ...context.organs.map((o) => [o.name, title(o.name)] as const)], filter.organ, (organ) => change({ organ })),
+      select('State', [['', 'all'], ...STATES.map((s) => [s, title(s)] as const)], filter.state, (state) => change({ state })),
+      button('Next case', () => attempt(goToNext), { key: 'n', kind: 'primary' }),
+    )
+  const pages = (total: number): HTMLElement => {
+    const go = (step: number): void => {
+      offset += step
+      attempt(reload)
+    }
+    return h(
+      'nav',
+      { class: 'row', 'aria-label': 'Pages' },
+      offset > 0 && button('Earlier', () => go(-PAGE)),
+      h('span', {}, total ? `${offset + 1}–${Math.min(offset + PAGE, total)} of ${total}` : 'no task with these filters'),
+      offset + PAGE < total && button('Later', () => go(PAGE)),
+    )
+  }
+  replace(main, h('h1', {}, 'Queue'), content, may(context, 'manager') && fillForm(reload))
+  setKeys([{ keys: ['n'], does: 'next case', group: 'Queue', run: () => attempt(goToNext) }])
+  await reload()
+  return {}
+}
+
+function progress(counts: Record<string, number>): HTMLElement {
+  const all = Object.values(counts).reduce((sum, n) => sum + n, 0)
+  const done = Object.entries(counts).reduce((sum, [state, n]) => sum + (FINISHED.has(state) ? n : 0), 0)
+  return h(
+    'section',
+    { class: 'progress', 'aria-label': 'Progress' },
+    h('progress', { max: Math.max(all, 1), value: done, 'aria-label': 'Finished tasks' }),
+    h('strong', {}, `${done} of ${all} done`),
+    STATES.map((state) => h('span', { class: `state ${state}` }, `${title(state)} ${counts[state] ?? 0}`)),
+  )
+}
+
+function table(tasks: Task[], context: Context): HTMLElement {
+  const row = (task: Task): HTMLElement =>
+    h(
+      'tr',
+      {},
+      h('td', { class: 'number' }, task.rank),
+      h('td', {}, h('a', { href: `#/task/${task.id}` }, task.case_id)),
+      h('td', {}, task.dataset),
+      h('td', { class: 'number' }, task.attention_ml.toFixed(1)),
+      h('td', {}, largest(task, context)),
+      h('td', {}, h('span', { class: `state ${task.state}` }, title(task.state)), task.second_reader ? ' second reader' : null),
+      h('td', {}, task.assignee ?? ''),
+    )
+  const heads = ['Rank', 'Case', 'Dataset', 'Attention, ml', 'Most attention', 'State', 'Annotator']
+  return h(
+    'table',
+    { 'aria-label': 'Tasks' },
+    h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
+    h('tbody', {}, tasks.map(row)),
+  )
+}
+
+const SHOWN_ORGANS = 3
+
+/** The organs that need a look most, in their colours. */
+function largest(task: Task, context: Context): HTMLElement[] {
+  return [...task.organs]
+    .filter((one) => one.attention_ml > 0)
+    .sort((a, b) => b.attention_ml - a.attention_ml)
+    .slice(0, SHOWN_ORGANS)
+    .map(({ organ }) => {
+      const colour = context.organs.find((one) => one.name === organ)?.color ?? '#888888'
+      return h('span', { class: 'organ-tag' }, swatch(colour), title(organ))
+    })
+}
+
+/** For managers: open tasks for the top of the ranking. */
+function fillForm(reload: () => Promise<void>): HTMLElement {
+  const amount = h('input', { type: 'number', min: '0', step: 'any', value: '5', required: true, 'aria-label': 'Amount' })
+  const unit = h(
+    'select',
+    { 'aria-label': 'Unit' },
+    h('option', { value: 'share' }, '% of the ranking'),
+    h('option', { value: 'count' }, 'cases'),
+    h('option', { value: 'minutes' }, 'minutes of work'),
+  )
+  const submit = (event: Event): void => {
+    event.preventDefault()
+    const value = Number(amount.value)
+    attempt(async () => {
+      const body = { [unit.value]: unit.value === 'share' ? value / 100 : value }
+      const result = await call<{ created: number; already: number }>('POST', 'queue', body)
+      if (result) say(`${result.created} tasks opened, ${result.already} were there already.`)
+      await reload()
+    })
+  }
+  return h(
+    'form',
+    { class: 'row', onsubmit: submit, 'aria-label': 'Open tasks' },
+    h('span', {}, 'Open tasks for the top'),
+    amount,
+    unit,
+    h('button', {}, 'Open tasks'),
+  )
+}

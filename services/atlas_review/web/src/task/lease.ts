@@ -1,0 +1,48 @@
+/** The lease of a task: taken when its page opens, renewed while it stays open. */
+
+import { call, Offline, type Task } from '../api'
+
+const SHORTEST_MS = 5_000
+const LONGEST_MS = 60_000
+const RENEWALS = 3 // within one lease, so that a lost renewal does no harm
+
+export class Lease {
+  private timer: ReturnType<typeof setTimeout> | undefined
+  private ended = false
+
+  constructor(
+    private readonly task: string,
+    private readonly onLost: (problem: unknown) => void,
+  ) {}
+
+  /** Take or renew; throws `Problem` 409 when somebody else holds it. */
+  async take(): Promise<Task> {
+    const task = await call<Task>('POST', `tasks/${this.task}/lease`)
+    if (!task) throw new Error('The server gave no lease')
+    this.schedule(task.lease_expires_at)
+    return task
+  }
+
+  private schedule(expires_at: string | null): void {
+    clearTimeout(this.timer)
+    if (this.ended) return
+    const left_ms = expires_at ? Date.parse(expires_at) - Date.now() : LONGEST_MS * RENEWALS
+    const delay_ms = Math.min(Math.max(left_ms / RENEWALS, SHORTEST_MS), LONGEST_MS)
+    this.timer = setTimeout(() => void this.renew(), delay_ms)
+  }
+
+  private async renew(): Promise<void> {
+    try {
+      await this.take()
+    } catch (error) {
+      if (error instanceof Offline) this.schedule(null)
+      else if (!this.ended) this.onLost(error)
+    }
+  }
+
+  /** Stop renewing; the lease runs out by itself, and the draft stays. */
+  end(): void {
+    this.ended = true
+    clearTimeout(this.timer)
+  }
+}

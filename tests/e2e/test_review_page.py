@@ -1,0 +1,474 @@
+"""The review page in a real browser against the real service: what is drawn is what is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+import pytest
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.nifti_io import read_label, write_volume
+from browser import Visit, visiting
+from numpy.typing import NDArray
+from playwright.sync_api import Browser, Page, Route, expect
+from review_server import PASSWORD, RunningReview, make_place, running_review
+from triton_server import REPOSITORY
+
+WEB = REPOSITORY / "services" / "atlas_review" / "web"
+STATIC = REPOSITORY / "services" / "atlas_review" / "static"
+CASES = 6
+STROKE_PX = 40
+
+
+def test_the_committed_build_is_of_these_sources() -> None:
+    paths = {
+        path.relative_to(WEB).as_posix(): path
+        for path in WEB.rglob("*")
+        if path.is_file() and "node_modules" not in path.relative_to(WEB).parts
+    }
+    digest = hashlib.sha256()
+    for name, path in sorted(paths.items()):
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    built = json.loads((STATIC / "build.json").read_text())
+    assert built == {"sources_sha256": digest.hexdigest()}, "run `make web`"
+
+
+def test_the_build_is_whole_and_asks_nobody_else() -> None:
+    index = (STATIC / "index.html").read_text()
+    files = re.findall(r'(?:src|href)="([^"]+)"', index)
+    assert files
+    assert [name for name in files if not (STATIC / name.lstrip("/")).is_file()] == []
+    assert "<style" not in index and not re.search(r"<script(?![^>]*\ssrc=)", index)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
+    """A service of this module's own: the tests end its tasks, one task each."""
+    place = make_place(tmp_path_factory.mktemp("review-page"), cases=CASES, columns=48)
+    with running_review(place) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
+    with visiting(chromium, site.url) as visit:
+        yield visit
+
+
+@pytest.fixture
+def admin(site: RunningReview) -> Iterator[httpx.Client]:
+    """The API beside the browser."""
+    with site.client("admin") as client:
+        yield client
+
+
+@pytest.fixture
+def bob(site: RunningReview) -> Iterator[httpx.Client]:
+    """The API as the annotator bob, who alone sees his drafts."""
+    with site.client("bob") as client:
+        yield client
+
+
+@dataclass
+class CaseTab:
+    """A tab with a case, as its user sees and touches it."""
+
+    page: Page
+
+    @property
+    def crosshair(self) -> tuple[int, int, int]:
+        """Voxel of the CT in the file's own order, as the page tells it."""
+        text = self.page.get_by_label("Crosshair").inner_text()
+        found = re.match(r"voxel (-?\d+) (-?\d+) (-?\d+) ", text)
+        assert found, text
+        i, j, k = (int(number) for number in found.groups())
+        return i, j, k
+
+    @property
+    def state(self) -> str:
+        return self.page.get_by_role("status", name="State").inner_text()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def choose(self, organ: str) -> None:
+        self.page.get_by_role("button", name=f"Draw {organ}").click()
+
+    def middle(self) -> tuple[float, float]:
+        box = self.page.locator("canvas").bounding_box()
+        assert box
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def stroke(self, below_px: int = 0) -> list[tuple[int, int, int]]:
+        """Draw from left to right through the middle; the voxels of its two ends."""
+        x, y = self.middle()
+        ends = []
+        self.page.mouse.move(x - STROKE_PX, y + below_px)
+        self.page.mouse.down()
+        ends.append(self.crosshair)
+        self.page.mouse.move(x + STROKE_PX, y + below_px, steps=5)
+        ends.append(self.crosshair)
+        self.page.mouse.up()
+        return ends
+
+    def expect_edited(self, *organs: str) -> None:
+        marks = self.page.get_by_role("list", name="Organs").get_by_text("edited")
+        expect(marks).to_have_count(len(organs))
+        for organ in organs:
+            row = self.page.get_by_role("listitem").filter(
+                has=self.page.get_by_role("button", name=f"Draw {organ}")
+            )
+            expect(row.get_by_text("edited")).to_be_visible()
+
+    def expect_state(self, state: str) -> None:
+        expect(self.page.get_by_role("status", name="State")).to_have_text(state)
+
+    def expect_draft(self, text: str) -> None:
+        expect(self.page.get_by_label("Draft", exact=True)).to_have_text(text)
+
+
+def log_in(page: Page, user: str) -> None:
+    page.get_by_label("User name").fill(user)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.keyboard.press("Enter")
+
+
+def case_tab(page: Page) -> CaseTab:
+    """`page`, once its case is there."""
+    expect(page.get_by_label("Crosshair")).to_have_text(re.compile("^voxel"))
+    return CaseTab(page)
+
+
+def open_task(visit: Visit, user: str, task: int) -> CaseTab:
+    page = visit.tab(f"/#/task/{task}")
+    log_in(page, user)
+    return case_tab(page)
+
+
+def task_of(client: httpx.Client, task: int) -> dict[str, Any]:
+    return dict(client.get(f"/api/v1/tasks/{task}").raise_for_status().json())
+
+
+def in_force(task: dict[str, Any], organ: str) -> dict[str, Any]:
+    return next(one for one in task["case"]["labels"] if one["organ"] == organ)
+
+
+def label_map(client: httpx.Client, task: dict[str, Any], folder: Path) -> NDArray[np.uint8]:
+    """All labels in force of the case of a task."""
+    return fetched(client, task["case"]["label_map"]["url"], folder).voxels
+
+
+def fetched(client: httpx.Client, url: str, folder: Path) -> Any:
+    path = folder / "fetched.nii.gz"
+    path.write_bytes(client.get(url).raise_for_status().content)
+    return read_label(path)
+
+
+def geometry_of(task: dict[str, Any]) -> VolumeGeometry:
+    return VolumeGeometry.from_array(task["case"]["shape"], np.array(task["case"]["affine"]))
+
+
+def test_a_stroke_is_found_in_the_stored_label(
+    visit: Visit, site: RunningReview, admin: httpx.Client, tmp_path: Path
+) -> None:
+    page = visit.tab()
+    log_in(page, "ann")
+    expect(page.get_by_role("table", name="Tasks").get_by_role("row")).to_have_count(CASES + 1)
+    page.keyboard.press("n")
+    tab = case_tab(page)
+    number = int(page.url.rsplit("/", 1)[1])
+    before = task_of(admin, number)
+    assert (before["state"], before["assignee"], before["rank"]) == ("leased", "ann", 1)
+    old_map = label_map(admin, before, tmp_path)
+
+    tab.choose("pancreas")
+    tab.press("a", "b")
+    ends = tab.stroke()
+    tab.expect_edited("pancreas")
+    tab.press("Control+Enter")
+    tab.expect_state("revised")
+
+    after = task_of(admin, number)
+    new = in_force(after, "pancreas")
+    old = in_force(before, "pancreas")
+    assert (new["source"], new["author"], new["base"]) == ("revised", "ann", old["id"])
+    unchanged = [one for one in after["case"]["labels"] if one["organ"] != "pancreas"]
+    assert unchanged == [one for one in before["case"]["labels"] if one["organ"] != "pancreas"]
+
+    (path,) = site.place.store.root.glob(f"cases/{after['case_id']}/labels/pancreas/revised*.gz")
+    image, ct = nib.load(path), nib.load(site.place.store.ct_path(after["case_id"]))
+    assert np.array_equal(image.affine, ct.affine)
+    assert image.get_data_dtype() == np.uint8
+    drawn = np.asarray(image.dataobj) == 1
+    was = old_map == old["value"]
+    added = drawn & ~was
+    assert not (was & ~drawn).any()
+    assert set(old_map[added]) == {0}, "other organs stay as they are"
+    assert all(drawn[voxel] for voxel in ends if old_map[voxel] == 0)
+    assert np.count_nonzero(added) >= 4
+    matrix = geometry_of(after).matrix[:3, :3]
+    up = int(np.argmax(np.abs(matrix[2]) / np.linalg.norm(matrix, axis=0)))
+    assert set(np.argwhere(added)[:, up]) == {ends[0][up]}, "one axial slice"
+    assert after["history"][-1]["detail"]["seconds_spent"] > 0
+
+
+def test_a_closed_tab_loses_nothing(visit: Visit, bob: httpx.Client, tmp_path: Path) -> None:
+    before = label_map(bob, task_of(bob, 2), tmp_path)
+    tab = open_task(visit, "bob", 2)
+    _cut_off(tab.page)
+    tab.choose("spleen")
+    tab.press("a", "b")
+    ends = tab.stroke()
+    tab.expect_draft("Draft kept in this browser")
+    expect(tab.page.get_by_role("alert")).to_contain_text("connection to the server is lost")
+    assert bob.get("/api/v1/tasks/2/draft").status_code == 404
+    tab.page.close()
+
+    again = case_tab(visit.tab("/#/task/2"))
+    again.expect_edited("spleen")
+    again.expect_draft("Draft saved")
+    draft = fetched(bob, "/api/v1/tasks/2/draft", tmp_path).voxels
+    changed = draft != before
+    assert set(draft[changed]) == {8}
+    assert all(changed[voxel] for voxel in ends if before[voxel] == 0)
+    again.press("z")
+    again.expect_edited()
+    again.press("y")
+    again.expect_edited("spleen")
+
+
+def _cut_off(page: Page) -> None:
+    """No draft reaches the server from this tab."""
+
+    def refuse(route: Route) -> None:
+        route.abort() if route.request.method == "PUT" else route.continue_()
+
+    page.route("**/draft", refuse)
+
+
+def test_a_draft_goes_on_on_another_computer(
+    chromium: Browser, visit: Visit, site: RunningReview
+) -> None:
+    tab = open_task(visit, "rita", 3)
+    tab.choose("aorta")
+    tab.press("a", "b")
+    tab.stroke()
+    tab.expect_draft("Draft saved")
+    with visiting(chromium, site.url) as elsewhere:
+        open_task(elsewhere, "rita", 3).expect_edited("aorta")
+
+
+def test_more_steps_are_undone_than_niivue_keeps(visit: Visit) -> None:
+    tab = open_task(visit, "rita", 3)
+    tab.page.get_by_role("button", name="Discard drawing").click()
+    tab.page.get_by_role("button", name="Discard", exact=True).click()
+    tab.expect_edited()
+    tab.page.get_by_label("Keep other organs").uncheck()
+    tab.choose("gall bladder")
+    tab.press("a", "b")
+    steps = 17
+    x, y = tab.middle()
+    for step in range(steps):
+        tab.page.mouse.click(x - 128 + 16 * step, y)
+    for _ in range(steps - 1):
+        tab.press("z")
+    expect(tab.page.get_by_text("edited").first).to_be_visible()
+    tab.press("z")
+    tab.expect_edited()
+    expect(tab.page.get_by_role("button", name="Undo")).to_be_disabled()
+
+
+def test_keys_do_what_the_overlay_lists(visit: Visit) -> None:
+    page = visit.tab("/#/task/3")
+    log_in(page, "rita")
+    tab = case_tab(page)
+    for key, name in (("2", "Liver"), ("3", "Bone"), ("1", "Soft tissue"), ("c", "Coronal")):
+        tab.press(key)
+        expect(page.get_by_role("button", name=name, exact=True)).to_have_attribute(
+            "aria-pressed", "true"
+        )
+    tab.press("t")
+    expect(page.get_by_label("Show attention")).not_to_be_checked()
+    tab.press("a")
+    here = tab.crosshair
+    tab.press("ArrowUp")
+    assert sum(abs(a - b) for a, b in zip(tab.crosshair, here, strict=True)) == 1
+    tab.press("?")
+    dialog = page.get_by_role("dialog", name="Keys")
+    expect(dialog.get_by_text("submit revision")).to_be_visible()
+    tab.press("Escape")
+    expect(dialog).to_have_count(0)
+    tab.press("Shift+Q")
+    expect(page.get_by_role("table", name="Tasks")).to_be_visible()
+
+
+def test_a_click_on_a_region_jumps_to_it(visit: Visit, admin: httpx.Client) -> None:
+    case = task_of(admin, 3)["case"]
+    regions: list[dict[str, Any]] = []
+    for attention in case["attention"]:
+        if attention["counts"]:
+            url = f"/api/v1/cases/{case['id']}/regions?organ={attention['organ']}"
+            regions += admin.get(url).raise_for_status().json()["regions"]
+    regions.sort(key=lambda region: -region["ml"])
+    tab = open_task(visit, "rita", 3)
+    listed = tab.page.get_by_role("list", name="Attended regions").get_by_role("button")
+    expect(listed).to_have_count(len(regions))
+    sizes = [float(re.findall(r"([\d.]+) ml", text)[0]) for text in listed.all_inner_texts()]
+    assert sizes == sorted(sizes, reverse=True)
+    for number in (1, 0):
+        listed.nth(number).click()
+        assert np.allclose(tab.crosshair, regions[number]["centroid_ijk"], atol=1.0)
+
+
+def test_verdicts_and_the_end_of_a_case(visit: Visit, admin: httpx.Client) -> None:
+    tab = open_task(visit, "ann", 4)
+    tab.choose("stomach")
+    tab.page.get_by_label("Error type").select_option("missing_cavity")
+    tab.page.get_by_role("button", name="Needs revision").click()
+    expect(tab.page.get_by_text("needs revision", exact=True)).to_be_visible()
+    stomach = next(one for one in task_of(admin, 4)["organs"] if one["organ"] == "stomach")
+    assert (stomach["verdict"], stomach["error_type"]) == ("needs_revision", "missing_cavity")
+
+    tab.press("Shift+Enter")
+    refused = tab.page.get_by_role("alert").filter(has_text="stomach")
+    expect(refused).to_contain_text("revise them, or change the verdict")
+    refused.get_by_role("button", name="Dismiss").click()
+
+    tab.choose("stomach")
+    tab.page.get_by_role("button", name="Confirm organ").click()
+    expect(tab.page.get_by_text("✓ confirmed")).to_be_visible()
+    tab.press("Shift+Enter")
+    tab.expect_state("confirmed")
+    assert {one["verdict"] for one in task_of(admin, 4)["organs"]} == {"confirmed"}
+
+
+def test_a_stale_base_shows_both_labels(visit: Visit, admin: httpx.Client, tmp_path: Path) -> None:
+    tab = open_task(visit, "ann", 5)
+    tab.choose("liver")
+    tab.press("a", "b")
+    tab.stroke()
+    tab.expect_edited("liver")
+    before = task_of(admin, 5)
+    theirs = hand_in(admin, before, "liver", tmp_path).raise_for_status().json()
+
+    tab.press("Control+Enter")
+    dialog = tab.page.get_by_role("dialog", name="Somebody else changed liver while you worked")
+    expect(dialog.get_by_role("row", name="In force now")).to_contain_text("admin")
+    expect(dialog.get_by_role("row", name="Yours, kept beside it")).to_contain_text("ann")
+    dialog.get_by_role("button", name="Keep mine on top of theirs").click()
+    expect(tab.page.get_by_text("Submit again to put yours into force.")).to_be_visible()
+    tab.press("Control+Enter")
+    tab.expect_state("revised")
+
+    case = before["case_id"]
+    found = admin.get(f"/api/v1/cases/{case}/labels?organ=liver&source=revised").json()["labels"]
+    assert [one["author"] for one in found] == ["admin", "ann", "ann"]
+    assert [one["in_force"] for one in found] == [False, False, True]
+    assert found[-1]["base"] == theirs["id"]
+
+
+def hand_in(client: httpx.Client, task: dict[str, Any], organ: str, folder: Path) -> httpx.Response:
+    """A label that another program made: one voxel in the first corner."""
+    mask = mask_file(geometry_of(task), folder)
+    base = in_force(task, organ)["id"]
+    url = f"/api/v1/cases/{task['case_id']}/labels?organ={organ}&base={base}"
+    return client.post(url, files={"label": ("mask.nii.gz", mask.read_bytes())})
+
+
+def mask_file(geometry: VolumeGeometry, folder: Path, name: str = "mask") -> Path:
+    voxels = np.zeros(geometry.shape, np.uint8, order="F")
+    voxels[0, 0, 0] = 1
+    path = folder / f"{name}.nii.gz"
+    write_volume(path, voxels, geometry)
+    return path
+
+
+def test_a_mask_made_elsewhere(visit: Visit, admin: httpx.Client, tmp_path: Path) -> None:
+    task = task_of(admin, 6)
+    grid = geometry_of(task)
+    smaller = VolumeGeometry.from_array([side - 1 for side in grid.shape], grid.matrix)
+    tab = open_task(visit, "bob", 6)
+    tab.choose("gall bladder")
+    field = tab.page.get_by_label("Mask of gall bladder made elsewhere")
+    field.set_input_files(mask_file(smaller, tmp_path, "smaller"))
+    refused = tab.page.get_by_role("alert").filter(has_text="expected")
+    expect(refused).to_contain_text(str(smaller.shape[0]))
+    refused.get_by_role("button", name="Dismiss").click()
+
+    field.set_input_files(mask_file(grid, tmp_path))
+    tab.expect_edited("gall bladder")
+    tab.press("Control+Enter")
+    tab.expect_state("revised")
+    label = in_force(task_of(admin, 6), "gall_bladder")
+    assert (label["author"], label["voxels"]) == ("bob", 1)
+
+
+def test_wrong_password(visit: Visit) -> None:
+    page = visit.tab()
+    page.get_by_label("User name").fill("ann")
+    page.get_by_label("Password").fill("not it")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("User name or password is wrong")
+
+
+def test_queue_filters_and_skip(visit: Visit, admin: httpx.Client) -> None:
+    page = visit.tab()
+    log_in(page, "rita")
+    rows = page.get_by_role("table", name="Tasks").get_by_role("row")
+    page.get_by_label("Dataset").select_option("Others")
+    expect(rows).to_have_count(2)
+    page.get_by_label("Dataset").select_option("")
+    expect(rows).to_have_count(CASES + 1)
+    page.get_by_role("link", name=str(task_of(admin, 3)["case_id"])).click()
+    tab = case_tab(page)
+    tab.press("x")
+    page.get_by_role("dialog").get_by_label("Reason").fill("motion")
+    page.get_by_role("button", name="Skip", exact=True).last.click()
+    tab.expect_state("skipped")
+    assert task_of(admin, 3)["history"][-1]["detail"]["reason"] == "motion"
+
+
+def test_gallery_flags_with_one_key(visit: Visit, admin: httpx.Client) -> None:
+    page = visit.tab("/#/gallery")
+    log_in(page, "rita")
+    sheets = page.get_by_role("listbox", name="Cases").get_by_role("option")
+    expect(sheets).to_have_count(CASES)
+    page.keyboard.press("ArrowRight")
+    expect(sheets.nth(1)).to_have_attribute("aria-selected", "true")
+    shown = page.locator("img.sheet")
+    loaded = "image => image.complete && image.naturalWidth > 0"
+    page.wait_for_function(f"() => ({loaded})(document.querySelector('img.sheet'))")
+    expect(shown).to_have_attribute("alt", re.compile("^Contact sheet of "))
+    page.keyboard.press("f")
+    expect(page.get_by_role("status", name="Shown case")).to_contain_text("flagged")
+    flagged = admin.get("/api/v1/cases?flagged=true").json()["cases"]
+    assert [one["id"] for one in flagged] == [sheets.nth(1).get_attribute("aria-label")]
+    page.get_by_role("combobox", name="Flag").select_option("true")
+    expect(sheets).to_have_count(1)
+    page.keyboard.press("f")
+    expect(page.get_by_role("status", name="Shown case")).not_to_contain_text("flagged")
+    assert admin.get("/api/v1/cases?flagged=true").json()["total"] == 0
+
+
+def test_state_of_the_atlas(visit: Visit, admin: httpx.Client) -> None:
+    page = visit.tab("/#/atlas")
+    log_in(page, "rita")
+    sizes = page.get_by_role("img", name=re.compile("^Attention size per dataset"))
+    expect(sizes.locator("circle")).to_have_count(CASES)
+    statistics = admin.get("/api/v1/statistics").json()
+    sizes_by_dataset = statistics["attention_by_dataset"].values()
+    marked = sum(one["in_top_share"] for cases in sizes_by_dataset for one in cases)
+    expect(sizes.locator("circle.marked")).to_have_count(marked)
+    expect(page.get_by_role("img", name="Cases by state")).to_contain_text("skipped")
+    expect(page.get_by_role("img", name=re.compile("^Organ volumes"))).to_contain_text("liver")
+    expect(page.get_by_role("table", name="Annotator throughput")).to_contain_text("ann")
