@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from atlas_models.config import TrainingConfig
+from atlas_models.files import replace_file
 from atlas_models.networks import build_network
 from atlas_models.parity import (
     BYTE_TOLERANCE,
@@ -46,7 +46,6 @@ __all__ = [
     "export_model",
     "load_network",
     "measure_parity",
-    "replace_file",
     "round_weights",
     "served_network",
     "write_graph",
@@ -326,16 +325,3 @@ def measure_parity(
 ) -> Parity:
     """Compare the export of a network of ours with it; see `parity.measure`."""
     return measure(served_network(network, config), folder, windows)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, all or nothing."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}-", delete=False
-    ) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    # A temporary file is private; a model is read by whoever serves it.
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
