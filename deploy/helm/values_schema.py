@@ -29,7 +29,7 @@ DECIDED_BY_CHART = {
         "stop_grace_s",
     },
     "review": {
-        "listen", "store", "home", "catalog_url", "secret", "prefect_api_url", "prefect_api_key",
+        "listen", "store", "home", "catalog_url", "secret", "prefect_api_url", "prefect_auth",
         "oidc_client_secret", "insecure", "allow_http_oidc",
     },
 }  # fmt: skip

@@ -146,11 +146,16 @@ def choose(
 
 @dataclass(eq=False)
 class _Berth:
-    """Place of one window on its way; `window` is None while it is free."""
+    """Place of one window on its way; `window` is None while it is free.
+
+    Tainted: a request ended without an answer. Quarantined: all have ended since, and the server is
+    being made to let go of the regions; no request may join any more.
+    """
 
     window: Window | None = None
     pending: int = 0
     tainted: bool = False
+    quarantined: bool = False
     input: AnyRegion | None = None
     outputs: dict[str, AnyRegion] = field(default_factory=dict)
     registered: set[str] = field(default_factory=set)
@@ -513,9 +518,9 @@ class TritonPredictor:
             while True:
                 if self._closed:
                     raise Unavailable("the attention service is stopping")
-                berth = next((b for b in self._berths if b.window is window), None) or next(
-                    (b for b in self._berths if b.window is None), None
-                )
+                joined = (b for b in self._berths if b.window is window and not b.quarantined)
+                free = (b for b in self._berths if b.window is None)
+                berth = next(joined, None) or next(free, None)
                 if berth is not None:
                     berth.window = window
                     berth.pending += 1
@@ -606,13 +611,15 @@ class TritonPredictor:
             if berth.pending:
                 return
             if berth.tainted and berth.registered:
+                berth.quarantined = True
                 self._chores.put(berth)
             else:
                 self._free(berth)
 
     def _free(self, berth: _Berth) -> None:
         with self._changed:
-            berth.window, berth.tensor, berth.tainted = None, None, False
+            berth.window, berth.tensor = None, None
+            berth.tainted = berth.quarantined = False
             self._changed.notify_all()
 
     def _keep(self) -> None:

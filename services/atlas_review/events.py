@@ -67,12 +67,14 @@ async def send(
         "resource": {"prefect.resource.id": QUEUE_RESOURCE},
         "payload": event.payload,
     }
-    headers = {}
-    if settings.prefect_api_key is not None:
-        headers["Authorization"] = f"Bearer {settings.prefect_api_key.get_secret_value()}"
+    user, _, password = (
+        settings.prefect_auth.get_secret_value() if settings.prefect_auth else ""
+    ).partition(":")
     try:
         answer = await client.post(
-            f"{settings.prefect_api_url}/events", json=[body], headers=headers
+            f"{settings.prefect_api_url}/events",
+            json=[body],
+            auth=httpx.BasicAuth(user, password) if user else None,
         )
     except httpx.HTTPError as error:
         return type(error).__name__

@@ -94,7 +94,10 @@ class ReviewSettings(BaseSettings):
     prefect_api_url: Url | None = Field(
         default=None, description="Where events go, as http://127.0.0.1:18020/api; none: nowhere."
     )
-    prefect_api_key: SecretStr | None = Field(default=None, description="Bearer token for it.")
+    prefect_auth: SecretStr | None = Field(
+        default=None,
+        description="USER:PASSWORD of the Prefect server (its PREFECT_SERVER_API_AUTH_STRING).",
+    )
     event_interval_s: float = Field(
         default=5.0, gt=0, description="How often the queue is looked at, and delivery retried."
     )

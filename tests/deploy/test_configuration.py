@@ -17,6 +17,7 @@ from atlas_attention.metrics import Metrics
 from atlas_attention.settings import AttentionSettings
 from atlas_core.catalog import _engine
 from atlas_flows.settings import Places
+from atlas_review.settings import ReviewSettings
 from rendered_chart import (
     CHART,
     REPOSITORY,
@@ -209,32 +210,31 @@ def test_compose_configures_the_same_classes(clean: pytest.MonkeyPatch, tmp_path
     assert (read["tls"]["enabled"], read["auth"]) == (False, "atlas:secret")
 
 
-def _review_settings() -> Any:
-    module = pytest.importorskip("atlas_review.settings", reason="the review service is not here")
-    return module.ReviewSettings
-
-
 @pytest.mark.parametrize("values", [v for v in VALUES if v != "airgapped"])
 def test_review_reads_its_configuration(values: str, clean: pytest.MonkeyPatch) -> None:
-    review_settings = _review_settings()
     variables = environment(container(render(values), "review"), SECRETS)
-    no_other(variables, "ATLAS_REVIEW_", set(review_settings.model_fields))
+    no_other(variables, "ATLAS_REVIEW_", set(ReviewSettings.model_fields))
     enter(clean, variables)
-    settings = review_settings()
+    settings = ReviewSettings()
+    assert settings.secret is not None
     assert settings.secret.get_secret_value() == SECRETS["secret"]
     assert _engine(settings.catalog_url.get_secret_value()).url.password is None
     if values == "production":
+        assert settings.prefect_auth is not None
+        assert settings.prefect_auth.get_secret_value() == SECRETS["prefect_auth"]
         assert settings.public_url == "https://review.example.org"
         assert settings.oidc_client_secret.get_secret_value() == SECRETS["oidc-client-secret"]
         assert set(settings.oidc_roles) == {"radiology", "radiology-seniors", "atlas-managers"}
 
 
 def test_compose_configures_review(clean: pytest.MonkeyPatch) -> None:
-    review_settings = _review_settings()
     variables = compose_environment(compose_service("review"))
-    no_other(variables, "ATLAS_REVIEW_", set(review_settings.model_fields))
+    no_other(variables, "ATLAS_REVIEW_", set(ReviewSettings.model_fields))
     enter(clean, variables)
-    assert review_settings().public_url == "https://review.example.org"
+    settings = ReviewSettings()
+    assert settings.public_url == "https://review.example.org"
+    assert settings.prefect_auth is not None
+    assert settings.prefect_auth.get_secret_value() == SECRETS["prefect_auth"]
 
 
 def _generator() -> Any:
@@ -255,7 +255,7 @@ def test_the_schema_is_the_one_of_the_classes() -> None:
 
 def test_values_of_review_are_the_fields_of_its_class() -> None:
     generator = _generator()
-    fields = set(_review_settings().model_fields)
+    fields = set(ReviewSettings.model_fields)
     assert set(generator.REVIEW_SETTINGS) | generator.DECIDED_BY_CHART["review"] == fields
 
 

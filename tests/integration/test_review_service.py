@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -581,6 +582,7 @@ class _Prefect(BaseHTTPRequestHandler):
         server: Any = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.received += body
+        server.signed_in.add(self.headers["Authorization"])
         self.send_response(503 if len(server.received) == 1 else 204)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -592,12 +594,15 @@ class _Prefect(BaseHTTPRequestHandler):
 def test_a_drained_queue_is_told_until_it_is_heard(tmp_path: Path) -> None:
     server: Any = HTTPServer(("127.0.0.1", 0), _Prefect)
     server.received = []
+    server.signed_in = set()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         place = make_place(tmp_path / "place", cases=1, columns=32)
         url = f"http://127.0.0.1:{server.server_port}/api"
-        settings = {"prefect_api_url": url, "event_interval_s": 0.1}
+        settings = {
+            "prefect_api_url": url, "prefect_auth": "atlas:secret", "event_interval_s": 0.1
+        }  # fmt: skip
         with running_review(place, **settings) as running, running.client("ann") as ann:
             task = ann.post(f"{API}/queue/next").json()
             ann.post(f"{API}/tasks/{task['id']}/confirm", json={}).raise_for_status()
@@ -612,6 +617,7 @@ def test_a_drained_queue_is_told_until_it_is_heard(tmp_path: Path) -> None:
     first, second = server.received
     assert first == second  # the same id: Prefect takes it for one event
     assert first["event"] == QUEUE_DRAINED
+    assert server.signed_in == {"Basic " + base64.b64encode(b"atlas:secret").decode()}
     assert first["payload"] == {"tasks": {"confirmed": 1}}
 
 
