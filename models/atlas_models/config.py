@@ -22,6 +22,9 @@ CONFIGS = Path(__file__).with_name("configs")
 SWIN_MULTIPLE = 32
 """Swin UNETR halves its input five times."""
 
+DYNUNET_LEVELS = 3
+"""MONAI's DynUNet has at least these."""
+
 UNETR_MULTIPLE = 16
 """UNETR cuts its input into cubes of 16 voxels."""
 
@@ -160,6 +163,8 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"organs named twice: {self.organs}")
         if min(self.spacing_mm) <= 0:
             raise ValueError(f"spacing_mm {self.spacing_mm}: expected positive lengths")
+        if self.architecture == "nnunet" and len(self.channels) < DYNUNET_LEVELS:
+            raise ValueError(f"channels {self.channels}: nnunet needs {DYNUNET_LEVELS} levels")
         if self.architecture == "unetr" and self.hidden % self.heads[0]:
             raise ValueError(f"hidden {self.hidden}: expected a multiple of {self.heads[0]} heads")
         if self.architecture == "swin_unetr" and not len(self.depths) == len(self.heads) == 4:

@@ -41,11 +41,26 @@ def write_weights(network: nn.Module, config: TrainingConfig, folder: Path) -> P
     Raises:
         InvalidInput: a weight is not finite, or too large for float16.
     """
-    stored = {name: _halved(name, tensor) for name, tensor in network.state_dict().items()}
+    first = _first_names(network)
+    stored = {
+        name: _halved(name, tensor)
+        for name, tensor in network.state_dict().items()
+        if first[name] == name
+    }
     data = save(stored, metadata={CONFIG_KEY: config.model_dump_json()})
     path = folder / WEIGHTS_FILE
     replace_file(path, data)
     return path
+
+
+def _first_names(network: nn.Module) -> dict[str, str]:
+    """For every name of the ``state_dict`` the first name of the same tensor: a DynUNet knows each
+    of its layers twice."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(tensor), name)
+        for name, tensor in network.state_dict(keep_vars=True).items()
+    }
 
 
 def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -93,6 +108,8 @@ def _restored(tensor: torch.Tensor) -> torch.Tensor:
 def load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Put `tensors` into `network`; all of them must fit, or nothing changes.
 
+    A tensor that the network knows by several names may come under any one of them.
+
     Args:
         source: name of the file that they came from, for the message.
 
@@ -100,6 +117,9 @@ def load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], source: s
         InvalidInput: keys are missing, unexpected or of another shape.
     """
     expected = network.state_dict()
+    first = _first_names(network)
+    known = {first.get(name, name): tensor for name, tensor in tensors.items()}
+    tensors = {n: known[first[n]] for n in expected if first[n] in known} | tensors
     missing, surplus = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing:
         raise InvalidInput(

@@ -112,6 +112,8 @@ def test_demo_configurations_share_one_grid() -> None:
 def test_a_configuration_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="multiples of 2"):
         TrainingConfig(**{**TINY.model_dump(), "patch": (31, 32, 32)})
+    with pytest.raises(ValidationError, match="nnunet needs 3 levels"):
+        TrainingConfig(**{**TINY.model_dump(), "architecture": "nnunet"})
     with pytest.raises(ConfigurationError):
         read_config(tmp_path / "missing.yaml")
     (tmp_path / "wrong.yaml").write_text("steps: many\n")

@@ -241,6 +241,17 @@ def test_weights_that_do_not_fit_change_nothing() -> None:
         assert all(torch.equal(before[key], t) for key, t in network.state_dict().items())
 
 
+def test_layers_with_two_names_are_stored_once(tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"architecture": "nnunet", "channels": (8, 8, 16)})
+    network = build_network(config)
+    write_weights(network, config, tmp_path)
+    stored, _ = read_weights(tmp_path)
+    assert len(stored) < len(network.state_dict())
+    again, _ = network_from(tmp_path)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.half().float()), name
+
+
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
     path = write_weights(build_network(TINY), TINY, tmp_path)
     path.write_bytes(path.read_bytes()[:500])
