@@ -173,7 +173,7 @@ def _spec(config: TrainingConfig, version: int) -> ModelSpec:
         spacing_mm=config.spacing_mm,
         patch=config.patch,
         hu_window=config.hu_window,
-        activation="sigmoid",
+        activation=config.activation,
         sha256=NO_SHA256,
     )
 

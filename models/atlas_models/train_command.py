@@ -41,7 +41,7 @@ from atlas_models.files import replace_file
 from atlas_models.stored_cases import StoredCases, choose_cases, load_cases
 from atlas_models.training import Progress as Step
 from atlas_models.training import Run, Trained, finetune, train
-from atlas_models.weights import WEIGHTS_FILE, read_weights, write_weights
+from atlas_models.weights import WEIGHTS_FILE, read_weights
 
 PROVENANCE_FILE = "provenance.json"
 CACHE_FOLDER = "cases"
@@ -193,7 +193,6 @@ def _exported(
 ) -> TrainOutcome:
     folder = request.output or request.run_folder / MODEL_FOLDER
     spec = export_model(trained.network, config, folder, version=request.version)
-    write_weights(trained.network, config, folder)
     window = PatchSampler(cases.training, config.patch, config.seed).draw(0, 1).hu[0, 0]
     measure_parity(trained.network, config, folder, [window])
     metrics, provenance = _metrics(trained), _provenance(request, config, cases, trained)
