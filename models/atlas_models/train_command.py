@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -114,7 +115,8 @@ def train_from_catalog(
 ) -> TrainOutcome | None:
     """Train (or, with weights, fine-tune) a model on labelled cases and export it.
 
-    The export, which is what is served, is written last: a run that fails leaves none.
+    The model's folder appears whole, after its graph was checked against the network; a run that
+    fails leaves none, and the one that was there stays.
 
     Args:
         on_progress: told of every step.
@@ -192,11 +194,17 @@ def _exported(
     request: TrainRequest, config: TrainingConfig, cases: StoredCases, trained: Trained
 ) -> TrainOutcome:
     folder = request.output or request.run_folder / MODEL_FOLDER
-    spec = export_model(trained.network, config, folder, version=request.version)
-    window = PatchSampler(cases.training, config.patch, config.seed).draw(0, 1).hu[0, 0]
-    measure_parity(trained.network, config, folder, [window])
+    folder.parent.mkdir(parents=True, exist_ok=True)
     metrics, provenance = _metrics(trained), _provenance(request, config, cases, trained)
-    replace_file(folder / PROVENANCE_FILE, _as_json(spec, metrics, provenance, cases))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".model-") as draft:
+        fresh = Path(draft) / "fresh"
+        spec = export_model(trained.network, config, fresh, version=request.version)
+        window = PatchSampler(cases.training, config.patch, config.seed).draw(0, 1).hu[0, 0]
+        measure_parity(trained.network, config, fresh, [window])
+        replace_file(fresh / PROVENANCE_FILE, _as_json(spec, metrics, provenance, cases))
+        if folder.exists():  # what an earlier export of this run left
+            folder.rename(Path(draft) / "former")
+        fresh.rename(folder)
     return TrainOutcome(folder, spec, metrics, provenance, cases.refused)
 
 

@@ -219,6 +219,21 @@ def test_training_ends_in_a_model_that_says_where_it_came_from(
     assert outcome.refused == {}
 
 
+def test_an_export_that_fails_leaves_what_was_there(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tmp_path, overrides={"steps": 1})
+    first = train_from_catalog(asked, store=site.store, catalog=site.catalog)
+    assert first is not None
+    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    # A tolerance that nothing meets: the finished run is taken up and its export refused.
+    monkeypatch.setattr("atlas_models.export.PROBABILITY_TOLERANCE", -1.0)
+    with pytest.raises(InvalidInput, match="differs from the network"):
+        train_from_catalog(asked, store=site.store, catalog=site.catalog)
+    assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
+    assert [path.name for path in first.folder.parent.iterdir() if path.name[0] == "."] == []
+
+
 def test_finetuning_says_what_it_started_from(
     site: Site, outcome: TrainOutcome, tmp_path: Path
 ) -> None:
