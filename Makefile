@@ -16,6 +16,8 @@ CT ?=
 OUTPUT ?= demo-output
 # Extra arguments for pytest: make test ARGS='-k fusion -x'
 ARGS ?=
+# Test processes; each has servers of its own. WORKERS= runs the tests in one, in order.
+WORKERS ?= -n auto --dist loadfile
 
 ##@ Use it
 help:  ## this list
@@ -39,7 +41,7 @@ status:  ## state of the embedded stack
 setup-dev: $(VENV)/.dev $(VENV)/.nnunet $(TRITON_VENV)/.done  ## install everything for tests, training and export (with torch)
 
 test: setup-dev  ## every test, against real Triton, gRPC, Prefect and PostgreSQL
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 check: setup-dev  ## lint, format, types, import contracts
 	$(BIN)/ruff check .

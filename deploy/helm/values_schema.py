@@ -41,6 +41,7 @@ REVIEW_SETTINGS: dict[str, Schema] = {
     "trusted_proxies": {"type": "string"},
     "accounts": {"type": "string", "pattern": "^/"},
     "workers": {"type": "integer", "minimum": 1, "maximum": 64},
+    "volume_threads": {"type": "integer", "minimum": 0, "maximum": 64},
     "organs": {"type": "object"},
     "reading": {"enum": ["paper", "released"]},
     "lease_s": {"type": "number", "minimum": 10},

@@ -382,20 +382,23 @@ def test_the_ct_on_the_model_grid_already() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_slices() -> None:
-    """What is held between slabs, and what is read and in flight at once, for 40 and 160 slices."""
-    held = []
-    for slices in (40, 160):
+    """What is held between slabs, and what is read and in flight at once, for 40 and 160 slices.
+
+    The most of several runs: how many answers wait at once is up to the threads that give them.
+    """
+    held = {40: 0, 160: 0}
+    for slices in (40, 160, 40, 160, 40, 160):
         predictor = RulePredictor(contextual)
         source = make_source((24, 24, slices))
         attending = attend(source, ENSEMBLE, predictor, Reading.RELEASED, windows_in_flight=4)
         tracemalloc.start()
         for _ in attending:
             pass
-        held.append(tracemalloc.get_traced_memory()[1])
+        held[slices] = max(held[slices], tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert predictor.most_outstanding <= 3 * 5
         assert source.most_slices <= 16
-    assert held[1] < 1.15 * held[0]
+    assert held[160] < 1.15 * held[40]
 
 
 def test_a_failing_model_fails_the_run_and_calls_off_the_rest() -> None:

@@ -52,7 +52,7 @@ def restore(
     backup, the schema version, and every file of the store, byte by byte. The catalog must be empty
     (SQLite and PostgreSQL may be exchanged); what was written is read back before it counts.
 
-    Example: ATLASLOOP_CATALOG_URL=postgresql://… atlasloop restore /backup/2026-01-31
+    Example: atlasloop restore /backup/2026-01-31
     """
     from atlas_core.backup import restore_catalog, verify_backup, verify_store
     from atlas_core.case_store import CaseStore
