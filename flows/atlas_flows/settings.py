@@ -81,7 +81,8 @@ class Places:
             ) from None
 
     def enter_prefect(self, *, quiet: bool = False) -> None:
-        """Point this process's Prefect to our server; call it before `prefect` is first imported.
+        """Point this process's Prefect to our server, and its flows, which read their settings from
+        the environment, to these; call it before `prefect` is first imported.
 
         Args:
             quiet: only problems on the terminal; the run's log in the UI stays complete.
@@ -91,6 +92,7 @@ class Places:
 
         os.environ.update(prefect_variables(self.embedded))
         os.environ["PREFECT_API_URL"] = self.prefect_api_url
+        os.environ["ATLASLOOP_HOME"] = str(self.embedded.home.absolute())
         if quiet:
             os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 

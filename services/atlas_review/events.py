@@ -74,7 +74,7 @@ async def send(
         answer = await client.post(
             f"{settings.prefect_api_url}/events",
             json=[body],
-            auth=httpx.BasicAuth(user, password) if user else None,
+            auth=httpx.BasicAuth(user, password) if user else httpx.USE_CLIENT_DEFAULT,
         )
     except httpx.HTTPError as error:
         return type(error).__name__

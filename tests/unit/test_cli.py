@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -252,3 +253,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, scored_home: P
     result = _atlasloop(scored_home, "ranking", "--csv", str(tmp_path / "file" / "list.csv"))
     assert result.returncode == 2
     assert "cannot write list.csv" in result.stderr
+
+
+def test_a_flow_works_in_the_home_that_its_command_was_given(tmp_path: Path) -> None:
+    """Flows read their settings by themselves, so that the Prefect UI can start them too."""
+    program = (
+        "import sys; from pathlib import Path; from atlas_flows.settings import Places;"
+        "here = Places.read(Path(sys.argv[1])); here.enter_prefect();"
+        "print(here.catalog_url == Places.read().catalog_url, here.store == Places.read().store)"
+    )
+    home = tmp_path / "elsewhere"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ATLASLOOP_")}
+    said = subprocess.run(
+        [sys.executable, "-c", program, str(home)],
+        capture_output=True, text=True, check=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert said.stdout.split() == ["True", "True"]
