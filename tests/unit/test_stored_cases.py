@@ -227,7 +227,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     assert first is not None
     before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
     # A tolerance that nothing meets: the finished run is taken up and its export refused.
-    monkeypatch.setattr("atlas_models.export.PROBABILITY_TOLERANCE", -1.0)
+    monkeypatch.setattr("atlas_models.parity.PROBABILITY_TOLERANCE", -1.0)
     with pytest.raises(InvalidInput, match="differs from the network"):
         train_from_catalog(asked, store=site.store, catalog=site.catalog)
     assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
