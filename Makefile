@@ -37,6 +37,9 @@ down:  ## stop the embedded stack
 status:  ## state of the embedded stack
 	@$(BIN)/atlasloop status
 
+loop-demo: setup-dev  ## the whole loop on phantoms with a simulated annotator (6 to 20 minutes)
+	@$(BIN)/atlasloop loop-demo --output $(OUTPUT)
+
 ##@ Work on it
 setup-dev: $(VENV)/.dev $(VENV)/.nnunet $(TRITON_VENV)/.done  ## install everything for tests, training and export (with torch)
 
@@ -62,6 +65,9 @@ proto: setup-dev  ## regenerate the committed gRPC stubs
 demo-models: setup-dev  ## train the demo models on phantoms again and write models/demo (minutes)
 	$(BIN)/python -m atlas_models.demo train
 
+models-demo: setup-dev  ## train, fine-tune, promote and roll back a model on phantoms, on a stack of its own (minutes)
+	@$(BIN)/python -m atlas_flows.model_demo
+
 clean:  ## remove environments, caches and the stack's data in this folder
 	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -75,14 +81,19 @@ bench-transport: setup-dev  ## float32 and uint8 by gRPC, uint8 by shared memory
 bench-load: setup-dev  ## 1, 4 and 16 clients at once
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
 bench-review: setup-dev  ## 32 annotators on a queue of 8,448 cases, on PostgreSQL
+bench-assembly: setup-dev  ## orchestration of assembly over 2,000 cases (CASES=8448: all), on PostgreSQL
+bench-gpu-models: setup-dev  ## memory and seconds of the paper's networks on a GPU (needs a GPU and torch for CUDA)
 bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
-bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-review bench-gpu:
+bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-review bench-assembly bench-gpu bench-gpu-models:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py
 
 ##@ Deploy it
 check-deploy: setup-dev $(VENV)/.trivy  ## images, compose file, chart, policies, dashboard: all that needs no cluster
 	$(BIN)/python -m pytest tests/deploy $(ARGS)
 	$(BIN)/python deploy/check_misconfiguration.py
+
+check-compose: setup-dev  ## build every image, bring compose up, run the demo in it (needs a container engine)
+	$(BIN)/python deploy/check_compose.py $(ARGS)
 
 chart-schema: setup-dev  ## write the chart's values.schema.json from values.yaml and the settings classes
 	$(BIN)/python deploy/helm/values_schema.py
@@ -102,6 +113,19 @@ setup-browser:  ## install Debian's Chromium, which the tests of the review page
 		{ echo "$(CHROMIUM) is missing: as root, apt-get install chromium fonts-dejavu-core" >&2; exit 1; }; \
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core
+
+screenshots: setup-dev setup-browser  ## make the pictures of the review page and of the loop in docs/images again
+	$(BIN)/python tests/review_screenshots.py
+	$(BIN)/python tests/loop_screenshots.py
+
+NGINX := /usr/sbin/nginx
+
+setup-nginx:  ## install Debian's nginx, behind which the review service is tested
+	@test -x $(NGINX) && exit 0; \
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+		{ echo "$(NGINX) is missing: as root, apt-get install nginx-light" >&2; exit 1; }; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -q --no-install-recommends nginx-light
 
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
@@ -140,6 +164,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo up down status setup-dev test check format proto demo-models clean \
-	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu \
-	bench-review check-deploy chart-schema web setup-browser
+.PHONY: help setup demo loop-demo models-demo up down status setup-dev test check format proto demo-models clean \
+	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-runtime bench-gpu bench-gpu-models \
+	bench-review check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots

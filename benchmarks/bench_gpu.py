@@ -118,7 +118,8 @@ def main() -> None:
         realistic=sparse,
         dense=full,
         gpu=device.name,
-        machine=machine("numpy", "cupy-cuda12x", "torch"),
+        cupy=device.arrays.__version__,
+        machine=machine("numpy", "torch"),
     )
 
 

@@ -1,9 +1,10 @@
 """The least that an ensemble costs: its graphs run over windows in one process, nothing else.
 
 Runs in Triton's environment, because the runtime lives there, and by the very class that runs the
-graphs inside Triton. The graphs run one after the other with all cores, or side by side with their
-share of the cores each: whichever is faster here, tried on a few windows. A round per line on
-standard input; each answers its seconds and its processor time as one line.
+graphs inside Triton. The graphs run one after the other with all cores, side by side with their
+share of the cores each, or on every core a copy of all graphs that takes its share of the windows:
+whichever is fastest here, tried on a few windows. A round per line on standard input; each answers
+its seconds and its processor time as one line.
 
     floor.py WINDOWS.npy MODEL_FOLDER...
 """
@@ -23,8 +24,8 @@ import numpy as np
 BACKEND = Path(__file__).parents[1] / "models/atlas_models/triton_backend/model.py"
 
 
-TRIED = 3
-"""Windows by which the two arrangements are compared."""
+TRIED = 4
+"""Windows by which the arrangements are compared."""
 
 
 def main() -> None:
@@ -32,9 +33,18 @@ def main() -> None:
     sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
     open_graph = runpy.run_path(str(BACKEND))["OpenVinoGraph"]
     windows = np.load(sys.argv[1])
+    cores = len(os.sched_getaffinity(0))
+    models = [str(Path(folder) / "model.onnx") for folder in sys.argv[2:]]
+    window = (1, *windows.shape[1:])
+
+    def graphs(threads):
+        return [open_graph(model, window, "f32", threads, 1, None) for model in models]
+
+    share = math.ceil(cores / len(models))
     arrangements = [
-        Arrangement(open_graph, sys.argv[2:], windows.shape[1:], side_by_side)
-        for side_by_side in (False, True)
+        Arrangement([graphs(cores)]),
+        Arrangement([[graph] for graph in graphs(share)], every_worker_all_windows=True),
+        Arrangement([graphs(1) for _ in range(cores)]),
     ]
     for arrangement in arrangements:
         arrangement.seconds(windows[:1])
@@ -47,26 +57,28 @@ def main() -> None:
 
 
 class Arrangement:
-    """All graphs of the ensemble, run one after the other or side by side."""
+    """Workers side by side, each with graphs of its own.
 
-    def __init__(self, open_graph, folders, window_shape, side_by_side):
-        cores = len(os.sched_getaffinity(0))
-        threads = math.ceil(cores / len(folders)) if side_by_side else cores
-        self._graphs = [
-            open_graph(str(Path(folder) / "model.onnx"), (1, *window_shape), "f32", threads, None)
-            for folder in folders
-        ]
-        self._pool = ThreadPoolExecutor(len(folders) if side_by_side else 1)
+    Args:
+        workers: the graphs of each; a worker runs them one after the other over a window.
+        every_worker_all_windows: else the windows are dealt out among the workers.
+    """
+
+    def __init__(self, workers, every_worker_all_windows=False):
+        self._workers = workers
+        self._step = 1 if every_worker_all_windows else len(workers)
+        self._pool = ThreadPoolExecutor(len(workers))
 
     def seconds(self, windows) -> float:
         """For all `windows` through all graphs."""
         began = time.perf_counter()
-        list(
-            self._pool.map(
-                lambda graph: [graph(window[None, None]) for window in windows], self._graphs
-            )
-        )
+        list(self._pool.map(self._work, range(len(self._workers)), [windows] * len(self._workers)))
         return time.perf_counter() - began
+
+    def _work(self, worker, windows):
+        for window in windows[worker % self._step :: self._step]:
+            for graph in self._workers[worker]:
+                graph(window[None, None])
 
 
 if __name__ == "__main__":

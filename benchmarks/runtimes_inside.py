@@ -70,7 +70,7 @@ def _open(make: Any, task: dict[str, Any], window: np.ndarray, precision: str) -
     cache = Path(task["cache"])
     cache.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    graph = make(task["graph"], window.shape[1:], precision, task["threads"], cache)
+    graph = make(task["graph"], window.shape[1:], precision, task["threads"], 1, cache)
     return graph, time.perf_counter() - began
 
 

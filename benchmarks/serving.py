@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,10 @@ from atlas_embedded.stack import down, up
 from atlas_embedded.triton_environment import find_triton
 from measurement import say
 from tritonclient.utils import InferenceServerException
+
+# The ports of the tests are the ports of the benchmarks.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRITON_ENVIRONMENT = REPOSITORY / ".venv-triton"
@@ -133,10 +136,3 @@ def _await_ready(server: subprocess.Popen[bytes], address: str, log: Path) -> No
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"Triton is not ready:\n{log.read_text()[-3000:]}")
             time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,17 +11,22 @@ password. ``/token`` insists on the PKCE verifier. ``/behave?as=…`` makes it m
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import secrets
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import httpx
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+from ports import free_port
 
 KEY = RSAKey.generate_key(2048, {"kid": "the-key", "use": "sig"})
 STRANGER = RSAKey.generate_key(2048, {"kid": "the-key", "use": "sig"})
@@ -117,6 +122,31 @@ class Provider(BaseHTTPRequestHandler):
 
 def _encoded(part: dict[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+
+
+@contextlib.contextmanager
+def running_provider() -> Iterator[str]:
+    """The provider in a process of its own; its address, which is its issuer."""
+    port = free_port()
+    issuer = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen([sys.executable, __file__, str(port)])
+    try:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{issuer}/jwks", trust_env=False)
+                break
+            assert process.poll() is None, "the provider ended"
+            time.sleep(0.05)
+        yield issuer
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def settings_for(issuer: str) -> dict[str, object]:
+    """Of a service that trusts the provider."""
+    roles = '{"radiology": "annotator", "atlas-managers": "manager"}'
+    return {"oidc_issuer": issuer, "allow_http_oidc": True, "oidc_roles": roles}
 
 
 if __name__ == "__main__":

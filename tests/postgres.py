@@ -11,7 +11,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from ports import free_port
 
 UNPRIVILEGED = "nobody"
 START_TIMEOUT_S = "60"
@@ -72,12 +72,6 @@ def _readable(binaries: Path, folder: Path) -> Path:
     return folder / package.name / binaries.name
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running_postgres() -> Iterator[PostgresServer]:
     """A server in a folder of its own, stopped and removed at the end."""
@@ -97,7 +91,7 @@ def running_postgres() -> Iterator[PostgresServer]:
         if rights:
             for owned in (data, password_file):
                 shutil.chown(owned, user=rights["user"], group=rights["group"])
-        server = PostgresServer(_free_port())
+        server = PostgresServer(free_port())
 
         def run(*command: str) -> None:
             subprocess.run(

@@ -38,8 +38,8 @@ from atlas_core.volume import Volume, content_sha256
 from atlas_review.accounts import Accounts
 from atlas_review.roles import Role
 from numpy.typing import NDArray
+from ports import free_port
 from scipy import ndimage
-from triton_server import free_port
 
 PASSWORD = "correct horse battery"
 PEOPLE = {
@@ -53,7 +53,7 @@ MODELS = tuple(
     for name, digit in (("nnunet", "a"), ("swin_unetr", "b"), ("unet", "c"))
 )
 ENSEMBLE = ensemble_key(MODELS)
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class ReviewPlace:
             "store": self.store.root.absolute(),
             "catalog_url": self.catalog_url,
             "home": (self.folder / "review").absolute(),
+            "sheet_interval_s": 0,  # tests look at what requests leave in the store
             **fields,
         }
         return os.environ | {

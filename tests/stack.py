@@ -18,7 +18,8 @@ import pytest
 from atlas_embedded import processes
 from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from atlas_embedded.stack import ComponentStatus, down, status, up
-from triton_server import REPOSITORY, export_tiny_model, free_port
+from ports import free_port
+from triton_server import REPOSITORY, export_tiny_model
 
 DEMO_MODELS = REPOSITORY / "models" / "demo"
 

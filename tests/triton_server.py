@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_embedded.triton_environment import TritonEnvironment, find_triton
 from atlas_models.triton_repository import CpuServing, TritonRepository
 from onnx import TensorProto, helper, numpy_helper
+from ports import free_port
 from tritonclient.utils import InferenceServerException
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -109,18 +109,22 @@ def export_tiny_model(
     return spec
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class TritonServer:
-    """One tritonserver process on ports of its own; may be killed and started again."""
+    """One tritonserver process on ports of its own; may be killed and started again.
 
-    def __init__(self, environment: TritonEnvironment, repository: Path, log: Path) -> None:
+    Args:
+        arguments: of tritonserver, beyond what every test needs.
+    """
+
+    def __init__(
+        self,
+        environment: TritonEnvironment,
+        repository: Path,
+        log: Path,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self._environment = environment
+        self._arguments = arguments
         self._repository = repository
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -129,6 +133,11 @@ class TritonServer:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def http(self) -> str:
+        """Of its HTTP endpoint."""
+        return f"http://127.0.0.1:{self._http_port}"
 
     @property
     def _region_prefix(self) -> str:
@@ -157,6 +166,7 @@ class TritonServer:
             f"--grpc-port={self.grpc_port}",
             f"--http-port={self._http_port}",
             f"--metrics-port={self._metrics_port}",
+            *self._arguments,
         ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -85,19 +85,49 @@ def combine(
         GridMismatch: masks of different shapes.
         InvalidInput: no mask at all.
     """
-    shape = _shape(masks)
+    painter = LabelPainter(_shape(masks), scheme)
     for name in masks:
         scheme[name]
     first = [name for name in priority or () if name in masks]
     order = list(dict.fromkeys([*first, *(n for n in scheme.names if n in masks)]))
-    labels = np.zeros(shape, np.uint8, order="F")
-    overlaps = {}
-    for name in order:
-        claimed = masks[name] != 0
-        free = labels == BACKGROUND
-        overlaps[name] = int(np.count_nonzero(claimed & ~free))
-        labels[claimed & free] = scheme[name].label
-    return CombinedLabels(labels, overlaps)
+    overlaps = {name: painter.paint(name, masks[name]) for name in order}
+    return CombinedLabels(painter.labels, overlaps)
+
+
+class LabelPainter:
+    """Makes a label map of one mask after the other: what is painted first stays.
+
+    The masks need not be in memory together.
+
+    Attributes:
+        labels: uint8 ``[i, j, k]`` so far.
+    """
+
+    def __init__(self, shape: tuple[int, ...], scheme: OrganScheme) -> None:
+        self.labels: NDArray[np.uint8] = np.zeros(shape, np.uint8, order="F")
+        self._scheme = scheme
+
+    def paint(self, organ: str, mask: NDArray[Any]) -> int:
+        """Give `organ` the voxels of `mask` that are still free.
+
+        Returns:
+            Voxels of `mask` that another organ has.
+
+        Raises:
+            UnknownLabel: an organ that is not in the scheme.
+            GridMismatch: a mask of another shape.
+        """
+        label = self._scheme[organ].label
+        if mask.shape != self.labels.shape:
+            raise GridMismatch(
+                f"the mask of {organ} has another shape than the others",
+                expected=self.labels.shape, got=mask.shape,
+            )  # fmt: skip
+        claimed = mask != 0
+        wanted = int(np.count_nonzero(claimed))
+        claimed &= self.labels == BACKGROUND
+        self.labels[claimed] = label
+        return wanted - int(np.count_nonzero(claimed))
 
 
 def _shape(masks: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
@@ -126,11 +156,27 @@ def preferred(labels: Iterable[Label]) -> Label:
     )
 
 
+def paint_order(labels: Iterable[Label], scheme: OrganScheme) -> tuple[Label, ...]:
+    """One label per organ in the order in which they have their voxels where masks overlap.
+
+    The better source first. Of two revised labels the newer, whose author saw the older; of others
+    the organ that the scheme names first: original masks come with their dataset, all at once, and
+    pseudo labels of one prediction never overlap, as the voxel went to the higher mean probability.
+    """
+
+    def key(label: Label) -> tuple[int, float, int]:
+        revised = label.source is LabelSource.REVISED
+        newest_first = -label.created_at.timestamp() if revised else 0.0
+        return SOURCE_PRIORITY.index(label.source), newest_first, scheme.names.index(label.organ)
+
+    return tuple(sorted(labels, key=key))
+
+
 def assemble(candidates: Mapping[str, Sequence[Candidate]], scheme: OrganScheme) -> AssembledLabels:
     """One label map of a case: for every organ its preferred label.
 
-    Where the chosen masks overlap, the better source has the voxel, then the scheme's order: a
-    pseudo label never takes a voxel from an original one.
+    Where the chosen masks overlap, `paint_order` tells who has the voxel: a pseudo label never
+    takes one from an original.
 
     Args:
         candidates: organ name → its labels from all sources.
@@ -149,8 +195,11 @@ def assemble(candidates: Mapping[str, Sequence[Candidate]], scheme: OrganScheme)
         if found:
             best = preferred(candidate.label for candidate in found)
             chosen[organ] = next(candidate for candidate in found if candidate.label is best)
+    for organ in chosen:
+        scheme[organ]
     names = [name for name in scheme.names if name in chosen]
-    priority = sorted(names, key=lambda name: SOURCE_PRIORITY.index(chosen[name].label.source))
+    order = paint_order((candidate.label for candidate in chosen.values()), scheme)
+    priority = [label.organ for label in order]
     combined = combine(
         {organ: candidate.mask for organ, candidate in chosen.items()}, scheme, priority=priority
     )

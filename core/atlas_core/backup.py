@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +38,7 @@ from atlas_core.backup_format import (
 )
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
+from atlas_core.draft_folders import appearing, write_synced
 from atlas_core.errors import ConfigurationError, Conflict, CorruptFile, NotFound
 
 ROWS_PER_INSERT: Final = 500
@@ -50,7 +49,7 @@ HASHING_THREADS: Final = 4
 OnFile = Callable[[StoredFile], None]
 """Told of each file of the store that was read."""
 
-_NAMED_FILES: Final = ("labels", "label_submissions")
+_NAMED_FILES: Final = ("labels", "label_submissions", "assemblies")
 """Tables whose column `path` names a file of the store that stays as long as the row."""
 
 
@@ -79,7 +78,8 @@ def write_backup(
         raise Conflict(
             "there is something of this name already", got=target, remedy="name a new folder"
         )
-    with _writing_errors(target), _appearing(target) as folder:
+    # Ids, names of annotators: for its owner only.
+    with _writing_errors(target), appearing(target, mode=0o700) as folder:
         (folder / CATALOG_FOLDER).mkdir()
         named: set[str] = set()
         with catalog.transaction(write=False) as connection:
@@ -94,7 +94,7 @@ def write_backup(
             tables=tables,
             store=None if store is None else _dump_store(store, folder, named, on_file),
         )
-        _write(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+        write_synced(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
     return manifest
 
 
@@ -227,23 +227,6 @@ def _look(store: CaseStore, path: Path) -> StoredFile | None:
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes `target` when the block ends, and goes if it fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    folder.mkdir(mode=0o700)  # ids, names of annotators: for its owner only
-    try:
-        yield folder
-        for path in (folder / CATALOG_FOLDER, folder):
-            _sync(path)
-        folder.rename(target)
-        _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
 def _writing_errors(target: Path) -> Iterator[None]:
     try:
         yield
@@ -253,21 +236,6 @@ def _writing_errors(target: Path) -> Iterator[None]:
             got=error.strerror,
             remedy="name a folder on a disk that is writable and has room",
         ) from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Reading

@@ -112,6 +112,18 @@ class CaseReview:
         with self._catalog.transaction(write=False) as connection:
             return set(connection.scalars(sa.select(t.labels.c.case_id).distinct()))
 
+    def stamps(self) -> dict[str, str]:
+        """By id of every case that has a label: a text that changes with its labels and scores."""
+        labels, scores = t.labels.c, t.scores.c
+        last_label = sa.select(labels.case_id, sa.func.max(labels.id)).group_by(labels.case_id)
+        last_score = sa.select(scores.case_id, sa.func.max(scores.created_at)).group_by(
+            scores.case_id
+        )
+        with self._catalog.transaction(write=False) as connection:
+            scored = {row[0]: row[1] for row in connection.execute(last_score)}
+            newest = connection.execute(last_label.order_by(labels.case_id)).all()
+        return {case_id: f"{number} {scored.get(case_id)}" for case_id, number in newest}
+
     def flag(self, case_id: str, who: str, flagged: bool, reason: str) -> None:
         """Mark a case for another look, or take the mark away.
 

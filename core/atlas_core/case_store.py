@@ -8,6 +8,9 @@
     cases/<case>/predictions/<reading>/<ensemble>/pseudo_label.nii.gz
                                                   attention/<organ>.nii.gz
                                                   result.json
+    cases/<case>/assembled/<inputs16>/combined_labels.nii.gz
+                                      provenance.json
+                                      segmentations/<organ>.nii.gz   where asked for
     .incoming/<host>.<pid>.<random>/              what is being written
 
 Everything is written under ``.incoming`` and renamed into place when it is complete and on disk: a
@@ -19,13 +22,12 @@ volume, may write at once.
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import os
 import re
 import secrets
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from atlas_core.draft_folders import draft_name, is_stale, sync, sync_tree
 from atlas_core.errors import ConfigurationError, InvalidInput, NotFound
 from atlas_core.nifti_io import write_volume
 from atlas_core.organs import OrganName
@@ -131,6 +134,21 @@ class CaseStore:
     def result_path(self, case_id: str, reading: Reading, ensemble: str) -> Path:
         """The numbers of a prediction."""
         return self.prediction_dir(case_id, reading, ensemble) / _RESULT
+
+    def assembly_dir(self, case_id: str, inputs_sha256: str) -> Path:
+        """Folder of the label map that was assembled from inputs of this checksum."""
+        if not re.fullmatch(r"[0-9a-f]{64}", inputs_sha256):
+            raise InvalidInput("malformed checksum", case=case_id, got=inputs_sha256)
+        return self._case_dir(case_id) / "assembled" / inputs_sha256[:16]
+
+    def assembled_path(self, case_id: str, inputs_sha256: str) -> Path:
+        """Assembled label map, uint8 with the label ids of the organs."""
+        return self.assembly_dir(case_id, inputs_sha256) / COMBINED_LABELS
+
+    def assembled_mask_path(self, case_id: str, inputs_sha256: str, organ: str) -> Path:
+        """Binary mask of one organ out of an assembled label map."""
+        folder = self.assembly_dir(case_id, inputs_sha256) / SEGMENTATIONS
+        return folder / f"{_organ(organ)}.nii.gz"
 
     def relative(self, path: Path) -> str:
         """`path` of this store as the catalog keeps it: relative to the root, forward slashes."""
@@ -238,7 +256,7 @@ class CaseStore:
         with self._incoming() as folder:
             draft = folder / target.name
             write(draft)
-            _sync(draft)
+            sync(draft)
             _move_in(draft, target)
         return target
 
@@ -267,8 +285,41 @@ class CaseStore:
             yield draft
             if not draft.result_path.is_file():
                 raise NotFound("the prediction has no result.json", case=case_id)
-            _sync_tree(draft.folder)
+            sync_tree(draft.folder)
             draft.published = _move_folder_in(draft.folder, target)
+
+    def write_assembly(
+        self, case_id: str, inputs_sha256: str, label_map: Volume, provenance: Callable[[str], str]
+    ) -> StoredLabel:
+        """Store an assembled label map with its provenance; both appear at once.
+
+        Equal inputs give equal files, so what is there already stays, unless it is damaged.
+
+        Args:
+            provenance: called with the checksum of the label map's file; gives the text of
+                ``provenance.json``.
+        """
+        target = self.assembly_dir(case_id, inputs_sha256)
+        with self._incoming() as incoming:
+            draft = incoming / target.name
+            draft.mkdir()
+            sha256 = write_volume(draft / COMBINED_LABELS, label_map.voxels, label_map.geometry)
+            (draft / PROVENANCE).write_text(provenance(sha256), encoding="utf-8")
+            sync_tree(draft)
+            if not _move_folder_in(draft, target) and not _same_files(draft, target):
+                target.rename(incoming / "damaged")
+                _move_folder_in(draft, target)
+        return StoredLabel(self.relative(target / COMBINED_LABELS), sha256)
+
+    def write_assembled_mask(
+        self, case_id: str, inputs_sha256: str, organ: str, mask: Volume
+    ) -> Path:
+        """Store the mask of one organ beside the label map that it was taken from."""
+        target = self.assembled_mask_path(case_id, inputs_sha256, organ)
+        with self._incoming() as folder:
+            write_volume(folder / target.name, mask.voxels, mask.geometry)
+            _move_in(folder / target.name, target)
+        return target
 
     # Deleting
 
@@ -296,7 +347,7 @@ class CaseStore:
         incoming = self.root / _INCOMING
         if not incoming.is_dir():
             return 0
-        stale = [f for f in incoming.iterdir() if _is_stale(f, older_than_hours * 3600)]
+        stale = [f for f in incoming.iterdir() if is_stale(f, older_than_hours * 3600)]
         for folder in stale:
             shutil.rmtree(folder, ignore_errors=True)
         return len(stale)
@@ -309,8 +360,7 @@ class CaseStore:
     @contextmanager
     def _incoming(self) -> Iterator[Path]:
         """A folder of our own on the same file system, removed at the end."""
-        name = f"{_host()}.{os.getpid()}.{secrets.token_hex(8)}"
-        folder = self.root / _INCOMING / name
+        folder = self.root / _INCOMING / draft_name()
         folder.mkdir(parents=True)
         try:
             yield folder
@@ -331,6 +381,12 @@ _INCOMING: Final = ".incoming"
 _PSEUDO_LABEL: Final = "pseudo_label.nii.gz"
 _ATTENTION: Final = "attention"
 _RESULT: Final = "result.json"
+
+COMBINED_LABELS: Final = "combined_labels.nii.gz"
+"""Name of an assembled label map, as in the AbdomenAtlas release."""
+
+SEGMENTATIONS: Final = "segmentations"
+PROVENANCE: Final = "provenance.json"
 
 
 @cache
@@ -368,15 +424,6 @@ def _ensemble_folder(ensemble: str) -> str:
     return f"ensemble-{hashlib.sha256(ensemble.encode()).hexdigest()}"
 
 
-@cache
-def _host() -> str:
-    """Where process ids mean something: the machine and, as containers may share its name, the
-    namespace of process ids."""
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-    namespace = Path("/proc/self/ns/pid")
-    return f"{host}-{namespace.stat().st_ino}" if namespace.exists() else host
-
-
 def _move_in(file: Path, target: Path) -> None:
     """Rename a file that is on disk already into place, and make the renaming last."""
     _make_folders(target.parent)
@@ -398,6 +445,15 @@ def _move_folder_in(folder: Path, target: Path) -> bool:
     return True
 
 
+def _same_files(folder: Path, other: Path) -> bool:
+    """Whether every file of `folder` lies in `other` with the same bytes."""
+    names = [path.name for path in folder.iterdir()]
+    return all(
+        (other / name).is_file() and filecmp.cmp(folder / name, other / name, shallow=False)
+        for name in names
+    )
+
+
 def _make_folders(folder: Path) -> None:
     """`folder` and its missing parents, each made to last."""
     missing = [f for f in (folder, *folder.parents) if not f.is_dir()]
@@ -406,46 +462,6 @@ def _make_folders(folder: Path) -> None:
         _sync_folder(made.parent)
 
 
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
-
-
 def _sync_folder(folder: Path) -> None:
     """Put a folder's entries on disk; without that, a power cut can undo a renaming."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_stale(folder: Path, seconds: float) -> bool:
-    host, _, rest = folder.name.partition(".")
-    pid = rest.partition(".")[0]
-    if host == _host() and pid.isdigit() and not _lives(int(pid)):
-        return True
-    return time.time() - _last_written(folder) > seconds
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # signal 0: asks only
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's process
-    return True
-
-
-def _last_written(folder: Path) -> float:
-    """Newest change below `folder`, in seconds since the epoch; now if it vanishes meanwhile."""
-    try:
-        return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
-    except FileNotFoundError:
-        return time.time()
+    sync(folder)

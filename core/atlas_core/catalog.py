@@ -33,6 +33,7 @@ from atlas_core.records import (
     LabelSource,
     Model,
     OrganScore,
+    RankBy,
     RankedCase,
     Reading,
     Score,
@@ -345,8 +346,26 @@ class Catalog:
         with self._read() as connection:
             return _latest_ensemble(connection, reading, dataset)
 
+    def ensembles(self, reading: Reading) -> dict[str, datetime]:
+        """Every ensemble that has scored a case under this reading, with the time of its first
+        score; oldest first. In the loop that is one ensemble per iteration."""
+        s = t.scores.c
+        first = sa.func.min(s.created_at, type_=t.UtcDateTime())
+        query = (
+            sa.select(s.ensemble, first)
+            .where(s.reading == reading.value)
+            .group_by(s.ensemble)
+            .order_by(first, s.ensemble)
+        )
+        with self._read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def ranking(
-        self, reading: Reading, ensemble: str | None = None, dataset: str | None = None
+        self,
+        reading: Reading,
+        ensemble: str | None = None,
+        dataset: str | None = None,
+        by: RankBy = RankBy.SIZE,
     ) -> list[RankedCase]:
         """The priority list of the cases that one ensemble has scored; see `ranking.rank`.
 
@@ -354,6 +373,7 @@ class Catalog:
             reading: which attention maps.
             ensemble: whose; None: that of the newest score.
             dataset: only its cases; None: all.
+            by: what the list is sorted by.
         """
         with self._read() as connection:
             if ensemble is None:
@@ -363,8 +383,11 @@ class Catalog:
             original = _original_organs(connection, dataset)
             sizes = _sizes(connection, reading, ensemble, dataset)
             return rank(
-                CaseSizes(case_id, name, organs, original.get(case_id, frozenset()))
-                for case_id, name, organs in sizes
+                (
+                    CaseSizes(case_id, name, organs, original.get(case_id, frozenset()))
+                    for case_id, name, organs in sizes
+                ),
+                by,
             )
 
     # Iterations

@@ -27,7 +27,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0003"
+REVISION = "0005"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -171,6 +171,16 @@ iterations = Table(
     Column("parameters", JSON, nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime),
+)
+
+# What of an iteration is done; see `atlas_core.iteration_steps`. Rows are only ever added.
+iteration_steps = Table(
+    "iteration_steps",
+    metadata,
+    Column("t", Integer, ForeignKey("iterations.t"), primary_key=True, autoincrement=False),
+    Column("step", String(100), primary_key=True),
+    Column("result", JSON, nullable=False),
+    Column("done_at", UtcDateTime, nullable=False),
 )
 
 # Revision: the queue, what annotators hand in, and who did what (revision 0002)
@@ -376,4 +386,21 @@ model_labels = Table(
     Column("organ", String(63), primary_key=True),
     Column("label_sha256", String(64), nullable=False),
     Column("source", String(16), nullable=False),
+)
+
+# Assembled label maps (revision 0004). Rows are only ever added; the newest of a case counts.
+assemblies = Table(
+    "assemblies",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("case_id", String(100), ForeignKey("cases.id", ondelete="CASCADE"), nullable=False),
+    Column("path", String, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("inputs_sha256", String(64), nullable=False),
+    Column("reading", String(16)),
+    Column("ensemble", String),
+    Column("organs", JSON, nullable=False),
+    Column("missing", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_assemblies_case_id_id", "case_id", "id"),
 )

@@ -98,6 +98,14 @@ class LabelVersions:
             if organ in (None, version.organ) and source in (None, version.source)
         ]
 
+    def authored_cases(self) -> list[str]:
+        """Ids of the cases of which somebody has handed in a label, sorted."""
+        by_people = sa.union(
+            sa.select(_l.case_id).where(_l.annotator.is_not(None)), sa.select(_s.case_id)
+        )
+        with self._catalog.transaction(write=False) as connection:
+            return sorted(connection.scalars(by_people))
+
     def in_force(self, case_id: str) -> dict[str, LabelVersion]:
         """The version that assembly takes, of every organ that has one."""
         return {version.organ: version for version in self.versions(case_id) if version.in_force}

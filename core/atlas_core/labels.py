@@ -134,7 +134,7 @@ def split_left_right(
             "mask and geometry have different shapes", expected=geometry.shape, got=mask.shape
         )
     left, right = np.zeros_like(mask, dtype=np.bool_), np.zeros_like(mask, dtype=np.bool_)
-    box = _bounding_box(mask)
+    box = bounding_box(mask)
     if box is None:
         return left, right
     inside = np.asarray(mask[box] != 0)
@@ -145,7 +145,7 @@ def split_left_right(
     return left, right
 
 
-def _bounding_box(mask: NDArray[Any]) -> tuple[slice, slice, slice] | None:
+def bounding_box(mask: NDArray[Any]) -> tuple[slice, slice, slice] | None:
     """The smallest box that holds every non-zero voxel, or None."""
     found = mask != 0
     slices = []

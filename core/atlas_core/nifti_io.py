@@ -16,7 +16,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +62,7 @@ __all__ = [
     "read_header",
     "read_label",
     "read_stored",
+    "read_stored_slabs",
     "read_volume",
     "spool_slabs",
     "write_volume",
@@ -420,6 +421,25 @@ def read_stored(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
         plain = replace(info, coding=VoxelCoding(info.coding.dtype, 1.0, 0.0))
         voxels = _collect(data, plain, VoxelDecoder(plain.coding))
     return Volume(voxels.reshape(info.geometry.shape, order="F"), info.geometry)
+
+
+def read_stored_slabs(
+    path: Path, slices: int, *, max_voxels: int = MAX_VOXELS
+) -> Generator[NDArray[Any]]:
+    """The voxels as they are stored, `slices` indices of the last axis at a time, in file order.
+
+    Yields:
+        ``[i, j, k]``, the last one with the slices that are left; overwritten by the next.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`, the second also
+            after the last slab: only then the checksum is known.
+    """
+    with _opened(Path(path)) as (data, info):
+        _require_voxels(info.geometry, max_voxels)
+        i, j, _ = info.geometry.shape
+        for piece in stored_pieces(data, info.coding, info.geometry.voxels, i * j * slices):
+            yield piece.reshape((i, j, -1), order="F")
 
 
 def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:

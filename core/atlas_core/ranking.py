@@ -4,15 +4,23 @@ A case's attention size is the sum over its organs of the attention in that orga
 that already have an original label count nothing, because that label wins over any pseudo label
 (§3.2 ⑥). Cases compare by millilitres: the same error in a CT of thinner slices has more voxels,
 not more volume.
+
+The sum grows with the patient: most of it lies along the surfaces of large organs. A list by
+*relative* attention asks instead how large an organ's attention is against the organ itself, and
+lets every organ count alike. It is offered beside the paper's, not in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum
 
-from atlas_core.records import OrganScore, RankedCase
+from atlas_core.records import OrganScore, RankBy, RankedCase
+
+SMALLEST_ORGAN_ML = 1.0
+"""Volume of an organ that has less, where its attention is set against it: an organ that no model
+found still counts, by the millilitres of its attention."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,12 @@ class CaseSizes:
     original: Collection[str] = ()
 
 
-def rank(cases: Iterable[CaseSizes]) -> list[RankedCase]:
-    """Cases by falling attention size; equal sizes by case id, so that a list is reproducible.
+def rank(cases: Iterable[CaseSizes], by: RankBy = RankBy.SIZE) -> list[RankedCase]:
+    """Cases by falling attention; equal ones by case id, so that a list is reproducible.
 
     Args:
         cases: any order, each case once.
+        by: the paper's attention size, or the attention relative to the organs.
 
     Returns:
         Ranks 1..n; organs of each case by falling size, those with an original label in `left_out`.
@@ -47,7 +56,7 @@ def rank(cases: Iterable[CaseSizes]) -> list[RankedCase]:
     [(1, 'b', 42.0), (2, 'a', 2.0)]
     """
     totals = [(_counting(case), case) for case in cases]
-    totals.sort(key=lambda entry: (-entry[0].ml, entry[1].case_id))
+    totals.sort(key=lambda entry: (-entry[0].by(by), entry[1].case_id))
     return [_row(place, total, case) for place, (total, case) in enumerate(totals, start=1)]
 
 
@@ -56,6 +65,10 @@ class _Counting:
     organs: tuple[OrganScore, ...]
     ml: float
     voxels: float
+    relative: float
+
+    def by(self, by: RankBy) -> float:
+        return self.ml if by is RankBy.SIZE else self.relative
 
 
 def _counting(case: CaseSizes) -> _Counting:
@@ -66,7 +79,21 @@ def _counting(case: CaseSizes) -> _Counting:
         tuple(organs),
         fsum(size.attention_ml for size in organs),
         fsum(size.attention_voxels for size in organs),
+        relative_attention(organs),
     )
+
+
+def relative_attention(organs: Sequence[OrganScore]) -> float:
+    """Mean over `organs` of attention ÷ pseudo label, both in ml; 0 without any.
+
+    >>> relative_attention([
+    ...     OrganScore(organ="liver", attention_voxels=0, attention_ml=300, pseudo_label_ml=1500),
+    ...     OrganScore(organ="gall_bladder", attention_voxels=0, attention_ml=3, pseudo_label_ml=0),
+    ... ])
+    1.6
+    """
+    shares = [size.attention_ml / max(size.pseudo_label_ml, SMALLEST_ORGAN_ML) for size in organs]
+    return fsum(shares) / len(shares) if shares else 0.0
 
 
 def _row(place: int, total: _Counting, case: CaseSizes) -> RankedCase:
@@ -76,6 +103,7 @@ def _row(place: int, total: _Counting, case: CaseSizes) -> RankedCase:
         dataset=case.dataset,
         attention_voxels=total.voxels,
         attention_ml=total.ml,
+        relative_attention=total.relative,
         organs=total.organs,
         left_out=tuple(sorted({size.organ for size in case.organs} & set(case.original))),
     )

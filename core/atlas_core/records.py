@@ -118,6 +118,18 @@ class Score(_Record):
     created_at: datetime
 
 
+class RankBy(StrEnum):
+    """What the priority list is sorted by; see `ranking.rank`.
+
+    Attributes:
+        SIZE: attention size, the paper's (§3.2 ④).
+        RELATIVE: attention of an organ against the organ's own volume, averaged over organs.
+    """
+
+    SIZE = "size"
+    RELATIVE = "relative"
+
+
 class RankedCase(_Record):
     """One row of the priority list: rank 1 needs revision most."""
 
@@ -126,6 +138,9 @@ class RankedCase(_Record):
     dataset: DatasetName
     attention_voxels: float
     attention_ml: float
+    relative_attention: float = Field(
+        description="Mean over the organs that count of attention / pseudo label, both in ml."
+    )
     organs: tuple[OrganScore, ...] = Field(description="Organs that count, largest first.")
     left_out: tuple[OrganName, ...] = Field(
         default=(), description="Organs with an original label, left out of the size (§3.2 ⑥)."

@@ -15,7 +15,9 @@ from atlas_core.model_spec import ModelRef, Sha256
 from atlas_core.organs import OrganName
 from atlas_core.records import CaseId, DatasetName, LabelSource, Reading
 
-UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")]
+USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$"
+
+UserName = Annotated[str, Field(pattern=USER_NAME)]
 
 MINUTES_PER_CASE = 15
 """What the paper reckons for one case (§4.2)."""

@@ -87,6 +87,11 @@ class SignIns:
         with self._catalog.transaction(write=True) as connection:
             connection.execute(sa.delete(t.sign_ins).where(_i.secret_sha256 == _hash(secret)))
 
+    def end_all(self, user: str) -> int:
+        """Sign somebody out everywhere; returns how many sign-ins ended."""
+        with self._catalog.transaction(write=True) as connection:
+            return connection.execute(sa.delete(t.sign_ins).where(_i.user_name == user)).rowcount
+
 
 def _hash(secret: str) -> str:
     # A plain hash is enough: the secret has 256 random bits, nobody tries them out.

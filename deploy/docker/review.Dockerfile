@@ -8,14 +8,16 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN python -m venv /opt/atlasloop && python -m venv /opt/sbom \
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    python -m venv /opt/atlasloop && python -m venv /opt/sbom \
     && /opt/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0
 COPY core core
 COPY services services
 COPY models/atlas_models models/atlas_models
 COPY flows flows
 COPY deploy/embedded deploy/embedded
-RUN /opt/atlasloop/bin/pip install --constraint constraints.txt ".[review]" \
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    /opt/atlasloop/bin/pip install --constraint constraints.txt ".[review]" \
     && /opt/atlasloop/bin/pip uninstall --quiet --yes pip setuptools
 RUN mkdir /sbom && /opt/sbom/bin/cyclonedx-py environment /opt/atlasloop \
         --output-format JSON --output-file /sbom/review.cdx.json

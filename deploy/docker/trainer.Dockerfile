@@ -8,7 +8,8 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN python -m venv /opt/atlasloop && python -m venv /opt/sbom \
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    python -m venv /opt/atlasloop && python -m venv /opt/sbom \
     && /opt/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0
 COPY core core
 COPY services services
@@ -18,8 +19,10 @@ COPY deploy/embedded deploy/embedded
 # torch first and by itself: asked for together with others, pip may take another build. TORCH_INDEX
 # names an index with the build for your CUDA version (or for CPU alone).
 ARG TORCH_INDEX=https://pypi.org/simple
-RUN /opt/atlasloop/bin/pip install --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"
-RUN /opt/atlasloop/bin/pip install --constraint constraints.txt ".[flows,models,kubernetes]" \
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    /opt/atlasloop/bin/pip install --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    /opt/atlasloop/bin/pip install --constraint constraints.txt ".[flows,models,kubernetes]" \
     && /opt/atlasloop/bin/pip uninstall --quiet --yes pip setuptools
 RUN mkdir /sbom && /opt/sbom/bin/cyclonedx-py environment /opt/atlasloop \
         --output-format JSON --output-file /sbom/trainer.cdx.json

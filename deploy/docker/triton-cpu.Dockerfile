@@ -9,7 +9,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 COPY constraints-triton.txt /src/
 # numpy < 2: with a newer one this backend loads every model and answers zeros. The wheel's own client
 # and OpenVINO's telemetry are left out by --no-deps.
-RUN python -m venv /opt/triton && python -m venv /opt/sbom \
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    python -m venv /opt/triton && python -m venv /opt/sbom \
     && /opt/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0 \
     && /opt/triton/bin/pip install --constraint /src/constraints-triton.txt numpy onnxruntime \
     && /opt/triton/bin/pip install --constraint /src/constraints-triton.txt --no-deps \
@@ -17,14 +18,12 @@ RUN python -m venv /opt/triton && python -m venv /opt/sbom \
     && mkdir /sbom && /opt/sbom/bin/cyclonedx-py environment /opt/triton \
         --output-format JSON --output-file /sbom/triton-cpu.cdx.json \
     && /opt/triton/bin/pip uninstall --quiet --yes pip setuptools
-# The stub process of this Python lies where the server looks for it, and the server where it lies in
-# NVIDIA's image, so that both images are started alike.
+# The stub process of this Python lies where the server looks for it.
 RUN server=/opt/triton/lib/python3.11/site-packages/pytriton/tritonserver \
     && ln -s ../../python_backend_stubs/3.11/triton_python_backend_stub "$server/backends/python/" \
     && rm -rf "$server"/python_backend_stubs/3.8 "$server"/python_backend_stubs/3.9 \
         "$server"/python_backend_stubs/3.10 "$server"/python_backend_stubs/3.12 \
-        "$server"/python_backend_stubs/3.13 \
-    && ln -s "$server" /opt/tritonserver
+        "$server"/python_backend_stubs/3.13
 
 FROM scratch AS sbom
 COPY --from=build /sbom/ /
@@ -38,8 +37,10 @@ LABEL org.opencontainers.image.title="Atlas Loop: triton-cpu" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="BSD-3-Clause AND Apache-2.0"
 COPY --from=build /opt/triton /opt/triton
-COPY --from=build /opt/tritonserver /opt/tritonserver
 COPY --from=build /sbom/ /usr/share/atlasloop/
+# Where it lies in NVIDIA's image, so that both are started alike. Not by COPY, which would follow the
+# link: a copied server does not find its libraries.
+RUN ln -s /opt/triton/lib/python3.11/site-packages/pytriton/tritonserver /opt/tritonserver
 COPY deploy/docker/healthcheck.py /opt/triton/bin/
 # The stub embeds whichever Python comes first on PATH, and needs its shared library.
 ENV PATH=/opt/triton/bin:/opt/tritonserver/bin:$PATH LD_LIBRARY_PATH=/usr/local/lib \

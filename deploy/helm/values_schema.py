@@ -50,6 +50,7 @@ REVIEW_SETTINGS: dict[str, Schema] = {
     "max_upload_bytes": {"type": "integer", "minimum": 1024},
     "max_voxels": {"type": "integer", "minimum": 1},
     "region_threshold": {"type": "number", "minimum": 0, "maximum": 2},
+    "sheet_interval_s": {"type": "number", "minimum": 0},
     "login_attempts": {"type": "integer", "minimum": 1},
     "event_interval_s": {"type": "number", "exclusiveMinimum": 0},
     "oidc_issuer": {"type": "string", "pattern": "^https://"},

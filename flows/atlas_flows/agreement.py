@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from atlas_core.errors import InvalidInput
+from atlas_core.records import RankBy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import spearmanr
@@ -39,6 +40,7 @@ class CaseError(_Value):
     case_id: str
     kind: str = Field(description="'ordinary', or how the case is hard.")
     attention_ml: float
+    relative_attention: float
     dice: dict[str, float] = Field(description="Per organ that is in the truth or the prediction.")
 
     @property
@@ -49,6 +51,10 @@ class CaseError(_Value):
     @property
     def hard(self) -> bool:
         return self.kind != ORDINARY
+
+    def attention(self, by: RankBy) -> float:
+        """What the list is sorted by."""
+        return self.attention_ml if by is RankBy.SIZE else self.relative_attention
 
 
 ORDINARY = "ordinary"
@@ -77,8 +83,9 @@ class HardCases(_Value):
 
 
 class RankingEvaluation(_Value):
-    """Agreement of attention size with true error."""
+    """Agreement of attention with true error."""
 
+    by: RankBy
     cases: int
     spearman: float | None = Field(description="Rank correlation; null where one side is constant.")
     spearman_p: float | None
@@ -116,22 +123,23 @@ def dice_by_organ(
     return result
 
 
-def evaluate(cases: Iterable[CaseError]) -> RankingEvaluation:
-    """Compare the order by attention size with the true errors.
+def evaluate(cases: Iterable[CaseError], by: RankBy = RankBy.SIZE) -> RankingEvaluation:
+    """Compare the order by attention with the true errors.
 
     Raises:
         InvalidInput: no case.
     """
-    ranked = sorted(cases, key=lambda case: (-case.attention_ml, case.case_id))
+    ranked = sorted(cases, key=lambda case: (-case.attention(by), case.case_id))
     if not ranked:
         raise InvalidInput(
             "no case to evaluate: none of the scored cases has a truth in that folder",
             remedy="import and score the cases of the folder first",
         )
     errors = np.array([case.error for case in ranked])
-    sizes = np.array([case.attention_ml for case in ranked])
+    sizes = np.array([case.attention(by) for case in ranked])
     correlation, p_value = _spearman(sizes, errors)
     return RankingEvaluation(
+        by=by,
         cases=len(ranked),
         spearman=correlation,
         spearman_p=p_value,
@@ -146,6 +154,7 @@ def evaluate(cases: Iterable[CaseError]) -> RankingEvaluation:
                 "case": case.case_id,
                 "kind": case.kind,
                 "attention_ml": case.attention_ml,
+                "relative_attention": case.relative_attention,
                 "error": case.error,
                 "dice": case.dice,
             }

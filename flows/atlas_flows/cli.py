@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from atlas_flows.commands import backup, data, lists, models, scoring, stack
+from atlas_flows.commands import (
+    assembly,
+    backup,
+    data,
+    evaluation,
+    lists,
+    loop,
+    models,
+    release,
+    scoring,
+    stack,
+)
 from atlas_flows.commands.terminal import Choices, show_error
 
 app = typer.Typer(
@@ -35,6 +46,12 @@ app.command("phantoms", rich_help_panel="Cases")(data.phantoms)
 app.command("score", rich_help_panel="Priority list")(scoring.score)
 app.command("ranking", rich_help_panel="Priority list")(lists.ranking)
 app.command("report", rich_help_panel="Priority list")(lists.report)
+app.command("iterate", rich_help_panel="Loop")(loop.iterate)
+app.command("iterations", rich_help_panel="Loop")(loop.iterations)
+app.command("simulate-annotator", rich_help_panel="Loop")(loop.simulate_annotator)
+app.command("loop-demo", rich_help_panel="Start here")(loop.loop_demo)
+app.command("assemble", rich_help_panel="Atlas")(assembly.assemble)
+app.command("release", rich_help_panel="Atlas")(release.release)
 app.command("backup", rich_help_panel="Catalog")(backup.backup)
 app.command("restore", rich_help_panel="Catalog")(backup.restore)
 app.command("migrate", rich_help_panel="Catalog")(backup.migrate)
@@ -44,9 +61,12 @@ app.command("status", rich_help_panel="Stack of this machine")(stack.status)
 app.command("logs", rich_help_panel="Stack of this machine")(stack.logs)
 
 evaluate = typer.Typer(
-    help="Compare results with a known truth.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="Compare results with a known truth, as the paper does.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 evaluate.command("ranking")(lists.evaluate_ranking)
+evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
 app.add_typer(models.app, name="models", rich_help_panel="Models")
 

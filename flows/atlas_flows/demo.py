@@ -6,33 +6,32 @@ It runs a stack of its own, with data and ports of its own, and stops it whateve
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
-import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
-from atlas_core.errors import Conflict, InvalidInput
+from atlas_core.errors import InvalidInput
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Reading
 from atlas_embedded import stack
-from atlas_embedded.settings import HOST, EmbeddedSettings
+from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from rich.console import Console
 
 from atlas_flows import priority_list
 from atlas_flows.commands.data import counting, show_import
 from atlas_flows.commands.scoring import run_score, show_summary
 from atlas_flows.commands.terminal import print_table, write_text
+from atlas_flows.own_stack import enter, only_one, own_settings, stopped_by_sigterm, undisturbed
 from atlas_flows.report import RunFacts, Step
 from atlas_flows.scoring import CasesFailed, ScoreRequest
 from atlas_flows.settings import Places
+
+PARTS: tuple[ComponentName, ...] = ("triton", "attention", "prefect")
+"""Runs happen in this process; nobody else starts any."""
 
 HARD_SHARE = 0.25
 """Of the demo's phantoms: a dozen cases shall hold a few hard ones."""
@@ -110,12 +109,12 @@ def run_demo(places: Places, request: DemoRequest) -> Path:
     home = places.embedded.home / "demo"
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    with _alone(home), _stopped_by_sigterm():
+    with only_one(home), stopped_by_sigterm():
         # What a demo that was killed has left; its ports become free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
-        _forget(home)
-        settings = _demo_settings(home)
-        _enter(settings)
+        forget(home)
+        settings = own_settings(home, PARTS)
+        enter(settings)
         run = _Run(request, settings, console)
         page = _run(run)
     console.print(f"report: {page}", soft_wrap=True, markup=False)
@@ -136,7 +135,7 @@ def _run(run: _Run) -> Path:
             _show_list(run, catalog)
             page = _report(run, catalog, store)
         finally:
-            with _undisturbed():
+            with undisturbed():
                 run.console.print("stopping the stack")
                 stack.down(run.settings)
     _show_times(run, time.monotonic() - started)
@@ -187,9 +186,11 @@ def _make_phantoms(run: _Run) -> None:
 
 
 def _register(run: _Run, catalog: Catalog) -> None:
+    from atlas_embedded.triton_models import repository_of
+
     from atlas_flows.registration import register_installed
 
-    register_installed(run.settings, catalog)
+    register_installed(repository_of(run.settings), run.settings.models_dir, catalog)
 
 
 def _score(run: _Run) -> None:
@@ -254,91 +255,9 @@ def _show_times(run: _Run, total_s: float) -> None:
     print_table("Wall time", rows, numbers=("seconds",))
 
 
-def _demo_settings(home: Path) -> EmbeddedSettings:
-    """The usual ports where they are free, others where they are not."""
-    fields = [name for name in EmbeddedSettings.model_fields if name.endswith("_port")]
-    usual = EmbeddedSettings(home=home)
-    chosen: dict[str, int] = {}
-    with contextlib.ExitStack() as held:
-        for name in fields:
-            chosen[name] = _hold_port(held, getattr(usual, name))
-    return EmbeddedSettings(
-        home=home,
-        # Never the store or catalog that the environment may name.
-        store=home / "store",
-        catalog_url=f"sqlite:///{home / 'catalog.sqlite'}",
-        # Runs happen in this process; nobody else starts any.
-        components=("triton", "attention", "prefect"),
-        **chosen,  # type: ignore[arg-type]  # fields named *_port are ports
-    )
-
-
-def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
-    """`wanted` if it is free, else one that the system gives; held so that none is given twice."""
-    for port in (wanted, 0):
-        listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-        except OSError:
-            continue
-        return int(listener.getsockname()[1])
-    raise Conflict("no port is free on this machine")
-
-
-def _enter(settings: EmbeddedSettings) -> None:
-    """This process works with the demo's stack, whatever addresses its environment names."""
-    os.environ.update(settings.environment())
-    os.environ.update(
-        ATLASLOOP_CATALOG_URL=settings.catalog_url,
-        ATLASLOOP_STORE=str(settings.store),
-        ATLASLOOP_ATTENTION_ADDRESS=settings.attention_address,
-        ATLASLOOP_PREFECT_API_URL=settings.prefect_api_url,
-    )
-
-
-def _forget(home: Path) -> None:
+def forget(home: Path) -> None:
     """Results and models of earlier demos; phantoms and compiled graphs only save time."""
-    for folder in ("store", "triton-repository"):
+    for folder in ("store", "triton-repository", "models", "runs"):
         shutil.rmtree(home / folder, ignore_errors=True)
     for path in home.glob("catalog.sqlite*"):
         path.unlink()
-
-
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Keeps a second demo out; the kernel lifts the lock if we die."""
-    with (home / "demo.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "another demo is running here", remedy="wait for it, or use another --home"
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """`kill` ends the demo as Ctrl-C does: with its stack stopped."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C must not leave half a stack behind; stopping takes seconds."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_IGN) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)

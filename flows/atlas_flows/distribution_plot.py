@@ -13,33 +13,36 @@ PLOT_LEFT = 110
 """Points begin right of the numbers on the lines."""
 
 
-def distribution_plot(sizes_ml: Sequence[float], urgent: int) -> Markup:
+def distribution_plot(
+    sizes_ml: Sequence[float], urgent: int, urgent_name: str = "top 5 %"
+) -> Markup:
     """One point per case, largest first; the first `urgent` are marked.
 
     Args:
         sizes_ml: attention sizes in falling order, at least one.
         urgent: cases in the top share that annotators revise next.
+        urgent_name: what that share is called; not escaped.
 
     Returns:
         An ``<svg>`` element; all colours come from the page's style sheet.
     """
-    ceiling = _nice_ceiling(max(sizes_ml))
+    ceiling = nice_ceiling(max(sizes_ml))
     points = [(_x(place, len(sizes_ml)), _y(size, ceiling)) for place, size in enumerate(sizes_ml)]
     largest = f"{sizes_ml[0]:.1f}"
     parts = [
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="Attention size of '
         f"{len(sizes_ml)} cases, largest first: from {largest} to {sizes_ml[-1]:.1f} ml; "
-        f'the top 5 % are {urgent}">',
+        f'{urgent_name}: {urgent}">',
         *_grid(ceiling),
         _dots(points[urgent:], "cool"),
         _dots(points[:urgent], "hot"),
-        *_threshold(urgent, len(sizes_ml)),
+        *_threshold(urgent, len(sizes_ml), urgent_name),
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
         f"cases by rank (1 to {len(sizes_ml)})</text>",
         "</svg>",
     ]
-    return Markup("".join(parts))  # noqa: S704  (built from numbers only)
+    return Markup("".join(parts))  # noqa: S704  (numbers, and a name of ours)
 
 
 def _x(place: int, total: int) -> float:
@@ -54,7 +57,7 @@ def _y(size: float, ceiling: float) -> float:
     return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * size / ceiling
 
 
-def _nice_ceiling(value: float) -> float:
+def nice_ceiling(value: float) -> float:
     """The smallest of 1, 2, 2.5, 5 × 10^n that is at least `value`; 1 for 0."""
     if value <= 0:
         return 1.0
@@ -83,7 +86,7 @@ def _dots(points: Sequence[tuple[float, float]], style: str) -> str:
     return f'<path class="{style}" d="{path}" stroke-width="{width}" stroke-linecap="round"/>'
 
 
-def _threshold(urgent: int, total: int) -> list[str]:
+def _threshold(urgent: int, total: int, name: str) -> list[str]:
     x = _left_edge(urgent, total)
     # A label right of the line leaves the drawing when nearly all cases are urgent.
     anchor, shift = ("start", 8) if x < WIDTH * 0.75 else ("end", -8)
@@ -91,5 +94,5 @@ def _threshold(urgent: int, total: int) -> list[str]:
     return [
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 26}" y2="{HEIGHT - BOTTOM}"/>',
         f'<text class="mark" x="{x + shift:.1f}" y="{TOP - 12}" text-anchor="{anchor}">'
-        f"top 5 %: {words}</text>",
+        f"{name}: {words}</text>",
     ]

@@ -112,7 +112,7 @@ def _agreement(
     store: CaseStore,
     scheme: OrganScheme,
 ) -> CaseAgreement:
-    predicted = _predict(f"{spec.name}@{spec.version}", true.case, client)
+    predicted = predicted_label(f"{spec.name}@{spec.version}", true.case, client)
     rows = []
     for label, truth in _masks(true, store):
         mask = predicted == scheme[label.organ].label
@@ -120,8 +120,13 @@ def _agreement(
     return CaseAgreement(case_id=true.case.id, organs=tuple(rows))
 
 
-def _predict(model: str, case: Case, client: AttentionClient) -> NDArray[np.uint8]:
-    """The label map that one model makes of a case, uint8 ``[i, j, k]``."""
+def predicted_label(model: str, case: Case, client: AttentionClient) -> NDArray[np.uint8]:
+    """The label map that one model (``NAME@T``) makes of a case, uint8 ``[i, j, k]``.
+
+    Raises:
+        Unavailable: the service or the model does not answer.
+        InvalidInput: the service refuses the request.
+    """
     label = np.zeros(case.shape, np.uint8, order="F")
     try:
         with client.stream_case(case.id, models=[model], organs=()) as slabs:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Self
 
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
@@ -34,13 +37,21 @@ from atlas_models.triton_repository import TritonRepository, read_spec
 from atlasloop.client import AttentionClient
 
 from atlas_flows.model_evaluation import evaluate, true_cases
+from atlas_flows.model_server import triton_models
+from atlas_flows.settings import Places
 
 OnEvent = Callable[[str], None]
 """Takes one line for people about what happens now."""
 
 
 class PromotionRefused(InvalidInput):
-    """A version that works, and is worse than the one in service."""
+    """A version that works, and is worse than the one in service.
+
+    Attributes:
+        evidence: the figures that decided.
+    """
+
+    evidence: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,17 @@ class Site:
     @property
     def repository(self) -> TritonRepository:
         return self.triton.repository
+
+    @classmethod
+    def of(cls, here: Places, catalog: Catalog, margin: float | None = None) -> Self:
+        """What the settings name; `margin` None: theirs."""
+        return cls(
+            triton=triton_models(here),
+            catalog=catalog,
+            store=CaseStore(here.store),
+            attention=here.attention_address,
+            margin=here.promotion_margin if margin is None else margin,
+        )
 
 
 @dataclass(frozen=True)
@@ -215,12 +237,14 @@ def _judge(
     fall = evidence.get("mean_dice_before", 0.0) - evidence["mean_dice"]
     if fall > site.margin and not order.force:
         assert incumbent is not None
-        raise PromotionRefused(
+        refusal = PromotionRefused(
             f"model {spec.name}@{spec.version} is worse than {incumbent.version} in service",
             expected=f"mean Dice of at least {evidence['mean_dice_before'] - site.margin:.4f}",
             got=f"{evidence['mean_dice']:.4f} on {len(cases)} cases",
             remedy="train it further, or pass --force, which goes on record",
         )
+        refusal.evidence = evidence
+        raise refusal
     return evidence
 
 
@@ -276,13 +300,21 @@ def _record(
         kind=kind,
         # Only where it made a difference: asked for in vain, the evaluation decided.
         forced=order.force and (not evidence or fall > site.margin),
-        who=getpass.getuser(),
+        who=_user(),
         why=order.why,
         evidence=evidence,
         created_at=now(),
     )
     record_promotion(site.catalog, promotion)
     return promotion
+
+
+def _user() -> str:
+    """Name of who runs this; a container's user may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 @contextlib.contextmanager

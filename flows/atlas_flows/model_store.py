@@ -1,4 +1,4 @@
-"""Exported models of this home, each in ``<home>/models/<name>/<t>`` as export left it.
+"""Exported models, each in ``<store>/<name>/<t>`` as export left it (``<home>/models`` at home).
 
 Triton's repository holds what is served; this holds what a version was made of, its weights too.
 """
@@ -15,17 +15,22 @@ from atlas_core.errors import Conflict, NotFound
 from atlas_core.model_registry import now
 from atlas_core.model_spec import ModelRef, ModelSpec
 from atlas_core.records import Model
-from atlas_embedded.settings import EmbeddedSettings
-from atlas_embedded.triton_models import repository_of
-from atlas_models.triton_repository import exported_models, read_spec
+from atlas_models.triton_repository import TritonRepository, exported_models, read_spec
 
 
 class ModelStore:
-    """Where versions of models are found, and where new ones are put."""
+    """Where versions of models are found, and where new ones are put.
 
-    def __init__(self, settings: EmbeddedSettings) -> None:
-        self._settings = settings
-        self.root = settings.home / "models"
+    Args:
+        root: the store; made when something is put there.
+        shipped: folder of exported models that came with the program.
+        repository: Triton's, which holds what serves.
+    """
+
+    def __init__(self, root: Path, shipped: Path, repository: TritonRepository) -> None:
+        self.root = root
+        self._shipped = shipped
+        self._repository = repository
 
     def folder(self, name: str, version: int) -> Path:
         """Of one version, whether or not it is there."""
@@ -82,15 +87,20 @@ class ModelStore:
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         exported.rename(target)
-        catalog.register_model(
-            Model(
-                spec=spec,
-                parent=parent,
-                metrics=metrics or {},
-                provenance=provenance or {},
-                created_at=now(),
+        try:
+            catalog.register_model(
+                Model(
+                    spec=spec,
+                    parent=parent,
+                    metrics=metrics or {},
+                    provenance=provenance or {},
+                    created_at=now(),
+                )
             )
-        )
+        except BaseException:
+            # Else the number would be taken by a version of which nobody knows what it was made of.
+            target.rename(exported)
+            raise
         return spec
 
     def incoming(self) -> tempfile.TemporaryDirectory[str]:
@@ -117,13 +127,13 @@ class ModelStore:
         return spec
 
     def _everywhere(self, name: str) -> Iterator[tuple[ModelSpec, Path]]:
-        """This store, the models of the checkout, Triton's repository."""
+        """This store, the models that came with the program, Triton's repository."""
         own = (self.root / name).glob("*/model.json") if (self.root / name).is_dir() else ()
         folders = [path.parent for path in own if path.parent.name.isdecimal()]
-        folders += exported_models(self._settings.models_dir)
-        repository = repository_of(self._settings)
+        folders += exported_models(self._shipped)
         folders += [
-            repository.root / name / str(spec.triton_version) for spec in repository.installed(name)
+            self._repository.root / name / str(spec.triton_version)
+            for spec in self._repository.installed(name)
         ]
         for folder in folders:
             spec = read_spec(folder)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from atlas_core.records import OrganScore, RankedCase, Reading
+from atlas_core.records import OrganScore, RankBy, RankedCase, Reading
 
 TOP_SHARE = 0.05
 """Part of the list that annotators revise per iteration (§3.2 ⑤, Fig. 4)."""
@@ -21,11 +21,12 @@ def cases_in(share: float, total: int) -> int:
     return min(total, max(1, math.ceil(share * total - 1e-9))) if total else 0
 
 
-def as_json(cases: Sequence[RankedCase], reading: Reading) -> str:
+def as_json(cases: Sequence[RankedCase], reading: Reading, by: RankBy = RankBy.SIZE) -> str:
     """One JSON object: reading, number of cases, and the cases in order of rank."""
     return json.dumps(
         {
             "reading": reading.value,
+            "by": by.value,
             "cases": len(cases),
             "ranking": [_as_dict(case) for case in cases],
         },
@@ -38,7 +39,7 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["rank", "case", "dataset", "attention_voxels", "attention_ml"]
+        ["rank", "case", "dataset", "attention_voxels", "attention_ml", "relative_attention"]
         + [f"{organ}_ml" for organ in organs]
         + ["left_out"]
     )
@@ -51,6 +52,7 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
                 case.dataset,
                 f"{case.attention_voxels:.3f}",
                 f"{case.attention_ml:.3f}",
+                f"{case.relative_attention:.4f}",
                 *(sizes.get(organ, "") for organ in organs),
                 " ".join(case.left_out),
             ]
@@ -66,6 +68,7 @@ def as_rows(cases: Sequence[RankedCase]) -> list[dict[str, str]]:
             "case": case.case_id,
             "dataset": case.dataset,
             "attention (ml)": f"{case.attention_ml:.1f}",
+            "relative": f"{case.relative_attention:.2f}",
             "mostly in": ", ".join(_share(score) for score in case.organs[:3]) or "–",
             "left out": ", ".join(case.left_out) or "–",
         }
@@ -84,6 +87,7 @@ def _as_dict(case: RankedCase) -> dict[str, Any]:
         "dataset": case.dataset,
         "attention_voxels": case.attention_voxels,
         "attention_ml": case.attention_ml,
+        "relative_attention": case.relative_attention,
         "organs": {
             score.organ: {
                 "attention_voxels": score.attention_voxels,

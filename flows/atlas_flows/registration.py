@@ -1,4 +1,4 @@
-"""Makes the models of this machine's Triton known to the catalog."""
+"""Makes the models that Triton serves known to the catalog."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from atlas_core.catalog import Catalog
 from atlas_core.errors import CorruptFile
 from atlas_core.records import Model
-from atlas_embedded.settings import EmbeddedSettings
-from atlas_embedded.triton_models import repository_of
-from atlas_models.triton_repository import exported_models, read_spec
+from atlas_models.triton_repository import TritonRepository, exported_models, read_spec
 
 PROVENANCE_FILE = "provenance.json"
 """Beside the graph of a demo model: seed, data and held-out metrics."""
 
 
-def register_installed(settings: EmbeddedSettings, catalog: Catalog) -> int:
+def register_installed(repository: TritonRepository, shipped: Path, catalog: Catalog) -> int:
     """Register every model version in the Triton repository; what is known already stays.
+
+    Args:
+        shipped: folder of exported models that came with the program, with their provenance.
 
     Returns:
         How many were new.
@@ -28,8 +29,7 @@ def register_installed(settings: EmbeddedSettings, catalog: Catalog) -> int:
     Raises:
         CorruptFile: a model or its provenance cannot be read.
     """
-    origins = {read_spec(folder).ref: folder for folder in exported_models(settings.models_dir)}
-    repository = repository_of(settings)
+    origins = {read_spec(folder).ref: folder for folder in exported_models(shipped)}
     specs = [spec for name in repository.models() for spec in repository.installed(name)]
     known = {model.spec.ref for model in catalog.models()}
     new = [spec for spec in specs if spec.ref not in known]

@@ -135,9 +135,8 @@ def build_report(
         "version": version("atlasloop"),
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    return _template().render(
+    return page_template("report.html.j2").render(
         page=page,
-        heat=HEAT,
         window=tuple(f"{hu:.0f}".replace("-", "−") for hu in SOFT_TISSUE_HU),
         attention_max=f"{ATTENTION_SHOWN:g}",
         ticks=["0", *(f"{ATTENTION_SHOWN * q / 4:g}" for q in (1, 2, 3)), f"≥ {ATTENTION_SHOWN:g}"],
@@ -339,7 +338,8 @@ def _millilitres(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-def _template() -> jinja2.Template:
+def page_template(name: str) -> jinja2.Template:
+    """A template of `atlas_flows/templates`; everything put into it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("atlas_flows"),
         autoescape=True,
@@ -347,4 +347,5 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
     )
     environment.filters["ml"] = _millilitres
-    return environment.get_template("report.html.j2")
+    environment.globals["heat"] = HEAT  # the style sheet that all pages share
+    return environment.get_template(name)

@@ -7,49 +7,33 @@ at any point: the next one goes on where it ended.
 # No `from __future__ import annotations` here: Prefect resolves the flow's annotations outside of
 # this module.
 
-import threading
 import time
-from contextvars import copy_context
-from typing import Annotated, Any, Self, cast
-from uuid import UUID
+from typing import Annotated
 
-import httpx
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.records import CaseId, RankedCase, Reading
 from atlasloop.client import AttentionClient
 from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import PrefectException
-from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.utilities.annotations import opaque, unmapped
 from pydantic import Field
 
 from atlas_flows import scoring
+from atlas_flows.case_runs import Progress
 from atlas_flows.priority_list import as_rows
+from atlas_flows.progress_in_ui import ProgressInUi
 from atlas_flows.scoring import (
     CaseOutcome,
     CasesFailed,
     Outcome,
     Plan,
-    Progress,
     ScoreRequest,
     ScoreSummary,
     ScoringRun,
 )
 from atlas_flows.settings import Places
-
-PROGRESS_EVERY_S = 2.0
-"""Time between two updates of the progress artifact: an update is a request to the server."""
-
-PROGRESS_LAST_S = 10.0
-"""How long the end of a run waits for its last update."""
+from atlas_flows.slots import run_shards
 
 ROWS_IN_ARTIFACT = 100
 """Cases in the ranking table of the Prefect UI; it draws every row at once."""
@@ -144,22 +128,11 @@ def _score_all(
         plan.skipped,
         plan.ensemble.key,
     )
-    shards = scoring.shards(plan.cases, in_flight)
-    # A runner of its own, because the number of slots is a parameter of the run.
-    slots: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=in_flight)
-    with _ProgressInUi(len(plan.cases)) as shown, slots as runner:
+    with ProgressInUi(len(plan.cases), "score-progress", "Cases scored") as shown:
         progress = Progress(len(plan.cases), shown)
         run = ScoringRun(plan, client, catalog, store, progress, patience)
-        try:
-            futures = runner.map(score_cases, {"cases": shards, "run": unmapped(opaque(run))})
-            # Prefect's types call these futures; they are what the tasks returned.
-            results = cast(list[list[CaseOutcome]], futures.result())
-            outcomes = [outcome for shard in results for outcome in shard]
-        except BaseException:
-            # Cancelled or interrupted: end the calls under way, or their threads would be awaited.
-            run.stop.set()
-            client.close()
-            raise
+        pieces = {"cases": scoring.shards(plan.cases, in_flight)}
+        outcomes = run_shards(score_cases, pieces, run, in_flight, on_abort=client.close)
     return ScoreSummary(
         reading=plan.request.reading,
         ensemble=plan.ensemble.key,
@@ -167,60 +140,6 @@ def _score_all(
         outcomes=tuple(outcomes),
         seconds=round(time.monotonic() - started, 3),
     )
-
-
-class _ProgressInUi:
-    """Shows counts in the run's log, to the observer of this process, and as a progress artifact.
-
-    A context manager. The artifact is brought up to date by a thread of its own: a server that is
-    slow or away must not slow the scoring, which does not depend on who watches.
-    """
-
-    def __init__(self, total: int) -> None:
-        created = create_progress_artifact(
-            0.0 if total else 100.0, key="score-progress", description="Cases scored"
-        )
-        self._artifact = cast(UUID, created)  # a coroutine only where the caller is one
-        self._log = get_run_logger()
-        self._observer = scoring.current_observer()
-        self._percent = 0.0
-        self._ended = threading.Event()
-        # In a copy of our context, where Prefect keeps its settings and the run. Not waited for by
-        # the interpreter: Prefect's client tries for a minute to reach a server that is away.
-        self._thread = threading.Thread(
-            target=copy_context().run, args=(self._keep_showing,), daemon=True
-        )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join(timeout=PROGRESS_LAST_S)
-
-    def __call__(self, done: int, total: int, outcome: CaseOutcome) -> None:
-        if outcome.good:
-            self._log.info("%s %s in %.1f s", outcome.case_id, outcome.outcome, outcome.seconds)
-        else:
-            self._log.error("%s %s: %s", outcome.case_id, outcome.outcome, outcome.message)
-        if self._observer is not None:
-            self._observer(done, total, outcome)
-        self._percent = 100.0 * done / total
-
-    def _keep_showing(self) -> None:
-        shown = 0.0
-        ended = False
-        while not ended:
-            ended = self._ended.wait(PROGRESS_EVERY_S)
-            percent = self._percent
-            if percent != shown:
-                try:
-                    update_progress_artifact(self._artifact, progress=percent)
-                except (httpx.HTTPError, PrefectException) as error:
-                    self._log.warning("progress could not be shown: %s", type(error).__name__)
-                    return
-                shown = percent
 
 
 def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:

@@ -11,9 +11,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -29,12 +27,11 @@ from atlasloop.answers import CaseResult, ServiceInfo
 from atlasloop.client import AttentionServiceError
 from pydantic import BaseModel, ConfigDict, Field
 
+from atlas_flows.case_runs import Progress, candidates
+
 log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
-
-Observer = Callable[[int, int, "CaseOutcome"], None]
-"""Takes cases done, cases in all, and what came of the last one."""
 
 SHARD_CASES = 16
 """Most cases in one shard. A shard is what Prefect sees as one task (about 4 ms each): large enough
@@ -181,22 +178,6 @@ class ScoringClient(Protocol):
     ) -> CaseResult: ...
 
 
-class Progress:
-    """Counts outcomes across threads and tells an observer after each case."""
-
-    def __init__(self, total: int, observer: Observer) -> None:
-        self.total = total
-        self._observer = observer
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def add(self, outcome: CaseOutcome) -> None:
-        # The observer is called under the lock, so that it sees counts in order.
-        with self._lock:
-            self._done += 1
-            self._observer(self._done, self.total, outcome)
-
-
 @dataclass(frozen=True)
 class ScoringRun:
     """Everything that the shards of one run share. Safe to use from several threads."""
@@ -208,24 +189,6 @@ class ScoringRun:
     progress: Progress
     patience: Patience = field(default_factory=Patience)
     stop: threading.Event = field(default_factory=threading.Event)
-
-
-_observer: ContextVar[Observer | None] = ContextVar("scoring_observer", default=None)
-
-
-@contextmanager
-def observed_by(observer: Observer) -> Iterator[None]:
-    """Within the block, runs of this process tell `observer` (done, total, outcome) per case."""
-    token = _observer.set(observer)
-    try:
-        yield
-    finally:
-        _observer.reset(token)
-
-
-def current_observer() -> Observer | None:
-    """The observer set by `observed_by`; None where there is none."""
-    return _observer.get()
 
 
 @dataclass(frozen=True)
@@ -308,7 +271,7 @@ def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore
     Raises:
         NotFound: an unknown dataset or case.
     """
-    candidates = _candidates(request, catalog)
+    chosen = candidates(catalog, request.dataset, request.cases)
     scored: set[str] = set()
     if not request.force:
         scored = {
@@ -316,8 +279,8 @@ def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore
             for case_id in catalog.scored_cases(request.reading, by.key)
             if store.has_prediction(case_id, request.reading, by.key)
         }
-    to_do = [case_id for case_id in candidates if case_id not in scored]
-    return Plan(request, by, tuple(to_do[: request.limit]), len(candidates) - len(to_do))
+    to_do = [case_id for case_id in chosen if case_id not in scored]
+    return Plan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
 
 
 def shards(cases: Sequence[str], in_flight: int) -> list[tuple[str, ...]]:
@@ -455,15 +418,6 @@ def pseudo_labels(
 
 def _refs(result: CaseResult) -> tuple[ModelRef, ...]:
     return tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in result.models)
-
-
-def _candidates(request: ScoreRequest, catalog: Catalog) -> list[str]:
-    if request.dataset is not None:
-        catalog.dataset(request.dataset)  # a typing error must not look like an empty dataset
-    if not request.cases:
-        return [case.id for case in catalog.cases(request.dataset)]
-    chosen = [catalog.case(case_id) for case_id in dict.fromkeys(request.cases)]
-    return [case.id for case in chosen if request.dataset in (None, case.dataset)]
 
 
 def _patiently(call: Callable[[], ResultT], patience: Patience, stop: threading.Event) -> ResultT:

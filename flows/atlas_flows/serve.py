@@ -3,7 +3,7 @@
     python -m atlas_flows.serve
 
 A runner rather than a work pool: on one machine there is nothing to choose between pools, and this
-is one process that registers the deployment, polls for runs and starts each in its own process.
+is one process that registers the deployments, polls for runs and starts each in its own process.
 Several machines use a work pool with the same flow (`deploy/helm`).
 """
 
@@ -36,20 +36,17 @@ def main() -> int:
     require_places(places)
     places.enter_prefect()
     # Prefect reads its settings when it is imported, so only now.
-    from prefect.types.entrypoint import EntrypointType
+    from prefect import serve
 
-    from atlas_flows.score import score
+    from atlas_flows.loop_automations import notify
+    from atlas_flows.work_pools import deployed_flows
 
-    score.serve(
-        name="score",
-        cron=places.score_schedule,
-        tags=["atlasloop"],
+    notify(places.notification_block)
+    serve(
+        *(one.deployment() for one in deployed_flows(places)),
         # A stack that is stopped for the night goes on with its schedule in the morning.
         pause_on_shutdown=False,
         print_starting_message=False,
-        # One run at a time: a second one would score the same cases; it waits instead.
-        limit=1,
-        entrypoint_type=EntrypointType.MODULE_PATH,
     )
     return 0
 

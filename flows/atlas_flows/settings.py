@@ -13,7 +13,7 @@ from typing import Self
 
 from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_embedded.settings import EmbeddedSettings
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -34,6 +34,14 @@ class FlowSettings(BaseSettings):
     prefect_api_url: str | None = Field(
         default=None, description="Of the Prefect server; empty: the embedded one."
     )
+    review_url: str | None = Field(
+        default=None, description="Of the review page, for links; empty: the embedded one."
+    )
+    notification_block: str | None = Field(
+        default=None,
+        description="Prefect block that tells people what the loop does, as slack-webhook/loop; "
+        "empty: nobody is told.",
+    )
     score_schedule: str | None = Field(
         default=None, description="Cron line for the flow `score`; empty: only when started."
     )
@@ -43,6 +51,33 @@ class FlowSettings(BaseSettings):
         le=1,
         description="By how much mean Dice may fall when a new version of a model is promoted.",
     )
+    triton_address: str | None = Field(
+        default=None,
+        description="host:port of Triton's gRPC endpoint, to load models; empty: the embedded one.",
+    )
+    triton_control_key: SecretStr | None = Field(
+        default=None,
+        description="Secret of Triton's restricted model control, where it has one. In our images "
+        "it comes out of a file: ATLASLOOP_TRITON_CONTROL_KEY__FILE.",
+    )
+    triton_load_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="For loading one model; TensorRT builds for minutes. Empty: start_timeout_s.",
+    )
+    model_repository: Path | None = Field(
+        default=None,
+        description="Triton's model repository, on a volume that Triton reads; "
+        "empty: <home>/triton-repository.",
+    )
+    model_store: Path | None = Field(
+        default=None,
+        description="Exported models with their weights; empty: <home>/models.",
+    )
+    training_runs: Path | None = Field(
+        default=None,
+        description="Checkpoints, by which a killed training goes on; empty: <home>/runs.",
+    )
 
 
 class Places:
@@ -50,8 +85,8 @@ class Places:
 
     Attributes:
         embedded: settings of the one-machine stack.
-        catalog_url, store, attention_address, prefect_api_url, score_schedule, promotion_margin:
-            see `FlowSettings`.
+        model_repository: Triton's; None: the embedded one, which follows from `embedded`.
+        others: see `FlowSettings`.
     """
 
     def __init__(self, embedded: EmbeddedSettings, flow: FlowSettings) -> None:
@@ -60,8 +95,16 @@ class Places:
         self.store = flow.store or embedded.store
         self.attention_address = flow.attention_address or embedded.attention_address
         self.prefect_api_url = flow.prefect_api_url or embedded.prefect_api_url
+        self.review_url = (flow.review_url or embedded.review_url).rstrip("/")
+        self.notification_block = flow.notification_block or None
         self.score_schedule = flow.score_schedule or None
         self.promotion_margin = flow.promotion_margin
+        self.triton_address = flow.triton_address or embedded.triton_grpc
+        self.triton_control_key = flow.triton_control_key
+        self.triton_load_timeout_s = flow.triton_load_timeout_s or embedded.start_timeout_s
+        self.model_repository = flow.model_repository
+        self.model_store = flow.model_store or embedded.home / "models"
+        self.training_runs = flow.training_runs or embedded.home / "runs"
 
     @classmethod
     def read(cls, home: Path | None = None) -> Self:

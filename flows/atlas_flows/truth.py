@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +19,7 @@ from atlas_core.records import Case, RankedCase, Reading
 from atlas_core.volume import content_sha256
 from numpy.typing import NDArray
 
-from atlas_flows.agreement import CaseError, dice_by_organ
+from atlas_flows.agreement import ORDINARY, CaseError, dice_by_organ
 
 TRUTH_FOLDER = "truth"
 """Where `atlasloop phantoms` puts the truth beside CTs that are to be predicted."""
@@ -77,13 +77,26 @@ def case_errors(
     if ensemble is None:
         raise NotFound("no case is scored", remedy="run `atlasloop score` first")
     ranked = {row.case_id: row for row in catalog.ranking(reading, ensemble)}
-    cases = [case for case in catalog.cases() if case.id in ranked]
+    for true_case, case in matched_cases(folder, catalog, ranked):
+        path = store.pseudo_label_path(case.id, reading, ensemble)
+        yield _error(true_case, case, ranked[case.id], path)
+
+
+def matched_cases(
+    folder: Path, catalog: Catalog, among: Container[str]
+) -> Iterator[tuple[TrueCase, Case]]:
+    """The cases of the catalog whose truth lies in `folder`, in its order; only ids `among`.
+
+    Raises:
+        NotFound: no truth.
+        CorruptFile: a CT or a list of the folder cannot be read.
+    """
+    cases = [case for case in catalog.cases() if case.id in among]
     by_name = {name: case for case in cases for name in _names(case)}
     for true_case in true_cases(folder):
         case = _match(true_case, catalog, by_name)
-        if case is not None and case.id in ranked:
-            path = store.pseudo_label_path(case.id, reading, ensemble)
-            yield _error(true_case, case, ranked[case.id], path)
+        if case is not None and case.id in among:
+            yield true_case, case
 
 
 def kinds_of_cases(folder: Path, catalog: Catalog) -> dict[str, str]:
@@ -102,11 +115,21 @@ def _listed(folder: Path) -> list[tuple[str, str, str]]:
         index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
         return [(str(e["case"]), str(e["kind"]), str(e["dataset"])) for e in index["cases"]]
     except FileNotFoundError:
+        names = _folders_with_masks(folder)
+        if names:
+            return [(name, ORDINARY, "") for name in names]
         raise NotFound(
-            f"the folder holds no {INDEX_NAME}", remedy="name a folder of `atlasloop phantoms`"
+            f"the folder holds no {INDEX_NAME}, and no <case>/{TRUTH_NAME}",
+            remedy="name a folder of `atlasloop phantoms`, or one in the layout of AbdomenAtlas",
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFile(f"{INDEX_NAME} is no list of phantoms", got=repr(error)) from None
+
+
+def _folders_with_masks(folder: Path) -> list[str]:
+    """Names of the cases of a folder in the layout of AbdomenAtlas: a subfolder for each case."""
+    found = [*folder.glob(f"*/{TRUTH_NAME}"), *folder.glob("*/segmentations")]
+    return sorted({path.parent.name for path in found})
 
 
 def _true_case(folder: Path, name: str, kind: str, dataset: str) -> TrueCase:
@@ -145,18 +168,19 @@ def _error(true_case: TrueCase, case: Case, ranked: RankedCase, pseudo: Path) ->
     try:
         predicted = read_label(pseudo)
         scheme = ABDOMEN_ATLAS.select([size.organ for size in ranked.organs])
-        truth = _truth_masks(true_case, case, scheme)
+        truth = truth_masks(true_case, case, scheme)
     except AtlasError as error:
         raise error.with_case(case.id) from None
     return CaseError(
         case_id=case.id,
         kind=true_case.kind,
         attention_ml=ranked.attention_ml,
+        relative_attention=ranked.relative_attention,
         dice=dice_by_organ(predicted.voxels, truth, {organ.name: organ.label for organ in scheme}),
     )
 
 
-def _truth_masks(
+def truth_masks(
     true_case: TrueCase, case: Case, scheme: OrganScheme
 ) -> dict[str, NDArray[np.bool_]]:
     """Mask per organ of `scheme` on the grid of `case`; organs without a file are absent."""

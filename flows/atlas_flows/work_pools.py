@@ -22,33 +22,72 @@ from atlas_flows.settings import Places
 if TYPE_CHECKING:
     from prefect import Flow
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.events import DeploymentEventTrigger
 
 POOL_TYPE = "kubernetes"
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A flow that a cluster offers.
+    """A flow that a site offers.
 
     Attributes:
         flow: what runs.
         pool: where: ``cpu``, or ``gpu`` for what trains.
         schedule: cron line, or None: only when started.
         limit: runs at once; further ones wait.
+        triggers: events that start it.
     """
 
     flow: Flow[Any, Any]
     pool: str
     schedule: str | None = None
     limit: int = 1
+    triggers: tuple[DeploymentEventTrigger, ...] = ()
+
+    def deployment(self, pool: str | None = None) -> RunnerDeployment:
+        """As Prefect's server keeps it.
+
+        Args:
+            pool: work pool; None: served by the process that asks.
+        """
+        from prefect.types.entrypoint import EntrypointType
+
+        made = self.flow.to_deployment(
+            name=self.flow.name,
+            work_pool_name=pool,
+            cron=self.schedule,
+            concurrency_limit=self.limit,
+            triggers=list(self.triggers),
+            tags=["atlasloop"],
+            # The code is installed: nothing is downloaded when a run starts.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        return cast("RunnerDeployment", made)  # a coroutine only where the caller is one
 
 
 def deployed_flows(places: Places) -> tuple[Deployed, ...]:
-    """Every flow that runs in a cluster."""
+    """Every flow that is offered. One run of each at a time: a second one would work on the same
+    cases or models; it waits instead."""
+    from atlas_flows.assemble import assemble
+    from atlas_flows.evaluate import evaluate
+    from atlas_flows.finetune import finetune
+    from atlas_flows.iterate import iterate
+    from atlas_flows.loop_automations import when_drained
+    from atlas_flows.release import release
+    from atlas_flows.revise import revise
     from atlas_flows.score import score
 
-    # One run at a time: a second one would score the same cases; it waits instead.
-    return (Deployed(score, "cpu", places.score_schedule),)
+    return (
+        Deployed(score, "cpu", places.score_schedule),
+        Deployed(revise, "cpu"),
+        Deployed(assemble, "cpu"),
+        Deployed(release, "cpu"),
+        Deployed(finetune, "gpu"),
+        Deployed(evaluate, "gpu"),
+        # It trains, too; see decision 0033.
+        Deployed(iterate, "gpu", triggers=(when_drained(),)),
+    )
 
 
 def read_templates(folder: Path) -> dict[str, dict[str, Any]]:
@@ -76,7 +115,6 @@ def register(templates: dict[str, dict[str, Any]], flows: tuple[Deployed, ...]) 
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.types.entrypoint import EntrypointType
 
     for one in flows:
         if one.pool not in templates:
@@ -91,16 +129,7 @@ def register(templates: dict[str, dict[str, Any]], flows: tuple[Deployed, ...]) 
             client.create_work_pool(pool, overwrite=True)
     names = []
     for one in flows:
-        made = one.flow.to_deployment(
-            name=one.flow.name,
-            work_pool_name=one.pool,
-            cron=one.schedule,
-            concurrency_limit=one.limit,
-            tags=["atlasloop"],
-            # The code is in the image: nothing is downloaded when a run starts.
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        deployment = cast("RunnerDeployment", made)  # a coroutine only where the caller is one
+        deployment = one.deployment(one.pool)
         deployment.apply()
         names.append(deployment.name)
     return tuple(names)
@@ -116,6 +145,9 @@ def main(arguments: list[str]) -> int:
     places.require_prefect()
     places.enter_prefect()
     names = register(templates, deployed_flows(places))
+    from atlas_flows.loop_automations import notify
+
+    notify(places.notification_block)
     sys.stdout.write(f"work pools: {', '.join(templates)}; deployments: {', '.join(names)}\n")
     return 0
 

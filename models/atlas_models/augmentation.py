@@ -29,7 +29,7 @@ def augmentation(config: TrainingConfig) -> Augment:
     """What changes every patch of a training run."""
     if config.augmentation == "intensity":
         return intensity_augmented
-    return partial(_transformed, _full(config))
+    return partial(_transformed, config)
 
 
 def _full(config: TrainingConfig) -> Compose:
@@ -58,11 +58,14 @@ def _full(config: TrainingConfig) -> Compose:
 
 
 def _transformed(
-    transforms: Compose,
+    config: TrainingConfig,
     hu: NDArray[np.float32],
     target: NDArray[np.float32],
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    # Anew for every patch: transforms hold the state of their random numbers, and patches are made
+    # by several threads.
+    transforms = _full(config)
     transforms.set_random_state(seed=int(rng.integers(2**31)))
     # Shifted so that what the turned patch lacks is filled with air, which is 0 then.
     changed = transforms({_HU: hu[None] - np.float32(AIR_HU), _TARGET: target})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise NotFound("the checkpoint is missing", case=path.name)
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    content = _safetensors(path) if path.suffix == ".safetensors" else unpickled(path)
     if not isinstance(content, Mapping):
         raise InvalidInput(
             "the checkpoint holds no dictionary",
@@ -91,19 +92,49 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
         raise CorruptFile("the weights cannot be read", case=path.name, got=error) from None
 
 
-def _pickle(path: Path) -> Any:
+def unpickled(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, read without running code.
+
+    Raises:
+        InvalidInput: it asks for code to be run.
+        CorruptFile: it cannot be read to its end, or unpacks to more than it holds.
+    """
+    _require_uncompressed(path)
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    # Whatever a program of arbitrary bytes can make its interpreter raise.
+    except Exception as error:
         raise CorruptFile(
             "the checkpoint cannot be read",
             case=path.name,
             expected="a complete file of torch.save",
             got=_first_line(error),
         ) from None
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Refuses a zip bomb: PyTorch stores tensors as they are, but would unpack compressed ones,
+    a thousand times as large as the file, into memory.
+
+    Raises:
+        CorruptFile: an entry is compressed, or entries overlap.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # the format before PyTorch 1.6, or damaged: the reader says which
+    unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CorruptFile(
+            "the checkpoint unpacks to more than it holds",
+            case=path.name,
+            expected="a file of torch.save, which does not compress",
+            got=f"{unpacked} bytes out of {size}",
+        )
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> InvalidInput | CorruptFile:

@@ -143,14 +143,54 @@ def _spell_out_norms(model: onnx.ModelProto) -> None:
     graph.initializer.append(
         numpy_helper.from_array(np.array([1, 2, 3], np.int64), "spelled.trailing")
     )
+    flat = _flat_tensors(model)
     nodes: list[onnx.NodeProto] = []
     for count, node in enumerate(graph.node):
-        if node.op_type == "InstanceNormalization":
+        if node.op_type == "InstanceNormalization" and node.input[0] in flat:
+            nodes += _flat_norm_nodes(graph, node, f"spelled.{count}")
+        elif node.op_type == "InstanceNormalization":
             nodes += _norm_nodes(graph, node, f"spelled.{count}", axes)
         else:
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _flat_tensors(model: onnx.ModelProto) -> set[str]:
+    """Tensors ``[batch, group, rest]``, into which the exporter reshapes for a group norm."""
+    described = onnx.shape_inference.infer_shapes(model).graph.value_info
+    return {value.name for value in described if len(value.type.tensor_type.shape.dim) == 3}
+
+
+def _flat_norm_nodes(
+    graph: onnx.GraphProto, norm: onnx.NodeProto, name: str
+) -> list[onnx.NodeProto]:
+    """As `_norm_nodes`, of ``[batch, group, rest]``: one long axis, so its means are in float64."""
+    epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+    for constant, value in {
+        "epsilon": np.float64(epsilon), "axis": np.array([2]), "trailing": np.array([1])
+    }.items():  # fmt: skip
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}.{constant}"))
+    node, axis, trailing = helper.make_node, f"{name}.axis", f"{name}.trailing"
+    wide = [f"{name}.{part}64" for part in ("x", "scale", "bias")]
+    return [
+        *(
+            node("Cast", [given], [cast], to=onnx.TensorProto.DOUBLE)
+            for given, cast in zip(norm.input, wide, strict=True)
+        ),
+        node("ReduceMean", [wide[0], axis], [f"{name}.mean"], keepdims=1),
+        node("Sub", [wide[0], f"{name}.mean"], [f"{name}.centred"]),
+        node("Mul", [f"{name}.centred", f"{name}.centred"], [f"{name}.squared"]),
+        node("ReduceMean", [f"{name}.squared", axis], [f"{name}.variance"], keepdims=1),
+        node("Add", [f"{name}.variance", f"{name}.epsilon"], [f"{name}.positive"]),
+        node("Sqrt", [f"{name}.positive"], [f"{name}.deviation"]),
+        node("Div", [f"{name}.centred", f"{name}.deviation"], [f"{name}.normal"]),
+        node("Unsqueeze", [wide[1], trailing], [f"{name}.scale"]),
+        node("Unsqueeze", [wide[2], trailing], [f"{name}.bias"]),
+        node("Mul", [f"{name}.normal", f"{name}.scale"], [f"{name}.scaled"]),
+        node("Add", [f"{name}.scaled", f"{name}.bias"], [f"{name}.done"]),
+        node("Cast", [f"{name}.done"], [norm.output[0]], to=onnx.TensorProto.FLOAT),
+    ]
 
 
 def _norm_nodes(

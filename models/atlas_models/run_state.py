@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from atlas_core.errors import Conflict, CorruptFile
+from atlas_core.errors import Conflict, CorruptFile, InvalidInput
 
+from atlas_models.checkpoints import unpickled
 from atlas_models.config import TrainingConfig
 from atlas_models.data import TrainingCase
 from atlas_models.files import replace_file
@@ -60,7 +59,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         raise ValueError(f"a checkpoint holds {sorted(_KEYS)}, not {sorted(state)}")
     data = io.BytesIO()
     torch.save(state, data)
-    replace_file(folder / CHECKPOINT_FILE, data.getvalue())
+    replace_file(folder / CHECKPOINT_FILE, data.getbuffer())
 
 
 def read_checkpoint(folder: Path, run: str) -> dict[str, Any] | None:
@@ -79,18 +78,15 @@ def read_checkpoint(folder: Path, run: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError, EOFError, OSError, ValueError, KeyError,
-        pickle.UnpicklingError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+        state = unpickled(path)
+    except InvalidInput as error:
         raise CorruptFile(
             "unreadable checkpoint",
             case=CHECKPOINT_FILE,
             expected="the checkpoint of a training run",
-            got=str(error).partition("\n")[0],
+            got=f"{error.what}: {error.got}",
             remedy="delete it to train from the start",
-        ) from error
+        ) from None
     if not isinstance(state, dict) or state.keys() != _KEYS:
         raise CorruptFile(
             "the checkpoint lacks keys",

@@ -1,7 +1,8 @@
 """Training cases out of catalog and case store: which labels count, prepared once and kept on disk.
 
 Of the labels of an organ the preferred one counts: original over revised over pseudo, of one source
-the newest. Which file it was, and its checksum, is recorded for the provenance of the model.
+the newest; or, of a case that was assembled, what assembly made of it. Which file it was, and its
+checksum, is recorded for the provenance of the model.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from atlas_core.assemblies import Assemblies
 from atlas_core.assembly import preferred
+from atlas_core.assembly_records import Assembly
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, CorruptFile, InvalidInput, UnknownLabel
@@ -34,6 +38,16 @@ CACHE_FORMAT = 1
 """Raised whenever cases are prepared in another way: what was kept before is then prepared anew."""
 
 SPLIT_BITS = 32
+
+
+class LabelChoice(StrEnum):
+    """Which labels a case is trained on."""
+
+    IN_FORCE = "in_force"
+    """The preferred label file of each organ, as it is."""
+    ASSEMBLED = "assembled"
+    """The assembled map: overlaps between organs are settled, pseudo labels post-processed. Each
+    organ has the weight of the source that it was assembled from."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +94,16 @@ def choose_cases(
     *,
     datasets: Sequence[str] = (),
     sources: Iterable[LabelSource] = (LabelSource.ORIGINAL, LabelSource.REVISED),
+    labels: LabelChoice = LabelChoice.IN_FORCE,
+    scheme: OrganScheme = ABDOMEN_ATLAS,
 ) -> tuple[ChosenCase, ...]:
     """Every case that has a label to learn from, by id.
 
     Args:
         datasets: only their cases; empty: all.
         sources: labels of other sources are not looked at, nor are those of weight 0.
+        labels: the label files, or the assembled map; cases that were never assembled have none.
+        scheme: of the assembled maps.
 
     Raises:
         NotFound: an unknown dataset.
@@ -95,17 +113,29 @@ def choose_cases(
         catalog.dataset(name)
     wanted = {source for source in sources if config.label_weights.of(source) > 0}
     cases = [case for name in datasets or (None,) for case in catalog.cases(name)]
+    assemblies: dict[str, Assembly] = {}
+    if labels is LabelChoice.ASSEMBLED:
+        assemblies = Assemblies(catalog).of_cases([case.id for case in cases])
+
+    def labels_of(case: Case) -> list[Label]:
+        if labels is LabelChoice.IN_FORCE:
+            return catalog.labels(case.id)
+        assembly = assemblies.get(case.id)
+        return [] if assembly is None else assembled_labels(assembly, scheme)
+
     chosen = [
-        ChosenCase(case, labels)
+        ChosenCase(case, usable)
         for case in sorted(set(cases), key=lambda case: case.id)
-        if (labels := _labels(catalog.labels(case.id), config, wanted))
+        if (usable := _labels(labels_of(case), config, wanted))
     ]
     if not chosen:
         raise InvalidInput(
             "no case has a label to learn from",
             expected=f"{'/'.join(sorted(wanted)) or 'no'} labels of {', '.join(config.organs)}",
             got=f"{len(cases)} cases without",
-            remedy="import labelled cases, or allow other label sources",
+            remedy="run `atlasloop assemble` first, or allow other label sources"
+            if labels is LabelChoice.ASSEMBLED
+            else "import labelled cases, or allow other label sources",
         )
     return tuple(chosen)
 
@@ -119,6 +149,26 @@ def _labels(
         organ: [label for label in allowed if label.organ == organ] for organ in config.organs
     }
     return tuple(preferred(found) for found in by_organ.values() if found)
+
+
+def assembled_labels(assembly: Assembly, scheme: OrganScheme) -> list[Label]:
+    """An assembled map as labels: every organ with the source that it was assembled from."""
+    return [
+        Label(
+            case_id=assembly.case_id,
+            organ=organ.organ,
+            source=organ.source,
+            path=assembly.path,
+            value=scheme[organ.organ].label,
+            sha256=assembly.sha256,
+            voxels=organ.voxels,
+            volume_ml=organ.volume_ml,
+            models=organ.models,
+            annotator=organ.author,
+            created_at=assembly.created_at,
+        )
+        for organ in assembly.organs
+    ]
 
 
 def is_validation(case_id: str, share: float) -> bool:

@@ -39,7 +39,7 @@ from atlas_models.config import TrainingConfig, read_config
 from atlas_models.data import PatchSampler
 from atlas_models.export import export_model, measure_parity
 from atlas_models.files import replace_file
-from atlas_models.stored_cases import StoredCases, choose_cases, load_cases
+from atlas_models.stored_cases import LabelChoice, StoredCases, choose_cases, load_cases
 from atlas_models.training import Progress as Step
 from atlas_models.training import Run, Trained, finetune, train
 from atlas_models.weights import WEIGHTS_FILE, read_weights
@@ -66,6 +66,10 @@ class TrainRequest(BaseModel):
     sources: tuple[LabelSource, ...] = Field(
         default=(LabelSource.ORIGINAL, LabelSource.REVISED),
         description="Labels to learn from; per organ the best of them counts.",
+    )
+    labels: LabelChoice = Field(
+        default=LabelChoice.IN_FORCE,
+        description="The best label file of each organ, or the assembled map of the case.",
     )
     validation_share: float = Field(
         default=0.1, ge=0, lt=1, description="Of the cases, held out by their ids."
@@ -133,7 +137,13 @@ def train_from_catalog(
     """
     config = read_config(request.config, request.overrides)
     initial = None if request.weights is None else _initial(request.weights, config)
-    chosen = choose_cases(catalog, config, datasets=request.datasets, sources=request.sources)
+    chosen = choose_cases(
+        catalog,
+        config,
+        datasets=request.datasets,
+        sources=request.sources,
+        labels=request.labels,
+    )
     cases = load_cases(
         store,
         chosen,
@@ -318,6 +328,7 @@ def _parsed(arguments: Sequence[str] | None) -> tuple[str, Path, TrainRequest]:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--dataset", action="append", default=[])
     parser.add_argument("--source", action="append", choices=[s.value for s in LabelSource])
+    parser.add_argument("--labels", default="in_force", choices=[c.value for c in LabelChoice])
     parser.add_argument("--validation-share", type=float, default=0.1)
     parser.add_argument("--weights", type=Path, help="fine-tune from these")
     parser.add_argument("--run", required=True, type=Path, help="checkpoints and curves")
@@ -334,6 +345,7 @@ def _parsed(arguments: Sequence[str] | None) -> tuple[str, Path, TrainRequest]:
         config=chosen.config,
         overrides=dict(map(_override, chosen.set)),
         datasets=tuple(chosen.dataset),
+        labels=chosen.labels,
         validation_share=chosen.validation_share,
         weights=chosen.weights,
         run_folder=chosen.run,

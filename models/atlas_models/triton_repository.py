@@ -14,7 +14,8 @@ beside it: a new version until it has proved itself, the last one for a quick wa
 that ``config.pbtxt`` does not name lie on disk only.
 
 One graph, two targets: `CpuServing` runs it by OpenVINO in Triton's Python backend, `GpuServing` by
-ONNX Runtime with TensorRT. Names, shapes and bytes on the wire are the same.
+ONNX Runtime with TensorRT. Names, shapes and bytes on the wire are the same. Which of them and how
+lies in ``<root>/.serving.json``: whoever adds a version to a repository keeps to it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,18 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from atlas_core.errors import Conflict, CorruptFile, InvalidInput, NotFound
+from atlas_core.errors import (
+    ConfigurationError,
+    Conflict,
+    CorruptFile,
+    InvalidInput,
+    NotFound,
+)
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from google.protobuf import text_format
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
 
 SPEC_PARAMETER = "atlasloop.spec."
@@ -47,6 +54,7 @@ BACKEND_FILE = "model.py"
 CONFIG_FILE = "config.pbtxt"
 
 _BACKEND_SOURCE = Path(__file__).with_name("triton_backend") / BACKEND_FILE
+SERVING_FILE = ".serving.json"
 _INCOMING = ".incoming-"
 _LOCK = ".lock"
 
@@ -68,8 +76,8 @@ class CpuServing(_Serving):
         default="f32",
         description="bf16 is used where the CPU has it; it moves probabilities by up to 0.03.",
     )
-    instances: int = Field(default=1, ge=1, le=64, description="Processes per model version.")
-    threads: int = Field(default=0, ge=0, le=1024, description="Of one instance; 0: all cores.")
+    threads: int = Field(default=0, ge=0, le=1024, description="Of one window; 0: all cores.")
+    streams: int = Field(default=1, ge=1, le=64, description="Windows that run at once.")
     cache_dir: Path | None = Field(
         default=None, description="Compiled graphs; a Swin UNETR takes seconds to compile anew."
     )
@@ -97,6 +105,7 @@ class GpuServing(_Serving):
 
 Serving = CpuServing | GpuServing
 
+_SERVING = TypeAdapter[Serving](Annotated[Serving, Field(discriminator="target")])
 
 NEWEST = -1
 """In place of a version in service: the newest of those served."""
@@ -206,11 +215,16 @@ def _require_one_model(specs: Sequence[ModelSpec]) -> ModelSpec:
 
 def _serve_on_cpu(config: pb.ModelConfig, serving: CpuServing) -> None:
     config.backend = "python"
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=serving.instances)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    # Nobody waits for a fuller batch; what did wait is run side by side, a window per stream.
+    config.dynamic_batching.preferred_batch_size.append(
+        min(serving.streams, serving.max_batch_size)
+    )
     options = {
         "runtime": serving.runtime,
         "precision": serving.precision,
         "threads": str(serving.threads),
+        "streams": str(serving.streams),
         "cache_dir": str(serving.cache_dir.absolute()) if serving.cache_dir else "",
         # Only tells a server that loaded an older one that there is something new to load.
         "backend": hashlib.sha256(_BACKEND_SOURCE.read_bytes()).hexdigest()[:12],
@@ -270,6 +284,32 @@ class TritonRepository:
     def __init__(self, root: Path, serving: Serving) -> None:
         self.root = root
         self.serving = serving
+
+    @classmethod
+    def prepared(cls, root: Path) -> Self:
+        """A repository as `configure` left it, for who only changes which versions it serves.
+
+        Raises:
+            ConfigurationError: it was not configured, or is not there.
+            CorruptFile: it does not say how it is served.
+        """
+        try:
+            text = (root / SERVING_FILE).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(
+                f"{root} is no model repository that was prepared",
+                expected=SERVING_FILE,
+                got=error.strerror,
+                remedy="mount it, and run `python -m atlas_embedded.model_repository` on it first",
+            ) from None
+        try:
+            return cls(root, _SERVING.validate_json(text))
+        except ValidationError as error:
+            raise CorruptFile(
+                f"{SERVING_FILE} of the model repository {root} is not valid",
+                got=error.errors()[0]["msg"],
+                remedy="prepare the repository again",
+            ) from None
 
     def install(self, exported: Path) -> ModelSpec:
         """Adds the exported model in folder `exported`, and puts it into service if it is newer.
@@ -348,6 +388,7 @@ class TritonRepository:
     def configure(self) -> None:
         """Brings configurations and backend files up to date with `serving` and this package."""
         with self._writing():
+            self._write(self.root / SERVING_FILE, self.serving.model_dump_json())
             for name in self.models():
                 for spec in self.installed(name):
                     self._refresh_backend(self.root / name / str(spec.triton_version))
@@ -457,13 +498,16 @@ class TritonRepository:
                 (incoming / BACKEND_FILE).replace(backend)
 
     def _write_config(self, config: pb.ModelConfig) -> None:
-        folder = self.root / config.name
+        self._write(self.root / config.name / CONFIG_FILE, config_text(config))
+
+    def _write(self, target: Path, text: str) -> None:
+        """Replaces the file `target` in one step."""
         with self._incoming() as incoming:
-            path = incoming / CONFIG_FILE
-            path.write_text(config_text(config), encoding="utf-8")
+            path = incoming / target.name
+            path.write_text(text, encoding="utf-8")
             _sync(path)
-            path.replace(folder / CONFIG_FILE)
-            _sync(folder)
+            path.replace(target)
+            _sync(target.parent)
 
     def _discard(self, folder: Path) -> None:
         """Removes `folder` so that nobody ever sees half of it."""

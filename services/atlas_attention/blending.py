@@ -186,20 +186,24 @@ def _add_window(sums, touched, soft, weights, start, slices):  # type: ignore[no
     first_z, last_z = _clip(start[0], soft.shape[0], slices)
     first_y, last_y = _clip(start[1], soft.shape[1], rows)
     first_x, last_x = _clip(start[2], soft.shape[2], columns)
+    # Flat, with unsigned places: what a row costs besides its voxels counts at 64 of them.
+    ring = sums.reshape(-1)
+    said = soft.reshape(-1)
+    weight = weights.reshape(-1)
+    width = np.uint64(max(0, last_x - first_x))
     for z in range(first_z, last_z):
         slot = (start[0] + z) % depth
         for y in range(first_y, last_y):
-            said = soft[z, y, first_x:last_x]
+            at = np.uint64((z * soft.shape[1] + y) * soft.shape[2] + first_x)
             seen = np.uint8(0)
-            for x in range(said.size):
-                seen |= said[x]
+            for x in range(width):
+                seen |= said[at + x]
             if seen == 0:
                 continue
             touched[slot, start[1] + y] = True
-            row = sums[slot, start[1] + y, start[2] + first_x : start[2] + last_x]
-            weight = weights[z, y, first_x:last_x]
-            for x in range(row.size):
-                row[x] += np.uint16(weight[x]) * np.uint16(said[x])
+            to = np.uint64((slot * rows + start[1] + y) * columns + start[2] + first_x)
+            for x in range(width):
+                ring[to + x] += np.uint16(weight[at + x]) * np.uint16(said[at + x])
 
 
 @njit(cache=True, nogil=True)

@@ -64,17 +64,20 @@ class HealthWatch:
         self._thread.join()
 
     def _watch(self) -> None:
+        looked = False
         while not self._stop.is_set():
             try:
                 self._try_models()
             except AtlasError as error:
-                if self._serving is not False:
+                # At the start too: why a pod never became ready must stand in its log.
+                if self._serving or not looked:
                     _log.warning("not serving: %s", error)
                 self._report(False)
             else:
                 if not self._serving:
                     _log.info("serving")
                 self._report(True)
+            looked = True
             self._stop.wait(LOOK_INTERVAL_S)
 
     def _try_models(self) -> None:

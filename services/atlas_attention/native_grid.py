@@ -123,6 +123,8 @@ class NativeGrid:
         self._z, self._y, self._x = (
             AxisPositions.between(m, n) for m, n in zip(model, native, strict=True)
         )
+        # Unsigned: a signed index may count from the end, and what may do so is not vectorised.
+        self._columns = (self._x.lower.astype(np.uint32), self._x.weight, self._x.looked_at())
         self._held: Fused | None = None  # slices that later CT slices still need
         self._held_from = 0
         self._next = 0  # next CT slice to give out
@@ -171,7 +173,6 @@ class NativeGrid:
         counts = np.zeros((3, organs, rows), np.int32)
         z = (self._z.lower[start:stop] - self._held_from, self._z.weight[start:stop])
         y = (self._y.lower, self._y.weight)
-        x = (self._x.lower, self._x.weight, self._x.looked_at())
         if self._flips[0]:
             z = (z[0][::-1].copy(), z[1][::-1].copy())
         if self._flips[1]:
@@ -179,7 +180,7 @@ class NativeGrid:
 
         def kernel(first: int, last: int) -> None:
             _interpolate_rows(
-                held.attention, held.mean, spans, z, y, x, self._flips[2], self._names,
+                held.attention, held.mean, spans, z, y, self._columns, self._flips[2], self._names,
                 first, last, attention, label, counts,
             )  # fmt: skip
 
@@ -283,9 +284,9 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
     attention_spans, mean_spans = spans
     height, width = out_label.shape[1:]
     line = np.zeros(columns + 1, np.uint32)
-    best = np.zeros(width, np.uint32)
-    half_step = np.uint32(1 << (2 * WEIGHT_BITS - 1))
-    whole = np.uint32(1 << WEIGHT_BITS)
+    shown = np.empty(width, np.uint8)
+    best = np.empty(width, np.uint32)
+    named = np.empty(width, np.uint8)
     for index in range(first, last):
         k, j = divmod(index, height)
         z0 = z_lower[k]
@@ -294,7 +295,6 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
         y0 = y_lower[j]
         wy = y_weight[j]
         y1 = y0 + 1 if wy > 0 else y0
-        named = out_label[k, j]
         labelled = False
         for c in range(organs):
             left, right = _joint_span(attention_spans[c], z0, z1, y0, y1)
@@ -305,18 +305,8 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
                 line[right] = 0
                 begin = looked_at[0, left]
                 end = looked_at[1, right]
-                out = out_attention[c, k, j]
-                total = 0
-                attended = 0
-                for i in range(begin, end):
-                    at = x_lower[i]
-                    w = x_weight[i]
-                    value = (line[at] * (whole - w) + line[at + 1] * w + half_step) >> np.uint32(
-                        2 * WEIGHT_BITS
-                    )
-                    out[width - 1 - i if flip_x else i] = value
-                    total += value
-                    attended += value > 0
+                total, attended = _show(line, x_lower[begin:end], x_weight[begin:end], shown)
+                _lay(shown, begin, end, flip_x, out_attention[c, k, j])
                 counts[0, c, index] = total
                 counts[1, c, index] = attended
             left, right = _joint_span(mean_spans[c], z0, z1, y0, y1)
@@ -327,16 +317,64 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
                 _blend_rows(mean[c], z0, z1, wz, y0, y1, wy, before, after, line)
                 if not labelled:
                     best[:] = ABOVE_HALF
+                    named[:] = 0
                     labelled = True
-                for i in range(looked_at[0, left], looked_at[1, right]):
-                    at = x_lower[i]
-                    w = x_weight[i]
-                    value = line[at] * (whole - w) + line[at + 1] * w
-                    if value > best[i]:
-                        best[i] = value
-                        named[width - 1 - i if flip_x else i] = c + 1
+                begin = looked_at[0, left]
+                end = looked_at[1, right]
+                _name(
+                    line, x_lower[begin:end], x_weight[begin:end],
+                    np.uint8(c + 1), best[begin:end], named[begin:end],
+                )  # fmt: skip
         if labelled:
             for i in range(width):
                 if named[i]:
                     counts[2, named[i] - 1, index] += 1
                     named[i] = names[named[i]]
+            _lay(named, 0, width, flip_x, out_label[k, j])
+
+
+@njit(cache=True, nogil=True)
+def _blend_columns(line, at, weight):  # type: ignore[no-untyped-def]
+    """Interpolates along x between columns `at` and the next, in 1/256² of a byte step."""
+    left = np.uint32(line[at] * np.uint32(np.uint32(1 << WEIGHT_BITS) - weight))
+    return np.uint32(left + np.uint32(line[at + np.uint32(1)] * weight))
+
+
+@njit(cache=True, nogil=True)
+def _show(line, lower, weight, shown):  # type: ignore[no-untyped-def]
+    """Bytes of attention along x, from the start of `shown` on; their sum, and how many are above
+    0."""
+    half_step = np.uint32(1 << (2 * WEIGHT_BITS - 1))
+    for i in range(lower.size):
+        blended = _blend_columns(line, lower[i], weight[i])
+        shown[i] = np.uint8(np.uint32(blended + half_step) >> np.uint32(2 * WEIGHT_BITS))
+    total = np.uint32(0)
+    attended = np.uint32(0)
+    for i in range(lower.size):
+        total += np.uint32(shown[i])
+    for i in range(lower.size):
+        attended += np.uint32(shown[i] > 0)
+    return total, attended
+
+
+@njit(cache=True, nogil=True)
+def _name(line, lower, weight, organ, best, named):  # type: ignore[no-untyped-def]
+    """Names the voxels along x that `organ` claims more surely than the organs before it."""
+    for i in range(lower.size):
+        value = _blend_columns(line, lower[i], weight[i])
+        surer = value > best[i]
+        best[i] = value if surer else best[i]
+        named[i] = organ if surer else named[i]
+
+
+@njit(cache=True, nogil=True)
+def _lay(values, begin, end, backwards, row):  # type: ignore[no-untyped-def]
+    """The first values as columns ``[begin, end)`` of `row`, which may run backwards."""
+    if backwards:
+        target = row[row.size - end : row.size - begin]
+        for i in range(target.size):
+            target[i] = values[target.size - 1 - i]
+    else:
+        target = row[begin:end]
+        for i in range(target.size):
+            target[i] = values[i]

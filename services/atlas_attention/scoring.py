@@ -5,21 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import numpy as np
 from atlas_core.case_store import CaseStore, PredictionDraft
 from atlas_core.errors import NotFound
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.model_spec import ModelSpec, ensemble_key
-from atlas_core.nifti_io import SlabReader, SlabWriter
+from atlas_core.nifti_io import SlabReader, SlabWriter, read_header, read_stored_slabs
 from atlas_core.records import Reading
 
 from atlas_attention.admission import Admission
 from atlas_attention.attention_map import ATTENTION_SCALE
 from atlas_attention.compute import open_compute
 from atlas_attention.metrics import Metrics
+from atlas_attention.native_grid import SLAB_SLICES
 from atlas_attention.pipeline import CtSource, GridSlab, Predictor, attend
 from atlas_attention.predictions import Prediction, read_prediction
 from atlas_attention.settings import AttentionSettings
@@ -27,6 +30,9 @@ from atlas_attention.sources import open_case
 from atlas_attention.tracing import Tracer
 
 SERVICE_VERSION = version("atlasloop")
+
+FILE_AXIS = 2
+"""Stored maps are read in file order, whatever its axes mean."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -169,6 +175,55 @@ class Scorer:
                 return stored, True
             with self._admission.working(task.cancelled):
                 return self._score_anew(case_id, task, on_progress)
+
+    def stored_map(
+        self, case_id: str, task: Task
+    ) -> tuple[VolumeGeometry, Generator[GridSlab, None, Prediction]] | None:
+        """Grid and slabs of the maps that scoring left in the store, without the models; None where
+        there are none of this ensemble with all organs that are asked for.
+
+        The generator returns their `Prediction`, of these organs.
+
+        Raises:
+            CorruptFile: what is stored cannot be read.
+        """
+        stored = self._stored(case_id, task)
+        if stored is None:
+            return None
+        of_organ = {size.organ: size for size in stored.organs}
+        if not of_organ.keys() >= set(task.organs):
+            return None
+        wanted = stored.model_copy(
+            update={"organs": tuple(of_organ[organ] for organ in task.organs)}
+        )
+        label = self._store.pseudo_label_path(case_id, task.reading, task.ensemble)
+        return read_header(label).geometry, self._stored_slabs(case_id, task, wanted)
+
+    def _stored_slabs(
+        self, case_id: str, task: Task, prediction: Prediction
+    ) -> Generator[GridSlab, None, Prediction]:
+        where = (case_id, task.reading, task.ensemble)
+        paths = [
+            self._store.pseudo_label_path(*where),
+            *(self._store.attention_path(*where, organ) for organ in task.organs),
+        ]
+        limit = self._settings.max_voxels
+        with ExitStack() as opened:
+            maps = [
+                opened.enter_context(
+                    closing(read_stored_slabs(path, SLAB_SLICES, max_voxels=limit))
+                )
+                for path in paths
+            ]
+            start = 0
+            for label, *attention in zip(*maps, strict=True):
+                if task.cancelled.is_set():
+                    raise CancelledError
+                stop = start + label.shape[FILE_AXIS]
+                channels = np.stack([channel.transpose(2, 1, 0) for channel in attention])
+                yield GridSlab(FILE_AXIS, start, stop, channels.transpose(0, 3, 2, 1), label)
+                start = stop
+        return prediction
 
     def _stored(self, case_id: str, task: Task) -> Prediction | None:
         path = self._store.result_path(case_id, task.reading, task.ensemble)

@@ -26,10 +26,10 @@ from atlas_attention.admission import Admission
 from atlas_attention.attention_map import ATTENTION_SCALE
 from atlas_attention.intake import Intake
 from atlas_attention.metrics import Metrics
-from atlas_attention.pipeline import CtSource
+from atlas_attention.pipeline import GridSlab
 from atlas_attention.predictions import Prediction
 from atlas_attention.progress import Job
-from atlas_attention.scoring import SERVICE_VERSION, Scorer, Task
+from atlas_attention.scoring import FILE_AXIS, SERVICE_VERSION, Scorer, Task
 from atlas_attention.settings import AttentionSettings
 from atlas_attention.soft_stream import SLAB_AXIS, SoftFusion, SoftGrid, read_soft_grid
 from atlas_attention.sources import receive_volume
@@ -124,13 +124,22 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         """See the proto."""
         with self._admission.admitted():
             task = self._task(request.reading, request.models, request.organs, context)
+            stored = self._scorer.stored_map(request.case_id, task)
+            if stored is not None:
+                geometry, slabs = stored
+                self._require_small_slices(geometry, task, FILE_AXIS)
+                with self._admission.working(task.cancelled):
+                    yield self._grid(geometry, task)
+                    prediction = yield from self._slabs(slabs)
+                yield pb.AttentionResponse(result=result_message(prediction))
+                return
             with (
                 self._admission.working(task.cancelled),
                 self._scorer.open_case(request.case_id) as source,
             ):
                 self._require_small_slices(source.geometry, task)
                 yield self._grid(source.geometry, task)
-                prediction = yield from self._slabs(source, task)
+                prediction = yield from self._slabs(self._scorer.run(source, task))
                 named = prediction.model_copy(update={"case_id": request.case_id})
                 yield pb.AttentionResponse(result=result_message(named))
 
@@ -155,7 +164,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                         geometry, coding, requests, spool_folder=self._settings.spool_folder
                     )
                 with source:
-                    prediction = yield from self._slabs(source, task)
+                    prediction = yield from self._slabs(self._scorer.run(source, task))
                 yield pb.AttentionResponse(result=result_message(prediction))
 
     def FuseSoftPredictions(  # noqa: N802  gRPC's name
@@ -206,10 +215,12 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             cancelled=cancelled,
         )
 
-    def _require_small_slices(self, geometry: VolumeGeometry, task: Task) -> None:
+    def _require_small_slices(
+        self, geometry: VolumeGeometry, task: Task, axis: int | None = None
+    ) -> None:
         require_small_slices(
             geometry,
-            geometry.axis_map.source[2],
+            geometry.axis_map.source[2] if axis is None else axis,
             len(task.organs),
             self._settings.max_message_bytes,
         )
@@ -218,10 +229,9 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         return grid_message(geometry, task.organs, self._scorer.labels(task.organs))
 
     def _slabs(
-        self, source: CtSource, task: Task
+        self, run: Generator[GridSlab, None, Prediction]
     ) -> Generator[pb.AttentionResponse, None, Prediction]:
         """Messages of all slabs; returns the outcome."""
-        run = self._scorer.run(source, task)
         with closing(run):
             while True:
                 try:

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from atlas_attention.attention_map import MAX_MODELS, MAX_ORGANS
 from atlas_attention.compute import DeviceName
-from atlas_attention.pipeline import DEFAULT_OVERLAP
+from atlas_attention.pipeline import DEFAULT_OVERLAP, DEFAULT_WINDOWS_IN_FLIGHT
 from atlas_attention.windows import MAX_OVERLAP
 
 ENV_PREFIX = "ATLAS_ATTENTION_"
@@ -54,7 +54,7 @@ class AttentionSettings(BaseSettings):
         "messages.",
     )
     windows_in_flight: int = Field(
-        default=3,
+        default=DEFAULT_WINDOWS_IN_FLIGHT,
         ge=1,
         le=256,
         description="Windows with the models at once, of all calls together. Each takes shared "

@@ -333,10 +333,10 @@ class TritonPredictor:
         specs: list[ModelSpec] = []
         in_service: dict[str, int | None] = {}
         with _server_errors():
-            index = self._client.get_model_repository_index(client_timeout=CONTROL_TIMEOUT_S)
-            for name, version in sorted(
-                {(m.name, m.version) for m in index.models if m.state == "READY"}
-            ):
+            # Not the repository's index: to Triton that is model control, which a deployment keeps
+            # to the flows. Statistics name what is ready, too.
+            ready = self._client.get_inference_statistics(client_timeout=CONTROL_TIMEOUT_S)
+            for name, version in sorted({(m.name, m.version) for m in ready.model_stats}):
                 parameters = self._parameters(name, version)
                 specs.extend(_described(parameters, name, version))
                 in_service.update(_told_in_service(parameters, name))

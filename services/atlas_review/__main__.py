@@ -3,7 +3,7 @@
 python -m atlas_review [serve] [--insecure]
 python -m atlas_review add-user NAME ROLE…      the password is asked for
 python -m atlas_review add-token NAME ROLE…     the token is printed
-python -m atlas_review remove NAME
+python -m atlas_review remove NAME              also signs out who is signed in by that name
 """
 
 from __future__ import annotations
@@ -13,20 +13,28 @@ import getpass
 import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import uvicorn
 from atlas_core.addresses import host_and_port
+from atlas_core.audit_log import AuditLog
+from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
-from atlas_core.errors import AtlasError
+from atlas_core.errors import AtlasError, ConfigurationError
 from atlas_core.json_logs import log_to_stderr
+from atlas_core.sign_ins import SignIns
 from pydantic import ValidationError
 
+from atlas_review import sheets_ahead
 from atlas_review.accounts import FIRST_USER, Accounts
 from atlas_review.roles import Role
 from atlas_review.service import signing_secret
 from atlas_review.settings import ENV_PREFIX, ReviewSettings
 
 EXIT_CONFIGURATION = 2
+
+COMMAND_LINE = "command line"
+"""Who changes accounts, in the audit log; no user can be called that."""
 
 APPLICATION = "atlas_review.app:create_app"
 
@@ -76,24 +84,32 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
     log_to_stderr(settings.log_level)
     # All that can fail fails here, once, and not in every worker.
+    CaseStore(settings.store).require_usable()
     Catalog.open(settings.catalog_url.get_secret_value()).close()
-    signing_secret(settings)
-    if not settings.insecure and settings.oidc_issuer is None:
-        announce_first_account(settings)
+    try:
+        signing_secret(settings)
+        if not settings.insecure and settings.oidc_issuer is None:
+            announce_first_account(settings)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder {settings.home} cannot be read and written",
+            got=error.strerror,
+            remedy="check that its volume is mounted, writable for this user, and not full",
+        ) from None
     host, port = host_and_port(settings.listen)
-    uvicorn.run(
-        APPLICATION,
-        factory=True,
-        host=host,
-        port=port,
-        workers=settings.workers,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies or None,
-        timeout_graceful_shutdown=5,
-    )
+    with sheets_ahead.beside(settings):
+        uvicorn.run(
+            APPLICATION,
+            factory=True,
+            host=host,
+            port=port,
+            workers=settings.workers,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # `client_address` does that
+            timeout_graceful_shutdown=5,
+        )
     return 0
 
 
@@ -114,20 +130,35 @@ def _add_user(settings: ReviewSettings, options: argparse.Namespace) -> int:
     else:
         password = sys.stdin.readline().rstrip("\n")
     Accounts(settings.accounts_file).add_user(options.name, password, tuple(options.roles))
+    _account_changed(settings, "add user", options.name, options.roles)
     return 0
 
 
 def _add_token(settings: ReviewSettings, options: argparse.Namespace) -> int:
     token = Accounts(settings.accounts_file).add_token(options.name, tuple(options.roles))
+    _account_changed(settings, "add token", options.name, options.roles)
     sys.stdout.write(f"{token}\n")
     return 0
 
 
 def _remove(settings: ReviewSettings, options: argparse.Namespace) -> int:
-    if Accounts(settings.accounts_file).remove(options.name):
+    removed = Accounts(settings.accounts_file).remove(options.name)
+    ended = _account_changed(settings, "remove account", options.name, ())
+    if removed or ended:
         return 0
-    sys.stderr.write(f"no account {options.name}\n")
+    sys.stderr.write(f"no account {options.name}, and nobody of this name is signed in\n")
     return 1
+
+
+def _account_changed(
+    settings: ReviewSettings, action: str, name: str, roles: Sequence[Role]
+) -> int:
+    """Put it on record; whoever is signed in by this name is not any more, as his password or
+    roles have changed. Returns how many sign-ins ended."""
+    detail = {"name": name, "roles": [role.value for role in roles]}
+    with Catalog.open(settings.catalog_url.get_secret_value()) as catalog:
+        AuditLog(catalog).add(datetime.now(UTC), COMMAND_LINE, action, detail)
+        return SignIns(catalog).end_all(name)
 
 
 if __name__ == "__main__":

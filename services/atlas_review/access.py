@@ -5,7 +5,9 @@ from __future__ import annotations
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
+from atlas_core.addresses import is_loopback
 from atlas_core.revisions import Annotator
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
@@ -42,6 +44,7 @@ async def identity(request: Request) -> Identity:
             _require_csrf(request, found)
             return found
     if review.settings.insecure:
+        _require_this_machine(request)
         return Identity(ANYBODY, (Role.MANAGER,), "insecure")
     raise NotSignedIn(review.ways_to_sign_in)
 
@@ -65,6 +68,24 @@ async def _by_session(review: Review, cookie: str) -> Identity | None:
     if sign_in is None:
         return None
     return Identity(sign_in.user, known_roles(sign_in.roles), "session", sign_in.csrf_token)
+
+
+def _require_this_machine(request: Request) -> None:
+    """Where nobody signs in, a page from elsewhere must not act through a browser on this machine:
+    neither by a form, nor by a name that was made to mean 127.0.0.1."""
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        ours = origin is None or urlsplit(origin).netloc == host
+    except ValueError:
+        name, ours = "", False
+    if not (ours and is_loopback(f"{name}:80")):
+        raise NotAllowed(
+            "the request comes from another site",
+            expected="an address of this machine, as http://127.0.0.1:18030",
+            got=origin or host,
+            remedy="open the page by that address",
+        )
 
 
 def _require_csrf(request: Request, found: Identity) -> None:

@@ -120,7 +120,7 @@ class Accounts:
         return secret
 
     def remove(self, name: str) -> bool:
-        """Remove a user or a machine; False if there was none. Sessions end with their time."""
+        """Remove a user or a machine; False if there was none. Sign-ins go on."""
         with self._locked():
             now = self.content()
             users = tuple(user for user in now.users if user.name != name)

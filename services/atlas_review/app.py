@@ -25,6 +25,7 @@ from atlas_review import (
     statistics_routes,
 )
 from atlas_review.body_limit import BodyLimit
+from atlas_review.client_address import ClientAddress
 from atlas_review.metrics import Measured
 from atlas_review.service import Review
 from atlas_review.settings import ReviewSettings
@@ -74,7 +75,9 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     app.include_router(health_routes.router)
     oidc.install(app, settings)
     page.install(app)
+    # The last one is the outermost: a refused body is counted and has its headers too.
+    app.add_middleware(BodyLimit, most=settings.max_upload_bytes)
     app.add_middleware(Measured)
     app.add_middleware(page.SecurityHeaders)
-    app.add_middleware(BodyLimit, most=settings.max_upload_bytes)
+    app.add_middleware(ClientAddress, trusted=settings.trusted_proxies)
     return app

@@ -29,7 +29,8 @@ from atlas_core.revision_records import LabelVersion
 from atlas_core.volume import Volume
 from numpy.typing import NDArray
 
-from atlas_review.regions import ATTENTION_LEVELS, Region, attended_regions
+from atlas_review.contact_sheet import write_contact_sheet
+from atlas_review.regions import ATTENTION_LEVELS, OrganRegion, Region, attended_regions
 from atlas_review.settings import ReviewSettings
 
 KEPT_CHECKSUMS: Final = 4096
@@ -140,19 +141,13 @@ class CaseFiles:
         Raises:
             NotFound: the case has none.
         """
-        files = self.attention(case_id)
-        if organ is not None:
-            files = [one for one in files if one.organ == organ]
-        else:
-            files = [one for one in files if one.counts] or files
-        if not files:
-            raise NotFound("no attention map", case=case_id, got=organ or "any organ")
+        files = self._that_count(case_id, organ)
         if len(files) == 1:
             return files[0].file
-        key = _key(*sorted(f"{one.organ} {one.file.sha256}" for one in files))
+        ingredients = sorted(f"{one.organ} {one.file.sha256}" for one in files)
         paths = [one.file.path for one in files]
-        return self._derived(
-            case_id, "attention", key, ".nii.gz", lambda path: _write_joint(paths, path)
+        return self.derived(
+            case_id, "attention.nii.gz", ingredients, lambda path: _write_joint(paths, path)
         )
 
     def label_map(self, case: Case) -> ServedFile:
@@ -169,38 +164,90 @@ class CaseFiles:
             return self.label(one)  # the pseudo label as it was predicted
         identity = [f"{v.organ} {v.path} {v.sha256} {v.value}" for v in chosen]
         labels = [f"{organ.name}={organ.label}" for organ in self._settings.organs]
-        key = _key(*identity, *labels)
-        return self._derived(
-            case.id, "label_map", key, ".nii.gz", lambda path: self._write_label_map(case, path)
+        return self.derived(
+            case.id,
+            "label_map.nii.gz",
+            [*identity, *labels],
+            lambda path: self._write_label_map(case, path),
         )
 
     def label_masks(self, case: Case) -> Volume:
         """The label map in force, in memory."""
         return Volume(read_label(self.label_map(case).path).voxels, case.geometry)
 
-    def regions(self, case: Case, organ: str | None, threshold: float) -> list[Region]:
-        """Connected groups of attended voxels, largest first."""
-        attention = self.attention_of(case.id, organ)
-        key = _key(attention.sha256, f"{threshold:.4f}")
+    def regions(self, case: Case, organ: str | None, threshold: float) -> list[OrganRegion]:
+        """Connected groups of attended voxels of one organ, or (None) of each that counts, largest
+        first. Where the attention of two organs overlaps, each has a region there: an annotator
+        looks at both.
+
+        Raises:
+            NotFound: the case has no attention map.
+        """
+        found = [
+            OrganRegion(organ=one.organ, **region.model_dump())
+            for one in self._that_count(case.id, organ)
+            for region in self._regions_of(case, one, threshold)
+        ]
+        return sorted(found, key=lambda region: -region.ml)
+
+    def _regions_of(self, case: Case, attention: AttentionFile, threshold: float) -> list[Region]:
+        ingredients = [attention.file.sha256, f"{threshold:.4f}"]
 
         def write(path: Path) -> None:
-            found = attended_regions(read_stored(attention.path), threshold)
+            found = attended_regions(read_stored(attention.file.path), threshold)
             path.write_text(json.dumps([region.model_dump() for region in found]))
 
-        made = self._derived(case.id, f"regions-{organ or 'all'}", key, ".json", write)
+        made = self.derived(case.id, f"regions-{attention.organ}.json", ingredients, write)
         return [Region.model_validate(one) for one in json.loads(made.path.read_bytes())]
 
-    def derived(
-        self, case_id: str, kind: str, ingredients: Sequence[str], write: Callable[[Path], object]
-    ) -> ServedFile:
-        """Another derived file, whose name has its ending in `kind`."""
-        name, _, ending = kind.partition(".")
-        return self._derived(case_id, name, _key(*ingredients), f".{ending}", write)
+    def _that_count(self, case_id: str, organ: str | None) -> list[AttentionFile]:
+        """The attention map of one organ; None: of all that count, or of all where none does.
 
-    def _derived(
-        self, case_id: str, kind: str, key: str, ending: str, write: Callable[[Path], object]
+        Raises:
+            NotFound: the case has none.
+        """
+        files = self.attention(case_id)
+        if organ is None:
+            files = [one for one in files if one.counts] or files
+        else:
+            files = [one for one in files if one.organ == organ]
+        if not files:
+            raise NotFound("no attention map", case=case_id, got=organ or "any organ")
+        return files
+
+    def contact_sheet(self, case: Case) -> ServedFile:
+        """One picture of the labels in force and the attention that counts.
+
+        Raises:
+            NotFound: the case has no label or no CT.
+        """
+        labels = self.label_map(case)
+        attention = [one.file for one in self.attention(case.id) if one.counts]
+        return self.derived(
+            case.id,
+            "contact.png",
+            [labels.sha256, *(file.sha256 for file in attention)],
+            lambda path: write_contact_sheet(
+                path,
+                self.ct(case).path,
+                labels.path,
+                [file.path for file in attention],
+                self._settings.organs,
+            ),
+        )
+
+    def derived(
+        self, case_id: str, name: str, ingredients: Sequence[str], write: Callable[[Path], object]
     ) -> ServedFile:
-        path = self._store.derived_path(case_id, f"{kind}-{key[:16]}{ending}")
+        """A file that `write` makes, unless it is there already.
+
+        Args:
+            name: with its ending; in the store it also bears the checksum of `ingredients`.
+            ingredients: all that its content depends on.
+        """
+        key = hashlib.sha256("\n".join(ingredients).encode()).hexdigest()
+        kind, _, ending = name.partition(".")
+        path = self._store.derived_path(case_id, f"{kind}-{key[:16]}.{ending}")
         if not path.is_file():
             # One at a time: a whole-body CT takes half a gigabyte to assemble.
             with self._making:
@@ -243,12 +290,8 @@ def _write_joint(paths: Sequence[Path], path: Path) -> None:
     write_volume(path, joint.voxels, joint.geometry, slope=1.0 / ATTENTION_LEVELS)
 
 
-def _key(*ingredients: str) -> str:
-    return hashlib.sha256("\n".join(ingredients).encode()).hexdigest()
-
-
 def _remove_older(path: Path, kind: str, ending: str) -> None:
     """Remove what was made of other ingredients; whoever reads it still has it open."""
-    for other in path.parent.glob(f"{kind}-????????????????{ending}"):
+    for other in path.parent.glob(f"{kind}-????????????????.{ending}"):
         if other != path:
             other.unlink(missing_ok=True)

@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from atlas_review.access import SignedIn, TheReview
 from atlas_review.archive import pieces, write_archive
 from atlas_review.case_files import ServedFile
-from atlas_review.contact_sheet import write_contact_sheet
 from atlas_review.downloads import file_answer
-from atlas_review.regions import Region
+from atlas_review.regions import OrganRegion
 from atlas_review.service import Review
 from atlas_review.versions_view import API, LabelView, label_view
 
@@ -74,7 +73,7 @@ class RegionList(BaseModel):
     """Attended regions of one organ, or of all."""
 
     threshold: float
-    regions: list[Region]
+    regions: list[OrganRegion]
 
 
 class LabelList(BaseModel):
@@ -127,7 +126,7 @@ def see_regions(
     organ: OrganQuery = None,
     threshold: Annotated[float | None, Query(ge=0, le=2)] = None,
 ) -> RegionList:
-    """Connected groups of attended voxels, largest first; without organ: of all that count."""
+    """Connected groups of attended voxels, largest first; without organ: of each that counts."""
     case = review.catalog.case(case_id)
     from_on = review.settings.region_threshold if threshold is None else threshold
     return RegionList(threshold=from_on, regions=review.files.regions(case, organ, from_on))
@@ -183,20 +182,7 @@ def contact_sheet(
 ) -> Response:
     """Three planes with labels (above) and attention (below)."""
     case = review.catalog.case(case_id)
-    labels = review.files.label_map(case)
-    attention = [one.file for one in review.files.attention(case.id) if one.counts]
-    sheet = review.files.derived(
-        case.id,
-        "contact.png",
-        [labels.sha256, *(file.sha256 for file in attention)],
-        lambda path: write_contact_sheet(
-            path,
-            review.files.ct(case).path,
-            labels.path,
-            [file.path for file in attention],
-            review.settings.organs,
-        ),
-    )
+    sheet = review.files.contact_sheet(case)
     return file_answer(request, sheet, f"{case.id}.png", "image/png")
 
 

@@ -139,6 +139,7 @@ def drop_draft(review: TheReview, who: SignedIn, task_id: TaskId) -> None:
     old = review.drafts.drop(task_id, who.user)
     if old is None:
         raise NotFound("no draft of yours", got=f"task {task_id}")
+    review.audit.add(datetime.now(UTC), who.user, "drop draft", {"task": task_id})
     review.store.remove(old)
 
 
@@ -228,6 +229,8 @@ def _keep_draft(
         saved_at=datetime.now(UTC),
     )
     old = review.drafts.save(draft)
-    if old is not None:
+    if old is None:  # what autosave does every few seconds is no news
+        review.audit.add(draft.saved_at, user, "begin draft", {"task": task_id})
+    else:
         review.store.remove(old)
     return SavedDraft(saved_at=draft.saved_at, sha256=draft.sha256)

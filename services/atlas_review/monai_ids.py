@@ -6,10 +6,10 @@ and the protocol knows no versions, so the id also says which labels its holder 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-from itsdangerous import BadData, BadTimeSignature, SignatureExpired, URLSafeTimedSerializer
+from itsdangerous import BadData, SignatureExpired, URLSafeTimedSerializer
 
 from atlas_review.problems import NotSignedIn
 
@@ -29,7 +29,7 @@ class ImageId:
 
     case_id: str
     may_download: bool = False
-    bases: dict[str, str] | None = field(default=None)
+    bases: dict[str, str] | None = None
 
 
 class ImageIds:
@@ -62,7 +62,7 @@ class ImageIds:
             live = True
         except SignatureExpired as error:
             content, live = self._expired(error), False
-        except (BadTimeSignature, BadData):
+        except BadData:
             raise NotSignedIn({}) from None
         if content["case"] != case_id:
             raise NotSignedIn({})

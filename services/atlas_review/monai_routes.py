@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from atlas_core.errors import InvalidInput, NotFound
-from atlas_core.revision_records import Task, TaskState
+from atlas_core.revision_records import USER_NAME, Task, TaskState
 from atlas_core.revisions import Wanted
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -33,7 +33,6 @@ router = APIRouter(tags=["MONAI Label"])
 MODEL: Final = "pseudo_label"
 STRATEGY: Final = "attention"
 FINAL: Final = "final"
-USER_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$"
 
 ImageQuery = Annotated[str, Query(max_length=4096)]
 Params = Annotated[dict[str, Any] | None, Body()]

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import httpx
 from atlas_core.errors import NotFound, Unavailable
+from atlas_core.revision_records import USER_NAME
 from authlib.common.errors import AuthlibBaseError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
@@ -30,8 +31,6 @@ CALLBACK: Final = f"{API}/auth/oidc/callback"
 
 ASYMMETRIC: Final = re.compile(r"(RS|PS|ES)(256|384|512)|EdDSA|Ed25519")
 """Providers may list "none" and shared-secret algorithms; a token is signed by their key alone."""
-
-USER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 
 
 def install(app: FastAPI, settings: ReviewSettings) -> None:
@@ -112,9 +111,9 @@ def identity_of(claims: Mapping[str, Any], settings: ReviewSettings) -> Identity
         NotAllowed: nothing gives him a role.
     """
     name = str(claims.get(settings.oidc_name_claim) or "")
-    if not USER_NAME.fullmatch(name):
+    if not re.fullmatch(USER_NAME, name):
         name = str(claims["sub"])
-    if not USER_NAME.fullmatch(name):
+    if not re.fullmatch(USER_NAME, name):
         raise NotAllowed("the provider names no user that can be kept", got=name[:20])
     values = claims.get(settings.oidc_roles_claim) or ()
     values = [values] if isinstance(values, str) else list(values)

@@ -33,6 +33,12 @@ class Region(BaseModel):
     )
 
 
+class OrganRegion(Region):
+    """A region with the organ whose attention it is."""
+
+    organ: str
+
+
 def attended_regions(attention: Volume, threshold: float) -> list[Region]:
     """Groups of touching voxels (26 neighbours) of at least `threshold`, by falling size in ml.
 

@@ -80,7 +80,7 @@ class Review:
             sign_ins=KnownSignIns(SignIns(catalog)),
             events=OutgoingEvents(catalog),
             accounts=Accounts(settings.accounts_file),
-            attempts=Attempts(settings.login_attempts),
+            attempts=Attempts(),
             next_cases=NextCases(queue),
             volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
             files=CaseFiles(store, catalog, versions, cases, settings),

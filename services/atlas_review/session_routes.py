@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_review.access import SESSION_COOKIE, TheReview, identity
+from atlas_review.attempts import Key
+from atlas_review.client_address import claimed_address, client_address
 from atlas_review.problems import NotSignedIn
 from atlas_review.roles import Identity, Role
 from atlas_review.service import Review
 
 router = APIRouter(tags=["session"])
+
+CLIENTS_OF_A_PROXY: Final = 10
+"""As many addresses may fail to the full behind a proxy that is not trusted."""
 
 
 class Credentials(BaseModel):
@@ -59,7 +64,8 @@ def sign_out(
     if cookie:
         review.sign_ins.end(cookie)
         review.audit.add(datetime.now(UTC), who.user, "sign out")
-    response = Response(status_code=204)
+    # CTs that the browser keeps are not for whoever sits here next; drafts, in its storage, stay.
+    response = Response(status_code=204, headers={"Clear-Site-Data": '"cache"'})
     response.delete_cookie(SESSION_COOKIE)
     return response
 
@@ -71,14 +77,27 @@ def check_password(request: Request, review: Review, name: str, password: str) -
         TooManyAttempts: one has tried too often.
         NotSignedIn: nobody.
     """
-    keys = (f"name {name}", f"address {request.client.host if request.client else 'unknown'}")
-    review.attempts.require(*keys)
-    user = review.accounts.by_password(name, password)
-    if user is None:
-        review.attempts.failed(*keys)
-        raise NotSignedIn(review.ways_to_sign_in)
+    with review.attempts.counted(_limits(request, review, name)):
+        user = review.accounts.by_password(name, password)
+        if user is None:
+            raise NotSignedIn(review.ways_to_sign_in)
     review.audit.add(datetime.now(UTC), user.name, "sign in", {"by": "password"})
     return Identity(user.name, user.roles, "session")
+
+
+def _limits(request: Request, review: Review, name: str) -> dict[Key, int]:
+    """How often the name, and the address, may fail."""
+    allowed = review.settings.login_attempts
+    address, claimed = client_address(request), claimed_address(request)
+    if claimed is None:
+        return {("name", name): allowed, ("address", address): allowed}
+    # One guesser must not lock out everybody else behind a proxy that nobody has named; nor must
+    # he who makes up such addresses be free.
+    return {
+        ("name", name): allowed,
+        ("address", f"{claimed} by {address}"): allowed,
+        ("address", address): allowed * CLIENTS_OF_A_PROXY,
+    }
 
 
 def start_session(request: Request, response: Response, review: Review, who: Identity) -> Identity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,7 +25,17 @@ def _without_slash(url: str) -> str:
     return url.rstrip("/")
 
 
+def _addresses(text: str) -> str:
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        try:
+            ipaddress.ip_network(part)
+        except ValueError as error:  # a name, or a network that has bits beyond its mask
+            raise ValueError(f"{error}: expected as 10.0.0.7,10.30.0.0/16") from None
+    return text
+
+
 Url = Annotated[str, AfterValidator(_without_slash)]
+Proxies = Annotated[str, AfterValidator(_addresses)]
 
 
 class ReviewSettings(BaseSettings):
@@ -38,9 +49,11 @@ class ReviewSettings(BaseSettings):
         description="How browsers reach the service, as https://review.example.org; default: the "
         "address of the request. Needed behind a proxy, and for OIDC.",
     )
-    trusted_proxies: str = Field(
-        default="",
-        description="Addresses, comma-separated, whose X-Forwarded-For and -Proto are believed.",
+    trusted_proxies: Proxies = Field(
+        default="127.0.0.1,::1",
+        description="Addresses and networks, comma-separated, whose X-Forwarded-For and -Proto are "
+        "believed; default: a proxy on this machine. Of any other, sign-ins are counted by what it "
+        "claims, and the log says so.",
     )
     store: Path = Field(default=Path(".atlasloop/store"), description="Root of the case store.")
     catalog_url: SecretStr = Field(
@@ -83,6 +96,12 @@ class ReviewSettings(BaseSettings):
     max_voxels: int = Field(default=MAX_VOXELS, ge=1, description="Of one volume.")
     region_threshold: float = Field(
         default=0.2, ge=0, le=2, description="Attention from which on a voxel counts as attended."
+    )
+    sheet_interval_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="How often cases are looked for whose contact sheet can be made before "
+        "somebody asks; 0: never.",
     )
     login_attempts: int = Field(
         default=10, ge=1, description="Failed sign-ins per name, and per address, in 15 minutes."

@@ -96,9 +96,10 @@ def file_of(form: FormData, field: str, *, plain_name: bool) -> Received:
     name = found.filename or ""
     if plain_name and (not FILE_NAME.fullmatch(name) or name in (".", "..")):
         raise InvalidInput(
-            "the file's name is a path", expected="a plain name, as mask.nii.gz",
+            "the file's name is a path",
+            expected="a plain name, as mask.nii.gz",
             remedy="send the name alone",
-        )  # fmt: skip
+        )
     return Received(found.file, name)
 
 

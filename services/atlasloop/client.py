@@ -283,7 +283,8 @@ class AttentionClient:
         organs: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> AttentionStream:
-        """Attention and pseudo label of a case of the store, slab by slab; nothing is written.
+        """Attention and pseudo label of a case of the store, slab by slab; nothing is written. What
+        scoring has stored is read; the models are asked only where there is nothing.
 
         Args:
             organs: attention channels wanted; empty: all.

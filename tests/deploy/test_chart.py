@@ -21,6 +21,7 @@ from rendered_chart import (
     container,
     containers,
     helm,
+    job_templates,
     matches,
     of_kind,
     pod_templates,
@@ -401,6 +402,56 @@ def test_triton_takes_a_gpu_where_it_is_told() -> None:
     assert "nvidia.com/gpu" not in container(render("trial"), "triton")["resources"]["limits"]
 
 
+def test_models_are_written_by_flow_runs_and_read_by_triton() -> None:
+    who = {
+        (name, one["name"]): mount
+        for name, pod in pod_templates(render("production"))
+        for one in containers(pod)
+        for mount in one.get("volumeMounts", [])
+        if mount["name"] == "models"
+    }
+    readers = {container for (_, container), mount in who.items() if mount.get("readOnly")}
+    writers = {container for (_, container), mount in who.items() if not mount.get("readOnly")}
+    assert (readers, writers) == ({"triton"}, {"model-repository", "prefect-job"})
+
+
+def test_the_key_to_the_models_is_for_triton_and_flow_runs() -> None:
+    holders = {
+        name
+        for name, pod in pod_templates(render("production"))
+        for volume in pod["spec"]["volumes"]
+        if volume.get("secret", {}).get("secretName") == "atlasloop-triton"
+    }
+    assert holders == {"work pool cpu", "work pool gpu"}
+    manifests = render("production")
+    by_reference = {
+        one["name"]
+        for _, pod in pod_templates(manifests)
+        for one in containers(pod)
+        for variable in (one["env"] if isinstance(one.get("env"), list) else [])
+        if "valueFrom" in variable
+    }
+    assert by_reference == {"triton"}
+
+
+@pytest.mark.parametrize(
+    ("sslmode", "bundle", "said"),
+    [
+        ("verify-full", "", "sslmode=verify-full&sslrootcert=system"),
+        ("verify-full", "ca", "sslmode=verify-full&sslrootcert=/etc/atlasloop/ca/ca.crt"),
+        ("require", "", "sslmode=require"),
+        ("verify-ca", "ca", "sslmode=verify-ca&sslrootcert=/etc/atlasloop/ca/ca.crt"),
+    ],
+)
+def test_how_the_database_is_trusted(sslmode: str, bundle: str, said: str) -> None:
+    """libpq refuses the system's authorities with any mode but verify-full."""
+    options = [f"database.sslmode={sslmode}", f"global.caBundle.configMap={bundle}"]
+    manifests = render("production", "1.32", *[x for o in options for x in ("--set", o)])
+    for base in job_templates(manifests).values():
+        url = base["variables"]["properties"]["env"]["default"]["ATLASLOOP_CATALOG_URL"]
+        assert url.partition("?")[2] == said
+
+
 def test_the_sidecar_shares_memory_with_triton() -> None:
     manifests = render("sidecar")
     (pod,) = [
@@ -455,6 +506,11 @@ REQUIRED = [
     ("trial", ["global.requireDigests=true"], "digest is required"),
     ("trial", ["database.mode=external"], "host"),
     ("production", ["database.host="], "host"),
+    (
+        "production",
+        ["database.sslmode=verify-ca", "global.caBundle.configMap="],
+        "global.caBundle.configMap is required with database.sslmode verify-ca",
+    ),
     ("production", ["review.ingress.tlsSecret="], "review.ingress.tlsSecret is required"),
     ("production", ["review.ingress.host="], "review.ingress.host is required"),
     ("production", ["prefect.ingress.tlsSecret="], "prefect.ingress.tlsSecret is required"),

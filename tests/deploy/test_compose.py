@@ -14,7 +14,7 @@ from rendered_chart import REPOSITORY, program
 FOLDER = REPOSITORY / "deploy" / "compose"
 FILES = (("compose.yaml",), ("compose.yaml", "compose.gpu.yaml"))
 ONE_SHOT = {"volumes", "migrate-catalog", "migrate-prefect", "model-repository"}
-IMAGE_HEALTH = {"attention", "flows", "review"}
+IMAGE_HEALTH = {"attention", "review"}
 """Their HEALTHCHECK is in the image."""
 
 
@@ -71,7 +71,7 @@ def test_services_are_hardened_and_bounded(files: tuple[str, ...]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not service.get("privileged"), name
         assert int(service["deploy"]["resources"]["limits"]["memory"]) > 0, name
-        if name not in ("volumes", "postgresql", "proxy"):
+        if name not in ("volumes", "proxy"):
             assert service["user"] == "10001:10001", name
         assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped"), name
 
@@ -125,10 +125,47 @@ def test_networks_keep_apart_what_need_not_meet(files: tuple[str, ...]) -> None:
         name: set(service.get("networks") or {}) for name, service in config["services"].items()
     }
     assert shares["triton"] == {"models"}
+    assert [
+        name
+        for name, service in config["services"].items()
+        if "triton_control" in {secret["source"] for secret in service.get("secrets", [])}
+    ] == ["flows", "triton"], "nobody else may load models"
     assert not shares["attention"] & {"database", "front"}
     assert shares["proxy"] == {"front"}
     assert shares["postgresql"] == {"database"}
     assert all(config["networks"][name]["internal"] for name in ("database", "models", "flows"))
+
+
+@both
+def test_models_are_written_by_flows_and_read_by_triton(files: tuple[str, ...]) -> None:
+    mounts = {
+        name: {volume["source"]: volume for volume in service.get("volumes", [])}
+        for name, service in read(files)["services"].items()
+    }
+    who = {name: volumes["models"] for name, volumes in mounts.items() if "models" in volumes}
+    assert set(who) == {"volumes", "model-repository", "triton", "flows"}
+    assert [name for name, mount in who.items() if mount.get("read_only")] == ["triton"]
+
+
+@both
+def test_flows_are_asked_themselves(files: tuple[str, ...]) -> None:
+    """Prefect may be well while the process that serves our flows hangs."""
+    flows = read(files)["services"]["flows"]
+    port = flows["environment"]["PREFECT_RUNNER_SERVER_PORT"]
+    assert flows["healthcheck"]["test"][-1] == f"http://127.0.0.1:{port}/health"
+
+
+def test_the_database_is_ready_only_when_its_databases_are_made() -> None:
+    """Until then its server listens on a socket alone, so it is asked by TCP."""
+    assert "--host=127.0.0.1" in read(FILES[0])["services"]["postgresql"]["healthcheck"]["test"]
+
+
+def test_the_proxy_owns_the_folder_that_it_writes_its_configuration_to() -> None:
+    """Older engines give a tmpfs the mode of the image's folder, not the one asked for."""
+    proxy = read(FILES[0])["services"]["proxy"]
+    user, group = proxy["user"].split(":")
+    (written,) = [place for place in proxy["tmpfs"] if place.startswith("/etc/nginx/conf.d:")]
+    assert {f"uid={user}", f"gid={group}"} <= set(written.partition(":")[2].split(","))
 
 
 def test_the_gpu_is_for_triton() -> None:

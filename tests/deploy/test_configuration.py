@@ -16,8 +16,11 @@ import yaml
 from atlas_attention.metrics import Metrics
 from atlas_attention.settings import AttentionSettings
 from atlas_core.catalog import _engine
-from atlas_flows.settings import Places
+from atlas_embedded.settings import EmbeddedSettings
+from atlas_flows.settings import FlowSettings, Places
+from atlas_review.metrics import Metrics as ReviewMetrics
 from atlas_review.settings import ReviewSettings
+from prometheus_client import CollectorRegistry
 from rendered_chart import (
     CHART,
     REPOSITORY,
@@ -41,6 +44,8 @@ SECRETS = {
     "secret": "s" * 64,
     "review_secret": "s" * 64,
     "oidc-client-secret": "o" * 40,
+    "control-key": "k" * 64,
+    "triton_control": "k" * 64,
 }
 
 values_files = pytest.mark.parametrize("values", VALUES)
@@ -127,6 +132,18 @@ def _places_agree(places: Places, database: str, attention: str, prefect: str) -
     assert places.prefect_api_url == prefect
 
 
+def _models_agree(places: Places, triton: str, key: str | None) -> None:
+    """A version is promoted from here: in the repository that Triton reads, by a call to Triton."""
+    assert places.triton_address == triton
+    root = Path("/var/lib/atlasloop/models")
+    assert places.model_repository == root / "repository"
+    assert places.model_store == root / "store"
+    assert places.training_runs == root / "runs"
+    assert places.triton_load_timeout_s == 1800
+    found = places.triton_control_key
+    assert (None if found is None else found.get_secret_value()) == key
+
+
 @values_files
 def test_flows_read_their_configuration(values: str, clean: pytest.MonkeyPatch) -> None:
     """As the pods of flow runs get it, from the job template of their work pool."""
@@ -137,6 +154,12 @@ def test_flows_read_their_configuration(values: str, clean: pytest.MonkeyPatch) 
     for base in job_templates(render(values)).values():
         own = base["variables"]["properties"]["env"]["default"]
         variables = environment({"env": [{"name": k, "value": v} for k, v in own.items()]}, SECRETS)
+        # Fields of two classes: the embedded stack's settings and the flows' own.
+        no_other(
+            variables,
+            "ATLASLOOP_",
+            {*FlowSettings.model_fields, *EmbeddedSettings.model_fields},
+        )
         enter(clean, variables)
         assert variables["PGPASSWORD"] == SECRETS["catalog-password"]
         places = Places.read()
@@ -146,6 +169,8 @@ def test_flows_read_their_configuration(values: str, clean: pytest.MonkeyPatch) 
             "dns:///site-atlasloop-attention:18010",
             "http://site-atlasloop-prefect:4200/api",
         )
+        key = SECRETS["control-key"] if values == "production" else None
+        _models_agree(places, "site-atlasloop-triton:8001", key)
         query = _engine(places.catalog_url).url.query
         expected = {"production": "verify-full", "airgapped": "verify-ca"}.get(values, "disable")
         assert query["sslmode"] == expected
@@ -165,6 +190,7 @@ print(json.dumps({
     "tls": database.sqlalchemy.connect_args.tls.model_dump(mode="json"),
     "auth": server.api.auth_string.get_secret_value() if server.api.auth_string else None,
     "ui": server.ui.api_url,
+    "ui files": server.ui.static_directory,
     "analytics": server.analytics_enabled,
 }))
 """
@@ -194,6 +220,7 @@ def test_the_prefect_server_reads_its_configuration(tmp_path: Path) -> None:
     assert read["tls"]["ca_file"] == "/etc/atlasloop/ca/ca.crt"
     assert read["auth"] == "atlas:secret"
     assert read["ui"] == "https://prefect.example.org/api"
+    assert read["ui files"].startswith("/tmp/"), "its own place is in the read-only root"
     assert read["analytics"] is False
 
 
@@ -204,10 +231,13 @@ def test_compose_configures_the_same_classes(clean: pytest.MonkeyPatch, tmp_path
     assert AttentionSettings().triton == "triton:8001"
     variables = compose_environment(compose_service("flows"))
     enter(clean, variables)
+    no_other(variables, "ATLASLOOP_", {*FlowSettings.model_fields, *EmbeddedSettings.model_fields})
     _places_agree(Places.read(), "postgresql", "attention:18010", "http://prefect:4200/api")
+    _models_agree(Places.read(), "triton:8001", SECRETS["triton_control"])
     read = _prefect_settings(compose_environment(compose_service("prefect")), tmp_path)
     assert read["url"] == f"postgresql+asyncpg://prefect:{'q' * 40}@postgresql:5432/prefect"
     assert (read["tls"]["enabled"], read["auth"]) == (False, "atlas:secret")
+    assert read["ui files"].startswith("/tmp/")
 
 
 @pytest.mark.parametrize("values", [v for v in VALUES if v != "airgapped"])
@@ -259,12 +289,19 @@ def test_values_of_review_are_the_fields_of_its_class() -> None:
     assert set(generator.REVIEW_SETTINGS) | generator.DECIDED_BY_CHART["review"] == fields
 
 
-def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
-    """Every query is PromQL, and every metric of ours exists."""
+def _series(registry: CollectorRegistry) -> set[str]:
+    """Names under which Prometheus keeps what `registry` serves."""
     served = set()
-    for family in Metrics().registry.collect():
+    for family in registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         served |= {name, f"{name}_bucket"} if family.type == "histogram" else {name}
+    return served
+
+
+def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
+    """Every query is PromQL, and every metric of ours exists."""
+    registries = (Metrics().registry, ReviewMetrics().registry)
+    served = set().union(*map(_series, registries))
     folder = REPOSITORY / "deploy" / "grafana"
     dashboard = json.loads((folder / "dashboard.json").read_text())
     rules = yaml.safe_load((folder / "alerts.yaml").read_text())
@@ -273,9 +310,15 @@ def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
     assert len(queries) > 25
     for query in queries:
         promql_parser.parse(query)
-        ours = set(re.findall(r"atlasloop_attention_\w+", query))
+        ours = set(re.findall(r"atlasloop_\w+|process_\w+", query))
         assert ours <= served, query
     (rule,) = of_kind(render("production"), "PrometheusRule")
     assert rule["spec"]["groups"] == rules["groups"]
+    (shown,) = [
+        one
+        for one in of_kind(render("production"), "ConfigMap")
+        if one["metadata"]["labels"].get("grafana_dashboard")
+    ]
+    assert [json.loads(text) for text in shown["data"].values()] == [dashboard]
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))

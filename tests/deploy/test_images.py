@@ -35,7 +35,8 @@ def test_every_role_has_one() -> None:
 
 def test_linters_have_no_word_to_say() -> None:
     files = [str(FOLDER / f"{role}.Dockerfile") for role in ROLES]
-    for command in ([program("hadolint"), *files], [program("shellcheck"), str(ENTRYPOINT)]):
+    scripts = [str(ENTRYPOINT), str(REPOSITORY / "deploy" / "compose" / "databases.sh")]
+    for command in ([program("hadolint"), *files], [program("shellcheck"), *scripts]):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (0, "")
 

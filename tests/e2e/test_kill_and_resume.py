@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.importing import import_folder
 from atlas_core.records import LabelSource, Reading
+from prefect_api import ask_prefect
 from small_cts import write_small_cts
 from stack import Stack, open_stack
 
@@ -117,13 +117,9 @@ class Bench:
 
     def prefect_runs(self, state: str) -> list[str]:
         """Ids of the runs that the Prefect UI shows in that state."""
-        request = urllib.request.Request(
-            f"{self.stack.prefect_api_url}/flow_runs/filter",
-            data=json.dumps({"flow_runs": {"state": {"type": {"any_": [state]}}}}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return [run["id"] for run in json.load(answer)]
+        of_state = {"flow_runs": {"state": {"type": {"any_": [state]}}}}
+        runs = ask_prefect(self.stack.prefect_api_url, "/flow_runs/filter", of_state)
+        return [run["id"] for run in runs]
 
     def require_recovery(self) -> None:
         """A second run completes, and nothing tells what happened to the first."""

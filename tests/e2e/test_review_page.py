@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +16,26 @@ import httpx
 import nibabel as nib
 import numpy as np
 import pytest
+from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.nifti_io import read_label, write_volume
 from browser import Visit, visiting
 from numpy.typing import NDArray
+from oidc_provider import running_provider, settings_for
 from playwright.sync_api import Browser, Page, Route, expect
-from review_server import PASSWORD, RunningReview, make_place, running_review
+from review_server import (
+    PASSWORD,
+    ReviewPlace,
+    RunningReview,
+    make_place,
+    running_review,
+    seed_case,
+)
 from triton_server import REPOSITORY
 
 WEB = REPOSITORY / "services" / "atlas_review" / "web"
 STATIC = REPOSITORY / "services" / "atlas_review" / "static"
-CASES = 6
+CASES = 9
 STROKE_PX = 40
 
 
@@ -120,6 +131,27 @@ class CaseTab:
         ends.append(self.crosshair)
         self.page.mouse.up()
         return ends
+
+    def outline(self, half_px: int = STROKE_PX) -> tuple[int, int, int]:
+        """Draw a square around the middle, not quite closed; the voxel in its middle."""
+        x, y = self.middle()
+        corners = []
+        self.page.mouse.move(x - half_px, y - half_px)
+        self.page.mouse.down()
+        corners.append(self.crosshair)
+        for right, down in ((1, -1), (1, 1), (-1, 1), (-1, -0.9)):
+            self.page.mouse.move(x + right * half_px, y + down * half_px, steps=6)
+            corners.append(self.crosshair)
+        self.page.mouse.up()
+        i, j, k = np.mean([corners[0], corners[2]], axis=0).round().astype(int).tolist()
+        return i, j, k
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Wait until the server has a draft with what is done in the block; an edit says at once
+        that it is not saved yet."""
+        yield
+        self.expect_draft("Draft saved")
 
     def expect_edited(self, *organs: str) -> None:
         marks = self.page.get_by_role("list", name="Organs").get_by_text("edited")
@@ -288,6 +320,200 @@ def test_more_steps_are_undone_than_niivue_keeps(visit: Visit) -> None:
     expect(tab.page.get_by_role("button", name="Undo")).to_be_disabled()
 
 
+def draft_of(client: httpx.Client, task: int, folder: Path) -> NDArray[np.uint8]:
+    """The label map as `client` has drawn it."""
+    drawn: NDArray[np.uint8] = fetched(client, f"/api/v1/tasks/{task}/draft", folder).voxels
+    return drawn
+
+
+def axial_axis(task: dict[str, Any]) -> int:
+    """Axis of the file that goes through the axial slices."""
+    matrix = geometry_of(task).matrix[:3, :3]
+    return int(np.argmax(np.abs(matrix[2]) / np.linalg.norm(matrix, axis=0)))
+
+
+def test_the_eraser_takes_the_pens_organ_alone(
+    visit: Visit, bob: httpx.Client, tmp_path: Path
+) -> None:
+    tab = open_task(visit, "bob", 7)
+    tab.page.get_by_label("Keep other organs").uncheck()
+    tab.choose("spleen")
+    tab.press("a", "b")
+    with tab.saving():
+        ends = tab.stroke()
+    drawn = draft_of(bob, 7, tmp_path)
+    assert {int(drawn[voxel]) for voxel in ends} == {8}
+
+    tab.page.get_by_label("Keep other organs").check()
+    tab.choose("aorta")
+    tab.press("e")
+    tab.stroke()
+    tab.choose("spleen")
+    with tab.saving():
+        tab.page.mouse.click(*tab.middle())  # one spot of the stroke
+    erased = draft_of(bob, 7, tmp_path)
+    changed = drawn != erased
+    assert changed.any()
+    assert set(drawn[changed]) <= {8, 1}, "only what the two organs had"
+    assert set(erased[changed]) == {0}
+    assert {int(erased[voxel]) for voxel in ends} == {8}, "aorta's eraser leaves the spleen"
+
+
+def test_a_filled_outline_has_an_inside(visit: Visit, bob: httpx.Client, tmp_path: Path) -> None:
+    tab = open_task(visit, "bob", 8)
+    tab.page.get_by_label("Keep other organs").uncheck()
+    tab.choose("pancreas")
+    tab.press("a", "f")
+    with tab.saving():
+        middle = tab.outline()
+    task = task_of(bob, 8)
+    before, drawn = label_map(bob, task, tmp_path), draft_of(bob, 8, tmp_path)
+    changed = np.argwhere(drawn != before)
+    assert drawn[middle] == 6
+    up = axial_axis(task)
+    assert set(changed[:, up]) == {middle[up]}, "one slice"
+    low, high = changed.min(axis=0), changed.max(axis=0)
+    box = drawn[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
+    assert np.mean(box == 6) > 0.9, "no hole in it"
+
+
+def test_interpolation_fills_the_slices_between(
+    visit: Visit, bob: httpx.Client, tmp_path: Path
+) -> None:
+    """Shape-based: what both outlines hold is inside between them, what neither holds is not."""
+    tab = open_task(visit, "bob", 9)
+    tab.page.get_by_label("Keep other organs").uncheck()
+    tab.choose("gall bladder")
+    tab.press("a", "i")
+    expect(tab.page.get_by_text("Draw this organ on two slices")).to_be_visible()
+    tab.press("f")
+    first = tab.outline()
+    tab.press(*["ArrowUp"] * 4)
+    second = tab.outline(STROKE_PX // 2)
+    with tab.saving():
+        tab.press("i")
+    up = axial_axis(task_of(bob, 9))
+    slices = np.moveaxis(draft_of(bob, 9, tmp_path) == 2, up, 0)
+    start, end = first[up], second[up]
+    step = 1 if end > start else -1
+    assert abs(end - start) == 4
+    both, either = slices[start] & slices[end], slices[start] | slices[end]
+    assert both.any()
+    areas = [int(slices[at].sum()) for at in range(start, end + step, step)]
+    for at in range(start + step, end, step):
+        assert not (both & ~slices[at]).any()
+        assert not (slices[at] & ~either).any()
+    assert areas == sorted(areas, reverse=True), "it shrinks from the larger to the smaller"
+    with tab.saving():
+        tab.press("z")
+    undone = np.moveaxis(draft_of(bob, 9, tmp_path) == 2, up, 0)
+    assert int(undone[end].sum()) == areas[-1]
+    assert int(undone[start + step].sum()) < areas[1], "one step undoes it"
+
+
+def test_a_second_reader_is_somebody_else_who_may(
+    chromium: Browser, visit: Visit, site: RunningReview, admin: httpx.Client
+) -> None:
+    tab = open_task(visit, "bob", 8)
+    tab.press("r")
+    dialog = tab.page.get_by_role("dialog", name="Ask a second reader")
+    dialog.get_by_role("textbox").fill("Is this a cavity?")
+    dialog.get_by_role("button", name="Ask").click()
+    tab.expect_state("second reading")
+    waiting = task_of(admin, 8)
+    assert (waiting["state"], waiting["second_reader"]) == ("second_reading", True)
+    drawn = in_force(waiting, "pancreas")
+    assert drawn["author"] == "bob", "the second reader sees what was drawn"
+    for user in ("ann", "bob"):
+        with visiting(chromium, site.url) as other:
+            page = open_task(other, user, 8).page
+            expect(page.get_by_role("alert")).to_contain_text("second reader")
+            expect(page.get_by_role("button", name="Confirm case")).to_have_count(0)
+    with visiting(chromium, site.url) as reader:
+        reading = open_task(reader, "rita", 8)
+        expect(reading.page.get_by_text("second reader asked")).to_be_visible()
+        expect(reading.page.get_by_text("Is this a cavity?")).to_be_visible()
+        reading.press("Shift+Enter")
+        reading.expect_state("revised")  # by bob's drawing, which rita confirms
+    done = task_of(admin, 8)
+    assert (done["state"], done["assignee"]) == ("revised", "rita")
+
+
+def test_a_reader_opens_a_finished_case_again(
+    chromium: Browser, visit: Visit, site: RunningReview, admin: httpx.Client
+) -> None:
+    with visiting(chromium, site.url) as other:
+        page = open_task(other, "ann", 8).page
+        expect(page.get_by_role("alert")).to_contain_text("This task is revised")
+        expect(page.get_by_role("button", name="Reopen")).to_have_count(0)
+    tab = open_task(visit, "rita", 8)
+    tab.page.get_by_role("button", name="Reopen").click()
+    dialog = tab.page.get_by_role("dialog", name="Reopen this task")
+    dialog.get_by_role("textbox").fill("second thoughts")
+    dialog.get_by_role("button", name="Reopen").click()
+    tab.expect_state("leased")
+    expect(tab.page.get_by_role("button", name="Confirm case")).to_be_visible()
+    again = task_of(admin, 8)
+    assert (again["state"], again["assignee"]) == ("leased", "rita")
+    (reopened,) = [one for one in again["history"] if one["action"] == "reopen"]
+    assert (reopened["who"], reopened["detail"]) == ("rita", {"reason": "second thoughts"})
+
+
+def test_a_lost_lease_is_said_and_loses_nothing(chromium: Browser, tmp_path: Path) -> None:
+    place = make_place(tmp_path / "place", cases=1, columns=48)
+    with (
+        running_review(place, lease_s=10) as running,
+        running.client("bob") as bob,
+        visiting(chromium, running.url) as visit,
+    ):
+        tab = open_task(visit, "ann", 1)
+        tab.choose("spleen")
+        tab.press("a", "b")
+        with tab.saving():
+            tab.stroke()
+        first = task_of(bob, 1)["lease_expires_at"]
+        with tab.page.expect_response("**/lease"):
+            pass
+        assert task_of(bob, 1)["lease_expires_at"] > first, "an open page renews its lease"
+        assert bob.post("/api/v1/tasks/1/lease").status_code == 409
+
+        tab.page.route("**/lease", lambda route: route.abort())
+        while bob.post("/api/v1/tasks/1/lease").status_code == 409:
+            time.sleep(0.2)
+        tab.page.unroute("**/lease")
+        banner = tab.page.get_by_role("alert").filter(has_text="Only for looking")
+        expect(banner).to_contain_text("another annotator holds this case")
+        expect(tab.page.get_by_role("button", name="Pen", exact=True)).to_be_disabled()
+        expect(tab.page.get_by_role("button", name="Submit revision")).to_have_count(0)
+        assert task_of(bob, 1)["assignee"] == "bob"
+        tab.page.close()
+
+        assert bob.delete("/api/v1/tasks/1/lease").status_code == 204
+        again = case_tab(visit.tab("/#/task/1"))
+        again.expect_state("leased")
+        again.expect_edited("spleen")
+
+
+def test_signing_in_by_the_organisation(chromium: Browser, tmp_path: Path) -> None:
+    place = ReviewPlace(tmp_path)
+    place.store.root.mkdir(parents=True)
+    with (
+        running_provider() as issuer,
+        running_review(place, **settings_for(issuer)) as running,
+        visiting(chromium, running.url) as visit,
+    ):
+        page = visit.tab()
+        expect(page.get_by_label("Password")).to_have_count(0)
+        page.get_by_role("link", name="Log in with your organisation").click()
+        expect(page.get_by_role("heading", name="Queue")).to_be_visible()
+        expect(page.locator(".who")).to_contain_text("ida")
+        away = f"request to {issuer}/authorize"
+        assert [wrong.partition("?")[0] for wrong in visit.wrongs] == [away]
+        visit.wrongs.clear()
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_role("link", name="Log in with your organisation")).to_be_visible()
+
+
 def test_keys_do_what_the_overlay_lists(visit: Visit) -> None:
     page = visit.tab("/#/task/3")
     log_in(page, "rita")
@@ -407,10 +633,22 @@ def test_a_mask_made_elsewhere(visit: Visit, admin: httpx.Client, tmp_path: Path
 
     field.set_input_files(mask_file(grid, tmp_path))
     tab.expect_edited("gall bladder")
-    tab.press("Control+Enter")
-    tab.expect_state("revised")
-    label = in_force(task_of(admin, 6), "gall_bladder")
+    tab.page.get_by_role("button", name="Discard drawing").click()
+    discarding = tab.page.get_by_role("dialog", name="Discard everything drawn in this case?")
+    expect(discarding).to_contain_text("stays in force: gall bladder")
+    discarding.get_by_role("button", name="Discard", exact=True).click()
+    active = tab.page.get_by_role("region", name="Active organ")
+    expect(active).to_contain_text("liver")  # the case is opened anew, at its largest region
+    tab.expect_edited()
+    tab.choose("gall bladder")
+    expect(active).to_contain_text("revised, bob")
+    tab.press("Shift+Enter")
+    tab.expect_state("revised")  # not confirmed: the mask is a revision
+    done = task_of(admin, 6)
+    label = in_force(done, "gall_bladder")
     assert (label["author"], label["voxels"]) == ("bob", 1)
+    verdicts = {one["organ"]: one["verdict"] for one in done["organs"]}
+    assert verdicts["gall_bladder"] == "needs_revision"
 
 
 def test_wrong_password(visit: Visit) -> None:
@@ -472,3 +710,24 @@ def test_state_of_the_atlas(visit: Visit, admin: httpx.Client) -> None:
     expect(page.get_by_role("img", name="Cases by state")).to_contain_text("skipped")
     expect(page.get_by_role("img", name=re.compile("^Organ volumes"))).to_contain_text("liver")
     expect(page.get_by_role("table", name="Annotator throughput")).to_contain_text("ann")
+
+
+def test_a_manager_opens_tasks(visit: Visit, site: RunningReview, admin: httpx.Client) -> None:
+    """The last test: afterwards there is a case more."""
+    with Catalog.open(site.place.catalog_url) as catalog:
+        case = seed_case(catalog, site.place.store, 99, columns=32)
+    page = visit.tab()
+    log_in(page, "rita")
+    rows = page.get_by_role("table", name="Tasks").get_by_role("row")
+    expect(rows).to_have_count(CASES + 1)
+    expect(page.get_by_role("form", name="Open tasks")).to_have_count(0)
+    page.get_by_role("button", name="Log out").click()
+    log_in(page, "admin")
+    form = page.get_by_role("form", name="Open tasks")
+    form.get_by_label("Amount").fill("100")
+    form.get_by_role("button", name="Open tasks").click()
+    said = page.get_by_text(f"1 tasks opened, {CASES} were there already.")
+    expect(said).to_be_visible()
+    expect(rows).to_have_count(CASES + 2)
+    tasks = admin.get("/api/v1/queue?state=open").json()["tasks"]
+    assert case.id in {one["case_id"] for one in tasks}

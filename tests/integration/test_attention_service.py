@@ -45,7 +45,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from triton_server import TritonServer, free_port
+from ports import free_port
+from triton_server import TritonServer
 
 WAIT_S = 60.0
 CASE = "Phantom_0123456789ab"
@@ -195,18 +196,23 @@ def test_score_stream_and_upload_give_what_the_pipeline_gives(
     assert attention.any() and label.any()
 
     with service.client() as client:
+        predicted = client.stream_case(CASE, reading.value).collect()
         progress: list[tuple[int, int]] = []
         scored = client.score_case(
             CASE, reading.value, on_progress=lambda done, total: progress.append((done, total))
         )
+        asked = service.metric("inferences_total")
         streamed = client.stream_case(CASE, reading.value).collect()
+        assert service.metric("inferences_total") == asked, "what is stored asks no model"
+        last_first = client.stream_case(CASE, reading.value, organs=list(sizes)[::-1]).collect()
         sent = client.attend_volume(volume.voxels, volume.geometry.matrix, reading.value)
 
-    for maps in (streamed, sent):
+    assert np.array_equal(last_first.attention, attention[::-1])
+    for maps in (predicted, streamed, sent):
         assert np.array_equal(maps.attention, attention)
         assert np.array_equal(maps.label, label)
         assert np.allclose(maps.grid.affine, volume.geometry.matrix)  # float32 in the file
-    for result in (scored, streamed.result, sent.result):
+    for result in (scored, predicted.result, streamed.result, sent.result):
         assert {organ.organ: organ.attention_voxels for organ in result.organs} == sizes
         assert result.ensemble == ensemble_key([spec.ref for spec in specs(tiny_models)])
         assert [f"{m.name}@{m.version}" for m in result.models] == list(ENSEMBLE)

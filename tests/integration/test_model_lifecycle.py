@@ -11,51 +11,28 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound, Unavailable
-from atlas_core.importing import import_folder
 from atlas_core.model_registry import PromotionKind, evaluations, promotions
-from atlas_core.records import Label, LabelSource, Reading
-from atlas_core.volume import Volume
+from atlas_core.records import Reading
 from atlas_embedded.stack import up
 from atlas_embedded.triton_models import TritonModels, repository_of
 from atlas_flows.cli import app
 from atlas_flows.model_lifecycle import Order, PromotionRefused, Site, promote, rollback
 from atlas_models.triton_repository import GRAPH_FILE, read_spec
 from atlasloop.client import AttentionClient
-from onnx import numpy_helper
-from small_cts import write_small_cts
+from known_models import NAME, export, import_true_cases
 from stack import Stack, open_stack
-from triton_server import export_tiny_model
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.stack
 
-NAME = "conv_a"
 CASES = 3
-
-
-def export(folder: Path, version: int, *, level: float = 0.0, graph: bytes | None = None) -> Path:
-    """`NAME` in another version: like version 0, its level of tissue shifted by `level` steps."""
-    export_tiny_model(folder, NAME, version=0)
-    model = onnx.load_model(folder / GRAPH_FILE)
-    bias = next(t for t in model.graph.initializer if t.name == "bias")
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) - np.float32(level), "bias"))
-    content = model.SerializeToString() if graph is None else graph
-    (folder / GRAPH_FILE).write_bytes(content)
-    import hashlib
-
-    spec = json.loads((folder / "model.json").read_text())
-    spec |= {"version": version, "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "model.json").write_text(json.dumps(spec))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,45 +47,19 @@ def lifecycle_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
 @pytest.fixture(scope="module")
 def catalog(lifecycle_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
     """Cases whose original labels are what version 0 predicts."""
-    folder = tmp_path_factory.mktemp("cts")
-    write_small_cts(folder, CASES, seed=4)
     store = CaseStore(lifecycle_stack.settings.store)
     with Catalog.open(lifecycle_stack.settings.catalog_url) as opened:
-        import_folder(folder, "blobs", None, catalog=opened, store=store, force=True)
-        with AttentionClient(lifecycle_stack.attention_address) as client:
-            for case in opened.cases():
-                with client.stream_case(case.id) as stream:
-                    maps = stream.collect()
-                opened.add_labels(_labels(case.id, maps, store))
+        import_true_cases(
+            tmp_path_factory.mktemp("cts"), CASES, opened, store, lifecycle_stack.attention_address
+        )
         yield opened
-
-
-def _labels(case_id: str, maps: object, store: CaseStore) -> list[Label]:
-    label, grid = maps.label, maps.grid  # type: ignore[attr-defined]
-    from atlas_core.geometry import VolumeGeometry
-
-    geometry = VolumeGeometry.from_array(grid.shape, grid.affine)
-    labels = []
-    for organ, value in zip(grid.organs, grid.labels, strict=True):
-        mask = np.asfortranarray((label == value).astype(np.uint8))
-        stored = store.write_label(case_id, organ, LabelSource.ORIGINAL, Volume(mask, geometry))
-        labels.append(
-            Label(
-                case_id=case_id, organ=organ, source=LabelSource.ORIGINAL, path=stored.path,
-                value=1, sha256=stored.sha256, voxels=int(mask.sum()), volume_ml=1.0,
-                created_at=datetime.now(UTC),
-            )
-        )  # fmt: skip
-    return labels
 
 
 @pytest.fixture
 def site(lifecycle_stack: Stack, catalog: Catalog) -> Iterator[Site]:
     """Version 0 alone in service, before and after."""
     settings = lifecycle_stack.settings
-    triton = TritonModels(
-        settings.triton_grpc, settings.triton_metrics_port, repository_of(settings), 60.0
-    )
+    triton = TritonModels(settings.triton_grpc, repository_of(settings), 60.0)
     yield Site(triton, catalog, CaseStore(settings.store), settings.attention_address, 0.01)
     repository = triton.repository
     repository.serve_only(NAME, [0], 0)

@@ -18,9 +18,10 @@ from atlas_core.catalog import Catalog
 from atlas_core.label_versions import LabelVersions
 from atlas_core.nifti_io import read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.revisions import RevisionQueue, Wanted
 from numpy.typing import NDArray
+from ports import free_port
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
-from triton_server import free_port
 
 monailabel = pytest.importorskip(
     "monailabel.client", reason="NO MONAI LABEL CLIENT: pip install --no-deps monailabel==0.8.5"
@@ -62,7 +63,9 @@ def clients(url: str, folder: Path, user: str) -> MakeClient:
     return make
 
 
-def revise_one_case(make: MakeClient, url: str, folder: Path, strategy: str) -> dict[str, Any]:
+def revise_one_case(
+    make: MakeClient, url: str, folder: Path, strategy: str, tag: str = "final"
+) -> dict[str, Any]:
     """What 3D Slicer does: next case, download, label, submit without a part of the liver."""
     sample: dict[str, Any] = make().next_sample(strategy, {})
     image = httpx.get(f"{url}/datastore/image", params={"image": sample["id"]}, trust_env=False)
@@ -76,7 +79,7 @@ def revise_one_case(make: MakeClient, url: str, folder: Path, strategy: str) -> 
     edited = folder / "edited.nii.gz"
     write_volume(edited, voxels, label.geometry)
     info = [{"name": name, "idx": 500 + k} for k, name in enumerate(names)]
-    saved = make().save_label(sample["id"], str(edited), "final", {"label_info": info})
+    saved = make().save_label(sample["id"], str(edited), tag, {"label_info": info})
     return {"sample": sample, "voxels": voxels, "saved": saved}
 
 
@@ -117,6 +120,20 @@ def test_the_queue_ends_with_nothing(running: RunningReview, tmp_path: Path) -> 
     names = [one["sample"]["name"] for one in seen]
     assert len(set(names)) == 3  # Slicer keeps images by name
     assert make().next_sample("attention", {}) == {}
+
+
+def test_a_label_that_was_saved_before_the_end_is_a_revision(
+    running: RunningReview, tmp_path: Path
+) -> None:
+    """Submitted again without a change, the case does not end as one that needed no revision."""
+    make = clients(running.url, tmp_path / "client", "ann")
+    done = revise_one_case(make, running.url, tmp_path, "attention", tag="later")
+    assert set(done["saved"]["versions"]) == {"liver"}
+    again = make().save_label(done["sample"]["id"], str(tmp_path / "edited.nii.gz"))
+    assert again["versions"] == {}
+    with Catalog.open(running.place.catalog_url) as catalog:
+        counts = RevisionQueue(catalog).counts(Wanted())
+    assert (counts.revised, counts.confirmed) == (1, 0)
 
 
 def test_two_users_never_overwrite_each_other(running: RunningReview, tmp_path: Path) -> None:

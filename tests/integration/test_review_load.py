@@ -9,9 +9,9 @@ from atlas_core.catalog import Catalog
 from atlas_core.label_versions import LabelVersions
 from atlas_core.revisions import RevisionQueue, Wanted
 from atlas_review.roles import Role
+from ports import free_port
 from review_load import ORGAN, a_mask, fill_catalog, hammer
 from review_server import ReviewPlace, running_review
-from triton_server import free_port
 
 CASES = 320
 CLIENTS = 32

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from oidc_provider import running_provider, settings_for
 from review_server import ReviewPlace, RunningReview, running_review
-from triton_server import free_port
 
 API = "/api/v1"
 
@@ -39,28 +35,10 @@ class SignOn:
 
 @pytest.fixture(scope="module")
 def sign_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SignOn]:
-    port = free_port()
-    issuer = f"http://127.0.0.1:{port}"
-    program = Path(__file__).parents[1] / "oidc_provider.py"
-    provider = subprocess.Popen([sys.executable, str(program), str(port)])
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"{issuer}/jwks", trust_env=False)
-                break
-            assert provider.poll() is None
-            assert time.monotonic() < deadline, "the provider does not start"
-            time.sleep(0.05)
-        place = ReviewPlace(tmp_path_factory.mktemp("oidc"))
-        place.store.root.mkdir(parents=True)
-        roles = '{"radiology": "annotator", "atlas-managers": "manager"}'
-        settings = {"oidc_issuer": issuer, "allow_http_oidc": True, "oidc_roles": roles}
-        with running_review(place, **settings) as review:
-            yield SignOn(review, issuer)
-    finally:
-        provider.terminate()
-        provider.wait(timeout=30)
+    place = ReviewPlace(tmp_path_factory.mktemp("oidc"))
+    place.store.root.mkdir(parents=True)
+    with running_provider() as issuer, running_review(place, **settings_for(issuer)) as review:
+        yield SignOn(review, issuer)
 
 
 @pytest.fixture

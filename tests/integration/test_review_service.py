@@ -8,16 +8,20 @@ import io
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from atlas_core.assembly import Candidate, assemble
 from atlas_core.case_store import CaseStore
@@ -26,6 +30,7 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.nifti_io import read_label, read_volume, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.outgoing_events import QUEUE_DRAINED
+from atlas_review.known import REMEMBERED_S
 from numpy.typing import NDArray
 from PIL import Image
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
@@ -155,8 +160,136 @@ def test_guessing_passwords_is_slow(review_place: ReviewPlace) -> None:
         assert statuses == [401, 401, 401, 429]
         right = {"username": "ann", "password": PASSWORD}
         answer = client.post(f"{API}/session", json=right)
-    assert answer.status_code == 429
-    assert 0 < int(answer.headers["retry-after"]) <= 900
+        assert answer.status_code == 429
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert 0 < int(answer.headers["retry-after"]) <= 900
+        assert client.post("/auth/token", data=right).status_code == 429  # one count for both ways
+
+
+def test_guesses_at_once_are_no_more_than_one_after_the_other(review_place: ReviewPlace) -> None:
+    """Each of them is under way while the others are counted."""
+    with running_review(review_place, login_attempts=3) as running, running.client() as client:
+        wrong = {"username": "ann", "password": "guess"}
+
+        def guess(_: int) -> int:
+            return client.post(f"{API}/session", json=wrong).status_code
+
+        with ThreadPoolExecutor(12) as pool:
+            statuses = sorted(pool.map(guess, range(24)))
+    assert statuses == [401] * 3 + [429] * 21
+
+
+def sign_in(client: httpx.Client, name: str, password: str, forwarded_for: str) -> int:
+    headers = {"X-Forwarded-For": forwarded_for} if forwarded_for else {}
+    body = {"username": name, "password": password}
+    return client.post(f"{API}/session", json=body, headers=headers).status_code
+
+
+@pytest.mark.parametrize("trusted", ["127.0.0.1", "10.30.0.0/16"])
+def test_behind_a_proxy_a_guesser_locks_out_nobody_else(
+    review_place: ReviewPlace, tmp_path: Path, trusted: str
+) -> None:
+    """Whether the proxy is named or not; the log says if it is not."""
+    log = tmp_path / "log"
+    fields: dict[str, Any] = {"login_attempts": 2, "trusted_proxies": trusted, "log": log}
+    with running_review(review_place, **fields) as running, running.client() as client:
+        guesses = [sign_in(client, f"no{n}", "guess", "1.1.1.1, 203.0.113.5") for n in range(3)]
+        assert guesses == [401, 401, 429]
+        assert sign_in(client, "ann", PASSWORD, "203.0.113.5") == 429
+        assert sign_in(client, "ann", PASSWORD, "203.0.113.6") == 200
+        assert sign_in(client, "ann", PASSWORD, "203.0.113.6") == 200
+    told = [line for line in log.read_text().splitlines() if "a proxy that is not trusted" in line]
+    assert len(told) == (0 if trusted == "127.0.0.1" else 1)
+    assert all("ATLAS_REVIEW_TRUSTED_PROXIES" in line and "127.0.0.1" in line for line in told)
+
+
+def test_who_makes_up_addresses_is_not_free_to_guess(review_place: ReviewPlace) -> None:
+    fields: dict[str, Any] = {"login_attempts": 1, "trusted_proxies": "10.30.0.0/16"}
+    with running_review(review_place, **fields) as running, running.client() as client:
+        guesses = [sign_in(client, f"no{n}", "guess", f"10.0.0.{n}") for n in range(11)]
+    assert guesses == [401] * 10 + [429]
+
+
+def test_a_locked_address_is_told_with_what_to_do(
+    review_place: ReviewPlace, tmp_path: Path
+) -> None:
+    """As of a proxy that says nothing of its clients: nobody can tell that from a guesser."""
+    log = tmp_path / "log"
+    with (
+        running_review(review_place, login_attempts=2, log=log) as running,
+        running.client() as client,
+    ):
+        assert [sign_in(client, f"no{n}", "guess", "") for n in range(4)] == [401, 401, 429, 429]
+    told = [line for line in log.read_text().splitlines() if "too many failed sign-ins" in line]
+    assert len(told) == 1
+    assert "ATLAS_REVIEW_TRUSTED_PROXIES" in told[0] and "no0" not in log.read_text()
+
+
+@pytest.mark.parametrize("wrong", ["*", "proxy.example.org", "10.30.0.1/16", "127.0.0.1,nginx"])
+def test_a_proxy_that_can_never_be_is_refused_at_the_start(wrong: str) -> None:
+    from atlas_review.settings import ReviewSettings
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError, match="expected as 10"):
+        ReviewSettings(trusted_proxies=wrong)
+
+
+@pytest.mark.parametrize("command", [["remove", "ann"], ["add-user", "ann", "annotator"]])
+def test_who_is_removed_or_changed_is_signed_out(tmp_path: Path, command: list[str]) -> None:
+    place = make_place(tmp_path / "place", cases=1, columns=32)
+    with running_review(place) as running, running.client("ann") as client:
+        assert client.get(f"{API}/queue").status_code == 200
+        subprocess.run(
+            [sys.executable, "-m", "atlas_review", *command],
+            env=place.environment(),
+            input=b"another good password\n",
+            check=True,
+        )
+        deadline = time.monotonic() + REMEMBERED_S
+        while client.get(f"{API}/queue").status_code != 401:
+            assert time.monotonic() < deadline + 60, "still signed in"
+            time.sleep(0.2)
+        again = {"username": "ann", "password": PASSWORD}
+        assert client.post(f"{API}/session", json=again).status_code == 401
+        with running.client("admin") as manager:
+            entries = manager.get(f"{API}/audit").json()["entries"]
+        (changed,) = [one for one in entries if one["who"] == "command line"]
+        roles = [] if command[0] == "remove" else ["annotator"]
+        assert changed["action"] in ("remove account", "add user")
+        assert changed["detail"] == {"name": "ann", "roles": roles}
+
+
+def test_signing_out_leaves_no_cts_in_the_browser(review: RunningReview) -> None:
+    with review.client("ann") as client:
+        assert client.delete(f"{API}/session").headers["clear-site-data"] == '"cache"'
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example:18030"},  # a name that was made to mean 127.0.0.1
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Host": "[::"},
+        {"Host": ""},
+    ],
+)
+def test_without_signing_in_no_other_site_may_act(
+    insecure: RunningReview, headers: dict[str, str]
+) -> None:
+    with insecure.client() as client:
+        answer = client.post(f"{API}/queue/next", headers=headers)
+        assert answer.status_code in (400, 403)
+        own = client.post(f"{API}/queue/next", headers={"Origin": insecure.url})
+        assert own.status_code == 204
+
+
+@pytest.fixture(scope="module")
+def insecure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
+    place = ReviewPlace(tmp_path_factory.mktemp("insecure"))
+    place.store.root.mkdir(parents=True)
+    with running_review(place, insecure=True) as running:
+        yield running
 
 
 def test_the_first_start_makes_an_account_and_says_its_password_once(tmp_path: Path) -> None:
@@ -252,6 +385,61 @@ def test_regions_come_largest_first_with_their_place(
     np.testing.assert_allclose(affine @ [*region["centroid_ijk"], 1], [*region["centroid_mm"], 1])
     low, high = region["box_ijk"]
     assert all(a <= c <= b for a, c, b in zip(low, region["centroid_ijk"], high, strict=True))
+
+
+def test_regions_of_all_organs_say_whose_they_are(ann: httpx.Client, case: dict[str, Any]) -> None:
+    url = f"{API}/cases/{case['id']}/regions"
+    of_all = ann.get(url).json()["regions"]
+    counting = [one["organ"] for one in case["attention"] if one["counts"]]
+    each = {organ: ann.get(url, params={"organ": organ}).json()["regions"] for organ in counting}
+    assert "spleen" not in each  # it has an original label
+    sizes = [region["ml"] for region in of_all]
+    assert sizes == sorted(sizes, reverse=True)
+    for organ, regions in each.items():
+        assert [one for one in of_all if one["organ"] == organ] == regions
+    assert len(of_all) == sum(len(regions) for regions in each.values())
+
+
+def test_contact_sheets_are_there_before_anybody_asks(tmp_path: Path) -> None:
+    place = make_place(tmp_path / "place", cases=2, columns=32)
+
+    def sheets() -> dict[str, set[str]]:
+        found = place.store.root.glob("cases/*/derived/contact-*.png")
+        by_case: dict[str, set[str]] = {}
+        for path in found:
+            by_case.setdefault(path.parents[1].name, set()).add(path.name)
+        return by_case
+
+    def wait_for(done: Callable[[dict[str, set[str]]], bool]) -> dict[str, set[str]]:
+        while not done(now := sheets()):
+            time.sleep(0.1)
+        return now
+
+    with running_review(place, sheet_interval_s=0.1) as running, running.client("ann") as client:
+        first = wait_for(lambda now: len(now) == 2)
+        case = client.get(f"{API}/cases/{min(first)}").json()
+        served = client.get(f"{API}/cases/{case['id']}/contact-sheet.png").content
+        (name,) = first[case["id"]]
+        path = place.store.derived_path(case["id"], name)
+        assert path.read_bytes() == served
+        assert sheets() == first  # the reader was served what was there
+        mask = np.zeros(case["shape"], np.uint8)
+        mask[5:9, 5:9, 2:4] = 1
+        content = nifti(tmp_path, mask, geometry_of(case))
+        base = label_of(case, "aorta")["id"]
+        hand_in(client, case["id"], content, organ="aorta", base=base).raise_for_status()
+        wait_for(lambda now: not now[case["id"]] & first[case["id"]] and len(now[case["id"]]) == 1)
+
+
+def test_who_makes_sheets_ahead_ends_with_the_service(tmp_path: Path) -> None:
+    place = make_place(tmp_path / "place", cases=1, columns=32)
+    with running_review(place, sheet_interval_s=0.1) as running:
+        service = psutil.Process(running.process.pid)
+        (ahead,) = [one for one in service.children() if "sheets_ahead" in str(one.cmdline())]
+        running.process.send_signal(signal.SIGKILL)
+        running.process.wait()
+        ahead.wait()
+        assert not ahead.is_running()
 
 
 def test_an_archive_holds_volumes_and_colours(ann: httpx.Client, case: dict[str, Any]) -> None:
@@ -397,20 +585,57 @@ BAD: dict[str, tuple[Callable[[Path, dict[str, Any]], bytes], int, str]] = {
 }
 
 
+def _hand_in_mask(client: httpx.Client, case: dict[str, Any], content: bytes) -> httpx.Response:
+    base = label_of(client.get(f"{API}/cases/{case['id']}").json(), "liver")["id"]
+    return hand_in(client, case["id"], content, organ="liver", base=base)
+
+
+def _save_draft(client: httpx.Client, case: dict[str, Any], content: bytes) -> httpx.Response:
+    cases = client.get(f"{API}/cases").json()["cases"]
+    task = next(one["task_id"] for one in cases if one["id"] == case["id"])
+    return client.put(f"{API}/tasks/{task}/draft", content=content)
+
+
+def _hand_in_by_monai(client: httpx.Client, case: dict[str, Any], content: bytes) -> httpx.Response:
+    files = {"label": ("mask.nii.gz", content)}
+    return client.put("/datastore/label", params={"image": case["id"]}, files=files)
+
+
+DOORS = {"as a mask": _hand_in_mask, "as a draft": _save_draft, "by MONAI Label": _hand_in_by_monai}
+
+
+@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_mask_is_refused_with_the_reason_and_not_stored(
-    review: RunningReview, ann: httpx.Client, case: dict[str, Any], tmp_path: Path, what: str
+    review: RunningReview,
+    ann: httpx.Client,
+    case: dict[str, Any],
+    tmp_path: Path,
+    what: str,
+    door: str,
 ) -> None:
     make, status, words = BAD[what]
+    if what == "with unknown values" and door != "as a mask":
+        words = "values" if door == "as a draft" else "no segment"
     before = stored(review)
-    base = label_of(ann.get(f"{API}/cases/{case['id']}").json(), "liver")["id"]
-    answer = hand_in(ann, case["id"], make(tmp_path, case), organ="liver", base=base)
+    answer = DOORS[door](ann, case, make(tmp_path, case))
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     assert words in problem["detail"]
     assert problem["case"] == case["id"]
     assert stored(review) == before
+
+
+def test_a_request_without_a_volume_may_be_small_only(review: RunningReview) -> None:
+    with review.client() as client:
+        password = {"username": "ann", "password": "x" * (2 << 20)}
+        for answer in (
+            client.post(f"{API}/session", json=password),
+            client.post("/auth/token", data=password),
+        ):
+            assert answer.status_code == 413
+            assert "at most 1048576 bytes" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -464,6 +689,8 @@ def test_too_much_is_refused_before_it_has_come(review_place: ReviewPlace, hones
             content: Any = body if honest else iter([body[:1000], body[1000:]])
             answer = client.post(path, content=content, headers=kind)
         assert answer.status_code == 413
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
         assert "at most 100000 bytes" in answer.json()["detail"]
         assert stored(running) == before
 
@@ -522,6 +749,10 @@ def test_a_draft_is_its_authors_alone(
     drafts = list(CaseStore(review.place.store.root).root.rglob("drafts/*.nii.gz"))
     assert len(drafts) == 1
     assert ann.delete(f"{API}/tasks/2/draft").status_code == 204
+    with review.client("admin") as manager:
+        entries = manager.get(f"{API}/audit", params={"limit": 100}).json()["entries"]
+    said = [one["action"] for one in entries if one["detail"] == {"task": 2}]
+    assert said == ["drop draft", "begin draft"]  # newest first; what was saved over is no news
     assert ann.get(f"{API}/tasks/2/draft").status_code == 404
     assert ann.put(f"{API}/tasks/2/draft", content=b"nonsense").status_code == 422
 
@@ -628,9 +859,11 @@ def test_browsers_are_told_what_the_page_may_do(review: RunningReview) -> None:
     with review.client() as client:
         answer = client.get("/healthz")
         policy = answer.headers["content-security-policy"]
-        assert "script-src 'self' 'wasm-unsafe-eval'" in policy
-        assert "worker-src 'self' blob:" in policy
-        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert "blob:" not in policy
+        assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(
+            policy.split("; ")
+        )
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert client.get("/assets/%2e%2e/%2e%2e/settings.py").status_code == 404
         assert client.get(f"{API}/nothing").status_code == 404

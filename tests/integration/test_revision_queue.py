@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from atlas_core import catalog_tables as t
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
+from atlas_core.iteration_steps import review_outcome
 from atlas_core.label_versions import NO_BASE, LabelVersions, StaleBase, Submission
 from atlas_core.outgoing_events import QUEUE_DRAINED, OutgoingEvents
 from atlas_core.records import Label, LabelSource
@@ -62,7 +66,9 @@ def versions(catalog: Catalog, clock: Clock) -> LabelVersions:
     return LabelVersions(catalog, clock=clock)
 
 
-def handed_in(case_id: str, author: str, base: str, number: int = 1) -> Submission:
+def handed_in(
+    case_id: str, author: str, base: str, number: int = 1, task_id: int | None = None
+) -> Submission:
     return Submission(
         case_id=case_id,
         organ=ORGAN,
@@ -72,6 +78,7 @@ def handed_in(case_id: str, author: str, base: str, number: int = 1) -> Submissi
         volume_ml=1.0,
         author=author,
         base=base,
+        task_id=task_id,
     )
 
 
@@ -240,11 +247,85 @@ def test_a_revision_is_made_of_the_newest_labels(
         queue.revise(task.id, ANN, 60, {ORGAN: "9999"})
     with pytest.raises(InvalidInput):
         queue.revise(task.id, ANN, 60, {})
+    queue.judge(task.id, ANN, ORGAN, Verdict.CONFIRMED)  # and then drawn in all the same
     done = queue.revise(task.id, ANN, 60, {ORGAN: second.id})
     assert done.state is TaskState.REVISED
     judged = {organ.organ: organ.verdict for organ in done.organs}
     assert judged[ORGAN] is Verdict.NEEDS_REVISION
     assert judged["spleen"] is None
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("said", [None, Verdict.CONFIRMED, Verdict.NEEDS_REVISION])
+def test_who_hands_in_a_label_and_confirms_has_revised(
+    catalog: Catalog,
+    queue: RevisionQueue,
+    versions: LabelVersions,
+    clock: Clock,
+    named: bool,
+    said: Verdict | None,
+) -> None:
+    """Also where the label came without the task's id, and whatever was said of the organ."""
+    clock.now = datetime.now(UTC) + timedelta(minutes=1)
+    task = queue.next(ANN)
+    assert task is not None
+    if said is not None:
+        queue.judge(task.id, ANN, ORGAN, said)
+    label = versions.submit(
+        handed_in(task.case_id, "ann", NO_BASE, task_id=task.id if named else None)
+    )
+    done = queue.confirm(task.id, ANN, 90)
+    assert done.state is TaskState.REVISED
+    judged = {organ.organ: organ.verdict for organ in done.organs}
+    assert judged.pop(ORGAN) is Verdict.NEEDS_REVISION
+    assert set(judged.values()) == {Verdict.CONFIRMED}
+    end = queue.history(task.id)[-1]
+    assert (end.action, end.detail["labels"]) == ("revised", {ORGAN: label.id})
+    assert (queue.counts(Wanted()).revised, queue.counts(Wanted()).confirmed) == (1, 0)
+    outcome = review_outcome(catalog, [task.id])
+    assert (outcome.revised, outcome.confirmed_share, outcome.seconds) == (1, 0.0, 90)
+    with catalog.transaction(write=False) as connection:
+        assert connection.scalars(sa.select(t.revision_work.c.outcome)).all() == ["revised"]
+
+
+def test_a_case_that_was_revised_once_stays_revised_when_it_is_confirmed_again(
+    queue: RevisionQueue, versions: LabelVersions
+) -> None:
+    """By the second reader of it, and by whoever reads it after it was opened again."""
+    task = queue.next(ANN)
+    assert task is not None
+    versions.submit(handed_in(task.case_id, "ann", NO_BASE, task_id=task.id))
+    queue.ask_second_reader(task.id, ANN, "is this the fundus?")
+    assert queue.confirm(task.id, RITA, 30).state is TaskState.REVISED
+    queue.reopen(task.id, "rita", "once more")
+    assert queue.confirm(task.id, BOB, 30).state is TaskState.REVISED
+
+
+def test_a_revision_counts_every_organ_that_got_a_label(
+    queue: RevisionQueue, versions: LabelVersions
+) -> None:
+    task = queue.next(ANN)
+    assert task is not None
+    versions.submit(handed_in(task.case_id, "ann", NO_BASE, 1, task.id))
+    spleen = versions.submit(
+        replace(handed_in(task.case_id, "ann", NO_BASE, 2, task.id), organ="spleen")
+    )
+    done = queue.revise(task.id, ANN, 60, {"spleen": spleen.id})
+    judged = {organ.organ for organ in done.organs if organ.verdict is Verdict.NEEDS_REVISION}
+    assert judged == {ORGAN, "spleen"}
+
+
+def test_labels_of_another_time_do_not_make_a_confirmed_case_revised(
+    queue: RevisionQueue, versions: LabelVersions, clock: Clock
+) -> None:
+    """Handed in before the task was opened, or kept as a conflict, which no label is."""
+    task = queue.next(ANN)
+    assert task is not None
+    clock.now = datetime(2020, 1, 1, tzinfo=UTC)
+    versions.submit(handed_in(task.case_id, "ann", NO_BASE, 1))
+    with pytest.raises(StaleBase):
+        versions.submit(handed_in(task.case_id, "ann", NO_BASE, 2, task.id))
+    assert queue.confirm(task.id, ANN, 60).state is TaskState.CONFIRMED
 
 
 def test_of_two_labels_from_one_base_both_are_kept(versions: LabelVersions) -> None:

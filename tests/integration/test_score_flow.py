@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from atlas_core.case_store import CaseStore
@@ -21,6 +20,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.importing import import_folder
 from atlas_core.nifti_io import read_volume
 from atlas_core.records import LabelSource, Reading
+from prefect_api import ask_prefect
 from small_cts import write_small_cts
 from stack import Stack
 
@@ -63,14 +63,7 @@ def atlasloop(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def prefect(stack: Stack, path: str, body: object = None) -> Any:
-    """Ask the Prefect API; POST if there is a body."""
-    request = urllib.request.Request(
-        f"{stack.prefect_api_url}{path}",
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    return ask_prefect(stack.prefect_api_url, path, body)
 
 
 def newest_run(stack: Stack) -> dict[str, Any]:
@@ -165,9 +158,9 @@ def test_a_run_started_from_the_form(cases: tuple[Stack, Catalog, CaseStore]) ->
         deployment = _await(lambda: _deployment(stack))
         form = deployment["parameter_openapi_schema"]["properties"]
         assert all(field["description"] for field in form.values())
-        with pytest.raises(urllib.error.HTTPError) as refused:
+        with pytest.raises(httpx.HTTPStatusError) as refused:
             _start(stack, deployment, {"in_flight": 0})
-        assert refused.value.code in (409, 422)
+        assert refused.value.response.status_code in (409, 422)
         run = _start(stack, deployment, {"reading": "paper", "limit": 2})
         ended = _await(lambda: _ended(stack, run["id"]))
         assert ended["state_type"] == "COMPLETED", Path(log.name).read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,22 @@ import numpy as np
 import onnxruntime
 import psutil
 import pytest
+from atlas_attention.compute import CpuCompute, GpuCompute
 from atlas_attention.gpu.device import CudaDevice
+from atlas_attention.pipeline import attend
 from atlas_attention.shared_memory import SHARED_MEMORY
 from atlas_attention.triton import TritonOptions, TritonPredictor
 from atlas_core.errors import ConfigurationError, InvalidInput, NotFound, Unavailable
 from atlas_core.model_spec import ModelSpec
+from atlas_core.nifti_io import open_slabs
+from atlas_core.records import Reading
+from atlas_embedded.triton_environment import TritonEnvironment
 from numpy.typing import NDArray
-from triton_server import PATCH, TritonServer, free_port, install
+from ports import free_port
+from small_cts import write_small_cts
+from triton_server import PATCH, REPOSITORY, TritonServer, install
+
+BACKEND = REPOSITORY / "models" / "atlas_models" / "triton_backend" / "model.py"
 
 WAIT_S = 30.0
 
@@ -135,6 +145,100 @@ def test_a_server_without_a_gpu_gets_windows_by_other_ways(
     insisting = open_predictor(triton_server, device="cuda", shared_memory="cuda")
     with pytest.raises(ConfigurationError):
         insisting.submit(spec, voxels)
+
+
+@pytest.fixture(scope="module")
+def gpu() -> CudaDevice:
+    """The GPU of this machine; skips where there is none."""
+    try:
+        return CudaDevice()
+    except ConfigurationError as error:
+        pytest.skip(f"CUDA SHARED MEMORY IS NOT TESTED: {error}")
+
+
+def test_answers_stay_on_the_gpu(
+    gpu: CudaDevice,
+    private_triton: TritonServer,
+    tiny_models: dict[str, Path],
+    open_predictor: OpenPredictor,
+) -> None:
+    """From many threads, and again after a restart of the server."""
+    predictor = open_predictor(
+        private_triton, device="cuda", shared_memory="cuda", windows_in_flight=2
+    )
+    specs = predictor.ensemble()
+
+    def score(seed: int) -> None:
+        voxels = window(seed)
+        answers = [predictor.submit(spec, voxels) for spec in specs]
+        for spec, answer in zip(specs, answers, strict=True):
+            soft: Any = answer.result(WAIT_S)
+            assert isinstance(soft, gpu.arrays.ndarray)
+            expected = truth(tiny_models[f"{spec.name}@{spec.version}"], voxels)
+            assert np.array_equal(gpu.to_host(soft), expected)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(score, range(24)))
+    assert predictor.regions <= 2 * (1 + len(specs))
+    private_triton.kill()
+    private_triton.start([spec.name for spec in specs])
+    score(99)
+    assert predictor.berths_in_use == 0
+
+
+@pytest.mark.parametrize("reading", list(Reading))
+def test_a_whole_ct_on_the_gpu_is_the_cpus_to_the_bit(
+    gpu: CudaDevice,
+    triton_server: TritonServer,
+    open_predictor: OpenPredictor,
+    tmp_path: Path,
+    reading: Reading,
+) -> None:
+    write_small_cts(tmp_path, 1, seed=0)
+    results = []
+    for device, compute in (("cpu", CpuCompute()), ("cuda", GpuCompute(gpu))):
+        transport = "system" if device == "cpu" else "cuda"
+        predictor = open_predictor(triton_server, device=device, shared_memory=transport)
+        with open_slabs(tmp_path / "case_0.nii.gz") as ct:
+            run = attend(
+                ct, predictor.ensemble(), predictor, reading, compute=compute, slab_slices=7
+            )
+            slabs = list(run)
+        results.append((slabs, run.summary.organs))
+    (on_cpu, scores), (on_gpu, scores_of_gpu) = results
+    assert [(s.start, s.stop) for s in on_gpu] == [(s.start, s.stop) for s in on_cpu]
+    for ours, expected in zip(on_gpu, on_cpu, strict=True):
+        assert np.array_equal(ours.attention, expected.attention)
+        assert np.array_equal(ours.label, expected.label)
+    assert scores_of_gpu == scores and any(score.attention_ml for score in scores)
+
+
+FIRST_AT_ONCE = """
+import runpy, sys, threading, types
+import numpy as np
+sys.modules["triton_python_backend_utils"] = types.ModuleType("only Triton's stub has it")
+backend, graph, *window = sys.argv[1:]
+window = (1, *map(int, window))
+run = runpy.run_path(backend)["OpenVinoGraph"](graph, window, "f32", 1, 4, None)
+together = threading.Barrier(4)
+def first():
+    together.wait()
+    run(np.zeros((1, *window), np.float32))
+threads = [threading.Thread(target=first) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_a_models_first_windows_may_come_at_once(
+    triton_environment: TritonEnvironment, tiny_models: dict[str, Path]
+) -> None:
+    """OpenVINO's binding to NumPy, made at the first array, must not be made by two threads."""
+    graph = tiny_models["conv_a@0"] / "model.onnx"
+    python = triton_environment.root / "bin" / "python"
+    window = [str(size) for size in reversed(PATCH)]
+    command = [str(python), "-c", FIRST_AT_ONCE, str(BACKEND), str(graph), *window]
+    subprocess.run(command, check=True, timeout=WAIT_S)
 
 
 def test_many_windows_of_many_threads_get_their_own_answers_within_few_regions(

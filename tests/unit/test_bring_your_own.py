@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from atlas_models.monai_import import DescribedWeights, build, import_monai
 from atlas_models.onnx_import import import_onnx
 from atlas_models.parity import run_graph
 from atlas_models.triton_repository import GRAPH_FILE, read_spec
+from bombs import compress, overlap
 from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
@@ -246,3 +249,65 @@ def test_numbers_of_numpy_in_a_checkpoint_are_harmless(tmp_path: Path) -> None:
     path = tmp_path / "c.pth"
     torch.save({"w": torch.ones(2), "dice": np.float64(0.5), "lr": [np.float32(0.1)]}, path)
     assert read_checkpoint(path)["dice"] == 0.5
+
+
+def test_the_format_before_the_zip_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"w": torch.arange(3)}, path, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(path)["w"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bomb", [compress, overlap], ids=["compressed", "overlapping"])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, bomb: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "bomb.pt"
+    torch.save({"w": torch.zeros(1 << 18)}, path)
+    bomb(path)
+    with pytest.raises(CorruptFile, match=r"bomb\.pt: .*unpacks to more than it holds"):
+        import_monai(path, describe(tmp_path), tmp_path / "out" / "m", name="theirs")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
+def test_whatever_a_checkpoint_holds_it_is_read_or_refused(tmp_path: Path, zipped: bool) -> None:
+    """Bytes changed at random: weights or one of our errors, never a traceback."""
+    path = tmp_path / "c.pt"
+    state = {"net": {"weight": torch.arange(4.0), "bias": torch.ones(2)}, "epoch": 3}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    program = _program(path)
+    whole = path.read_bytes()
+    rng = np.random.Generator(np.random.PCG64(0))
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(program)
+        for place in rng.integers(0, len(changed), 1 + int(rng.integers(3))):
+            changed[place] = int(rng.integers(256))
+        path.write_bytes(whole)
+        _with_program(path, bytes(changed))
+        try:
+            read_checkpoint(path)
+        except AtlasError as error:
+            assert "c.pt" in str(error)
+            refused += 1
+    assert refused > 100
+
+
+def _program(path: Path) -> bytes:
+    """The pickle in a checkpoint."""
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
+
+
+def _with_program(path: Path, program: bytes) -> None:
+    if not zipfile.is_zipfile(path):
+        path.write_bytes(program)
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, program if name.endswith("data.pkl") else data)

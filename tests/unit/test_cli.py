@@ -27,6 +27,11 @@ from atlas_flows.commands.stack import PartName
 from atlas_flows.commands.terminal import write_text
 from typer.testing import CliRunner
 
+EVALUATIONS = (
+    "attention", "labels", "architectures", "annotators", "error-found", "efficiency",
+    "false-positives",
+)  # fmt: skip
+
 MODEL_COMMANDS = (
     "list", "show", "import", "train", "finetune", "export", "evaluate", "compare", "promote",
     "rollback",
@@ -34,6 +39,7 @@ MODEL_COMMANDS = (
 
 COMMANDS = (
     ["demo"],
+    ["loop-demo"],
     ["import"],
     ["presets"],
     ["phantoms"],
@@ -41,6 +47,12 @@ COMMANDS = (
     ["ranking"],
     ["report"],
     ["evaluate", "ranking"],
+    ["iterate"],
+    ["iterations"],
+    ["simulate-annotator"],
+    ["assemble"],
+    ["release"],
+    *(["evaluate", name] for name in EVALUATIONS),
     ["backup"],
     ["restore"],
     ["migrate"],
@@ -120,6 +132,8 @@ def test_the_list_of_commands_here_is_complete() -> None:
     assert names == {command[0] for command in COMMANDS}
     models = click_app.commands["models"]  # type: ignore[attr-defined]
     assert set(models.commands) == set(MODEL_COMMANDS)
+    evaluations = click_app.commands["evaluate"]  # type: ignore[attr-defined]
+    assert set(evaluations.commands) == {"ranking", *EVALUATIONS}
     assert set(get_args(PartName)) == set(get_args(ComponentName))
 
 

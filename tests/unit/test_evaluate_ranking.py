@@ -15,7 +15,7 @@ from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.nifti_io import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import write_phantoms
-from atlas_core.records import Case, Dataset, OrganScore, Reading, Score
+from atlas_core.records import Case, Dataset, OrganScore, RankBy, Reading, Score
 from atlas_core.volume import content_sha256
 from atlas_flows.agreement import CaseError, dice_by_organ, evaluate
 from atlas_flows.priority_list import cases_in
@@ -24,8 +24,16 @@ from atlas_flows.truth import case_errors, kinds_of_cases, true_cases
 REF = ModelRef(name="unet", version=0, sha256="0" * 64)
 
 
-def _case(name: str, attention: float, dice: float, kind: str = "ordinary") -> CaseError:
-    return CaseError(case_id=name, kind=kind, attention_ml=attention, dice={"liver": dice})
+def _case(
+    name: str, attention: float, dice: float, kind: str = "ordinary", relative: float = 0.0
+) -> CaseError:
+    return CaseError(
+        case_id=name,
+        kind=kind,
+        attention_ml=attention,
+        relative_attention=relative,
+        dice={"liver": dice},
+    )
 
 
 def test_dice_of_present_organs_only() -> None:
@@ -37,7 +45,12 @@ def test_dice_of_present_organs_only() -> None:
 
 
 def test_a_case_where_everything_is_rightly_absent_has_no_error() -> None:
-    assert CaseError(case_id="a", kind="ordinary", attention_ml=0.0, dice={}).error == 0.0
+    assert (
+        CaseError(
+            case_id="a", kind="ordinary", attention_ml=0.0, relative_attention=0.0, dice={}
+        ).error
+        == 0.0
+    )
 
 
 def test_a_list_in_the_order_of_errors_correlates_perfectly() -> None:
@@ -45,6 +58,14 @@ def test_a_list_in_the_order_of_errors_correlates_perfectly() -> None:
     assert evaluate(cases).spearman == pytest.approx(1.0)
     turned = [case.model_copy(update={"attention_ml": -case.attention_ml}) for case in cases]
     assert evaluate(turned).spearman == pytest.approx(-1.0)
+
+
+def test_what_sorts_the_list_is_what_is_compared() -> None:
+    cases = [_case(f"c{n:02d}", attention=-n, relative=n, dice=1 - n / 20) for n in range(20)]
+    assert evaluate(cases).spearman == pytest.approx(-1.0)
+    by_share = evaluate(cases, RankBy.RELATIVE)
+    assert (by_share.by, by_share.spearman) == (RankBy.RELATIVE, pytest.approx(1.0))
+    assert by_share.per_case[0]["case"] == "c19"
 
 
 def test_hard_cases_and_error_shares_by_hand() -> None:

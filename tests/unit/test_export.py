@@ -164,6 +164,8 @@ SMALL: dict[str, dict[str, object]] = {
     "unet": {"channels": (8, 16), "patch": (16, 24, 32)},
     "nnunet": {"channels": (8, 16, 16), "patch": (16, 24, 32)},
     "swin_unetr": {"channels": (12,), "bottleneck_block": False, "patch": (32, 32, 64)},
+    "segresnet": {"channels": (8,), "depths": (1, 1, 1), "patch": (16, 24, 32)},
+    "unetr": {"channels": (8,), "hidden": 24, "heads": (3,), "patch": (16, 32, 48)},
 }
 
 

@@ -387,7 +387,7 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
     The most of several runs: how many answers wait at once is up to the threads that give them.
     """
     held = {40: 0, 160: 0}
-    for slices in (40, 160, 40, 160, 40, 160):
+    for slices in (40, 160) * 8:
         predictor = RulePredictor(contextual)
         source = make_source((24, 24, slices))
         attending = attend(source, ENSEMBLE, predictor, Reading.RELEASED, windows_in_flight=4)

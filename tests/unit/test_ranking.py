@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from atlas_core.ranking import CaseSizes, rank
-from atlas_core.records import OrganScore
+from atlas_core.records import OrganScore, RankBy
 
 
 def sizes(**ml: float) -> tuple[OrganScore, ...]:
@@ -65,3 +65,32 @@ def test_nothing_to_rank() -> None:
     assert rank([]) == []
     (row,) = rank([CaseSizes("a", "d", sizes(liver=1.0), {"liver"})])
     assert (row.attention_ml, row.organs) == (0.0, ())
+
+
+def organ(name: str, attention: float, volume: float) -> OrganScore:
+    return OrganScore(
+        organ=name, attention_voxels=attention, attention_ml=attention, pseudo_label_ml=volume
+    )
+
+
+def test_relative_attention_puts_the_small_organ_before_the_large_patient() -> None:
+    large = CaseSizes("large", "d", (organ("liver", 200, 2000), organ("spleen", 30, 300)))
+    wrong = CaseSizes("wrong", "d", (organ("liver", 100, 1000), organ("spleen", 60, 100)))
+    assert [row.case_id for row in rank([large, wrong])] == ["large", "wrong"]
+    by_share = rank([large, wrong], RankBy.RELATIVE)
+    assert [(row.rank, row.case_id) for row in by_share] == [(1, "wrong"), (2, "large")]
+    assert [row.relative_attention for row in by_share] == [0.35, 0.1]
+
+
+def test_relative_attention_does_not_depend_on_the_size_of_the_patient() -> None:
+    organs = [("liver", 90.0, 1500.0), ("spleen", 20.0, 200.0)]
+    rows = rank(
+        CaseSizes(f"x{k}", "d", tuple(organ(name, k * a, k * v) for name, a, v in organs))
+        for k in (1, 2, 3)
+    )
+    assert len({round(row.relative_attention, 12) for row in rows}) == 1
+
+
+def test_an_organ_that_no_model_found_counts_by_its_attention() -> None:
+    (row,) = rank([CaseSizes("a", "d", (organ("gall_bladder", 4.0, 0.0),))], RankBy.RELATIVE)
+    assert row.relative_attention == 4.0

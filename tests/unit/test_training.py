@@ -25,20 +25,11 @@ from atlas_models.losses import OrganLoss
 from atlas_models.networks import build_network
 from atlas_models.training import Trained, scale_hu, train
 from pydantic import ValidationError
+from tiny_training import tiny_config
 
 CONFIGS = sorted((Path(atlas_models.__file__).parent / "configs/demo").glob("*.yaml"))
 
-TINY = TrainingConfig(
-    name="tiny",
-    architecture="unet",
-    channels=(8, 16),
-    organs=("liver", "spleen"),
-    spacing_mm=(10.0, 10.0, 10.0),
-    patch=(32, 32, 32),
-    seed=3,
-    steps=3,
-    learning_rate=1e-2,
-)
+TINY = tiny_config(patch=(32, 32, 32), steps=3)
 
 
 @pytest.fixture(scope="module")

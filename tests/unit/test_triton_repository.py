@@ -7,7 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from atlas_core.errors import Conflict, CorruptFile, InvalidInput, NotFound
+from atlas_core.errors import (
+    ConfigurationError,
+    Conflict,
+    CorruptFile,
+    InvalidInput,
+    NotFound,
+)
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_models.triton_repository import (
     CpuServing,
@@ -90,14 +96,16 @@ def test_config_text_holds_every_spec_whatever_is_in_it(
 
 
 def test_cpu_runs_the_python_backend_with_its_options(tmp_path: Path) -> None:
-    serving = CpuServing(precision="bf16", threads=3, instances=2, cache_dir=tmp_path)
+    serving = CpuServing(precision="bf16", threads=3, streams=2, cache_dir=tmp_path)
     config = model_config([spec()], serving)
     assert (config.backend, config.platform) == ("python", "")
     (group,) = config.instance_group
-    assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_CPU, 2)
+    assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_CPU, 1)
+    assert list(config.dynamic_batching.preferred_batch_size) == [2]
     options = {key: value.string_value for key, value in config.parameters.items()}
     assert options["atlasloop.precision"] == "bf16"
     assert options["atlasloop.threads"] == "3"
+    assert options["atlasloop.streams"] == "2"
     assert options["atlasloop.cache_dir"] == str(tmp_path)
 
 
@@ -144,6 +152,7 @@ def test_installing_again_changes_nothing(tmp_path: Path) -> None:
 def test_configure_brings_an_older_backend_file_up_to_date(tmp_path: Path) -> None:
     repository = TritonRepository(tmp_path / "repository", CpuServing())
     repository.install(export(tmp_path / "a", spec()))
+    repository.configure()
     before = everything(repository.root)
     (repository.root / "unet" / "1" / "model.py").write_text("# of an older release")
     repository.configure()
@@ -154,6 +163,34 @@ def test_configure_brings_a_repository_to_another_target(tmp_path: Path) -> None
     TritonRepository(tmp_path / "r", CpuServing()).install(export(tmp_path / "a", spec()))
     TritonRepository(tmp_path / "r", GpuServing()).configure()
     assert read_config(tmp_path / "r").platform == "onnxruntime_onnx"
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        CpuServing(precision="bf16", threads=3, cache_dir=Path("/cache")),
+        GpuServing(gpus=(0, 2), max_batch_size=16),
+    ],
+    ids=["cpu", "gpu"],
+)
+def test_a_prepared_repository_is_opened_as_it_was_configured(
+    serving: Serving, tmp_path: Path
+) -> None:
+    """Who adds a version need not know how the others are served."""
+    TritonRepository(tmp_path / "r", serving).configure()
+    opened = TritonRepository.prepared(tmp_path / "r")
+    assert opened.serving == serving
+    opened.install(export(tmp_path / "a", spec()))
+    assert read_config(tmp_path / "r") == model_config([spec()], serving)
+
+
+def test_a_folder_that_is_no_prepared_repository_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"r is no model repository.*No such file"):
+        TritonRepository.prepared(tmp_path / "r")
+    TritonRepository(tmp_path / "r", CpuServing()).configure()
+    (tmp_path / "r" / ".serving.json").write_text('{"target": "tpu"}')
+    with pytest.raises(CorruptFile, match=r"\.serving\.json of the model repository"):
+        TritonRepository.prepared(tmp_path / "r")
 
 
 REFUSED = {
@@ -206,6 +243,7 @@ def test_removal_is_by_version_and_ends_with_the_model(tmp_path: Path) -> None:
 def test_what_a_killed_installation_left_is_swept(tmp_path: Path) -> None:
     repository = TritonRepository(tmp_path / "repository", CpuServing())
     repository.install(export(tmp_path / "a", spec()))
+    repository.configure()
     before = everything(repository.root)
     half = repository.root / ".incoming-killed"
     half.mkdir()

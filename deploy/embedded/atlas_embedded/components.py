@@ -19,6 +19,7 @@ import psutil
 from atlas_attention.shared_memory import SHARED_MEMORY
 from atlas_attention.shared_memory import sweep as sweep_attention_regions
 from atlas_review.accounts import ACCOUNTS_FILE, FIRST_USER, Accounts
+from atlas_review.roles import Role
 
 from atlas_embedded import probes
 from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE, marked
@@ -144,9 +145,9 @@ def _triton(settings: EmbeddedSettings) -> Component:
     def models() -> TritonModels:
         return TritonModels(
             settings.triton_grpc,
-            settings.triton_metrics_port,
             repository_of(settings),
             settings.start_timeout_s,
+            metrics_port=settings.triton_metrics_port,
         )
 
     def settle() -> None:
@@ -229,6 +230,12 @@ def first_review_account(settings: EmbeddedSettings) -> tuple[str, str] | None:
         return None
     password = Accounts(settings.review_home / ACCOUNTS_FILE).create()
     return None if password is None else (FIRST_USER, password)
+
+
+def review_token(settings: EmbeddedSettings, name: str) -> str:
+    """A token for a machine that works as an annotator in this stack's review service; the one it
+    had before is no longer valid."""
+    return Accounts(settings.review_home / ACCOUNTS_FILE).add_token(name, (Role.ANNOTATOR,))
 
 
 def _prefect(settings: EmbeddedSettings) -> Component:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import psutil
 from atlas_core.errors import ConfigurationError
 
 from atlas_embedded.settings import CONFIG_FILE, ENV_PREFIX, HOST, EmbeddedSettings
+
+RELEASE_S = 5.0
+"""How long a port may stay taken after the process that held it has ended: the system closes the
+sockets of a killed process a moment after it is gone from the list."""
+
+LOOK_S = 0.05
 
 
 def require_free(settings: EmbeddedSettings, field: str) -> None:
@@ -17,23 +24,34 @@ def require_free(settings: EmbeddedSettings, field: str) -> None:
         ConfigurationError: names the port, who holds it where that can be told, and the setting.
     """
     port: int = getattr(settings, field)
+    deadline = time.monotonic() + RELEASE_S
+    while not _is_free(port):
+        who = _listener(port)
+        if who is None and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            continue
+        raise ConfigurationError(
+            f"port {port} is taken",
+            expected="a free port",
+            got=who or "a process that cannot be told from here",
+            remedy=f"end that process, or choose another port: {ENV_PREFIX}{field.upper()} "
+            f"in the environment, or {field} in {settings.home / CONFIG_FILE}",
+        )
+
+
+def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As the servers do: a connection that is still closing down does not hold the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise ConfigurationError(
-                f"port {port} is taken",
-                expected="a free port",
-                got=holder(port),
-                remedy=f"end that process, or choose another port: {ENV_PREFIX}{field.upper()} "
-                f"in the environment, or {field} in {settings.home / CONFIG_FILE}",
-            ) from None
+            return False
+    return True
 
 
-def holder(port: int) -> str:
-    """Who listens on `port`, in words."""
+def _listener(port: int) -> str | None:
+    """Who listens on `port`, in words; None: nobody that can be told from here."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
@@ -44,5 +62,5 @@ def holder(port: int) -> str:
             try:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
             except psutil.Error:
-                break  # it ended, or is not ours to look at
-    return "a process that cannot be told from here"
+                return None  # it ended, or is not ours to look at
+    return None

@@ -67,7 +67,16 @@ class EmbeddedSettings(BaseSettings):
     model_precision: Literal["f32", "bf16"] = Field(
         default="f32", description="bf16 is used where the CPU has it."
     )
-    model_threads: int = Field(default=0, ge=0, description="Per model; 0: its share of the cores.")
+    model_threads: int = Field(
+        default=0, ge=0, description="Of one window of a model; 0: its share of the cores."
+    )
+    model_streams: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Windows that a model works on at once; 0: as many as cores, at most 4. The "
+        "slowest model of an ensemble so uses what the others leave.",
+    )
     start_timeout_s: float = Field(
         default=300.0,
         gt=0,

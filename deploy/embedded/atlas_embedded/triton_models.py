@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -23,6 +23,7 @@ from atlas_models.triton_repository import (
     CpuServing,
     TritonRepository,
     exported_models,
+    in_service_of,
     model_config,
     read_spec,
     specs_in,
@@ -45,9 +46,22 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _SERVER_AWAY = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 """A server that is gone or hangs, rather than one that refuses."""
 
+CONTROL_HEADER = "triton-grpc-protocol-atlasloop-control"
+"""Carries the secret where Triton runs with
+``--grpc-restricted-protocol=model-repository:atlasloop-control=SECRET``."""
+
+_RESTRICTED = "protocol is restricted"
+"""In Triton's refusal of a call without the secret; its status is the one of a server away."""
+
 _POLL_S = 0.05
 
+_SEEN_POLL_S = 1.0
+"""Each look loads the model again."""
+
 _log = logging.getLogger(__name__)
+
+_STREAMS = 4
+"""Windows of one model at once, at most: the attention service keeps six under way."""
 
 _CHANNEL = [
     ("grpc.enable_http_proxy", 0),  # the server is on this machine: a proxy is never meant
@@ -59,24 +73,21 @@ _CHANNEL = [
 def repository_of(settings: EmbeddedSettings) -> TritonRepository:
     """The model repository of a stack, as it is."""
     models = len(TritonRepository(settings.repository, CpuServing()).models())
+    streams = settings.model_streams or min(_cores(), _STREAMS)
     return TritonRepository(
         settings.repository,
         CpuServing(
             runtime=settings.model_runtime,
             precision=settings.model_precision,
-            threads=settings.model_threads or _share_of_cores(models),
+            threads=settings.model_threads or math.ceil(_cores() / max(1, models * streams)),
+            streams=streams,
             cache_dir=settings.compiled_models,
         ),
     )
 
 
-def _share_of_cores(models: int) -> int:
-    """Threads for one of `models` models that work at once, every window going to all of them.
-
-    All cores for each cost 16 % more CPU time on 2 cores and 3 models: threads wait for each other.
-    """
-    cores = len(os.sched_getaffinity(0))
-    return math.ceil(cores / max(1, models))
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def install_models(settings: EmbeddedSettings) -> None:
@@ -108,15 +119,20 @@ class TritonModels:
 
     Attributes:
         address: host:port of the server's gRPC endpoint.
-        metrics_port: of the same server.
         repository: what it should serve.
         load_timeout_s: for loading one model; a cold compilation takes seconds.
+        metrics_port: of a server on this machine, which says there by what each model runs.
+        control_key: secret of the server's restricted model control; None: it has none.
+        seen_timeout_s: until the server sees what was written to its repository; a client of NFS
+            looks again after a minute.
     """
 
     address: str
-    metrics_port: int
     repository: TritonRepository
     load_timeout_s: float
+    metrics_port: int | None = None
+    control_key: str | None = field(default=None, repr=False)
+    seen_timeout_s: float = 90.0
 
     def require_alive(self) -> str:
         """Raises `Unavailable` unless the server answers."""
@@ -155,6 +171,8 @@ class TritonModels:
 
     def _runtimes(self) -> dict[tuple[str, str], str]:
         """What each model version really runs by, as its newest process reports it in a metric."""
+        if self.metrics_port is None:
+            return {}
         newest: dict[tuple[str, str], tuple[float, str]] = {}
         for line in fetch(self.metrics_port, "/metrics").decode().splitlines():
             if line.startswith(_STARTED_METRIC):
@@ -171,11 +189,21 @@ class TritonModels:
         fails.
 
         Raises:
-            ConfigurationError: the server refuses it.
+            ConfigurationError: the server refuses it, or reads another repository.
             Unavailable: the server is away.
         """
         with _client(self.address) as client:
             self._load(client, name)
+            deadline = time.monotonic() + self.seen_timeout_s
+            while not self._has_seen(client, name):
+                if time.monotonic() > deadline:
+                    raise ConfigurationError(
+                        f"the server does not see what was written for model {name}",
+                        expected=f"Triton's own model repository in {self.repository.root}",
+                        remedy="set ATLASLOOP_MODEL_REPOSITORY to the volume that Triton reads",
+                    )
+                time.sleep(_SEEN_POLL_S)
+                self._load(client, name)
 
     def unload(self, name: str) -> None:
         """Has the server let go of model `name`, and waits for it.
@@ -230,6 +258,13 @@ class TritonModels:
             for spec in specs:
                 self._infer(client, spec)
 
+    def _has_seen(self, client: triton.InferenceServerClient, name: str) -> bool:
+        """Whether what the server loaded is what the repository says."""
+        config = client.get_model_config(name, client_timeout=_CALL_TIMEOUT_S).config
+        return specs_in(config) == self.repository.served(name) and in_service_of(
+            config
+        ) == self.repository.in_service(name)
+
     def _served(
         self, client: triton.InferenceServerClient, name: str, specs: Sequence[ModelSpec]
     ) -> bool:
@@ -245,8 +280,14 @@ class TritonModels:
     def _load(self, client: triton.InferenceServerClient, name: str) -> None:
         """Loads; versions that were in service before stay so when this fails."""
         try:
-            client.load_model(name, client_timeout=self.load_timeout_s)
+            client.load_model(name, headers=self._control, client_timeout=self.load_timeout_s)
         except InferenceServerException as error:
+            if _RESTRICTED in error.message():
+                raise ConfigurationError(
+                    "the server does not let us control its models",
+                    got=error.message(),
+                    remedy="set ATLASLOOP_TRITON_CONTROL_KEY to the secret it was started with",
+                ) from None
             if error.status() in _SERVER_AWAY:
                 raise
             raise ConfigurationError(
@@ -255,13 +296,18 @@ class TritonModels:
                 remedy="remove the version that is broken, or see `atlasloop logs triton`",
             ) from None
 
+    @property
+    def _control(self) -> dict[str, str] | None:
+        """Metadata of a call that changes what is loaded."""
+        return None if self.control_key is None else {CONTROL_HEADER: self.control_key}
+
     def _unload(
         self, client: triton.InferenceServerClient, name: str, specs: Sequence[ModelSpec]
     ) -> None:
         """Unloads, and waits for it: the call itself returns before the unload is done."""
         deadline = time.monotonic() + self.load_timeout_s
         with contextlib.suppress(InferenceServerException):  # it was not loaded at all
-            client.unload_model(name, client_timeout=_CALL_TIMEOUT_S)
+            client.unload_model(name, headers=self._control, client_timeout=_CALL_TIMEOUT_S)
         while any(self._ready(client, spec) for spec in specs):
             if time.monotonic() > deadline:
                 raise Unavailable(f"model {name} does not unload")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from atlas_flows.commands.terminal import console, places, print_table, write_text
+from atlas_flows.commands.terminal import console, places, print_table, progress_bar, write_text
 
 if TYPE_CHECKING:
     from atlas_core.importing import ImportSummary, Note
@@ -178,20 +178,6 @@ def _by_reason(notes: Sequence[Note]) -> dict[str, list[str]]:
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; the value takes (done, total)."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    with Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console(stderr=True),
-    ) as progress:
+    with progress_bar(what, remaining=False) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

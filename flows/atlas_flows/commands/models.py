@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_flows.commands.terminal import console, places, print_table, write_text
+from atlas_flows.commands.terminal import console, places, print_table, progress_bar, write_text
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from atlas_core.model_spec import ModelSpec
     from atlas_core.records import Model
 
-    from atlas_flows.model_lifecycle import Site
     from atlas_flows.model_store import ModelStore
     from atlas_flows.model_training import TrainingOrder
     from atlas_flows.settings import Places
@@ -52,6 +51,10 @@ ShareOption = Annotated[
     float,
     typer.Option(min=0.0, max=0.9, help="Of the cases, held out by their ids; promote judges by."),
 ]
+LoadersOption = Annotated[
+    int,
+    typer.Option(min=0, max=64, help="Threads that prepare patches ahead; a GPU needs some."),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")]
 
 
@@ -66,6 +69,7 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     """
     here = places(context)
     with _catalog(here) as catalog:
+        _register(here, catalog)
         rows = [_row(here, catalog, model) for model in catalog.models()]
     if as_json:
         write_text(None, json.dumps(rows, indent=2))
@@ -100,6 +104,7 @@ def show(context: typer.Context, reference: ReferenceArgument, as_json: JsonOpti
 
     here = places(context)
     with _catalog(here) as catalog:
+        _register(here, catalog)
         model = _registered(catalog, reference)
         ref = model.spec.ref
         told = _row(here, catalog, model) | {
@@ -257,6 +262,7 @@ def train(
     dataset: DatasetsOption = None,
     set_: SetOption = None,
     validation_share: ShareOption = 0.1,
+    loaders: LoadersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model from scratch on the cases that have labels, in part or whole (step ①).
@@ -266,7 +272,7 @@ def train(
 
     Example: atlasloop models train demo/unet --set steps=200
     """
-    order = _order(config, None, run_folder, dataset, set_, validation_share)
+    order = _order(config, None, run_folder, dataset, set_, validation_share, loaders)
     _train(context, order, as_json)
 
 
@@ -279,13 +285,14 @@ def finetune(
     dataset: DatasetsOption = None,
     set_: SetOption = None,
     validation_share: ShareOption = 0.1,
+    loaders: LoadersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a version further on the labels of today (step ⑦); the result is its next version.
 
     Example: atlasloop models finetune unet@0 demo/unet --set steps=100
     """
-    order = _order(config, reference, run_folder, dataset, set_, validation_share)
+    order = _order(config, reference, run_folder, dataset, set_, validation_share, loaders)
     _train(context, order, as_json)
 
 
@@ -419,8 +426,9 @@ def promote(
     order = model_lifecycle.Order(force=force, why=why, dataset=dataset, limit=limit)
     with _catalog(here) as catalog:
         _, exported = _store(here).find(name, version)
-        site = _site(here, catalog, margin)
+        site = model_lifecycle.Site.of(here, catalog, margin)
         promotion = model_lifecycle.promote(exported, site, order, _tell)
+        _register(here, catalog)
     _show_promotion(promotion, as_json)
 
 
@@ -442,7 +450,7 @@ def rollback(
 
     here = places(context)
     with _catalog(here) as catalog:
-        site = _site(here, catalog, None)
+        site = model_lifecycle.Site.of(here, catalog)
         promotion = model_lifecycle.rollback(name, site, to=to, why=why, on_event=_tell)
     _show_promotion(promotion, as_json)
 
@@ -457,6 +465,7 @@ def _order(
     datasets: Sequence[str] | None,
     overrides: Sequence[str] | None,
     validation_share: float,
+    loaders: int,
 ) -> TrainingOrder:
     from atlas_flows.model_training import TrainingOrder
 
@@ -467,6 +476,7 @@ def _order(
         datasets=tuple(datasets or ()),
         overrides=_assignments(overrides or ()),
         validation_share=validation_share,
+        loaders=loaders,
     )
 
 
@@ -488,32 +498,18 @@ def _catalog(here: Places) -> Iterator[Catalog]:
         yield catalog
 
 
+def _register(here: Places, catalog: Catalog) -> None:
+    """What is served is known, whoever put it into the repository."""
+    from atlas_flows.model_server import model_repository
+    from atlas_flows.registration import register_installed
+
+    register_installed(model_repository(here), here.embedded.models_dir, catalog)
+
+
 def _store(here: Places) -> ModelStore:
-    from atlas_flows.model_store import ModelStore
+    from atlas_flows.model_server import model_store
 
-    return ModelStore(here.embedded)
-
-
-def _site(here: Places, catalog: Catalog, margin: float | None) -> Site:
-    from atlas_core.case_store import CaseStore
-    from atlas_embedded.triton_models import TritonModels, repository_of
-
-    from atlas_flows.model_lifecycle import Site
-
-    embedded = here.embedded
-    triton = TritonModels(
-        embedded.triton_grpc,
-        embedded.triton_metrics_port,
-        repository_of(embedded),
-        embedded.start_timeout_s,
-    )
-    return Site(
-        triton=triton,
-        catalog=catalog,
-        store=CaseStore(here.store),
-        attention=here.attention_address,
-        margin=here.promotion_margin if margin is None else margin,
-    )
+    return model_store(here)
 
 
 def _parse(reference: str) -> tuple[str, int | None]:
@@ -553,10 +549,11 @@ def _loaded(here: Places, reference: str) -> ModelSpec:
         NotFound: it is not loaded.
     """
     from atlas_core.errors import NotFound
-    from atlas_embedded.triton_models import repository_of
+
+    from atlas_flows.model_server import model_repository
 
     name, version = _parse(reference)
-    repository = repository_of(here.embedded)
+    repository = model_repository(here)
     wanted = repository.in_service(name) if version is None else version
     for spec in repository.served(name):
         if spec.version == wanted:
@@ -588,9 +585,9 @@ def _row(here: Places, catalog: Catalog, model: Model) -> dict[str, Any]:
 
 
 def _state(here: Places, spec: ModelSpec) -> str:
-    from atlas_embedded.triton_models import repository_of
+    from atlas_flows.model_server import model_repository
 
-    repository = repository_of(here.embedded)
+    repository = model_repository(here)
     if spec in repository.served(spec.name):
         in_service = repository.in_service(spec.name) == spec.version
         return "in service" if in_service else "loaded"
@@ -734,23 +731,7 @@ def _times(values: Sequence[float]) -> str:
 @contextmanager
 def _counting(what: str, total: int | None) -> Iterator[Callable[..., None]]:
     """A progress bar; call what it yields after each step, with (done, total) where they vary."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-    ) as progress:
+    with progress_bar(what) as progress:
         task = progress.add_task(what, total=total)
 
         def step(done: int | None = None, of: int | None = None) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.errors import Unavailable
 from atlas_core.records import Reading
 
+from atlas_flows.commands.case_progress import case_progress
+from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places, print_table, show_error
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from atlas_flows.scoring import CaseOutcome, Observer, ScoreRequest, ScoreSummary
+    from atlas_flows.scoring import ScoreRequest, ScoreSummary
     from atlas_flows.settings import Places
 
 ReadingOption = Annotated[
@@ -79,35 +75,22 @@ def run_score(
         Unavailable: no Prefect server, or no attention service.
         CasesFailed: some cases are not scored.
     """
-    here.enter_prefect(quiet=True)
-    here.require_prefect()
-    # Only now: Prefect reads its settings when it is imported.
-    import httpx
-    from prefect import tags
+    with (
+        run_here(here, "score", "what is scored stays scored"),
+        case_progress("scoring", "atlas_flows.scoring"),
+    ):
+        from atlas_flows.score import score as score_flow
 
-    from atlas_flows.interrupted import mark_interrupted_runs, process_tag
-    from atlas_flows.score import score as score_flow
-    from atlas_flows.scoring import observed_by
-
-    try:
-        mark_interrupted_runs(score_flow.name)
-        with _progress_bar() as observer, observed_by(observer), tags(process_tag()):
-            return score_flow(
-                dataset=request.dataset,
-                reading=request.reading,
-                cases=list(request.cases),
-                models=list(request.models),
-                in_flight=in_flight,
-                limit=request.limit,
-                force=request.force,
-                patience_s=patience_s,
-            )
-    except httpx.HTTPError as error:
-        raise Unavailable(
-            "the Prefect server went away during the run",
-            got=type(error).__name__,
-            remedy="run again after `atlasloop up`: what is scored stays scored",
-        ) from None
+        return score_flow(
+            dataset=request.dataset,
+            reading=request.reading,
+            cases=list(request.cases),
+            models=list(request.models),
+            in_flight=in_flight,
+            limit=request.limit,
+            force=request.force,
+            patience_s=patience_s,
+        )
 
 
 def show_summary(summary: ScoreSummary) -> None:
@@ -130,48 +113,3 @@ def show_summary(summary: ScoreSummary) -> None:
             ],
         )
         show_error(f"{len(summary.failures)} cases are not scored")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Observer]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("scoring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-    ) as progress:
-        task = progress.add_task("cases", total=None)
-
-        def show(done: int, total: int, outcome: CaseOutcome) -> None:
-            progress.update(task, completed=done, total=total)
-            if not outcome.good:
-                progress.console.print(f"{outcome.case_id}: {outcome.message}", style="red")
-
-        with _warnings_to(progress.console):
-            yield show
-
-
-@contextmanager
-def _warnings_to(terminal: Console) -> Iterator[None]:
-    """Shows what the run waits for; Prefect's own console output is switched off."""
-    from rich.logging import RichHandler
-
-    handler = RichHandler(console=terminal, show_time=False, show_path=False)
-    handler.setLevel(logging.WARNING)
-    logger = logging.getLogger("atlas_flows.scoring")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)

@@ -26,6 +26,7 @@ def up(context: typer.Context) -> None:
     from atlas_core.catalog import Catalog
     from atlas_embedded import stack
     from atlas_embedded.components import first_review_account
+    from atlas_embedded.triton_models import repository_of
 
     from atlas_flows.registration import register_installed
 
@@ -41,10 +42,12 @@ def up(context: typer.Context) -> None:
         )
     parts = stack.up(here.embedded, on_event=_tell)
     with Catalog.open(here.catalog_url) as catalog:
-        register_installed(here.embedded, catalog)
+        register_installed(repository_of(here.embedded), here.embedded.models_dir, catalog)
     _show(parts)
-    console().print(f"Prefect UI: {here.embedded.prefect_url}")
-    console().print(f"Review: {here.embedded.review_url}")
+    if "prefect" in here.embedded.components:
+        console().print(f"Prefect UI: {here.embedded.prefect_url}")
+    if "review" in here.embedded.components:
+        console().print(f"Review: {here.embedded.review_url}")
 
 
 def down(context: typer.Context) -> None:

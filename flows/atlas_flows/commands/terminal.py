@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from atlas_flows.settings import Places
 
@@ -48,6 +50,30 @@ def console(*, stderr: bool = False) -> Console:
     if not terminal.is_terminal and "COLUMNS" not in os.environ:
         terminal.width = PIPED_WIDTH
     return terminal
+
+
+@contextmanager
+def progress_bar(what: str, *, remaining: bool = True) -> Iterator[Progress]:
+    """A bar on stderr, with counts and times.
+
+    Args:
+        what: stands before it.
+        remaining: also the time that is left.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    if remaining:
+        columns.append(TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True)) as progress:
+        yield progress
 
 
 def show_error(message: str) -> None:

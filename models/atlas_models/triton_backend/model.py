@@ -10,7 +10,8 @@ Parameters of the model's ``config.pbtxt`` (string values):
 
     atlasloop.runtime    auto, openvino or onnxruntime; auto falls back to ONNX Runtime, and says so
     atlasloop.precision  f32, or bf16 where the CPU has it
-    atlasloop.threads    of one instance; 0 means all cores
+    atlasloop.threads    of one window; 0 means all cores
+    atlasloop.streams    windows that one instance works on at once
     atlasloop.cache_dir  folder of compiled graphs; empty means none
 
 What really runs is in the server's log and in its metric ``atlasloop_model_started_seconds``.
@@ -22,7 +23,9 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -34,20 +37,27 @@ OUTPUT_NAME = "soft"
 
 
 class OpenVinoGraph:
-    """The graph compiled by OpenVINO for windows of one fixed shape.
+    """The graph compiled by OpenVINO for windows of one fixed shape; safe to call from threads.
 
     Args:
         path: the ONNX file.
         window: shape of one input window, [1, z, y, x].
         precision: f32, or bf16 where the CPU has it.
-        threads: 0 means all cores.
+        threads: of one window; 0 means all cores.
+        streams: windows that are run side by side where as many threads call.
         cache_dir: folder of compiled graphs, or None.
     """
 
     name = "openvino"
 
     def __init__(
-        self, path: str, window: Sequence[int], precision: str, threads: int, cache_dir: Path | None
+        self,
+        path: str,
+        window: Sequence[int],
+        precision: str,
+        threads: int,
+        streams: int,
+        cache_dir: Path | None,
     ) -> None:
         import openvino
 
@@ -59,28 +69,37 @@ class OpenVinoGraph:
             self.precision = "f32"
         options = {
             "INFERENCE_PRECISION_HINT": self.precision,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": streams,
             # Each model is a process of its own: pinned, all of them would sit on the same cores.
             "ENABLE_CPU_PINNING": False,
         }
         if threads:
-            options["INFERENCE_NUM_THREADS"] = threads
+            options["INFERENCE_NUM_THREADS"] = threads * streams
         if cache_dir:
             options["CACHE_DIR"] = str(cache_dir)
         graph = core.read_model(path)
         # A fixed shape lets OpenVINO plan its memory once; a batch is run window by window, which
         # on a CPU costs nothing.
         graph.reshape([1, *window])
-        self._request = core.compile_model(graph, "CPU", options).create_infer_request()
+        compiled = core.compile_model(graph, "CPU", options)
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(compiled.create_infer_request())
+        # OpenVINO binds to NumPy at the first array it is given. Two threads that do so at once
+        # wait for each other for ever, so one window goes ahead alone.
+        self(np.zeros((1, *window), np.float32))
 
     def __call__(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """uint8 [batch, organ, z, y, x] of float32 `windows` [batch, 1, z, y, x]."""
-        soft = [
-            # A copy: the request's own buffer is overwritten by the next window.
-            np.array(self._request.infer({INPUT_NAME: window[None]}, share_inputs=True)[0])
-            for window in windows
-        ]
+        request = self._idle.get()
+        try:
+            soft = [
+                # A copy: the request's own buffer is overwritten by the next window.
+                np.array(request.infer({INPUT_NAME: window[None]}, share_inputs=True)[0])
+                for window in windows
+            ]
+        finally:
+            self._idle.put(request)
         return soft[0] if len(soft) == 1 else np.concatenate(soft)
 
 
@@ -91,7 +110,13 @@ class OnnxRuntimeGraph:
     precision = "f32"
 
     def __init__(
-        self, path: str, window: Sequence[int], precision: str, threads: int, cache_dir: Path | None
+        self,
+        path: str,
+        window: Sequence[int],
+        precision: str,
+        threads: int,
+        streams: int,
+        cache_dir: Path | None,
     ) -> None:
         import onnxruntime
 
@@ -112,6 +137,7 @@ def open_graph(
     runtime: str,
     precision: str,
     threads: int,
+    streams: int,
     cache_dir: Path | None,
 ) -> OpenVinoGraph | OnnxRuntimeGraph:
     """The graph in the runtime asked for; `auto` takes the first of the two that works."""
@@ -123,7 +149,7 @@ def open_graph(
     runtimes = choices[runtime]
     for graph in runtimes:
         try:
-            return graph(path, window, precision, threads, cache_dir)
+            return graph(path, window, precision, threads, streams, cache_dir)
         except Exception as error:
             if graph is runtimes[-1]:
                 raise
@@ -159,12 +185,15 @@ class TritonPythonModel:
         name, version = args["model_name"], args["model_version"]
         path = Path(args["model_repository"]) / version / "model.onnx"
         window = [int(size) for size in config["input"][0]["dims"]]
+        streams = int(parameters.get("streams", "1"))
+        self._pool = ThreadPoolExecutor(streams)
         self._graph = open_graph(
             str(path),
             window,
             parameters.get("runtime", "auto"),
             parameters.get("precision", "f32"),
             int(parameters.get("threads", "0")),
+            streams,
             compiled_cache(parameters, name, version),
         )
         self._report(name, version)
@@ -190,7 +219,10 @@ class TritonPythonModel:
         self._metric.set(time.time())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return list(self._pool.map(self._answer, requests))
+
+    def finalize(self) -> None:
+        self._pool.shutdown()
 
     def _answer(self, request: Any) -> Any:
         if request.is_cancelled():

@@ -45,7 +45,7 @@ class GpuBlender:
         organs = self._sums.shape[1]
         require_answer(soft, organs, self._plan.patch)
         assert window.at[0] == self._row, "windows of the open row only"
-        soft = self._device.arrays.ascontiguousarray(soft)
+        soft = self._device.arrays.ascontiguousarray(self._device.arrays.asarray(soft))
         self._launch("add_window", window, (soft, organs), self._sums[model])
 
     def read(self, stop: int) -> DeviceArray:

@@ -115,7 +115,15 @@ securityContext:
 {{- $d := .Values.database -}}
 {{- $ssl := "sslmode=disable" -}}
 {{- if eq $d.mode "external" -}}
-{{- $ssl = printf "sslmode=%s&sslrootcert=%s" $d.sslmode (ternary (include "atlasloop.caPath" .) "system" (ne .Values.global.caBundle.configMap "")) -}}
+{{- /* libpq takes the system's authorities with verify-full alone, and refuses weaker modes with them. */ -}}
+{{- $ssl = printf "sslmode=%s" $d.sslmode -}}
+{{- if .Values.global.caBundle.configMap -}}
+{{- $ssl = printf "%s&sslrootcert=%s" $ssl (include "atlasloop.caPath" .) -}}
+{{- else if eq $d.sslmode "verify-full" -}}
+{{- $ssl = printf "%s&sslrootcert=system" $ssl -}}
+{{- else if eq $d.sslmode "verify-ca" -}}
+{{- fail "global.caBundle.configMap is required with database.sslmode verify-ca: any certificate of a public authority would do otherwise" -}}
+{{- end -}}
 {{- end -}}
 {{- printf "postgresql://%s@%s:%v/%s?%s" $d.catalog.user (include "atlasloop.databaseHost" .) (int $d.port) $d.catalog.name $ssl -}}
 {{- end -}}
@@ -138,6 +146,38 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 - {name: ATLASLOOP_PREFECT_API_URL, value: {{ include "atlasloop.prefectApi" . | quote }}}
 - {name: ATLASLOOP_SCORE_SCHEDULE, value: {{ .Values.flows.scoreSchedule | quote }}}
 {{ include "atlasloop.prefectClientEnv" . }}
+{{- end -}}
+
+{{- define "atlasloop.modelsRoot" -}}/var/lib/atlasloop/models{{- end -}}
+
+{{/* Where models lie and who serves them, for flow runs: they train, promote and roll back. */}}
+{{- define "atlasloop.modelsEnv" -}}
+- {name: ATLASLOOP_TRITON_ADDRESS, value: "{{ include "atlasloop.fullname" . }}-triton:8001"}
+- {name: ATLASLOOP_TRITON_LOAD_TIMEOUT_S, value: {{ .Values.triton.startupSeconds | quote }}}
+- {name: ATLASLOOP_MODEL_REPOSITORY, value: {{ include "atlasloop.modelsRoot" . }}/repository}
+- {name: ATLASLOOP_MODEL_STORE, value: {{ include "atlasloop.modelsRoot" . }}/store}
+- {name: ATLASLOOP_TRAINING_RUNS, value: {{ include "atlasloop.modelsRoot" . }}/runs}
+{{- if .Values.triton.modelControl.existingSecret }}
+- {name: ATLASLOOP_TRITON_CONTROL_KEY__FILE, value: /run/secrets/triton/{{ .Values.triton.modelControl.key }}}
+{{- end }}
+{{- end -}}
+
+{{- define "atlasloop.modelsMounts" -}}
+- {name: models, mountPath: {{ include "atlasloop.modelsRoot" . }}}
+{{- if .Values.triton.modelControl.existingSecret }}
+- {name: triton-secret, mountPath: /run/secrets/triton, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "atlasloop.controlVolume" -}}
+{{- if .Values.triton.modelControl.existingSecret }}
+- name: triton-secret
+  secret:
+    secretName: {{ .Values.triton.modelControl.existingSecret }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .Values.triton.modelControl.key }}, path: {{ .Values.triton.modelControl.key }}}
+{{- end }}
 {{- end -}}
 
 {{- define "atlasloop.prefectClientEnv" -}}

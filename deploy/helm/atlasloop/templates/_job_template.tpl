@@ -9,14 +9,14 @@ asks for completions and parallelism inside of the pod, where Kubernetes knows n
 {{- if gt (int $shape.gpus) 0 -}}
 {{- $resources = merge (dict "limits" (dict $root.Values.flows.gpuResource (int $shape.gpus))) $resources -}}
 {{- end -}}
-{{- $env := include "atlasloop.flowsEnv" $root | fromYamlArray -}}
+{{- $env := concat (include "atlasloop.flowsEnv" $root | fromYamlArray) (include "atlasloop.modelsEnv" $root | fromYamlArray) -}}
 {{- with include "atlasloop.caEnv" $root -}}{{- $env = concat $env (. | fromYamlArray) -}}{{- end -}}
 {{- $own := dict -}}
 {{- range $env -}}{{- $_ := set $own .name .value -}}{{- end -}}
 {{- $mounts := include "atlasloop.secretMounts" $root | fromYamlArray -}}
-{{- $mounts = concat $mounts (list (dict "name" "store" "mountPath" "/var/lib/atlasloop/store") (dict "name" "models" "mountPath" "/var/lib/atlasloop/models") (dict "name" "shm" "mountPath" "/dev/shm")) -}}
+{{- $mounts = concat $mounts (include "atlasloop.modelsMounts" $root | fromYamlArray) (list (dict "name" "store" "mountPath" "/var/lib/atlasloop/store") (dict "name" "shm" "mountPath" "/dev/shm")) -}}
 {{- $volumes := include "atlasloop.secretVolumes" (dict "root" $root "key" $root.Values.database.catalogPasswordKey) | fromYamlArray -}}
-{{- $volumes = concat $volumes (include "atlasloop.storeVolume" $root | fromYamlArray) (include "atlasloop.modelsVolume" $root | fromYamlArray) (list (dict "name" "shm" "emptyDir" (dict "medium" "Memory" "sizeLimit" $shape.sharedMemory))) -}}
+{{- $volumes = concat $volumes (include "atlasloop.storeVolume" $root | fromYamlArray) (include "atlasloop.modelsVolume" $root | fromYamlArray) (include "atlasloop.controlVolume" $root | fromYamlArray) (list (dict "name" "shm" "emptyDir" (dict "medium" "Memory" "sizeLimit" $shape.sharedMemory))) -}}
 {{- $container := merge (dict
     "name" "prefect-job"
     "image" "{{ image }}"

@@ -56,6 +56,10 @@ export interface LabelVersion {
   url: string
   in_force: boolean
 }
+/** Of tasks, in the order of their life; FINISHED are those that end it. */
+export const TASK_STATES = ['open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped'] as const
+export const FINISHED: ReadonlySet<string> = new Set(['revised', 'confirmed', 'skipped'])
+export const CASE_STATES = ['not_queued', ...TASK_STATES] as const
 interface Volume {
   url: string
   sha256: string
@@ -85,7 +89,9 @@ export interface Queue {
   datasets: string[]
   tasks: Task[]
 }
+/** Connected group of attended voxels of one organ. */
 export interface Region {
+  organ: string
   voxels: number
   ml: number
   attention_sum: number

@@ -53,6 +53,12 @@ export function swatch(color: string): HTMLElement {
   return element
 }
 
+/** The head of a table; above a column of numbers its name stands to the right, as they do. */
+export function tableHead(names: readonly string[], numbers: readonly string[]): HTMLElement {
+  const cells = names.map((name) => h('th', { scope: 'col', class: numbers.includes(name) ? 'number' : null }, name))
+  return h('thead', {}, h('tr', {}, cells))
+}
+
 /** `kidney_left` reads "kidney left". */
 export function title(name: string): string {
   return name.replaceAll('_', ' ')

@@ -81,7 +81,8 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamCase(self, request, context):
-        """Streams attention and pseudo labels of a case of the store, slab by slab, without writing.
+        """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
+        scoring has stored is read; the models are asked only where nothing is stored yet.
         First message: grid. Then slabs that together cover the grid exactly once, in any one direction
         along one axis. Last: result.
         """

@@ -47,7 +47,8 @@ class AttentionServiceStub:
     the result is the last message. Scoring again what is already there answers at once.
     """
     StreamCase: _grpc.UnaryStreamMultiCallable[_attention_pb2.StreamCaseRequest, _attention_pb2.AttentionResponse]
-    """Streams attention and pseudo labels of a case of the store, slab by slab, without writing.
+    """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
+    scoring has stored is read; the models are asked only where nothing is stored yet.
     First message: grid. Then slabs that together cover the grid exactly once, in any one direction
     along one axis. Last: result.
     """
@@ -71,7 +72,8 @@ class AttentionServiceAsyncStub(AttentionServiceStub):
     the result is the last message. Scoring again what is already there answers at once.
     """
     StreamCase: _aio.UnaryStreamMultiCallable[_attention_pb2.StreamCaseRequest, _attention_pb2.AttentionResponse]  # type: ignore[assignment]
-    """Streams attention and pseudo labels of a case of the store, slab by slab, without writing.
+    """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
+    scoring has stored is read; the models are asked only where nothing is stored yet.
     First message: grid. Then slabs that together cover the grid exactly once, in any one direction
     along one axis. Last: result.
     """
@@ -110,7 +112,8 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attention_pb2.StreamCaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_attention_pb2.AttentionResponse], _abc.AsyncIterator[_attention_pb2.AttentionResponse]]:
-        """Streams attention and pseudo labels of a case of the store, slab by slab, without writing.
+        """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
+        scoring has stored is read; the models are asked only where nothing is stored yet.
         First message: grid. Then slabs that together cover the grid exactly once, in any one direction
         along one axis. Last: result.
         """

@@ -1,11 +1,14 @@
-import { get, type Statistics } from '../api'
+import { CASE_STATES, get, type Statistics } from '../api'
 import { attentionSizes, bars, organVolumes } from '../charts'
 import { colourOf, type OpenPage } from '../context'
-import { h, replace, title } from '../dom'
+import { h, replace, tableHead, title } from '../dom'
 
 export const openAtlas: OpenPage = async (main, context) => {
   const statistics = await get<Statistics>('statistics')
-  const states = Object.entries(statistics.cases_by_state).map(([state, n]) => [title(state), n, state] as [string, number, string])
+  const states = CASE_STATES.flatMap((state): [string, number, string][] => {
+    const cases = statistics.cases_by_state[state]
+    return cases === undefined ? [] : [[title(state), cases, state]]
+  })
   replace(
     main,
     h('h1', {}, 'State of the atlas'),
@@ -41,7 +44,7 @@ function throughput(rows: Statistics['throughput']): HTMLElement {
   const table = h(
     'table',
     { 'aria-label': 'Annotator throughput' },
-    h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
+    tableHead(heads, ['Tasks', 'Hours', 'Minutes a task']),
     h('tbody', {}, rows.map(row)),
   )
   return h('figure', {}, h('figcaption', {}, 'Annotator throughput'), rows.length ? table : h('p', {}, 'No task is finished yet.'))

@@ -1,14 +1,12 @@
-import { call, get, path, query, type CaseBrief } from '../api'
+import { call, CASE_STATES, get, path, query, type CaseBrief } from '../api'
 import type { OpenPage } from '../context'
-import { button, h, replace, select } from '../dom'
+import { button, h, replace, select, title } from '../dom'
 import { setKeys } from '../keys'
 import { attempt, say } from '../notices'
 
 const PAGE = 100
 /** Sheets fetched ahead of the one that is shown, so that the next key shows a picture at once. */
 const AHEAD = 2
-
-const STATES = ['not_queued', 'open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped']
 
 export const openGallery: OpenPage = async (main) => {
   const gallery = new Gallery(main)
@@ -75,7 +73,7 @@ class Gallery {
     replace(
       this.bar,
       select('Dataset', [all, ...[...this.datasets].sort().map((d) => [d, d] as const)], this.filter.dataset, (dataset) => change({ dataset })),
-      select('State', [all, ...STATES.map((s) => [s, s.replaceAll('_', ' ')] as const)], this.filter.state, (state) => change({ state })),
+      select('State', [all, ...CASE_STATES.map((s) => [s, title(s)] as const)], this.filter.state, (state) => change({ state })),
       select('Flag', [all, ['true', 'flagged'], ['false', 'not flagged']], this.filter.flagged, (flagged) => change({ flagged })),
     )
   }
@@ -151,7 +149,7 @@ class Gallery {
       this.caption,
       h('strong', {}, one.id),
       h('span', {}, one.dataset),
-      one.state && h('span', { class: `state ${one.state}` }, one.state.replaceAll('_', ' ')),
+      one.state && h('span', { class: `state ${one.state}` }, title(one.state)),
       h('span', {}, `${this.at + 1} of ${this.total}`),
       one.flagged && h('span', { class: 'state skipped' }, 'flagged'),
     )

@@ -1,12 +1,10 @@
-import { call, get, query, type Queue, type Task } from '../api'
+import { call, FINISHED, get, query, TASK_STATES, type Queue, type Task } from '../api'
 import { may, type Context, type OpenPage } from '../context'
-import { button, h, replace, select, swatch, title } from '../dom'
+import { button, h, replace, select, swatch, tableHead, title } from '../dom'
 import { setKeys } from '../keys'
 import { goToNext, keepFilter, keptFilter } from '../next'
 import { attempt, say } from '../notices'
 
-const STATES = ['open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped'] as const
-const FINISHED = new Set(['revised', 'confirmed', 'skipped'])
 const PAGE = 50
 
 export const openQueue: OpenPage = async (main, context) => {
@@ -29,7 +27,7 @@ export const openQueue: OpenPage = async (main, context) => {
       { class: 'row filters', role: 'search', 'aria-label': 'Filters' },
       select('Dataset', [['', 'all'], ...queue.datasets.map((d) => [d, d] as const)], filter.dataset, (dataset) => change({ dataset })),
       select('Organ', [['', 'all'], ...context.organs.map((o) => [o.name, title(o.name)] as const)], filter.organ, (organ) => change({ organ })),
-      select('State', [['', 'all'], ...STATES.map((s) => [s, title(s)] as const)], filter.state, (state) => change({ state })),
+      select('State', [['', 'all'], ...TASK_STATES.map((s) => [s, title(s)] as const)], filter.state, (state) => change({ state })),
       button('Next case', () => attempt(goToNext), { key: 'n', kind: 'primary' }),
     )
   const pages = (total: number): HTMLElement => {
@@ -59,7 +57,7 @@ function progress(counts: Record<string, number>): HTMLElement {
     { class: 'progress', 'aria-label': 'Progress' },
     h('progress', { max: Math.max(all, 1), value: done, 'aria-label': 'Finished tasks' }),
     h('strong', {}, `${done} of ${all} done`),
-    STATES.map((state) => h('span', { class: `state ${state}` }, `${title(state)} ${counts[state] ?? 0}`)),
+    TASK_STATES.map((state) => h('span', { class: `state ${state}` }, `${title(state)} ${counts[state] ?? 0}`)),
   )
 }
 
@@ -73,14 +71,14 @@ function table(tasks: Task[], context: Context): HTMLElement {
       h('td', {}, task.dataset),
       h('td', { class: 'number' }, task.attention_ml.toFixed(1)),
       h('td', {}, largest(task, context)),
-      h('td', {}, h('span', { class: `state ${task.state}` }, title(task.state)), task.second_reader ? ' second reader' : null),
+      h('td', {}, h('span', { class: `state ${task.state}` }, title(task.state)), task.second_reader && task.state === 'leased' ? ' second reader' : null),
       h('td', {}, task.assignee ?? ''),
     )
   const heads = ['Rank', 'Case', 'Dataset', 'Attention, ml', 'Most attention', 'State', 'Annotator']
   return h(
     'table',
     { 'aria-label': 'Tasks' },
-    h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
+    tableHead(heads, ['Rank', 'Attention, ml']),
     h('tbody', {}, tasks.map(row)),
   )
 }

@@ -1,4 +1,4 @@
-import { path, Problem, type LabelVersion, type Organ } from '../api'
+import { FINISHED, path, Problem, type LabelVersion, type Organ } from '../api'
 import { may, type Context, type OpenPage } from '../context'
 import type { SaveState } from '../drafts'
 import { button, h, replace, select, swatch, title } from '../dom'
@@ -22,7 +22,6 @@ const TOOLS: readonly [Tool, string, string][] = [
   ['fill', 'Fill', 'f'],
 ]
 const PEN_SIZES = [1, 3, 5, 7, 9, 13, 17, 25]
-const FINISHED = new Set(['revised', 'confirmed', 'skipped'])
 const SAVED: Record<SaveState, string> = {
   clean: '',
   saving: 'Saving…',
@@ -131,10 +130,18 @@ class TaskPage {
       h('span', {}, `attention ${task.attention_ml.toFixed(1)} ml`),
       h('span', { class: `state ${task.state}`, role: 'status', 'aria-label': 'State' }, title(task.state)),
       task.second_reader && h('span', { class: 'state second_reading' }, 'second reader asked'),
+      task.second_reader && this.question(),
     )
     const why = this.work.readOnly
     if (why === null) this.readOnlyBanner.set()
     else this.readOnlyBanner.set('Only for looking: ', typeof why === 'string' ? why : [why.message, ' ', why.parts().map(([, text]) => text).join(' ')])
+  }
+
+  /** What the first reader wants the second one to look at. */
+  private question(): HTMLElement | null {
+    const asked = this.work.detail.history.filter((one) => one.action === 'second reading').at(-1)
+    const note = (asked?.detail as { note?: string } | undefined)?.note
+    return asked && note ? h('q', { 'aria-label': `Asked by ${asked.who}` }, note) : null
   }
 
   private get locked(): boolean {
@@ -300,9 +307,9 @@ class TaskPage {
     const changed = work.changed.size
     replace(
       this.actions,
-      h('h2', {}, 'Hand in'),
+      h('h2', {}, changed ? `Hand in (${changed} edited)` : 'Hand in'),
       !locked && [
-        button(changed ? `Submit revision (${changed})` : 'Submit revision', () => this.once(() => this.submit()), { key: 'Ctrl+Enter', kind: changed ? 'primary' : '', label: 'Submit revision' }),
+        button('Submit revision', () => this.once(() => this.submit()), { key: 'Ctrl+Enter', kind: changed ? 'primary' : '' }),
         button('Confirm case', () => this.once(() => this.confirm()), { key: 'Shift+Enter', kind: changed ? '' : 'primary' }),
         button('Second reader', () => this.once(() => this.secondReader()), { key: 'r' }),
         button('Skip', () => this.once(() => this.skip()), { key: 'x' }),
@@ -537,7 +544,7 @@ class TaskPage {
       return
     }
     await this.work.confirm()
-    this.finish('Case confirmed')
+    this.finish(`Case ${title(this.work.detail.state)}`) // revised, where a label was handed in before
   }
 
   private async skip(): Promise<void> {
@@ -566,11 +573,16 @@ class TaskPage {
   }
 
   private async discard(): Promise<void> {
-    const answer = await choose('Discard everything drawn in this case?', h('p', {}, 'The draft goes from this browser and from the server.'), [
+    const kept = [...this.work.handedIn]
+    const stays = kept.length > 0 && h('p', {}, `What is stored stays in force: ${kept.map(title).join(', ')}.`)
+    const gone = h('p', {}, 'The draft goes from this browser and from the server.')
+    const answer = await choose('Discard everything drawn in this case?', h('div', {}, gone, stays), [
       ['', 'Keep drawing'],
       ['discard', 'Discard'],
     ])
-    if (answer === 'discard') await this.work.discard()
+    if (answer !== 'discard') return
+    await this.work.discard()
+    if (kept.length > 0) dispatchEvent(new HashChangeEvent('hashchange')) // shows what is in force now
   }
 
   private finish(text: string): void {

@@ -24,18 +24,21 @@ export class Lease {
   }
 
   private schedule(expires_at: string | null): void {
-    clearTimeout(this.timer)
-    if (this.ended) return
     const left_ms = expires_at ? Date.parse(expires_at) - Date.now() : LONGEST_MS * RENEWALS
-    const delay_ms = Math.min(Math.max(left_ms / RENEWALS, SHORTEST_MS), LONGEST_MS)
-    this.timer = setTimeout(() => void this.renew(), delay_ms)
+    this.renewIn(Math.min(Math.max(left_ms / RENEWALS, SHORTEST_MS), LONGEST_MS))
+  }
+
+  private renewIn(delay_ms: number): void {
+    clearTimeout(this.timer)
+    if (!this.ended) this.timer = setTimeout(() => void this.renew(), delay_ms)
   }
 
   private async renew(): Promise<void> {
     try {
       await this.take()
     } catch (error) {
-      if (error instanceof Offline) this.schedule(null)
+      // The lease goes on for a while without us: try again before it ends.
+      if (error instanceof Offline) this.renewIn(SHORTEST_MS)
       else if (!this.ended) this.onLost(error)
     }
   }

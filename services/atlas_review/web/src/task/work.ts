@@ -29,11 +29,6 @@ export interface WorkEvents {
   chooseDraft: () => Promise<'browser' | 'server'>
 }
 
-/** Connected group of attended voxels of one organ. */
-export interface OrganRegion extends Region {
-  organ: string
-}
-
 const WORKABLE = new Set(['open', 'leased', 'second_reading'])
 
 async function bytesOf(url: string): Promise<Bytes> {
@@ -43,13 +38,15 @@ async function bytesOf(url: string): Promise<Bytes> {
 export class Work {
   readonly history = new History()
   readonly clock: WorkClock
-  regions: OrganRegion[] = []
+  regions: Region[] = []
   detail!: TaskDetail
   viewer!: Viewer
   /** Why this task can only be looked at, or null. */
   readOnly: Problem | string | null = null
   /** Organs that differ from the labels in force. */
   changed = new Set<string>()
+  /** Organs of which a label that was handed in here came into force. */
+  readonly handedIn = new Set<string>()
   private bases: Bases = {}
   private readonly lease: Lease
   private local!: LocalDrafts
@@ -102,13 +99,9 @@ export class Work {
   }
 
   /** The regions of every organ whose attention counts, largest first. */
-  private async fetchRegions(): Promise<OrganRegion[]> {
-    const of = async ({ organ }: { organ: string }): Promise<OrganRegion[]> => {
-      const url = `cases/${encodeURIComponent(this.case.id)}/regions${query({ organ })}`
-      return (await get<{ regions: Region[] }>(url)).regions.map((region) => ({ ...region, organ }))
-    }
-    const counting = this.case.attention.filter((one) => one.counts && one.attention_ml > 0)
-    return (await Promise.all(counting.map(of))).flat().sort((a, b) => b.ml - a.ml)
+  private async fetchRegions(): Promise<Region[]> {
+    if (this.case.attention.length === 0) return []
+    return (await get<{ regions: Region[] }>(`cases/${encodeURIComponent(this.case.id)}/regions`)).regions
   }
 
   private async takeLease(): Promise<void> {
@@ -291,7 +284,10 @@ export class Work {
       const version = (await (await send(url, { method: 'POST', body })).json()) as LabelVersion
       this.uploaded.set(organ, version.id)
       // Beside an original label a revised one is kept, and does not come into force.
-      if (version.in_force) this.rebase(organ, version.id)
+      if (version.in_force) {
+        this.rebase(organ, version.id)
+        this.handedIn.add(organ)
+      }
       return version
     } catch (error) {
       if (!(error instanceof Problem) || error.status !== 409) throw error

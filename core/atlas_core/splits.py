@@ -1,0 +1,64 @@
+"""Training, validation and test cases of a release: the paper's proportions, by patient."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+PAPER_CASES: Final = {Split.TRAIN: 5500, Split.VALIDATION: 500, Split.TEST: 2448}
+"""How the paper splits its 8,448 CTs (§4.1, dataset splits)."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A case that is to be put into a split.
+
+    Attributes:
+        case_id: which.
+        dataset: where it came from; every dataset is split in the same proportions.
+        patient: whose CT it is; None: not known, the case stands for itself.
+    """
+
+    case_id: str
+    dataset: str
+    patient: str | None = None
+
+
+def split_cases(members: Iterable[Member]) -> dict[str, Split]:
+    """The split of every case, by case id; the same for the same cases in any order.
+
+    Patients are taken dataset by dataset, in an order that a checksum of their names gives, and
+    each with all its CTs goes where most is missing to `PAPER_CASES`. So no patient is in two
+    splits, and the whole and every dataset (but for a CT or two) have the paper's proportions.
+    """
+    groups: dict[str, list[Member]] = {}
+    for member in sorted(members, key=lambda m: m.case_id):
+        # A patient called like a case is not that case.
+        key = f"case {member.case_id}" if member.patient is None else f"patient {member.patient}"
+        groups.setdefault(key, []).append(member)
+    order = sorted(groups, key=lambda key: (groups[key][0].dataset, _shuffled(key)))
+    placed = dict.fromkeys(Split, 0)
+    found = {}
+    for key in order:
+        total = sum(placed.values()) + len(groups[key])
+        split = max(Split, key=lambda s: PAPER_CASES[s] * total - placed[s] * _PAPER_TOTAL)
+        placed[split] += len(groups[key])
+        found.update({member.case_id: split for member in groups[key]})
+    return found
+
+
+_PAPER_TOTAL: Final = sum(PAPER_CASES.values())
+
+
+def _shuffled(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

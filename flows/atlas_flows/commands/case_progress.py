@@ -1,0 +1,49 @@
+"""The progress bar of a command that works on many cases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from atlas_flows.case_runs import CaseDone, observed_by
+from atlas_flows.commands.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@contextmanager
+def case_progress(verb: str, logger: str) -> Iterator[None]:
+    """Within the block, runs over cases show a bar, and what failed, on stderr.
+
+    Args:
+        verb: what is done to the cases.
+        logger: whose warnings are shown as well.
+    """
+    with progress_bar(verb) as progress:
+        task = progress.add_task("cases", total=None)
+
+        def show(done: int, total: int, outcome: CaseDone) -> None:
+            progress.update(task, completed=done, total=total)
+            if not outcome.good:
+                progress.console.print(f"{outcome.case_id}: {outcome.message}", style="red")
+
+        with _warnings_to(progress.console, logger), observed_by(show):
+            yield
+
+
+@contextmanager
+def _warnings_to(terminal: Console, name: str) -> Iterator[None]:
+    """Shows what the run waits for; Prefect's own console output is switched off."""
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=terminal, show_time=False, show_path=False)
+    handler.setLevel(logging.WARNING)
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,199 @@
+"""`iterate`, `iterations`, `simulate-annotator` and `loop-demo`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from atlas_core.records import Reading
+from atlas_core.revision_records import TOP_SHARE
+
+from atlas_flows.commands.run_here import run_here
+from atlas_flows.commands.scoring import DatasetOption, ReadingOption
+from atlas_flows.commands.terminal import console, places, print_table, write_text
+
+if TYPE_CHECKING:
+    from atlas_flows.settings import Places
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def iterate(
+    context: typer.Context,
+    mode: Annotated[
+        str, typer.Option(help="run, continue, proceed or restart; see the flow iterate.")
+    ] = "run",
+    dataset: DatasetOption = None,
+    reading: ReadingOption = Reading.PAPER,
+    share: Annotated[
+        float, typer.Option(min=0.0001, max=1, help="Part of the list that is revised.")
+    ] = TOP_SHARE,
+    minutes: Annotated[
+        float | None, typer.Option(min=15, help="Instead: annotators' time per iteration.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Fine-tune only this; may be given several times.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Per fine-tuning.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of a fine-tuning.")] = None,
+    validation_dataset: Annotated[
+        str | None, typer.Option(help="Judge new versions on this dataset.")
+    ] = None,
+    stop_share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Confirmed part of the top that ends the loop.")
+    ] = 1.0,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many iterations.")] = 3,
+    deadline_hours: Annotated[
+        float | None, typer.Option(help="Go on after so many hours, whatever is in the queue.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+) -> None:
+    """Go on with the loop, as far as it can go without people (flow `iterate`).
+
+    Needs the stack (atlasloop up). It ends when annotators are needed, and says where they work.
+    Interrupted at any point, the next one goes on where it ended.
+
+    Example: atlasloop iterate --dataset BTCV --share 0.05 --limit 2
+    """
+    given = {
+        "mode": mode,
+        "dataset": dataset,
+        "reading": reading,
+        "share": share,
+        "minutes": minutes,
+        "models": list(model or ()),
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "validation_dataset": validation_dataset,
+        "stop_share": stop_share,
+        "iterations": limit,
+        "deadline_hours": deadline_hours,
+        "dry_run": dry_run,
+    }
+    console().print(run_iterate(places(context), given), markup=False, soft_wrap=True)
+
+
+def run_iterate(here: Places, given: dict[str, Any]) -> str:
+    """Run the flow in this process; where it ended, in one line.
+
+    Raises:
+        AtlasError: what is missing.
+    """
+    with run_here(here, "iterate", "what is done stays done"):
+        from atlas_flows.iterate import iterate as flow
+
+        state = flow(**given, return_state=True)
+    if not state.is_completed():
+        state.result()  # raises what went wrong
+    return f"{state.name}: {state.message or ''}"
+
+
+def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the iterations of the loop and where the open one stands.
+
+    Example: atlasloop iterations
+    """
+    from atlas_core.catalog import Catalog
+
+    from atlas_flows.iteration import next_step
+    from atlas_flows.iteration_view import standing_of, told
+
+    with Catalog.open(places(context).catalog_url) as catalog:
+        known = [(one, standing_of(catalog, one)) for one in catalog.iterations()]
+    if as_json:
+        rows = [one.model_dump(mode="json") | {"done": dict(s.done)} for one, s in known]
+        write_text(None, json.dumps(rows, indent=2))
+        return
+    print_table(
+        f"{len(known)} iterations",
+        [
+            {
+                "t": str(one.t),
+                "state": one.state.value,
+                "started": f"{one.started_at:%Y-%m-%d %H:%M}",
+                "next": next_step(standing).key if one.state.value == "open" else "–",
+                "what": told(standing),
+            }
+            for one, standing in known
+        ],
+    )
+
+
+def simulate_annotator(
+    context: typer.Context,
+    truth: Annotated[
+        Path, typer.Option(exists=True, help="Folder of `atlasloop phantoms`, with CTs and truth.")
+    ],
+    minutes: Annotated[float, typer.Option(min=1, help="Of a person's time, 15 a case.")] = 480.0,
+    dice: Annotated[
+        float, typer.Option(min=0, max=1, help="Labels with a lower Dice are replaced.")
+    ] = 0.9,
+    dataset: DatasetOption = None,
+    url: Annotated[
+        str | None, typer.Option(help="Of the review service; default: this machine's.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ATLASLOOP_REVIEW_TOKEN",
+            help="Of an account there; default: made in this machine's.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a SIMULATED annotator work through the queue: for demonstrations and tests only.
+
+    It knows the truth of phantoms, replaces wrong labels by it and confirms the rest, over the
+    review service's HTTP API. Its labels bear the name simulated-annotator.
+
+    Example: atlasloop simulate-annotator --truth phantoms --minutes 120
+    """
+    from atlas_embedded.components import review_token
+
+    from atlas_flows.simulated_annotator import ACCOUNT, Diligence, ReviewApi, Truth, work
+
+    here = places(context)
+    known = Truth.of(truth)
+    secret = token or review_token(here.embedded, ACCOUNT)
+    with ReviewApi.open(url or here.review_url, secret) as api:
+        done = work(
+            api,
+            known,
+            Diligence(minutes, dice, dataset),
+            lambda line: console(stderr=True).print(line, style="dim", markup=False),
+        )
+    if as_json:
+        write_text(None, done.model_dump_json(indent=2))
+        return
+    console().print(
+        f"simulated annotator: {done.revised} cases revised ({done.organs_replaced} organs), "
+        f"{done.confirmed} confirmed, {done.skipped} skipped, {done.minutes:.0f} minutes"
+        + ("; the time was over before the queue was empty" if done.budget_spent else "")
+    )
+
+
+def loop_demo(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(
+        "loop-demo-output"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the phantoms.")] = 8,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only show that it runs; nothing is learnt.")
+    ] = False,
+) -> None:
+    """The whole loop on phantoms with a simulated annotator: M0, two iterations, report.
+
+    Trains two small models from partial labels, lets the simulated annotator revise the top of
+    the priority list twice, and fine-tunes them each time. Needs torch, about 20 minutes on 2
+    cores; run again after an interruption, it goes on. The last line is one JSON object.
+
+    Example: atlasloop loop-demo
+    """
+    from atlas_flows.loop_demo import run_loop_demo
+
+    write_text(None, json.dumps(run_loop_demo(places(context), output, seed, quick=quick)))

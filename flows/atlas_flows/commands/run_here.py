@@ -1,0 +1,45 @@
+"""A flow that runs in the process of its command, where the Prefect server sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from atlas_core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from atlas_flows.settings import Places
+
+
+@contextmanager
+def run_here(here: Places, flow: str, kept: str = "") -> Iterator[None]:
+    """The block runs the flow of the name `flow`. Prefect, and what imports it, may be imported in
+    the block and not before: it reads its settings when it is imported.
+
+    Args:
+        kept: what is not lost if the server goes away.
+
+    Raises:
+        Unavailable: no Prefect server, or it went away.
+    """
+    here.enter_prefect(quiet=True)
+    here.require_prefect()
+    import httpx
+    from prefect import tags
+    from prefect.logging.handlers import APILogHandler
+
+    from atlas_flows.interrupted import mark_interrupted_runs, process_tag
+
+    try:
+        mark_interrupted_runs(flow)
+        with tags(process_tag()):
+            yield
+        # What the caller may do next is to stop the server; half of the log would not get there.
+        APILogHandler().flush()
+    except httpx.HTTPError as error:
+        raise Unavailable(
+            "the Prefect server went away during the run",
+            got=type(error).__name__,
+            remedy="run again after `atlasloop up`" + (f": {kept}" if kept else ""),
+        ) from None

@@ -1,0 +1,101 @@
+"""A stack of a demonstration's own: data and ports that nobody else uses."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from atlas_core.errors import Conflict
+from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
+
+
+def own_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -> EmbeddedSettings:
+    """The usual ports where they are free, others where they are not."""
+    names = [name for name in EmbeddedSettings.model_fields if name.endswith("_port")]
+    usual = EmbeddedSettings(home=home)
+    chosen: dict[str, int] = {}
+    with contextlib.ExitStack() as held:
+        for name in names:
+            chosen[name] = _hold_port(held, getattr(usual, name))
+    return EmbeddedSettings(
+        home=home,
+        # Never the store or catalog that the environment may name.
+        store=home / "store",
+        catalog_url=f"sqlite:///{home / 'catalog.sqlite'}",
+        components=tuple(parts),
+        **chosen,  # type: ignore[arg-type]  # fields named *_port are ports
+        **fields,  # type: ignore[arg-type]  # checked by the class
+    )
+
+
+def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
+    """`wanted` if it is free, else one that the system gives; held so that none is given twice."""
+    for port in (wanted, 0):
+        listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError:
+            continue
+        return int(listener.getsockname()[1])
+    raise Conflict("no port is free on this machine")
+
+
+def enter(settings: EmbeddedSettings) -> None:
+    """This process works with the demo's stack, whatever addresses its environment names."""
+    os.environ.update(settings.environment())
+    for elsewhere in ("TRITON_ADDRESS", "TRITON_CONTROL_KEY", "MODEL_REPOSITORY", "MODEL_STORE",
+                      "TRAINING_RUNS"):  # fmt: skip
+        os.environ.pop(f"ATLASLOOP_{elsewhere}", None)
+    os.environ.update(
+        ATLASLOOP_CATALOG_URL=settings.catalog_url,
+        ATLASLOOP_STORE=str(settings.store),
+        ATLASLOOP_ATTENTION_ADDRESS=settings.attention_address,
+        ATLASLOOP_PREFECT_API_URL=settings.prefect_api_url,
+        ATLASLOOP_REVIEW_URL=settings.review_url,
+    )
+
+
+@contextlib.contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Keeps a second demo out; the kernel lifts the lock if we die."""
+    with (home / "demo.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                "another demo is running here", remedy="wait for it, or use another --home"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """`kill` ends the demo as Ctrl-C does: with its stack stopped."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A second Ctrl-C must not leave half a stack behind; stopping takes seconds."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
