@@ -31,14 +31,15 @@ TRIED = 4
 def main() -> None:
     # Only Triton's stub process has this module; the graphs themselves need nothing of it.
     sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
-    open_graph = runpy.run_path(str(BACKEND))["OpenVinoGraph"]
+    backend = runpy.run_path(str(BACKEND))
+    open_graph, running = backend["OpenVinoGraph"], backend["Running"]
     windows = np.load(sys.argv[1])
     cores = len(os.sched_getaffinity(0))
     models = [str(Path(folder) / "model.onnx") for folder in sys.argv[2:]]
     window = (1, *windows.shape[1:])
 
     def graphs(threads):
-        return [open_graph(model, window, "f32", threads, 1, None) for model in models]
+        return [open_graph(model, window, running(threads=threads)) for model in models]
 
     share = math.ceil(cores / len(models))
     arrangements = [

@@ -28,14 +28,14 @@ def main() -> None:
         ("openvino_bf16", backend.OpenVinoGraph, "bf16"),
         ("onnxruntime", backend.OnnxRuntimeGraph, "f32"),
     ):
-        graph, seconds = _open(make, task, window, precision)
+        graph, seconds = _open(backend, make, task, window, precision)
         if graph.precision != precision:
             results[name] = {"skipped": f"this CPU has no {precision}"}
             continue
         graphs[name] = graph
         results[name] = {"open_s": round(seconds, 3)}
         if make is backend.OpenVinoGraph:
-            _, again = _open(make, task, window, precision)
+            _, again = _open(backend, make, task, window, precision)
             results[name]["open_again_s"] = round(again, 3)
     answers = {name: graph(window).astype(np.int16) for name, graph in graphs.items()}
     timings: dict[str, list[float]] = {name: [] for name in graphs}
@@ -66,11 +66,14 @@ def _load(path: Path) -> Any:
     return module
 
 
-def _open(make: Any, task: dict[str, Any], window: np.ndarray, precision: str) -> tuple[Any, float]:
+def _open(
+    backend: Any, make: Any, task: dict[str, Any], window: np.ndarray, precision: str
+) -> tuple[Any, float]:
     cache = Path(task["cache"])
     cache.mkdir(parents=True, exist_ok=True)
+    how = backend.Running(precision, task["threads"], streams=1, cache_dir=cache)
     began = time.perf_counter()
-    graph = make(task["graph"], window.shape[1:], precision, task["threads"], 1, cache)
+    graph = make(task["graph"], window.shape[1:], how)
     return graph, time.perf_counter() - began
 
 

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
-from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound, Unavailable
+from atlas_core.errors import AtlasError, Conflict, NotFound, Unavailable
 from atlas_core.model_registry import PromotionKind, evaluations, promotions
 from atlas_core.records import Reading
 from atlas_embedded.stack import up
@@ -128,8 +128,8 @@ def test_a_worse_version_is_refused_unless_forced(site: Site, tmp_path: Path) ->
 
 
 BROKEN = {
-    "no graph": (b"not a graph", ConfigurationError),
-    "says the same to everything": (None, Unavailable),
+    "no graph": (b"not a graph", "cannot run"),
+    "says the same to everything": (None, "the same to air and to noise"),
 }
 
 
@@ -137,10 +137,10 @@ BROKEN = {
 def test_a_broken_version_never_takes_down_the_one_in_service(
     site: Site, tmp_path: Path, what: str
 ) -> None:
-    graph, error = BROKEN[what]
+    graph, why = BROKEN[what]
     broken = export(tmp_path / "m", 3, level=1e6, graph=graph)
     before = files(site)
-    with Questions(site) as failures, pytest.raises(error):
+    with Questions(site) as failures, pytest.raises(Unavailable, match=why):
         promote(broken, site, Order())
     assert failures == []
     assert files(site) == before
@@ -157,6 +157,17 @@ def test_a_version_that_was_being_tried_when_everything_stopped_is_left_behind(
     assert in_service(site) == [(NAME, 0)]
     assert loaded(site) == {0}
     assert [spec.version for spec in site.repository.served(NAME)] == [0]
+
+
+def test_a_server_that_loads_what_it_finds_serves_beside_a_broken_version(
+    site: Site, tmp_path: Path
+) -> None:
+    """As compose and the cluster start theirs, with nobody there to mend its repository."""
+    broken = site.repository.stage(export(tmp_path / "m", 8, graph=b"not a graph"))
+    site.triton.load(NAME)
+    with pytest.raises(Unavailable, match="cannot run"):
+        site.triton.prove(broken)
+    site.triton.prove(next(s for s in site.repository.served(NAME) if s.version == 0))
 
 
 class Questions:

@@ -219,7 +219,8 @@ import numpy as np
 sys.modules["triton_python_backend_utils"] = types.ModuleType("only Triton's stub has it")
 backend, graph, *window = sys.argv[1:]
 window = (1, *map(int, window))
-run = runpy.run_path(backend)["OpenVinoGraph"](graph, window, "f32", 1, 4, None)
+names = runpy.run_path(backend)
+run = names["OpenVinoGraph"](graph, window, names["Running"](threads=1, streams=4))
 together = threading.Barrier(4)
 def first():
     together.wait()

@@ -235,8 +235,8 @@ class TritonModels:
         try:
             self._serve(client, name)
         except (ConfigurationError, Unavailable) as error:
-            # Triton loads all versions of a model or none: a new one that was being tried when
-            # everything stopped, and is broken, must not keep the one in service away.
+            # A new version that was being tried when everything stopped, and is broken, must not
+            # keep the one in service away.
             kept = self.repository.in_service(name)
             if kept is None or len(self.repository.served(name)) < 2:
                 raise

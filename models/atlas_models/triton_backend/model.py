@@ -8,11 +8,12 @@ own environment (numpy < 2) and therefore imports nothing of Atlas Loop.
 
 Parameters of the model's ``config.pbtxt`` (string values):
 
-    atlasloop.runtime    auto, openvino or onnxruntime; auto falls back to ONNX Runtime, and says so
-    atlasloop.precision  f32, or bf16 where the CPU has it
-    atlasloop.threads    of one window; 0 means all cores
-    atlasloop.streams    windows that one instance works on at once
-    atlasloop.cache_dir  folder of compiled graphs; empty means none
+    atlasloop.runtime     auto, openvino or onnxruntime; auto falls back to ONNX Runtime, and says so
+    atlasloop.precision   f32, or bf16 where the CPU has it
+    atlasloop.threads     of one window; 0 means all cores
+    atlasloop.streams     windows that one instance works on at once
+    atlasloop.cache_dir   folder of compiled graphs; empty means none
+    atlasloop.in_service  the version without which the model must not be loaded
 
 What really runs is in the server's log and in its metric ``atlasloop_model_started_seconds``.
 """
@@ -22,11 +23,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,54 +37,59 @@ INPUT_NAME = "ct"
 OUTPUT_NAME = "soft"
 
 
-class OpenVinoGraph:
-    """The graph compiled by OpenVINO for windows of one fixed shape; safe to call from threads.
+class Running(NamedTuple):
+    """How a graph is run.
 
-    Args:
-        path: the ONNX file.
-        window: shape of one input window, [1, z, y, x].
+    Attributes:
         precision: f32, or bf16 where the CPU has it.
         threads: of one window; 0 means all cores.
         streams: windows that are run side by side where as many threads call.
         cache_dir: folder of compiled graphs, or None.
     """
 
+    precision: str = "f32"
+    threads: int = 0
+    streams: int = 1
+    cache_dir: Path | None = None
+
+
+class OpenVinoGraph:
+    """The graph compiled by OpenVINO for windows of one fixed shape; safe to call from threads.
+
+    Args:
+        path: the ONNX file.
+        window: shape of one input window, [1, z, y, x].
+        how: precision, threads, streams, cache.
+    """
+
     name = "openvino"
 
-    def __init__(
-        self,
-        path: str,
-        window: Sequence[int],
-        precision: str,
-        threads: int,
-        streams: int,
-        cache_dir: Path | None,
-    ) -> None:
+    def __init__(self, path: str, window: Sequence[int], how: Running) -> None:
         import openvino
 
         core = openvino.Core()
-        self.precision = precision
-        if precision == "bf16" and "BF16" not in core.get_property(
+        self.precision = how.precision
+        if how.precision == "bf16" and "BF16" not in core.get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"
         ):
             self.precision = "f32"
         options = {
             "INFERENCE_PRECISION_HINT": self.precision,
-            "NUM_STREAMS": streams,
+            "NUM_STREAMS": how.streams,
             # Each model is a process of its own: pinned, all of them would sit on the same cores.
             "ENABLE_CPU_PINNING": False,
         }
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = threads * streams
-        if cache_dir:
-            options["CACHE_DIR"] = str(cache_dir)
+        if how.threads:
+            options["INFERENCE_NUM_THREADS"] = how.threads * how.streams
+        if how.cache_dir:
+            options["CACHE_DIR"] = str(how.cache_dir)
         graph = core.read_model(path)
         # A fixed shape lets OpenVINO plan its memory once; a batch is run window by window, which
         # on a CPU costs nothing.
         graph.reshape([1, *window])
         compiled = core.compile_model(graph, "CPU", options)
         self._idle: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(streams):
+        for _ in range(how.streams):
             self._idle.put(compiled.create_infer_request())
         # OpenVINO binds to NumPy at the first array it is given. Two threads that do so at once
         # wait for each other for ever, so one window goes ahead alone.
@@ -109,19 +115,11 @@ class OnnxRuntimeGraph:
     name = "onnxruntime"
     precision = "f32"
 
-    def __init__(
-        self,
-        path: str,
-        window: Sequence[int],
-        precision: str,
-        threads: int,
-        streams: int,
-        cache_dir: Path | None,
-    ) -> None:
+    def __init__(self, path: str, window: Sequence[int], how: Running) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = how.threads
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
@@ -132,13 +130,7 @@ class OnnxRuntimeGraph:
 
 
 def open_graph(
-    path: str,
-    window: Sequence[int],
-    runtime: str,
-    precision: str,
-    threads: int,
-    streams: int,
-    cache_dir: Path | None,
+    path: str, window: Sequence[int], runtime: str, how: Running
 ) -> OpenVinoGraph | OnnxRuntimeGraph:
     """The graph in the runtime asked for; `auto` takes the first of the two that works."""
     choices: dict[str, list[type[OpenVinoGraph] | type[OnnxRuntimeGraph]]] = {
@@ -149,12 +141,22 @@ def open_graph(
     runtimes = choices[runtime]
     for graph in runtimes:
         try:
-            return graph(path, window, precision, threads, streams, cache_dir)
+            return graph(path, window, how)
         except Exception as error:
             if graph is runtimes[-1]:
                 raise
             pb_utils.Logger.log_warn(f"{graph.name} cannot run {path}, trying the next: {error}")
     raise AssertionError("unreachable: the last runtime returned or raised")
+
+
+class _Broken:
+    """In the place of a graph that no runtime could open."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __call__(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        raise RuntimeError(self._why)
 
 
 def compiled_cache(parameters: Mapping[str, str], model_name: str, version: str) -> Path | None:
@@ -185,21 +187,29 @@ class TritonPythonModel:
         name, version = args["model_name"], args["model_version"]
         path = Path(args["model_repository"]) / version / "model.onnx"
         window = [int(size) for size in config["input"][0]["dims"]]
-        streams = int(parameters.get("streams", "1"))
-        self._pool = ThreadPoolExecutor(streams)
-        self._graph = open_graph(
-            str(path),
-            window,
-            parameters.get("runtime", "auto"),
-            parameters.get("precision", "f32"),
-            int(parameters.get("threads", "0")),
-            streams,
-            compiled_cache(parameters, name, version),
+        how = Running(
+            precision=parameters.get("precision", "f32"),
+            threads=int(parameters.get("threads", "0")),
+            streams=int(parameters.get("streams", "1")),
+            cache_dir=compiled_cache(parameters, name, version),
         )
-        self._report(name, version)
+        self._pool = ThreadPoolExecutor(how.streams)
+        self._graph: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]]
+        try:
+            graph = open_graph(str(path), window, parameters.get("runtime", "auto"), how)
+        except Exception as error:
+            if version == parameters.get("in_service"):
+                raise
+            # Triton loads all versions of a model or none, and the server may crash when it lets go
+            # of a version that it has only just loaded because another one failed. So one that is
+            # only tried is loaded even if it is broken, and says so to whoever asks for it.
+            pb_utils.Logger.log_error(f"{name} {version} cannot run: {error}")
+            self._graph = _Broken(f"it cannot run: {error}")
+        else:
+            self._graph = graph
+            self._report(graph, name, version)
 
-    def _report(self, name: str, version: str) -> None:
-        graph = self._graph
+    def _report(self, graph: OpenVinoGraph | OnnxRuntimeGraph, name: str, version: str) -> None:
         pb_utils.Logger.log_info(f"{name} {version} runs by {graph.name} in {graph.precision}")
         self._family = pb_utils.MetricFamily(
             name="atlasloop_model_started_seconds",
