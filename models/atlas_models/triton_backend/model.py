@@ -8,7 +8,7 @@ own environment (numpy < 2) and therefore imports nothing of Atlas Loop.
 
 Parameters of the model's ``config.pbtxt`` (string values):
 
-    atlasloop.runtime     auto, openvino or onnxruntime; auto falls back to ONNX Runtime, and says so
+    atlasloop.runtime     auto (the first that works), openvino or onnxruntime
     atlasloop.precision   f32, or bf16 where the CPU has it
     atlasloop.threads     of one window; 0 means all cores
     atlasloop.streams     windows that one instance works on at once
