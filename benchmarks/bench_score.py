@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def _arguments() -> argparse.Namespace:
         "--models", type=Path, default=EmbeddedSettings().models_dir, help="exported models"
     )
     parser.add_argument("--spacing-mm", type=float, default=1.5, help="of the models' grid")
-    parser.add_argument("--runs", type=int, default=3, help="of service and floor")
+    parser.add_argument("--runs", type=int, default=5, help="of service and floor")
     parser.add_argument("--monai-runs", type=int, default=1, help="each takes minutes")
     parser.add_argument("--without-monai", action="store_true", help="service and floor only")
     return parser.parse_args()
@@ -167,7 +167,7 @@ class _Rounds:
 
     def fields(self) -> dict[str, Any]:
         return {
-            "floor_ratio": round(self.service.median / self.floor.median, 3),
+            "floor_ratio": round(_median_ratio(self.service.seconds, self.floor.seconds), 3),
             "floor_cpu_ratio": round(self.service_cpu_s / self.floor_cpu_s, 3),
             "service": {
                 **self.service.rounded(),
@@ -177,6 +177,11 @@ class _Rounds:
             },
             "floor": {**self.floor.rounded(), "cpu_s": round(self.floor_cpu_s, 2)},
         }
+
+
+def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Of the ratios of runs that followed each other: a machine that slows down slows both."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def _service_and_floor(
