@@ -25,11 +25,9 @@ from atlas_flows.assembling import (
     AssemblyRequest,
     AssemblyRun,
     AssemblySummary,
-    CaseOutcome,
-    CasesNotAssembled,
     Plan,
 )
-from atlas_flows.case_runs import Progress
+from atlas_flows.case_runs import CaseOutcome, CasesFailed, Progress
 from atlas_flows.progress_in_ui import ProgressInUi
 from atlas_flows.scoring import shards
 from atlas_flows.settings import Places
@@ -94,7 +92,7 @@ def assemble(
         masks: Also write one mask file per organ.
 
     Raises:
-        CasesNotAssembled: some cases could not be assembled; it names them. All others are.
+        CasesFailed: some cases could not be assembled; it names them. All others are.
     """
     places = Places.read()
     request = AssemblyRequest(
@@ -115,7 +113,7 @@ def assemble(
         summary = assembling.summarize(plan, catalog, outcomes, time.monotonic() - started)
     _publish(summary)
     if summary.failures:
-        raise CasesNotAssembled(summary)
+        raise CasesFailed(summary, "assembled")
     return summary
 
 

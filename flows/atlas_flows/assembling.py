@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from atlas_core.assemblies import (
     Assemblies,
@@ -34,29 +33,7 @@ from atlas_core.post_processing import PostProcessing
 from atlas_core.records import LabelSource, Reading
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_flows.case_runs import Progress, candidates
-
-
-class Outcome(StrEnum):
-    ASSEMBLED = "assembled"
-    FAILED = "failed"
-    NOT_TRIED = "not tried"
-    """The run ended before its turn."""
-
-
-class CaseOutcome(BaseModel):
-    """What came of one case."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    case_id: str
-    outcome: Outcome
-    seconds: float = 0.0
-    message: str = Field(default="", description="Why it failed; no patient data.")
-
-    @property
-    def good(self) -> bool:
-        return self.outcome is Outcome.ASSEMBLED
+from atlas_flows.case_runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
 
 
 class OrganSources(BaseModel):
@@ -74,37 +51,16 @@ class OrganSources(BaseModel):
     removed_voxels: int = Field(default=0, description="Voxels removed by post-processing.")
 
 
-class AssemblySummary(BaseModel):
-    """What came of one run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class AssemblySummary(RunSummary):
+    """What came of one run; skipped are the cases whose assembled map was up to date."""
 
     reading: Reading
-    skipped: int = Field(description="Cases whose assembled map was up to date.")
-    outcomes: tuple[CaseOutcome, ...]
     organs: tuple[OrganSources, ...]
-    seconds: float
 
     @property
     def assembled(self) -> int:
         """Cases that were assembled by this run."""
-        return sum(case.good for case in self.outcomes)
-
-    @property
-    def failures(self) -> tuple[CaseOutcome, ...]:
-        return tuple(case for case in self.outcomes if not case.good)
-
-
-class CasesNotAssembled(AtlasError):
-    """A run ended, and some of its cases are not assembled. All others are, and stay so."""
-
-    def __init__(self, summary: AssemblySummary) -> None:
-        self.summary = summary
-        failed = summary.failures
-        shown = "; ".join(f"{case.case_id}: {case.message}" for case in failed[:3])
-        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-        total = len(summary.outcomes) + summary.skipped
-        super().__init__(f"{len(failed)} of {total} cases are not assembled: {shown}{more}")
+        return self.count(Outcome.ASSEMBLED)
 
 
 @dataclass(frozen=True)

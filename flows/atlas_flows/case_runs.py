@@ -1,6 +1,6 @@
-"""What runs over many cases have in common: which cases, how many are done, and who watches.
+"""What runs over many cases have in common: which cases, what came of each, and who watches.
 
-Nothing here knows Prefect, nor what is done to a case.
+Nothing here knows Prefect, nor how a case is done.
 """
 
 from __future__ import annotations
@@ -9,28 +9,80 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from atlas_core.errors import AtlasError
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
 
 
-class CaseDone(Protocol):
+class Outcome(StrEnum):
+    SCORED = "scored"
+    ASSEMBLED = "assembled"
+    RELEASED = "released"
+    FOUND = "found"
+    """The store held the result already; only the catalog was brought up to date."""
+    FAILED = "failed"
+    NOT_TRIED = "not tried"
+    """The run ended before its turn, or what it needs was away."""
+
+
+class CaseOutcome(BaseModel):
     """What came of one case."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case_id: str
+    outcome: Outcome
+    seconds: float = 0.0
+    message: str = Field(default="", description="Why it failed; no patient data.")
+
     @property
-    def case_id(self) -> str: ...
-    @property
-    def outcome(self) -> str: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def message(self) -> str: ...
-    @property
-    def good(self) -> bool: ...
+    def good(self) -> bool:
+        return self.outcome not in (Outcome.FAILED, Outcome.NOT_TRIED)
 
 
-Observer = Callable[[int, int, CaseDone], None]
+class RunSummary(BaseModel):
+    """What came of one run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skipped: int = Field(description="Cases whose result was there and up to date.")
+    outcomes: tuple[CaseOutcome, ...]
+    seconds: float
+
+    def count(self, outcome: Outcome) -> int:
+        return sum(case.outcome is outcome for case in self.outcomes)
+
+    @property
+    def failures(self) -> tuple[CaseOutcome, ...]:
+        return tuple(case for case in self.outcomes if not case.good)
+
+
+SummaryT = TypeVar("SummaryT", bound=RunSummary)
+
+
+class CasesFailed(AtlasError, Generic[SummaryT]):
+    """A run ended, and some of its cases are not done. All others are, and stay so.
+
+    Args:
+        summary: of the run.
+        done: what should have happened to them all, as a participle.
+    """
+
+    def __init__(self, summary: SummaryT, done: str) -> None:
+        self.summary = summary
+        failed = summary.failures
+        shown = "; ".join(f"{case.case_id}: {case.message}" for case in failed[:3])
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        total = len(summary.outcomes) + summary.skipped
+        super().__init__(f"{len(failed)} of {total} cases are not {done}: {shown}{more}")
+
+
+Observer = Callable[[int, int, CaseOutcome], None]
 """Takes cases done, cases in all, and what came of the last one."""
 
 
@@ -43,7 +95,7 @@ class Progress:
         self._done = 0
         self._lock = threading.Lock()
 
-    def add(self, outcome: CaseDone) -> None:
+    def add(self, outcome: CaseOutcome) -> None:
         # The observer is called under the lock, so that it sees counts in order.
         with self._lock:
             self._done += 1

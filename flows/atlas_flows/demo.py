@@ -22,12 +22,13 @@ from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from rich.console import Console
 
 from atlas_flows import priority_list
+from atlas_flows.case_runs import CasesFailed
 from atlas_flows.commands.data import counting, show_import
 from atlas_flows.commands.scoring import run_score, show_summary
 from atlas_flows.commands.terminal import print_table, write_text
 from atlas_flows.own_stack import enter, only_one, own_settings, stopped_by_sigterm, undisturbed
 from atlas_flows.report import RunFacts, Step
-from atlas_flows.scoring import CasesFailed, ScoreRequest
+from atlas_flows.scoring import ScoreRequest
 from atlas_flows.settings import Places
 
 PARTS: tuple[ComponentName, ...] = ("triton", "attention", "prefect")

@@ -25,7 +25,7 @@ from pydantic import Field
 from atlas_flows import iteration as loop
 from atlas_flows.alone import alone
 from atlas_flows.assemble import assemble
-from atlas_flows.assembling import CasesNotAssembled
+from atlas_flows.case_runs import CasesFailed, Outcome
 from atlas_flows.deadline import wake_up_at
 from atlas_flows.finetune import bring_in, train
 from atlas_flows.finetuning import Tuning, plan_versions
@@ -51,7 +51,7 @@ from atlas_flows.iteration_view import (
 from atlas_flows.loop_events import Event, emit
 from atlas_flows.revise import revise
 from atlas_flows.score import score
-from atlas_flows.scoring import CasesFailed, Outcome, ScoreSummary
+from atlas_flows.scoring import ScoreSummary
 from atlas_flows.settings import Places
 
 WAITING = "WaitingForReview"
@@ -348,7 +348,7 @@ class _Loop:
                 models=list(standing.scored.models),
                 in_flight=given.in_flight,
             )
-        except CasesNotAssembled as failed:
+        except CasesFailed as failed:
             summary = failed.summary
             if not summary.assembled and not summary.skipped:
                 raise

@@ -12,7 +12,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 
-from atlas_flows.case_runs import CaseDone, current_observer
+from atlas_flows.case_runs import CaseOutcome, current_observer
 
 PROGRESS_EVERY_S = 2.0
 """Time between two updates of the progress artifact: an update is a request to the server."""
@@ -51,7 +51,7 @@ class ProgressInUi:
         self._ended.set()
         self._thread.join(timeout=PROGRESS_LAST_S)
 
-    def __call__(self, done: int, total: int, outcome: CaseDone) -> None:
+    def __call__(self, done: int, total: int, outcome: CaseOutcome) -> None:
         if outcome.good:
             self._log.info("%s %s in %.1f s", outcome.case_id, outcome.outcome, outcome.seconds)
         else:

@@ -20,22 +20,7 @@ from atlas_core.release_plan import ReleasePlan
 from atlas_core.splits import Split
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_flows.case_runs import Progress
-
-
-class CaseWritten(BaseModel):
-    """One case that is in the release."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    case_id: str
-    outcome: str = "released"
-    seconds: float = 0.0
-    message: str = ""
-
-    @property
-    def good(self) -> bool:
-        return True
+from atlas_flows.case_runs import CaseOutcome, Outcome, Progress
 
 
 class ReleaseSummary(BaseModel):
@@ -80,7 +65,7 @@ def write_shard(run: ReleaseRun, numbers: Sequence[str]) -> list[WrittenFile]:
         except AtlasError as error:
             run.stop.set()
             raise (error if error.case else error.with_case(released.case.id)) from error
-        run.progress.add(CaseWritten(case_id=released.case.id))
+        run.progress.add(CaseOutcome(case_id=released.case.id, outcome=Outcome.RELEASED))
     return written
 
 

@@ -20,13 +20,10 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from atlas_flows import scoring
-from atlas_flows.case_runs import Progress
+from atlas_flows.case_runs import CaseOutcome, CasesFailed, Outcome, Progress
 from atlas_flows.priority_list import as_rows
 from atlas_flows.progress_in_ui import ProgressInUi
 from atlas_flows.scoring import (
-    CaseOutcome,
-    CasesFailed,
-    Outcome,
     Plan,
     ScoreRequest,
     ScoreSummary,
@@ -109,7 +106,7 @@ def score(
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
         _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
     if summary.failures:
-        raise CasesFailed(summary)
+        raise CasesFailed(summary, "scored")
     return summary
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Literal, Protocol, TypeVar
 
 import grpc
@@ -25,9 +24,8 @@ from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
 from atlasloop.answers import CaseResult, ServiceInfo
 from atlasloop.client import AttentionServiceError
-from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_flows.case_runs import Progress, candidates
+from atlas_flows.case_runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
 
 log = logging.getLogger(__name__)
 
@@ -45,60 +43,11 @@ INFO_TIMEOUT_S = 10.0
 """Deadline for asking which models are in service; the service answers from memory."""
 
 
-class Outcome(StrEnum):
-    SCORED = "scored"
-    FOUND = "found"
-    """The store held the prediction already; only the catalog was brought up to date."""
-    FAILED = "failed"
-    NOT_TRIED = "not tried"
-    """The service was away for longer than the patience allows."""
-
-
-class CaseOutcome(BaseModel):
-    """What came of one case."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    case_id: str
-    outcome: Outcome
-    seconds: float = 0.0
-    message: str = Field(default="", description="Why it failed; no patient data.")
-
-    @property
-    def good(self) -> bool:
-        return self.outcome in (Outcome.SCORED, Outcome.FOUND)
-
-
-class ScoreSummary(BaseModel):
-    """What came of one run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ScoreSummary(RunSummary):
+    """What came of one run; skipped are the cases that this ensemble had scored before."""
 
     reading: Reading
     ensemble: str
-    skipped: int = Field(description="Cases that this ensemble had scored before.")
-    outcomes: tuple[CaseOutcome, ...]
-    seconds: float
-
-    def count(self, outcome: Outcome) -> int:
-        return sum(case.outcome is outcome for case in self.outcomes)
-
-    @property
-    def failures(self) -> tuple[CaseOutcome, ...]:
-        return tuple(case for case in self.outcomes if not case.good)
-
-
-class CasesFailed(AtlasError):
-    """A run ended, and some of its cases are not scored. All others are, and stay so."""
-
-    def __init__(self, summary: ScoreSummary) -> None:
-        self.summary = summary
-        failed = summary.failures
-        shown = "; ".join(f"{case.case_id}: {case.message}" for case in failed[:3])
-        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-        super().__init__(
-            f"{len(failed)} of {len(summary.outcomes)} cases are not scored: {shown}{more}"
-        )
 
 
 @dataclass(frozen=True)

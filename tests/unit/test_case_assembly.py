@@ -22,8 +22,8 @@ from atlas_core.post_processing import PostProcessing, post_processed
 from atlas_core.records import Label, LabelSource, Reading
 from atlas_core.volume import Volume
 from atlas_flows import assembling
-from atlas_flows.assembling import AssemblyRequest, AssemblyRun, CaseOutcome, Outcome
-from atlas_flows.case_runs import Progress
+from atlas_flows.assembling import AssemblyRequest, AssemblyRun
+from atlas_flows.case_runs import CaseOutcome, Outcome, Progress
 from labelled_site import (
     EPOCH,
     GEOMETRY,

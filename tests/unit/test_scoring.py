@@ -21,11 +21,9 @@ from atlas_core.model_spec import ModelRef as CoreRef
 from atlas_core.model_spec import ensemble_key
 from atlas_core.records import Case, Dataset, LabelSource, Reading
 from atlas_flows import scoring
-from atlas_flows.case_runs import Progress
+from atlas_flows.case_runs import CaseOutcome, Outcome, Progress
 from atlas_flows.scoring import (
-    CaseOutcome,
     Ensemble,
-    Outcome,
     Patience,
     ScoreRequest,
     ScoringRun,

@@ -69,7 +69,8 @@ def assemble(
 
     Example: atlasloop assemble --largest liver=1 --min-ml spleen=0.5
     """
-    from atlas_flows.assembling import AssemblyRequest, CasesNotAssembled
+    from atlas_flows.assembling import AssemblyRequest
+    from atlas_flows.case_runs import CasesFailed
 
     request = AssemblyRequest(
         dataset=dataset,
@@ -83,7 +84,7 @@ def assemble(
     failed = False
     try:
         summary = run_assemble(places(context), request, in_flight=in_flight)
-    except CasesNotAssembled as error:
+    except CasesFailed as error:
         summary, failed = error.summary, True
     if as_json:
         sys.stdout.write(f"{summary.model_dump_json(indent=2)}\n")
@@ -123,7 +124,7 @@ def run_assemble(here: Places, request: AssemblyRequest, *, in_flight: int) -> A
 
     Raises:
         Unavailable: no Prefect server.
-        CasesNotAssembled: some cases are not assembled.
+        CasesFailed: some cases are not assembled.
     """
     with (
         run_here(here, "assemble", "what is assembled stays assembled"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from atlas_flows.case_runs import CaseDone, observed_by
+from atlas_flows.case_runs import CaseOutcome, observed_by
 from atlas_flows.commands.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def case_progress(verb: str, logger: str) -> Iterator[None]:
     with progress_bar(verb) as progress:
         task = progress.add_task("cases", total=None)
 
-        def show(done: int, total: int, outcome: CaseDone) -> None:
+        def show(done: int, total: int, outcome: CaseOutcome) -> None:
             progress.update(task, completed=done, total=total)
             if not outcome.good:
                 progress.console.print(f"{outcome.case_id}: {outcome.message}", style="red")

@@ -48,7 +48,8 @@ def score(
 
     Example: atlasloop score --dataset BTCV --in-flight 4
     """
-    from atlas_flows.scoring import CasesFailed, ScoreRequest
+    from atlas_flows.case_runs import CasesFailed
+    from atlas_flows.scoring import ScoreRequest
 
     request = ScoreRequest(
         reading=reading,
@@ -95,7 +96,7 @@ def run_score(
 
 def show_summary(summary: ScoreSummary) -> None:
     """One sentence, and a table of what failed and why."""
-    from atlas_flows.scoring import Outcome
+    from atlas_flows.case_runs import Outcome
 
     console().print(
         f"{summary.count(Outcome.SCORED)} scored, {summary.count(Outcome.FOUND)} found in the "
