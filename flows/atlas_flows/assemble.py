@@ -141,17 +141,9 @@ def _publish(summary: AssemblySummary) -> None:
 
 def as_markdown(summary: AssemblySummary) -> str:
     """Summary of a run for people, with a table of what failed and why."""
-    lines = [
+    sentence = (
         f"**{summary.assembled}** cases assembled, **{summary.skipped}** up to date, "
         f"**{len(summary.failures)}** not assembled, in {summary.seconds:.1f} s. Pseudo labels of "
-        f"reading {summary.reading.value}.",
-    ]
-    if summary.failures:
-        lines += ["", "| case | outcome | why |", "|---|---|---|"]
-        lines += [
-            f"| {case.case_id} | {case.outcome} | {case.message.replace('|', '/')} |"
-            for case in summary.failures[:ROWS_IN_ARTIFACT]
-        ]
-        if len(summary.failures) > ROWS_IN_ARTIFACT:
-            lines += ["", f"and {len(summary.failures) - ROWS_IN_ARTIFACT} more"]
-    return "\n".join(lines)
+        f"reading {summary.reading.value}."
+    )
+    return "\n".join([sentence, *summary.failures_as_markdown(ROWS_IN_ARTIFACT)])

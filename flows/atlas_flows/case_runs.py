@@ -61,6 +61,19 @@ class RunSummary(BaseModel):
     def failures(self) -> tuple[CaseOutcome, ...]:
         return tuple(case for case in self.outcomes if not case.good)
 
+    def failures_as_markdown(self, most: int | None = None) -> list[str]:
+        """Lines of a table of the first `most` failures (None: all) and why; none without any."""
+        if not self.failures:
+            return []
+        shown = self.failures[:most]
+        lines = ["", "| case | outcome | why |", "|---|---|---|"]
+        lines += [
+            f"| {case.case_id} | {case.outcome} | {case.message.replace('|', '/')} |"
+            for case in shown
+        ]
+        left = len(self.failures) - len(shown)
+        return [*lines, "", f"and {left} more"] if left else lines
+
 
 SummaryT = TypeVar("SummaryT", bound=RunSummary)
 

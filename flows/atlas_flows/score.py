@@ -160,10 +160,4 @@ def as_markdown(summary: ScoreSummary) -> str:
         "",
         f"Reading {summary.reading.value}, ensemble `{summary.ensemble}`.",
     ]
-    if summary.failures:
-        lines += ["", "| case | outcome | why |", "|---|---|---|"]
-        lines += [
-            f"| {case.case_id} | {case.outcome} | {case.message.replace('|', '/')} |"
-            for case in summary.failures
-        ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *summary.failures_as_markdown()])

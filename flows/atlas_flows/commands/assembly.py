@@ -9,10 +9,10 @@ import typer
 from atlas_core.errors import InvalidInput
 from atlas_core.records import Reading
 
-from atlas_flows.commands.case_progress import case_progress
+from atlas_flows.commands.case_progress import case_progress, show_failures
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.scoring import DatasetOption
-from atlas_flows.commands.terminal import console, places, print_table, show_error
+from atlas_flows.commands.terminal import console, places, print_table
 
 if TYPE_CHECKING:
     from atlas_core.post_processing import PostProcessing
@@ -154,12 +154,4 @@ def show_summary(summary: AssemblySummary) -> None:
         {name: str(value) for name, value in organ.model_dump().items()} for organ in summary.organs
     ]
     print_table("Cases by source", rows, numbers=[name for name in rows[0] if name != "organ"])
-    if summary.failures:
-        print_table(
-            "Not assembled",
-            [
-                {"case": case.case_id, "outcome": case.outcome.value, "why": case.message}
-                for case in summary.failures[:ROWS_SHOWN]
-            ],
-        )
-        show_error(f"{len(summary.failures)} cases are not assembled")
+    show_failures(summary, "assembled", ROWS_SHOWN)

@@ -1,4 +1,4 @@
-"""The progress bar of a command that works on many cases."""
+"""What a command that works on many cases shows: its progress, and what failed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from atlas_flows.case_runs import CaseOutcome, observed_by
-from atlas_flows.commands.terminal import progress_bar
+from atlas_flows.case_runs import CaseOutcome, RunSummary, observed_by
+from atlas_flows.commands.terminal import print_table, progress_bar, show_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +32,22 @@ def case_progress(verb: str, logger: str) -> Iterator[None]:
 
         with _warnings_to(progress.console, logger), observed_by(show):
             yield
+
+
+def show_failures(summary: RunSummary, done: str, most: int | None = None) -> None:
+    """A table of the first `most` failures (None: all) and why; nothing where there are none.
+
+    Args:
+        done: what should have happened to them, as a participle.
+    """
+    if not summary.failures:
+        return
+    rows = [
+        {"case": case.case_id, "outcome": case.outcome.value, "why": case.message}
+        for case in summary.failures[:most]
+    ]
+    print_table(f"Not {done}", rows)
+    show_error(f"{len(summary.failures)} cases are not {done}")
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from atlas_core.records import Reading
 
-from atlas_flows.commands.case_progress import case_progress
+from atlas_flows.commands.case_progress import case_progress, show_failures
 from atlas_flows.commands.run_here import run_here
-from atlas_flows.commands.terminal import console, places, print_table, show_error
+from atlas_flows.commands.terminal import console, places
 
 if TYPE_CHECKING:
     from atlas_flows.scoring import ScoreRequest, ScoreSummary
@@ -105,12 +105,4 @@ def show_summary(summary: ScoreSummary) -> None:
     )
     if not summary.outcomes and not summary.skipped:
         console().print("There is no case to score; bring some in with `atlasloop import`.")
-    if summary.failures:
-        print_table(
-            "Not scored",
-            [
-                {"case": case.case_id, "outcome": case.outcome.value, "why": case.message}
-                for case in summary.failures
-            ],
-        )
-        show_error(f"{len(summary.failures)} cases are not scored")
+    show_failures(summary, "scored")
