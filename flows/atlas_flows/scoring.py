@@ -287,16 +287,23 @@ def _score_patiently(run: ScoringRun, case_id: str) -> CaseResult:
 
 def _call_service(run: ScoringRun, case_id: str) -> CaseResult:
     plan = run.plan
-    try:
+
+    def score() -> CaseResult:
         return run.client.score_case(
             case_id, plan.request.reading.value, models=plan.pinned, timeout_s=CASE_TIMEOUT_S
         )
+
+    try:
+        return score()
     except AttentionServiceError as error:
+        if error.status is not grpc.StatusCode.NOT_FOUND:
+            raise
         # A model server that was started again loads its models one by one: ours was there when
         # the run began, so it is away, not unknown.
-        if error.status is grpc.StatusCode.NOT_FOUND and not _in_service(run):
+        if not _in_service(run):
             raise AttentionServiceError(grpc.StatusCode.UNAVAILABLE, error.message) from None
-        raise
+    # All are there: it is the case that is unknown, or the last model has come this very moment.
+    return score()
 
 
 def _in_service(run: ScoringRun) -> bool:

@@ -338,6 +338,8 @@ class TritonPredictor:
             ready = self._client.get_inference_statistics(client_timeout=CONTROL_TIMEOUT_S)
             for name, version in sorted({(m.name, m.version) for m in ready.model_stats}):
                 parameters = self._parameters(name, version)
+                if parameters is None:
+                    continue
                 specs.extend(_described(parameters, name, version))
                 in_service.update(_told_in_service(parameters, name))
         return tuple(sorted(specs, key=lambda spec: (spec.name, spec.version))), in_service
@@ -438,8 +440,14 @@ class TritonPredictor:
                 region.close()
         self._client.close()
 
-    def _parameters(self, name: str, version: str) -> Mapping[str, str]:
-        config = self._client.get_model_config(name, version, client_timeout=CONTROL_TIMEOUT_S)
+    def _parameters(self, name: str, version: str) -> Mapping[str, str] | None:
+        """What the server carries for a version; None if it was unloaded since it was listed."""
+        try:
+            config = self._client.get_model_config(name, version, client_timeout=CONTROL_TIMEOUT_S)
+        except InferenceServerException as error:
+            if _not_loaded(error):
+                return None
+            raise
         return {key: value.string_value for key, value in config.config.parameters.items()}
 
     def _settled_carrier(self) -> _Carrier:
@@ -758,7 +766,19 @@ def _status(error: InferenceServerException) -> str:
 
 def _unanswered(error: InferenceServerException | None) -> bool:
     """The server may still work on the request."""
-    return error is not None and _status(error) in {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
+    return (
+        error is not None
+        and not _not_loaded(error)
+        and _status(error) in {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
+    )
+
+
+def _not_loaded(error: InferenceServerException) -> bool:
+    """The server is there and says that it does not have this version (any more).
+
+    Only the words tell: a version that it is just unloading has the status of a server away.
+    """
+    return "unknown model" in error.message()
 
 
 def _region_unknown(error: InferenceServerException) -> bool:
@@ -769,6 +789,8 @@ def _translate(error: InferenceServerException, spec: ModelSpec | None = None) -
     """What a refusal of the server means to a caller of this service."""
     who = f"model {spec.name}@{spec.version}" if spec else "the model server"
     status, message = _status(error), error.message()[:MAX_MESSAGE]
+    if _not_loaded(error):
+        return Unavailable(f"{who} is not loaded any more", remedy="ask again")
     if status == "UNAVAILABLE":
         return _Away("the model server does not answer", remedy="start it, or wait for it")
     if status == "DEADLINE_EXCEEDED":

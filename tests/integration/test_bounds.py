@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,16 +74,19 @@ class Service:
                 return int(line.split()[1]) * 1024
         raise AssertionError("the service has ended")
 
-    def held(self) -> dict[str, int]:
-        """What a leak would add to."""
+    def held(self) -> Counter[str]:
+        """What a leak would add to; to be compared by ``<=``, as a baseline may meet a connection
+        that is being closed."""
         process = Path(f"/proc/{self.pid}")
         regions = Path("/dev/shm").glob(f"atlasloop-{self.pid}-*")
-        return {
-            "regions": len(list(regions)),
-            "open files": len(list((process / "fd").iterdir())),
-            "calls": int(self.metric("atlasloop_attention_calls_admitted")),
-            "windows in flight": int(self.metric("atlasloop_attention_windows_in_flight")),
-        }
+        return Counter(
+            {
+                "regions": len(list(regions)),
+                "open files": len(list((process / "fd").iterdir())),
+                "calls": int(self.metric("atlasloop_attention_calls_admitted")),
+                "windows in flight": int(self.metric("atlasloop_attention_windows_in_flight")),
+            }
+        )
 
     def idle(self) -> bool:
         held = self.held()
@@ -265,7 +269,7 @@ def test_two_hundred_aborted_calls_leave_nothing_behind(service: Service, stack:
 
     _abort(service, ABORTED_CALLS)
 
-    _await(lambda: service.held() == held, f"held as before: {held}, now {service.held()}")
+    _await(lambda: service.held() <= held, f"no more than before: {held}, now {service.held()}")
     # Fewer are, where an aborted call's have been taken back and not been used again yet.
     assert _registered(stack, service) <= held["regions"]
     grown = service.memory_bytes() - memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -402,8 +403,33 @@ def test_models_may_come_and_go(
 
     private_triton.unload("conv_b")
     assert names(predictor.ensemble()) == ["conv_a@0"]
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="conv_b@0 is not loaded any more"):
         predictor.probe(old)
     private_triton.unload("conv_a")
     with pytest.raises(Unavailable, match="no model is in service"):
         predictor.ensemble()
+
+
+def test_a_version_that_is_unloaded_while_it_is_listed_is_not_a_server_away(
+    private_triton: TritonServer, open_predictor: OpenPredictor
+) -> None:
+    """The server lists a version, and does not know it any more when it is asked about it."""
+    predictor = open_predictor(private_triton)
+    done = threading.Event()
+    seen: set[tuple[str, ...]] = set()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(tuple(names(predictor.served())))
+
+    with ThreadPoolExecutor(3) as pool:
+        lookers = [pool.submit(look) for _ in range(3)]
+        try:
+            for _ in range(10):
+                private_triton.unload("conv_b")
+                private_triton.load("conv_b")
+        finally:
+            done.set()
+        for looker in lookers:
+            looker.result(WAIT_S)
+    assert seen == {("conv_a@0",), ("conv_a@0", "conv_b@0")}

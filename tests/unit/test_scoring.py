@@ -240,9 +240,14 @@ def test_a_model_that_is_being_loaded_again_is_waited_for(bench: Bench) -> None:
     assert all(outcome.good for outcome in bench.run(service))
 
 
+def test_a_model_that_comes_back_right_after_a_refusal_is_not_a_failed_case(bench: Bench) -> None:
+    gone = AttentionServiceError(grpc.StatusCode.NOT_FOUND, "model unet@1 is not in service")
+    assert all(o.good for o in bench.run(ScriptedService(bench.store, {"case1": [gone]})))
+
+
 def test_a_case_that_the_service_does_not_know_fails(bench: Bench) -> None:
     unknown = AttentionServiceError(grpc.StatusCode.NOT_FOUND, "no CT of this case")
-    service = ScriptedService(bench.store, {"case1": [unknown]})
+    service = ScriptedService(bench.store, {"case1": [unknown] * 2})
     failed = [outcome for outcome in bench.run(service) if not outcome.good]
     assert [(f.case_id, f.outcome) for f in failed] == [("case1", Outcome.FAILED)]
 
