@@ -19,7 +19,7 @@ from atlas_core.errors import InvalidInput, LimitExceeded
 from numba import njit
 from numpy.typing import NDArray
 
-from atlas_attention.tiles import over_tiles
+from atlas_attention.tiles import Threads, over_tiles
 
 ATTENTION_LEVELS = 136
 """Steps of the attention byte per unit of Eq. 4; one more would overflow the byte at its
@@ -233,7 +233,7 @@ def fuse_block(
     gates: NDArray[np.uint8] | None = None,
     *,
     out: Fused | None = None,
-    threads: int | None = None,
+    threads: Threads = None,
 ) -> Fused:
     """Eq. 1–4 over one block of voxels, in either reading.
 
@@ -246,7 +246,7 @@ def fuse_block(
             attention.
         out: memory for the result, whatever it holds; None: new memory. With gates, their array
             takes the place of its attention.
-        threads: see `tiles.over_tiles`.
+        threads: see `tiles.Threads`.
 
     Raises:
         InvalidInput, LimitExceeded: see `require_soft` and `require_out`.
@@ -291,7 +291,7 @@ def mark_terms(
     min_uncertainty: float,
     *,
     out: Fused | None = None,
-    threads: int | None = None,
+    threads: Threads = None,
 ) -> NDArray[np.uint8]:
     """Which terms of Eq. 4 are above a threshold (reading `released`).
 
@@ -299,7 +299,7 @@ def mark_terms(
         soft: uint8 ``[model, organ, z, y, x]``.
         min_inconsistency, min_uncertainty: in the units of Eq. 1 and 2; equal does not count.
         out: its attention becomes the result, whatever it holds; None: new memory.
-        threads: see `tiles.over_tiles`.
+        threads: see `tiles.Threads`.
 
     Returns:
         uint8 ``[organ, z, y, x]`` with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`.

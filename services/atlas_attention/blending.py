@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from atlas_attention.attention_map import Soft
-from atlas_attention.tiles import over_tiles
+from atlas_attention.tiles import Threads, over_tiles
 from atlas_attention.windows import Window, WindowPlan, Zyx
 
 WEIGHT_LEVELS = 257
@@ -31,11 +31,11 @@ class Blender:
     Args:
         plan: where the windows lie.
         models, organs: channels of the predictions.
-        threads: see `tiles.over_tiles`.
+        threads: see `tiles.Threads`.
     """
 
     def __init__(
-        self, plan: WindowPlan, models: int, organs: int, *, threads: int | None = None
+        self, plan: WindowPlan, models: int, organs: int, *, threads: Threads = None
     ) -> None:
         depth = min(plan.patch[0], plan.grid[0])
         self._plan = plan

@@ -16,6 +16,7 @@ from atlas_attention.fusion import Fuser, open_fuser
 from atlas_attention.gpu.blending import GpuBlender
 from atlas_attention.gpu.device import CudaDevice, Device
 from atlas_attention.gpu.fusion import open_gpu_fuser
+from atlas_attention.tiles import Threads
 from atlas_attention.windows import Window, WindowPlan
 
 DeviceName = Literal["cpu", "cuda"]
@@ -37,26 +38,26 @@ class WindowBlender(Protocol):
 class Compute(Protocol):
     """Opens the stages of one volume."""
 
-    def open_blender(self, plan: WindowPlan, models: int, organs: int) -> WindowBlender:
+    def open_blender(
+        self, plan: WindowPlan, models: int, organs: int, threads: Threads
+    ) -> WindowBlender:
         """See `blending.Blender`."""
 
-    def open_fuser(self, reading: Reading) -> Fuser:
+    def open_fuser(self, reading: Reading, threads: Threads) -> Fuser:
         """A fuser for what the blender reads out; its answers lie in the host's memory."""
 
 
 @dataclass(frozen=True)
 class CpuCompute:
-    """Compiled kernels on `threads` threads; None: one per available core."""
+    """Compiled kernels on the processor's cores."""
 
-    threads: int | None = None
-
-    def open_blender(self, plan: WindowPlan, models: int, organs: int) -> Blender:
+    def open_blender(self, plan: WindowPlan, models: int, organs: int, threads: Threads) -> Blender:
         """See `Compute`."""
-        return Blender(plan, models, organs, threads=self.threads)
+        return Blender(plan, models, organs, threads=threads)
 
-    def open_fuser(self, reading: Reading) -> Fuser:
+    def open_fuser(self, reading: Reading, threads: Threads) -> Fuser:
         """See `Compute`."""
-        return open_fuser(reading, threads=self.threads)
+        return open_fuser(reading, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,21 @@ class GpuCompute:
 
     device: Device
 
-    def open_blender(self, plan: WindowPlan, models: int, organs: int) -> GpuBlender:
+    def open_blender(
+        self, plan: WindowPlan, models: int, organs: int, threads: Threads
+    ) -> GpuBlender:
         """See `Compute`."""
         return GpuBlender(self.device, plan, models, organs)
 
-    def open_fuser(self, reading: Reading) -> Fuser:
+    def open_fuser(self, reading: Reading, threads: Threads) -> Fuser:
         """See `Compute`."""
         return open_gpu_fuser(self.device, reading)
 
 
-def open_compute(device: DeviceName, threads: int | None = None) -> Compute:
+def open_compute(device: DeviceName) -> Compute:
     """The stages on the device of that name.
 
     Raises:
         ConfigurationError: no GPU can be used; see `gpu.device.CudaDevice`.
     """
-    return GpuCompute(CudaDevice()) if device == "cuda" else CpuCompute(threads)
+    return GpuCompute(CudaDevice()) if device == "cuda" else CpuCompute()

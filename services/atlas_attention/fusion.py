@@ -26,6 +26,7 @@ from atlas_core.records import Reading
 
 from atlas_attention.attention_map import Fused, Soft, fuse_block, require_same_width
 from atlas_attention.released import ReleasedFuser, fuse_released
+from atlas_attention.tiles import Threads
 
 
 class Fuser(Protocol):
@@ -48,7 +49,7 @@ class Fuser(Protocol):
 class PaperFuser:
     """Reading `paper` needs no neighbours: every slab is certain at once."""
 
-    def __init__(self, *, threads: int | None = None) -> None:
+    def __init__(self, *, threads: Threads = None) -> None:
         self._threads = threads
         self._first: Soft | None = None
 
@@ -66,12 +67,12 @@ class PaperFuser:
         return Fused.empty(self._first.shape[1], *self._first.shape[3:])
 
 
-def open_fuser(reading: Reading, *, threads: int | None = None) -> Fuser:
+def open_fuser(reading: Reading, *, threads: Threads = None) -> Fuser:
     """A new fuser for one volume.
 
     Args:
         reading: how soft predictions become attention.
-        threads: kernel threads; None: one per available core.
+        threads: see `tiles.Threads`.
     """
     return (
         PaperFuser(threads=threads) if reading is Reading.PAPER else ReleasedFuser(threads=threads)
@@ -83,7 +84,7 @@ def fuse(
     reading: Reading = Reading.PAPER,
     *,
     out: Fused | None = None,
-    threads: int | None = None,
+    threads: Threads = None,
 ) -> Fused:
     """Attention, mean and pseudo label of a whole volume.
 
@@ -92,7 +93,7 @@ def fuse(
         reading: how soft predictions become attention.
         out: memory for the result, whatever it holds, as an earlier call returned it; None: new
             memory. What a system charges for a gigabyte of fresh memory exceeds what fusing costs.
-        threads: kernel threads; None: one per available core.
+        threads: see `tiles.Threads`.
 
     Raises:
         InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.

@@ -20,7 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from atlas_attention.attention_map import HALF_BYTE, Fused
-from atlas_attention.tiles import over_tiles
+from atlas_attention.tiles import Threads, over_tiles
 from atlas_attention.windows import Zyx
 
 WEIGHT_BITS = 8
@@ -101,7 +101,7 @@ class NativeGrid:
         flips: whether rows and columns (z, y, x) are to run backwards in the slabs given out; their
             slices still count along the canonical z.
         slab_slices: the most slices of a slab given out.
-        threads: see `tiles.over_tiles`.
+        threads: see `tiles.Threads`.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class NativeGrid:
         *,
         flips: tuple[bool, bool, bool] = (False, False, False),
         slab_slices: int = SLAB_SLICES,
-        threads: int | None = None,
+        threads: Threads = None,
     ) -> None:
         self._native = native
         self._identity = model == native

@@ -31,6 +31,7 @@ from atlas_attention.attention_map import ATTENTION_SCALE, Fused
 from atlas_attention.body import body_box, on_grid
 from atlas_attention.compute import Compute, CpuCompute, WindowBlender
 from atlas_attention.native_grid import SLAB_SLICES, NativeGrid, NativeSlab
+from atlas_attention.tiles import available_threads
 from atlas_attention.windows import AIR_HU, Window, WindowPlan, Zyx
 
 DEFAULT_OVERLAP = 0.5
@@ -139,7 +140,8 @@ def attend(
         overlap: share that neighbouring windows have in common, per axis.
         windows_in_flight: windows that are with the models at once.
         slab_slices: the most slices that are read, fused and given out at once; bounds memory.
-        threads: of the kernels on the CPU; None: one per available core.
+        threads: the most that a kernel on the CPU works on; None: one per available core. As long
+            as the models have work, it is one: see `AttentionRun`.
         compute: where soft predictions are blended and fused; None: on the CPU.
         on_progress: called with predictions done and in total, of all models, air counted as done.
         cancelled: once set, the run stops with `concurrent.futures.CancelledError`.
@@ -156,7 +158,7 @@ def attend(
         source, tuple(specs), predictor, reading,
         channels=channels, labels=known.labels, overlap=overlap,
         windows_in_flight=windows_in_flight, slab_slices=slab_slices, threads=threads,
-        compute=compute or CpuCompute(threads), on_progress=on_progress, cancelled=cancelled,
+        compute=compute or CpuCompute(), on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
 
 
@@ -197,6 +199,10 @@ class _Pending:
 class AttentionRun(Iterator[GridSlab]):
     """One run over one CT: iterate for the slabs, then ask for the `summary`.
 
+    On a CPU the models share the cores with the kernels. A kernel on all cores would push every
+    model aside at once, thousands of times, for work that nobody waits for; so it takes one core
+    until the models have answered everything, and all of them once it is what is waited for.
+
     Leaving the iteration early: call `close`, or let the run go out of scope.
     """
 
@@ -233,10 +239,11 @@ class AttentionRun(Iterator[GridSlab]):
         self._axes = source.geometry.axis_map
         x, y, z = self._axes.flip
         self._compute = compute
-        self._fuser = compute.open_fuser(reading)
+        self._threads = available_threads() if threads is None else threads
+        self._fuser = compute.open_fuser(reading, self._kernel_threads)
         self._native = NativeGrid(
             self._grid, native, labels,
-            flips=(z, y, x), slab_slices=slab_slices, threads=threads,
+            flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
         )  # fmt: skip
         self._pending: deque[_Pending | int] = deque()  # an int opens that z-row
         self._done = self._air = 0
@@ -295,7 +302,18 @@ class AttentionRun(Iterator[GridSlab]):
 
     @cached_property
     def _blender(self) -> WindowBlender:
-        return self._compute.open_blender(self._plan, len(self._specs), len(self._specs[0].organs))
+        models, organs = len(self._specs), len(self._specs[0].organs)
+        return self._compute.open_blender(self._plan, models, organs, self._kernel_threads)
+
+    def _kernel_threads(self) -> int:
+        """One while a window is with the models, which may need the other cores; else all."""
+        at_work = any(
+            not answer.done()
+            for pending in self._pending
+            if isinstance(pending, _Pending)
+            for answer in pending.answers.values()
+        )
+        return 1 if at_work else self._threads
 
     def _run(self) -> Generator[GridSlab, None, None]:
         self._started = time.monotonic()

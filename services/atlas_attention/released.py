@@ -35,7 +35,7 @@ from atlas_attention.attention_map import (
     require_same_width,
     require_soft,
 )
-from atlas_attention.tiles import over_tiles
+from atlas_attention.tiles import Threads, over_tiles
 
 MIN_INCONSISTENCY = 0.1
 MIN_UNCERTAINTY = 0.05
@@ -55,7 +55,7 @@ class ReleasedFuser:
     Holds the soft predictions of the last `HALO` slices and of the current slab, no more.
     """
 
-    def __init__(self, *, threads: int | None = None) -> None:
+    def __init__(self, *, threads: Threads = None) -> None:
         self._threads = threads
         self._soft: Soft | None = None  # slices that are not answered yet
         self._gates: NDArray[np.uint8] | None = None  # HALO slices more, before the opening
@@ -96,13 +96,13 @@ class ReleasedFuser:
         return fused
 
 
-def fuse_released(soft: Soft, *, out: Fused | None = None, threads: int | None = None) -> Fused:
+def fuse_released(soft: Soft, *, out: Fused | None = None, threads: Threads = None) -> Fused:
     """Attention, mean and pseudo label of a whole volume; holds little beyond its result.
 
     Args:
         soft: uint8 ``[model, organ, z, y, x]``, p = v / 255.
         out: memory for the result, whatever it holds; None: new memory.
-        threads: see `tiles.over_tiles`.
+        threads: see `tiles.Threads`.
 
     Raises:
         InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.
@@ -113,7 +113,7 @@ def fuse_released(soft: Soft, *, out: Fused | None = None, threads: int | None =
     return fuse_block(soft, gates, out=out, threads=threads)
 
 
-def mark_candidates(soft: Soft, threads: int | None = None) -> NDArray[np.uint8]:
+def mark_candidates(soft: Soft, threads: Threads = None) -> NDArray[np.uint8]:
     """Gates before the opening, uint8 ``[organ, z, y, x]``: terms that are above their threshold.
 
     No combination of three bytes comes so close to a threshold that rounding decides (tested over
@@ -122,7 +122,7 @@ def mark_candidates(soft: Soft, threads: int | None = None) -> NDArray[np.uint8]
     return mark_terms(soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY, threads=threads)
 
 
-def open_gates(gates: NDArray[np.uint8], threads: int | None) -> None:
+def open_gates(gates: NDArray[np.uint8], threads: Threads) -> None:
     """Opens every bit of every organ of `gates` ``[organ, z, y, x]`` by 5×5×5, in place."""
 
     def kernel(first: int, last: int) -> None:

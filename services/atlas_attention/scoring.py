@@ -80,7 +80,7 @@ class Scorer:
         self._admission = admission
         self._metrics = metrics
         self._tracer = tracer
-        self._compute = open_compute(settings.device, settings.kernel_threads or None)
+        self._compute = open_compute(settings.device)
 
     def labels(self, organs: Sequence[str]) -> tuple[int, ...]:
         """Label values of `organs`.

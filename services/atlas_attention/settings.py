@@ -70,7 +70,10 @@ class AttentionSettings(BaseSettings):
         description="Share that neighbouring windows have in common, per axis.",
     )
     kernel_threads: int = Field(
-        default=0, ge=0, description="Threads of the numeric kernels; 0: one per available core."
+        default=0,
+        ge=0,
+        description="Most threads of the numeric kernels; 0: one per available core. One as long "
+        "as models have windows to predict.",
     )
     organs: OrganScheme = Field(
         default=ABDOMEN_ATLAS, description="Label values of the organs, as JSON."

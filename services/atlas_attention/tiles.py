@@ -13,6 +13,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 
+Threads = int | Callable[[], int] | None
+"""How many threads a kernel works on, the calling one alone if it is 1: a number, or what answers
+one whenever a kernel is to run; None: one per available core."""
+
 CHUNKS_PER_THREAD = 8
 """Tiles of an organ cost a hundred times those of air; small chunks even that out."""
 
@@ -27,13 +31,15 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
 
 
-def over_tiles(kernel: Callable[[int, int], None], count: int, threads: int | None = None) -> None:
+def over_tiles(kernel: Callable[[int, int], None], count: int, threads: Threads = None) -> None:
     """Calls ``kernel(first, last)`` so that every tile of ``range(count)`` is covered exactly once.
 
     Args:
         kernel: works on tiles ``[first, last)``; called from several threads at once.
-        threads: how many; None: one per available core; 1: in the calling thread.
+        threads: see `Threads`.
     """
+    if callable(threads):
+        threads = threads()
     threads = available_threads() if threads is None else threads
     if threads <= 1 or count <= 1:
         kernel(0, count)

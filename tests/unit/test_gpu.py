@@ -192,7 +192,7 @@ def test_the_kernels_compile_for_gpus(tmp_path: Path, architecture: str) -> None
 
 
 def test_the_cpu_is_the_default() -> None:
-    assert open_compute("cpu", 2) == CpuCompute(2)
+    assert open_compute("cpu") == CpuCompute()
 
 
 def test_without_cupy_the_gpu_is_refused_by_name_of_the_extra() -> None:

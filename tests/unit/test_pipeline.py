@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from atlas_attention.attention_map import ATTENTION_SCALE
-from atlas_attention.compute import GpuCompute
+from atlas_attention.blending import Blender
+from atlas_attention.compute import CpuCompute, GpuCompute
 from atlas_attention.fusion import fuse
 from atlas_attention.native_grid import NativeGrid
 from atlas_attention.pipeline import GridSlab, Predictor, Summary, attend, plan_windows
+from atlas_attention.tiles import Threads
 from atlas_attention.windows import AIR_HU, WindowPlan
 from atlas_core.errors import InvalidInput, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
@@ -251,6 +253,53 @@ def test_kernels_of_the_gpu_change_nothing(
     expected = run(source, predictor, reading=reading, slab_slices=5)
     result = run(source, predictor, reading=reading, slab_slices=5, compute=GpuCompute(host_device))
     assert_same(result, expected)
+
+
+class HeldBack:
+    """Answers a window when the next one is asked for, or `let_go`."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[NDArray[np.uint8]], ModelSpec, NDArray[np.float32]]] = []
+
+    def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
+        if self.waiting and self.waiting[-1][2] is not window:
+            self.let_go()
+        answer: Future[NDArray[np.uint8]] = Future()
+        self.waiting.append((answer, spec, window))
+        return answer
+
+    def let_go(self) -> None:
+        for answer, spec, window in self.waiting:
+            answer.set_result(contextual(spec, window))
+        self.waiting.clear()
+
+
+@dataclass(frozen=True)
+class CountedThreads(CpuCompute):
+    """Notes before every kernel of the blender on how many threads it is to work, and whether a
+    model was at work; then the models answer."""
+
+    models: HeldBack
+    seen: set[tuple[bool, int]] = field(default_factory=set)
+
+    def open_blender(self, plan: WindowPlan, models: int, organs: int, threads: Threads) -> Blender:
+        assert callable(threads)
+
+        def counted() -> int:
+            number = threads()
+            self.seen.add((bool(self.models.waiting), number))
+            self.models.let_go()
+            return number
+
+        return super().open_blender(plan, models, organs, counted)
+
+
+def test_kernels_leave_the_cores_to_models_at_work(predictor: RulePredictor) -> None:
+    source, models = make_source(), HeldBack()
+    compute = CountedThreads(models)
+    result = run(source, models, windows_in_flight=2, threads=3, compute=compute)
+    assert compute.seen == {(True, 1), (False, 3)}
+    assert_same(result, run(source, predictor))
 
 
 @pytest.mark.parametrize("reading", list(Reading))
