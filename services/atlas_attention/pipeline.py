@@ -262,7 +262,7 @@ class AttentionRun(Iterator[GridSlab]):
         return next(self._slabs)
 
     def close(self) -> None:
-        """Ends the run; predictions that have not begun are called off."""
+        """Ends the run; answers that are still to come are given up."""
         self._slabs.close()
 
     @property
@@ -401,7 +401,7 @@ class AttentionRun(Iterator[GridSlab]):
             raise CancelledError
 
     def _abandon(self) -> None:
-        """Calls off what has not begun; a model that is at work finishes into nothing."""
+        """Gives up the answers that are still to come."""
         for pending in self._pending:
             if isinstance(pending, _Pending):
                 for answer in pending.answers.values():

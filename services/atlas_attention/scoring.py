@@ -95,7 +95,7 @@ class Scorer:
     ) -> Generator[GridSlab, None, Prediction]:
         """Slabs of one CT; the generator returns its `Prediction`.
 
-        Closing the generator calls off what the models have not begun.
+        Closing the generator gives up the answers that are still to come.
         """
         began = time.monotonic()
         waited = 0.0

@@ -5,9 +5,9 @@ memory where the server can map it, else as plain gRPC tensors; both give the sa
 
 A *berth* holds one window on its way: one input region, which all models of the ensemble read, and
 one output region per model. The number of berths bounds memory and the work in the server. A
-berth whose request ended without an answer (cancelled, timed out, connection lost) is quarantined:
-the server may still read or write its regions, so they are used again only after the server has let
-go of them.
+berth whose request ended without an answer (timed out, connection lost) is quarantined: the server
+may still read or write its regions, so they are used again only after the server has let go of
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -174,7 +174,6 @@ class _Request:
     berth: _Berth
     answer: Future[Soft]
     repeated: bool = False
-    call: Any = None
 
 
 class _Carrier(Protocol):
@@ -365,7 +364,8 @@ class TritonPredictor:
 
         Blocks while all berths are taken. The window may be submitted to several models; it is
         staged once, and must not change before all of them have answered. Cancelling the future
-        cancels the inference.
+        gives up its answer; the inference runs to its end all the same, since Triton may crash when
+        a call is cancelled (decision 43).
 
         Args:
             window: float32 ``[z, y, x]`` of `spec.patch`, Hounsfield units, C-contiguous.
@@ -393,7 +393,6 @@ class TritonPredictor:
         except BaseException:
             self._leave(request)
             raise
-        request.answer.add_done_callback(lambda answer: _cancel_call(answer, request))
         return request.answer
 
     def probe(self, spec: ModelSpec) -> None:
@@ -552,7 +551,7 @@ class TritonPredictor:
                 berth.tensor = carrier.stage(berth, berth.window)
             output = carrier.request(berth, spec)
         started = time.monotonic()
-        request.call = self._client.async_infer(
+        self._client.async_infer(
             spec.name,
             [berth.tensor],
             lambda result, error: self._answered(request, carrier, result, error, started),
@@ -677,6 +676,9 @@ class TritonPredictor:
 
     def _repeat(self, request: _Request) -> None:
         """Register the regions of a request with a server that was restarted, and send it again."""
+        if request.answer.cancelled():
+            self._leave(request)
+            return
         started = time.monotonic()
         berth = request.berth
         try:
@@ -686,8 +688,6 @@ class TritonPredictor:
                         _register(self._client, region)
                         berth.registered.add(region.name)
                 self._send(request, self._settled_carrier())
-            if request.answer.cancelled():
-                request.call.cancel()
         except AtlasError as failure:
             self._finish(request, None, failure, unanswered=False, started=started)
 
@@ -820,8 +820,3 @@ def _wrong_output(spec: ModelSpec, dtype: object, shape: tuple[int, ...]) -> Con
         got=f"{dtype} {shape}",
         remedy="export the model with the uint8 head and install it again",
     )
-
-
-def _cancel_call(answer: Future[Soft], request: _Request) -> None:
-    if answer.cancelled():
-        request.call.cancel()

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +195,7 @@ class TritonPythonModel:
             cache_dir=compiled_cache(parameters, name, version),
         )
         self._pool = ThreadPoolExecutor(how.streams)
+        self._free = threading.Semaphore(how.streams)
         self._graph: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]]
         try:
             graph = open_graph(str(path), window, parameters.get("runtime", "auto"), how)
@@ -229,7 +231,23 @@ class TritonPythonModel:
         self._metric.set(time.time())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return list(self._pool.map(self._answer, requests))
+        # Every window is answered as soon as it is done: were those that came together answered
+        # together, the stream that is done first would wait for the others with nothing to do. What
+        # finds no stream free waits here, and all that comes later in the server's queue.
+        for request in requests:
+            self._free.acquire()
+            self._pool.submit(self._respond, request)
+        return [None] * len(requests)
+
+    def _respond(self, request: Any) -> None:
+        try:
+            request.get_response_sender().send(
+                self._answer(request), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            )
+        except Exception as error:
+            pb_utils.Logger.log_error(f"an answer could not be sent: {error}")
+        finally:
+            self._free.release()
 
     def finalize(self) -> None:
         self._pool.shutdown()
