@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_images_come_from_the_mirror(values: str) -> None:
 
 def test_the_mirror_list_names_every_image() -> None:
     listed = {
-        line.partition(":")[0].removeprefix("nvcr.io/").removeprefix("docker.io/")
+        re.split("[:@]", line)[0].removeprefix("nvcr.io/").removeprefix("docker.io/")
         for line in (CHART / "files" / "images.txt").read_text().split()
     }
     rendered = set()
@@ -226,8 +227,21 @@ def test_the_mirror_list_names_every_image() -> None:
     images = yaml.safe_load((CHART / "values.yaml").read_text())["images"]
     for image in images.values():
         if image["registry"]:
-            line = f"{image['registry']}/{image['repository']}:{image['tag']}"
+            version = f"@{image['digest']}" if image["digest"] else f":{image['tag']}"
+            line = f"{image['registry']}/{image['repository']}{version}"
             assert line in (CHART / "files" / "images.txt").read_text()
+
+
+def test_nvidias_image_is_pinned_by_digest() -> None:
+    """By default, in the chart as in compose."""
+    image = yaml.safe_load((CHART / "values.yaml").read_text())["images"]["tritonGpu"]
+    assert re.fullmatch("sha256:[0-9a-f]{64}", image["digest"])
+    rendered = dict(_images("production"))
+    tritons = {name for name in rendered.values() if "/nvidia/tritonserver" in name}
+    assert {name.partition("@")[2] for name in tritons} == {image["digest"]}
+    compose = yaml.safe_load((CHART.parents[1] / "compose" / "compose.gpu.yaml").read_text())
+    pinned = f"nvidia/tritonserver:{image['tag']}@{image['digest']}}}"
+    assert compose["services"]["triton"]["image"].endswith(pinned)
 
 
 def _images(values: str) -> list[tuple[str, str]]:
