@@ -16,9 +16,8 @@ CT ?=
 OUTPUT ?= demo-output
 # Extra arguments for pytest: make test ARGS='-k fusion -x'
 ARGS ?=
-# Test processes; each has servers of its own. WORKERS= runs the tests in one, in order. Files keep their order:
-# by number of tests, as is the default, the longest would come last and leave the other processes idle.
-WORKERS ?= -n auto --dist loadfile --no-loadscope-reorder
+# Test processes; each has servers of its own. WORKERS= runs the tests in one, in order.
+WORKERS ?= -n auto --dist loadfile
 
 ##@ Use it
 help:  ## this list
