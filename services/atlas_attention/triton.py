@@ -337,8 +337,6 @@ class TritonPredictor:
             ready = self._client.get_inference_statistics(client_timeout=CONTROL_TIMEOUT_S)
             for name, version in sorted({(m.name, m.version) for m in ready.model_stats}):
                 parameters = self._parameters(name, version)
-                if parameters is None:
-                    continue
                 specs.extend(_described(parameters, name, version))
                 in_service.update(_told_in_service(parameters, name))
         return tuple(sorted(specs, key=lambda spec: (spec.name, spec.version))), in_service
@@ -439,13 +437,13 @@ class TritonPredictor:
                 region.close()
         self._client.close()
 
-    def _parameters(self, name: str, version: str) -> Mapping[str, str] | None:
-        """What the server carries for a version; None if it was unloaded since it was listed."""
+    def _parameters(self, name: str, version: str) -> Mapping[str, str]:
+        """What the server carries for a version; nothing if it was unloaded since it was listed."""
         try:
             config = self._client.get_model_config(name, version, client_timeout=CONTROL_TIMEOUT_S)
         except InferenceServerException as error:
             if _not_loaded(error):
-                return None
+                return {}
             raise
         return {key: value.string_value for key, value in config.config.parameters.items()}
 
