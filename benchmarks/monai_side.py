@@ -38,11 +38,13 @@ class MonaiRun:
 
     Attributes:
         seconds: of every stage.
+        predictions: windows times models; MONAI slides over the whole grid.
         attention_ml: attention size by organ.
         label: file of the pseudo label, uint8 ``[i, j, k]`` in the CT file's axis order.
     """
 
     seconds: dict[str, float]
+    predictions: int
     attention_ml: dict[str, float]
     label: Path
 
@@ -84,9 +86,11 @@ def _run(
         coarse = resample_image(ct.voxels, ct.geometry, grid).transpose(2, 1, 0)
         x, y, z = ct.geometry.canonical().shape
     soft = np.empty((len(specs), len(specs[0].organs), z, y, x), np.float32)
+    predictions = 0
     for at, (spec, network) in enumerate(zip(specs, networks, strict=True)):
         with _stage(seconds, "predict"):
-            prediction = _predict(coarse, spec, network, overlap)
+            prediction, windows = _predict(coarse, spec, network, overlap)
+            predictions += windows
         with _stage(seconds, "resample"):
             _to_grid(prediction, soft[at])
     with _stage(seconds, "fuse"):
@@ -99,25 +103,35 @@ def _run(
     }
     # Two of three axes of a scanner's file run against RAS+; turned outside of what is timed.
     np.save(output, ct.geometry.axis_map.from_canonical(label.transpose(2, 1, 0)))
-    return MonaiRun({name: round(s, 3) for name, s in seconds.items()}, sizes, output)
+    return MonaiRun({name: round(s, 3) for name, s in seconds.items()}, predictions, sizes, output)
 
 
-def _predict(coarse: NDArray[np.float32], spec: ModelSpec, network: Any, overlap: float) -> Any:
-    """Soft prediction float32 ``[1, organ, z, y, x]`` on the models' grid."""
+def _predict(
+    coarse: NDArray[np.float32], spec: ModelSpec, network: Any, overlap: float
+) -> tuple[Any, int]:
+    """Soft prediction float32 ``[1, organ, z, y, x]`` on the models' grid, and its windows."""
     import torch
     from monai.inferers import sliding_window_inference
 
+    windows = 0
+
+    def predictor(window: Any) -> Any:
+        nonlocal windows
+        windows += 1
+        return network.probabilities(window)
+
     with torch.inference_mode():
-        return sliding_window_inference(
+        prediction = sliding_window_inference(
             torch.from_numpy(np.ascontiguousarray(coarse))[None, None],
             roi_size=spec.patch[::-1],
             sw_batch_size=1,
-            predictor=network.probabilities,
+            predictor=predictor,
             overlap=overlap,
             mode="gaussian",
             sigma_scale=SIGMA_SHARE,
             cval=AIR_HU,
         )
+    return prediction, windows
 
 
 def _to_grid(prediction: Any, soft: NDArray[np.float32]) -> None:

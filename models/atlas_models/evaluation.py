@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 import onnxruntime
-from atlas_attention.pipeline import attend
+from atlas_attention.pipeline import DEFAULT_OVERLAP, Predictor, attend
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
@@ -109,10 +109,13 @@ class Prediction:
 
 
 def predict(
-    source: ArraySource, specs: Sequence[ModelSpec], predictor: LocalPredictor
+    source: ArraySource,
+    specs: Sequence[ModelSpec],
+    predictor: Predictor,
+    overlap: float = DEFAULT_OVERLAP,
 ) -> Prediction:
     """Pseudo label and attention of one CT, as the attention service computes them."""
-    run = attend(source, specs, predictor)
+    run = attend(source, specs, predictor, overlap=overlap)
     label = np.zeros(source.geometry.shape, dtype=np.uint8, order="F")
     for slab in run:
         where = [slice(None)] * 3

@@ -67,7 +67,8 @@ class AttentionSettings(BaseSettings):
         default=DEFAULT_OVERLAP,
         ge=0,
         le=MAX_OVERLAP,
-        description="Share that neighbouring windows have in common, per axis.",
+        description="Share that neighbouring windows have in common, per axis; 1/32 less where "
+        "that saves a layer of windows.",
     )
     kernel_threads: int = Field(
         default=0,

@@ -1,16 +1,17 @@
 """Where the sliding windows lie on the model's grid, and how much of each voxel each of them
 decides.
 
-Windows cover a box, usually the body's. The starts per axis are those of MONAI's
-`dense_patch_slices` over it: equal steps of int(patch · (1 − overlap)), the last window moved back
-to end at the edge. Where the box is shorter than the patch there is one window, centred; where the
-grid itself is shorter, it hangs over the edge into air. Since the windows are all combinations of
-the starts per axis and the Gaussian importance is a product over the axes, so is its normalised
-share, and one small table per axis says everything.
+Windows cover a box, usually the body's, in even steps from edge to edge, as nnU-Net spreads them:
+as few as keep the overlap asked for, of which `SLACK_SHARE` may be missing. Where the box is
+shorter than the patch there is one window, centred; where the grid itself is shorter, it hangs over
+the edge into air. Since the windows are all combinations of the starts per axis and the Gaussian
+importance is a product over the axes, so is its normalised share, and one small table per axis says
+everything.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,10 @@ SIGMA_SHARE = 0.125
 MAX_OVERLAP = 0.75
 """Of one window with the next, as a share of the patch; up to here no voxel lacks a window whose
 quantised weight is above zero (see `blending`), and beyond it 64 predictions a voxel become 125."""
+
+SLACK_SHARE = 1 / 32
+"""What may be missing of the overlap asked for, as a share of the patch, where that saves a window:
+else a box longer by one voxel than its windows reach costs a whole layer of them."""
 
 AIR_HU = -1024.0
 """What lies beyond the volume: the scale's floor, air."""
@@ -138,7 +143,8 @@ def _starts(voxels: int, patch: int, overlap: float, first: int, last: int) -> t
     if spare <= 0:
         return (min(max(0, first + spare // 2), voxels - patch),)
     step = max(1, int(patch * (1.0 - overlap)))
-    return tuple(first + min(i * step, spare) for i in range(-(-spare // step) + 1))
+    steps = math.ceil(spare / min(patch, step + int(patch * SLACK_SHARE)))
+    return tuple(first + spare * i // steps for i in range(steps + 1))
 
 
 def _shares(voxels: int, patch: int, starts: tuple[int, ...]) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import threading
 import traceback
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from atlas_core.records import (
     Reading,
     Score,
 )
+from child_processes import SPAWN, open_and_add, start
 from postgres import PASSWORD, PostgresServer, running_postgres
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -382,22 +382,9 @@ def test_a_foreign_database_is_left_alone(url: str) -> None:
         Catalog.open(url)
 
 
-def _open_and_add(url: str, number: int, start: multiprocessing.synchronize.Barrier) -> None:
-    start.wait(timeout=60)
-    with Catalog.open(url) as catalog:
-        catalog.add_dataset(Dataset(name="lits"))
-        catalog.add_case(a_case("shared"))
-        catalog.add_case(a_case(f"own{number}"))
-
-
 def test_many_processes_may_open_a_new_catalog_at_once(url: str) -> None:
-    spawn = multiprocessing.get_context("fork")
-    start = spawn.Barrier(6)
-    processes = [
-        spawn.Process(target=_open_and_add, args=(url, number, start)) for number in range(6)
-    ]
-    for process in processes:
-        process.start()
+    together = SPAWN.Barrier(6)
+    processes = [start(open_and_add, url, number, together) for number in range(6)]
     for process in processes:
         process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0] * 6

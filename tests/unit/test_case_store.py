@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import time
@@ -17,9 +16,9 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.nifti_io import read_volume
 from atlas_core.records import LabelSource, Reading
 from atlas_core.volume import Volume
+from child_processes import SPAWN, STORED, publish, start, write_and_hang
 
-CASE = "lits_0123456789ab"
-ENSEMBLE = "nnunet@0-1a2b3c4d+unet@0-99887766"
+CASE, _, ENSEMBLE = STORED
 GEOMETRY = VolumeGeometry.from_array((6, 5, 4), np.diag([-0.8, 0.8, 2.5, 1.0]))
 HASH = hashlib.sha256(b"x").hexdigest()
 
@@ -121,24 +120,9 @@ def test_the_first_prediction_stays(store: CaseStore) -> None:
     assert list((store.root / ".incoming").iterdir()) == []
 
 
-def _race(root: Path, number: int, barrier: object, results: object) -> None:
-    store = CaseStore(root)
-    with store.new_prediction(CASE, Reading.PAPER, ENSEMBLE) as draft:
-        draft.result_path.write_text(str(number))
-        draft.pseudo_label_path.write_text(str(number))
-        barrier.wait(timeout=60)  # type: ignore[attr-defined]
-    results.put((number, draft.published))  # type: ignore[attr-defined]
-
-
 def test_of_many_writers_exactly_one_publishes(store: CaseStore) -> None:
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(6), context.Queue()
-    processes = [
-        context.Process(target=_race, args=(store.root, number, barrier, results))
-        for number in range(6)
-    ]
-    for process in processes:
-        process.start()
+    together, results = SPAWN.Barrier(6), SPAWN.Queue()
+    processes = [start(publish, store.root, number, together, results) for number in range(6)]
     outcomes = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
@@ -151,18 +135,9 @@ def test_of_many_writers_exactly_one_publishes(store: CaseStore) -> None:
     assert list((store.root / ".incoming").iterdir()) == []
 
 
-def _write_and_hang(root: Path, ready: object) -> None:
-    with CaseStore(root).new_prediction(CASE, Reading.PAPER, ENSEMBLE) as draft:
-        draft.result_path.write_text("half")
-        ready.set()  # type: ignore[attr-defined]
-        signal.pause()
-
-
 def test_a_killed_writer_leaves_only_what_sweep_removes(store: CaseStore) -> None:
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    process = context.Process(target=_write_and_hang, args=(store.root, ready))
-    process.start()
+    ready = SPAWN.Event()
+    process = start(write_and_hang, store.root, ready)
     assert ready.wait(timeout=60)
     assert store.sweep() == 0, "the writer lives"
     assert process.pid is not None

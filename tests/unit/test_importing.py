@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from atlas_core.importing import ImportProgress, ImportSummary, import_folder
 from atlas_core.nifti_io import read_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset, LabelSource
+from child_processes import SPAWN, import_all, import_until_killed, start
 from numpy.typing import NDArray
 
 SHAPE = (40, 24, 12)
@@ -621,28 +621,12 @@ def test_an_interrupted_import_begins_nothing_more(site: Site) -> None:
     assert len(site.catalog.cases()) < 12
 
 
-def _import_until_killed(folder: Path, url: str, root: Path, third: object) -> None:
-    def on_progress(progress: ImportProgress) -> None:
-        if progress.done == 3:
-            third.set()  # type: ignore[attr-defined]
-            signal.pause()
-
-    with Catalog.open(url) as catalog:
-        import_folder(
-            folder, "site", catalog=catalog, store=CaseStore(root), on_progress=on_progress
-        )
-
-
 def test_an_import_that_was_killed_is_completed_by_the_next(site: Site, tmp_path: Path) -> None:
     for number in range(8):
         abdomen_atlas_case(site.folder / f"BDMAP_{number}", number)
-    context = multiprocessing.get_context("fork")
-    third = context.Event()
+    third = SPAWN.Event()
     url = f"sqlite:///{tmp_path}/catalog.sqlite"
-    process = context.Process(
-        target=_import_until_killed, args=(site.folder, url, site.store.root, third)
-    )
-    process.start()
+    process = start(import_until_killed, site.folder, url, site.store.root, third)
     assert third.wait(timeout=60)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -661,23 +645,11 @@ def test_two_imports_at_once_take_each_case_once(site: Site, tmp_path: Path) -> 
     for number in range(6):
         save(site.folder / f"{number}.nii.gz", ct_voxels(number))
     url = f"sqlite:///{tmp_path}/catalog.sqlite"
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=_import_all, args=(site.folder, url, site.store.root))
-        for _ in range(3)
-    ]
-    for process in processes:
-        process.start()
+    processes = [start(import_all, site.folder, url, site.store.root, 6) for _ in range(3)]
     for process in processes:
         process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(site.catalog.cases()) == 6
-
-
-def _import_all(folder: Path, url: str, root: Path) -> None:
-    with Catalog.open(url) as catalog:
-        summary = import_folder(folder, "site", catalog=catalog, store=CaseStore(root))
-    assert len(summary.taken) + len(summary.present) == 6
 
 
 def test_no_text_of_the_header_reaches_the_store(site: Site) -> None:

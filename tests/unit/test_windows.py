@@ -1,10 +1,10 @@
-"""The sliding window plan: MONAI's places, every voxel covered, shares that add up to one."""
+"""The sliding window plan: even steps, every voxel covered, shares that add up to one."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from atlas_attention.windows import MAX_OVERLAP, WindowPlan
+from atlas_attention.windows import MAX_OVERLAP, SLACK_SHARE, WindowPlan
 from atlas_core.errors import InvalidInput
 
 CASES = [
@@ -95,21 +95,29 @@ def test_a_box_is_covered_and_no_window_leaves_the_grid(
     assert settled == sorted(settled) and settled[-1] == grid[0]
 
 
-def test_the_places_are_those_of_monai() -> None:
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("patch", [7, 32, 64, 96])
+def test_windows_are_even_keep_the_overlap_and_are_never_more_than_monais(
+    patch: int, overlap: float
+) -> None:
     monai = pytest.importorskip("monai.data.utils")
-    for grid, patch, overlap in CASES:
-        if any(n < p for n, p in zip(grid, patch, strict=True)):
-            continue  # MONAI pads beforehand there
-        interval = [
-            p if p == n else max(1, int(p * (1 - overlap)))
-            for n, p in zip(grid, patch, strict=True)
-        ]
-        theirs = {
-            tuple(axis.start for axis in place)
-            for place in monai.dense_patch_slices(grid, patch, interval)
-        }
-        plan = WindowPlan.over(grid, patch, overlap)
-        assert {window.start for k in range(plan.rows) for window in plan.row(k)} == theirs
+    asked = max(1, int(patch * (1 - overlap)))
+    slack = int(patch * SLACK_SHARE)
+    saved = 0
+    for voxels in range(patch, 6 * patch):
+        starts = WindowPlan.over((voxels, patch, patch), (patch,) * 3, overlap).starts[0]
+        steps = np.diff(starts)
+        assert starts[0] == 0 and starts[-1] == voxels - patch
+        if len(steps):
+            assert steps.max() - steps.min() <= 1
+            assert steps.max() <= min(patch, asked + slack)
+        interval = patch if voxels == patch else asked
+        theirs = {s[0].start for s in monai.dense_patch_slices((voxels,), (patch,), (interval,))}
+        assert len(starts) <= len(theirs)
+        if not slack:
+            assert len(starts) == len(theirs)
+        saved += len(theirs) - len(starts)
+    assert (saved > 0) == (slack > 0 and overlap > 0)
 
 
 def test_gaussian_is_the_one_of_monai_where_windows_meet() -> None:
