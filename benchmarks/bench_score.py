@@ -270,8 +270,9 @@ def _agreement(result: CaseResult, label: NDArray[np.uint8], run: MonaiRun) -> d
 
     The sides differ in where they fuse (the service on the models' grid, after which attention is
     interpolated; MONAI and NumPy on the CT's grid, with interpolated predictions) and in where
-    windows lie: models that never saw a body of this size take air for organs, which the service,
-    staying on the body, does not ask them about.
+    windows lie: models that never saw a body of this size say something else of a place when it
+    lies elsewhere in its window. Over the same windows the nnU-Net's labels agree in 0.92 of the
+    voxels within organs.
     """
     theirs = np.load(run.label)
     either = (label > 0) | (theirs > 0)
