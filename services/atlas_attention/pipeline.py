@@ -38,8 +38,8 @@ DEFAULT_OVERLAP = 0.5
 """Of one window with the next: nnU-Net's; the published script's 0.75 predicts every voxel 64
 times."""
 
-DEFAULT_WINDOWS_IN_FLIGHT = 6
-"""Windows that are with the models at once: enough that none waits while a slab is fused."""
+MAX_WINDOWS_AT_A_MODEL = 4
+"""That a model on a CPU works on at once, at most (decision 24)."""
 
 CANCEL_POLL_S = 0.1
 """How soon a cancelled call stops waiting for the models."""
@@ -120,7 +120,7 @@ def attend(
     *,
     scheme: OrganScheme = ABDOMEN_ATLAS,
     overlap: float = DEFAULT_OVERLAP,
-    windows_in_flight: int = DEFAULT_WINDOWS_IN_FLIGHT,
+    windows_in_flight: int | None = None,
     slab_slices: int = SLAB_SLICES,
     threads: int | None = None,
     compute: Compute | None = None,
@@ -138,7 +138,7 @@ def attend(
             always weigh all organs of the ensemble against one another.
         scheme: label ids of the organs.
         overlap: share that neighbouring windows have in common, per axis.
-        windows_in_flight: windows that are with the models at once.
+        windows_in_flight: windows that are with the models at once; None: `enough_windows`.
         slab_slices: the most slices that are read, fused and given out at once; bounds memory.
         threads: the most that a kernel on the CPU works on; None: one per available core. As long
             as the models have work, it is one: see `AttentionRun`.
@@ -157,9 +157,16 @@ def attend(
     return AttentionRun(
         source, tuple(specs), predictor, reading,
         channels=channels, labels=known.labels, overlap=overlap,
-        windows_in_flight=windows_in_flight, slab_slices=slab_slices, threads=threads,
+        windows_in_flight=windows_in_flight or enough_windows(),
+        slab_slices=slab_slices, threads=threads,
         compute=compute or CpuCompute(), on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
+
+
+def enough_windows() -> int:
+    """Windows that keep models on this machine at work: one per core, four at most, are predicted,
+    and one waits for the next to be done."""
+    return min(available_threads(), MAX_WINDOWS_AT_A_MODEL) + 1
 
 
 def plan_windows(source: CtSource, specs: Sequence[ModelSpec], overlap: float) -> WindowPlan:
@@ -232,7 +239,7 @@ class AttentionRun(Iterator[GridSlab]):
         self._predictor = predictor
         self._reading = reading
         self._channels = channels
-        self._windows_in_flight = max(1, windows_in_flight)
+        self._windows_in_flight = windows_in_flight
         self._slab_slices = slab_slices
         self._on_progress = on_progress
         self._cancelled = cancelled or threading.Event()
@@ -388,8 +395,14 @@ class AttentionRun(Iterator[GridSlab]):
             yield from self._give(self._fuser.push(soft))
 
     def _give(self, fused: Fused) -> Iterator[GridSlab]:
-        for slab in self._native.push(fused) if fused.slices else ():
-            yield _in_file_order(slab, self._channels, self._axes, self._source.canonical.shape[2])
+        # No name for a slab, or it would live on while the next one is made: they are the largest
+        # blocks of memory there are. `del` in those who take them does the same.
+        slabs = self._native.push(fused) if fused.slices else ()
+        yield from map(self._in_file_order, slabs)
+
+    def _in_file_order(self, slab: NativeSlab) -> GridSlab:
+        slices = self._source.canonical.shape[2]
+        return _in_file_order(slab, self._channels, self._axes, slices)
 
     def _progress(self, predictions: int) -> None:
         self._done += predictions

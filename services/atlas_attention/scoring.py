@@ -107,7 +107,7 @@ class Scorer:
             task.organs,
             scheme=self._settings.organs,
             overlap=self._settings.overlap,
-            windows_in_flight=self._settings.windows_in_flight,
+            windows_in_flight=self._settings.windows_in_flight or None,
             threads=self._settings.kernel_threads or None,
             compute=self._compute,
             on_progress=on_progress,
@@ -121,6 +121,7 @@ class Scorer:
                 if slab is None:
                     break
                 yield slab
+                del slab  # before the next one is made
             summary = run.summary
             fuse_s = max(0.0, waited - summary.predict_s)
             describe(
@@ -274,6 +275,7 @@ class Scorer:
                     label.write(slab.axis, slab.start, slab.stop, slab.label)
                     for writer, channel in zip(attention.values(), slab.attention, strict=True):
                         writer.write(slab.axis, slab.start, slab.stop, channel)
+                del slab, channel  # before the next one is made
             with self._metrics.stage("write"):
                 prediction = prediction.stored(
                     case_id,

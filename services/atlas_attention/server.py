@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection
 from atlas_attention.calls import CallInterceptor, StuckAnswers
 from atlas_attention.health import HealthWatch
 from atlas_attention.metrics import Metrics
+from atlas_attention.pipeline import enough_windows
 from atlas_attention.servicer import AttentionServicer
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
 from atlas_attention.tracing import Tracer
@@ -59,7 +60,7 @@ class AttentionServer:
                 TritonOptions(
                     settings.triton,
                     settings.shared_memory,
-                    settings.windows_in_flight,
+                    settings.windows_in_flight or enough_windows(),
                     settings.inference_timeout_s,
                     settings.device,
                 ),

@@ -240,6 +240,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                     prediction: Prediction = end.value
                     return prediction
                 yield from slab_messages(slab, self._settings.max_message_bytes)
+                del slab  # before the next one is made
 
 
 def _cancellation(context: grpc.ServicerContext) -> threading.Event:

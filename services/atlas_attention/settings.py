@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from atlas_attention.attention_map import MAX_MODELS, MAX_ORGANS
 from atlas_attention.compute import DeviceName
-from atlas_attention.pipeline import DEFAULT_OVERLAP, DEFAULT_WINDOWS_IN_FLIGHT
+from atlas_attention.pipeline import DEFAULT_OVERLAP
 from atlas_attention.windows import MAX_OVERLAP
 
 ENV_PREFIX = "ATLAS_ATTENTION_"
@@ -54,11 +54,12 @@ class AttentionSettings(BaseSettings):
         "messages.",
     )
     windows_in_flight: int = Field(
-        default=DEFAULT_WINDOWS_IN_FLIGHT,
-        ge=1,
+        default=0,
+        ge=0,
         le=256,
-        description="Windows with the models at once, of all calls together. Each takes shared "
-        "memory: 4 bytes per voxel, and 1 per voxel, organ and model.",
+        description="Windows with the models at once, of all calls together; 0: one more than "
+        "cores, of which four count at most. Each takes shared memory: 4 bytes per voxel, and 1 "
+        "per voxel, organ and model.",
     )
     inference_timeout_s: float = Field(
         default=60.0, gt=0, description="For one window at one model, its queue included."
