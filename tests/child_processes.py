@@ -20,6 +20,9 @@ from atlas_core.records import Case, Dataset, Reading
 
 SPAWN = multiprocessing.get_context("spawn")
 
+PATIENCE_S = 240
+"""For several children to come up and to end: each imports everything anew, on a busy machine."""
+
 STORED = ("lits_0123456789ab", Reading.PAPER, "nnunet@0-1a2b3c4d+unet@0-99887766")
 """Case, reading and ensemble of the prediction that children write."""
 
@@ -33,7 +36,7 @@ def start(work: Callable[..., None], *arguments: object) -> SpawnProcess:
 
 def open_and_add(url: str, number: int, together: Barrier) -> None:
     """Open a catalog at the same moment as others, and add a case of one's own and a shared one."""
-    together.wait(timeout=60)
+    together.wait(timeout=PATIENCE_S)
     with Catalog.open(url) as catalog:
         catalog.add_dataset(Dataset(name="lits"))
         catalog.add_case(_case("shared"))
@@ -78,7 +81,7 @@ def publish(root: Path, number: int, together: Barrier, results: Queue[tuple[int
     with CaseStore(root).new_prediction(*STORED) as draft:
         draft.result_path.write_text(str(number))
         draft.pseudo_label_path.write_text(str(number))
-        together.wait(timeout=60)
+        together.wait(timeout=PATIENCE_S)
     results.put((number, draft.published))
 
 

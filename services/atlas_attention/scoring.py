@@ -273,9 +273,9 @@ class Scorer:
                     break
                 with self._metrics.stage("write"):
                     label.write(slab.axis, slab.start, slab.stop, slab.label)
-                    for writer, channel in zip(attention.values(), slab.attention, strict=True):
-                        writer.write(slab.axis, slab.start, slab.stop, channel)
-                del slab, channel  # before the next one is made
+                    for at, writer in enumerate(attention.values()):
+                        writer.write(slab.axis, slab.start, slab.stop, slab.attention[at])
+                del slab  # before the next one is made
             with self._metrics.stage("write"):
                 prediction = prediction.stored(
                     case_id,

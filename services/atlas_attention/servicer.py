@@ -188,6 +188,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 fusion = SoftFusion(grid, self._settings.kernel_threads or None)
                 for slab in fusion.run(requests):
                     yield from slab_messages(slab, self._settings.max_message_bytes)
+                    del slab  # before the next one is made
                 yield pb.AttentionResponse(result=_fused(grid, fusion, time.monotonic() - began))
 
     def _task(

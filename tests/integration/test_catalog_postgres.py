@@ -30,7 +30,7 @@ from atlas_core.records import (
     Reading,
     Score,
 )
-from child_processes import SPAWN, open_and_add, start
+from child_processes import PATIENCE_S, SPAWN, open_and_add, start
 from postgres import PASSWORD, PostgresServer, running_postgres
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -386,7 +386,7 @@ def test_many_processes_may_open_a_new_catalog_at_once(url: str) -> None:
     together = SPAWN.Barrier(6)
     processes = [start(open_and_add, url, number, together) for number in range(6)]
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=PATIENCE_S)
     assert [process.exitcode for process in processes] == [0] * 6
     with Catalog.open(url) as catalog:
         assert len(catalog.cases()) == 7

@@ -16,7 +16,7 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.nifti_io import read_volume
 from atlas_core.records import LabelSource, Reading
 from atlas_core.volume import Volume
-from child_processes import SPAWN, STORED, publish, start, write_and_hang
+from child_processes import PATIENCE_S, SPAWN, STORED, publish, start, write_and_hang
 
 CASE, _, ENSEMBLE = STORED
 GEOMETRY = VolumeGeometry.from_array((6, 5, 4), np.diag([-0.8, 0.8, 2.5, 1.0]))
@@ -123,7 +123,7 @@ def test_the_first_prediction_stays(store: CaseStore) -> None:
 def test_of_many_writers_exactly_one_publishes(store: CaseStore) -> None:
     together, results = SPAWN.Barrier(6), SPAWN.Queue()
     processes = [start(publish, store.root, number, together, results) for number in range(6)]
-    outcomes = [results.get(timeout=60) for _ in processes]
+    outcomes = [results.get(timeout=PATIENCE_S) for _ in processes]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 6

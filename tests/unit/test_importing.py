@@ -23,7 +23,7 @@ from atlas_core.importing import ImportProgress, ImportSummary, import_folder
 from atlas_core.nifti_io import read_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset, LabelSource
-from child_processes import SPAWN, import_all, import_until_killed, start
+from child_processes import PATIENCE_S, SPAWN, import_all, import_until_killed, start
 from numpy.typing import NDArray
 
 SHAPE = (40, 24, 12)
@@ -647,7 +647,7 @@ def test_two_imports_at_once_take_each_case_once(site: Site, tmp_path: Path) -> 
     url = f"sqlite:///{tmp_path}/catalog.sqlite"
     processes = [start(import_all, site.folder, url, site.store.root, 6) for _ in range(3)]
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=PATIENCE_S)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(site.catalog.cases()) == 6
 
