@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -448,6 +449,19 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
         assert predictor.most_outstanding <= 3 * 5
         assert source.most_slices <= 16
     assert held[160] < 1.15 * held[40]
+
+
+@pytest.mark.parametrize("reading", list(Reading))
+def test_a_slab_is_gone_before_the_next_is_made(reading: Reading) -> None:
+    run = attend(make_source((24, 24, 60)), ENSEMBLE, RulePredictor(contextual), reading)
+    slabs = 0
+    while (slab := next(run, None)) is not None:
+        slabs += 1
+        memory = weakref.ref(slab.attention.base)
+        assert memory() is not None
+        del slab
+        assert memory() is None
+    assert slabs > 1
 
 
 def test_a_failing_model_fails_the_run_and_calls_off_the_rest() -> None:
