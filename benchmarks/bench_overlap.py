@@ -12,7 +12,6 @@ few windows. Everything else is the attention service's own pipeline, the networ
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from atlas_attention.pipeline import plan_windows
+from atlas_attention.tiles import available_threads
 from atlas_attention.windows import SLACK_SHARE
 from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import Phantom
@@ -44,15 +44,13 @@ class TorchPredictor:
         import torch
         from atlas_models.export import load_network, served_network
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(available_threads())
         self._torch = torch
-        self._networks = {
-            read_spec(folder).model_copy(update={"patch": (patch,) * 3}): served_network(
-                *load_network(folder)
-            ).eval()
-            for folder in folders
-            if patch % SWIN_MULTIPLE == 0 or read_spec(folder).architecture != "swin_unetr"
-        }
+        self._networks = {}
+        for folder in folders:
+            spec = read_spec(folder).model_copy(update={"patch": (patch,) * 3})
+            if patch % SWIN_MULTIPLE == 0 or spec.architecture != "swin_unetr":
+                self._networks[spec] = served_network(*load_network(folder)).eval()
         self.specs = tuple(self._networks)
 
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:

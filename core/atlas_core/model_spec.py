@@ -25,6 +25,9 @@ from atlas_core.organs import OrganName
 INPUT_NAME = "ct"
 OUTPUT_NAME = "soft"
 
+MAX_MODEL_STREAMS = 4
+"""Windows that a model on a CPU works on at once, at most, unless told otherwise (decision 24)."""
+
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

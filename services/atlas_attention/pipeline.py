@@ -20,8 +20,8 @@ from typing import Protocol
 
 import numpy as np
 from atlas_core.errors import InvalidInput
-from atlas_core.geometry import AxisMap, VolumeGeometry
-from atlas_core.model_spec import ModelSpec
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import OrganScore, Reading
 from atlas_core.resampling import axis_weights, resample_across, resample_planes
@@ -37,9 +37,6 @@ from atlas_attention.windows import AIR_HU, Window, WindowPlan, Zyx
 DEFAULT_OVERLAP = 0.5
 """Of one window with the next: nnU-Net's; the published script's 0.75 predicts every voxel 64
 times."""
-
-MAX_WINDOWS_AT_A_MODEL = 4
-"""That a model on a CPU works on at once, at most (decision 24)."""
 
 CANCEL_POLL_S = 0.1
 """How soon a cancelled call stops waiting for the models."""
@@ -166,7 +163,7 @@ def attend(
 def enough_windows() -> int:
     """Windows that keep models on this machine at work: one per core, four at most, are predicted,
     and one waits for the next to be done."""
-    return min(available_threads(), MAX_WINDOWS_AT_A_MODEL) + 1
+    return min(available_threads(), MAX_MODEL_STREAMS) + 1
 
 
 def plan_windows(source: CtSource, specs: Sequence[ModelSpec], overlap: float) -> WindowPlan:
@@ -401,8 +398,27 @@ class AttentionRun(Iterator[GridSlab]):
         yield from map(self._in_file_order, slabs)
 
     def _in_file_order(self, slab: NativeSlab) -> GridSlab:
-        slices = self._source.canonical.shape[2]
-        return _in_file_order(slab, self._channels, self._axes, slices)
+        """Canonical ``[z, y, x]``, directions already the file's, as file order ``[i, j, k]``."""
+        source = self._axes.source
+        # Canonical axis a lies at 2 − a of z, y, x.
+        order = [2 - int(axis) for axis in np.argsort(source)]
+        start, stop = slab.start, slab.stop
+        if self._axes.flip[2]:
+            slices = self._source.canonical.shape[2]
+            start, stop = slices - stop, slices - start
+        # Reversed, then transposed back: the first file axis is fastest in memory, as on the wire.
+        label = np.ascontiguousarray(slab.label.transpose(order[::-1])).transpose(2, 1, 0)
+        attention = slab.attention
+        if self._channels != list(range(len(attention))):
+            attention = attention[self._channels]
+        turned = attention.transpose(0, *(1 + axis for axis in order[::-1]))
+        return GridSlab(
+            axis=source[2],
+            start=start,
+            stop=stop,
+            attention=np.ascontiguousarray(turned).transpose(0, 3, 2, 1),
+            label=label,
+        )
 
     def _progress(self, predictions: int) -> None:
         self._done += predictions
@@ -481,26 +497,3 @@ def _cut(block: NDArray[np.float32], window: Window, plan: WindowPlan) -> NDArra
         target.append(slice(first - start, last - start))
     voxels[tuple(target)] = block[tuple(source)]
     return voxels
-
-
-def _in_file_order(slab: NativeSlab, channels: list[int], axes: AxisMap, slices: int) -> GridSlab:
-    """Canonical ``[z, y, x]``, directions already the file's, as file order ``[i, j, k]``."""
-    order = [
-        2 - int(axis) for axis in np.argsort(axes.source)
-    ]  # canonical a lies at 2 − a of z, y, x
-    start, stop = slab.start, slab.stop
-    if axes.flip[2]:
-        start, stop = slices - stop, slices - start
-    # Reversed, then transposed back: the first file axis is fastest in memory, as on the wire.
-    label = np.ascontiguousarray(slab.label.transpose(order[::-1])).transpose(2, 1, 0)
-    attention = (
-        slab.attention if channels == list(range(len(slab.attention))) else slab.attention[channels]
-    )
-    turned = attention.transpose(0, *(1 + axis for axis in order[::-1]))
-    return GridSlab(
-        axis=axes.source[2],
-        start=start,
-        stop=stop,
-        attention=np.ascontiguousarray(turned).transpose(0, 3, 2, 1),
-        label=label,
-    )

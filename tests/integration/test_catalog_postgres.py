@@ -384,7 +384,10 @@ def test_a_foreign_database_is_left_alone(url: str) -> None:
 
 def test_many_processes_may_open_a_new_catalog_at_once(url: str) -> None:
     together = SPAWN.Barrier(6)
-    processes = [start(open_and_add, url, number, together) for number in range(6)]
+    processes = [
+        start(open_and_add, url, [a_case("shared"), a_case(f"own{number}")], together)
+        for number in range(6)
+    ]
     for process in processes:
         process.join(timeout=PATIENCE_S)
     assert [process.exitcode for process in processes] == [0] * 6

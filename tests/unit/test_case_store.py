@@ -16,9 +16,11 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.nifti_io import read_volume
 from atlas_core.records import LabelSource, Reading
 from atlas_core.volume import Volume
-from child_processes import PATIENCE_S, SPAWN, STORED, publish, start, write_and_hang
+from child_processes import PATIENCE_S, SPAWN, publish, start, write_and_hang
 
-CASE, _, ENSEMBLE = STORED
+CASE = "lits_0123456789ab"
+ENSEMBLE = "nnunet@0-1a2b3c4d+unet@0-99887766"
+WHERE = (CASE, Reading.PAPER, ENSEMBLE)
 GEOMETRY = VolumeGeometry.from_array((6, 5, 4), np.diag([-0.8, 0.8, 2.5, 1.0]))
 HASH = hashlib.sha256(b"x").hexdigest()
 
@@ -122,7 +124,7 @@ def test_the_first_prediction_stays(store: CaseStore) -> None:
 
 def test_of_many_writers_exactly_one_publishes(store: CaseStore) -> None:
     together, results = SPAWN.Barrier(6), SPAWN.Queue()
-    processes = [start(publish, store.root, number, together, results) for number in range(6)]
+    processes = [start(publish, store.root, WHERE, n, together, results) for n in range(6)]
     outcomes = [results.get(timeout=PATIENCE_S) for _ in processes]
     for process in processes:
         process.join()
@@ -137,7 +139,7 @@ def test_of_many_writers_exactly_one_publishes(store: CaseStore) -> None:
 
 def test_a_killed_writer_leaves_only_what_sweep_removes(store: CaseStore) -> None:
     ready = SPAWN.Event()
-    process = start(write_and_hang, store.root, ready)
+    process = start(write_and_hang, store.root, WHERE, ready)
     assert ready.wait(timeout=60)
     assert store.sweep() == 0, "the writer lives"
     assert process.pid is not None

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import tritonclient.grpc as triton
 from atlas_core.errors import ConfigurationError, Unavailable
-from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from atlas_core.model_spec import INPUT_NAME, MAX_MODEL_STREAMS, OUTPUT_NAME, ModelSpec
 from atlas_models.triton_repository import (
     CpuServing,
     TritonRepository,
@@ -60,9 +60,6 @@ _SEEN_POLL_S = 1.0
 
 _log = logging.getLogger(__name__)
 
-_STREAMS = 4
-"""Windows of one model at once, at most: the attention service keeps six under way."""
-
 _CHANNEL = [
     ("grpc.enable_http_proxy", 0),  # the server is on this machine: a proxy is never meant
     ("grpc.max_send_message_length", -1),
@@ -73,7 +70,7 @@ _CHANNEL = [
 def repository_of(settings: EmbeddedSettings) -> TritonRepository:
     """The model repository of a stack, as it is."""
     models = len(TritonRepository(settings.repository, CpuServing()).models())
-    streams = settings.model_streams or min(_cores(), _STREAMS)
+    streams = settings.model_streams or min(_cores(), MAX_MODEL_STREAMS)
     return TritonRepository(
         settings.repository,
         CpuServing(
