@@ -22,18 +22,16 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from atlas_core import catalog_tables as t
-from atlas_core.case_assembly import assemble_case
-from atlas_core.case_store import CaseStore
+from atlas_core.assembly import assemble_case
 from atlas_core.catalog import Catalog
+from atlas_core.catalog import tables as t
+from atlas_core.imaging import write_volume
 from atlas_core.model_spec import ensemble_key
-from atlas_core.nifti_io import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset, LabelSource, Reading
-from atlas_core.revision_records import TOP_SHARE
-from atlas_core.revisions import Portion, RevisionQueue
-from atlas_flows import assembling
-from atlas_flows.assembling import AssemblyRequest
+from atlas_core.review import TOP_SHARE, Portion, RevisionQueue
+from atlas_core.store import CaseStore
+from atlas_flows.assembly import AssemblyRequest, assembling
 from measurement import in_fresh_process, machine, report, say
 
 # The server of the tests is the server of the benchmarks.
@@ -95,7 +93,7 @@ def run_twice(in_flight: int) -> tuple[float, float]:
     from atlas_flows.settings import Places
 
     Places.read().enter_prefect(quiet=True)
-    from atlas_flows.assemble import assemble
+    from atlas_flows.assembly.flow import assemble
 
     seconds = []
     for _ in range(2):

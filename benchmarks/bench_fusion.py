@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from atlas_attention.attention_map import ATTENTION_LEVELS
-from atlas_attention.fusion import fuse
+from atlas_attention.fusion import ATTENTION_LEVELS, fuse
 from measurement import machine, report, say, timed
 from numpy.typing import NDArray
 from soft_predictions import dense, occupied, realistic

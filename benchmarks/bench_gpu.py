@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from atlas_attention.attention_map import ATTENTION_LEVELS, Fused
-from atlas_attention.fusion import fuse
-from atlas_attention.gpu.device import CudaDevice
-from atlas_attention.gpu.fusion import fuse_block
+from atlas_attention.fusion import ATTENTION_LEVELS, Fused, fuse
+from atlas_attention.fusion.gpu.device import CudaDevice
+from atlas_attention.fusion.gpu.fusion import fuse_block
 from atlas_core.errors import ConfigurationError
 from measurement import Timing, machine, report, say, timed
 from numpy.typing import NDArray

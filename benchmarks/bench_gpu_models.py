@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from atlas_attention.pipeline import DEFAULT_OVERLAP, plan_windows
+from atlas_attention.fusion import DEFAULT_OVERLAP
+from atlas_attention.scoring import plan_windows
+from atlas_core.imaging import open_slabs, write_volume
 from atlas_core.model_spec import ModelSpec
-from atlas_core.nifti_io import open_slabs, write_volume
 from atlas_core.phantoms import make_phantom
 from atlas_models.config import TrainingConfig, read_config, shipped_configs
-from atlas_models.data import TrainingCase, phantom_case
-from atlas_models.export import served_network
+from atlas_models.exporting import served_network
 from atlas_models.networks import build_network
-from atlas_models.training import Progress, Run, train
+from atlas_models.training import Progress, Run, TrainingCase, phantom_case, train
 from inputs import describe, full_size_ct
 from measurement import GIB, machine, report, say, timed
 from torch import nn

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from atlas_core.volume import Volume
+from atlas_core.imaging import Volume
 from atlasloop.client import AttentionClient, AttentionServiceError
 from inputs import describe, small_ct
 from measurement import GIB, forget_peak, machine, peak_bytes, report, say

@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atlas_attention.pipeline import plan_windows
-from atlas_attention.tiles import available_threads
-from atlas_attention.windows import SLACK_SHARE
+from atlas_attention.fusion import SLACK_SHARE, available_threads
+from atlas_attention.scoring import plan_windows
 from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import Phantom
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.demo import held_out
-from atlas_models.evaluation import ArraySource, dice_by_organ, predict
-from atlas_models.triton_repository import exported_models, read_spec
+from atlas_models.evaluation.phantoms import ArraySource, dice_by_organ, predict
+from atlas_models.serving import exported_models, read_spec
 from measurement import machine, report, say
 from numpy.typing import NDArray
 
@@ -42,7 +41,7 @@ class TorchPredictor:
 
     def __init__(self, folders: Sequence[Path], patch: int) -> None:
         import torch
-        from atlas_models.export import load_network, served_network
+        from atlas_models.exporting import load_network, served_network
 
         torch.set_num_threads(available_threads())
         self._torch = torch

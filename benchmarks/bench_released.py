@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from atlas_attention.attention_map import FRACTION_BITS, UNIT, entropy_terms
-from atlas_attention.fusion import fuse
+from atlas_attention.fusion import FRACTION_BITS, UNIT, entropy_terms, fuse
 from atlas_core.records import Reading
 from measurement import GIB, forget_peak, machine, peak_bytes, report, say, timed
 from numpy.typing import NDArray

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
-from atlas_core.label_versions import LabelVersions
-from atlas_core.revisions import RevisionQueue, Wanted
-from atlas_review.accounts import Accounts
-from atlas_review.roles import Role
+from atlas_core.review import LabelVersions, RevisionQueue, Wanted
+from atlas_core.store import CaseStore
+from atlas_review.auth import Accounts, Role
 from measurement import machine, report, say
 
 # The server of the tests is the server of the benchmarks.

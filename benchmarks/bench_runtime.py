@@ -2,7 +2,8 @@
 
 OpenVINO is measured in float32, and in bfloat16 where the CPU has it; what that changes in the
 answers is given in bytes of 255. Runs the very classes of Triton's backend file
-(`atlas_models/triton_backend/model.py`) in the very environment that Triton runs them in, one
+(`atlas_models/serving/triton_backend/model.py`) in the very environment that Triton runs them
+in, one
 window of a phantom at a time. Rounds of all runtimes follow one another in turn, so that a busy
 moment of the machine meets all alike.
 
@@ -19,12 +20,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from atlas_core.imaging.resampling import resample_image
 from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import make_phantom
-from atlas_core.resampling import resample_image
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.triton_environment import find_triton
-from atlas_models import triton_repository
+from atlas_models.serving import triton_repository
 from measurement import machine, report, say
 from numpy.typing import NDArray
 

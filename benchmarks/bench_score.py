@@ -37,13 +37,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atlas_attention.pipeline import DEFAULT_OVERLAP, attend
+from atlas_attention.fusion import DEFAULT_OVERLAP
+from atlas_attention.scoring import attend
+from atlas_core.imaging import open_slabs, read_volume
 from atlas_core.model_spec import ModelSpec, ensemble_key
-from atlas_core.nifti_io import open_slabs, read_volume
 from atlas_core.records import Reading
 from atlas_embedded.settings import EmbeddedSettings
-from atlas_models.triton_repository import exported_models, read_spec
-from atlasloop.client import AttentionClient, CaseResult
+from atlas_models.serving import exported_models, read_spec
+from atlasloop.answers import CaseResult
+from atlasloop.client import AttentionClient
 from inputs import describe, full_size_ct
 from measurement import GIB, Timing, cpu_seconds, in_fresh_process, machine, peak_bytes, report, say
 from monai_side import MonaiRun, run_monai

@@ -20,7 +20,7 @@ import tritonclient.grpc as triton
 from atlas_attention.triton import CHANNEL_OPTIONS, TritonOptions, TritonPredictor
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_models.triton_repository import CpuServing, config_text, model_config
+from atlas_models.serving import CpuServing, config_text, model_config
 from measurement import Timing, machine, report
 from serving import bare_triton
 from tritonclient.grpc import model_config_pb2 as pb

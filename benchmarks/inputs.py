@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from atlas_core.case_store import CaseStore
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.nifti_io import Volume, read_volume, write_volume
+from atlas_core.imaging import Volume, read_volume, write_volume
 from atlas_core.phantoms import Grid, make_phantom
+from atlas_core.store import CaseStore
 from measurement import say
 from numpy.typing import NDArray
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from atlas_core.imaging import read_volume
+from atlas_core.imaging.resampling import resample_image
 from atlas_core.model_spec import ModelSpec
-from atlas_core.nifti_io import read_volume
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.resampling import resample_image
-from atlas_models.triton_repository import read_spec
+from atlas_models.serving import read_spec
 from measurement import say
 from numpy.typing import NDArray
 
@@ -67,7 +67,7 @@ def run_monai(
 
 def _network(folder: Path) -> Any:
     """The network of an exported model in PyTorch, proved to compute what the graph computes."""
-    from atlas_models.export import ServedNetwork, load_network, measure_parity
+    from atlas_models.exporting import ServedNetwork, load_network, measure_parity
 
     network, config = load_network(folder)
     window = np.random.default_rng(0).normal(0, 150, config.patch[::-1]).astype(np.float32)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tritonclient.grpc as triton
-from atlas_core.case_store import CaseStore
+from atlas_core.store import CaseStore
 from atlas_embedded import processes
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.stack import down, up

@@ -4,9 +4,9 @@ each model, at the size of a full CT."""
 from __future__ import annotations
 
 import numpy as np
+from atlas_core.imaging.resampling import axis_weights, resample_across, resample_planes
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import Grid, make_phantom
-from atlas_core.resampling import axis_weights, resample_across, resample_planes
 from numpy.typing import NDArray
 from scipy import ndimage
 

@@ -11,10 +11,11 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
-from atlas_core.importing import ImportProgress, import_folder
+from atlas_core.importing import import_folder
+from atlas_core.importing.importer import ImportProgress
 from atlas_core.records import Case, Dataset, Reading
+from atlas_core.store import CaseStore
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atlas_attention.gpu.device import CONSTANTS, KERNELS, CudaDevice, Device
+from atlas_attention.fusion.gpu.device import CONSTANTS, KERNELS, CudaDevice, Device
 from atlas_core.errors import ConfigurationError
 from numpy.typing import NDArray
 

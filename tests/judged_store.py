@@ -9,16 +9,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.label_versions import NO_BASE, LabelVersions, StaleBase, Submission
+from atlas_core.imaging import Volume, write_volume
 from atlas_core.model_spec import ModelRef, ensemble_key
-from atlas_core.nifti_io import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Case, Dataset, OrganScore, Reading, Score
-from atlas_core.revisions import Annotator, Portion, RevisionQueue
-from atlas_core.volume import Volume
+from atlas_core.review import (
+    NO_BASE,
+    Annotator,
+    LabelVersions,
+    Portion,
+    RevisionQueue,
+    StaleBase,
+    Submission,
+)
+from atlas_core.store import CaseStore
 from numpy.typing import NDArray
 
 ORGANS: OrganScheme = ABDOMEN_ATLAS.select(["liver", "spleen", "kidney_left"])

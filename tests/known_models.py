@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import Volume
 from atlas_core.importing import import_folder
 from atlas_core.records import Label, LabelSource
-from atlas_core.volume import Volume
-from atlas_models.triton_repository import GRAPH_FILE
-from atlasloop.client import AttentionClient, AttentionMaps
+from atlas_core.store import CaseStore
+from atlas_models.serving import GRAPH_FILE
+from atlasloop.answers import AttentionMaps
+from atlasloop.client import AttentionClient
 from onnx import numpy_helper
 from small_cts import write_small_cts
 from triton_server import export_tiny_model

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import Volume, content_sha256, write_volume
 from atlas_core.model_spec import ModelRef, ensemble_key
-from atlas_core.nifti_io import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Reading, Score
-from atlas_core.volume import Volume, content_sha256
+from atlas_core.store import CaseStore
 from numpy.typing import NDArray
 
 SHAPE = (12, 10, 8)

@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx
 from atlas_embedded import stack
 from atlas_embedded.settings import EmbeddedSettings
-from atlas_flows.loop_demo import run_loop_demo
-from atlas_flows.own_stack import enter, own_settings
+from atlas_flows.demos import enter, own_settings
+from atlas_flows.demos.loop_demo import run_loop_demo
 from atlas_flows.settings import Places
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
 from playwright.sync_api import Browser, Page, expect, sync_playwright

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
-from atlas_core import catalog_tables as t
 from atlas_core.catalog import Catalog
+from atlas_core.catalog import tables as t
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.nifti_io import write_volume
+from atlas_core.imaging import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset
-from atlas_core.revisions import Portion, RevisionQueue
+from atlas_core.review import Portion, RevisionQueue
 
 SHAPE = (24, 20, 16)
 GEOMETRY = VolumeGeometry.from_array(SHAPE, np.diag([2.0, 2.0, 3.0, 1.0]))

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 from atlas_core.catalog import Catalog
-from atlas_core.nifti_io import read_label, write_volume
+from atlas_core.imaging import read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset
 from browser import CHROMIUM, FLAGS, PATIENCE_MS

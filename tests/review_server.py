@@ -25,18 +25,16 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
-from atlas_core.labels import volumes_ml
+from atlas_core.imaging import Volume, content_sha256, write_volume
+from atlas_core.imaging.label_maps import volumes_ml
 from atlas_core.model_spec import ModelRef, ensemble_key
-from atlas_core.nifti_io import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import Grid, make_phantom
 from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Reading, Score
-from atlas_core.revisions import Portion, RevisionQueue
-from atlas_core.volume import Volume, content_sha256
-from atlas_review.accounts import Accounts
-from atlas_review.roles import Role
+from atlas_core.review import Portion, RevisionQueue
+from atlas_core.store import CaseStore
+from atlas_review.auth import Accounts, Role
 from numpy.typing import NDArray
 from ports import free_port
 from scipy import ndimage

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.nifti_io import write_volume
+from atlas_core.imaging import write_volume
 from scipy.ndimage import gaussian_filter
 
 SHAPE = (56, 48, 40)

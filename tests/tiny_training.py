@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from atlas_models.config import TrainingConfig
-from atlas_models.data import TrainingCase
-from atlas_models.training import Trained
+from atlas_models.training import Trained, TrainingCase
 
 
 def tiny_config(**fields: Any) -> TrainingConfig:

@@ -19,10 +19,10 @@ import onnx
 import psutil
 import pytest
 import tritonclient.grpc as triton
-from atlas_attention.shared_memory import SHARED_MEMORY
+from atlas_attention.triton.shared_memory import SHARED_MEMORY
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_embedded.triton_environment import TritonEnvironment, find_triton
-from atlas_models.triton_repository import CpuServing, TritonRepository
+from atlas_models.serving import CpuServing, TritonRepository
 from onnx import TensorProto, helper, numpy_helper
 from ports import free_port
 from tritonclient.utils import InferenceServerException

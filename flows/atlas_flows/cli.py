@@ -16,16 +16,18 @@ import typer
 from atlas_flows.commands import (
     assembly,
     backup,
-    data,
+    cases,
     evaluation,
-    lists,
     loop,
     models,
+    ranking,
     release,
+    report,
     scoring,
     stack,
 )
 from atlas_flows.commands.terminal import Choices, show_error
+from atlas_flows.demos import commands as demos
 
 app = typer.Typer(
     name="atlasloop",
@@ -39,17 +41,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("demo", rich_help_panel="Start here")(lists.demo)
-app.command("import", rich_help_panel="Cases")(data.import_cases)
-app.command("presets", rich_help_panel="Cases")(data.presets)
-app.command("phantoms", rich_help_panel="Cases")(data.phantoms)
+app.command("demo", rich_help_panel="Start here")(demos.demo)
+app.command("import", rich_help_panel="Cases")(cases.import_cases)
+app.command("presets", rich_help_panel="Cases")(cases.presets)
+app.command("phantoms", rich_help_panel="Cases")(cases.phantoms)
 app.command("score", rich_help_panel="Priority list")(scoring.score)
-app.command("ranking", rich_help_panel="Priority list")(lists.ranking)
-app.command("report", rich_help_panel="Priority list")(lists.report)
+app.command("ranking", rich_help_panel="Priority list")(ranking.ranking)
+app.command("report", rich_help_panel="Priority list")(report.report)
 app.command("iterate", rich_help_panel="Loop")(loop.iterate)
 app.command("iterations", rich_help_panel="Loop")(loop.iterations)
-app.command("simulate-annotator", rich_help_panel="Loop")(loop.simulate_annotator)
-app.command("loop-demo", rich_help_panel="Start here")(loop.loop_demo)
+app.command("simulate-annotator", rich_help_panel="Loop")(demos.simulate_annotator)
+app.command("loop-demo", rich_help_panel="Start here")(demos.loop_demo)
 app.command("assemble", rich_help_panel="Atlas")(assembly.assemble)
 app.command("release", rich_help_panel="Atlas")(release.release)
 app.command("backup", rich_help_panel="Catalog")(backup.backup)
@@ -65,7 +67,7 @@ evaluate = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-evaluate.command("ranking")(lists.evaluate_ranking)
+evaluate.command("ranking")(ranking.evaluate_ranking)
 evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
 app.add_typer(models.app, name="models", rich_help_panel="Models")

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from atlas_flows.cli import app
 from atlas_flows.commands.terminal import print_table, show_error
-from atlas_flows.demo import forget
-from atlas_flows.own_stack import enter, only_one, own_settings, stopped_by_sigterm, undisturbed
+from atlas_flows.demos import enter, only_one, own_settings, stopped_by_sigterm, undisturbed
+from atlas_flows.demos.demo import forget
 from atlas_flows.settings import Places
 
 

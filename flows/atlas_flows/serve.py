@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import sys
 
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError
+from atlas_core.store import CaseStore
 
 from atlas_flows.settings import Places
 
@@ -38,7 +38,7 @@ def main() -> int:
     # Prefect reads its settings when it is imported, so only now.
     from prefect import serve
 
-    from atlas_flows.loop_automations import notify
+    from atlas_flows.loop.automations import notify
     from atlas_flows.work_pools import deployed_flows
 
     notify(places.notification_block)

@@ -69,14 +69,14 @@ class Deployed:
 def deployed_flows(places: Places) -> tuple[Deployed, ...]:
     """Every flow that is offered. One run of each at a time: a second one would work on the same
     cases or models; it waits instead."""
-    from atlas_flows.assemble import assemble
-    from atlas_flows.evaluate import evaluate
-    from atlas_flows.finetune import finetune
-    from atlas_flows.iterate import iterate
-    from atlas_flows.loop_automations import when_drained
-    from atlas_flows.release import release
-    from atlas_flows.revise import revise
-    from atlas_flows.score import score
+    from atlas_flows.assembly.flow import assemble
+    from atlas_flows.loop.automations import when_drained
+    from atlas_flows.loop.flow import iterate
+    from atlas_flows.loop.revise_flow import revise
+    from atlas_flows.models.evaluate_flow import evaluate
+    from atlas_flows.models.finetune_flow import finetune
+    from atlas_flows.release.flow import release
+    from atlas_flows.scoring.flow import score
 
     return (
         Deployed(score, "cpu", places.score_schedule),
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> int:
     places.require_prefect()
     places.enter_prefect()
     names = register(templates, deployed_flows(places))
-    from atlas_flows.loop_automations import notify
+    from atlas_flows.loop.automations import notify
 
     notify(places.notification_block)
     sys.stdout.write(f"work pools: {', '.join(templates)}; deployments: {', '.join(names)}\n")

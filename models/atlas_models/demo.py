@@ -24,21 +24,21 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from atlas_core.atomic_writes import replace_file
 from atlas_core.errors import AtlasError, NotFound
 from atlas_core.phantoms import HARD_KINDS, Kind, Phantom, case_plan, make_phantom
 from numpy.typing import NDArray
 
 from atlas_models.config import CONFIGS as SHIPPED
 from atlas_models.config import TrainingConfig, read_config
-from atlas_models.data import PatchSampler, TrainingCase, phantom_case
-from atlas_models.evaluation import (
+from atlas_models.evaluation.phantoms import (
     ENSEMBLE,
     CaseResult,
     LocalPredictor,
     evaluate_phantom,
     summarise,
 )
-from atlas_models.files import replace_file
+from atlas_models.training import PatchSampler, TrainingCase, phantom_case
 
 CONFIGS = SHIPPED / "demo"
 MODELS = Path(__file__).resolve().parents[1] / "demo"
@@ -160,9 +160,8 @@ def _train_one(
     # torch and monai take seconds to import and `evaluate` does without them.
     import torch
 
-    from atlas_models.export import export_model, measure_parity
+    from atlas_models.exporting import export_model, measure_parity, write_weights
     from atlas_models.training import train
-    from atlas_models.weights import write_weights
 
     trained = train(config, cases, on_progress=_progress(config.name))
     spec = export_model(trained.network, config, folder)

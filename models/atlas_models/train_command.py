@@ -26,23 +26,30 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from atlas_core.case_store import CaseStore
+from atlas_core.atomic_writes import replace_file
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, ConfigurationError, InvalidInput
 from atlas_core.model_spec import ModelRef, ModelSpec
 from atlas_core.records import DatasetName, LabelSource
+from atlas_core.store import CaseStore
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from atlas_models.config import TrainingConfig, read_config
-from atlas_models.data import PatchSampler
-from atlas_models.export import export_model, measure_parity
-from atlas_models.files import replace_file
-from atlas_models.stored_cases import LabelChoice, StoredCases, choose_cases, load_cases
+from atlas_models.exporting import WEIGHTS_FILE, export_model, measure_parity, read_weights
+from atlas_models.training import (
+    LabelChoice,
+    PatchSampler,
+    Run,
+    StoredCases,
+    Trained,
+    choose_cases,
+    finetune,
+    load_cases,
+    train,
+)
 from atlas_models.training import Progress as Step
-from atlas_models.training import Run, Trained, finetune, train
-from atlas_models.weights import WEIGHTS_FILE, read_weights
 
 PROVENANCE_FILE = "provenance.json"
 CACHE_FOLDER = "cases"

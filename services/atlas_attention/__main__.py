@@ -10,8 +10,7 @@ from atlas_core.errors import ConfigurationError
 from atlas_core.json_logs import log_to_stderr
 from pydantic import ValidationError
 
-from atlas_attention.heap import bound_heap
-from atlas_attention.server import AttentionServer
+from atlas_attention.server import AttentionServer, bound_heap
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
 
 EXIT_CONFIGURATION = 2

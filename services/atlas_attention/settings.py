@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 from atlas_core.addresses import Address, is_loopback
-from atlas_core.nifti_io import MAX_VOXELS
+from atlas_core.imaging import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from atlas_attention.attention_map import MAX_MODELS, MAX_ORGANS
-from atlas_attention.compute import DeviceName
-from atlas_attention.pipeline import DEFAULT_OVERLAP
-from atlas_attention.windows import MAX_OVERLAP
+from atlas_attention.fusion import DEFAULT_OVERLAP, MAX_MODELS, MAX_ORGANS, MAX_OVERLAP, DeviceName
 
 ENV_PREFIX = "ATLAS_ATTENTION_"
 

@@ -17,19 +17,17 @@ from datetime import UTC, datetime
 
 import uvicorn
 from atlas_core.addresses import host_and_port
-from atlas_core.audit_log import AuditLog
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, ConfigurationError
 from atlas_core.json_logs import log_to_stderr
-from atlas_core.sign_ins import SignIns
+from atlas_core.review import AuditLog, SignIns
+from atlas_core.store import CaseStore
 from pydantic import ValidationError
 
-from atlas_review import sheets_ahead
-from atlas_review.accounts import FIRST_USER, Accounts
-from atlas_review.roles import Role
+from atlas_review.auth import FIRST_USER, Accounts, Role
 from atlas_review.service import signing_secret
 from atlas_review.settings import ENV_PREFIX, ReviewSettings
+from atlas_review.volumes import contact_sheet_worker
 
 EXIT_CONFIGURATION = 2
 
@@ -97,7 +95,7 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
             remedy="check that its volume is mounted, writable for this user, and not full",
         ) from None
     host, port = host_and_port(settings.listen)
-    with sheets_ahead.beside(settings):
+    with contact_sheet_worker.beside(settings):
         uvicorn.run(
             APPLICATION,
             factory=True,

@@ -10,26 +10,24 @@ from importlib.metadata import version
 import anyio
 from fastapi import FastAPI
 
-from atlas_review import (
-    case_routes,
-    events,
-    health_routes,
-    label_routes,
-    monai_routes,
+from atlas_review import events, page, problems
+from atlas_review.api import (
+    BodyLimit,
+    cases,
+    health,
+    labels,
     oidc,
-    organ_routes,
-    page,
-    problems,
-    queue_routes,
-    session_routes,
-    statistics_routes,
+    organs,
+    queue,
+    session,
+    statistics,
 )
-from atlas_review.body_limit import BodyLimit
-from atlas_review.client_address import ClientAddress
+from atlas_review.auth import ClientAddress
+from atlas_review.label_view import API
 from atlas_review.metrics import Measured
+from atlas_review.monai_label import routes
 from atlas_review.service import Review
 from atlas_review.settings import ReviewSettings
-from atlas_review.versions_view import API
 
 
 def create_app(settings: ReviewSettings | None = None) -> FastAPI:
@@ -63,16 +61,16 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     )
     problems.install(app)
     for module in (
-        session_routes,
-        organ_routes,
-        queue_routes,
-        case_routes,
-        label_routes,
-        statistics_routes,
+        session,
+        organs,
+        queue,
+        cases,
+        labels,
+        statistics,
     ):
         app.include_router(module.router, prefix=API)
-    app.include_router(monai_routes.router)
-    app.include_router(health_routes.router)
+    app.include_router(routes.router)
+    app.include_router(health.router)
     oidc.install(app, settings)
     page.install(app)
     # The last one is the outermost: a refused body is counted and has its headers too.

@@ -9,7 +9,7 @@ from typing import Final
 
 import httpx
 from atlas_core.errors import AtlasError
-from atlas_core.outgoing_events import OutgoingEvent
+from atlas_core.review import OutgoingEvent
 from starlette.concurrency import run_in_threadpool
 
 from atlas_review.service import Review

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
-from atlas_core.revision_records import Task
-from atlas_core.revisions import Annotator, RevisionQueue, Wanted
+from atlas_core.review import Annotator, RevisionQueue, Task, Wanted
 
 MOST_AT_ONCE: Final = 64
 

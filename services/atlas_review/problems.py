@@ -14,13 +14,13 @@ from atlas_core.errors import (
     NotFound,
     Unavailable,
 )
-from atlas_core.label_versions import StaleBase
+from atlas_core.review import StaleBase
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from atlas_review.versions_view import label_view
+from atlas_review.label_view import label_view
 
 PROBLEM_TYPE = "application/problem+json"
 

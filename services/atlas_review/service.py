@@ -10,25 +10,25 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import anyio
-from atlas_core.audit_log import AuditLog
-from atlas_core.case_review import CaseReview
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
-from atlas_core.drafts import Drafts
 from atlas_core.errors import ConfigurationError
-from atlas_core.label_versions import LabelVersions
-from atlas_core.outgoing_events import OutgoingEvents
-from atlas_core.revisions import RevisionQueue
-from atlas_core.sign_ins import SignIns
+from atlas_core.review import (
+    AuditLog,
+    CaseReview,
+    Drafts,
+    LabelVersions,
+    OutgoingEvents,
+    RevisionQueue,
+    SignIns,
+)
+from atlas_core.store import CaseStore
 from fastapi import Request
 
-from atlas_review.accounts import Accounts, write_private
-from atlas_review.attempts import Attempts
-from atlas_review.case_files import CaseFiles
-from atlas_review.known import KnownSignIns
+from atlas_review.auth import Accounts, Attempts, KnownSignIns, write_private
 from atlas_review.metrics import Metrics
 from atlas_review.next_cases import NextCases
 from atlas_review.settings import ReviewSettings
+from atlas_review.volumes import CaseFiles
 
 ResultT = TypeVar("ResultT")
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from atlas_core.addresses import Address, is_loopback
-from atlas_core.nifti_io import MAX_VOXELS
+from atlas_core.imaging import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Reading
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from atlas_review.accounts import ACCOUNTS_FILE
-from atlas_review.roles import Role
+from atlas_review.auth import ACCOUNTS_FILE, Role
 
 ENV_PREFIX = "ATLAS_REVIEW_"
 

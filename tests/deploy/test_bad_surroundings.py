@@ -14,11 +14,10 @@ from pathlib import Path
 import grpc
 import pytest
 import sqlalchemy as sa
-from atlas_attention.status import outcome_of
-from atlas_core import catalog_tables
-from atlas_core.case_store import CaseStore
-from atlas_core.catalog import Catalog
+from atlas_attention.server.status import outcome_of
+from atlas_core.catalog import Catalog, tables
 from atlas_core.errors import ConfigurationError
+from atlas_core.store import CaseStore
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ports import free_port
 
@@ -145,7 +144,7 @@ def test_a_catalog_of_a_newer_version(program: Program, tmp_path: Path, closed_p
     environment = variables(tmp_path, tmp_path / "store", closed_port)
     url = environment["ATLASLOOP_CATALOG_URL"]
     with Catalog.open(url) as catalog, catalog.transaction(write=True) as connection:
-        newer = sa.text(f"UPDATE {catalog_tables.VERSION_TABLE} SET version_num = '9999'")
+        newer = sa.text(f"UPDATE {tables.VERSION_TABLE} SET version_num = '9999'")
         connection.execute(newer)
     assert "newer than this version" in ends(program, environment)
 

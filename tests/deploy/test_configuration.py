@@ -13,9 +13,9 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from atlas_attention.metrics import Metrics
+from atlas_attention.observability import Metrics
 from atlas_attention.settings import AttentionSettings
-from atlas_core.catalog import _engine
+from atlas_core.catalog.database import _engine
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.settings import FlowSettings, Places
 from atlas_review.metrics import Metrics as ReviewMetrics

@@ -6,13 +6,9 @@ from pathlib import Path
 
 import pytest
 from atlas_embedded import model_repository
-from atlas_models.triton_repository import (
-    CONFIG_FILE,
-    SERVING_FILE,
-    CpuServing,
-    GpuServing,
-    TritonRepository,
-)
+from atlas_models.serving import CpuServing, GpuServing, TritonRepository
+from atlas_models.serving.exported_model import CONFIG_FILE
+from atlas_models.serving.triton_repository import SERVING_FILE
 from triton_server import export_tiny_model
 
 

@@ -15,7 +15,7 @@ from atlas_attention.triton import TritonOptions, TritonPredictor
 from atlas_core.errors import ConfigurationError
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_embedded.triton_models import TritonModels
-from atlas_models.triton_repository import CpuServing, TritonRepository
+from atlas_models.serving import CpuServing, TritonRepository
 from rendered_chart import REPOSITORY, container, program, render
 from triton_server import TritonServer, install
 from tritonclient.utils import InferenceServerException

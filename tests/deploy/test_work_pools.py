@@ -49,7 +49,7 @@ def test_pools_and_deployments_become_known_and_are_brought_up_to_date(
     assert sorted(deployment.name for deployment in deployments) == sorted(names)
     (score,) = [deployment for deployment in deployments if deployment.name == "score"]
     assert score.work_pool_name == "cpu"
-    assert score.entrypoint == "atlas_flows.score.score"
+    assert score.entrypoint == "atlas_flows.scoring.flow.score"
     assert score.global_concurrency_limit is not None
     assert score.global_concurrency_limit.limit == 1
     assert [str(entry.schedule.cron) for entry in score.schedules] == ["0 20 * * *"]  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.nifti_io import write_volume
+from atlas_core.imaging import write_volume
 from atlas_core.phantoms import Grid, write_phantoms
 from atlas_embedded import processes
 from atlas_embedded.settings import EmbeddedSettings

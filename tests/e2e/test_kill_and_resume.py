@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.importing import import_folder
 from atlas_core.records import LabelSource, Reading
+from atlas_core.store import CaseStore
 from prefect_api import ask_prefect
 from small_cts import write_small_cts
 from stack import Stack, open_stack

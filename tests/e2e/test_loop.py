@@ -14,17 +14,17 @@ from typing import Any
 
 import psutil
 import pytest
-from atlas_core.catalog import Catalog
-from atlas_core.iteration_steps import steps_done
-from atlas_core.model_registry import evaluations, learnt, promotions
+from atlas_core.catalog import Catalog, evaluations, learnt, promotions
+from atlas_core.loop import steps_done
 from atlas_core.records import IterationState, LabelSource, Reading
-from atlas_core.revision_views import RevisionViews, Wanted
+from atlas_core.review import Wanted
+from atlas_core.review.views import RevisionViews
 from atlas_embedded.components import review_token
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.stack import down, up
 from atlas_embedded.triton_models import repository_of
 from atlas_flows.cli import app
-from atlas_flows.simulated_annotator import ACCOUNT, Diligence, ReviewApi, Truth, work
+from atlas_flows.demos.simulated_annotator import ACCOUNT, Diligence, ReviewApi, Truth, work
 from prefect_api import ask_prefect
 from stack import Stack, free_settings
 from typer.testing import CliRunner

@@ -9,7 +9,7 @@ import pytest
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.stack import down, up
 from atlas_flows.cli import app
-from atlas_models.triton_repository import read_spec
+from atlas_models.serving import read_spec
 from atlasloop.client import AttentionClient
 from stack import free_settings
 from typer.testing import CliRunner

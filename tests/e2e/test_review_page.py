@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.nifti_io import read_label, write_volume
+from atlas_core.imaging import read_label, write_volume
 from browser import Visit, visiting
 from numpy.typing import NDArray
 from oidc_provider import running_provider, settings_for

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atlas_core.assemblies import Assemblies
-from atlas_core.case_assembly import read_assembled
-from atlas_core.case_store import CaseStore
+from atlas_core.assembly import Assemblies, read_assembled
 from atlas_core.catalog import Catalog
 from atlas_core.records import LabelSource
+from atlas_core.store import CaseStore
 from labelled_site import LabelledSite, all_organs, cube, label_map
 from prefect_api import ask_prefect
 from stack import Stack

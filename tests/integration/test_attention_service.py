@@ -25,21 +25,21 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from atlas_attention.attention_map import ATTENTION_SCALE
-from atlas_attention.fusion import fuse
-from atlas_attention.pipeline import attend
-from atlas_attention.server import SERVICE, AttentionServer
+from atlas_attention.fusion import ATTENTION_SCALE, fuse
+from atlas_attention.scoring import attend
+from atlas_attention.server import AttentionServer
+from atlas_attention.server.server import SERVICE
 from atlas_attention.settings import AttentionSettings
-from atlas_attention.shared_memory import SHARED_MEMORY
-from atlas_core.case_store import CaseStore
+from atlas_attention.triton.shared_memory import SHARED_MEMORY
 from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import Volume, open_slabs, read_header, read_volume
 from atlas_core.model_spec import ModelSpec, ensemble_key
-from atlas_core.nifti_io import open_slabs, read_header, read_volume
 from atlas_core.records import Reading
-from atlas_core.volume import Volume
+from atlas_core.store import CaseStore
+from atlasloop.answers import AttentionMaps
 from atlasloop.attention.v1 import attention_pb2 as pb
 from atlasloop.attention.v1 import attention_pb2_grpc as stubs
-from atlasloop.client import AttentionClient, AttentionMaps, AttentionServiceError
+from atlasloop.client import AttentionClient, AttentionServiceError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray

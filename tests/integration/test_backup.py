@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from atlas_core import catalog_tables
-from atlas_core.backup import restore_catalog, verify_backup, verify_store, write_backup
-from atlas_core.backup_format import RowsDigest, row_as_line
-from atlas_core.case_store import CaseStore
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, tables
 from atlas_core.errors import ConfigurationError, Conflict, CorruptFile, NotFound
 from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import Volume
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Reading, Score
-from atlas_core.volume import Volume
+from atlas_core.store import CaseStore
+from atlas_core.store.backup import restore_catalog, verify_backup, verify_store, write_backup
+from atlas_core.store.backup_format import RowsDigest, row_as_line
 from postgres import PostgresServer
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -89,7 +88,7 @@ def _content(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
             table.name: sorted(
                 (dict(row) for row in connection.execute(sa.select(table)).mappings()), key=repr
             )
-            for table in catalog_tables.metadata.sorted_tables
+            for table in tables.metadata.sorted_tables
         }
 
 

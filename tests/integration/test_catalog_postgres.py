@@ -14,8 +14,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from atlas_core import catalog_tables
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, tables
 from atlas_core.errors import ConfigurationError, Conflict, InvalidInput, NotFound, Unavailable
 from atlas_core.model_spec import ModelRef, ModelSpec, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
@@ -175,7 +174,7 @@ def test_labels_cannot_be_changed_not_even_directly(catalog: Catalog, url: str) 
     catalog.add_case(case, [a_label(case, "liver")])
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with pytest.raises(sa.exc.DBAPIError, match="labels are immutable"), engine.begin() as direct:
-        direct.execute(sa.update(catalog_tables.labels).values(voxels=0))
+        direct.execute(sa.update(tables.labels).values(voxels=0))
     engine.dispose()
     assert catalog.labels(case.id) == [a_label(case, "liver")]
 
@@ -286,9 +285,9 @@ def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
     """8,448 cases × 9 organs (the paper's): counted are queries, not seconds."""
     cases = [a_case(f"{n:05}") for n in range(8448)]
     with catalog._write() as connection:
-        connection.execute(sa.insert(catalog_tables.cases), [case.model_dump() for case in cases])
-        connection.execute(sa.insert(catalog_tables.ensembles), [{"key": ENSEMBLE}])
-        c, scored = catalog_tables.cases.c, catalog_tables.scores
+        connection.execute(sa.insert(tables.cases), [case.model_dump() for case in cases])
+        connection.execute(sa.insert(tables.ensembles), [{"key": ENSEMBLE}])
+        c, scored = tables.cases.c, tables.scores
         connection.execute(
             sa.insert(scored).from_select(
                 ["case_id", "reading", "ensemble", "seconds", "created_at"],
@@ -302,8 +301,8 @@ def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
         for organ in ABDOMEN_ATLAS.names:
             key = (scored.c.case_id, scored.c.reading, scored.c.ensemble, sa.literal(organ))
             connection.execute(
-                sa.insert(catalog_tables.organ_scores).from_select(
-                    list(catalog_tables.organ_scores.c.keys()),
+                sa.insert(tables.organ_scores).from_select(
+                    list(tables.organ_scores.c.keys()),
                     sa.select(*key, number * 1000.0, number * 1.0, sa.literal(1.0)),
                 )
             )
@@ -344,9 +343,9 @@ def test_the_migrations_build_the_tables_of_the_code(catalog: Catalog) -> None:
     with catalog._read() as connection:
         context = MigrationContext.configure(
             connection,
-            opts={"version_table": catalog_tables.VERSION_TABLE, "compare_type": True},
+            opts={"version_table": tables.VERSION_TABLE, "compare_type": True},
         )
-        assert compare_metadata(context, catalog_tables.metadata) == []
+        assert compare_metadata(context, tables.metadata) == []
 
 
 def test_opening_again_changes_nothing(catalog: Catalog, url: str) -> None:
@@ -358,9 +357,7 @@ def test_opening_again_changes_nothing(catalog: Catalog, url: str) -> None:
 
 def test_a_newer_schema_is_refused(catalog: Catalog, url: str) -> None:
     with catalog._write() as connection:
-        connection.execute(
-            sa.text(f"UPDATE {catalog_tables.VERSION_TABLE} SET version_num = '9999'")
-        )
+        connection.execute(sa.text(f"UPDATE {tables.VERSION_TABLE} SET version_num = '9999'"))
     for migrate in (True, False):
         with pytest.raises(ConfigurationError, match="newer than this version") as refused:
             Catalog.open(url, migrate=migrate)
@@ -376,7 +373,7 @@ def test_a_foreign_database_is_left_alone(url: str) -> None:
     Catalog.open(url).close()
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        connection.execute(sa.text(f"DROP TABLE {catalog_tables.VERSION_TABLE}"))
+        connection.execute(sa.text(f"DROP TABLE {tables.VERSION_TABLE}"))
     engine.dispose()
     with pytest.raises(ConfigurationError, match="database of its own"):
         Catalog.open(url)

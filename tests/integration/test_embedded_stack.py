@@ -28,7 +28,7 @@ from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from atlas_embedded.stack import down, logs, running, status, up
 from atlas_embedded.triton_environment import find_triton
 from atlas_embedded.triton_models import repository_of
-from atlas_models.triton_repository import TritonRepository, read_spec
+from atlas_models.serving import TritonRepository, read_spec
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from stack import Stack, free_settings, open_stack

@@ -7,16 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.importing import import_folder
 from atlas_core.phantoms import Grid, write_phantoms
+from atlas_core.store import CaseStore
 from atlas_embedded.triton_models import repository_of
-from atlas_flows.finetuning import Tuning, plan_versions, tune
-from atlas_flows.model_server import model_store
-from atlas_flows.model_store import ModelStore
-from atlas_flows.model_training import TrainingOrder, train_version
+from atlas_flows.models import (
+    ModelStore,
+    TrainingOrder,
+    Tuning,
+    model_store,
+    plan_versions,
+    train_version,
+)
+from atlas_flows.models.finetuning import tune
 from atlas_flows.settings import FlowSettings, Places
 from stack import free_settings
 

@@ -15,16 +15,15 @@ from pathlib import Path
 
 import onnx
 import pytest
-from atlas_core.case_store import CaseStore
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, PromotionKind, evaluations, promotions
 from atlas_core.errors import AtlasError, Conflict, NotFound, Unavailable
-from atlas_core.model_registry import PromotionKind, evaluations, promotions
 from atlas_core.records import Reading
+from atlas_core.store import CaseStore
 from atlas_embedded.stack import up
 from atlas_embedded.triton_models import TritonModels, repository_of
 from atlas_flows.cli import app
-from atlas_flows.model_lifecycle import Order, PromotionRefused, Site, promote, rollback
-from atlas_models.triton_repository import GRAPH_FILE, read_spec
+from atlas_flows.models.promotion import Order, PromotionRefused, Site, promote, rollback
+from atlas_models.serving import GRAPH_FILE, read_spec
 from atlasloop.client import AttentionClient
 from known_models import NAME, export, import_true_cases
 from stack import Stack, open_stack

@@ -15,10 +15,9 @@ import httpx
 import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
-from atlas_core.label_versions import LabelVersions
-from atlas_core.nifti_io import read_label, write_volume
+from atlas_core.imaging import read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.revisions import RevisionQueue, Wanted
+from atlas_core.review import LabelVersions, RevisionQueue, Wanted
 from numpy.typing import NDArray
 from ports import free_port
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from atlas_attention.server import AttentionServer
 from atlas_attention.settings import AttentionSettings
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
 from atlas_core.errors import ConfigurationError
+from atlas_core.store import CaseStore
 from atlas_embedded import model_repository
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_embedded.triton_models import TritonModels
 from atlas_flows.cli import app
-from atlas_models.triton_repository import TritonRepository
+from atlas_models.serving import TritonRepository
 from atlasloop.client import AttentionClient
 from known_models import NAME, export, import_true_cases
 from ports import free_port

@@ -6,9 +6,8 @@ import hashlib
 from pathlib import Path
 
 from atlas_core.catalog import Catalog
-from atlas_core.label_versions import LabelVersions
-from atlas_core.revisions import RevisionQueue, Wanted
-from atlas_review.roles import Role
+from atlas_core.review import LabelVersions, RevisionQueue, Wanted
+from atlas_review.auth import Role
 from ports import free_port
 from review_load import ORGAN, a_mask, fill_catalog, hammer
 from review_server import ReviewPlace, running_review

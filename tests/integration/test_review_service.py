@@ -23,14 +23,14 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from atlas_core.assembly import Candidate, assemble
-from atlas_core.case_store import CaseStore
+from atlas_core.assembly.priority import Candidate, assemble
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.nifti_io import read_label, read_volume, write_volume
+from atlas_core.imaging import read_label, read_volume, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.outgoing_events import QUEUE_DRAINED
-from atlas_review.known import REMEMBERED_S
+from atlas_core.review import QUEUE_DRAINED
+from atlas_core.store import CaseStore
+from atlas_review.auth.sign_in_cache import REMEMBERED_S
 from numpy.typing import NDArray
 from PIL import Image
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
@@ -142,7 +142,7 @@ def test_roles_decide(review: RunningReview, ann: httpx.Client) -> None:
 
 
 def test_machines_have_tokens_and_need_no_csrf(review: RunningReview) -> None:
-    from atlas_review.roles import Role
+    from atlas_review.auth import Role
 
     token = review.place.accounts.add_token("robot", (Role.MANAGER,))
     with review.client() as client:

@@ -10,16 +10,26 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from atlas_core import catalog_tables as t
 from atlas_core.catalog import Catalog
+from atlas_core.catalog import tables as t
 from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
-from atlas_core.iteration_steps import review_outcome
-from atlas_core.label_versions import NO_BASE, LabelVersions, StaleBase, Submission
-from atlas_core.outgoing_events import QUEUE_DRAINED, OutgoingEvents
+from atlas_core.loop import review_outcome
 from atlas_core.records import Label, LabelSource
-from atlas_core.review_statistics import ReviewStatistics
-from atlas_core.revision_records import TaskState, Verdict
-from atlas_core.revisions import Annotator, Portion, RevisionQueue, Wanted
+from atlas_core.review import (
+    NO_BASE,
+    QUEUE_DRAINED,
+    Annotator,
+    LabelVersions,
+    OutgoingEvents,
+    Portion,
+    ReviewStatistics,
+    RevisionQueue,
+    StaleBase,
+    Submission,
+    TaskState,
+    Verdict,
+    Wanted,
+)
 from review_load import ORGAN, fill_catalog
 
 CASES = 40

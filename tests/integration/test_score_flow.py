@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from atlas_core.case_store import CaseStore
 from atlas_core.catalog import Catalog
+from atlas_core.imaging import read_volume
 from atlas_core.importing import import_folder
-from atlas_core.nifti_io import read_volume
 from atlas_core.records import LabelSource, Reading
+from atlas_core.store import CaseStore
 from prefect_api import ask_prefect
 from small_cts import write_small_cts
 from stack import Stack

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.errors import ConfigurationError, Unavailable
-from atlas_core.label_versions import LabelVersions
-from atlas_core.nifti_io import read_label, write_volume
+from atlas_core.imaging import Volume, content_sha256, read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import Grid, make_phantom
 from atlas_core.records import Label, LabelSource
-from atlas_core.revision_records import TaskCounts, Verdict
-from atlas_core.revisions import RevisionQueue, Wanted
-from atlas_core.volume import Volume, content_sha256
-from atlas_flows.simulated_annotator import (
+from atlas_core.review import LabelVersions, RevisionQueue, TaskCounts, Verdict, Wanted
+from atlas_flows.demos.simulated_annotator import (
     ACCOUNT,
     DIGEST_IN_ID,
     MINUTES_PER_ORGAN,
@@ -26,7 +23,7 @@ from atlas_flows.simulated_annotator import (
     Truth,
     work,
 )
-from atlas_review.roles import Role
+from atlas_review.auth import Role
 from ports import free_port
 from review_server import ReviewPlace, make_place, running_review
 

@@ -14,11 +14,9 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import Grid, make_phantom
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_models.config import TrainingConfig, read_config
-from atlas_models.data import PatchSampler, phantom_case
-from atlas_models.export import export_model, load_network, measure_parity
-from atlas_models.served import ServedNetwork
-from atlas_models.training import Run, train
-from atlas_models.triton_repository import CpuServing, TritonRepository
+from atlas_models.exporting import ServedNetwork, export_model, load_network, measure_parity
+from atlas_models.serving import CpuServing, TritonRepository
+from atlas_models.training import PatchSampler, Run, phantom_case, train
 from torch import nn
 from triton_server import TritonServer
 

@@ -15,14 +15,15 @@ import numpy as np
 import onnxruntime
 import psutil
 import pytest
-from atlas_attention.compute import CpuCompute, GpuCompute
-from atlas_attention.gpu.device import CudaDevice
-from atlas_attention.pipeline import attend
-from atlas_attention.shared_memory import SHARED_MEMORY
+from atlas_attention.fusion import CpuCompute
+from atlas_attention.fusion.compute import GpuCompute
+from atlas_attention.fusion.gpu.device import CudaDevice
+from atlas_attention.scoring import attend
 from atlas_attention.triton import TritonOptions, TritonPredictor
+from atlas_attention.triton.shared_memory import SHARED_MEMORY
 from atlas_core.errors import ConfigurationError, InvalidInput, NotFound, Unavailable
+from atlas_core.imaging import open_slabs
 from atlas_core.model_spec import ModelSpec
-from atlas_core.nifti_io import open_slabs
 from atlas_core.records import Reading
 from atlas_embedded.triton_environment import TritonEnvironment
 from numpy.typing import NDArray

@@ -6,8 +6,7 @@ from itertools import pairwise
 from random import Random
 
 import numpy as np
-from atlas_attention.attention_map import ATTENTION_SCALE, HALF_BYTE, Fused
-from atlas_attention.fusion import fuse, open_fuser
+from atlas_attention.fusion import ATTENTION_SCALE, HALF_BYTE, Fused, fuse, open_fuser
 from atlas_core.records import Reading
 from hypothesis import given, settings
 from hypothesis import strategies as st

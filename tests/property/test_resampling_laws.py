@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy as np
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.resampling import (
+from atlas_core.imaging.resampling import (
     axis_weights,
     resample_across,
     resample_image,

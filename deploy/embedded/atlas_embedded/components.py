@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import psutil
-from atlas_attention.shared_memory import SHARED_MEMORY
-from atlas_attention.shared_memory import sweep as sweep_attention_regions
-from atlas_review.accounts import ACCOUNTS_FILE, FIRST_USER, Accounts
-from atlas_review.roles import Role
+from atlas_attention.triton.shared_memory import SHARED_MEMORY
+from atlas_attention.triton.shared_memory import sweep as sweep_attention_regions
+from atlas_review.auth import ACCOUNTS_FILE, FIRST_USER, Accounts, Role
 
 from atlas_embedded import probes
 from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE, marked

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atlas_core.errors import AtlasError, ConfigurationError
-from atlas_models.triton_repository import (
+from atlas_models.serving import (
     CpuServing,
     GpuServing,
     Serving,

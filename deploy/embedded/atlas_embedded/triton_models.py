@@ -19,7 +19,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.model_spec import INPUT_NAME, MAX_MODEL_STREAMS, OUTPUT_NAME, ModelSpec
-from atlas_models.triton_repository import (
+from atlas_models.serving import (
     CpuServing,
     TritonRepository,
     exported_models,

@@ -1,1 +1,1 @@
-"""The commands of `atlasloop`, one module per group: each parses, calls and prints."""
+"""The commands of `atlasloop`, one module per topic; each imports what it needs when it runs."""

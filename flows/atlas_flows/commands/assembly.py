@@ -10,14 +10,14 @@ from atlas_core.errors import InvalidInput
 from atlas_core.records import Reading
 
 from atlas_flows.commands.case_progress import case_progress, show_failures
+from atlas_flows.commands.options import DatasetOption
 from atlas_flows.commands.run_here import run_here
-from atlas_flows.commands.scoring import DatasetOption
 from atlas_flows.commands.terminal import console, places, print_table
 
 if TYPE_CHECKING:
-    from atlas_core.post_processing import PostProcessing
+    from atlas_core.assembly import PostProcessing
 
-    from atlas_flows.assembling import AssemblyRequest, AssemblySummary
+    from atlas_flows.assembly import AssemblyRequest, AssemblySummary
     from atlas_flows.settings import Places
 
 
@@ -69,8 +69,8 @@ def assemble(
 
     Example: atlasloop assemble --largest liver=1 --min-ml spleen=0.5
     """
-    from atlas_flows.assembling import AssemblyRequest
-    from atlas_flows.case_runs import CasesFailed
+    from atlas_flows.assembly import AssemblyRequest
+    from atlas_flows.runs import CasesFailed
 
     request = AssemblyRequest(
         dataset=dataset,
@@ -100,7 +100,7 @@ def post_processing_of(largest: list[str], min_ml: list[str]) -> dict[str, PostP
     Raises:
         InvalidInput: not ORGAN=NUMBER, or a number that cannot be.
     """
-    from atlas_core.post_processing import PostProcessing
+    from atlas_core.assembly import PostProcessing
     from pydantic import ValidationError
 
     wanted: dict[str, dict[str, str]] = {}
@@ -128,9 +128,9 @@ def run_assemble(here: Places, request: AssemblyRequest, *, in_flight: int) -> A
     """
     with (
         run_here(here, "assemble", "what is assembled stays assembled"),
-        case_progress("assembling", "atlas_flows.assembling"),
+        case_progress("assembling", "atlas_flows.assembly.assembling"),
     ):
-        from atlas_flows.assemble import assemble as assemble_flow
+        from atlas_flows.assembly.flow import assemble as assemble_flow
 
         return assemble_flow(
             dataset=request.dataset,

@@ -24,9 +24,9 @@ def backup(
 
     Example: atlasloop backup /backup/2026-01-31
     """
-    from atlas_core.backup import write_backup
-    from atlas_core.case_store import CaseStore
     from atlas_core.catalog import Catalog
+    from atlas_core.store import CaseStore
+    from atlas_core.store.backup import write_backup
 
     here = places(context)
     with Catalog.open(here.catalog_url, migrate=False) as catalog:
@@ -54,9 +54,9 @@ def restore(
 
     Example: atlasloop restore /backup/2026-01-31
     """
-    from atlas_core.backup import restore_catalog, verify_backup, verify_store
-    from atlas_core.case_store import CaseStore
     from atlas_core.catalog import Catalog
+    from atlas_core.store import CaseStore
+    from atlas_core.store.backup import restore_catalog, verify_backup, verify_store
 
     here = places(context)
     manifest = verify_backup(folder)
@@ -77,7 +77,7 @@ def migrate(context: typer.Context) -> None:
     Example: atlasloop migrate
     """
     from atlas_core.catalog import Catalog
-    from atlas_core.catalog_tables import REVISION
+    from atlas_core.catalog.tables import REVISION
 
     Catalog.open(places(context).catalog_url).close()
     console().print(f"the catalog is at schema {REVISION}")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from atlas_flows.case_runs import CaseOutcome, RunSummary, observed_by
 from atlas_flows.commands.terminal import print_table, progress_bar, show_error
+from atlas_flows.runs import CaseOutcome, RunSummary, observed_by
 
 if TYPE_CHECKING:
     from rich.console import Console

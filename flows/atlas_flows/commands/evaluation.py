@@ -12,20 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from atlas_core.records import Reading
 
-from atlas_flows.commands.scoring import ReadingOption
+from atlas_flows.commands.options import ReadingOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
-    from atlas_core.case_store import CaseStore
     from atlas_core.catalog import Catalog
+    from atlas_core.store import CaseStore
     from pydantic import BaseModel
 
-    from atlas_flows.case_measures import CaseMeasures
-    from atlas_flows.compared_labels import Compared
-    from atlas_flows.evaluation_rows import Rows
-    from atlas_flows.known_truth import Truth
-    from atlas_flows.paper_evaluation import EvaluationScope
-    from atlas_flows.rater_agreement import DiceMatrix
+    from atlas_flows.evaluation import CaseMeasures, Compared, DiceMatrix, EvaluationScope, Truth
+    from atlas_flows.reports.evaluation_rows import Rows
     from atlas_flows.settings import Places
 
 TruthOption = Annotated[
@@ -68,14 +64,13 @@ class _Opened:
     store: CaseStore
 
     def truth(self, folder: Path | None) -> Truth:
-        from atlas_flows.known_truth import known_truth
+        from atlas_flows.evaluation import known_truth
 
         return known_truth(folder, self.catalog, self.store)
 
     def compared(self, reading: Reading, truth: Path | None) -> Compared:
         """The newest ensemble; without a folder no truth."""
-        from atlas_flows.compared_labels import Compared
-        from atlas_flows.paper_evaluation import iterations_of
+        from atlas_flows.evaluation import Compared, iterations_of
 
         newest = iterations_of(self.catalog, _scope(reading))[-1].ensemble
         known = self.truth(truth) if truth else None
@@ -85,7 +80,7 @@ class _Opened:
         self, truth: Path | None, scope: EvaluationScope, *, attention: bool = False
     ) -> Iterator[CaseMeasures]:
         """The cases of the last iteration of `scope`."""
-        from atlas_flows.paper_evaluation import iterations_of, measure_turn
+        from atlas_flows.evaluation import iterations_of, measure_turn
 
         turn = iterations_of(self.catalog, scope)[-1]
         return measure_turn(
@@ -126,9 +121,8 @@ def attention(
 
     Example: atlasloop evaluate attention --truth phantoms --json
     """
-    from atlas_flows import evaluation_rows as rows
-    from atlas_flows.attention_regions import DetectionTable, RegionRule
-    from atlas_flows.paper_evaluation import EvaluationScope, detection_table
+    from atlas_flows.evaluation import DetectionTable, EvaluationScope, RegionRule, detection_table
+    from atlas_flows.reports import evaluation_rows as rows
 
     rule = RegionRule(threshold=threshold, min_ml=min_region_ml, share=share)
     tables: list[DetectionTable] = []
@@ -175,8 +169,8 @@ def labels(
 
     Example: atlasloop evaluate labels --truth phantoms --csv table5.csv
     """
-    from atlas_flows import evaluation_rows as rows
-    from atlas_flows.paper_evaluation import EvaluationScope, iteration_tables
+    from atlas_flows.evaluation import EvaluationScope, iteration_tables
+    from atlas_flows.reports import evaluation_rows as rows
 
     scope = EvaluationScope(reading=reading, ensembles=tuple(ensemble or ()), nsd=nsd)
     with _opened(context) as opened:
@@ -213,7 +207,7 @@ def architectures(
     """
     from atlasloop.client import AttentionClient
 
-    from atlas_flows.compared_labels import architecture_matrix
+    from atlas_flows.evaluation import architecture_matrix
 
     with (
         _opened(context) as opened,
@@ -241,7 +235,7 @@ def annotators(
 
     Example: atlasloop evaluate annotators --truth phantoms
     """
-    from atlas_flows.compared_labels import annotator_matrix
+    from atlas_flows.evaluation import annotator_matrix
 
     with _opened(context) as opened:
         matrix = annotator_matrix(opened.compared(reading, truth), independent=not dependent)
@@ -268,9 +262,9 @@ def error_found(
 
     Example: atlasloop evaluate error-found --truth phantoms --csv curve.csv
     """
-    from atlas_flows import evaluation_rows as rows
-    from atlas_flows.error_found import error_found as curve
-    from atlas_flows.paper_evaluation import EvaluationScope
+    from atlas_flows.evaluation import EvaluationScope
+    from atlas_flows.evaluation import measure_error_found as curve
+    from atlas_flows.reports import evaluation_rows as rows
 
     scope = EvaluationScope(reading=reading, ensembles=(ensemble,) if ensemble else (), nsd=False)
     with _opened(context) as opened:
@@ -306,8 +300,8 @@ def efficiency(
 
     Example: atlasloop evaluate efficiency
     """
-    from atlas_flows import evaluation_rows as rows
-    from atlas_flows.paper_evaluation import EvaluationScope, efficiency_of
+    from atlas_flows.evaluation import EvaluationScope, efficiency_of
+    from atlas_flows.reports import evaluation_rows as rows
 
     with _opened(context) as opened:
         work = efficiency_of(opened.catalog, EvaluationScope(minutes_per_organ=minutes_per_organ))
@@ -336,10 +330,9 @@ def false_positives(
 
     Example: atlasloop evaluate false-positives --truth phantoms
     """
-    from atlas_flows import evaluation_rows as rows
-    from atlas_flows.attention_regions import RegionRule
-    from atlas_flows.false_positives import false_positives as rates
-    from atlas_flows.paper_evaluation import EvaluationScope
+    from atlas_flows.evaluation import EvaluationScope, RegionRule
+    from atlas_flows.evaluation import false_positive_rates as rates
+    from atlas_flows.reports import evaluation_rows as rows
 
     scope = EvaluationScope(
         reading=reading,
@@ -371,15 +364,15 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _scope(reading: Reading) -> EvaluationScope:
-    from atlas_flows.paper_evaluation import EvaluationScope
+    from atlas_flows.evaluation import EvaluationScope
 
     return EvaluationScope(reading=reading)
 
 
 @contextmanager
 def _opened(context: typer.Context) -> Iterator[_Opened]:
-    from atlas_core.case_store import CaseStore
     from atlas_core.catalog import Catalog
+    from atlas_core.store import CaseStore
 
     here = places(context)
     with Catalog.open(here.catalog_url) as catalog:
@@ -387,7 +380,7 @@ def _opened(context: typer.Context) -> Iterator[_Opened]:
 
 
 def _tell_matrix(title: str, matrix: DiceMatrix, as_json: bool, csv: Path | None) -> None:
-    from atlas_flows import evaluation_rows as rows
+    from atlas_flows.reports import evaluation_rows as rows
 
     _tell(
         matrix if as_json else None,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from atlas_core.records import Reading
-from atlas_core.revision_records import TOP_SHARE
+from atlas_core.review import TOP_SHARE
 
+from atlas_flows.commands.options import DatasetOption, ReadingOption
 from atlas_flows.commands.run_here import run_here
-from atlas_flows.commands.scoring import DatasetOption, ReadingOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def run_iterate(here: Places, given: dict[str, Any]) -> str:
         AtlasError: what is missing.
     """
     with run_here(here, "iterate", "what is done stays done"):
-        from atlas_flows.iterate import iterate as flow
+        from atlas_flows.loop.flow import iterate as flow
 
         state = flow(**given, return_state=True)
     if not state.is_completed():
@@ -99,8 +98,7 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
     """
     from atlas_core.catalog import Catalog
 
-    from atlas_flows.iteration import next_step
-    from atlas_flows.iteration_view import standing_of, told
+    from atlas_flows.loop import next_step, standing_of, told
 
     with Catalog.open(places(context).catalog_url) as catalog:
         known = [(one, standing_of(catalog, one)) for one in catalog.iterations()]
@@ -121,79 +119,3 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
             for one, standing in known
         ],
     )
-
-
-def simulate_annotator(
-    context: typer.Context,
-    truth: Annotated[
-        Path, typer.Option(exists=True, help="Folder of `atlasloop phantoms`, with CTs and truth.")
-    ],
-    minutes: Annotated[float, typer.Option(min=1, help="Of a person's time, 15 a case.")] = 480.0,
-    dice: Annotated[
-        float, typer.Option(min=0, max=1, help="Labels with a lower Dice are replaced.")
-    ] = 0.9,
-    dataset: DatasetOption = None,
-    url: Annotated[
-        str | None, typer.Option(help="Of the review service; default: this machine's.")
-    ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="ATLASLOOP_REVIEW_TOKEN",
-            help="Of an account there; default: made in this machine's.",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Let a SIMULATED annotator work through the queue: for demonstrations and tests only.
-
-    It knows the truth of phantoms, replaces wrong labels by it and confirms the rest, over the
-    review service's HTTP API. Its labels bear the name simulated-annotator.
-
-    Example: atlasloop simulate-annotator --truth phantoms --minutes 120
-    """
-    from atlas_embedded.components import review_token
-
-    from atlas_flows.simulated_annotator import ACCOUNT, Diligence, ReviewApi, Truth, work
-
-    here = places(context)
-    known = Truth.of(truth)
-    secret = token or review_token(here.embedded, ACCOUNT)
-    with ReviewApi.open(url or here.review_url, secret) as api:
-        done = work(
-            api,
-            known,
-            Diligence(minutes, dice, dataset),
-            lambda line: console(stderr=True).print(line, style="dim", markup=False),
-        )
-    if as_json:
-        write_text(None, done.model_dump_json(indent=2))
-        return
-    console().print(
-        f"simulated annotator: {done.revised} cases revised ({done.organs_replaced} organs), "
-        f"{done.confirmed} confirmed, {done.skipped} skipped, {done.minutes:.0f} minutes"
-        + ("; the time was over before the queue was empty" if done.budget_spent else "")
-    )
-
-
-def loop_demo(
-    context: typer.Context,
-    output: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(
-        "loop-demo-output"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Of the phantoms.")] = 8,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Only show that it runs; nothing is learnt.")
-    ] = False,
-) -> None:
-    """The whole loop on phantoms with a simulated annotator: M0, two iterations, report.
-
-    Trains two small models from partial labels, lets the simulated annotator revise the top of
-    the priority list twice, and fine-tunes them each time. Needs torch, about 20 minutes on 2
-    cores; run again after an interruption, it goes on. The last line is one JSON object.
-
-    Example: atlasloop loop-demo
-    """
-    from atlas_flows.loop_demo import run_loop_demo
-
-    write_text(None, json.dumps(run_loop_demo(places(context), output, seed, quick=quick)))

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.licences import LicenceRisk
-from atlas_core.release_plan import CtFiles, ReleaseFormat, ReleaseOptions
+from atlas_core.release import CtFiles, LicenceRisk, ReleaseFormat, ReleaseOptions
 
 from atlas_flows.commands.case_progress import case_progress
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places, print_table
 
 if TYPE_CHECKING:
-    from atlas_flows.releasing import ReleaseSummary
+    from atlas_flows.release import ReleaseSummary
     from atlas_flows.settings import Places
 
 
@@ -58,7 +57,7 @@ def release(
 
     Example: atlasloop release atlas-1.0 --name "Our Atlas" --dataset BTCV
     """
-    from atlas_flows.releasing import read_patients
+    from atlas_flows.release import read_patients
 
     options = ReleaseOptions(
         name=name,
@@ -87,9 +86,9 @@ def run_release(
     """
     with (
         run_here(here, "release"),
-        case_progress("releasing", "atlas_flows.releasing"),
+        case_progress("releasing", "atlas_flows.release.releasing"),
     ):
-        from atlas_flows.release import release as release_flow
+        from atlas_flows.release.flow import release as release_flow
 
         return release_flow(
             folder=str(folder.absolute()),

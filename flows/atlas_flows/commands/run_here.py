@@ -29,7 +29,7 @@ def run_here(here: Places, flow: str, kept: str = "") -> Iterator[None]:
     from prefect import tags
     from prefect.logging.handlers import APILogHandler
 
-    from atlas_flows.interrupted import mark_interrupted_runs, process_tag
+    from atlas_flows.runs.crashed_runs import mark_interrupted_runs, process_tag
 
     try:
         mark_interrupted_runs(flow)

@@ -8,17 +8,13 @@ import typer
 from atlas_core.records import Reading
 
 from atlas_flows.commands.case_progress import case_progress, show_failures
+from atlas_flows.commands.options import DatasetOption, ReadingOption
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places
 
 if TYPE_CHECKING:
     from atlas_flows.scoring import ScoreRequest, ScoreSummary
     from atlas_flows.settings import Places
-
-ReadingOption = Annotated[
-    Reading, typer.Option(help="paper: Eq. 1–4. released: thresholds of the published code.")
-]
-DatasetOption = Annotated[str | None, typer.Option(help="Only the cases of this dataset.")]
 
 
 def score(
@@ -48,7 +44,7 @@ def score(
 
     Example: atlasloop score --dataset BTCV --in-flight 4
     """
-    from atlas_flows.case_runs import CasesFailed
+    from atlas_flows.runs import CasesFailed
     from atlas_flows.scoring import ScoreRequest
 
     request = ScoreRequest(
@@ -78,9 +74,9 @@ def run_score(
     """
     with (
         run_here(here, "score", "what is scored stays scored"),
-        case_progress("scoring", "atlas_flows.scoring"),
+        case_progress("scoring", "atlas_flows.scoring.scoring"),
     ):
-        from atlas_flows.score import score as score_flow
+        from atlas_flows.scoring.flow import score as score_flow
 
         return score_flow(
             dataset=request.dataset,
@@ -96,7 +92,7 @@ def run_score(
 
 def show_summary(summary: ScoreSummary) -> None:
     """One sentence, and a table of what failed and why."""
-    from atlas_flows.case_runs import Outcome
+    from atlas_flows.runs import Outcome
 
     console().print(
         f"{summary.count(Outcome.SCORED)} scored, {summary.count(Outcome.FOUND)} found in the "

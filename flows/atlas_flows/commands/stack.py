@@ -28,7 +28,7 @@ def up(context: typer.Context) -> None:
     from atlas_embedded.components import first_review_account
     from atlas_embedded.triton_models import repository_of
 
-    from atlas_flows.registration import register_installed
+    from atlas_flows.models import register_installed
 
     here = places(context)
     account = first_review_account(here.embedded)

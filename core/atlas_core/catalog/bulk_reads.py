@@ -1,0 +1,91 @@
+"""Reads of many cases in one query, because an atlas has thousands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from atlas_core.catalog import tables as t
+from atlas_core.catalog.catalog import Catalog
+from atlas_core.errors import InvalidInput
+from atlas_core.model_spec import ModelRef
+from atlas_core.records import Case, Label, Reading
+
+CASES_PER_QUERY: Final = 200
+"""Cases that are looked up at once: their labels are a few thousand rows."""
+
+
+T = TypeVar("T")
+
+
+def chunks(cases: Sequence[T], size: int = CASES_PER_QUERY) -> Iterator[Sequence[T]]:
+    """`cases` in pieces that fit one query."""
+    for start in range(0, len(cases), size):
+        yield cases[start : start + size]
+
+
+def cases_by_id(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, Case]:
+    """The cases of one chunk; those that are not in the catalog are left out."""
+    query = sa.select(t.cases).where(t.cases.c.id.in_(case_ids))
+    with catalog.transaction(write=False) as connection:
+        rows = list(connection.execute(query).mappings())
+    return {row["id"]: Case.model_validate(dict(row)) for row in rows}
+
+
+def labels_by_case(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, list[Label]]:
+    """All labels of the cases of one chunk, oldest first."""
+    query = sa.select(t.labels).where(t.labels.c.case_id.in_(case_ids)).order_by(t.labels.c.id)
+    found: dict[str, list[Label]] = {case_id: [] for case_id in case_ids}
+    with catalog.transaction(write=False) as connection:
+        for row in connection.execute(query).mappings():
+            values = {name: row[name] for name in Label.model_fields}
+            found[row["case_id"]].append(Label.model_validate(values))
+    return found
+
+
+def newest_ensembles(
+    catalog: Catalog, case_ids: Sequence[str], reading: Reading, models: Sequence[str] = ()
+) -> dict[str, str]:
+    """The ensemble of the newest score of each case of one chunk, under `reading`.
+
+    Args:
+        models: NAME (any version) or NAME@T; only ensembles of exactly these models count. Empty:
+            all do.
+
+    Raises:
+        InvalidInput: a malformed model, or one that is named twice.
+    """
+    wanted = _wanted(models)
+    s = t.scores.c
+    query = (
+        sa.select(s.case_id, s.ensemble)
+        .where(s.reading == reading.value, s.case_id.in_(case_ids))
+        # Of equally new ones the first by name, as the ranking has it.
+        .order_by(s.created_at, s.ensemble.desc())
+    )
+    with catalog.transaction(write=False) as connection:
+        rows = list(connection.execute(query))
+        fitting = {
+            ensemble: _fits(connection, ensemble, wanted) for ensemble in {r.ensemble for r in rows}
+        }
+    return {row.case_id: row.ensemble for row in rows if fitting[row.ensemble]}
+
+
+def _wanted(models: Sequence[str]) -> dict[str, int | None]:
+    wanted = dict(ModelRef.parse(text) for text in models)
+    if len(wanted) != len(models):
+        raise InvalidInput("an ensemble holds one version per model", got=", ".join(models))
+    return wanted
+
+
+def _fits(connection: Connection, ensemble: str, wanted: dict[str, int | None]) -> bool:
+    if not wanted:
+        return True
+    m = t.ensemble_models.c
+    rows = connection.execute(sa.select(m.name, m.version).where(m.ensemble == ensemble)).all()
+    return {row.name for row in rows} == set(wanted) and all(
+        wanted[row.name] in (None, row.version) for row in rows
+    )

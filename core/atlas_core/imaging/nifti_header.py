@@ -1,0 +1,251 @@
+"""NIfTI headers, read with suspicion: shape, coding of voxels, geometry. Only this module knows
+nibabel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from atlas_core.errors import (
+    CorruptFile,
+    LimitExceeded,
+    UnsupportedVolume,
+)
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging.voxel_decoder import (
+    ByteStream,
+    VoxelCoding,
+    cut_off,
+)
+
+MAX_HEADER_BYTES = 1 << 24
+"""Header extensions are skipped; 16 MiB is more than any tool writes."""
+
+
+SINGLE_FILE_OFFSET = 352
+"""Where voxels of a NIfTI-1 ``.nii`` begin: 348 bytes of header, 4 that say "no extension"."""
+
+
+READABLE = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2",
+    768: "u4", 1024: "i8", 1280: "u8",
+}  # fmt: skip
+"""NIfTI data type code → NumPy type, of the types that can be a CT or a label."""
+
+
+NOT_SCALAR = {
+    1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 1792: "complex128",
+    2048: "complex256", 2304: "RGBA32",
+}  # fmt: skip
+
+
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+"""NIfTI unit code (unknown, metre, millimetre, micrometre) → mm. Unknown means mm in practice: it
+is what nibabel writes when nobody says."""
+
+
+@dataclass(frozen=True)
+class NiftiInfo:
+    """What a header says, checked.
+
+    Attributes:
+        geometry: grid in mm RAS+ (metres and micrometres are converted).
+        coding: stored data type with its byte order, slope and intercept.
+        voxel_offset: position of the first voxel in the decompressed bytes.
+        compressed: the file is gzip, whatever its name says.
+        warnings: what is unusual but readable, in plain words.
+    """
+
+    geometry: VolumeGeometry
+    coding: VoxelCoding
+    voxel_offset: int
+    compressed: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.coding.dtype
+
+    @property
+    def slope(self) -> float:
+        return self.coding.slope
+
+    @property
+    def intercept(self) -> float:
+        return self.coding.intercept
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of voxels that the header claims."""
+        return self.geometry.voxels * int(self.coding.dtype.itemsize)
+
+
+def _parse_header(data: ByteStream) -> NiftiInfo:
+    """Header at the start of `data`; leaves `data` at the first voxel."""
+    block = data.take(4)
+    header_class, order = _header_kind(block)
+    block += data.take(header_class.template_dtype.itemsize - 4)
+    if len(block) < header_class.template_dtype.itemsize:
+        raise cut_off(f"a header of {header_class.template_dtype.itemsize} bytes", len(block))
+    header = header_class(block, order, check=False)
+    _check_magic(header)
+    shape = _shape(header)
+    coding = _coding(header, order)
+    offset = _voxel_offset(header, len(block))
+    geometry, warnings = _geometry(header, shape)
+    skipped = data.take(offset - len(block))
+    if len(skipped) < offset - len(block):
+        raise cut_off(f"voxels from byte {offset} on", len(block) + len(skipped))
+    return NiftiInfo(geometry, coding, offset, compressed=False, warnings=warnings)
+
+
+def _header_kind(first: bytes) -> tuple[Any, str]:
+    """Header class and byte order, by the size that the first four bytes name."""
+    if len(first) < 4:
+        raise cut_off("a NIfTI header", f"{len(first)} bytes")
+    for order, word in (("<", "little"), (">", "big")):
+        size = int.from_bytes(first, word)  # type: ignore[arg-type]
+        if size == 348:
+            return nib.Nifti1Header, order
+        if size == 540:
+            return nib.Nifti2Header, order
+    raise UnsupportedVolume("not a NIfTI file", remedy="convert it to NIfTI (.nii.gz) first")
+
+
+def _check_magic(header: Any) -> None:
+    magic = bytes(header["magic"])[:3]
+    if magic in (b"ni1", b"ni2"):
+        raise UnsupportedVolume(
+            "header without voxels (.hdr/.img pair)", remedy="convert it to one .nii.gz file"
+        )
+    if magic not in (b"n+1", b"n+2"):
+        raise UnsupportedVolume(
+            "not a NIfTI file (Analyze 7.5 has no reliable orientation)",
+            remedy="convert it to NIfTI (.nii.gz) from its source",
+        )
+
+
+def _shape(header: Any) -> tuple[int, int, int]:
+    """Voxels along i, j, k; trailing axes of one voxel are dropped."""
+    dim = [int(n) for n in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise CorruptFile("header names an impossible number of axes", expected="1..7", got=dim[0])
+    axes = dim[1 : dim[0] + 1]
+    while len(axes) > 3 and axes[-1] == 1:
+        axes.pop()
+    if min(axes) < 1:
+        raise CorruptFile("header claims an empty or negative axis", got=tuple(axes))
+    if len(axes) != 3:
+        raise UnsupportedVolume(
+            f"volume has {len(axes)} axes",
+            expected="3",
+            got="×".join(str(n) for n in axes),
+            remedy="store each 3D volume in a file of its own",
+        )
+    return (axes[0], axes[1], axes[2])
+
+
+def _coding(header: Any, order: str) -> VoxelCoding:
+    code = int(header["datatype"])
+    if code not in READABLE:
+        raise UnsupportedVolume(
+            "voxels are not plain numbers",
+            expected="8 to 64 bit integers or floats",
+            got=NOT_SCALAR.get(code, f"data type code {code}"),
+            remedy="store Hounsfield units or label values",
+        )
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0.0 or not np.isfinite(slope):
+        # The standard's way to say "not scaled"; NaN is how nibabel writes it.
+        slope, intercept = 1.0, 0.0
+    if not np.isfinite(intercept):
+        raise CorruptFile("scl_inter is not finite", got=intercept, remedy="mend the header")
+    return VoxelCoding(np.dtype(order + READABLE[code]), slope, intercept)
+
+
+def _voxel_offset(header: Any, header_bytes: int) -> int:
+    """Position of the first voxel; 0 means "right behind the header", as the standard says."""
+    offset = float(header["vox_offset"])
+    least = header_bytes + 4
+    if offset == 0.0:
+        return least
+    if not (offset.is_integer() and least <= offset <= MAX_HEADER_BYTES):
+        raise CorruptFile(
+            "header names an impossible position of its voxels",
+            expected=f"{least}..{MAX_HEADER_BYTES}",
+            got=offset,
+        )
+    return int(offset)
+
+
+def _geometry(header: Any, shape: tuple[int, int, int]) -> tuple[VolumeGeometry, tuple[str, ...]]:
+    """Grid in mm, from the sform, else the qform (as nibabel and FSL choose)."""
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in MM_PER_UNIT:
+        raise UnsupportedVolume("header names an unknown unit of length", got=f"code {unit}")
+    scale = np.array([[MM_PER_UNIT[unit]]] * 3 + [[1.0]])
+    # What is not finite is refused below; it needs no warning on the way.
+    with np.errstate(all="ignore"):
+        sform = header.get_sform(coded=True)[0]
+        qform = _qform(header)
+    affine = sform if sform is not None else qform
+    if affine is None:
+        raise UnsupportedVolume(
+            "affine is missing (sform and qform code are 0)",
+            remedy="convert again from the source, or copy the header of a volume on the same grid",
+        )
+    geometry = VolumeGeometry.from_array(shape, scale * affine)
+    warnings = []
+    if sform is not None and qform is not None:
+        apart = _corners_apart_mm(geometry, shape, scale * qform)
+        if not apart <= 0.5 * min(geometry.spacing_mm):
+            warnings.append(f"sform and qform disagree by up to {apart:.1f} mm; the sform is used")
+    return geometry, tuple(warnings)
+
+
+def _qform(header: Any) -> NDArray[np.float64] | None:
+    """The qform's affine, or None where it is absent; a broken one counts only without an sform."""
+    try:
+        affine: NDArray[np.float64] | None = header.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError) as error:
+        if int(header["sform_code"]) > 0:
+            return None
+        raise UnsupportedVolume("qform is no rotation", remedy="mend the header") from error
+    return affine
+
+
+def _corners_apart_mm(
+    geometry: VolumeGeometry, shape: tuple[int, int, int], affine: NDArray[np.float64]
+) -> float:
+    try:
+        other = VolumeGeometry.from_array(shape, affine)
+    except UnsupportedVolume:
+        return float("inf")
+    return float(np.linalg.norm(geometry.corners_mm() - other.corners_mm(), axis=1).max())
+
+
+def _header_bytes(geometry: VolumeGeometry, dtype: np.dtype[Any], slope: float) -> bytes:
+    """A little-endian NIfTI-1 header and the four bytes that say "no extension"."""
+    if max(geometry.shape) > np.iinfo(np.int16).max:
+        raise LimitExceeded(
+            "an axis is too long for NIfTI-1", expected="at most 32767", got=max(geometry.shape)
+        )
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(geometry.shape)
+    header.set_xyzt_units("mm")
+    header.set_sform(geometry.matrix, code=1)
+    try:
+        header.set_qform(geometry.matrix, code=1, strip_shears=False)
+    except HeaderDataError:
+        # A quaternion cannot express shear: better no qform than a different grid.
+        header.set_qform(None, code=0)
+        header["pixdim"][1:4] = geometry.spacing_mm
+    header["scl_slope"], header["scl_inter"] = slope, 0.0
+    header["vox_offset"], header["magic"] = SINGLE_FILE_OFFSET, b"n+1"
+    return bytes(header.binaryblock) + b"\0\0\0\0"

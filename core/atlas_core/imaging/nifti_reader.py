@@ -1,0 +1,248 @@
+"""NIfTI files: read with suspicion, written all or nothing.
+
+The only module that knows nibabel, and only for headers: voxels are streamed through ISA-L's gzip
+in pieces of bounded size, so that what a header claims is checked against the bytes as they come
+and never allocated on its word. Errors name the rule that was broken, never the file: callers,
+who know which case they read, add it by `AtlasError.with_case`.
+
+Refused are: 4D volumes (trailing axes of one voxel are fine), colour and complex voxels, NaN and
+infinities, an affine that is missing (sform and qform code 0: the position would be a guess),
+degenerate or not finite, and bytes that are fewer or more than the header claims.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import igzip_threaded
+from numpy.typing import NDArray
+
+from atlas_core.errors import (
+    CorruptFile,
+    LimitExceeded,
+    NotFound,
+    UnsupportedVolume,
+)
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging.nifti_header import NiftiInfo, _parse_header
+from atlas_core.imaging.slab_reader import SlabReader, spool
+from atlas_core.imaging.volume import Volume, distinct_values
+from atlas_core.imaging.voxel_decoder import (
+    PIECE_VOXELS,
+    ByteStream,
+    Readable,
+    VoxelCoding,
+    VoxelDecoder,
+    stored_pieces,
+)
+
+MAX_VOXELS = 1 << 30
+"""Default bound of one volume: 512×512×4096, four times the longest whole-body CT."""
+
+
+MAX_DEFLATE_RATIO = 1032
+"""Deflate codes at most 258 bytes in 2 bits: no honest gzip file expands more than this."""
+
+FIRST_ALLOCATION_BYTES = 1 << 26
+"""A volume up to 64 MiB is allocated at once; a larger one grows with the bytes that came."""
+
+READ_AHEAD_BYTES = 1 << 20
+"""Block that the decompressing thread hands over: smaller ones cost time, larger ones memory."""
+
+
+@dataclass(frozen=True)
+class LabelVolume:
+    """A label map or mask: whole numbers, and which of them occur.
+
+    Attributes:
+        voxels: ``[i, j, k]``, uint8 if the values allow, else int32.
+        geometry: its grid.
+        values: the distinct values that occur, rising (0 included if it occurs).
+    """
+
+    voxels: NDArray[Any]
+    geometry: VolumeGeometry
+    values: tuple[int, ...]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[ByteStream, NiftiInfo]]:
+    """The bytes of a file from its first voxel on, and its header."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise NotFound("file cannot be opened", got=error.strerror) from None
+    with ExitStack() as stack:
+        stack.enter_context(file)
+        compressed = file.peek(2)[:2] == b"\x1f\x8b"
+        size = os.fstat(file.fileno()).st_size
+        stream: Readable = file
+        if compressed:
+            # A thread of its own decompresses ahead (the C code frees the interpreter lock).
+            stream = stack.enter_context(
+                igzip_threaded.open(file, "rb", threads=1, block_size=READ_AHEAD_BYTES)
+            )
+        data = ByteStream(stream)
+        info = replace(_parse_header(data), compressed=compressed)
+        _check_claim(info, size)
+        yield data, info
+
+
+def _check_claim(info: NiftiInfo, file_bytes: int) -> None:
+    """Refuses at once what no number of bytes in this file can satisfy."""
+    most = file_bytes * MAX_DEFLATE_RATIO if info.compressed else file_bytes
+    if info.voxel_offset + info.voxel_bytes > most:
+        raise CorruptFile(
+            "header claims more voxels than the file can hold",
+            expected=f"{info.voxel_bytes} bytes of voxels",
+            got=f"a file of {file_bytes} bytes{' (gzip)' if info.compressed else ''}",
+            remedy="copy or download the file again",
+        )
+
+
+def _require_voxels(geometry: VolumeGeometry, max_voxels: int) -> None:
+    if geometry.voxels > max_voxels:
+        raise LimitExceeded(
+            "volume is too large",
+            expected=f"at most {max_voxels} voxels",
+            got=f"{'×'.join(str(n) for n in geometry.shape)} = {geometry.voxels}",
+            remedy="crop it, or raise the limit",
+        )
+
+
+def read_header(path: Path) -> NiftiInfo:
+    """Reads and checks the header; voxels are not touched.
+
+    Raises:
+        NotFound: no such file.
+        CorruptFile: it ends too early, or claims what it cannot hold.
+        UnsupportedVolume: it is no 3D volume of numbers with a sound affine.
+    """
+    with _opened(Path(path)) as (_, info):
+        return info
+
+
+def read_volume(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Reads a CT or label volume.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``, NIfTI-1 or -2; recognised by content.
+        max_voxels: refuse larger volumes.
+
+    Returns:
+        Voxels ``[i, j, k]`` in Fortran order after slope and intercept: in the stored type if
+        not scaled (64-bit and unsigned 32-bit integers become int32), int16 or int32 if scaled by
+        whole numbers (uint16 with intercept −1024), float32 otherwise.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume: as `read_header`; also NaN or infinite voxels.
+        LimitExceeded: more than `max_voxels`.
+    """
+    with _opened(Path(path)) as (data, info):
+        _require_voxels(info.geometry, max_voxels)
+        values = VoxelDecoder(info.coding)
+        voxels = _collect(data, info, values)
+    values.require_finite(voxels.size)
+    if info.coding.whole and info.coding.scaled:
+        bounds = np.iinfo(np.int16)
+        if bounds.min <= values.low and values.high <= bounds.max:
+            voxels = voxels.astype(np.int16)
+    return Volume(voxels.reshape(info.geometry.shape, order="F"), info.geometry)
+
+
+def _collect(data: ByteStream, info: NiftiInfo, values: VoxelDecoder) -> NDArray[Any]:
+    """All voxels in file order; memory grows with the bytes that came, never ahead of them."""
+    total = info.geometry.voxels
+    first = FIRST_ALLOCATION_BYTES // values.dtype.itemsize
+    voxels = np.empty(min(total, first), values.dtype)
+    filled = 0
+    for stored in stored_pieces(data, info.coding, total, PIECE_VOXELS):
+        if filled + stored.size > voxels.size:
+            # realloc moves pages instead of copying them; at most twice what has come is held.
+            voxels.resize(min(total, 2 * voxels.size), refcheck=False)
+        voxels[filled : filled + stored.size] = values.decode(stored)
+        filled += stored.size
+    return voxels
+
+
+def read_stored(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Reads voxels as they are stored, before slope and intercept: an attention map as bytes.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`.
+    """
+    with _opened(Path(path)) as (data, info):
+        _require_voxels(info.geometry, max_voxels)
+        plain = replace(info, coding=VoxelCoding(info.coding.dtype, 1.0, 0.0))
+        voxels = _collect(data, plain, VoxelDecoder(plain.coding))
+    return Volume(voxels.reshape(info.geometry.shape, order="F"), info.geometry)
+
+
+def read_stored_slabs(
+    path: Path, slices: int, *, max_voxels: int = MAX_VOXELS
+) -> Generator[NDArray[Any]]:
+    """The voxels as they are stored, `slices` indices of the last axis at a time, in file order.
+
+    Yields:
+        ``[i, j, k]``, the last one with the slices that are left; overwritten by the next.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`, the second also
+            after the last slab: only then the checksum is known.
+    """
+    with _opened(Path(path)) as (data, info):
+        _require_voxels(info.geometry, max_voxels)
+        i, j, _ = info.geometry.shape
+        for piece in stored_pieces(data, info.coding, info.geometry.voxels, i * j * slices):
+            yield piece.reshape((i, j, -1), order="F")
+
+
+def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:
+    """Reads a mask or label map: whole numbers only.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`; also values that
+            are not whole numbers.
+    """
+    volume = read_volume(path, max_voxels=max_voxels)
+    if volume.voxels.dtype.kind == "f":
+        planes = (volume.voxels[..., k] for k in range(volume.voxels.shape[2]))
+        fractions = sum(int(np.count_nonzero(plane != np.rint(plane))) for plane in planes)
+        if fractions:
+            raise UnsupportedVolume(
+                f"{fractions} voxels of the label are not whole numbers",
+                remedy="store label values, not probabilities",
+            )
+    values = distinct_values(volume.voxels)
+    bounds = np.iinfo(np.int32)
+    if values[0] < bounds.min or values[-1] > bounds.max:
+        raise UnsupportedVolume("label values do not fit 32 bits", got=f"{values[0]}..{values[-1]}")
+    dtype = np.uint8 if values[0] >= 0 and values[-1] <= 255 else np.int32
+    return LabelVolume(np.asarray(volume.voxels.astype(dtype, copy=False)), volume.geometry, values)
+
+
+def open_slabs(
+    path: Path, *, max_voxels: int = MAX_VOXELS, spool_folder: Path | None = None
+) -> SlabReader:
+    """Opens a CT for slab-wise reading in bounded memory; use it as a context manager.
+
+    The decompressed voxels go to an unlinked temporary file, turned to RAS+ chunk by chunk, so that
+    every canonical slab is one read per chunk whatever the file's axis order. The whole stream is
+    checked before the first slab is given out.
+
+    Args:
+        spool_folder: where the temporary file lies; None: the system's (``TMPDIR``).
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`.
+        Unavailable: no room for the temporary file.
+    """
+    with _opened(Path(path)) as (data, info):
+        _require_voxels(info.geometry, max_voxels)
+        return spool(data, info.geometry, info.coding, spool_folder)

@@ -1,0 +1,19 @@
+from .steps import (
+    PriorityListName,
+    ReviewOutcome,
+    cases_seen,
+    record_step,
+    review_outcome,
+    steps_done,
+    tasks_of,
+)
+
+__all__ = [
+    "PriorityListName",
+    "ReviewOutcome",
+    "cases_seen",
+    "record_step",
+    "review_outcome",
+    "steps_done",
+    "tasks_of",
+]

@@ -1,0 +1,131 @@
+"""What an iteration of the loop has done so far, and what became of the cases it queued.
+
+A step is recorded when it is done, once; whoever takes up an iteration that was interrupted reads
+here what is left. Functions over a `Catalog`, as only the loop needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_core.catalog import ROWS_PER_STATEMENT, Catalog
+from atlas_core.catalog import tables as t
+from atlas_core.records import Reading
+from atlas_core.review import FINISHED, PENDING, TaskState
+
+_k = t.revision_tasks.c
+_s = t.iteration_steps.c
+
+SEEN = (TaskState.REVISED, TaskState.CONFIRMED)
+"""What an annotator looked at to the end; a case that was skipped may come again."""
+
+
+def record_step(catalog: Catalog, iteration: int, step: str, result: Mapping[str, Any]) -> bool:
+    """Remember that a step is done.
+
+    Returns:
+        False if it was recorded before: what was recorded first stays.
+    """
+    row = {"t": iteration, "step": step, "result": dict(result), "done_at": datetime.now(UTC)}
+    with catalog._write() as connection:
+        return catalog._insert_new(connection, t.iteration_steps, [row]) == 1
+
+
+def steps_done(catalog: Catalog, iteration: int) -> dict[str, dict[str, Any]]:
+    """Step → what came of it, in the order in which they were done."""
+    query = sa.select(_s.step, _s.result).where(_s.t == iteration).order_by(_s.done_at, _s.step)
+    with catalog.transaction(write=False) as connection:
+        return {row.step: dict(row.result) for row in connection.execute(query)}
+
+
+@dataclass(frozen=True)
+class PriorityListName:
+    """Which priority list tasks were opened from.
+
+    Attributes:
+        dataset: only its cases; None: all.
+    """
+
+    reading: Reading
+    ensemble: str
+    dataset: str | None = None
+
+
+class ReviewOutcome(BaseModel):
+    """What became of tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    revised: int = 0
+    confirmed: int = 0
+    skipped: int = 0
+    pending: int = Field(default=0, description="Open, or waiting for a second reader.")
+    gone: int = Field(default=0, description="Their case was deleted.")
+    seconds: float = Field(default=0.0, description="Annotators' time.")
+
+    @property
+    def confirmed_share(self) -> float:
+        """Of the cases that were judged, those whose labels needed no revision; 0 if none was."""
+        judged = self.revised + self.confirmed
+        return self.confirmed / judged if judged else 0.0
+
+
+def tasks_of(
+    catalog: Catalog, name: PriorityListName, before: Collection[int] = ()
+) -> tuple[int, ...]:
+    """Ids of the tasks that were opened from a priority list, by rank.
+
+    Args:
+        before: tasks that an earlier iteration opened from the same list.
+    """
+    query = sa.select(_k.id).where(_of_list(name)).order_by(_k.rank, _k.id)
+    with catalog.transaction(write=False) as connection:
+        return tuple(task for task in connection.scalars(query) if task not in before)
+
+
+def cases_seen(catalog: Catalog, name: PriorityListName, before: Collection[int] = ()) -> set[str]:
+    """Cases that an annotator has revised or confirmed, not counting what this list (but for the
+    tasks `before`) brought up: the same answer however often an iteration is taken up again."""
+    query = sa.select(_k.id, _k.case_id, _of_list(name)).where(
+        _k.state.in_([state.value for state in SEEN])
+    )
+    with catalog.transaction(write=False) as connection:
+        rows = connection.execute(query).all()
+    return {case for task, case, of_list in rows if task in before or not of_list}
+
+
+def review_outcome(catalog: Catalog, tasks: Sequence[int]) -> ReviewOutcome:
+    """What became of `tasks` until now."""
+    states: dict[str, int] = {}
+    seconds = 0.0
+    with catalog.transaction(write=False) as connection:
+        for ids in _in_batches(tasks):
+            counted = sa.select(_k.state, sa.func.count()).where(_k.id.in_(ids)).group_by(_k.state)
+            for state, count in connection.execute(counted):
+                states[state] = states.get(state, 0) + count
+            spent = sa.select(sa.func.sum(t.revision_work.c.seconds)).where(
+                t.revision_work.c.task_id.in_(ids)
+            )
+            seconds += connection.scalar(spent) or 0.0
+    return ReviewOutcome(
+        **{state.value: states.get(state.value, 0) for state in FINISHED},
+        pending=sum(states.get(state.value, 0) for state in PENDING),
+        gone=len(tasks) - sum(states.values()),
+        seconds=seconds,
+    )
+
+
+def _of_list(name: PriorityListName) -> sa.ColumnElement[bool]:
+    wanted = (_k.reading == name.reading.value) & (_k.ensemble == name.ensemble)
+    return wanted if name.dataset is None else wanted & (_k.dataset == name.dataset)
+
+
+def _in_batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), ROWS_PER_STATEMENT):
+        yield ids[start : start + ROWS_PER_STATEMENT]

@@ -1,0 +1,231 @@
+"""A folder of phantoms as a dataset: which cases, which labels of theirs are known, the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from atlas_core.errors import Conflict, InvalidInput
+from atlas_core.imaging import write_volume
+from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.phantoms.organs import HARD_KINDS, Kind
+from atlas_core.phantoms.scanner import Grid, Phantom, make_phantom
+
+Labels = Literal["truth", "none", "partial"]
+
+
+PARTIAL_DATASETS: Mapping[str, tuple[str, ...]] = {
+    # Named after what they imitate: which organs LiTS, KiTS, MSD and BTCV annotate.
+    "phantom_liver": ("liver",),
+    "phantom_kidneys": ("kidney_left", "kidney_right"),
+    "phantom_spleen": ("spleen",),
+    "phantom_pancreas": ("pancreas",),
+    "phantom_all": ABDOMEN_ATLAS.names,
+}
+"""Sub-folder and annotated organs of each dataset that ``labels="partial"`` writes."""
+
+
+INDEX_NAME = "phantoms.json"
+
+
+CT_NAME = "ct.nii.gz"
+
+
+TRUTH_NAME = "combined_labels.nii.gz"
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """One case before it is made: name, seed and kind follow from the run's seed and the number."""
+
+    name: str
+    number: int
+    seed: int
+    kind: Kind
+
+
+def case_plan(number: int, seed: int, hard_share: float = 0.1) -> PlannedCase:
+    """Case `number` (from 1) of the run `seed`; it does not depend on how many cases there are.
+
+    Of every run of cases a share `hard_share` is hard, evenly spread, its kinds taken in turn.
+
+    Raises:
+        InvalidInput: a number below 1, a negative seed, a share outside 0..1.
+    """
+    if number < 1 or seed < 0 or not 0.0 <= hard_share <= 1.0:
+        raise InvalidInput(
+            "implausible phantom plan",
+            expected="number >= 1, seed >= 0, 0 <= hard_share <= 1",
+            got=(number, seed, hard_share),
+        )
+    case_seed = int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
+    # In whole numbers: a share such as 0.1 has no exact float, and its multiples must not drift.
+    share = round(hard_share * 10_000_000)
+    before, after = (number - 1) * share // 10_000_000, number * share // 10_000_000
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(HARD_KINDS))
+    kind = HARD_KINDS[int(order[before % len(HARD_KINDS)])] if after > before else Kind.ORDINARY
+    # JSON readers keep 53 bits of an integer.
+    return PlannedCase(f"PHANTOM_{number:08d}", number, case_seed >> 11, kind)
+
+
+def write_phantoms(
+    folder: Path,
+    cases: int,
+    seed: int,
+    *,
+    hard_share: float = 0.1,
+    labels: Labels = "truth",
+    truth_folder: Path | None = None,
+    grid: Grid | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, object]]:
+    """Write phantoms as a dataset in the AbdomenAtlas layout; complete cases are kept.
+
+    ``<folder>/PHANTOM_00000001/ct.nii.gz`` with, by `labels`:
+    ``truth``: ``segmentations/<organ>.nii.gz`` for all organs; ``none``: nothing beside the CT;
+    ``partial``: the cases are dealt out to the sub-folders of `PARTIAL_DATASETS`, each with the
+    masks of its organs only. ``<folder>/phantoms.json`` lists kind, phase, seed and true volumes.
+
+    Args:
+        truth_folder: also write ``<truth_folder>/PHANTOM_…/combined_labels.nii.gz`` (label ids of
+            `organs.ABDOMEN_ATLAS`) with a copy of the list: what predictions are measured against.
+        on_progress: called with (cases done, cases asked for) after each.
+
+    Returns:
+        The list as written, one entry per case.
+    """
+    run = _Run(folder, seed, hard_share, labels, truth_folder, grid or Grid())
+    entries = run.written()
+    for number in range(1, cases + 1):
+        plan = case_plan(number, seed, hard_share)
+        if plan.name not in entries:
+            entries[plan.name] = run.write(plan)
+            run.list(entries)
+        if on_progress is not None:
+            on_progress(number, cases)
+    run.list(entries)
+    return list(entries.values())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Where and how the cases of one call are written."""
+
+    folder: Path
+    seed: int
+    hard_share: float
+    labels: Labels
+    truth_folder: Path | None
+    grid: Grid
+
+    @property
+    def _settings(self) -> dict[str, object]:
+        """What a second call must repeat to go on in the same folder."""
+        return {
+            "seed": self.seed,
+            "hard_share": self.hard_share,
+            "labels": self.labels,
+            "columns": self.grid.columns,
+            "slice_mm": self.grid.slice_mm,
+            "axis_codes": self.grid.axis_codes,
+        }
+
+    def written(self) -> dict[str, dict[str, object]]:
+        """Entries of the cases that are there, complete, by name.
+
+        Raises:
+            Conflict: the folder holds phantoms made with other settings.
+        """
+        path = self.folder / INDEX_NAME
+        if not path.exists():
+            return {}
+        index = json.loads(path.read_text())
+        found = {name: index.get(name) for name in self._settings}
+        if found != self._settings:
+            raise Conflict(
+                "the folder holds other phantoms",
+                expected=self._settings,
+                got=found,
+                remedy="choose another folder, or the same settings to go on",
+            )
+        return {entry["case"]: entry for entry in index["cases"] if self._complete(entry)}
+
+    def _complete(self, entry: dict[str, str]) -> bool:
+        paths = [self.folder / entry["dataset"] / entry["case"] / CT_NAME]
+        if self.truth_folder is not None:
+            paths.append(self.truth_folder / entry["case"] / TRUTH_NAME)
+        return all(path.exists() for path in paths)
+
+    def write(self, plan: PlannedCase) -> dict[str, object]:
+        """Make and write one case; its entry in the list."""
+        phantom = make_phantom(plan.seed, plan.kind, grid=self.grid)
+        dataset, organs = _dataset_of(plan, self.labels)
+        if self.truth_folder is not None:
+            truth_case = self.truth_folder / plan.name
+            truth_case.mkdir(parents=True, exist_ok=True)
+            write_volume(truth_case / TRUTH_NAME, phantom.truth, phantom.geometry)
+        _write_case(self.folder / dataset / plan.name, phantom, organs)
+        return {
+            "case": plan.name,
+            "dataset": dataset,
+            "kind": plan.kind.value,
+            "phase": phantom.phase.value,
+            "seed": plan.seed,
+            "axis_codes": phantom.geometry.axis_codes,
+            "labelled": list(organs),
+            "volumes_ml": phantom.volumes_ml(),
+        }
+
+    def list(self, entries: Mapping[str, dict[str, object]]) -> None:
+        """Write the list of cases, beside the CTs and beside the truth."""
+        text = json.dumps({**self._settings, "cases": list(entries.values())}, indent=1)
+        for place in (self.folder, self.truth_folder):
+            if place is not None:
+                _replace_text(place / INDEX_NAME, text + "\n")
+
+
+def _dataset_of(plan: PlannedCase, labels: Labels) -> tuple[str, tuple[str, ...]]:
+    """Sub-folder of a case (empty: none) and the organs that are labelled there."""
+    if labels == "partial":
+        names = tuple(PARTIAL_DATASETS)
+        dataset = names[(plan.number - 1) % len(names)]
+        return dataset, PARTIAL_DATASETS[dataset]
+    return "", ABDOMEN_ATLAS.names if labels == "truth" else ()
+
+
+def _write_case(case_folder: Path, phantom: Phantom, organs: Sequence[str]) -> None:
+    """Write a case folder beside its place and rename it in: it is there completely or not."""
+    case_folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=case_folder.parent, prefix=".phantom-") as scratch:
+        fresh = Path(scratch) / case_folder.name
+        masks = fresh / "segmentations"
+        fresh.mkdir()
+        write_volume(fresh / CT_NAME, phantom.ct, phantom.geometry)
+        for organ in organs:
+            masks.mkdir(exist_ok=True)
+            mask = (phantom.truth == ABDOMEN_ATLAS[organ].label).astype(np.uint8)
+            write_volume(masks / f"{organ}.nii.gz", mask, phantom.geometry)
+        if case_folder.exists():
+            # Left by a run that ended before it was listed, or whose truth was removed since.
+            shutil.rmtree(case_folder)
+        fresh.rename(case_folder)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", delete=False
+    ) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)

@@ -1,0 +1,70 @@
+from .audit_log import AuditLog
+from .case_status import CaseBrief, CaseReview, CasesWanted, Prediction
+from .drafts import Drafts
+from .error_taxonomy import ERROR_TYPES, ErrorType
+from .filling import Portion
+from .label_versions import NO_BASE, LabelVersions, StaleBase, Submission
+from .outgoing_events import QUEUE_DRAINED, OutgoingEvent, OutgoingEvents
+from .queue import Annotator, RevisionQueue
+from .records import (
+    FINISHED,
+    MINUTES_PER_CASE,
+    PENDING,
+    TOP_SHARE,
+    USER_NAME,
+    AuditEntry,
+    Draft,
+    LabelVersion,
+    OpenedTasks,
+    Task,
+    TaskCounts,
+    TaskState,
+    Throughput,
+    UserName,
+    Verdict,
+)
+from .sign_ins import SignIn, SignIns
+from .statistics import CaseSize, OrganVolumes, ReviewStatistics
+from .views import Wanted
+
+__all__ = [
+    "ERROR_TYPES",
+    "FINISHED",
+    "MINUTES_PER_CASE",
+    "NO_BASE",
+    "PENDING",
+    "QUEUE_DRAINED",
+    "TOP_SHARE",
+    "USER_NAME",
+    "Annotator",
+    "AuditEntry",
+    "AuditLog",
+    "CaseBrief",
+    "CaseReview",
+    "CaseSize",
+    "CasesWanted",
+    "Draft",
+    "Drafts",
+    "ErrorType",
+    "LabelVersion",
+    "LabelVersions",
+    "OpenedTasks",
+    "OrganVolumes",
+    "OutgoingEvent",
+    "OutgoingEvents",
+    "Portion",
+    "Prediction",
+    "ReviewStatistics",
+    "RevisionQueue",
+    "SignIn",
+    "SignIns",
+    "StaleBase",
+    "Submission",
+    "Task",
+    "TaskCounts",
+    "TaskState",
+    "Throughput",
+    "UserName",
+    "Verdict",
+    "Wanted",
+]

@@ -1,0 +1,142 @@
+"""Which waiting case goes to whom: the busiest statement of the queue, for many who ask at once.
+
+Statements are built once; building one takes as long as running it. What tells that a task waits
+is spelled out in them, as in the partial index, because a database can only use the index if it
+sees that at planning time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from atlas_core.catalog import tables as t
+
+_k = t.revision_tasks.c
+_o = t.revision_task_organs.c
+
+IS_PENDING: Final[sa.ColumnElement[bool]] = sa.literal_column(
+    "revision_tasks.state IN ('open', 'second_reading')", sa.Boolean
+)
+
+_ASSIGN: Final = (
+    sa.update(t.revision_tasks)
+    .where(_k.id == sa.bindparam("task"))
+    .values(
+        assignee=sa.bindparam("who"),
+        lease_expires_at=sa.bindparam("expires"),
+        updated_at=sa.bindparam("now"),
+    )
+)
+
+_HELD: Final = (
+    sa.select(_k.id, _k.case_id, _k.assignee)
+    .where(
+        IS_PENDING,
+        _k.assignee.in_(sa.bindparam("names", expanding=True)),
+        _k.id.not_in(sa.bindparam("but", expanding=True)),
+    )
+    .with_for_update(of=t.revision_tasks)
+)
+
+_FREE: Final = (
+    sa.update(t.revision_tasks)
+    .where(_k.id.in_(sa.bindparam("tasks", expanding=True)))
+    .values(assignee=None, lease_expires_at=None, updated_at=sa.bindparam("now"))
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a group of people asks for.
+
+    Attributes:
+        names: who; one if `second_reader`.
+        dataset, organ: of this dataset, with this organ; None: any.
+        second_reader: also what another was unsure of.
+    """
+
+    names: tuple[str, ...]
+    dataset: str | None
+    organ: str | None
+    second_reader: bool
+
+
+def pick(
+    connection: Connection, wish: Wish, now: datetime, expires: datetime
+) -> dict[str, dict[str, Any]]:
+    """Lease the best waiting cases, one to each of `wish.names` as long as there are any.
+
+    On PostgreSQL a row that another transaction has just picked is skipped. SQLite has no row locks
+    and needs none: this transaction is alone.
+
+    Returns:
+        Name → row of the task as it is now.
+    """
+    statement = _statement(wish.dataset is not None, wish.organ is not None, wish.second_reader)
+    parameters = {"now": now, "limit": len(wish.names)}
+    if wish.dataset is not None:
+        parameters["dataset"] = wish.dataset
+    if wish.organ is not None:
+        parameters["organ"] = wish.organ
+    if wish.second_reader:
+        parameters["me"] = wish.names[0]
+    rows = connection.execute(statement, parameters).mappings().all()
+    change = {"lease_expires_at": expires, "updated_at": now}
+    picked = {
+        name: {**row, "assignee": name, **change}
+        for name, row in zip(wish.names, rows, strict=False)
+    }
+    if picked:
+        connection.execute(
+            _ASSIGN,
+            [
+                {"task": row["id"], "who": name, "expires": expires, "now": now}
+                for name, row in picked.items()
+            ],
+        )
+    return picked
+
+
+def give_back(
+    connection: Connection, names: Sequence[str], but: Sequence[int], now: datetime
+) -> Sequence[sa.RowMapping]:
+    """Free what `names` hold, but the tasks `but`; id, case and holder of each."""
+    parameters = {"names": list(names), "but": list(but)}
+    held = connection.execute(_HELD, parameters).mappings().all()
+    if held:  # rarely: people finish what they have before they ask for more
+        connection.execute(_FREE, {"tasks": [row["id"] for row in held], "now": now})
+    return held
+
+
+@cache
+def _statement(by_dataset: bool, by_organ: bool, second_reader: bool) -> sa.Select[Any]:
+    query = sa.select(t.revision_tasks).where(
+        IS_PENDING,
+        _k.assignee.is_(None)
+        | _k.lease_expires_at.is_(None)
+        | (_k.lease_expires_at <= sa.bindparam("now", type_=t.UtcDateTime())),
+    )
+    if second_reader:
+        query = query.where(_k.first_reader.is_(None) | (_k.first_reader != sa.bindparam("me")))
+    else:
+        query = query.where(_k.state == sa.literal_column("'open'"))
+    if by_dataset:
+        query = query.where(_k.dataset == sa.bindparam("dataset"))
+    if by_organ:
+        query = (
+            query.join(t.revision_task_organs, _o.task_id == _k.id)
+            .where(_o.organ == sa.bindparam("organ"))
+            .order_by(_o.attention_ml.desc(), _k.id)
+        )
+    else:
+        query = query.order_by(_k.rank, _k.id)
+    return query.limit(sa.bindparam("limit", type_=sa.Integer())).with_for_update(
+        skip_locked=True, of=t.revision_tasks
+    )

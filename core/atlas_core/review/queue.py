@@ -1,0 +1,589 @@
+"""The revision queue: which case comes next, who has it, and what became of it (§3.2 ⑤).
+
+Every call is one transaction, and its entry in the audit log is part of it. A case is held by a
+lease that ends by itself; of two annotators who ask at once each gets a case of his own: on
+PostgreSQL rows that another transaction has picked are skipped (``FOR UPDATE SKIP LOCKED``), on
+SQLite transactions that write follow one another (``BEGIN IMMEDIATE``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from atlas_core.catalog import Catalog
+from atlas_core.catalog import tables as t
+from atlas_core.errors import Conflict, InvalidInput, NotFound
+from atlas_core.records import LabelSource, Reading
+from atlas_core.review.audit_log import note
+from atlas_core.review.error_taxonomy import require_error_type
+from atlas_core.review.filling import Portion, Scored, insert_tasks, ranked_by
+from atlas_core.review.leasing import IS_PENDING, Wish, give_back, pick
+from atlas_core.review.records import FINISHED, PENDING, OpenedTasks, Task, TaskState, Verdict
+from atlas_core.review.rows import TaskRow, audit_entry
+from atlas_core.review.views import ANYTHING, Clock, RevisionViews, Wanted, utc_now
+
+__all__ = ["ANYTHING", "DEFAULT_LEASE", "Annotator", "Portion", "RevisionQueue", "Wanted"]
+
+DEFAULT_LEASE: Final = timedelta(minutes=10)
+"""A page renews its lease every minute; after a crash nobody waits for long."""
+
+_k = t.revision_tasks.c
+_o = t.revision_task_organs.c
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Who works.
+
+    Attributes:
+        name: unique.
+        second_reader: may take what another annotator was unsure of.
+    """
+
+    name: str
+    second_reader: bool = False
+
+
+class RevisionQueue(RevisionViews):
+    """The tasks in a catalog. Safe to share between threads; any number of processes may work.
+
+    Args:
+        lease: how long a case is held without a word from its annotator.
+        clock: the time now, in UTC.
+    """
+
+    def __init__(
+        self, catalog: Catalog, *, lease: timedelta = DEFAULT_LEASE, clock: Clock = utc_now
+    ) -> None:
+        super().__init__(catalog, clock=clock)
+        self._lease = lease
+
+    # Filling the queue
+
+    def open_tasks(
+        self,
+        portion: Portion,
+        who: str,
+        *,
+        reading: Reading = Reading.PAPER,
+        ensemble: str | None = None,
+        dataset: str | None = None,
+        organs: Collection[str] = (),
+        without: Collection[str] = (),
+    ) -> OpenedTasks:
+        """Open a task for each case at the top of the priority list that has none.
+
+        A case that this ensemble's list brought up before is left as it is, whatever became of it,
+        and so is one that still waits because of another ensemble.
+
+        Args:
+            portion: how much of the list.
+            who: asks.
+            ensemble: whose list; None: the one that scored last.
+            dataset: only its cases; None: all.
+            organs: the list counts only these, and the tasks are about these; empty: all.
+            without: cases that are passed over; the next ones of the list take their places.
+
+        Raises:
+            NotFound: nothing is scored under this reading.
+        """
+        ensemble = ensemble or self._catalog.latest_ensemble(reading, dataset)
+        if ensemble is None:
+            raise NotFound(
+                "no case is scored under this reading",
+                got=reading.value,
+                remedy="score cases first: `atlasloop score`",
+            )
+        ranked = self._catalog.ranking(reading, ensemble, dataset)
+        if organs:
+            ranked = ranked_by(ranked, frozenset(organs))
+        left = [case for case in ranked if case.case_id not in without]
+        top = left[: portion.of(len(ranked))]
+        scored = Scored(reading, ensemble)
+        with self._catalog.transaction(write=True) as connection:
+            return insert_tasks(connection, top, scored, who, self._now())
+
+    # Leases
+
+    def next(self, annotator: Annotator, wanted: Wanted = ANYTHING) -> Task | None:
+        """Lease the wanted case of the best rank that nobody holds; with an organ, the one with
+        most attention there.
+
+        What the annotator held before is given back. If nothing else is left, it is kept.
+        """
+        return self.next_for([(annotator, wanted)])[0]
+
+    def next_for(self, asks: Sequence[tuple[Annotator, Wanted]]) -> list[Task | None]:
+        """`next` for several annotators in one transaction: many who ask at once cost little more
+        than one.
+
+        Args:
+            asks: each annotator once.
+        """
+        now = self._now()
+        expires = now + self._lease
+        names = [annotator.name for annotator, _ in asks]
+        with self._catalog.transaction(write=True) as connection:
+            picked: dict[str, TaskRow] = {}
+            for wish in _wishes(asks):
+                picked |= pick(connection, wish, now, expires)
+            entries = [audit_entry(now, name, "lease", row) for name, row in picked.items()]
+            for annotator, wanted in asks:
+                if annotator.name not in picked:
+                    kept = self._kept(connection, annotator, wanted, now)
+                    picked |= {} if kept is None else {annotator.name: kept}
+            held = [row["id"] for row in picked.values()]
+            given_back = give_back(connection, names, held, now)
+            entries += [audit_entry(now, row["assignee"], "give back", row) for row in given_back]
+            note(connection, *entries)
+            tasks = dict(zip(picked, self._tasks(connection, list(picked.values())), strict=True))
+        return [tasks.get(name) for name in names]
+
+    def lease(self, task_id: int, annotator: Annotator) -> Task:
+        """Take one task, or renew the lease on it.
+
+        Raises:
+            NotFound: there is no such task.
+            Conflict: another annotator holds it, it is finished, or it waits for somebody else.
+        """
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._held(connection, task_id, annotator, now)
+            renewed = row["assignee"] == annotator.name
+            changed = self._change(
+                connection,
+                task_id,
+                now,
+                assignee=annotator.name,
+                lease_expires_at=now + self._lease,
+            )
+            if not renewed:  # a page renews every minute: that is no news
+                note(connection, audit_entry(now, annotator.name, "lease", row))
+            return self._tasks(connection, [changed])[0]
+
+    def release(self, task_id: int, annotator: Annotator) -> None:
+        """Give a task back; nothing happens if the annotator does not hold it.
+
+        Raises:
+            NotFound: there is no such task.
+        """
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._locked(connection, task_id)
+            if row["assignee"] == annotator.name and row["state"] in PENDING:
+                self._change(connection, task_id, now, assignee=None, lease_expires_at=None)
+                note(connection, audit_entry(now, annotator.name, "give back", row))
+
+    # Judging
+
+    def judge(
+        self,
+        task_id: int,
+        annotator: Annotator,
+        organ: str,
+        verdict: Verdict,
+        *,
+        error_type: str | None = None,
+        comment: str = "",
+    ) -> Task:
+        """Say of one organ whether its label is right, and if not, what is wrong (Fig. 5).
+
+        Raises:
+            NotFound: no such task, or it is not about this organ.
+            InvalidInput: an unknown error type, or one for a label that is right.
+            Conflict: as `lease`.
+        """
+        if error_type is not None:
+            require_error_type(error_type)
+            if verdict is Verdict.CONFIRMED:
+                raise InvalidInput("a label that is right has no error type", got=error_type)
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._held(connection, task_id, annotator, now)
+            known = connection.execute(
+                sa.update(t.revision_task_organs)
+                .where(_o.task_id == task_id, _o.organ == organ)
+                .values(
+                    verdict=verdict.value,
+                    error_type=error_type,
+                    note=comment,
+                    decided_by=annotator.name,
+                    decided_at=now,
+                )
+            ).rowcount
+            if not known:
+                raise NotFound("the task is not about this organ", case=row["case_id"], got=organ)
+            changed = self._touch(connection, row, annotator, now)
+            detail = {"organ": organ, "verdict": verdict.value, "error_type": error_type}
+            note(connection, audit_entry(now, annotator.name, "judge", row, detail))
+            return self._tasks(connection, [changed])[0]
+
+    def confirm(self, task_id: int, annotator: Annotator, seconds: float) -> Task:
+        """Nothing (more) is to be revised; organs without a verdict are confirmed.
+
+        Where a label was handed in for the task, the case did need revision: it ends as revised.
+
+        Raises:
+            NotFound: there is no such task.
+            Conflict: as `lease`; also an organ that was said to need revision and got none.
+        """
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._held(connection, task_id, annotator, now)
+            revised = _handed_in(connection, row)
+            wrong = connection.scalars(
+                sa.select(_o.organ)
+                .where(
+                    _o.task_id == task_id,
+                    _o.verdict == Verdict.NEEDS_REVISION.value,
+                    _o.organ.not_in(revised),
+                )
+                .order_by(_o.organ)
+            ).all()
+            if wrong:
+                raise Conflict(
+                    "organs were said to need revision",
+                    case=row["case_id"],
+                    got=", ".join(wrong),
+                    remedy="revise them, or change the verdict",
+                )
+            self._judge_revised(connection, task_id, annotator, now, revised)
+            without = _o.verdict.is_(None)
+            self._judge_where(connection, task_id, annotator, now, Verdict.CONFIRMED, without)
+            return self._finish_by(connection, row, annotator, seconds, revised)
+
+    def revise(
+        self, task_id: int, annotator: Annotator, seconds: float, labels: Mapping[str, str]
+    ) -> Task:
+        """The labels that were handed in are the revision.
+
+        Args:
+            labels: organ → id of its new label version; see `label_versions`.
+
+        Raises:
+            NotFound: there is no such task, or a version that is none of this case and organ.
+            InvalidInput: no label at all.
+            Conflict: as `lease`; also a version that another one has replaced.
+        """
+        if not labels:
+            raise InvalidInput(
+                "a revision without a label", remedy="hand in a label, or confirm the case"
+            )
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._held(connection, task_id, annotator, now)
+            for organ, version in labels.items():
+                _require_newest(connection, row["case_id"], organ, version)
+            revised = {**_handed_in(connection, row), **labels}
+            self._judge_revised(connection, task_id, annotator, now, revised)
+            return self._finish_by(connection, row, annotator, seconds, revised)
+
+    def skip(self, task_id: int, annotator: Annotator, reason: str, seconds: float = 0.0) -> Task:
+        """Leave the case as it is, for a reason.
+
+        Raises:
+            NotFound, Conflict: as `lease`.
+            InvalidInput: no reason.
+        """
+        _require_text("skip", reason)
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._held(connection, task_id, annotator, now)
+            detail = {"reason": reason}
+            return self._finish(connection, row, annotator, TaskState.SKIPPED, seconds, detail)
+
+    def ask_second_reader(
+        self, task_id: int, annotator: Annotator, comment: str, seconds: float = 0.0
+    ) -> Task:
+        """Let somebody else look at the case.
+
+        Raises:
+            NotFound, Conflict: as `lease`.
+        """
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._held(connection, task_id, annotator, now)
+            self._note_work(connection, row, annotator, TaskState.SECOND_READING, seconds, now)
+            changed = self._change(
+                connection,
+                task_id,
+                now,
+                state=TaskState.SECOND_READING.value,
+                first_reader=annotator.name,
+                assignee=None,
+                lease_expires_at=None,
+            )
+            note(
+                connection,
+                audit_entry(now, annotator.name, "second reading", row, {"note": comment}),
+            )
+            return self._tasks(connection, [changed])[0]
+
+    def reopen(self, task_id: int, who: str, reason: str) -> Task:
+        """Put a finished task back into the queue; its verdicts stay to be seen.
+
+        Raises:
+            NotFound: there is no such task.
+            InvalidInput: no reason.
+            Conflict: it is not finished, or the case waits in a newer task.
+        """
+        _require_text("reopen", reason)
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._locked(connection, task_id)
+            if row["state"] not in FINISHED:
+                raise Conflict("the task is not finished", case=row["case_id"], got=row["state"])
+            newer = connection.scalar(
+                sa.select(_k.id).where(_k.case_id == row["case_id"], IS_PENDING)
+            )
+            if newer is not None:
+                raise Conflict("the case waits already", case=row["case_id"], got=f"task {newer}")
+            changed = self._change(
+                connection,
+                task_id,
+                now,
+                state=TaskState.OPEN.value,
+                assignee=None,
+                lease_expires_at=None,
+                first_reader=None,
+            )
+            note(connection, audit_entry(now, who, "reopen", row, {"reason": reason}))
+            return self._tasks(connection, [changed])[0]
+
+    # How it is done
+
+    def _kept(
+        self, connection: Connection, annotator: Annotator, wanted: Wanted, now: datetime
+    ) -> sa.RowMapping | None:
+        """The case that the annotator holds, if it is a wanted one; its lease is renewed."""
+        chosen = self._chosen(replace(wanted, state=TaskState.LEASED, assignee=annotator.name))
+        query = sa.select(_k.id).where(chosen).order_by(_k.rank, _k.id).limit(1)
+        task_id = connection.scalar(query)
+        if task_id is None:
+            return None
+        return self._change(connection, task_id, now, lease_expires_at=now + self._lease)
+
+    def _locked(self, connection: Connection, task_id: int) -> sa.RowMapping:
+        query = sa.select(t.revision_tasks).where(_k.id == task_id).with_for_update()
+        row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            raise NotFound("no such task", got=task_id)
+        return row
+
+    def _held(
+        self, connection: Connection, task_id: int, annotator: Annotator, now: datetime
+    ) -> sa.RowMapping:
+        """The task, locked, if the annotator holds it or may take it now.
+
+        A lease that ended while its annotator was drawing hurts nobody as long as nobody else took
+        the case.
+        """
+        row = self._locked(connection, task_id)
+        case = row["case_id"]
+        if row["state"] in FINISHED:
+            raise Conflict(
+                "the task is finished",
+                case=case,
+                got=f"{row['state']} by {row['assignee']}",
+                remedy="ask a reader to open it again",
+            )
+        live = row["lease_expires_at"] is not None and row["lease_expires_at"] > now
+        if live and row["assignee"] != annotator.name:
+            raise Conflict(
+                "another annotator holds this case",
+                case=case,
+                got=row["assignee"],
+                remedy="take the next case",
+            )
+        if row["state"] == TaskState.SECOND_READING.value:
+            _require_second_reader(row, annotator)
+        return row
+
+    def _change(
+        self, connection: Connection, task_id: int, now: datetime, **values: Any
+    ) -> sa.RowMapping:
+        query = (
+            sa.update(t.revision_tasks)
+            .where(_k.id == task_id)
+            .values(updated_at=now, **values)
+            .returning(*t.revision_tasks.c)
+        )
+        return connection.execute(query).mappings().one()
+
+    def _touch(
+        self, connection: Connection, row: sa.RowMapping, annotator: Annotator, now: datetime
+    ) -> sa.RowMapping:
+        """Working on a case renews the lease."""
+        expires = now + self._lease
+        return self._change(
+            connection, row["id"], now, assignee=annotator.name, lease_expires_at=expires
+        )
+
+    def _judge_revised(
+        self,
+        connection: Connection,
+        task_id: int,
+        annotator: Annotator,
+        now: datetime,
+        organs: Collection[str],
+    ) -> None:
+        """Organs that got a label needed one, whatever was said of them before: who hands in a
+        label has changed his mind."""
+        verdict = Verdict.NEEDS_REVISION
+        concerned = _o.organ.in_(organs) & _o.verdict.is_distinct_from(verdict.value)
+        self._judge_where(connection, task_id, annotator, now, verdict, concerned)
+
+    def _judge_where(
+        self,
+        connection: Connection,
+        task_id: int,
+        annotator: Annotator,
+        now: datetime,
+        verdict: Verdict,
+        concerned: sa.ColumnElement[bool],
+    ) -> None:
+        connection.execute(
+            sa.update(t.revision_task_organs)
+            .where(_o.task_id == task_id, concerned)
+            .values(verdict=verdict.value, decided_by=annotator.name, decided_at=now)
+        )
+
+    def _finish_by(
+        self,
+        connection: Connection,
+        row: sa.RowMapping,
+        annotator: Annotator,
+        seconds: float,
+        revised: Mapping[str, str],
+    ) -> Task:
+        """The end of a task whose case was looked at: revised, if any organ was."""
+        if not revised:
+            return self._finish(connection, row, annotator, TaskState.CONFIRMED, seconds)
+        detail = {"labels": dict(revised)}
+        return self._finish(connection, row, annotator, TaskState.REVISED, seconds, detail)
+
+    def _finish(
+        self,
+        connection: Connection,
+        row: sa.RowMapping,
+        annotator: Annotator,
+        state: TaskState,
+        seconds: float,
+        detail: Mapping[str, Any] | None = None,
+    ) -> Task:
+        now = self._now()
+        self._note_work(connection, row, annotator, state, seconds, now)
+        changed = self._change(
+            connection,
+            row["id"],
+            now,
+            state=state.value,
+            assignee=annotator.name,
+            lease_expires_at=None,
+        )
+        spent = {"seconds_spent": seconds, **(detail or {})}
+        note(connection, audit_entry(now, annotator.name, state.value, row, spent))
+        return self._tasks(connection, [changed])[0]
+
+    def _note_work(
+        self,
+        connection: Connection,
+        row: sa.RowMapping,
+        annotator: Annotator,
+        outcome: TaskState,
+        seconds: float,
+        now: datetime,
+    ) -> None:
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise InvalidInput("time spent is no time", expected="seconds, >= 0", got=seconds)
+        connection.execute(
+            sa.insert(t.revision_work).values(
+                task_id=row["id"],
+                annotator=annotator.name,
+                outcome=outcome.value,
+                seconds=seconds,
+                finished_at=now,
+            )
+        )
+
+
+def _wishes(asks: Sequence[tuple[Annotator, Wanted]]) -> list[Wish]:
+    """Those who want the same, together; a second reader by himself, who may not have every case
+    that others may."""
+    together: dict[tuple[str | None, str | None], list[str]] = {}
+    alone = []
+    for annotator, wanted in asks:
+        if annotator.second_reader:
+            alone.append(Wish((annotator.name,), wanted.dataset, wanted.organ, True))
+        else:
+            together.setdefault((wanted.dataset, wanted.organ), []).append(annotator.name)
+    return alone + [
+        Wish(tuple(names), dataset, organ, False) for (dataset, organ), names in together.items()
+    ]
+
+
+def _require_second_reader(row: sa.RowMapping, annotator: Annotator) -> None:
+    if row["first_reader"] == annotator.name:
+        raise Conflict(
+            "the case waits for a second reader",
+            case=row["case_id"],
+            expected=f"somebody other than {row['first_reader']}",
+        )
+    if not annotator.second_reader:
+        raise Conflict(
+            "the case waits for a second reader",
+            case=row["case_id"],
+            expected="somebody with the role reader or manager",
+        )
+
+
+def _require_text(what: str, text: str) -> None:
+    if not text.strip():
+        raise InvalidInput(f"to {what} a case needs a reason")
+
+
+def _handed_in(connection: Connection, task: sa.RowMapping) -> dict[str, str]:
+    """Organ → newest label that became one in the course of a task: under its id, or under none
+    since it was opened, as by a program that knows of no tasks."""
+    s = t.label_submissions.c
+    of_task = (s.task_id == task["id"]) | (
+        s.task_id.is_(None) & (s.created_at >= task["created_at"])
+    )
+    query = (
+        sa.select(s.organ, s.label_id)
+        .where(s.case_id == task["case_id"], s.label_id.is_not(None), of_task)
+        .order_by(s.created_at, s.id)
+    )
+    return {row.organ: str(row.label_id) for row in connection.execute(query)}
+
+
+def _require_newest(connection: Connection, case_id: str, organ: str, version: str) -> None:
+    """Refuse a label version that is not the newest revision of that organ of that case."""
+    labels = t.labels.c
+    query = (
+        sa.select(labels.id)
+        .where(
+            labels.case_id == case_id,
+            labels.organ == organ,
+            labels.source == LabelSource.REVISED.value,
+        )
+        .order_by(labels.created_at.desc(), labels.sha256.desc())
+    )
+    revised = [str(number) for number in connection.scalars(query)]
+    if version.startswith("conflict-") or (version in revised and version != revised[0]):
+        raise Conflict(
+            f"the {organ} was changed by somebody else meanwhile",
+            case=case_id,
+            expected=f"version {revised[0] if revised else 'none'}",
+            got=f"version {version}",
+            remedy="look at both versions, and hand in one that is made from the newer",
+        )
+    if version not in revised:
+        raise NotFound(f"no such revision of the {organ}", case=case_id, got=version)

@@ -1,0 +1,164 @@
+"""Revision as values: tasks of the queue, verdicts, label versions, the audit log (§3.2 ⑤).
+
+`atlas_core.review.queue` and `atlas_core.review.label_versions` store and find them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_core.model_spec import ModelRef, Sha256
+from atlas_core.organs import OrganName
+from atlas_core.records import CaseId, DatasetName, LabelSource, Reading
+
+USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$"
+
+UserName = Annotated[str, Field(pattern=USER_NAME)]
+
+MINUTES_PER_CASE = 15
+"""What the paper reckons for one case (§4.2)."""
+
+TOP_SHARE = 0.05
+"""Share of the cases that are revised (§4.2)."""
+
+
+class TaskState(StrEnum):
+    """Where a revision stands."""
+
+    OPEN = "open"
+    LEASED = "leased"
+    """Somebody works on it: open or in second reading, with a lease that has not ended."""
+    SECOND_READING = "second_reading"
+    """Waits for somebody other than the first reader."""
+    REVISED = "revised"
+    CONFIRMED = "confirmed"
+    """No revision needed."""
+    SKIPPED = "skipped"
+
+
+PENDING = (TaskState.OPEN, TaskState.SECOND_READING)
+FINISHED = (TaskState.REVISED, TaskState.CONFIRMED, TaskState.SKIPPED)
+
+
+class Verdict(StrEnum):
+    """What an annotator says of one organ of a case."""
+
+    CONFIRMED = "confirmed"
+    NEEDS_REVISION = "needs_revision"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskOrgan(_Record):
+    """One organ of a task."""
+
+    organ: OrganName
+    attention_ml: float
+    verdict: Verdict | None = None
+    error_type: str | None = None
+    note: str = ""
+
+
+class Task(_Record):
+    """One case that waits for an annotator, or was with one."""
+
+    id: int
+    case_id: CaseId
+    dataset: DatasetName
+    reading: Reading
+    ensemble: str
+    rank: int = Field(ge=1, description="In the priority list when the task was opened.")
+    attention_ml: float
+    state: TaskState
+    assignee: str | None = Field(
+        default=None, description="Who holds it, or who finished it; None while it waits."
+    )
+    lease_expires_at: datetime | None = Field(
+        default=None, description="Of a lease that has not ended."
+    )
+    second_reader: bool = Field(description="It waits for, or is with, a second reader.")
+    organs: tuple[TaskOrgan, ...] = Field(description="Largest attention first.")
+    updated_at: datetime
+
+
+class TaskCounts(_Record):
+    """Tasks by state."""
+
+    open: int = 0
+    leased: int = 0
+    second_reading: int = 0
+    revised: int = 0
+    confirmed: int = 0
+    skipped: int = 0
+
+
+class OpenedTasks(_Record):
+    """What came of asking for tasks."""
+
+    created: int
+    already: int = Field(description="Cases of that part of the list that had a task before.")
+    tasks: tuple[int, ...] = Field(description="Ids of the new tasks, by rank.")
+
+
+class AuditEntry(_Record):
+    """Who did what, when."""
+
+    at: datetime
+    who: str
+    action: str
+    case_id: str | None = None
+    task_id: int | None = None
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class LabelVersion(_Record):
+    """One label of one organ of one case, with where it comes from. Immutable."""
+
+    id: str = Field(description="Of a label, or ``conflict-N`` for a submission that is none.")
+    case_id: CaseId
+    organ: OrganName
+    source: LabelSource
+    path: str = Field(description="File in the case store.")
+    value: int = Field(description="Voxel value that means this organ in that file.")
+    sha256: Sha256 = Field(description="Of the file's bytes.")
+    voxels: int
+    volume_ml: float
+    author: str | None = None
+    models: tuple[ModelRef, ...] = ()
+    created_at: datetime
+    base: str | None = Field(default=None, description="Version that it was made from.")
+    in_force: bool = Field(description="It is the one that assembly takes.")
+
+
+class Draft(_Record):
+    """Unfinished drawing of one annotator."""
+
+    task_id: int
+    author: str
+    path: str
+    sha256: Sha256
+    base: dict[str, str]
+    saved_at: datetime
+
+
+class WorkDay(_Record):
+    """What one annotator did on one day (UTC)."""
+
+    day: str
+    tasks: int
+    seconds: float
+
+
+class Throughput(_Record):
+    """What one annotator did."""
+
+    annotator: str
+    tasks: int
+    seconds: float
+    by_day: tuple[WorkDay, ...]

@@ -1,0 +1,98 @@
+"""Sign-ins: who has proved to be whom, until when. Kept in the catalog, so that any replica of a
+service knows them and a sign-out holds everywhere. Secrets are stored as hashes only."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+
+from atlas_core.catalog import Catalog
+from atlas_core.catalog import tables as t
+
+_i = t.sign_ins.c
+
+SECRET_BYTES = 32
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """One sign-in.
+
+    Attributes:
+        user: name.
+        roles: as they were at sign-in.
+        csrf_token: what a page must repeat with every write.
+        expires_at: when it ends.
+    """
+
+    user: str
+    roles: tuple[str, ...]
+    csrf_token: str
+    expires_at: datetime
+
+
+class SignIns:
+    """The sign-ins in a catalog. Safe to share between threads."""
+
+    def __init__(
+        self, catalog: Catalog, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._catalog = catalog
+        self._now = clock
+
+    def start(
+        self, kind: str, user: str, roles: Sequence[str], lasts: timedelta
+    ) -> tuple[str, SignIn]:
+        """A new sign-in and its secret, which nobody can find out later.
+
+        Args:
+            kind: "session" or "bearer"; a secret of one kind is none of the other.
+        """
+        secret = secrets.token_urlsafe(SECRET_BYTES)
+        sign_in = SignIn(
+            user, tuple(roles), secrets.token_urlsafe(SECRET_BYTES), self._now() + lasts
+        )
+        with self._catalog.transaction(write=True) as connection:
+            connection.execute(sa.delete(t.sign_ins).where(_i.expires_at <= self._now()))
+            connection.execute(
+                sa.insert(t.sign_ins).values(
+                    secret_sha256=_hash(secret),
+                    kind=kind,
+                    user_name=user,
+                    roles=list(roles),
+                    csrf_token=sign_in.csrf_token,
+                    expires_at=sign_in.expires_at,
+                )
+            )
+        return secret, sign_in
+
+    def find(self, kind: str, secret: str) -> SignIn | None:
+        """The sign-in of this secret, if it has not ended."""
+        query = sa.select(_i.user_name, _i.roles, _i.csrf_token, _i.expires_at).where(
+            _i.secret_sha256 == _hash(secret), _i.kind == kind, _i.expires_at > self._now()
+        )
+        with self._catalog.transaction(write=False) as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        return SignIn(row.user_name, tuple(row.roles), row.csrf_token, row.expires_at)
+
+    def end(self, secret: str) -> None:
+        """Sign out."""
+        with self._catalog.transaction(write=True) as connection:
+            connection.execute(sa.delete(t.sign_ins).where(_i.secret_sha256 == _hash(secret)))
+
+    def end_all(self, user: str) -> int:
+        """Sign somebody out everywhere; returns how many sign-ins ended."""
+        with self._catalog.transaction(write=True) as connection:
+            return connection.execute(sa.delete(t.sign_ins).where(_i.user_name == user)).rowcount
+
+
+def _hash(secret: str) -> str:
+    # A plain hash is enough: the secret has 256 random bits, nobody tries them out.
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""The state of the atlas in numbers: attention sizes (Fig. 4), organ volumes (Fig. 1b, 9), and
+what annotators did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
+
+from atlas_core.catalog import Catalog
+from atlas_core.catalog import tables as t
+from atlas_core.records import LabelSource, RankedCase, Reading
+from atlas_core.review.records import TOP_SHARE, Throughput, WorkDay
+
+VOLUMES_SHOWN = 1000
+"""Volumes of one organ that are given one by one; of more, every n-th by size."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class CaseSize(_Record):
+    """Attention size of one case."""
+
+    case_id: str
+    attention_ml: float
+    in_top_share: bool
+
+
+class OrganVolumes(_Record):
+    """Volumes of one organ over all cases that have it, in millilitres."""
+
+    count: int
+    q1: float
+    median: float
+    q3: float
+    values: tuple[float, ...] = Field(description="Rising; at most 1000 of them.")
+
+
+class ReviewStatistics:
+    """Reads the numbers off a catalog. Safe to share between threads."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def attention_by_dataset(self, reading: Reading) -> dict[str, list[CaseSize]]:
+        """Cases of each dataset by falling attention size (Fig. 4); the top 5 % of the whole
+        priority list are marked."""
+        ranked = self._catalog.ranking(reading)
+        return _by_dataset(ranked, math.ceil(round(TOP_SHARE * len(ranked), 6)))
+
+    def organ_volumes(self) -> dict[str, OrganVolumes]:
+        """Volumes of the labels in force; an organ that the patient lacks is not counted."""
+        with self._catalog.transaction(write=False) as connection:
+            volumes = _volumes_in_force(connection)
+        return {organ: _spread(sorted(found)) for organ, found in sorted(volumes.items())}
+
+    def throughput(self) -> list[Throughput]:
+        """What every annotator finished, by name and day (UTC)."""
+        w = t.revision_work.c
+        query = sa.select(w.annotator, w.finished_at, w.seconds).order_by(
+            w.annotator, w.finished_at
+        )
+        days: dict[str, dict[str, list[float]]] = {}
+        with self._catalog.transaction(write=False) as connection:
+            for annotator, finished_at, seconds in connection.execute(query):
+                by_day = days.setdefault(annotator, {})
+                by_day.setdefault(finished_at.date().isoformat(), []).append(seconds)
+        return [_throughput(annotator, by_day) for annotator, by_day in days.items()]
+
+
+def _by_dataset(ranked: Sequence[RankedCase], top: int) -> dict[str, list[CaseSize]]:
+    datasets: dict[str, list[CaseSize]] = {}
+    for case in ranked:
+        size = CaseSize(
+            case_id=case.case_id, attention_ml=case.attention_ml, in_top_share=case.rank <= top
+        )
+        datasets.setdefault(case.dataset, []).append(size)
+    return datasets
+
+
+def _volumes_in_force(connection: Connection) -> dict[str, list[float]]:
+    """Volume of the preferred label of every case and organ, by organ; see `assembly.preferred`."""
+    columns = t.labels.c
+    source = sa.case(
+        {LabelSource.ORIGINAL.value: 0, LabelSource.REVISED.value: 1}, value=columns.source, else_=2
+    )
+    query = sa.select(columns.case_id, columns.organ, columns.volume_ml).order_by(
+        columns.case_id, columns.organ, source, columns.created_at.desc(), columns.sha256.desc()
+    )
+    volumes: dict[str, list[float]] = {}
+    last: tuple[str, str] | None = None
+    for case_id, organ, volume_ml in connection.execute(query):
+        if (case_id, organ) != last and volume_ml > 0:
+            volumes.setdefault(organ, []).append(volume_ml)
+        last = (case_id, organ)
+    return volumes
+
+
+def _spread(volumes: list[float]) -> OrganVolumes:
+    q1, median, q3 = (float(value) for value in np.quantile(volumes, (0.25, 0.5, 0.75)))
+    step = math.ceil(len(volumes) / VOLUMES_SHOWN)
+    return OrganVolumes(
+        count=len(volumes), q1=q1, median=median, q3=q3, values=tuple(volumes[::step])
+    )
+
+
+def _throughput(annotator: str, by_day: dict[str, list[float]]) -> Throughput:
+    days = [
+        WorkDay(day=day, tasks=len(seconds), seconds=math.fsum(seconds))
+        for day, seconds in sorted(by_day.items())
+    ]
+    return Throughput(
+        annotator=annotator,
+        tasks=sum(day.tasks for day in days),
+        seconds=math.fsum(day.seconds for day in days),
+        by_day=tuple(days),
+    )

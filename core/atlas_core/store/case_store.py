@@ -1,0 +1,466 @@
+"""The case store: one folder with the volumes of every case, and the only place that builds paths.
+
+    cases/<case>/ct.nii.gz
+    cases/<case>/labels/<organ>/<source>-<sha12>.nii.gz
+                                revised-<sha12>-<token>.nii.gz   one file for each hand-in
+    cases/<case>/drafts/<token>.nii.gz
+    cases/<case>/derived/<name>                                  can be made again at any time
+    cases/<case>/predictions/<reading>/<ensemble>/pseudo_label.nii.gz
+                                                  attention/<organ>.nii.gz
+                                                  result.json
+    cases/<case>/assembled/<inputs16>/combined_labels.nii.gz
+                                      provenance.json
+                                      segmentations/<organ>.nii.gz   where asked for
+    .incoming/<host>.<pid>.<random>/              what is being written
+
+Everything is written under ``.incoming`` and renamed into place when it is complete and on disk: a
+reader sees a whole file or folder, or none. A crash leaves at most a folder under ``.incoming``,
+which `CaseStore.sweep` removes. Any number of processes, also of several machines on a shared
+volume, may write at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from atlas_core.atomic_writes import draft_name, is_stale, sync, sync_tree
+from atlas_core.errors import ConfigurationError, InvalidInput, NotFound
+from atlas_core.imaging import Volume, write_volume
+from atlas_core.organs import OrganName
+from atlas_core.records import CaseId, LabelSource, Reading
+
+MAX_FOLDER_NAME: Final = 200
+"""File systems allow 255 bytes; the rest is left for tools that add a suffix."""
+
+SWEEP_AFTER_HOURS: Final = 24.0
+"""Nobody writes one prediction for a day: what is older was left by a crash, on any machine."""
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    """A mask that was written.
+
+    Attributes:
+        path: relative to the root of the store, with forward slashes.
+        sha256: of the file's bytes.
+    """
+
+    path: str
+    sha256: str
+
+
+class PredictionDraft:
+    """A prediction that is being written; `CaseStore.new_prediction` makes and publishes it.
+
+    Attributes:
+        folder: where to write.
+        published: after the ``with`` block: True if this draft became the prediction, False if
+            another writer was first (whose files then stand, and this draft is gone).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.published = False
+
+    @property
+    def pseudo_label_path(self) -> Path:
+        """Label map, uint8 with the label ids of the organs."""
+        return self.folder / _PSEUDO_LABEL
+
+    def attention_path(self, organ: str) -> Path:
+        """Attention map of one organ, uint8 with ``scl_slope`` 1/136."""
+        return self.folder / _ATTENTION / f"{_organ(organ)}.nii.gz"
+
+    @property
+    def result_path(self) -> Path:
+        """The numbers; a draft without it is not published."""
+        return self.folder / _RESULT
+
+
+class CaseStore:
+    """The folder `root`. Making one touches nothing on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    # Where things are
+
+    def ct_path(self, case_id: str) -> Path:
+        """The CT of a case, whether or not it exists."""
+        return self._case_dir(case_id) / "ct.nii.gz"
+
+    def label_path(self, case_id: str, organ: str, source: LabelSource, sha256: str) -> Path:
+        """A binary mask of one organ; `sha256` is that of the file's bytes."""
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise InvalidInput("malformed checksum", case=case_id, got=sha256)
+        name = f"{LabelSource(source).value}-{sha256[:12]}.nii.gz"
+        return self._case_dir(case_id) / "labels" / _organ(organ) / name
+
+    def derived_path(self, case_id: str, name: str) -> Path:
+        """Something computed from other files of the case; its name says from which."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,150}", name):
+            raise InvalidInput("malformed name of a derived file", case=case_id, got=name)
+        return self._case_dir(case_id) / "derived" / name
+
+    def prediction_dir(self, case_id: str, reading: Reading, ensemble: str) -> Path:
+        """Folder of the prediction of one ensemble under one reading."""
+        folder = self._case_dir(case_id) / "predictions" / Reading(reading).value
+        return folder / _ensemble_folder(ensemble)
+
+    def pseudo_label_path(self, case_id: str, reading: Reading, ensemble: str) -> Path:
+        """Label map of all organs, uint8 with their label ids."""
+        return self.prediction_dir(case_id, reading, ensemble) / _PSEUDO_LABEL
+
+    def attention_path(self, case_id: str, reading: Reading, ensemble: str, organ: str) -> Path:
+        """Attention map of one organ, uint8 with ``scl_slope`` 1/136."""
+        folder = self.prediction_dir(case_id, reading, ensemble)
+        return folder / _ATTENTION / f"{_organ(organ)}.nii.gz"
+
+    def result_path(self, case_id: str, reading: Reading, ensemble: str) -> Path:
+        """The numbers of a prediction."""
+        return self.prediction_dir(case_id, reading, ensemble) / _RESULT
+
+    def assembly_dir(self, case_id: str, inputs_sha256: str) -> Path:
+        """Folder of the label map that was assembled from inputs of this checksum."""
+        if not re.fullmatch(r"[0-9a-f]{64}", inputs_sha256):
+            raise InvalidInput("malformed checksum", case=case_id, got=inputs_sha256)
+        return self._case_dir(case_id) / "assembled" / inputs_sha256[:16]
+
+    def assembled_path(self, case_id: str, inputs_sha256: str) -> Path:
+        """Assembled label map, uint8 with the label ids of the organs."""
+        return self.assembly_dir(case_id, inputs_sha256) / COMBINED_LABELS
+
+    def assembled_mask_path(self, case_id: str, inputs_sha256: str, organ: str) -> Path:
+        """Binary mask of one organ out of an assembled label map."""
+        folder = self.assembly_dir(case_id, inputs_sha256) / SEGMENTATIONS
+        return folder / f"{_organ(organ)}.nii.gz"
+
+    def relative(self, path: Path) -> str:
+        """`path` of this store as the catalog keeps it: relative to the root, forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def path(self, relative: str) -> Path:
+        """The file that the catalog calls `relative`.
+
+        Raises:
+            InvalidInput: it would lie outside the store.
+        """
+        parts = Path(relative).parts
+        if not parts or Path(relative).is_absolute() or ".." in parts:
+            raise InvalidInput("path leaves the case store", got=relative)
+        return self.root.joinpath(*parts)
+
+    def list_cases(self) -> list[str]:
+        """Ids of the cases that have a CT, sorted."""
+        folder = self.root / "cases"
+        if not folder.is_dir():
+            return []
+        return sorted(f.name for f in folder.iterdir() if (f / "ct.nii.gz").is_file())
+
+    def files(self) -> Iterator[Path]:
+        """Every file of every case, sorted by path; what is being written is not among them."""
+        for folder, subfolders, names in os.walk(self.root / "cases"):
+            subfolders.sort()
+            for name in sorted(names):
+                yield Path(folder, name)
+
+    def require_usable(self) -> None:
+        """Prove by a small file that the store can be written to; made for the start of a process.
+
+        Raises:
+            ConfigurationError: it cannot: a read-only or full disk, or missing rights.
+        """
+        try:
+            with self._incoming() as folder, (folder / "probe").open("wb") as file:
+                file.write(b"\0" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigurationError(
+                f"the case store {self.root} cannot be written to",
+                got=error.strerror,
+                remedy="check that its volume is mounted, writable for this user, and not full",
+            ) from None
+
+    def has_prediction(self, case_id: str, reading: Reading, ensemble: str) -> bool:
+        """Whether that prediction is there (and then it is complete)."""
+        return self.result_path(case_id, reading, ensemble).is_file()
+
+    # Writing
+
+    def write_ct(self, case_id: str, ct: Volume) -> str:
+        """Store the CT of a case, losslessly and in its own axis order.
+
+        Returns:
+            SHA-256 of the file's bytes, hex.
+        """
+        target = self.ct_path(case_id)
+        with self._incoming() as folder:
+            sha256 = write_volume(folder / target.name, ct.voxels, ct.geometry)
+            _move_in(folder / target.name, target)
+        return sha256
+
+    def write_label(
+        self, case_id: str, organ: str, source: LabelSource, mask: Volume
+    ) -> StoredLabel:
+        """Store a binary mask (uint8, 0 and 1) on the grid of the case's CT.
+
+        Writing the same mask again gives the same file.
+        """
+        with self._incoming() as folder:
+            draft = folder / "label.nii.gz"
+            sha256 = write_volume(draft, mask.voxels, mask.geometry)
+            target = self.label_path(case_id, organ, source, sha256)
+            _move_in(draft, target)
+        return StoredLabel(self.relative(target), sha256)
+
+    def write_submission(self, case_id: str, organ: str, mask: Volume) -> StoredLabel:
+        """Store a binary mask that somebody handed in, in a file of its own: two hand-ins of the
+        same mask are two versions."""
+        with self._incoming() as folder:
+            draft = folder / "label.nii.gz"
+            sha256 = write_volume(draft, mask.voxels, mask.geometry)
+            plain = self.label_path(case_id, organ, LabelSource.REVISED, sha256)
+            name = f"{plain.name.removesuffix('.nii.gz')}-{secrets.token_hex(4)}.nii.gz"
+            target = plain.with_name(name)
+            _move_in(draft, target)
+        return StoredLabel(self.relative(target), sha256)
+
+    def write_draft(self, case_id: str, label_map: Volume) -> StoredLabel:
+        """Store somebody's unfinished label map in a file of its own."""
+        with self._incoming() as folder:
+            draft = folder / "draft.nii.gz"
+            sha256 = write_volume(draft, label_map.voxels, label_map.geometry)
+            target = self._case_dir(case_id) / "drafts" / f"{secrets.token_hex(8)}.nii.gz"
+            _move_in(draft, target)
+        return StoredLabel(self.relative(target), sha256)
+
+    def write_derived(self, case_id: str, name: str, write: Callable[[Path], object]) -> Path:
+        """Make a derived file by calling `write` with the path to write to."""
+        target = self.derived_path(case_id, name)
+        with self._incoming() as folder:
+            draft = folder / target.name
+            write(draft)
+            sync(draft)
+            _move_in(draft, target)
+        return target
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A folder for what is not checked yet, removed at the end."""
+        with self._incoming() as folder:
+            yield folder
+
+    @contextmanager
+    def new_prediction(
+        self, case_id: str, reading: Reading, ensemble: str
+    ) -> Iterator[PredictionDraft]:
+        """Write a prediction: all of it appears when the block ends, nothing if it fails.
+
+        Of several writers of the same prediction one publishes; to the others
+        `PredictionDraft.published` says that it was there already. That is no error.
+
+        Raises:
+            NotFound: the block ended without writing ``result.json``.
+        """
+        target = self.prediction_dir(case_id, reading, ensemble)
+        with self._incoming() as folder:
+            draft = PredictionDraft(folder / "prediction")
+            (draft.folder / _ATTENTION).mkdir(parents=True)
+            yield draft
+            if not draft.result_path.is_file():
+                raise NotFound("the prediction has no result.json", case=case_id)
+            sync_tree(draft.folder)
+            draft.published = _move_folder_in(draft.folder, target)
+
+    def write_assembly(
+        self, case_id: str, inputs_sha256: str, label_map: Volume, provenance: Callable[[str], str]
+    ) -> StoredLabel:
+        """Store an assembled label map with its provenance; both appear at once.
+
+        Equal inputs give equal files, so what is there already stays, unless it is damaged.
+
+        Args:
+            provenance: called with the checksum of the label map's file; gives the text of
+                ``provenance.json``.
+        """
+        target = self.assembly_dir(case_id, inputs_sha256)
+        with self._incoming() as incoming:
+            draft = incoming / target.name
+            draft.mkdir()
+            sha256 = write_volume(draft / COMBINED_LABELS, label_map.voxels, label_map.geometry)
+            (draft / PROVENANCE).write_text(provenance(sha256), encoding="utf-8")
+            sync_tree(draft)
+            if not _move_folder_in(draft, target) and not _same_files(draft, target):
+                target.rename(incoming / "damaged")
+                _move_folder_in(draft, target)
+        return StoredLabel(self.relative(target / COMBINED_LABELS), sha256)
+
+    def write_assembled_mask(
+        self, case_id: str, inputs_sha256: str, organ: str, mask: Volume
+    ) -> Path:
+        """Store the mask of one organ beside the label map that it was taken from."""
+        target = self.assembled_mask_path(case_id, inputs_sha256, organ)
+        with self._incoming() as folder:
+            write_volume(folder / target.name, mask.voxels, mask.geometry)
+            _move_in(folder / target.name, target)
+        return target
+
+    # Deleting
+
+    def delete_prediction(self, case_id: str, reading: Reading, ensemble: str) -> bool:
+        """Remove one prediction; False if there was none."""
+        return self._delete(self.prediction_dir(case_id, reading, ensemble))
+
+    def delete_case(self, case_id: str) -> bool:
+        """Remove a case with everything in it; False if there was none."""
+        return self._delete(self._case_dir(case_id))
+
+    def remove(self, relative: str) -> None:
+        """Remove one file that the catalog does not name (any more); nothing if it is not there."""
+        self.path(relative).unlink(missing_ok=True)
+
+    def sweep(self, older_than_hours: float = SWEEP_AFTER_HOURS) -> int:
+        """Remove what crashed writers left behind; safe while others write.
+
+        Removed is what belongs to a process of this machine that no longer lives, and what nobody
+        has written to for `older_than_hours`.
+
+        Returns:
+            How many folders were removed.
+        """
+        incoming = self.root / _INCOMING
+        if not incoming.is_dir():
+            return 0
+        stale = [f for f in incoming.iterdir() if is_stale(f, older_than_hours * 3600)]
+        for folder in stale:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(stale)
+
+    # How it is done
+
+    def _case_dir(self, case_id: str) -> Path:
+        return self.root / "cases" / _checked(_case_ids(), "case id", case_id)
+
+    @contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        """A folder of our own on the same file system, removed at the end."""
+        folder = self.root / _INCOMING / draft_name()
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _delete(self, folder: Path) -> bool:
+        with self._incoming() as incoming:
+            try:
+                folder.rename(incoming / "deleted")
+            except FileNotFoundError:
+                return False
+        _sync_folder(folder.parent)
+        return True
+
+
+_INCOMING: Final = ".incoming"
+_PSEUDO_LABEL: Final = "pseudo_label.nii.gz"
+_ATTENTION: Final = "attention"
+_RESULT: Final = "result.json"
+
+COMBINED_LABELS: Final = "combined_labels.nii.gz"
+"""Name of an assembled label map, as in the AbdomenAtlas release."""
+
+SEGMENTATIONS: Final = "segmentations"
+PROVENANCE: Final = "provenance.json"
+
+
+@cache
+def _case_ids() -> TypeAdapter[str]:
+    return TypeAdapter(CaseId)
+
+
+@cache
+def _organ_names() -> TypeAdapter[str]:
+    return TypeAdapter(OrganName)
+
+
+def _checked(rule: TypeAdapter[str], what: str, value: str) -> str:
+    """`value` if it is a safe name; names build paths, so nothing else may pass."""
+    try:
+        return rule.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise InvalidInput(f"malformed {what}", got=value, expected=_reason(error)) from None
+
+
+def _reason(error: ValidationError) -> Any:
+    return error.errors(include_url=False)[0]["msg"]
+
+
+def _organ(name: str) -> str:
+    return _checked(_organ_names(), "organ name", name)
+
+
+def _ensemble_folder(ensemble: str) -> str:
+    """The ensemble's key as a folder name; keys of many models are too long and are hashed."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_@+.-]*", ensemble):
+        raise InvalidInput("malformed ensemble key", got=ensemble)
+    if len(ensemble) <= MAX_FOLDER_NAME:
+        return ensemble
+    return f"ensemble-{hashlib.sha256(ensemble.encode()).hexdigest()}"
+
+
+def _move_in(file: Path, target: Path) -> None:
+    """Rename a file that is on disk already into place, and make the renaming last."""
+    _make_folders(target.parent)
+    file.replace(target)
+    _sync_folder(target.parent)
+
+
+def _move_folder_in(folder: Path, target: Path) -> bool:
+    """Rename a folder into place; False (and nothing done) if a folder is there already."""
+    _make_folders(target.parent)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        # What POSIX says of a target that is not empty.
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    _sync_folder(target.parent)
+    return True
+
+
+def _same_files(folder: Path, other: Path) -> bool:
+    """Whether every file of `folder` lies in `other` with the same bytes."""
+    names = [path.name for path in folder.iterdir()]
+    return all(
+        (other / name).is_file() and filecmp.cmp(folder / name, other / name, shallow=False)
+        for name in names
+    )
+
+
+def _make_folders(folder: Path) -> None:
+    """`folder` and its missing parents, each made to last."""
+    missing = [f for f in (folder, *folder.parents) if not f.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync_folder(made.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a folder's entries on disk; without that, a power cut can undo a renaming."""
+    sync(folder)

@@ -1,0 +1,6 @@
+from .assembling import AssemblyRequest, AssemblySummary
+
+__all__ = [
+    "AssemblyRequest",
+    "AssemblySummary",
+]

@@ -1,0 +1,321 @@
+"""`models train`, `finetune`, `import` and `export`: where versions come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atlas_flows.commands.models.app import (
+    JsonOption,
+    ReferenceArgument,
+    app,
+    counting,
+    open_catalog,
+    parse_reference,
+    store_of,
+)
+from atlas_flows.commands.terminal import console, places, write_text
+
+if TYPE_CHECKING:
+    from atlas_core.catalog import Catalog
+    from atlas_core.model_spec import ModelSpec
+
+    from atlas_flows.models import ModelStore, TrainingOrder
+
+
+NameOption = Annotated[str, typer.Option(help="Name in Triton, one per architecture.")]
+
+
+VersionOption = Annotated[
+    int | None, typer.Option(min=0, help="t of M_t; default: the next one of that name.")
+]
+
+
+RunOption = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, help="Checkpoints and curves; a run goes on where it ended."),
+]
+
+
+DatasetsOption = Annotated[
+    list[str] | None, typer.Option(help="Only cases of it (repeatable); default: all.")
+]
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Field of the configuration, for instance steps=200."),
+]
+
+
+ShareOption = Annotated[
+    float,
+    typer.Option(min=0.0, max=0.9, help="Of the cases, held out by their ids; promote judges by."),
+]
+
+
+LoadersOption = Annotated[
+    int,
+    typer.Option(min=0, max=64, help="Threads that prepare patches ahead; a GPU needs some."),
+]
+
+
+@app.command("import")
+def import_model(
+    context: typer.Context,
+    name: NameOption,
+    nnunet: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="nnU-Net v2 result folder, with plans.json."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Weights of a MONAI network; needs --config."
+        ),
+    ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="ONNX file; needs --config."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="YAML that describes the weights or the graph."
+        ),
+    ] = None,
+    version: VersionOption = None,
+    folds: Annotated[
+        str, typer.Option(help="nnU-Net: `all` averages those there are; or `0,2`.")
+    ] = "all",
+    configuration: Annotated[
+        str | None, typer.Option(help="nnU-Net: of the plans; default: as it was trained.")
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="nnU-Net: file in each fold's folder.")
+    ] = "checkpoint_final.pth",
+    orientation: Annotated[
+        str | None,
+        typer.Option(help="nnU-Net: of the training volumes, where plans do not tell: RAS, LPS …"),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="nnU-Net: organ=name of a label that means it (repeatable)."),
+    ] = None,
+    organs: Annotated[
+        str | None,
+        typer.Option(
+            help="Which, separated by commas and in this order: models of one ensemble have the "
+            "same. Default: all that the model knows, in the order of AbdomenAtlas."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a model from elsewhere one of ours: a version that can be promoted.
+
+    Takes an nnU-Net v2 result (also one that TotalSegmentator installed), weights of a MONAI
+    network, or any ONNX file with a description of its inputs and outputs. Nothing in these files
+    is run as code. docs/models.md has the formats.
+
+    Example: atlasloop models import --name nnunet --nnunet results/nnUNetTrainer__nnUNetPlans__3d_fullres --orientation RAS
+    """  # noqa: E501  an example that can be copied
+    from atlas_core.errors import InvalidInput
+    from atlas_core.organs import ABDOMEN_ATLAS
+
+    given = [option for option in (nnunet, weights, onnx) if option is not None]
+    if len(given) != 1 or (nnunet is None) != (config is not None):
+        raise InvalidInput(
+            "say what to import",
+            expected="--nnunet FOLDER, --weights FILE --config YAML or --onnx FILE --config YAML",
+        )
+    scheme = ABDOMEN_ATLAS if organs is None else ABDOMEN_ATLAS.select(organs.split(","))
+    here, store = places(context), store_of(places(context))
+    with open_catalog(here) as catalog, store.incoming() as folder:
+        t = _next(store, catalog, name) if version is None else version
+        target = Path(folder) / name
+        if nnunet is not None:
+            from atlas_models.importing.nnunet import NnunetChoices, import_nnunet
+
+            spec = import_nnunet(
+                nnunet,
+                target,
+                NnunetChoices(
+                    name=name,
+                    version=t,
+                    configuration=configuration,
+                    folds="all" if folds == "all" else tuple(folds.split(",")),
+                    checkpoint=checkpoint,
+                    orientation=orientation,
+                    labels=_labels(label or ()),
+                ),
+                scheme,
+            )
+        elif weights is not None and config is not None:
+            from atlas_models.importing.monai import import_monai
+
+            spec = import_monai(weights, config, target, name=name, version=t, scheme=scheme)
+        else:
+            from atlas_models.importing.onnx import import_onnx
+
+            assert onnx is not None
+            assert config is not None
+            spec = import_onnx(onnx, config, target, name=name, version=t, scheme=scheme)
+        if organs is not None and spec.organs != scheme.names:
+            raise InvalidInput(
+                "the model does not know all these organs",
+                expected=organs,
+                got=",".join(spec.organs),
+            )
+        store.add(target, catalog, provenance=_origin(given[0], config))
+    _say_made(spec, as_json, "imported")
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(help="YAML file, or a shipped one: demo/unet, …")],
+    run_folder: RunOption = None,
+    dataset: DatasetsOption = None,
+    set_: SetOption = None,
+    validation_share: ShareOption = 0.1,
+    loaders: LoadersOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model from scratch on the cases that have labels, in part or whole (step ①).
+
+    Stopped at any moment, the same command goes on where it ended. The result is a new version,
+    which is not in service yet: see promote.
+
+    Example: atlasloop models train demo/unet --set steps=200
+    """
+    order = _order(config, None, run_folder, dataset, set_, validation_share, loaders)
+    _train(context, order, as_json)
+
+
+@app.command()
+def finetune(
+    context: typer.Context,
+    reference: ReferenceArgument,
+    config: Annotated[str, typer.Argument(help="YAML file, or a shipped one: demo/unet, …")],
+    run_folder: RunOption = None,
+    dataset: DatasetsOption = None,
+    set_: SetOption = None,
+    validation_share: ShareOption = 0.1,
+    loaders: LoadersOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a version further on the labels of today (step ⑦); the result is its next version.
+
+    Example: atlasloop models finetune unet@0 demo/unet --set steps=100
+    """
+    order = _order(config, reference, run_folder, dataset, set_, validation_share, loaders)
+    _train(context, order, as_json)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    reference: ReferenceArgument,
+    output: Annotated[Path, typer.Option(file_okay=False, help="A folder that is not there yet.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a version to a folder: graph, description, weights and provenance.
+
+    The folder holds all that another site needs, to serve the model or to train it further; the
+    graph alone explains itself too, by its metadata.
+
+    Example: atlasloop models export unet@1 --output unet-1
+    """
+    name, version = parse_reference(reference)
+    spec = store_of(places(context)).copy_to(name, version, output)
+    _say_made(spec, as_json, f"exported to {output}:")
+
+
+def _order(
+    config: str,
+    reference: str | None,
+    run_folder: Path | None,
+    datasets: Sequence[str] | None,
+    overrides: Sequence[str] | None,
+    validation_share: float,
+    loaders: int,
+) -> TrainingOrder:
+    from atlas_flows.models import TrainingOrder
+
+    return TrainingOrder(
+        config=config,
+        parent=None if reference is None else parse_reference(reference),
+        run_folder=run_folder,
+        datasets=tuple(datasets or ()),
+        overrides=_assignments(overrides or ()),
+        validation_share=validation_share,
+        loaders=loaders,
+    )
+
+
+def _train(context: typer.Context, order: TrainingOrder, as_json: bool) -> None:
+    from atlas_flows.models import train_version
+
+    here = places(context)
+    with open_catalog(here) as catalog, counting("training", None) as step:
+        spec = train_version(order, here, catalog, store_of(here), step)
+    _say_made(spec, as_json, "trained")
+
+
+def _next(store: ModelStore, catalog: Catalog, name: str) -> int:
+    from atlas_core.catalog import next_version
+
+    return next_version(catalog, name, store.versions(name))
+
+
+def _labels(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    labels: dict[str, tuple[str, ...]] = {}
+    for organ, value in _assignments(given).items():
+        labels[organ] = (*labels.get(organ, ()), *str(value).split(","))
+    return labels
+
+
+def _assignments(given: Sequence[str]) -> dict[str, Any]:
+    """``("steps=200",)`` → {"steps": 200}; values are read as YAML.
+
+    Raises:
+        InvalidInput: something without a "=".
+    """
+    import yaml
+    from atlas_core.errors import InvalidInput
+
+    pairs = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InvalidInput("malformed assignment", expected="NAME=VALUE", got=text)
+        pairs[key.strip()] = yaml.safe_load(value)
+    return pairs
+
+
+def _origin(source: Path, config: Path | None) -> dict[str, str]:
+    """Names and checksums of what was imported; no folders, which may hold names of people."""
+    from hashlib import sha256
+
+    files = [source] if source.is_file() else sorted(source.glob("*.json"))
+    origin = {
+        f"sha256 of {path.name}": sha256(path.read_bytes()).hexdigest()
+        for path in (*files, *([config] if config else []))
+    }
+    return {"imported_from": source.name, **origin}
+
+
+def _say_made(spec: ModelSpec, as_json: bool, done: str) -> None:
+    if as_json:
+        write_text(None, spec.model_dump_json(indent=2))
+        return
+    console().print(
+        f"{done} {spec.name}@{spec.version} ({spec.architecture}): {', '.join(spec.organs)}",
+        markup=False,
+        soft_wrap=True,
+    )

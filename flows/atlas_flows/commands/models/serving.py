@@ -1,0 +1,96 @@
+"""`models promote` and `models rollback`: what serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atlas_flows.commands.models.app import (
+    DatasetOption,
+    JsonOption,
+    LimitOption,
+    ReferenceArgument,
+    WhyOption,
+    app,
+    open_catalog,
+    parse_reference,
+    promotion_line,
+    register_served,
+    say,
+    store_of,
+)
+from atlas_flows.commands.terminal import console, places, write_text
+
+if TYPE_CHECKING:
+    from atlas_core.catalog import Promotion
+
+
+@app.command()
+def promote(
+    context: typer.Context,
+    reference: ReferenceArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also a version that is worse; goes on record.")
+    ] = False,
+    why: WhyOption = "",
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="By how much mean Dice may fall; default: the setting, 0.01."
+        ),
+    ] = None,
+    dataset: DatasetOption = None,
+    limit: LimitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a version into service, after it has proved itself beside the one that is.
+
+    It is loaded under its own number, must answer real windows, and is evaluated on the cases with
+    original or revised labels that it was not trained on. The running service switches without
+    losing a request. Whatever fails, the version in service stays.
+
+    Example: atlasloop models promote unet@1 --why "fine-tuned on 40 revisions"
+    """
+    from atlas_flows.models import promotion
+
+    here = places(context)
+    name, version = parse_reference(reference)
+    order = promotion.Order(force=force, why=why, dataset=dataset, limit=limit)
+    with open_catalog(here) as catalog:
+        _, exported = store_of(here).find(name, version)
+        site = promotion.Site.of(here, catalog, margin)
+        done = promotion.promote(exported, site, order, say)
+        register_served(here, catalog)
+    _show_promotion(done, as_json)
+
+
+@app.command()
+def rollback(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Of the model.")],
+    to: Annotated[
+        int | None, typer.Option(min=0, help="t of a version; default: the one before.")
+    ] = None,
+    why: WhyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Put the version back that served before; seconds, as it is still loaded.
+
+    Example: atlasloop models rollback unet --why "misses the gallbladder"
+    """
+    from atlas_flows.models import promotion
+
+    here = places(context)
+    with open_catalog(here) as catalog:
+        site = promotion.Site.of(here, catalog)
+        done = promotion.rollback(name, site, to=to, why=why, on_event=say)
+    _show_promotion(done, as_json)
+
+
+def _show_promotion(promotion: Promotion, as_json: bool) -> None:
+    if as_json:
+        write_text(None, promotion.model_dump_json(indent=2))
+    else:
+        told = promotion_line(promotion.model_dump(mode="json"))
+        console().print(told, markup=False, soft_wrap=True)

@@ -1,0 +1,5 @@
+"""Demonstrations on a stack of their own, and the simulated annotator."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,266 @@
+"""A SIMULATED annotator, for demonstrations, tests and studies: it knows the truth of phantoms.
+
+It works as people do, through the review service's HTTP API alone: takes the case that needs it
+most, replaces labels that are wrong by the truth, confirms the rest. Its account is named
+simulated-annotator, so that the audit log and the provenance of every label tell who it was.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx
+import numpy as np
+from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound, Unavailable
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import content_sha256, read_label, read_volume, write_volume
+from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.review import MINUTES_PER_CASE, Task, Verdict
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_flows.evaluation import dice_by_organ, true_cases
+
+ACCOUNT: Final = "simulated-annotator"
+
+MINUTES_PER_ORGAN: Final = MINUTES_PER_CASE / len(ABDOMEN_ATLAS.names)
+"""A case of all organs takes the paper's 15 minutes (§4.2); one with fewer takes less."""
+
+DIGEST_IN_ID: Final = 12
+"""A case's id ends with so many digits of the checksum of its CT."""
+
+TIMEOUT_S: Final = 120.0
+
+OnTask = Callable[[str], None]
+"""Takes one line for people about what was done."""
+
+
+class SimulatedWork(BaseModel):
+    """What the simulated annotator did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    revised: int = 0
+    confirmed: int = 0
+    skipped: int = Field(default=0, description="Cases whose truth is not at hand.")
+    organs_replaced: int = 0
+    minutes: float = Field(default=0.0, description="Time that it would have taken a person.")
+    budget_spent: bool = Field(default=False, description="It ended before the queue was empty.")
+
+
+@dataclass(frozen=True)
+class Diligence:
+    """How much the simulated annotator does, and what it takes for wrong.
+
+    Attributes:
+        minutes: of a person's time; it takes no case that would exceed them.
+        dice: a label with a lower Dice against the truth is replaced.
+        dataset: takes only its cases; None: all.
+    """
+
+    minutes: float
+    dice: float = 0.9
+    dataset: str | None = None
+
+
+class Truth:
+    """True label maps of a folder of phantoms, found by the content of their CTs."""
+
+    def __init__(self, maps: Mapping[str, Path]) -> None:
+        self._maps = dict(maps)
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Of a folder that `atlasloop phantoms` wrote: with CTs, and with their truth.
+
+        Raises:
+            NotFound: no list, or no case with both.
+        """
+        maps = {
+            content_sha256(read_volume(case.ct))[:DIGEST_IN_ID]: case.combined
+            for case in true_cases(folder)
+            if case.ct is not None and case.combined is not None
+        }
+        if not maps:
+            raise NotFound(
+                "the folder holds no CT with its true label map",
+                remedy="name a folder that `atlasloop phantoms` wrote",
+            )
+        return cls(maps)
+
+    def of_case(self, case_id: str) -> NDArray[np.uint8] | None:
+        """Label ids of `organs.ABDOMEN_ATLAS` on the CT's grid, uint8 ``[i, j, k]``, or None."""
+        path = self._maps.get(case_id.rpartition("_")[2])
+        return None if path is None else np.asarray(read_label(path).voxels, np.uint8)
+
+
+class ReviewApi:
+    """The part of the review service's HTTP API that an annotator needs."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    @classmethod
+    @contextmanager
+    def open(cls, url: str, token: str) -> Iterator[Self]:
+        """A connection as the account that the token belongs to."""
+        with httpx.Client(
+            base_url=f"{url.rstrip('/')}/api/v1",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=TIMEOUT_S,
+            trust_env=False,
+        ) as client:
+            yield cls(client)
+
+    def next(self, dataset: str | None) -> Task | None:
+        """Lease the case that needs revision most, or None where nothing is left."""
+        answer = self._ask("POST", "/queue/next", json={"dataset": dataset})
+        return None if answer.status_code == 204 else Task.model_validate(answer.json())
+
+    def give_back(self, task: Task) -> None:
+        """Let somebody else take it."""
+        self._ask("DELETE", f"/tasks/{task.id}/lease")
+
+    def case(self, task: Task) -> dict[str, Any]:
+        """The case of a task, with its labels."""
+        case: dict[str, Any] = self._ask("GET", f"/tasks/{task.id}").json()["case"]
+        return case
+
+    def label_map(self, case_id: str, folder: Path) -> NDArray[Any]:
+        """The labels in force, in one map ``[i, j, k]``."""
+        path = folder / "label_map.nii.gz"
+        path.write_bytes(self._ask("GET", f"/cases/{case_id}/label_map.nii.gz").content)
+        return read_label(path).voxels
+
+    def hand_in(self, task: Task, organ: str, base: str, mask: Path) -> str:
+        """A new label of one organ; its version."""
+        asked = {"organ": organ, "base": base, "task": str(task.id)}
+        with mask.open("rb") as file:
+            answer = self._ask(
+                "POST", f"/cases/{task.case_id}/labels", params=asked, files={"label": file}
+            )
+        return str(answer.json()["id"])
+
+    def judge(self, task: Task, organ: str, verdict: Verdict) -> None:
+        """Say of one organ whether its label is right."""
+        self._ask("PUT", f"/tasks/{task.id}/organs/{organ}", json={"verdict": verdict.value})
+
+    def finish(self, task: Task, ending: str, **body: Any) -> None:
+        """`ending` is confirm, revise or skip."""
+        self._ask("POST", f"/tasks/{task.id}/{ending}", json=body)
+
+    def _ask(self, method: str, path: str, **given: Any) -> httpx.Response:
+        """One request.
+
+        Raises:
+            Unavailable: the service does not answer, or says that it cannot now.
+            ConfigurationError: the token is not known.
+            NotFound, Conflict: the case is gone, or somebody else has it.
+        """
+        try:
+            answer = self._client.request(method, path, **given)
+        except httpx.TransportError as error:
+            raise Unavailable(
+                f"the review service at {self._client.base_url} does not answer",
+                got=type(error).__name__,
+                remedy="start it (`atlasloop up`), then run this again",
+            ) from None
+        if answer.is_success:
+            return answer
+        kinds: dict[int, type[AtlasError]] = {
+            401: ConfigurationError,
+            403: ConfigurationError,
+            404: NotFound,
+            409: Conflict,
+        }
+        kind = kinds.get(answer.status_code, Unavailable)
+        raise kind(f"the review service refused {method} {path}", got=answer.text[:500])
+
+
+def work(
+    api: ReviewApi, truth: Truth, diligence: Diligence, on_task: OnTask = lambda line: None
+) -> SimulatedWork:
+    """Take cases until the queue or the time is over.
+
+    Raises:
+        Unavailable, ConfigurationError: see `ReviewApi`. What was handed in stays.
+    """
+    done = SimulatedWork()
+    while (task := api.next(diligence.dataset)) is not None:
+        minutes = MINUTES_PER_ORGAN * len(task.organs)
+        if done.minutes + minutes > diligence.minutes:
+            api.give_back(task)
+            return done.model_copy(update={"budget_spent": True})
+        try:
+            done, told = _one(api, truth, diligence, task, done)
+        except (NotFound, Conflict) as error:
+            told = f"{task.case_id}: left, as it was deleted or taken: {error}"
+        on_task(told)
+    return done
+
+
+def _one(
+    api: ReviewApi, truth: Truth, diligence: Diligence, task: Task, done: SimulatedWork
+) -> tuple[SimulatedWork, str]:
+    """One case; the work so far with it, and a line about it."""
+    minutes = MINUTES_PER_ORGAN * len(task.organs)
+    true_map = truth.of_case(task.case_id)
+    if true_map is None:
+        api.finish(task, "skip", reason="simulated annotator: its truth is not at hand")
+        return _more(done, skipped=1), f"{task.case_id}: skipped, its truth is not at hand"
+    with tempfile.TemporaryDirectory(prefix="simulated-") as name:
+        versions = _replace_wrong(api, diligence, task, true_map, Path(name))
+    spent = {"seconds_spent": 60.0 * minutes}
+    if not versions:
+        api.finish(task, "confirm", **spent)
+        return _more(done, confirmed=1, minutes=minutes), f"{task.case_id}: confirmed"
+    api.finish(task, "revise", labels=versions, **spent)
+    told = f"{task.case_id}: revised {', '.join(versions)}"
+    more = _more(done, revised=1, organs_replaced=len(versions), minutes=minutes)
+    return more, told
+
+
+def _replace_wrong(
+    api: ReviewApi, diligence: Diligence, task: Task, true_map: NDArray[np.uint8], folder: Path
+) -> dict[str, str]:
+    """Hand in the truth of every organ whose label is wrong; organ → its new version."""
+    case = api.case(task)
+    in_force = {label["organ"]: label for label in case["labels"]}
+    ct = VolumeGeometry(tuple(case["shape"]), tuple(tuple(row) for row in case["affine"]))
+    # What it handed in before it was stopped: those labels are right now.
+    versions = {
+        organ.organ: in_force[organ.organ]["id"]
+        for organ in task.organs
+        if organ.verdict is Verdict.NEEDS_REVISION
+        and in_force.get(organ.organ, {}).get("author") == ACCOUNT
+    }
+    for organ in _wrong(api.label_map(task.case_id, folder), true_map, task, diligence.dice):
+        mask = (true_map == ABDOMEN_ATLAS[organ].label).astype(np.uint8)
+        path = folder / f"{organ}.nii.gz"
+        write_volume(path, np.asfortranarray(mask), ct)
+        api.judge(task, organ, Verdict.NEEDS_REVISION)
+        base = in_force[organ]["id"] if organ in in_force else "none"
+        versions[organ] = api.hand_in(task, organ, base, path)
+    return versions
+
+
+def _wrong(
+    label_map: NDArray[Any], true_map: NDArray[np.uint8], task: Task, dice: float
+) -> list[str]:
+    """Organs of the task whose label is further from the truth than allowed."""
+    names = [organ.organ for organ in task.organs]
+    truth = {name: true_map == ABDOMEN_ATLAS[name].label for name in names}
+    labels = {name: ABDOMEN_ATLAS[name].label for name in names}
+    found = dice_by_organ(label_map, truth, labels)
+    return [name for name in names if found.get(name, 1.0) < dice]
+
+
+def _more(done: SimulatedWork, **counts: float) -> SimulatedWork:
+    return done.model_copy(
+        update={name: getattr(done, name) + count for name, count in counts.items()}
+    )

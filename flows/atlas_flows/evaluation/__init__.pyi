@@ -1,0 +1,59 @@
+from .attention_regions import DetectionTable, RegionRule
+from .case_measures import CaseMeasures
+from .compared_masks import Compared, annotator_matrix, architecture_matrix
+from .efficiency import Efficiency, WorkTime
+from .error_found import ErrorFound, measure_error_found
+from .false_positives import FalsePositives, false_positive_rates
+from .ground_truth import Truth, known_truth
+from .label_quality import IterationTable, LabelKind
+from .paper_evaluation import (
+    EvaluationScope,
+    IterationSummary,
+    PaperEvaluation,
+    detection_table,
+    efficiency_of,
+    evaluate_all,
+    iteration_tables,
+    iterations_of,
+    measure_turn,
+)
+from .phantom_truth import TRUTH_FOLDER, case_errors, kinds_of_cases, true_cases
+from .ranking_quality import ORDINARY, RankingEvaluation, dice_by_organ, evaluate
+from .rater_agreement import DiceMatrix
+
+__all__ = [
+    "ORDINARY",
+    "TRUTH_FOLDER",
+    "CaseMeasures",
+    "Compared",
+    "DetectionTable",
+    "DiceMatrix",
+    "Efficiency",
+    "ErrorFound",
+    "EvaluationScope",
+    "FalsePositives",
+    "IterationSummary",
+    "IterationTable",
+    "LabelKind",
+    "PaperEvaluation",
+    "RankingEvaluation",
+    "RegionRule",
+    "Truth",
+    "WorkTime",
+    "annotator_matrix",
+    "architecture_matrix",
+    "case_errors",
+    "detection_table",
+    "dice_by_organ",
+    "efficiency_of",
+    "evaluate",
+    "evaluate_all",
+    "false_positive_rates",
+    "iteration_tables",
+    "iterations_of",
+    "kinds_of_cases",
+    "known_truth",
+    "measure_error_found",
+    "measure_turn",
+    "true_cases",
+]

@@ -1,0 +1,122 @@
+"""Table 5: Dice and NSD per organ before and after each iteration, with Wilcoxon's marks.
+
+Pure functions on figures that were measured; `paper_evaluation` measures them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from atlas_core.catalog import CaseAgreement
+from atlas_models.evaluation import FIGURES, Comparison, Spread, compare, summarise
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LabelKind(StrEnum):
+    """Which labels are compared with the truth."""
+
+    PSEUDO = "pseudo"
+    """What that iteration's ensemble predicts, whatever annotators did: the paper's Table 5."""
+    ASSEMBLED = "assembled"
+    """What the atlas held after that iteration: original over revised over pseudo (§3.2 ⑥)."""
+
+
+class MeasuredIteration(_Value):
+    """One turn of the loop against the truth."""
+
+    t: int = Field(ge=0, description="0: before any revision.")
+    title: str = Field(description="For instance the versions of its models.")
+    cases: tuple[CaseAgreement, ...]
+
+
+class Figure(_Value):
+    """One figure of one organ after one iteration."""
+
+    spread: Spread = Field(description="Over the cases that have the organ.")
+    change: Comparison | None = Field(
+        description="Against the iteration before, on the cases of both; None for the first."
+    )
+    change_from_start: Comparison | None = Field(description="Against the first iteration.")
+
+    @property
+    def text(self) -> str:
+        """``94.1 ± 7.2 **``; the mark is that of the change against the iteration before."""
+        return f"{self.spread} {self.change.mark if self.change else ''}".rstrip()
+
+
+class IterationRow(_Value):
+    """One organ, or "mean": each case's mean over its organs."""
+
+    organ: str
+    dice: tuple[Figure, ...] = Field(description="One per iteration.")
+    nsd: tuple[Figure, ...]
+
+
+class IterationTable(_Value):
+    """Table 5."""
+
+    kind: LabelKind
+    titles: tuple[str, ...]
+    cases: int = Field(description="Cases that every iteration has; only those are compared.")
+    organs: tuple[IterationRow, ...]
+    mean: IterationRow
+
+    @property
+    def mean_dice(self) -> tuple[float | None, ...]:
+        """Mean Dice of each iteration: what the loop is to raise."""
+        return tuple(figure.spread.mean for figure in self.mean.dice)
+
+
+def iteration_table(kind: LabelKind, iterations: Sequence[MeasuredIteration]) -> IterationTable:
+    """Table 5 of iterations in order, over the cases that all of them have."""
+    common = _common(iterations)
+    names = dict.fromkeys(row.organ for cases in common for case in cases for row in case.organs)
+    summaries = [summarise(cases) for cases in common]
+
+    def figures(organ: str, figure: str) -> tuple[Figure, ...]:
+        found = []
+        for number, summary in enumerate(summaries):
+            spreads = summary.overall if organ == "mean" else summary.organs.get(organ, {})
+            found.append(
+                Figure(
+                    spread=spreads.get(figure, Spread.of([])),
+                    change=_change(common, number - 1, number, figure, organ),
+                    change_from_start=_change(common, 0, number, figure, organ),
+                )
+            )
+        return tuple(found)
+
+    rows = [
+        IterationRow(organ=name, **{figure: figures(name, figure) for figure in FIGURES})
+        for name in (*names, "mean")
+    ]
+    return IterationTable(
+        kind=kind,
+        titles=tuple(iteration.title for iteration in iterations),
+        cases=len(common[0]) if common else 0,
+        organs=tuple(rows[:-1]),
+        mean=rows[-1],
+    )
+
+
+def _common(iterations: Sequence[MeasuredIteration]) -> list[list[CaseAgreement]]:
+    if not iterations:
+        return []
+    shared = set.intersection(*({case.case_id for case in one.cases} for one in iterations))
+    return [
+        sorted((c for c in one.cases if c.case_id in shared), key=lambda case: case.case_id)
+        for one in iterations
+    ]
+
+
+def _change(
+    common: Sequence[Sequence[CaseAgreement]], before: int, after: int, figure: str, organ: str
+) -> Comparison | None:
+    if before < 0 or before == after or not common[after]:
+        return None
+    return compare(common[before], common[after])[figure].get(organ)

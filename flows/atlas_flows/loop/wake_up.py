@@ -1,0 +1,32 @@
+"""A run of the loop at its deadline, asked of Prefect when the waiting begins."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Scheduled
+
+from atlas_flows.loop.iteration import Mode
+
+DEPLOYMENT = "iterate/iterate"
+
+
+def wake_up_at(deadline: datetime, iteration: int) -> None:
+    """Let the deployed flow look again at `deadline`; asked again, there is still one such run."""
+    with get_client(sync_client=True) as client:
+        try:
+            deployment = client.read_deployment_by_name(DEPLOYMENT)
+        except ObjectNotFound:
+            get_run_logger().warning(
+                "nobody serves the flow iterate here: at the deadline, start it by hand"
+            )
+            return
+        client.create_flow_run_from_deployment(
+            deployment.id,
+            parameters={"mode": Mode.CONTINUE.value},
+            state=Scheduled(scheduled_time=deadline),
+            idempotency_key=f"deadline-{iteration}-{deadline.isoformat()}",
+        )

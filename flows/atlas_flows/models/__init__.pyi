@@ -1,0 +1,21 @@
+from .finetuning import Tuning, plan_versions
+from .outcomes import Promoted, StepResult, Trained, TrainingPlan
+from .registration import register_installed
+from .server import model_repository, model_store
+from .store import ModelStore
+from .training import TrainingOrder, train_version
+
+__all__ = [
+    "ModelStore",
+    "Promoted",
+    "StepResult",
+    "Trained",
+    "TrainingOrder",
+    "TrainingPlan",
+    "Tuning",
+    "model_repository",
+    "model_store",
+    "plan_versions",
+    "register_installed",
+    "train_version",
+]

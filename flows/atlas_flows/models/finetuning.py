@@ -1,0 +1,234 @@
+"""Fine-tuning as a step of the loop: which version, from what, and into service or not (step ⑦).
+
+Each function may be called again after it was killed, and does not do twice what it had done.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from atlas_core.catalog import Catalog, PromotionKind, find_models, next_version, promotions
+from atlas_core.errors import AtlasError, Conflict, CorruptFile, InvalidInput, NotFound
+from atlas_core.records import LabelSource, Model
+
+from atlas_flows.models import promotion
+from atlas_flows.models.outcomes import Promoted, Trained, TrainingPlan
+from atlas_flows.models.promotion import PromotionRefused, Site
+from atlas_flows.models.server import model_repository, model_store
+from atlas_flows.models.store import ModelStore
+from atlas_flows.models.training import TrainingOrder, train_version
+from atlas_flows.settings import Places
+
+log = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "weights.safetensors"
+
+CONFIG_FILE = "config.json"
+"""The configuration of a fine-tuning, beside its checkpoints."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is wanted of a fine-tuning.
+
+    Attributes:
+        model, parent: name, and t of the version that is trained further.
+        version: t of the new one.
+        dataset: learn from its cases only; None: from all.
+        steps, learning_rate: None: as the configuration of the version in service says.
+        validation_share: of the cases, held out by their ids.
+        labels: "assembled" learns from the assembled maps (§3.2 ⑥), "in_force" from the label
+            files of every case, assembled or not.
+    """
+
+    model: str
+    parent: int
+    version: int
+    dataset: str | None = None
+    steps: int | None = None
+    learning_rate: float | None = None
+    validation_share: float = 0.1
+    labels: Literal["in_force", "assembled"] = "in_force"
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Fields of the configuration that are replaced."""
+        wanted = {"steps": self.steps, "learning_rate": self.learning_rate}
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+def plan_versions(
+    here: Places, catalog: Catalog, served: Sequence[str], wanted: Sequence[str]
+) -> TrainingPlan:
+    """Versions that are trained next, each from the one in service.
+
+    Args:
+        served: models in service.
+        wanted: of them; empty: all that can be trained further. Imported graphs cannot.
+
+    Raises:
+        NotFound: a wanted model is not in service, or was imported without weights.
+        InvalidInput: none can be trained further.
+    """
+    store = model_store(here)
+    for name in wanted:
+        if name not in served:
+            raise NotFound(
+                f"model {name} is not in service", expected=f"one of {', '.join(sorted(served))}"
+            )
+        _parent(here, store, name)
+    chosen = wanted or [name for name in sorted(served) if _trainable(here, store, name)]
+    if not chosen:
+        raise InvalidInput(
+            "no model in service can be trained further",
+            got=", ".join(sorted(served)) or "none",
+            remedy="train one of ours: `atlasloop models train`",
+        )
+    return TrainingPlan(
+        parents={name: _parent(here, store, name) for name in chosen},
+        versions={name: next_version(catalog, name, store.versions(name)) for name in chosen},
+    )
+
+
+def tune(
+    tuning: Tuning, here: Places, catalog: Catalog, on_step: Callable[[int, int], None]
+) -> Trained:
+    """Train the version in service further; what was trained before is found, not trained again.
+
+    A run that was killed goes on from its checkpoint. If the labels changed meanwhile (a case was
+    deleted, or revised after all), it begins anew.
+
+    Returns:
+        With `refused` if the training diverged: the version in service stays as it is.
+
+    Raises:
+        NotFound: the model is not in service, or cannot be trained further.
+        AtlasError: see `train_version`.
+    """
+    from atlas_models.training import Diverged
+
+    store = model_store(here)
+    order = _order(tuning, here, catalog)
+    assert order.run_folder is not None
+    try:
+        try:
+            train_version(order, here, catalog, store, on_step)
+        except (Conflict, CorruptFile) as error:
+            if not order.run_folder.exists():
+                raise
+            log.warning("%s@%s is trained from the start: %s", tuning.model, tuning.version, error)
+            shutil.rmtree(order.run_folder)
+            train_version(_order(tuning, here, catalog), here, catalog, store, on_step)
+    except Diverged as error:
+        return Trained(version=tuning.version, refused=str(error))
+    return Trained(version=tuning.version)
+
+
+def put_into_service(
+    model: str,
+    version: int,
+    here: Places,
+    catalog: Catalog,
+    *,
+    order: promotion.Order,
+    on_event: Callable[[str], None],
+) -> Promoted:
+    """Promote a trained version if it is no worse than the one in service.
+
+    Returns:
+        With `refused` if it is worse, or no case can judge it: the version in service stays.
+
+    Raises:
+        NotFound: there is no such version.
+        AtlasError: see `promotion.promote`.
+    """
+    site = Site.of(here, catalog)
+    _, exported = model_store(here).find(model, version)
+    if site.repository.in_service(model) == version:
+        return _promoted_before(model, version, catalog)
+    try:
+        done = promotion.promote(exported, site, order, on_event)
+    except (PromotionRefused, NotFound) as error:
+        return Promoted(
+            version=version,
+            before=site.repository.in_service(model),
+            refused=str(error),
+            evidence=dict(getattr(error, "evidence", {})),
+        )
+    return Promoted(version=version, before=done.previous_version, evidence=done.evidence)
+
+
+def _promoted_before(model: str, version: int, catalog: Catalog) -> Promoted:
+    """What is on record of a promotion; a run may have been killed before it wrote one."""
+    for done in reversed(promotions(catalog, model)):
+        if done.kind is PromotionKind.PROMOTED and done.model.version == version:
+            return Promoted(version=version, before=done.previous_version, evidence=done.evidence)
+    return Promoted(version=version)
+
+
+def _order(tuning: Tuning, here: Places, catalog: Catalog) -> TrainingOrder:
+    run_folder = here.training_runs / f"{tuning.model}-{tuning.version}"
+    config = run_folder / CONFIG_FILE
+    run_folder.mkdir(parents=True, exist_ok=True)
+    config.write_text(_configuration(tuning.model, tuning.parent, catalog), encoding="utf-8")
+    return TrainingOrder(
+        config=str(config),
+        parent=(tuning.model, tuning.parent),
+        run_folder=run_folder,
+        datasets=() if tuning.dataset is None else (tuning.dataset,),
+        labels=tuning.labels,
+        overrides=tuning.overrides,
+        validation_share=tuning.validation_share,
+        # Step 6 chose the best label of every organ; a pseudo label counts for less in the loss.
+        sources=tuple(LabelSource),
+        version=tuning.version,
+    )
+
+
+def _parent(here: Places, store: ModelStore, model: str) -> int:
+    """t of the version in service, which has weights.
+
+    Raises:
+        NotFound: none is, or it has none.
+    """
+    version = model_repository(here).in_service(model)
+    if version is None:
+        raise NotFound(f"no version of model {model} is in service", remedy="promote one")
+    _, folder = store.find(model, version)
+    if not (Path(folder) / WEIGHTS_FILE).exists():
+        raise NotFound(
+            f"model {model}@{version} has no weights to train further",
+            expected=WEIGHTS_FILE,
+            remedy="imported graphs are served as they are; leave this model out",
+        )
+    return version
+
+
+def _trainable(here: Places, store: ModelStore, model: str) -> bool:
+    try:
+        _parent(here, store, model)
+    except AtlasError:
+        return False
+    return True
+
+
+def _configuration(model: str, version: int, catalog: Catalog) -> str:
+    """How a version was built and trained, as JSON.
+
+    Raises:
+        NotFound: nobody wrote it down.
+    """
+    known: list[Model] = find_models(catalog, model, version)
+    found = next((m.provenance["config"] for m in known if "config" in m.provenance), None)
+    if found is None:
+        raise NotFound(
+            f"it is not on record how model {model}@{version} was trained",
+            remedy="train it further by `atlasloop models finetune` with a configuration, and "
+            "promote it",
+        )
+    return found

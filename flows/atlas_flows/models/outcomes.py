@@ -1,0 +1,32 @@
+"""What training and promotion left behind, as the loop records it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StepResult(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainingPlan(StepResult):
+    """What is trained, by model: from which version, and which comes of it."""
+
+    parents: dict[str, int]
+    versions: dict[str, int]
+
+
+class Trained(StepResult):
+    """A new version, or why there is none."""
+
+    version: int
+    refused: str = ""
+
+
+class Promoted(StepResult):
+    """A new version in service, or why the old one stays."""
+
+    version: int
+    before: int | None = None
+    refused: str = ""
+    evidence: dict[str, float] = Field(default_factory=dict)

@@ -1,0 +1,331 @@
+"""Which version of a model serves: tried beside the one in service, promoted, rolled back.
+
+The version in service answers during all of it. A new one is loaded beside it under its own number
+and gets no request but those that try it; the switch is one parameter in ``config.pbtxt`` that the
+attention service reads at the start of every call. A call that has begun goes on with the version
+it began with, which stays loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+from atlas_core.catalog import (
+    Catalog,
+    Evaluation,
+    Promotion,
+    PromotionKind,
+    now,
+    promotions,
+    record_evaluation,
+    record_promotion,
+)
+from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
+from atlas_core.model_spec import ModelRef, ModelSpec
+from atlas_core.store import CaseStore
+from atlas_embedded.triton_models import TritonModels
+from atlas_models.evaluation import summarise
+from atlas_models.serving import TritonRepository, read_spec
+from atlasloop.client import AttentionClient
+
+from atlas_flows.models.evaluation import evaluate, true_cases
+from atlas_flows.models.server import triton_models
+from atlas_flows.settings import Places
+
+OnEvent = Callable[[str], None]
+"""Takes one line for people about what happens now."""
+
+
+class PromotionRefused(InvalidInput):
+    """A version that works, and is worse than the one in service.
+
+    Attributes:
+        evidence: the figures that decided.
+    """
+
+    evidence: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a promotion works with.
+
+    Attributes:
+        triton: the running server and its repository.
+        attention: address of the attention service, which predicts the cases.
+        margin: by how much mean Dice may fall.
+    """
+
+    triton: TritonModels
+    catalog: Catalog
+    store: CaseStore
+    attention: str
+    margin: float
+
+    @property
+    def repository(self) -> TritonRepository:
+        return self.triton.repository
+
+    @classmethod
+    def of(cls, here: Places, catalog: Catalog, margin: float | None = None) -> Self:
+        """What the settings name; `margin` None: theirs."""
+        return cls(
+            triton=triton_models(here),
+            catalog=catalog,
+            store=CaseStore(here.store),
+            attention=here.attention_address,
+            margin=here.promotion_margin if margin is None else margin,
+        )
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of a promotion.
+
+    Attributes:
+        force: promote also a version that is worse, or that no case can judge.
+        dataset: evaluate on its cases only.
+        limit: evaluate on the first N cases.
+    """
+
+    force: bool = False
+    why: str = ""
+    dataset: str | None = None
+    limit: int | None = None
+
+
+def promote(
+    exported: Path, site: Site, order: Order, on_event: OnEvent = lambda line: None
+) -> Promotion:
+    """Try the exported model beside the one in service, and put it into service if it is no worse.
+
+    Whatever goes wrong, the version that was in service still is, and the new one is unloaded.
+
+    Raises:
+        Conflict: it is in service already, or another promotion is under way.
+        ConfigurationError, Unavailable: the server refuses it, or it does not answer rightly.
+        PromotionRefused: mean Dice falls by more than the margin, and `order.force` is not set.
+        NotFound: there is no case to judge by, and `order.force` is not set.
+    """
+    spec = read_spec(exported)
+    repository = site.repository
+    with _alone(repository):
+        before = _State.of(repository, spec.name)
+        if before.in_service == spec.version:
+            raise Conflict(f"model {spec.name}@{spec.version} is in service already")
+        on_event(f"loading {spec.name}@{spec.version} beside the version in service")
+        repository.stage(exported)
+        try:
+            site.triton.load(spec.name)
+            site.triton.prove(spec)
+            evidence = _judge(spec, before, site, order, on_event)
+            on_event(f"switching {spec.name} to version {spec.version}")
+            _switch(spec, site)
+        except BaseException:
+            before.restore(site.triton, spec)
+            raise
+        promotion = _record(site, spec, before, PromotionKind.PROMOTED, order, evidence)
+    return promotion
+
+
+def rollback(
+    name: str, site: Site, *, to: int | None = None, why: str = "", on_event: OnEvent | None = None
+) -> Promotion:
+    """Put the version back that served before the present one, or version `to`; seconds.
+
+    Raises:
+        NotFound: there is no such version in the repository.
+        Conflict: it is in service already, or a promotion is under way.
+        ConfigurationError, Unavailable: it does not answer any more; the present one stays.
+    """
+    repository = site.repository
+    with _alone(repository):
+        before = _State.of(repository, name)
+        target = _before(name, before, site) if to is None else to
+        if target == before.in_service:
+            raise Conflict(f"model {name}@{target} is in service already")
+        spec = _installed(repository, name, target)
+        if on_event is not None:
+            on_event(f"switching {name} back to version {target}")
+        try:
+            _switch(spec, site)
+        except BaseException:
+            before.restore(site.triton, None)
+            raise
+        return _record(site, spec, before, PromotionKind.ROLLED_BACK, Order(why=why), {})
+
+
+@dataclass(frozen=True)
+class _State:
+    """How a model was served before anything was changed."""
+
+    name: str
+    installed: frozenset[int]
+    served: tuple[ModelSpec, ...]
+    in_service: int | None
+
+    @classmethod
+    def of(cls, repository: TritonRepository, name: str) -> _State:
+        return cls(
+            name,
+            frozenset(spec.version for spec in repository.installed(name)),
+            repository.served(name),
+            repository.in_service(name),
+        )
+
+    @property
+    def incumbent(self) -> ModelSpec | None:
+        return next((spec for spec in self.served if spec.version == self.in_service), None)
+
+    def restore(self, triton: TritonModels, staged: ModelSpec | None) -> None:
+        """Back to this state, on disk and in the server; a version that was added goes.
+
+        A server that is away finds the repository as it was when it comes back.
+        """
+        repository = triton.repository
+        if self.served:
+            versions = [spec.version for spec in self.served]
+            repository.serve_only(self.name, versions, self.in_service)
+        with contextlib.suppress(AtlasError):
+            if self.served:
+                triton.load(self.name)
+            elif staged is not None:
+                triton.unload(self.name)
+        if staged is not None and staged.version not in self.installed:
+            with contextlib.suppress(NotFound):  # it was refused before it was installed
+                repository.remove(self.name, staged.version)
+
+
+def _switch(spec: ModelSpec, site: Site) -> None:
+    site.repository.put_into_service(spec.name, spec.version)
+    site.triton.load(spec.name)
+    site.triton.prove(spec)
+
+
+def _judge(
+    spec: ModelSpec, before: _State, site: Site, order: Order, on_event: OnEvent
+) -> dict[str, float]:
+    """Figures of the new version and of the one in service; refuses what is worse."""
+    incumbent = before.incumbent
+    both = [spec] if incumbent is None else [spec, incumbent]
+    try:
+        cases = true_cases(
+            site.catalog,
+            spec.organs,
+            dataset=order.dataset,
+            without=[one.ref for one in both],
+            limit=order.limit,
+        )
+    except NotFound:
+        if order.force:
+            return {}
+        raise
+    on_event(f"evaluating on {len(cases)} cases")
+    with AttentionClient(site.attention) as client:
+        results = [evaluate(one, cases, client, site.store) for one in both]
+    for result in results:
+        record_evaluation(site.catalog, result)
+    evidence = _figures(results) | {"margin": site.margin}
+    fall = evidence.get("mean_dice_before", 0.0) - evidence["mean_dice"]
+    if fall > site.margin and not order.force:
+        assert incumbent is not None
+        refusal = PromotionRefused(
+            f"model {spec.name}@{spec.version} is worse than {incumbent.version} in service",
+            expected=f"mean Dice of at least {evidence['mean_dice_before'] - site.margin:.4f}",
+            got=f"{evidence['mean_dice']:.4f} on {len(cases)} cases",
+            remedy="train it further, or pass --force, which goes on record",
+        )
+        refusal.evidence = evidence
+        raise refusal
+    return evidence
+
+
+def _figures(results: list[Evaluation]) -> dict[str, float]:
+    figures = {"cases": float(len(results[0].cases))}
+    for suffix, result in zip(("", "_before"), results, strict=False):
+        figures[f"mean_dice{suffix}"] = summarise(result.cases).mean_dice
+    return figures
+
+
+def _before(name: str, state: _State, site: Site) -> int:
+    """t of the version that served before the present one: by the record, else the next lower."""
+    if state.in_service is None:
+        raise NotFound(f"no version of model {name} is in service")
+    for promotion in reversed(promotions(site.catalog, name)):
+        promoted = promotion.kind is PromotionKind.PROMOTED
+        if promoted and promotion.model.version == state.in_service:
+            if promotion.previous_version is not None:
+                return promotion.previous_version
+            break
+    lower = [version for version in state.installed if version < state.in_service]
+    if not lower:
+        raise NotFound(
+            f"no version of model {name} served before {state.in_service}",
+            remedy="name one: --to T",
+        )
+    return max(lower)
+
+
+def _installed(repository: TritonRepository, name: str, version: int) -> ModelSpec:
+    for spec in repository.installed(name):
+        if spec.version == version:
+            return spec
+    raise NotFound(
+        f"model {name} has no version {version} in the repository",
+        expected=", ".join(str(spec.version) for spec in repository.installed(name)) or "a model",
+        remedy="promote it: it is tried first",
+    )
+
+
+def _record(
+    site: Site,
+    spec: ModelSpec,
+    before: _State,
+    kind: PromotionKind,
+    order: Order,
+    evidence: dict[str, float],
+) -> Promotion:
+    fall = evidence.get("mean_dice_before", 0.0) - evidence.get("mean_dice", 0.0)
+    promotion = Promotion(
+        model=ModelRef(name=spec.name, version=spec.version, sha256=spec.sha256),
+        previous_version=before.in_service,
+        kind=kind,
+        # Only where it made a difference: asked for in vain, the evaluation decided.
+        forced=order.force and (not evidence or fall > site.margin),
+        who=_user(),
+        why=order.why,
+        evidence=evidence,
+        created_at=now(),
+    )
+    record_promotion(site.catalog, promotion)
+    return promotion
+
+
+def _user() -> str:
+    """Name of who runs this; a container's user may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
+@contextlib.contextmanager
+def _alone(repository: TritonRepository) -> Iterator[None]:
+    """One change of what is in service at a time; the kernel lifts the lock if we die."""
+    repository.root.mkdir(parents=True, exist_ok=True)
+    with (repository.root / ".promotion.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                "another promotion or rollback is under way", remedy="wait for it"
+            ) from None
+        yield

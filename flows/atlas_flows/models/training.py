@@ -1,0 +1,175 @@
+"""Training and fine-tuning as a version of a model: trained, stored, registered. Not served yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from atlas_core.catalog import Catalog, LearntLabel, next_version, now, record_learnt
+from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.model_spec import ModelRef, ModelSpec
+from atlas_core.records import LabelSource, Model
+from atlas_core.store import CaseStore
+from atlas_models.serving import read_spec
+
+from atlas_flows.models.store import ModelStore
+from atlas_flows.settings import Places
+
+if TYPE_CHECKING:
+    from atlas_models.training import Progress
+
+PROVENANCE_FILE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """What is wanted of a training run.
+
+    Attributes:
+        config: YAML file, or name of a shipped configuration.
+        parent: name and version (None: the newest) to train further; None: from scratch.
+        run_folder: checkpoints and curves; None: ``<training runs>/<name>-<t>``.
+        datasets: only their cases; empty: all.
+        labels: "assembled" learns from the assembled map of each case instead of its label files.
+        overrides: fields of the configuration.
+        validation_share: of the cases, held out by their ids; `promote` judges by these.
+        sources: labels to learn from; per organ the best of them counts.
+        version: t of the new version; None: the next one. If it is there already, because whoever
+            ordered it was killed before it took note, it is taken and nothing is trained.
+        loaders: threads that prepare patches ahead of the network; they change no result.
+    """
+
+    config: str
+    parent: tuple[str, int | None] | None = None
+    run_folder: Path | None = None
+    datasets: tuple[str, ...] = ()
+    labels: Literal["in_force", "assembled"] = "in_force"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    validation_share: float = 0.1
+    sources: tuple[LabelSource, ...] = (LabelSource.ORIGINAL, LabelSource.REVISED)
+    version: int | None = None
+    loaders: int = 0
+
+
+def train_version(
+    order: TrainingOrder,
+    here: Places,
+    catalog: Catalog,
+    store: ModelStore,
+    on_step: Callable[[int, int], None],
+) -> ModelSpec:
+    """Train the next version of a model, store it, and register it with all it learnt from.
+
+    A run that was stopped goes on when it is ordered again.
+
+    Raises:
+        AtlasError: see `train_command.train_from_catalog`; nothing is stored then.
+        InvalidInput: the version to train further is another model's.
+    """
+    from atlas_models.config import read_config
+    from atlas_models.train_command import TrainRequest, train_from_catalog
+    from atlas_models.training import LabelChoice
+
+    name = read_config(order.config, dict(order.overrides)).name
+    parent, weights = _parent(order, name, store)
+    version = order.version
+    if version is None:
+        version = next_version(catalog, name, store.versions(name))
+    elif store.folder(name, version).exists():
+        return _taken(name, version, parent, store, catalog)
+
+    def say(step: Progress) -> None:
+        on_step(step.step, step.steps)
+
+    run_folder = order.run_folder or here.training_runs / f"{name}-{version}"
+    with store.incoming() as folder:
+        request = TrainRequest(
+            config=order.config,
+            overrides=dict(order.overrides),
+            datasets=order.datasets,
+            sources=order.sources,
+            labels=LabelChoice(order.labels),
+            validation_share=order.validation_share,
+            weights=weights,
+            run_folder=run_folder,
+            output=Path(folder) / name,
+            version=version,
+            parent=parent,
+            loaders=order.loaders,
+        )
+        outcome = train_from_catalog(
+            request, store=CaseStore(here.store), catalog=catalog, on_progress=say
+        )
+        if outcome is None:
+            raise InvalidInput(
+                "a distributed run ends in its first process",
+                remedy="start it with `torchrun -m atlas_models.train_command`",
+            )
+        spec = store.add(
+            outcome.folder,
+            catalog,
+            parent=parent,
+            metrics=outcome.metrics,
+            provenance=outcome.provenance,
+        )
+    record_learnt(catalog, spec.ref, _learnt(store.folder(name, version)))
+    return spec
+
+
+def _taken(
+    name: str, version: int, parent: ModelRef | None, store: ModelStore, catalog: Catalog
+) -> ModelSpec:
+    """A version that was trained and stored before; what was not registered of it is."""
+    folder = store.folder(name, version)
+    spec = read_spec(folder)
+    content = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    catalog.register_model(
+        Model(
+            spec=spec,
+            parent=parent,
+            metrics=content["metrics"],
+            provenance=content["provenance"],
+            created_at=now(),
+        )
+    )
+    record_learnt(catalog, spec.ref, _learnt(folder))
+    return spec
+
+
+def _parent(
+    order: TrainingOrder, name: str, store: ModelStore
+) -> tuple[ModelRef | None, Path | None]:
+    """The version to train further, and the folder with its weights."""
+    if order.parent is None:
+        return None, None
+    spec, folder = store.find(*order.parent)
+    if spec.name != name:
+        raise InvalidInput(
+            "the configuration is of another model",
+            expected=f"name: {spec.name}",
+            got=name,
+            remedy=f"give a configuration of {spec.name}, or --set name={spec.name}",
+        )
+    if not (folder / "weights.safetensors").exists():
+        raise NotFound(
+            f"model {spec.name}@{spec.version} has no weights to train further",
+            expected="weights.safetensors",
+            remedy="imported graphs are served as they are; train a model of ours",
+        )
+    return spec.ref, folder
+
+
+def _learnt(folder: Path) -> list[LearntLabel]:
+    """The labels of the training cases, by the provenance that training wrote."""
+    content = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    return [
+        LearntLabel(
+            case_id=case_id, organ=organ, label_sha256=label["sha256"], source=label["source"]
+        )
+        for case_id, case in content["cases"].items()
+        if case["role"] == "training"
+        for organ, label in case["labels"].items()
+    ]

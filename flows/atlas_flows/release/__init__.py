@@ -1,0 +1,5 @@
+"""Flow `release` (`flow`) and the Prefect-free work it does."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,6 @@
+from .releasing import ReleaseSummary, read_patients
+
+__all__ = [
+    "ReleaseSummary",
+    "read_patients",
+]

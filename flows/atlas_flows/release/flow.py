@@ -1,0 +1,143 @@
+"""Flow `release`: the assembled labels as a dataset for others.
+
+Started from the form in the Prefect UI or by `atlasloop release`. The folder appears when all of it
+is written; a run that was killed leaves nothing that looks like a release.
+"""
+
+# No `from __future__ import annotations` here: Prefect resolves the flow's annotations outside of
+# this module.
+
+import hashlib
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+from atlas_core.catalog import Catalog
+from atlas_core.records import CaseId
+from atlas_core.release import (
+    CHECKSUMS,
+    CtFiles,
+    LicenceRisk,
+    ReleaseFormat,
+    ReleaseOptions,
+    ReleasePlan,
+    Split,
+    WrittenFile,
+    plan_release,
+    release_card,
+)
+from atlas_core.store import CaseStore
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from atlas_flows.release import releasing
+from atlas_flows.release.releasing import ReleaseRun, ReleaseSummary
+from atlas_flows.runs import Progress
+from atlas_flows.runs.progress_artifact import ProgressInUi
+from atlas_flows.runs.shards import run_shards, shards
+from atlas_flows.settings import Places
+
+
+def _shard_name() -> str:
+    numbers = runtime.task_run.parameters["numbers"]
+    return numbers[0] if len(numbers) == 1 else f"{numbers[0]} and {len(numbers) - 1} more"
+
+
+@task(
+    name="release-cases",
+    description="Writes the files of a shard of cases, one after the other.",
+    task_run_name=_shard_name,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def release_cases(numbers: tuple[str, ...], run: ReleaseRun) -> list[WrittenFile]:
+    """Prefect's view of one shard."""
+    return releasing.write_shard(run, numbers)
+
+
+@flow(
+    name="release",
+    description="The assembled label maps as a dataset: AbdomenAtlas or nnU-Net layout, splits, "
+    "card with licences, statistics and checksums. The folder appears when all of it is written.",
+    persist_result=False,
+)
+def release(
+    folder: str,
+    name: str = "Atlas",
+    datasets: list[str] | None = None,
+    format: ReleaseFormat = ReleaseFormat.ATLAS,  # noqa: A002  (what people call it)
+    cts: CtFiles = CtFiles.NONE,
+    accept: list[LicenceRisk] | None = None,
+    leave_out: bool = False,
+    patients: dict[CaseId, str] | None = None,
+    in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
+) -> ReleaseSummary:
+    """Release what is assembled.
+
+    Args:
+        folder: New folder, on the machine where the flow runs.
+        name: Name of the release.
+        datasets: Only these. Empty: all.
+        format: atlas: a folder per case with combined_labels.nii.gz and segmentations. nnunet:
+            imagesTr, labelsTr and dataset.json.
+        cts: none: masks only, a table says where the CTs are. link: symbolic links into the case
+            store. copy: copies.
+        accept: What the licences of the datasets forbid, and is done all the same.
+        leave_out: Leave out cases that are not complete. Otherwise one of them refuses the release.
+        patients: Case id to patient, where known: the CTs of a patient go into one split.
+        in_flight: Cases worked on at the same time.
+
+    Raises:
+        NotComplete: cases without an assembled map of every organ on the grid of their CT.
+        InvalidInput: what the licences forbid and was not accepted.
+        Conflict: there is something of this name.
+    """
+    places = Places.read()
+    options = ReleaseOptions(
+        name=name,
+        datasets=tuple(datasets or ()),
+        format=format,
+        cts=cts,
+        accepted=frozenset(accept or ()),
+        leave_out=leave_out,
+        patients=patients or {},
+    )
+    started = time.monotonic()
+    with Catalog.open(places.catalog_url) as catalog:
+        store = CaseStore(places.store)
+        plan = plan_release(catalog, store, options)
+    target = Path(folder)
+    with releasing.new_release(target, plan) as draft:
+        files = _write_all(plan, store, draft, in_flight)
+    summary = _summary(target, plan, len(files), time.monotonic() - started)
+    create_markdown_artifact(release_card(plan), key="release-card", description=f"Card of {name}")
+    return summary
+
+
+def _write_all(
+    plan: ReleasePlan, store: CaseStore, draft: Path, in_flight: int
+) -> tuple[WrittenFile, ...]:
+    total = len(plan.cases)
+    get_run_logger().info("%d cases to release, %d left out", total, len(plan.left_out))
+    with ProgressInUi(total, "release-progress", "Cases released") as shown:
+        run = ReleaseRun(plan, store, draft, Progress(total, shown))
+        pieces = {"numbers": shards([case.number for case in plan.cases], in_flight)}
+        files = run_shards(release_cases, pieces, run, in_flight)
+    return releasing.finish(run, files)
+
+
+def _summary(target: Path, plan: ReleasePlan, files: int, seconds: float) -> ReleaseSummary:
+    counts = Counter(case.split for case in plan.cases)
+    return ReleaseSummary(
+        folder=str(target),
+        cases=len(plan.cases),
+        splits={split: counts[split] for split in Split},
+        datasets={dataset.name: dataset.licence for dataset in plan.datasets},
+        left_out={case.case_id: case.why for case in plan.left_out},
+        files=files,
+        checksum=hashlib.sha256((target / CHECKSUMS).read_bytes()).hexdigest(),
+        seconds=round(seconds, 3),
+    )

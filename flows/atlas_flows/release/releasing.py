@@ -1,0 +1,131 @@
+"""Making a release: which files, written in parallel into a folder that appears whole.
+
+Nothing here knows Prefect; `atlas_flows.release.flow` is a thin shell around these functions.
+"""
+
+from __future__ import annotations
+
+import csv
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from atlas_core.atomic_writes import appearing
+from atlas_core.errors import AtlasError, ConfigurationError, Conflict, InvalidInput, NotFound
+from atlas_core.release import (
+    ReleasePlan,
+    Split,
+    WrittenFile,
+    require_writable_as,
+    write_case,
+    write_tables,
+)
+from atlas_core.store import CaseStore
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_flows.runs import CaseOutcome, Outcome, Progress
+
+
+class ReleaseSummary(BaseModel):
+    """A release that was made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str
+    cases: int
+    splits: dict[Split, int]
+    datasets: dict[str, str] = Field(description="Name → licence.")
+    left_out: dict[str, str] = Field(description="Case id → why.")
+    files: int
+    checksum: str = Field(description="SHA-256 of SHA256SUMS: equal releases have equal ones.")
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ReleaseRun:
+    """Everything that the shards of one run share. Safe to use from several threads."""
+
+    plan: ReleasePlan
+    store: CaseStore
+    folder: Path
+    progress: Progress
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+def write_shard(run: ReleaseRun, numbers: Sequence[str]) -> list[WrittenFile]:
+    """Write the cases of these numbers; the first one that cannot be ends the run.
+
+    Raises:
+        AtlasError: why a case cannot be released.
+    """
+    wanted = set(numbers)
+    written: list[WrittenFile] = []
+    for released in run.plan.cases:
+        if released.number not in wanted or run.stop.is_set():
+            continue
+        try:
+            written += write_case(run.folder, released, run.plan, run.store)
+        except AtlasError as error:
+            run.stop.set()
+            raise (error if error.case else error.with_case(released.case.id)) from error
+        run.progress.add(CaseOutcome(case_id=released.case.id, outcome=Outcome.RELEASED))
+    return written
+
+
+@contextmanager
+def new_release(target: Path, plan: ReleasePlan) -> Iterator[Path]:
+    """The folder to write a release into; it becomes `target` when the block ends.
+
+    Raises:
+        Conflict: there is something of this name.
+        InvalidInput: the format cannot hold the organs' ids.
+        ConfigurationError: it cannot be written.
+    """
+    if target.exists():
+        raise Conflict(
+            "there is something of this name already", got=target, remedy="name a new folder"
+        )
+    require_writable_as(plan)
+    try:
+        with appearing(target) as folder:
+            yield folder
+    except OSError as error:
+        raise ConfigurationError(
+            f"the release cannot be written to {target}",
+            got=error.strerror,
+            remedy="name a folder on a disk that is writable and has room",
+        ) from None
+
+
+def finish(run: ReleaseRun, cases: Sequence[WrittenFile]) -> tuple[WrittenFile, ...]:
+    """The tables, the card and the checksums."""
+    return write_tables(run.folder, run.plan, run.store, cases)
+
+
+def read_patients(path: Path | None) -> dict[str, str]:
+    """Case id → patient out of a table with the columns ``case`` and ``patient``.
+
+    Raises:
+        NotFound: no such file.
+        InvalidInput: other columns, an empty cell, or a case twice.
+    """
+    if path is None:
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise NotFound("no table of patients", got=path.name) from None
+    found: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        case, patient = (row.get("case") or "").strip(), (row.get("patient") or "").strip()
+        if not case or not patient or case in found:
+            raise InvalidInput(
+                f"line {line} of the table of patients cannot be used",
+                case=path.name,
+                expected="columns case and patient, both filled, every case once",
+            )
+        found[case] = patient
+    return found

@@ -1,0 +1,12 @@
+from .distribution_plot import plot_distribution
+from .evaluation_report import build_loop_report
+from .ranking_report import ReportScope, RunFacts, Step, build_report
+
+__all__ = [
+    "ReportScope",
+    "RunFacts",
+    "Step",
+    "build_loop_report",
+    "build_report",
+    "plot_distribution",
+]

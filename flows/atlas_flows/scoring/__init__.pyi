@@ -1,0 +1,6 @@
+from .scoring import ScoreRequest, ScoreSummary
+
+__all__ = [
+    "ScoreRequest",
+    "ScoreSummary",
+]

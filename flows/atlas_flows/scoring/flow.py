@@ -1,0 +1,158 @@
+"""Flow `score`: every case through the attention service, then the priority list (steps 2 to 4).
+
+Started from the form in the Prefect UI, by schedule, or by `atlasloop score`. A run may be killed
+at any point: the next one goes on where it ended.
+"""
+
+# No `from __future__ import annotations` here: Prefect resolves the flow's annotations outside of
+# this module.
+
+import time
+from typing import Annotated
+
+from atlas_core.catalog import Catalog
+from atlas_core.records import CaseId, RankedCase, Reading
+from atlas_core.store import CaseStore
+from atlasloop.client import AttentionClient
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from atlas_flows.runs import CaseOutcome, CasesFailed, Outcome, Progress
+from atlas_flows.runs.progress_artifact import ProgressInUi
+from atlas_flows.runs.shards import run_shards, shards
+from atlas_flows.scoring import scoring
+from atlas_flows.scoring.priority_list import as_rows
+from atlas_flows.scoring.scoring import Plan, ScoreRequest, ScoreSummary, ScoringRun
+from atlas_flows.settings import Places
+
+ROWS_IN_ARTIFACT = 100
+"""Cases in the ranking table of the Prefect UI; it draws every row at once."""
+
+
+def _shard_name() -> str:
+    cases = runtime.task_run.parameters["cases"]
+    return cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
+
+
+def _run_name() -> str:
+    given = runtime.flow_run.parameters
+    return f"{given.get('dataset') or 'all datasets'}, {Reading(given['reading']).value}"
+
+
+@task(
+    name="score-cases",
+    description="Scores a shard of cases, one after the other, through the attention service.",
+    task_run_name=_shard_name,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def score_cases(cases: tuple[str, ...], run: ScoringRun) -> list[CaseOutcome]:
+    """Prefect's view of one shard."""
+    return scoring.score_shard(run, cases)
+
+
+@flow(
+    name="score",
+    description="Predict, fuse and rank: attention maps, pseudo labels and the priority list. "
+    "Cases that the ensemble in service has scored already are skipped; a run that was "
+    "interrupted is completed by the next one.",
+    flow_run_name=_run_name,
+    persist_result=False,
+)
+def score(
+    dataset: str | None = None,
+    reading: Reading = Reading.PAPER,
+    cases: list[CaseId] | None = None,
+    models: list[str] | None = None,
+    in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
+    limit: Annotated[int, Field(ge=1)] | None = None,
+    force: bool = False,
+    patience_s: Annotated[float, Field(ge=0)] = 300.0,
+) -> ScoreSummary:
+    """Score what is not scored yet, then publish the ranking.
+
+    Args:
+        dataset: Score the cases of this dataset. Empty: of all datasets.
+        reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
+            thresholds and openings of the paper's published code.
+        cases: Only these case ids. Empty: all of the dataset.
+        models: NAME (its newest version) or NAME@T. Empty: the whole ensemble in service.
+        in_flight: Cases worked on at the same time.
+        limit: Score at most so many cases. Empty: all.
+        force: Score also the cases that this ensemble has scored already.
+        patience_s: Seconds to wait for a service that is away before the run ends.
+
+    Raises:
+        CasesFailed: some cases could not be scored; it names them. All others are recorded.
+    """
+    places = Places.read()
+    request = ScoreRequest(reading, dataset, tuple(cases or ()), tuple(models or ()), force, limit)
+    patience = scoring.Patience(total_s=patience_s)
+    with (
+        Catalog.open(places.catalog_url) as catalog,
+        AttentionClient(places.attention_address) as client,
+    ):
+        store = CaseStore(places.store)
+        registered = {model.spec.name for model in catalog.models()}
+        ensemble = scoring.await_ensemble(client, request.models, registered, patience)
+        plan = scoring.plan(request, ensemble, catalog, store)
+        summary = _score_all(plan, client, catalog, store, in_flight, patience)
+        _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
+    if summary.failures:
+        raise CasesFailed(summary, "scored")
+    return summary
+
+
+def _score_all(
+    plan: Plan,
+    client: AttentionClient,
+    catalog: Catalog,
+    store: CaseStore,
+    in_flight: int,
+    patience: scoring.Patience,
+) -> ScoreSummary:
+    started = time.monotonic()
+    get_run_logger().info(
+        "%d cases to score, %d scored already by %s",
+        len(plan.cases),
+        plan.skipped,
+        plan.ensemble.key,
+    )
+    with ProgressInUi(len(plan.cases), "score-progress", "Cases scored") as shown:
+        progress = Progress(len(plan.cases), shown)
+        run = ScoringRun(plan, client, catalog, store, progress, patience)
+        pieces = {"cases": shards(plan.cases, in_flight)}
+        outcomes = run_shards(score_cases, pieces, run, in_flight, on_abort=client.close)
+    return ScoreSummary(
+        reading=plan.request.reading,
+        ensemble=plan.ensemble.key,
+        skipped=plan.skipped,
+        outcomes=tuple(outcomes),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:
+    """Ranking and summary as artifacts of the run."""
+    create_table_artifact(
+        as_rows(ranking[:ROWS_IN_ARTIFACT]),
+        key="score-ranking",
+        description=f"Priority list, reading {summary.reading.value}: the first "
+        f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases",
+    )
+    create_markdown_artifact(as_markdown(summary), key="score-summary", description="What was done")
+
+
+def as_markdown(summary: ScoreSummary) -> str:
+    """Summary of a run for people, with a table of what failed and why."""
+    lines = [
+        f"**{summary.count(Outcome.SCORED)}** cases scored, "
+        f"**{summary.count(Outcome.FOUND)}** found in the store and recorded, "
+        f"**{summary.skipped}** scored before, **{len(summary.failures)}** not scored, "
+        f"in {summary.seconds:.1f} s.",
+        "",
+        f"Reading {summary.reading.value}, ensemble `{summary.ensemble}`.",
+    ]
+    return "\n".join([*lines, *summary.failures_as_markdown()])

@@ -1,0 +1,396 @@
+"""Scoring cases through the attention service: which, one after the other, and what came of it.
+
+Nothing here knows Prefect; `atlas_flows.scoring.flow` is a thin shell around these functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, Protocol, TypeVar
+
+import grpc
+from atlas_core.catalog import Catalog
+from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
+from atlas_core.model_spec import ModelRef, ensemble_key
+from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
+from atlas_core.store import CaseStore
+from atlasloop.answers import CaseResult, ServiceInfo
+from atlasloop.client import AttentionServiceError
+
+from atlas_flows.runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
+
+log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+
+CASE_TIMEOUT_S = 3600.0
+"""Deadline of one case. The largest CTs take minutes on a CPU; a call that takes an hour hangs."""
+
+
+INFO_TIMEOUT_S = 10.0
+"""Deadline for asking which models are in service; the service answers from memory."""
+
+
+class ScoreSummary(RunSummary):
+    """What came of one run; skipped are the cases that this ensemble had scored before."""
+
+    reading: Reading
+    ensemble: str
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What is to be scored.
+
+    Attributes:
+        reading: how soft predictions become attention.
+        dataset: only its cases; None for all.
+        cases: only these; empty for all of the dataset.
+        models: "unet" (newest) or "unet@2"; empty for the whole ensemble in service.
+        force: score again what was scored.
+        limit: at most so many cases; None for all.
+    """
+
+    reading: Reading = Reading.PAPER
+    dataset: str | None = None
+    cases: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    force: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which cases are scored with which models.
+
+    The models are pinned: one run gives one comparable list even if a new version comes into
+    service while it lasts.
+    """
+
+    request: ScoreRequest
+    ensemble: Ensemble
+    cases: tuple[str, ...]
+    skipped: int
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        return tuple(f"{ref.name}@{ref.version}" for ref in self.ensemble.models)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a service that is away.
+
+    Attributes:
+        total_s: from the first refusal of a case to giving up.
+        first_s: first pause; doubled each time.
+        longest_s: longest pause.
+    """
+
+    total_s: float = 300.0
+    first_s: float = 0.25
+    longest_s: float = 10.0
+
+    def pause_s(self, attempt: int) -> float:
+        """Pause after failed `attempt` (0, 1, …): doubled each time, and shortened by up to a half
+        at random so that callers that failed together do not return together."""
+        # The exponent is bounded because 2.0**1024 overflows.
+        full = min(self.longest_s, self.first_s * 2.0 ** min(attempt, 32))
+        return full * random.uniform(0.5, 1.0)  # noqa: S311  (no secret)
+
+
+class ScoringClient(Protocol):
+    """The part of the attention client that scoring needs."""
+
+    def info(self, *, timeout_s: float | None = None) -> ServiceInfo: ...
+
+    def score_case(
+        self,
+        case_id: str,
+        reading: Literal["paper", "released"] = "paper",
+        *,
+        models: Sequence[str] = (),
+        on_progress: Callable[[int, int], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> CaseResult: ...
+
+
+@dataclass(frozen=True)
+class ScoringRun:
+    """Everything that the shards of one run share. Safe to use from several threads."""
+
+    plan: Plan
+    client: ScoringClient
+    catalog: Catalog
+    store: CaseStore
+    progress: Progress
+    patience: Patience = field(default_factory=Patience)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models in service that work together.
+
+    Attributes:
+        models: one version of each.
+        labels: organ → its value in the pseudo label.
+    """
+
+    models: tuple[ModelRef, ...]
+    labels: Mapping[str, int]
+
+    @property
+    def key(self) -> str:
+        return ensemble_key(self.models)
+
+
+def ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
+    """The models that `wanted` names ("unet", "unet@2"); all newest ones in service if it is empty.
+
+    Raises:
+        NotFound: a model that is not in service.
+        InvalidInput: two versions of one model.
+    """
+    newest = {model.name: model for model in info.models}
+    every = {(m.name, m.version): m for m in (*info.models, *info.older_models)}
+    chosen = [] if wanted else list(info.models)
+    for text in wanted:
+        name, version = ModelRef.parse(text)
+        model = newest.get(name) if version is None else every.get((name, version))
+        if model is None:
+            served = ", ".join(f"{n}@{t}" for n, t in sorted(every))
+            raise NotFound(f"model {text} is not in service", expected=f"one of {served}")
+        chosen.append(model)
+    if len({model.name for model in chosen}) != len(chosen):
+        raise InvalidInput("an ensemble holds one version per model", got=", ".join(wanted))
+    return Ensemble(
+        tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in chosen),
+        dict(zip(info.organs, info.labels, strict=True)),
+    )
+
+
+def await_ensemble(
+    client: ScoringClient, wanted: Sequence[str], registered: Collection[str], patience: Patience
+) -> Ensemble:
+    """The ensemble to score with, as `ensemble`; waits for a service that is starting.
+
+    Args:
+        registered: names of the models that the catalog knows. Unless models are `wanted` by name,
+            all of them must be in service: a smaller ensemble would give another list, silently.
+
+    Raises:
+        Unavailable: the service, or a registered model, is still away when `patience` is over.
+        NotFound, InvalidInput: see `ensemble`.
+        AttentionServiceError: the service refused.
+    """
+
+    def ask() -> ServiceInfo:
+        info = client.info(timeout_s=INFO_TIMEOUT_S)
+        missing = sorted(set(registered) - {model.name for model in info.models})
+        if missing and not wanted:
+            raise AttentionServiceError(
+                grpc.StatusCode.UNAVAILABLE,
+                f"registered models are not in service: {', '.join(missing)} (name the models you "
+                f"want, if that is meant)",
+            )
+        return info
+
+    return ensemble(_patiently(ask, patience, threading.Event()), wanted)
+
+
+def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore) -> Plan:
+    """Which cases of `request` are still to be scored by the ensemble `by`.
+
+    A case counts as scored when the catalog has its score *and* the store its files: files that
+    were lost are made again.
+
+    Raises:
+        NotFound: an unknown dataset or case.
+    """
+    chosen = candidates(catalog, request.dataset, request.cases)
+    scored: set[str] = set()
+    if not request.force:
+        scored = {
+            case_id
+            for case_id in catalog.scored_cases(request.reading, by.key)
+            if store.has_prediction(case_id, request.reading, by.key)
+        }
+    to_do = [case_id for case_id in chosen if case_id not in scored]
+    return Plan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
+
+
+def score_shard(run: ScoringRun, cases: Sequence[str]) -> list[CaseOutcome]:
+    """Score `cases` one after the other; one that fails by its own fault does not stop the rest."""
+    outcomes = []
+    for case_id in cases:
+        outcome = _score_one(run, case_id)
+        run.progress.add(outcome)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _score_one(run: ScoringRun, case_id: str) -> CaseOutcome:
+    if run.stop.is_set():
+        return CaseOutcome(
+            case_id=case_id, outcome=Outcome.NOT_TRIED, message="the run ended before its turn"
+        )
+    started = time.monotonic()
+    try:
+        result = _score_patiently(run, case_id)
+        run.catalog.record_score(
+            score_of(result), pseudo_labels(result, run.plan.ensemble.labels, run.store)
+        )
+    except Unavailable as error:
+        # Every other case would wait as long for the same service.
+        run.stop.set()
+        return CaseOutcome(case_id=case_id, outcome=Outcome.NOT_TRIED, message=str(error))
+    except AttentionServiceError as error:
+        return CaseOutcome(case_id=case_id, outcome=Outcome.FAILED, message=error.message)
+    except AtlasError as error:
+        return CaseOutcome(case_id=case_id, outcome=Outcome.FAILED, message=str(error))
+    return CaseOutcome(
+        case_id=case_id,
+        outcome=Outcome.FOUND if result.already_scored else Outcome.SCORED,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _score_patiently(run: ScoringRun, case_id: str) -> CaseResult:
+    request = run.plan.request
+    key = (case_id, request.reading, run.plan.ensemble.key)
+    if request.force or not run.store.has_prediction(*key):
+        # The row first: a row without files would be believed, files without a row are found again.
+        run.catalog.delete_score(*key)
+    if request.force:
+        run.store.delete_prediction(*key)
+    return _patiently(lambda: _call_service(run, case_id), run.patience, run.stop)
+
+
+def _call_service(run: ScoringRun, case_id: str) -> CaseResult:
+    plan = run.plan
+
+    def score() -> CaseResult:
+        return run.client.score_case(
+            case_id, plan.request.reading.value, models=plan.pinned, timeout_s=CASE_TIMEOUT_S
+        )
+
+    try:
+        return score()
+    except AttentionServiceError as error:
+        if error.status is not grpc.StatusCode.NOT_FOUND:
+            raise
+        # A model server that was started again loads its models one by one: ours was there when
+        # the run began, so it is away, not unknown.
+        if not _in_service(run):
+            raise AttentionServiceError(grpc.StatusCode.UNAVAILABLE, error.message) from None
+    # All are there: it is the case that is unknown, or the last model has come this very moment.
+    return score()
+
+
+def _in_service(run: ScoringRun) -> bool:
+    info = run.client.info(timeout_s=INFO_TIMEOUT_S)
+    served = {(model.name, model.version) for model in (*info.models, *info.older_models)}
+    return served >= {(ref.name, ref.version) for ref in run.plan.ensemble.models}
+
+
+def score_of(result: CaseResult) -> Score:
+    """The service's answer as the catalog keeps it."""
+    return Score(
+        case_id=result.case_id,
+        reading=Reading(result.reading),
+        ensemble=result.ensemble,
+        models=_refs(result),
+        organs=tuple(
+            OrganScore(
+                organ=organ.organ,
+                attention_voxels=organ.attention_voxels,
+                attention_ml=organ.attention_ml,
+                pseudo_label_ml=organ.pseudo_label_ml,
+            )
+            for organ in result.organs
+        ),
+        seconds=result.timing.total_s,
+        created_at=datetime.now(UTC),
+    )
+
+
+def pseudo_labels(
+    result: CaseResult, labels: Mapping[str, int], store: CaseStore
+) -> tuple[Label, ...]:
+    """One label per predicted organ, all in one file; an organ of no voxels was predicted absent.
+
+    Args:
+        labels: organ → its value in the file.
+
+    Raises:
+        NotFound: the store does not hold what the service says it wrote.
+    """
+    path = store.pseudo_label_path(result.case_id, Reading(result.reading), result.ensemble)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise NotFound(
+            "the attention service answered, but its prediction is not in the case store",
+            case=result.case_id,
+            remedy="let the service and this command work on the same case store",
+        ) from None
+    now = datetime.now(UTC)
+    return tuple(
+        Label(
+            case_id=result.case_id,
+            organ=organ.organ,
+            source=LabelSource.PSEUDO,
+            path=store.relative(path),
+            value=labels[organ.organ],
+            sha256=sha256,
+            voxels=organ.pseudo_label_voxels,
+            volume_ml=organ.pseudo_label_ml,
+            models=_refs(result),
+            created_at=now,
+        )
+        for organ in result.organs
+    )
+
+
+def _refs(result: CaseResult) -> tuple[ModelRef, ...]:
+    return tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in result.models)
+
+
+def _patiently(call: Callable[[], ResultT], patience: Patience, stop: threading.Event) -> ResultT:
+    """`call` again while the service is away or busy, with growing pauses.
+
+    Raises:
+        Unavailable: still away when `patience` is over, or `stop` was set meanwhile.
+        AttentionServiceError: refused for good.
+    """
+    deadline = time.monotonic() + patience.total_s
+    attempt = 0
+    while True:
+        try:
+            return call()
+        except AttentionServiceError as error:
+            pause = patience.pause_s(attempt)
+            # A service that is told to stop cancels the calls it works on.
+            cancelled = error.status is grpc.StatusCode.CANCELLED and not stop.is_set()
+            if not (error.retryable or cancelled):
+                raise
+            if time.monotonic() + pause > deadline:
+                raise Unavailable(
+                    f"the attention service is away for more than {patience.total_s:.0f} s: "
+                    f"{error.message}",
+                    remedy="see `atlasloop status`, then run again: what is scored stays scored",
+                ) from None
+            log.warning("attention service: %s; trying again in %.1f s", error.message, pause)
+        if stop.wait(pause):
+            raise Unavailable("the run was stopped")
+        attempt += 1

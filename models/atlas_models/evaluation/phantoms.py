@@ -1,0 +1,188 @@
+"""How good exported models are: Dice against the truth, and attention, exactly as they are served.
+
+Runs the attention service's own pipeline with ONNX Runtime in this process. Free of torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import onnxruntime
+from atlas_attention.fusion import DEFAULT_OVERLAP
+from atlas_attention.scoring import Predictor, attend
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.phantoms import Kind, Phantom
+from numpy.typing import NDArray
+
+from atlas_models.serving import GRAPH_FILE, read_spec
+
+
+class LocalPredictor:
+    """Runs windows through exported models by ONNX Runtime, as the pipeline's `Predictor`.
+
+    Args:
+        folders: of exported models.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        self._sessions: dict[ModelSpec, onnxruntime.InferenceSession] = {}
+        for folder in folders:
+            self._sessions[read_spec(folder)] = onnxruntime.InferenceSession(
+                folder / GRAPH_FILE, options, providers=["CPUExecutionProvider"]
+            )
+        # One window at a time: a session uses every core by itself.
+        self._pool = ThreadPoolExecutor(1)
+        self._answers: dict[tuple[ModelSpec, bytes], NDArray[np.uint8]] = {}
+
+    @property
+    def specs(self) -> tuple[ModelSpec, ...]:
+        return tuple(self._sessions)
+
+    def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
+        return self._pool.submit(self._run, spec, window)
+
+    def forget(self) -> None:
+        """Drop the answers kept so far; call between cases."""
+        self._answers.clear()
+
+    def _run(self, spec: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
+        # A case is predicted by each model alone and by all together: the same windows twice.
+        key = (spec, hashlib.sha256(window.tobytes()).digest())
+        if key not in self._answers:
+            (soft,) = self._sessions[spec].run([OUTPUT_NAME], {INPUT_NAME: window[None, None]})
+            self._answers[key] = np.asarray(soft[0], dtype=np.uint8)
+        return self._answers[key]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """A CT in memory as the attention pipeline reads it; voxels ``[i, j, k]`` in file order."""
+
+    voxels: NDArray[np.int16] | NDArray[np.float32]
+    geometry: VolumeGeometry
+
+    @property
+    def canonical(self) -> VolumeGeometry:
+        return self.geometry.canonical()
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Canonical slices ``[start, stop)``: HU ``[z, y, x]``."""
+        canonical = self.geometry.axis_map.to_canonical(self.voxels)
+        return np.ascontiguousarray(
+            canonical[:, :, start:stop].transpose(2, 1, 0), dtype=np.float32
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an ensemble makes of one CT.
+
+    Attributes:
+        label: label ids on the CT's own grid, uint8 ``[i, j, k]``.
+        attention_ml: attention size of each organ (sum of Eq. 4 over voxels, in millilitres).
+    """
+
+    label: NDArray[np.uint8]
+    attention_ml: Mapping[str, float]
+
+
+def predict(
+    source: ArraySource,
+    specs: Sequence[ModelSpec],
+    predictor: Predictor,
+    overlap: float = DEFAULT_OVERLAP,
+) -> Prediction:
+    """Pseudo label and attention of one CT, as the attention service computes them."""
+    run = attend(source, specs, predictor, overlap=overlap)
+    label = np.zeros(source.geometry.shape, dtype=np.uint8, order="F")
+    for slab in run:
+        where = [slice(None)] * 3
+        where[slab.axis] = slice(slab.start, slab.stop)
+        label[tuple(where)] = slab.label
+    return Prediction(label, {s.organ: s.attention_ml for s in run.summary.organs})
+
+
+def dice_by_organ(
+    label: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    organs: Iterable[str],
+    scheme: OrganScheme = ABDOMEN_ATLAS,
+) -> dict[str, float | None]:
+    """Dice coefficient 2|A∩B| / (|A|+|B|) of each organ; None where both are empty.
+
+    >>> dice_by_organ(np.array([1, 1, 0], np.uint8), np.array([1, 0, 0], np.uint8), ["aorta"])
+    {'aorta': 0.6666666666666666}
+    """
+    dice: dict[str, float | None] = {}
+    for organ in organs:
+        a, b = label == scheme[organ].label, truth == scheme[organ].label
+        size = int(a.sum()) + int(b.sum())
+        dice[organ] = 2.0 * int((a & b).sum()) / size if size else None
+    return dice
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """How one phantom went, for each model and for the ensemble."""
+
+    kind: Kind
+    dice: Mapping[str, Mapping[str, float | None]]
+    attention_ml: float
+
+
+ENSEMBLE = "ensemble"
+
+
+def evaluate_phantom(phantom: Phantom, predictor: LocalPredictor) -> CaseResult:
+    """Dice of every model and of the ensemble on one phantom, and the ensemble's attention size."""
+    source = ArraySource(phantom.ct, phantom.geometry)
+    organs = predictor.specs[0].organs
+    predictor.forget()
+    dice = {}
+    for spec in predictor.specs:
+        alone = predict(source, [spec], predictor)
+        dice[spec.name] = dice_by_organ(alone.label, phantom.truth, organs)
+    together = predict(source, predictor.specs, predictor)
+    dice[ENSEMBLE] = dice_by_organ(together.label, phantom.truth, organs)
+    return CaseResult(phantom.kind, dice, sum(together.attention_ml.values()))
+
+
+def summarise(results: Sequence[CaseResult]) -> dict[str, object]:
+    """Mean Dice per model and organ, and mean attention size, over `results`."""
+    summary: dict[str, object] = {"cases": len(results)}
+    for model in results[0].dice:
+        by_organ = {
+            organ: _mean([result.dice[model][organ] for result in results])
+            for organ in results[0].dice[model]
+        }
+        summary[model] = {"mean_dice": _mean(list(by_organ.values())), "dice": by_organ}
+    summary["attention_ml"] = _mean([result.attention_ml for result in results])
+    return summary
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(float(np.mean(known)), 4) if known else None

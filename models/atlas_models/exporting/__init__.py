@@ -1,0 +1,5 @@
+"""From weights to a served graph: preprocessing and head inside, parity measured."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,33 @@
+from .checkpoints import read_checkpoint, tensors_of, unpickled
+from .export import (
+    NO_SHA256,
+    build_graph,
+    export_model,
+    load_network,
+    measure_parity,
+    set_metadata,
+    write_graph,
+)
+from .served_network import FoldMean, Head, Intake, ServedNetwork
+from .weights import WEIGHTS_FILE, load_weights, read_weights, write_weights
+
+__all__ = [
+    "NO_SHA256",
+    "WEIGHTS_FILE",
+    "FoldMean",
+    "Head",
+    "Intake",
+    "ServedNetwork",
+    "build_graph",
+    "export_model",
+    "load_network",
+    "load_weights",
+    "measure_parity",
+    "read_checkpoint",
+    "read_weights",
+    "set_metadata",
+    "tensors_of",
+    "unpickled",
+    "write_graph",
+    "write_weights",
+]

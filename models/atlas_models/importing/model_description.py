@@ -1,0 +1,128 @@
+"""What a user must say of a model from elsewhere: one YAML file, checked before anything is read.
+
+Weights and graphs do not say which channel is the liver, which way their volumes ran, or what their
+intensities were scaled to. Free of torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from atlas_core.errors import ConfigurationError, InvalidInput
+from atlas_core.geometry import Float3, Shape3
+from atlas_core.organs import OrganScheme
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from atlas_models.importing.organ_synonyms import organ_called
+
+Axes = Literal["xyz", "zyx"]
+
+
+class DescribedModel(BaseModel):
+    """What weights of a network and foreign graphs have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: tuple[str | None, ...] = Field(
+        min_length=1,
+        description="Output channels in order: an organ, or anything else that is left out "
+        "(background, duodenum, null). A name may occur twice: channels are joined.",
+    )
+    activation: Literal["sigmoid", "softmax", "none"] = Field(
+        default="sigmoid", description="That makes probabilities of the output; none: it is some."
+    )
+    spacing_mm: Float3 = Field(description="Grid the model works on, along x, y, z.")
+    patch: Shape3 = Field(description="Window along x, y, z in voxels of that grid.")
+    hu_window: tuple[float, float] = Field(
+        default=(-175.0, 250.0), description="Hounsfield units are clipped to this."
+    )
+    shift: float | None = Field(
+        default=None, description="Taken off the clipped HU; default: the window's lower end."
+    )
+    scale: float | None = Field(
+        default=None, gt=0, description="Divides after that; default: the window's width, so 0..1."
+    )
+    axes: Axes = Field(
+        default="xyz", description="Order of the network's spatial axes; MONAI's is xyz."
+    )
+    orientation: str = Field(
+        default="RAS",
+        pattern=r"^[RL][AP][SI]$",
+        description="Towards where x, y and z ran in training; MONAI's Orientationd makes RAS.",
+    )
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        if not self.hu_window[0] < self.hu_window[1]:
+            raise ValueError(f"hu_window {self.hu_window}: expected lower < upper")
+        if min(self.spacing_mm) <= 0 or min(self.patch) < 1:
+            raise ValueError(f"spacing {self.spacing_mm} and patch {self.patch} must be positive")
+        return self
+
+    @property
+    def network_axes(self) -> tuple[int, int, int]:
+        """The network's axis i is axis network_axes[i] of (z, y, x)."""
+        return (0, 1, 2) if self.axes == "zyx" else (2, 1, 0)
+
+    @property
+    def flipped(self) -> tuple[int, ...]:
+        """Of (z, y, x), the axes that ran against RAS+."""
+        return tuple(
+            sorted(2 - axis for axis, letter in enumerate(self.orientation) if letter in "LPI")
+        )
+
+    @property
+    def intensities(self) -> tuple[float, float, float, float]:
+        """Lower and upper clip, shift, scale."""
+        low, high = self.hu_window
+        shift = low if self.shift is None else self.shift
+        return low, high, shift, high - low if self.scale is None else self.scale
+
+    def groups(self, scheme: OrganScheme, case: str) -> dict[str, tuple[int, ...]]:
+        """Organ → its channels, in the scheme's order.
+
+        Raises:
+            InvalidInput: no class is an organ.
+        """
+        found: dict[str, list[int]] = {}
+        for channel, name in enumerate(self.classes):
+            organ = None if name is None else organ_called(name, scheme)
+            if organ is not None:
+                found.setdefault(organ, []).append(channel)
+        if not found:
+            raise InvalidInput(
+                "no class is an organ of ours",
+                case=case,
+                expected=f"some of {', '.join(scheme.names)}",
+                got=", ".join(str(name) for name in self.classes),
+            )
+        return {organ: tuple(found[organ]) for organ in scheme.names if organ in found}
+
+
+DescribedT = TypeVar("DescribedT", bound=DescribedModel)
+
+
+def read_description(path: Path, kind: type[DescribedT]) -> DescribedT:
+    """The description in a YAML file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or says something else.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(
+            f"the description of the model cannot work: {place or 'file'}",
+            case=path.name,
+            expected=first["msg"],
+            got=repr(first.get("input"))[:100],
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            "the description of the model cannot be read", case=path.name, got=str(error)
+        ) from None

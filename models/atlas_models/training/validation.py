@@ -1,0 +1,81 @@
+"""How good a network is while it trains: Dice on the model's own grid, organ by organ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from numpy.typing import NDArray
+
+from atlas_models.config import TrainingConfig
+from atlas_models.training.patches import AIR_HU, HALF, TrainingCase
+
+OVERLAP = 0.25
+"""Of neighbouring windows: less than in serving, as a trend is enough here."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a network reached at one step.
+
+    Attributes:
+        step: after which it was measured.
+        dice: mean over the cases that have a label, by organ; organs without any are missing.
+    """
+
+    step: int
+    dice: Mapping[str, float]
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the organs; 0 where no organ could be measured."""
+        return sum(self.dice.values()) / len(self.dice) if self.dice else 0.0
+
+
+def dice_sums(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    cases: Sequence[TrainingCase],
+    config: TrainingConfig,
+    device: torch.device,
+) -> NDArray[np.float64]:
+    """Sum of the Dice of every organ over `cases`, and how many cases counted: ``[2, organ]``.
+
+    A case counts for an organ if it has a label of it that is not empty, or was predicted.
+
+    Args:
+        logits_of: HU ``[batch, 1, z, y, x]`` on `device` → logits ``[batch, organ, z, y, x]``.
+    """
+    sums = np.zeros((2, len(config.organs)))
+    for case in cases:
+        found = _prediction(logits_of, case, config, device)
+        for channel in np.flatnonzero(case.labelled):
+            truth = case.target[channel] > HALF
+            size = int(truth.sum()) + int(found[channel].sum())
+            if size:
+                sums[0, channel] += 2.0 * int((truth & found[channel]).sum()) / size
+                sums[1, channel] += 1
+    return sums
+
+
+def _prediction(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    case: TrainingCase,
+    config: TrainingConfig,
+    device: torch.device,
+) -> NDArray[np.bool_]:
+    """Where each organ is predicted, ``[organ, z, y, x]``."""
+    hu = torch.from_numpy(np.array(case.ct))[None, None].to(device)
+    with torch.no_grad():
+        logits = sliding_window_inference(
+            hu,
+            config.patch[::-1],
+            sw_batch_size=1,
+            predictor=logits_of,
+            overlap=OVERLAP,
+            mode="gaussian",
+            cval=AIR_HU,
+        )
+    return np.asarray((logits[0] > 0.0).cpu().numpy())

@@ -1,0 +1,47 @@
+from .compute import Compute, CpuCompute, DeviceName, WindowBlender, open_compute
+from .fused import MAX_MODELS, MAX_ORGANS, Fused, entropy_terms
+from .fusion import fuse, open_fuser
+from .kernels import ATTENTION_LEVELS, ATTENTION_SCALE, FRACTION_BITS, HALF_BYTE, UNIT
+from .threads import Threads, available_threads, over_tiles
+from .windows import (
+    AIR_HU,
+    DEFAULT_OVERLAP,
+    MAX_OVERLAP,
+    SLACK_SHARE,
+    Box,
+    Range,
+    Window,
+    WindowPlan,
+    Zyx,
+)
+
+__all__ = [
+    "AIR_HU",
+    "ATTENTION_LEVELS",
+    "ATTENTION_SCALE",
+    "DEFAULT_OVERLAP",
+    "FRACTION_BITS",
+    "HALF_BYTE",
+    "MAX_MODELS",
+    "MAX_ORGANS",
+    "MAX_OVERLAP",
+    "SLACK_SHARE",
+    "UNIT",
+    "Box",
+    "Compute",
+    "CpuCompute",
+    "DeviceName",
+    "Fused",
+    "Range",
+    "Threads",
+    "Window",
+    "WindowBlender",
+    "WindowPlan",
+    "Zyx",
+    "available_threads",
+    "entropy_terms",
+    "fuse",
+    "open_compute",
+    "open_fuser",
+    "over_tiles",
+]

@@ -1,0 +1,229 @@
+"""Blends overlapping windows into one soft prediction, slab by slab, in integers.
+
+A voxel's blended byte is round(Σ_w weight_w · v_w / Σ_w weight_w) over the windows w that cover it.
+The weights are the windows' normalised Gaussian shares, rounded down to 1/257: 257 · 255 = 65 535,
+so the sums fit 16 bits, and being integers they do not depend on the order in which predictions
+arrive. Quantising changes how much each window counts by less than 1/257, not what is averaged:
+where the windows agree the result is exactly what they say.
+
+Slices live in a ring as deep as a window: once no further window can touch a slice, it is read out
+and its memory serves the next. What is held does not depend on the number of slices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from atlas_core.errors import InvalidInput
+from numba import njit
+from numpy.typing import NDArray
+
+from atlas_attention.fusion.fused import Soft
+from atlas_attention.fusion.threads import Threads, over_tiles
+from atlas_attention.fusion.windows import Window, WindowPlan, Zyx
+
+WEIGHT_LEVELS = 257
+"""Steps of a weight of 1: the most for which Σ weight · 255 fits 16 bits."""
+
+
+class Blender:
+    """Accumulates the predictions of one volume; windows of one z-row at a time, rows rising.
+
+    Args:
+        plan: where the windows lie.
+        models, organs: channels of the predictions.
+        threads: see `tiles.Threads`.
+    """
+
+    def __init__(
+        self, plan: WindowPlan, models: int, organs: int, *, threads: Threads = None
+    ) -> None:
+        depth = min(plan.patch[0], plan.grid[0])
+        self._plan = plan
+        self._threads = threads
+        self._sums = np.zeros((models, organs, depth, *plan.grid[1:]), np.uint16)
+        self._touched = np.zeros((models, organs, depth, plan.grid[1]), np.bool_)
+        self._weights = np.zeros((depth, *plan.grid[1:]), np.uint16)
+        self._row = -1
+        self._read = 0
+        self._last: tuple[Window, NDArray[np.uint8]] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, whatever the number of slices."""
+        return self._sums.nbytes + self._touched.nbytes + self._weights.nbytes
+
+    def open_row(self, k: int) -> None:
+        """Makes room for the windows of z-row `k`; the slices settled by row k − 1 must be read."""
+        assert k == self._row + 1, "rows rise one by one"
+        assert self._read >= self._plan.settled(k - 1), "settled slices are read"
+        self._row = k
+        for window in self._plan.row(k):
+            _add_weights(
+                self._weights, _weights_of(self._plan, window), np.array(window.start),
+                self._plan.grid[0],
+            )  # fmt: skip
+
+    def add(self, window: Window, model: int, soft: NDArray[np.uint8]) -> None:
+        """Adds what one model says in one window of the open row; air is simply not added.
+
+        Args:
+            soft: uint8 ``[organ, z, y, x]`` of the patch's size.
+
+        Raises:
+            InvalidInput: another type or shape.
+        """
+        require_answer(soft, self._sums.shape[1], self._plan.patch)
+        assert window.at[0] == self._row, "windows of the open row only"
+        if self._last is None or self._last[0] != window:
+            self._last = (window, _weights_of(self._plan, window))
+        weights = self._last[1]
+        start = np.array(window.start)
+        soft = np.ascontiguousarray(soft)
+
+        def kernel(first: int, last: int) -> None:
+            for organ in range(first, last):
+                _add_window(
+                    self._sums[model, organ], self._touched[model, organ], soft[organ], weights,
+                    start, self._plan.grid[0],
+                )  # fmt: skip
+
+        over_tiles(kernel, len(soft), self._threads)
+
+    def read(self, stop: int) -> Soft:
+        """The blended slices from the last one read up to `stop`, and forgets them.
+
+        Returns:
+            uint8 ``[model, organ, z, y, x]``.
+        """
+        start, self._read = self._read, stop
+        require_settled(self._plan, self._row, start, stop)
+        models, organs, _, rows, columns = self._sums.shape
+        soft = np.zeros((models, organs, stop - start, rows, columns), np.uint8)
+
+        def kernel(first: int, last: int) -> None:
+            for channel in range(first, last):
+                m, c = divmod(channel, organs)
+                _read_slices(
+                    self._sums[m, c], self._touched[m, c], self._weights, start, soft[m, c]
+                )
+
+        over_tiles(kernel, models * organs, self._threads)
+        self._weights[np.arange(start, stop) % len(self._weights)] = 0
+        return soft
+
+
+def require_settled(plan: WindowPlan, row: int, start: int, stop: int) -> None:
+    """Slices ``[start, stop)`` may be read once the windows of `row` are in: later windows do not
+    touch them. Those above all windows are read by themselves, as they share the ring's memory with
+    the ones below."""
+    settled = plan.settled(row)
+    if row + 1 == plan.rows and start >= settled:
+        settled = plan.settled(plan.rows)
+    assert start <= stop <= settled, "only settled slices are certain"
+
+
+def require_answer(soft: NDArray[np.uint8], organs: int, patch: Zyx) -> None:
+    """Refuses what is no model's answer for one window.
+
+    Raises:
+        InvalidInput: naming both forms.
+    """
+    expected = (organs, *patch)
+    if soft.dtype != np.uint8 or soft.shape != expected:
+        raise InvalidInput(
+            "a model answered with another form than its specification says",
+            expected=f"uint8 {list(expected)}",
+            got=f"{soft.dtype} {list(soft.shape)}",
+        )
+
+
+def _weights_of(plan: WindowPlan, window: Window) -> NDArray[np.uint8]:
+    """Weights of one window, uint8 ``[z, y, x]`` of the patch (257 itself, a lone window, as 255).
+
+    A voxel that only one window covers has the same value whatever its weight.
+    """
+    weights = np.empty(plan.patch, np.uint8)
+    z, y, x = (share[at] for share, at in zip(plan.shares, window.at, strict=True))
+    _outer(z, y, x, weights)
+    return weights
+
+
+@njit(cache=True, nogil=True)
+def _outer(z, y, x, weights):  # type: ignore[no-untyped-def]
+    for k in range(z.size):
+        for j in range(y.size):
+            row = weights[k, j]
+            zy = z[k] * y[j] * WEIGHT_LEVELS
+            for i in range(x.size):
+                row[i] = np.uint8(min(np.int32(zy * x[i]), np.int32(255)))
+
+
+@njit(cache=True, nogil=True)
+def _clip(start, patch, voxels):  # type: ignore[no-untyped-def]
+    """Part of a window inside the grid, as voxels of the window ``[first, last)``."""
+    return max(0, -start), min(patch, voxels - start)
+
+
+@njit(cache=True, nogil=True)
+def _add_weights(sums, weights, start, slices):  # type: ignore[no-untyped-def]
+    depth, rows, columns = sums.shape
+    first_z, last_z = _clip(start[0], weights.shape[0], slices)
+    first_y, last_y = _clip(start[1], weights.shape[1], rows)
+    first_x, last_x = _clip(start[2], weights.shape[2], columns)
+    for z in range(first_z, last_z):
+        for y in range(first_y, last_y):
+            row = sums[(start[0] + z) % depth, start[1] + y, start[2] + first_x : start[2] + last_x]
+            weight = weights[z, y, first_x:last_x]
+            for x in range(row.size):
+                row[x] += np.uint16(weight[x])
+
+
+@njit(cache=True, nogil=True)
+def _add_window(sums, touched, soft, weights, start, slices):  # type: ignore[no-untyped-def]
+    """One organ of one window ``[z, y, x]`` into the ring `sums` ``[depth, y, x]``; rows of 0
+    skipped."""
+    depth, rows, columns = sums.shape
+    first_z, last_z = _clip(start[0], soft.shape[0], slices)
+    first_y, last_y = _clip(start[1], soft.shape[1], rows)
+    first_x, last_x = _clip(start[2], soft.shape[2], columns)
+    # Flat, with unsigned places: what a row costs besides its voxels counts at 64 of them.
+    ring = sums.reshape(-1)
+    said = soft.reshape(-1)
+    weight = weights.reshape(-1)
+    width = np.uint64(max(0, last_x - first_x))
+    for z in range(first_z, last_z):
+        slot = (start[0] + z) % depth
+        for y in range(first_y, last_y):
+            at = np.uint64((z * soft.shape[1] + y) * soft.shape[2] + first_x)
+            seen = np.uint8(0)
+            for x in range(width):
+                seen |= said[at + x]
+            if seen == 0:
+                continue
+            touched[slot, start[1] + y] = True
+            to = np.uint64((slot * rows + start[1] + y) * columns + start[2] + first_x)
+            for x in range(width):
+                ring[to + x] += np.uint16(weight[at + x]) * np.uint16(said[at + x])
+
+
+@njit(cache=True, nogil=True)
+def _read_slices(sums, touched, weights, start, soft):  # type: ignore[no-untyped-def]
+    """Normalises the slices from `start` on into `soft` ``[z, y, x]`` and clears their memory."""
+    depth = sums.shape[0]
+    for z in range(soft.shape[0]):
+        slot = (start + z) % depth
+        for y in range(soft.shape[1]):
+            if not touched[slot, y]:
+                continue
+            touched[slot, y] = False
+            row = sums[slot, y]
+            weight = weights[slot, y]
+            out = soft[z, y]
+            for x in range(out.size):
+                # Both sides are integers below 2^24: float32 holds them, and its rounded quotient
+                # has the same whole part as the exact one.
+                doubled = np.float32(2 * np.uint32(row[x]) + weight[x])
+                # Beside all windows both are 0, and so shall be the quotient.
+                weights_twice = np.float32(2 * max(np.uint32(weight[x]), np.uint32(1)))
+                out[x] = np.uint8(np.int32(doubled / weights_twice))
+                row[x] = 0

@@ -1,0 +1,139 @@
+"""`fusion` on a GPU: soft predictions lie in its memory, what they come to goes to the host."""
+
+from __future__ import annotations
+
+import numpy as np
+from atlas_core.records import Reading
+
+from atlas_attention.fusion.fused import (
+    Fused,
+    fusion_tables,
+    mark_tables,
+    require_form,
+    require_same_width,
+)
+from atlas_attention.fusion.gpu.device import Device, DeviceArray
+from atlas_attention.fusion.released import HALO, MIN_INCONSISTENCY, MIN_UNCERTAINTY
+
+
+def fuse_block(device: Device, soft: DeviceArray, gates: DeviceArray | None = None) -> Fused:
+    """`attention_map.fuse_block` on a device: soft predictions and results are arrays of it.
+
+    Args:
+        device: where.
+        soft: uint8 ``[model, organ, z, y, x]``.
+        gates: see `attention_map.fuse_block`; becomes the attention.
+
+    Raises:
+        InvalidInput, LimitExceeded: see `attention_map.require_form`.
+    """
+    require_form(soft)
+    soft = device.arrays.ascontiguousarray(soft)
+    models, organs, *grid = soft.shape
+    attention = device.arrays.empty((organs, *grid), np.uint8) if gates is None else gates
+    mean = device.arrays.empty((organs, *grid), np.uint8)
+    label = device.arrays.empty(grid, np.uint8)
+    entropy, deviation = fusion_tables(models)
+    device.launch(
+        "fuse", label.size,
+        soft, device.arrays.asarray(entropy), deviation, models, organs, label.size,
+        int(gates is not None), attention, mean, label,
+    )  # fmt: skip
+    return Fused(attention, mean, label)
+
+
+def opened_gates(device: Device, soft: DeviceArray) -> DeviceArray:
+    """Which terms of Eq. 4 reading `released` keeps, uint8 ``[organ, z, y, x]``.
+
+    Args:
+        device: where.
+        soft: uint8 ``[model, organ, z, y, x]``.
+    """
+    models, _, depth, rows, columns = soft.shape
+    entropy, least_entropy, least_spread = mark_tables(models, MIN_INCONSISTENCY, MIN_UNCERTAINTY)
+    gates = device.arrays.empty(soft.shape[1:], np.uint8)
+    count = gates.size
+    device.launch(
+        "mark", count,
+        soft, device.arrays.asarray(entropy), least_entropy, least_spread, models, count, gates,
+    )  # fmt: skip
+    other = device.arrays.empty_like(gates)
+    for erode in (1, 0):
+        for length, stride in ((depth, rows * columns), (rows, columns), (columns, 1)):
+            device.launch("filter_axis", count, gates, count, length, stride, erode, other)
+            gates, other = other, gates
+    return gates
+
+
+class GpuPaperFuser:
+    """`fusion.PaperFuser` on a device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._first: DeviceArray | None = None
+
+    def push(self, soft: DeviceArray) -> Fused:
+        """See `fusion.Fuser.push`; the answer is in the host's memory."""
+        require_same_width(self._first, soft)
+        fused = _on_host(self._device, fuse_block(self._device, soft))
+        self._first = soft[:, :, :0].copy()  # its width, without its memory
+        return fused
+
+    def finish(self) -> Fused:
+        """See `fusion.Fuser.finish`."""
+        return _nothing_of(self._first)
+
+
+class GpuReleasedFuser:
+    """`released.ReleasedFuser` on a device; lags `released.HALO` slices behind.
+
+    Holds as many slices on either side of those to be answered, and opens their gates anew with
+    every slab: cheaper there than keeping another volume in step.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._held: DeviceArray | None = None
+        self._answered = 0  # of the slices held
+
+    def push(self, soft: DeviceArray) -> Fused:
+        """See `fusion.Fuser.push`; the answer is in the host's memory."""
+        require_form(soft)
+        require_same_width(self._held, soft)
+        if self._held is not None:
+            soft = self._device.arrays.concatenate([self._held, soft], axis=2)
+        self._held = soft
+        return self._answer(soft.shape[2] - HALO)
+
+    def finish(self) -> Fused:
+        """See `fusion.Fuser.finish`."""
+        return _nothing_of(None) if self._held is None else self._answer(self._held.shape[2])
+
+    def _answer(self, stop: int) -> Fused:
+        """The slices held from the first unanswered one up to `stop`."""
+        held, start = self._held, self._answered
+        if stop <= start:
+            return _nothing_of(held)
+        assert held is not None
+        held = self._device.arrays.ascontiguousarray(held)
+        gates = opened_gates(self._device, held)[:, start:stop]
+        fused = fuse_block(
+            self._device, held[:, :, start:stop], self._device.arrays.ascontiguousarray(gates)
+        )
+        keep = max(0, stop - HALO)
+        # A copy, or a view of a few slices would keep the memory of all.
+        self._held, self._answered = held[:, :, keep:].copy(), stop - keep
+        return _on_host(self._device, fused)
+
+
+def open_gpu_fuser(device: Device, reading: Reading) -> GpuPaperFuser | GpuReleasedFuser:
+    """A new fuser for one volume; see `fusion.open_fuser`."""
+    return GpuPaperFuser(device) if reading is Reading.PAPER else GpuReleasedFuser(device)
+
+
+def _on_host(device: Device, fused: Fused) -> Fused:
+    return Fused(*map(device.to_host, (fused.attention, fused.mean, fused.label)))
+
+
+def _nothing_of(soft: DeviceArray | None) -> Fused:
+    return Fused.empty(0, 0, 0) if soft is None else Fused.empty(soft.shape[1], *soft.shape[3:])

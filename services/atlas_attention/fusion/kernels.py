@@ -1,0 +1,331 @@
+"""What an attention map is in bytes, and the one pass over the bytes that makes it.
+
+Soft predictions p come as bytes v = round(255 · p). Attention leaves as bytes, 136 to the unit: the
+largest value of Eq. 4 is 0.5 (inconsistency) + 1/e (uncertainty) + 1 (overlap) = 1.868, and
+1.868 · 136 = 254.05 fits a byte. The logarithm of Eq. 2 is the natural one.
+
+Between input and output everything is integer: terms are kept in `FRACTION_BITS` more bits than the
+output, so that the largest sum still fits 16 bits. Integer sums do not depend on the order of
+models, slabs or threads, hence neither do the results, to the bit. (The one square root is of an
+integer below 2^24, exact in float32 and rounded by IEEE 754 alike everywhere.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+ATTENTION_LEVELS = 136
+"""Steps of the attention byte per unit of Eq. 4; one more would overflow the byte at its
+maximum."""
+
+ATTENTION_SCALE = 1.0 / ATTENTION_LEVELS
+"""Attention = byte · ATTENTION_SCALE."""
+
+FRACTION_BITS = 8
+"""Binary digits kept below the output's last one: 254.05 · 2^8 = 65 037 is the most 16 bits
+hold."""
+
+UNIT = ATTENTION_LEVELS << FRACTION_BITS
+"""1.0 of Eq. 4 in fixed point."""
+
+HALF_STEP = 1 << (FRACTION_BITS - 1)
+"""Half of the output's last digit: rounding half up is adding it and cutting off."""
+
+HALF_BYTE = 128
+"""The smallest byte above probability one half: v / 255 > 0.5 if and only if v >= 128."""
+
+
+TILE = 16384
+"""Voxels looked at together: a run of air costs one long sequential read per plane, and all planes
+of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
+
+BLOCK = 512
+"""Voxels worked on together inside a tile: scratch rows of this length stay in the L1 cache."""
+
+WORDS = 64
+"""Words of eight bytes that are looked at together for something else than zero."""
+
+
+KEEP_INCONSISTENCY = 1
+KEEP_UNCERTAINTY = 2
+"""Bits of a gate byte (reading `released`): which terms of Eq. 4 a voxel keeps."""
+
+
+# numba recompiles a cached kernel when the file that holds it changes, not when another file that
+# it calls or takes a constant from does: every kernel here calls and reads this file only.
+
+
+@njit(cache=True, nogil=True)
+def _is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
+    """Whether no model says anything of `organ` in voxels ``[start, stop)``."""
+    whole = start + (stop - start) // 8 * 8
+    for n in range(planes.shape[0]):
+        # Eight bytes at a time: twice the bytes a second of a loop over single ones; in blocks, so
+        # that what is full of an organ is left early.
+        words = planes[n, organ, start:whole].view(np.uint64)
+        for block in range(0, words.size, WORDS):
+            seen = np.uint64(0)
+            for i in range(block, min(block + WORDS, words.size)):
+                seen |= words[i]
+            if seen:
+                return False
+        rest = planes[n, organ, whole:stop]
+        for i in range(rest.size):
+            if rest[i]:
+                return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _sum_bytes(planes, organ, start, stop, total, squares):  # type: ignore[no-untyped-def]
+    """Σv and Σv² over the models, per voxel of ``[start, stop)``.
+
+    The first three models are taken at once, which saves passes for the usual ensemble of three.
+    """
+    models = planes.shape[0]
+    a = planes[0, organ, start:stop]
+    b = planes[min(1, models - 1), organ, start:stop]
+    c = planes[min(2, models - 1), organ, start:stop]
+    if models >= 3:
+        for i in range(a.size):
+            total[i] = np.uint16(a[i]) + np.uint16(b[i]) + np.uint16(c[i])
+        for i in range(a.size):
+            squares[i] = (
+                np.uint32(a[i]) * np.uint32(a[i])
+                + np.uint32(b[i]) * np.uint32(b[i])
+                + np.uint32(c[i]) * np.uint32(c[i])
+            )
+    else:
+        for i in range(a.size):
+            total[i] = a[i]
+        for i in range(a.size):
+            squares[i] = np.uint32(a[i]) * np.uint32(a[i])
+    for n in range(3 if models >= 3 else 1, models):
+        row = planes[n, organ, start:stop]
+        for i in range(row.size):
+            total[i] += np.uint16(row[i])
+        for i in range(row.size):
+            squares[i] += np.uint32(row[i]) * np.uint32(row[i])
+
+
+@njit(cache=True, nogil=True)
+def _sum_terms(planes, organ, start, stop, table, terms):  # type: ignore[no-untyped-def]
+    """Σ table[v] over the models, per voxel of ``[start, stop)``."""
+    models = planes.shape[0]
+    a = planes[0, organ, start:stop]
+    b = planes[min(1, models - 1), organ, start:stop]
+    c = planes[min(2, models - 1), organ, start:stop]
+    if models >= 3:
+        for i in range(a.size):
+            terms[i] = table[a[i]] + table[b[i]] + table[c[i]]
+    else:
+        for i in range(a.size):
+            terms[i] = table[a[i]]
+    for n in range(3 if models >= 3 else 1, models):
+        row = planes[n, organ, start:stop]
+        for i in range(row.size):
+            terms[i] += table[row[i]]
+
+
+@njit(cache=True, nogil=True)
+def _peak(planes, organ, start, stop, peak):  # type: ignore[no-untyped-def]
+    """The largest v of any model, per voxel of ``[start, stop)``."""
+    row = planes[0, organ, start:stop]
+    for i in range(row.size):
+        peak[i] = row[i]
+    for n in range(1, planes.shape[0]):
+        row = planes[n, organ, start:stop]
+        for i in range(row.size):
+            peak[i] = max(peak[i], row[i])
+
+
+@njit(cache=True, nogil=True)
+def _clear(attention, mean, organ, start, stop, gated):  # type: ignore[no-untyped-def]
+    """Nothing is said of `organ` here; gates are zero then already."""
+    mean[organ, start:stop] = 0
+    if not gated:
+        attention[organ, start:stop] = 0
+
+
+@njit(cache=True, nogil=True)
+def _fuse_tiles(  # type: ignore[no-untyped-def]
+    planes, gated, written, tables, first, last, attention, mean, label
+):
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``.
+
+    What `written` ``[tile, organ]`` does not name is zero, and is not written again.
+    """
+    _, organs, voxels = planes.shape
+    in_tile = np.empty(organs, np.int64)
+    scratch = (
+        np.empty(BLOCK, np.uint16),  # Σv
+        np.empty(BLOCK, np.uint32),  # Σv²
+        np.empty(BLOCK, np.uint8),  # max v
+        np.empty(BLOCK, np.uint32),  # largest Σv of any organ so far, and whose
+        np.empty(BLOCK, np.uint8),  # organs that claim the voxel (Eq. 3)
+        np.empty((organs, BLOCK), np.uint16),  # Eq. 1 + Eq. 2 in fixed point
+        np.empty((organs, BLOCK), np.uint8),  # whether the organ claims the voxel
+        np.empty(organs, np.int64),  # organs met in this block
+    )
+    for tile in range(first, last):
+        tile_start = tile * TILE
+        tile_stop = min(voxels, tile_start + TILE)
+        count = 0
+        named = False
+        for c in range(organs):
+            named |= written[tile, c]
+            if not _is_zero(planes, c, tile_start, tile_stop):
+                in_tile[count] = c
+                count += 1
+            elif written[tile, c]:
+                _clear(attention, mean, c, tile_start, tile_stop, gated)
+                written[tile, c] = False
+        if count == 0:
+            if named:
+                label[tile_start:tile_stop] = 0
+            continue
+        for start in range(tile_start, tile_stop, BLOCK):
+            stop = min(tile_stop, start + BLOCK)
+            _fuse_run(
+                planes, gated, written[tile], named, tables, in_tile[:count], start, stop, scratch,
+                attention, mean, label,
+            )  # fmt: skip
+        for c in in_tile[:count]:
+            written[tile, c] = True
+
+
+@njit(cache=True, nogil=True)
+def _fuse_run(  # type: ignore[no-untyped-def]
+    planes, gated, written, named, tables, candidates, start, stop, scratch, attention, mean, label
+):
+    """One run of voxels: every candidate organ first, then Eq. 3, which needs all.
+
+    `written` ``[organ]``: whose outputs may hold something else than zero; `named`: so may the
+    label.
+    """
+    entropy, deviation = tables
+    length = stop - start
+    total = scratch[0][:length]
+    squares = scratch[1][:length]
+    peak = scratch[2][:length]
+    best = scratch[3][:length]
+    claims = scratch[4][:length]
+    met = scratch[7]
+    models = planes.shape[0]
+    half_sum = np.uint16(255 * models // 2)  # Σv above it ⇔ mean above 0.5, for odd 255·N too
+    claims[:] = 0
+    best[:] = 0
+    count = 0
+    for organ in candidates:
+        if _is_zero(planes, organ, start, stop):
+            if written[organ]:
+                _clear(attention, mean, organ, start, stop, gated)
+            continue
+        term = scratch[5][count, :length]
+        claim = scratch[6][count, :length]
+        met[count] = organ
+        count += 1
+        _sum_bytes(planes, organ, start, stop, total, squares)
+        _sum_terms(planes, organ, start, stop, entropy, term)
+        if gated:
+            gate = attention[organ, start:stop]
+            _add_gated_deviation(total, squares, models, deviation, gate, term)
+            for i in range(length):
+                claim[i] = total[i] > half_sum
+        else:
+            _add_deviation(total, squares, models, deviation, term)
+            _peak(planes, organ, start, stop, peak)
+            for i in range(length):
+                claim[i] = peak[i] >= HALF_BYTE
+        for i in range(length):
+            claims[i] += claim[i]
+        _write_mean(total, models, mean[organ, start:stop])
+        # Larger sum first, lower channel first: one maximum decides both.
+        name = np.uint32(255 - organ)
+        for i in range(length):
+            best[i] = max(best[i], np.uint32(np.uint32(total[i]) << 8 | name))
+    if count or named:
+        labels = label[start:stop]
+        for i in range(length):
+            chosen = np.uint8(0) - np.uint8(best[i])  # 255 − organ → organ + 1
+            labels[i] = chosen if (best[i] >> 8) > half_sum else np.uint8(0)
+    for k in range(count):
+        _write_attention(
+            scratch[5][k, :length], scratch[6][k, :length], claims, attention[met[k], start:stop]
+        )
+
+
+@njit(cache=True, nogil=True)
+def _write_mean(total, models, row):  # type: ignore[no-untyped-def]
+    """Σv / N rounded half down: floor((2·Σv + N − 1) / 2N).
+
+    Half a unit is added to the numerator, so that no quotient lies nearer to a whole number than
+    1/64 (N up to 16): float32, off by less than 1e-4 here, cannot cross it (tested for every sum).
+    """
+    scale = np.float32(1.0 / models)
+    offset = np.float32((models - 0.5) / (2.0 * models))
+    for i in range(row.size):
+        row[i] = np.uint8(np.int32(np.float32(total[i]) * scale + offset))
+
+
+@njit(cache=True, nogil=True)
+def _add_deviation(total, squares, models, deviation, term):  # type: ignore[no-untyped-def]
+    """Adds Eq. 1 in fixed point, and half a step of the output for its rounding."""
+    for i in range(term.size):
+        v = np.float32(total[i])
+        spread = np.float32(models) * np.float32(np.int32(squares[i])) - v * v
+        term[i] += np.uint16(np.int32(np.sqrt(spread) * deviation)) + np.uint16(HALF_STEP)
+
+
+@njit(cache=True, nogil=True)
+def _add_gated_deviation(total, squares, models, deviation, gate, term):  # type: ignore[no-untyped-def]
+    """The same for reading `released`: each of the two terms only where its gate is open."""
+    for i in range(term.size):
+        v = np.float32(total[i])
+        spread = np.float32(models) * np.float32(np.int32(squares[i])) - v * v
+        inconsistency = np.uint16(np.int32(np.sqrt(spread) * deviation))
+        kept = term[i] if gate[i] & KEEP_UNCERTAINTY else np.uint16(0)
+        kept += inconsistency if gate[i] & KEEP_INCONSISTENCY else np.uint16(0)
+        term[i] = kept + np.uint16(HALF_STEP)
+
+
+@njit(cache=True, nogil=True)
+def _write_attention(term, claimed, claims, row):  # type: ignore[no-untyped-def]
+    """Adds Eq. 3; the half step is in `term` already, so that cutting off rounds half up."""
+    for i in range(row.size):
+        overlap = np.uint16(UNIT) if (claimed[i] != 0) & (claims[i] > 1) else np.uint16(0)
+        row[i] = np.uint8(np.uint16(term[i] + overlap) >> FRACTION_BITS)
+
+
+@njit(cache=True, nogil=True)
+def _mark_tiles(  # type: ignore[no-untyped-def]
+    planes, written, entropy, least_entropy, least_spread, first, last, gates
+):
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; what `written` ``[tile,
+    organ]`` does not name is zero in `gates`."""
+    models, organs, voxels = planes.shape
+    total = np.empty(BLOCK, np.uint16)
+    squares = np.empty(BLOCK, np.uint32)
+    terms = np.empty(BLOCK, np.int32)
+    for tile in range(first, last):
+        tile_stop = min(voxels, (tile + 1) * TILE)
+        for organ in range(organs):
+            if written[tile, organ]:
+                gates[organ, tile * TILE : tile_stop] = 0
+            if _is_zero(planes, organ, tile * TILE, tile_stop):
+                continue
+            for start in range(tile * TILE, tile_stop, BLOCK):
+                stop = min(tile_stop, start + BLOCK)
+                if _is_zero(planes, organ, start, stop):
+                    continue
+                _sum_bytes(planes, organ, start, stop, total, squares)
+                _sum_terms(planes, organ, start, stop, entropy, terms)
+                gate = gates[organ, start:stop]
+                for i in range(stop - start):
+                    v = np.float32(total[i])
+                    spread = np.float32(models) * np.float32(np.int32(squares[i])) - v * v
+                    kept = np.uint8(KEEP_INCONSISTENCY) if spread > least_spread else np.uint8(0)
+                    if terms[i] > least_entropy:
+                        kept |= np.uint8(KEEP_UNCERTAINTY)
+                    gate[i] = kept

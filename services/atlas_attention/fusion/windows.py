@@ -1,0 +1,167 @@
+"""Where the sliding windows lie on the model's grid, and how much of each voxel each of them
+decides.
+
+Windows cover a box, usually the body's, in even steps from edge to edge, as nnU-Net spreads them:
+as few as keep the overlap asked for, of which `SLACK_SHARE` may be missing. Where the box is
+shorter than the patch there is one window, centred; where the grid itself is shorter, it hangs over
+the edge into air. Since the windows are all combinations of the starts per axis and the Gaussian
+importance is a product over the axes, so is its normalised share, and one small table per axis says
+everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from atlas_core.errors import InvalidInput
+from numpy.typing import NDArray
+
+Range = tuple[int, int]
+
+
+Box = tuple[Range, Range, Range]
+"""Voxels ``[start, stop)`` along z, y, x."""
+
+
+DEFAULT_OVERLAP = 0.5
+"""Of one window with the next: nnU-Net's; the published script's 0.75 predicts every voxel 64
+times."""
+
+
+Zyx = tuple[int, int, int]
+
+SIGMA_SHARE = 0.125
+"""Standard deviation of the Gaussian importance as a share of the patch: MONAI's and nnU-Net's."""
+
+MAX_OVERLAP = 0.75
+"""Of one window with the next, as a share of the patch; up to here no voxel lacks a window whose
+quantised weight is above zero (see `blending`), and beyond it 64 predictions a voxel become 125."""
+
+SLACK_SHARE = 1 / 32
+"""What may be missing of the overlap asked for, as a share of the patch, where that saves a window:
+else a box longer by one voxel than its windows reach costs a whole layer of them."""
+
+AIR_HU = -1024.0
+"""What lies beyond the volume: the scale's floor, air."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window: its place in the plan and on the grid.
+
+    Attributes:
+        at: index among the starts of each axis (z, y, x).
+        start: first voxel on the grid (z, y, x); negative where the window hangs over.
+    """
+
+    at: Zyx
+    start: Zyx
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """All windows of one volume, in rows of rising z.
+
+    Attributes:
+        grid: voxels of the model's grid (z, y, x).
+        patch: voxels of a window (z, y, x).
+        starts: first voxels of the windows along z, y, x, rising.
+    """
+
+    grid: Zyx
+    patch: Zyx
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @classmethod
+    def over(cls, grid: Zyx, patch: Zyx, overlap: float, box: Box | None = None) -> WindowPlan:
+        """The plan for a volume.
+
+        Args:
+            grid, patch: voxels (z, y, x).
+            overlap: share of the patch that a window has in common with the next, per axis.
+            box: what the windows must cover; None: the whole grid.
+
+        Raises:
+            InvalidInput: an overlap outside 0..`MAX_OVERLAP`.
+        """
+        if not 0.0 <= overlap <= MAX_OVERLAP:
+            raise InvalidInput(
+                "overlap of sliding windows is out of range",
+                expected=f"0..{MAX_OVERLAP}",
+                got=overlap,
+            )
+        whole = tuple((0, n) for n in grid)
+        z, y, x = (
+            _starts(n, p, overlap, *part)
+            for n, p, part in zip(grid, patch, box or whole, strict=True)
+        )
+        return cls(grid, patch, (z, y, x))
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        z, y, x = self.starts
+        return len(z) * len(y) * len(x)
+
+    @property
+    def rows(self) -> int:
+        """Number of z-rows: windows with one start along z."""
+        return len(self.starts[0])
+
+    def row(self, k: int) -> Iterator[Window]:
+        """The windows of z-row `k`."""
+        for j, y in enumerate(self.starts[1]):
+            for i, x in enumerate(self.starts[2]):
+                yield Window((k, j, i), (self.starts[0][k], y, x))
+
+    def z_range(self, k: int) -> tuple[int, int]:
+        """The slices ``[start, stop)`` of the grid that the windows of row `k` cover."""
+        start = self.starts[0][k]
+        return max(0, start), min(self.grid[0], start + self.patch[0])
+
+    def settled(self, k: int) -> int:
+        """Slices below this one are touched by no window after row `k`.
+
+        Before the first row (`k` = −1) these are the slices below all windows; after the last one
+        (`k` = `rows`) those above them too.
+        """
+        if k + 1 < self.rows:
+            return max(0, self.starts[0][k + 1])
+        return self.z_range(k)[1] if k < self.rows else self.grid[0]
+
+    @cached_property
+    def shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Per axis (z, y, x) ``[window, voxel of the patch]``: its part of the importance there.
+
+        Over the windows that cover a voxel of the grid the shares of an axis add up to 1. Voxels
+        beyond the grid have share 0, and so have those of the grid that no window covers.
+        """
+        z, y, x = (
+            _shares(n, p, s) for n, p, s in zip(self.grid, self.patch, self.starts, strict=True)
+        )
+        return z, y, x
+
+
+def _starts(voxels: int, patch: int, overlap: float, first: int, last: int) -> tuple[int, ...]:
+    """Windows along one axis of `voxels` that cover ``[first, last)``."""
+    if voxels <= patch:
+        return (-((patch - voxels) // 2),)
+    spare = last - first - patch
+    if spare <= 0:
+        return (min(max(0, first + spare // 2), voxels - patch),)
+    step = max(1, int(patch * (1.0 - overlap)))
+    steps = math.ceil(spare / min(patch, step + int(patch * SLACK_SHARE)))
+    return tuple(first + spare * i // steps for i in range(steps + 1))
+
+
+def _shares(voxels: int, patch: int, starts: tuple[int, ...]) -> NDArray[np.float64]:
+    offset = (np.arange(patch) - (patch - 1) / 2) / (SIGMA_SHARE * patch)
+    importance = np.exp(-0.5 * offset**2)
+    index = np.array(starts)[:, None] + np.arange(patch)
+    inside = (index >= 0) & (index < voxels)
+    total = np.zeros(voxels)
+    np.add.at(total, index[inside], np.broadcast_to(importance, index.shape)[inside])
+    return np.where(inside, importance / total[np.clip(index, 0, voxels - 1)], 0.0)

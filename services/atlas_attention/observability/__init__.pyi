@@ -1,0 +1,7 @@
+from .metrics import Metrics
+from .tracing import Tracer
+
+__all__ = [
+    "Metrics",
+    "Tracer",
+]

@@ -1,0 +1,89 @@
+"""A CT resampled to the grid of the models, slab by slab."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging.resampling import axis_weights, resample_across, resample_planes
+from numpy.typing import NDArray
+
+from atlas_attention.fusion import AIR_HU, Window, WindowPlan, Zyx
+
+
+class CtSource(Protocol):
+    """A CT in Hounsfield units that is read slab by slab; `atlas_core.imaging.open_slabs` gives
+    one."""
+
+    @property
+    def geometry(self) -> VolumeGeometry:
+        """Grid in the file's own axis order."""
+
+    @property
+    def canonical(self) -> VolumeGeometry:
+        """The same grid, its axes turned to RAS+."""
+
+    def read(self, start: int, stop: int, /) -> NDArray[np.float32]:
+        """Canonical slices ``[start, stop)`` along z: finite HU ``[z, y, x]``."""
+
+
+class _ModelGridCt:
+    """The CT on the model's grid, read once from bottom to top.
+
+    Holds the slices of the last block and the CT slices that later ones still need, in-plane axes
+    already resampled.
+    """
+
+    def __init__(self, source: CtSource, grid: Zyx, slices_at_once: int) -> None:
+        nx, ny, nz = source.canonical.shape
+        self._source = source
+        self._step = slices_at_once
+        self._z, self._y, self._x = (
+            axis_weights(old, new) for old, new in zip((nz, ny, nx), grid, strict=True)
+        )
+        self._planes = np.empty((0, *grid[1:]), np.float32)
+        self._first = 0
+        self._block = np.empty((0, *grid[1:]), np.float32)
+        self._start = 0
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Slices ``[start, stop)`` of the model's grid, ``[z, y, x]``; neither bound ever falls."""
+        kept = self._block[start - self._start :]
+        fresh = [
+            self._resampled(at, min(stop, at + self._step))
+            for at in range(start + len(kept), stop, self._step)
+        ]
+        self._block, self._start = np.concatenate([kept, *fresh]), start
+        return self._block
+
+    def _resampled(self, start: int, stop: int) -> NDArray[np.float32]:
+        low, high = self._z.source_range(start, stop)
+        kept = self._planes[max(0, low - self._first) :]
+        first = max(low, self._first + len(self._planes))
+        fresh = [
+            resample_planes(self._source.read(at, min(high, at + self._step)), self._y, self._x)
+            for at in range(first, high, self._step)
+        ]
+        self._planes, self._first = np.concatenate([kept, *fresh]), low
+        return resample_across(self._planes, self._z, start, stop, low)
+
+
+def _zyx(xyz: tuple[int, int, int]) -> Zyx:
+    return xyz[2], xyz[1], xyz[0]
+
+
+def _cut(block: NDArray[np.float32], window: Window, plan: WindowPlan) -> NDArray[np.float32]:
+    """The voxels of `window` out of the block ``[z, y, x]`` of its row, air beyond the grid."""
+    voxels = np.full(plan.patch, AIR_HU, np.float32)
+    source = []
+    target = []
+    bottom = plan.z_range(window.at[0])[0]
+    for start, patch, voxel_count, origin in zip(
+        window.start, plan.patch, plan.grid, (bottom, 0, 0), strict=True
+    ):
+        first, last = max(0, start), min(voxel_count, start + patch)
+        source.append(slice(first - origin, last - origin))
+        target.append(slice(first - start, last - start))
+    voxels[tuple(target)] = block[tuple(source)]
+    return voxels

@@ -1,0 +1,378 @@
+"""From the model's grid to the CT's own, slab by slab, without a volume of floats per organ.
+
+Index j of the CT's axis (n voxels) lies at ``t = (j + 0.5) · m / n − 0.5`` of the model's (m
+voxels), the box edges of the two grids being the same; t is clamped to 0..m − 1 and values are
+interpolated linearly along every axis. All weights are multiples of 1/256, so that every sum is one
+of integers: results do not depend on how the volume is cut, and a flipped volume gives the flipped
+result. What the multiples cost: a position is off by at most 1/512 of a model voxel.
+
+A row of the CT looks only at the organs that occur in the model rows around it, and only at the
+columns where they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from atlas_attention.fusion import HALF_BYTE, Fused, Threads, Zyx, over_tiles
+
+WEIGHT_BITS = 8
+"""Positions between two model voxels are rounded to 1/256."""
+
+ABOVE_HALF = np.uint32((2 * HALF_BYTE - 1) << (2 * WEIGHT_BITS - 1))
+"""127.5 in the fixed point of an interpolated mean: p above 0.5 is above it."""
+
+SLAB_SLICES = 16
+"""CT slices per slab given out, by default: bounds memory (9 organs of 512×512: 38 MB)."""
+
+
+@dataclass(frozen=True)
+class NativeSlab:
+    """Slices ``[start, stop)`` of the canonical CT grid.
+
+    Attributes:
+        attention: uint8 ``[organ, z, y, x]``.
+        label: uint8 ``[z, y, x]``, label ids; 0 is background.
+    """
+
+    start: int
+    stop: int
+    attention: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class AxisPositions:
+    """Where the CT's voxels lie along one axis of the model's grid.
+
+    Attributes:
+        lower: model index at or below each CT index, ``[n]``.
+        weight: of the model voxel above it, in 1/256, ``[n]``; 0 where there is none.
+        voxels: number of model voxels.
+    """
+
+    lower: NDArray[np.int64]
+    weight: NDArray[np.uint32]
+    voxels: int
+
+    @classmethod
+    def between(cls, model: int, native: int) -> AxisPositions:
+        """Positions of `native` voxels among `model` voxels that fill the same length."""
+        numerator = np.clip(
+            (2 * np.arange(native, dtype=np.int64) + 1) * model - native,
+            0,
+            2 * native * (model - 1),
+        )
+        lower, rest = np.divmod(numerator, 2 * native)
+        # Half to even, for a mirrored axis must get the mirrored weights.
+        weight = np.rint(rest * ((1 << WEIGHT_BITS) / (2 * native))).astype(np.int64)
+        carried = weight >> WEIGHT_BITS
+        return cls(lower + carried, (weight & 255).astype(np.uint32), model)
+
+    @property
+    def upper(self) -> NDArray[np.int64]:
+        """The highest model index that each CT index needs."""
+        return self.lower + (self.weight > 0)
+
+    def looked_at(self) -> NDArray[np.int64]:
+        """For model indices 0..m where the CT indices begin that look at it or beyond, ``[2, m +
+        1]``.
+
+        Those that look at any of the model voxels ``[a, b)`` are ``[looked_at[0, a], looked_at[1,
+        b])``.
+        """
+        index = np.arange(self.voxels + 1)
+        return np.stack([np.searchsorted(self.upper, index), np.searchsorted(self.lower, index)])
+
+
+class NativeGrid:
+    """Turns fused slabs of rising z on the model's grid into slabs on the canonical CT grid.
+
+    Args:
+        model, native: voxels of the two grids (z, y, x).
+        labels: label id of every organ channel.
+        flips: whether rows and columns (z, y, x) are to run backwards in the slabs given out; their
+            slices still count along the canonical z.
+        slab_slices: the most slices of a slab given out.
+        threads: see `tiles.Threads`.
+    """
+
+    def __init__(
+        self,
+        model: Zyx,
+        native: Zyx,
+        labels: tuple[int, ...],
+        *,
+        flips: tuple[bool, bool, bool] = (False, False, False),
+        slab_slices: int = SLAB_SLICES,
+        threads: Threads = None,
+    ) -> None:
+        self._native = native
+        self._identity = model == native
+        self._names = np.array([0, *labels], np.uint8)
+        self._flips = flips
+        self._slab_slices = slab_slices
+        self._threads = threads
+        self._z, self._y, self._x = (
+            AxisPositions.between(m, n) for m, n in zip(model, native, strict=True)
+        )
+        # Unsigned: a signed index may count from the end, and what may do so is not vectorised.
+        self._columns = (self._x.lower.astype(np.uint32), self._x.weight, self._x.looked_at())
+        self._held: Fused | None = None  # slices that later CT slices still need
+        self._held_from = 0
+        self._next = 0  # next CT slice to give out
+        organs = len(labels)
+        self.attention_sum = np.zeros(organs, np.int64)
+        """Sum of all attention bytes given out, per organ."""
+        self.attended = np.zeros(organs, np.int64)
+        """Number of voxels given out with attention above 0, per organ."""
+        self.labelled = np.zeros(organs, np.int64)
+        """Number of voxels given out with each organ's label."""
+
+    def push(self, fused: Fused) -> Iterator[NativeSlab]:
+        """The next slices of the model's grid; gives every CT slab that is then certain, in
+        order."""
+        held = fused if self._held is None else Fused.concatenated([self._held, fused])
+        known = self._held_from + held.slices
+        ready = int(np.searchsorted(self._z.upper, known))
+        spans = None
+        if not self._identity and self._next < ready:
+            spans = (_spans(held.attention, 1), _spans(held.mean, HALF_BYTE))
+        while self._next < ready:
+            stop = min(ready, self._next + self._slab_slices)
+            yield self._slab(held, spans, self._next, stop)
+            self._next = stop
+        needed = known if self._next == self._native[0] else int(self._z.lower[self._next])
+        needed = min(needed, known)
+        # A copy, or a view of a few slices would keep the memory of all.
+        self._held = held.from_slice(needed - self._held_from).copy()
+        self._held_from = needed
+
+    def _slab(
+        self,
+        held: Fused,
+        spans: tuple[NDArray[np.int32], NDArray[np.int32]] | None,
+        start: int,
+        stop: int,
+    ) -> NativeSlab:
+        """CT slices ``[start, stop)`` out of the model slices `held`."""
+        if spans is None:
+            return self._same_slab(held, start, stop)
+        organs = held.attention.shape[0]
+        shape = (stop - start, *self._native[1:])
+        rows = shape[0] * shape[1]
+        attention = np.zeros((organs, *shape), np.uint8)
+        label = np.zeros(shape, np.uint8)
+        counts = np.zeros((3, organs, rows), np.int32)
+        z = (self._z.lower[start:stop] - self._held_from, self._z.weight[start:stop])
+        y = (self._y.lower, self._y.weight)
+        if self._flips[0]:
+            z = (z[0][::-1].copy(), z[1][::-1].copy())
+        if self._flips[1]:
+            y = (y[0][::-1].copy(), y[1][::-1].copy())
+
+        def kernel(first: int, last: int) -> None:
+            _interpolate_rows(
+                held.attention, held.mean, spans, z, y, self._columns, self._flips[2], self._names,
+                first, last, attention, label, counts,
+            )  # fmt: skip
+
+        over_tiles(kernel, rows, self._threads)
+        self._count(*counts.sum(axis=2, dtype=np.int64))
+        return NativeSlab(start, stop, attention, label)
+
+    def _same_slab(self, held: Fused, start: int, stop: int) -> NativeSlab:
+        """The same where the two grids are one: nothing changes but the direction of the axes."""
+        turned = tuple(slice(None, None, -1 if back else 1) for back in self._flips)
+        within = slice(start - self._held_from, stop - self._held_from)
+        attention = np.ascontiguousarray(held.attention[:, within][:, *turned])
+        channel = held.label[within][turned]
+        self._count(
+            attention.sum(axis=(1, 2, 3), dtype=np.int64),
+            np.count_nonzero(attention, axis=(1, 2, 3)),
+            np.bincount(channel.ravel(), minlength=len(self._names))[1:],
+        )
+        return NativeSlab(start, stop, attention, self._names[channel])
+
+    def _count(
+        self,
+        attention_sum: NDArray[np.int64],
+        attended: NDArray[np.int64],
+        labelled: NDArray[np.int64],
+    ) -> None:
+        self.attention_sum += attention_sum
+        self.attended += attended
+        self.labelled += labelled
+
+
+@njit(cache=True, nogil=True)
+def _spans(volume, least):  # type: ignore[no-untyped-def]
+    """Per row of `volume` ``[organ, z, y, x]`` the columns ``[first, past the last]`` >=
+    `least`."""
+    organs, slices, rows, columns = volume.shape
+    spans = np.zeros((organs, slices, rows, 2), np.int32)
+    for c in range(organs):
+        for z in range(slices):
+            for y in range(rows):
+                row = volume[c, z, y]
+                most = np.uint8(0)
+                for x in range(columns):
+                    most = max(most, row[x])
+                if most >= least:
+                    left = 0
+                    while row[left] < least:
+                        left += 1
+                    right = columns
+                    while row[right - 1] < least:
+                        right -= 1
+                    spans[c, z, y, 0] = left
+                    spans[c, z, y, 1] = right
+    return spans
+
+
+@njit(cache=True, nogil=True)
+def _joint_span(spans, z0, z1, y0, y1):  # type: ignore[no-untyped-def]
+    """The columns that at least one of four rows spans."""
+    left = np.int64(1 << 30)
+    right = np.int64(0)
+    for z in (z0, z1):
+        for y in (y0, y1):
+            if spans[z, y, 1] > 0:
+                left = min(left, np.int64(spans[z, y, 0]))
+                right = max(right, np.int64(spans[z, y, 1]))
+    return left, right
+
+
+@njit(cache=True, nogil=True)
+def _blend_rows(volume, z0, z1, wz, y0, y1, wy, left, right, out):  # type: ignore[no-untyped-def]
+    """Interpolates along z and y into `out` ``[x]``, in 1/256 of a byte step, columns ``[left,
+    right)``."""
+    a = volume[z0, y0, left:right]
+    b = volume[z0, y1, left:right]
+    c = volume[z1, y0, left:right]
+    d = volume[z1, y1, left:right]
+    whole = np.uint32(1 << WEIGHT_BITS)
+    wa = (whole - wz) * (whole - wy)
+    wb = (whole - wz) * wy
+    wc = wz * (whole - wy)
+    wd = wz * wy
+    target = out[left:right]
+    for x in range(a.size):
+        blended = wa * np.uint32(a[x]) + wb * np.uint32(b[x])
+        blended += wc * np.uint32(c[x]) + wd * np.uint32(d[x])
+        target[x] = (blended + np.uint32(1 << (WEIGHT_BITS - 1))) >> np.uint32(WEIGHT_BITS)
+
+
+@njit(cache=True, nogil=True)
+def _interpolate_rows(  # type: ignore[no-untyped-def]
+    attention, mean, spans, z_axis, y_axis, x_axis, flip_x, names,
+    first, last, out_attention, out_label, counts,
+):  # fmt: skip
+    """CT rows ``[first, last)`` of a slab, counted over its slices and rows; outputs zero
+    before."""
+    organs, _, _, columns = attention.shape
+    z_lower, z_weight = z_axis
+    y_lower, y_weight = y_axis
+    x_lower, x_weight, looked_at = x_axis
+    attention_spans, mean_spans = spans
+    height, width = out_label.shape[1:]
+    line = np.zeros(columns + 1, np.uint32)
+    shown = np.empty(width, np.uint8)
+    best = np.empty(width, np.uint32)
+    named = np.empty(width, np.uint8)
+    for index in range(first, last):
+        k, j = divmod(index, height)
+        z0 = z_lower[k]
+        wz = z_weight[k]
+        z1 = z0 + 1 if wz > 0 else z0
+        y0 = y_lower[j]
+        wy = y_weight[j]
+        y1 = y0 + 1 if wy > 0 else y0
+        labelled = False
+        for c in range(organs):
+            left, right = _joint_span(attention_spans[c], z0, z1, y0, y1)
+            if left < right:
+                _blend_rows(attention[c], z0, z1, wz, y0, y1, wy, left, right, line)
+                if left > 0:
+                    line[left - 1] = 0
+                line[right] = 0
+                begin = looked_at[0, left]
+                end = looked_at[1, right]
+                total, attended = _show(line, x_lower[begin:end], x_weight[begin:end], shown)
+                _lay(shown, begin, end, flip_x, out_attention[c, k, j])
+                counts[0, c, index] = total
+                counts[1, c, index] = attended
+            left, right = _joint_span(mean_spans[c], z0, z1, y0, y1)
+            if left < right:
+                # Its neighbours count too, though they are below one half themselves.
+                before = max(0, left - 1)
+                after = min(columns, right + 1)
+                _blend_rows(mean[c], z0, z1, wz, y0, y1, wy, before, after, line)
+                if not labelled:
+                    best[:] = ABOVE_HALF
+                    named[:] = 0
+                    labelled = True
+                begin = looked_at[0, left]
+                end = looked_at[1, right]
+                _name(
+                    line, x_lower[begin:end], x_weight[begin:end],
+                    np.uint8(c + 1), best[begin:end], named[begin:end],
+                )  # fmt: skip
+        if labelled:
+            for i in range(width):
+                if named[i]:
+                    counts[2, named[i] - 1, index] += 1
+                    named[i] = names[named[i]]
+            _lay(named, 0, width, flip_x, out_label[k, j])
+
+
+@njit(cache=True, nogil=True)
+def _blend_columns(line, at, weight):  # type: ignore[no-untyped-def]
+    """Interpolates along x between columns `at` and the next, in 1/256² of a byte step."""
+    left = np.uint32(line[at] * np.uint32(np.uint32(1 << WEIGHT_BITS) - weight))
+    return np.uint32(left + np.uint32(line[at + np.uint32(1)] * weight))
+
+
+@njit(cache=True, nogil=True)
+def _show(line, lower, weight, shown):  # type: ignore[no-untyped-def]
+    """Bytes of attention along x, from the start of `shown` on; their sum, and how many are above
+    0."""
+    half_step = np.uint32(1 << (2 * WEIGHT_BITS - 1))
+    for i in range(lower.size):
+        blended = _blend_columns(line, lower[i], weight[i])
+        shown[i] = np.uint8(np.uint32(blended + half_step) >> np.uint32(2 * WEIGHT_BITS))
+    total = np.uint32(0)
+    attended = np.uint32(0)
+    for i in range(lower.size):
+        total += np.uint32(shown[i])
+    for i in range(lower.size):
+        attended += np.uint32(shown[i] > 0)
+    return total, attended
+
+
+@njit(cache=True, nogil=True)
+def _name(line, lower, weight, organ, best, named):  # type: ignore[no-untyped-def]
+    """Names the voxels along x that `organ` claims more surely than the organs before it."""
+    for i in range(lower.size):
+        value = _blend_columns(line, lower[i], weight[i])
+        surer = value > best[i]
+        best[i] = value if surer else best[i]
+        named[i] = organ if surer else named[i]
+
+
+@njit(cache=True, nogil=True)
+def _lay(values, begin, end, backwards, row):  # type: ignore[no-untyped-def]
+    """The first values as columns ``[begin, end)`` of `row`, which may run backwards."""
+    if backwards:
+        target = row[row.size - end : row.size - begin]
+        for i in range(target.size):
+            target[i] = values[target.size - 1 - i]
+    else:
+        target = row[begin:end]
+        for i in range(target.size):
+            target[i] = values[i]

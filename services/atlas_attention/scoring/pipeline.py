@@ -1,0 +1,424 @@
+"""One CT and an ensemble in, attention and pseudo labels on the CT's own grid out, slab by slab.
+
+    CT slabs → model's grid → windows → every model → blend → fuse → CT's grid → file's axis order
+
+Each stage holds a few slices at most, so memory depends on the width of a slice and the depth of a
+window, not on the number of slices. Stages from blending on work in integers: the result is the
+same to the bit however models are ordered, predictions arrive or slabs are cut.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from atlas_core.errors import InvalidInput
+from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelSpec
+from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.records import OrganScore, Reading
+from numpy.typing import NDArray
+
+from atlas_attention.fusion import (
+    ATTENTION_SCALE,
+    DEFAULT_OVERLAP,
+    Compute,
+    CpuCompute,
+    Fused,
+    Window,
+    WindowBlender,
+    WindowPlan,
+    available_threads,
+)
+from atlas_attention.scoring.body_box import body_box, on_grid
+from atlas_attention.scoring.model_grid import CtSource, _cut, _ModelGridCt, _zyx
+from atlas_attention.scoring.native_grid import SLAB_SLICES, NativeGrid, NativeSlab
+
+CANCEL_POLL_S = 0.1
+"""How soon a cancelled call stops waiting for the models."""
+
+
+class Predictor(Protocol):
+    """Runs one window through one model; `atlas_attention.triton.predictor` has one."""
+
+    def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
+        """Soft prediction uint8 ``[organ, z, y, x]`` of a window of HU ``[z, y, x]``, some time
+        later.
+
+        The window is not changed by either side until the future is done.
+        """
+
+
+@dataclass(frozen=True)
+class GridSlab:
+    """Part of the maps in the CT file's own axis order.
+
+    Attributes:
+        axis: file axis along which slabs are cut (the one nearest to the patient's z).
+        start, stop: indices along it; slabs cover the grid once, rising or falling.
+        attention: uint8 ``[organ, i, j, k]``, i fastest in memory; Eq. 4 = byte · ATTENTION_SCALE.
+        label: uint8 ``[i, j, k]``, i fastest in memory; label ids, 0 is background.
+    """
+
+    axis: int
+    start: int
+    stop: int
+    attention: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a whole CT came to.
+
+    Attributes:
+        organs: attention size and pseudo label volume of every organ given out, in that order. The
+            size is the sum of attention over the CT's voxels (reading `paper`), or the number of
+            voxels with any (reading `released`).
+        windows: predictions made, of all models together.
+        windows_air: predictions left out because a window held nothing but air.
+        predict_s: seconds spent waiting for the models.
+        total_s: seconds from the first slab asked for to the last given out.
+    """
+
+    organs: tuple[OrganScore, ...]
+    windows: int
+    windows_air: int
+    predict_s: float
+    total_s: float
+
+
+def attend(
+    source: CtSource,
+    specs: Sequence[ModelSpec],
+    predictor: Predictor,
+    reading: Reading = Reading.PAPER,
+    organs: Sequence[str] | None = None,
+    *,
+    scheme: OrganScheme = ABDOMEN_ATLAS,
+    overlap: float = DEFAULT_OVERLAP,
+    windows_in_flight: int | None = None,
+    slab_slices: int = SLAB_SLICES,
+    threads: int | None = None,
+    compute: Compute | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> AttentionRun:
+    """Attention maps and pseudo labels of one CT, as an iterator of slabs on its own grid.
+
+    Args:
+        source: the CT.
+        specs: the ensemble; all of one grid, patch and list of organs.
+        predictor: runs the models.
+        reading: how soft predictions become attention.
+        organs: attention channels wanted, in this order; None: all of the ensemble. Pseudo labels
+            always weigh all organs of the ensemble against one another.
+        scheme: label ids of the organs.
+        overlap: share that neighbouring windows have in common, per axis.
+        windows_in_flight: windows that are with the models at once; None: `enough_windows`.
+        slab_slices: the most slices that are read, fused and given out at once; bounds memory.
+        threads: the most that a kernel on the CPU works on; None: one per available core. As long
+            as the models have work, it is one: see `AttentionRun`.
+        compute: where soft predictions are blended and fused; None: on the CPU.
+        on_progress: called with predictions done and in total, of all models, air counted as done.
+        cancelled: once set, the run stops with `concurrent.futures.CancelledError`.
+
+    Raises:
+        InvalidInput: an empty ensemble, or models that do not go together, naming the difference.
+        UnknownLabel: an organ that the ensemble or `scheme` does not know.
+    """
+    ensemble = _require_ensemble(specs)
+    chosen = tuple(ensemble.organs if organs is None else organs)
+    known = scheme.select(ensemble.organs)
+    channels = [ensemble.organs.index(known[name].name) for name in chosen]
+    return AttentionRun(
+        source, tuple(specs), predictor, reading,
+        channels=channels, labels=known.labels, overlap=overlap,
+        windows_in_flight=windows_in_flight or enough_windows(),
+        slab_slices=slab_slices, threads=threads,
+        compute=compute or CpuCompute(), on_progress=on_progress, cancelled=cancelled,
+    )  # fmt: skip
+
+
+def enough_windows() -> int:
+    """Windows that keep models on this machine at work: one per core, four at most, are predicted,
+    and one waits for the next to be done."""
+    return min(available_threads(), MAX_MODEL_STREAMS) + 1
+
+
+def plan_windows(source: CtSource, specs: Sequence[ModelSpec], overlap: float) -> WindowPlan:
+    """Where the windows of an ensemble lie in a CT: over the body (`body.body_box`); over
+    everything where nothing but air is found."""
+    grid = _zyx(source.canonical.resampled(specs[0].spacing_mm).shape)
+    body = body_box(source, min(spec.hu_window[0] for spec in specs))
+    box = None if body is None else on_grid(body, _zyx(source.canonical.shape), grid)
+    return WindowPlan.over(grid, _zyx(specs[0].patch), overlap, box)
+
+
+def _require_ensemble(specs: Sequence[ModelSpec]) -> ModelSpec:
+    """The first of `specs`, once all agree on organs, spacing and patch."""
+    if not specs:
+        raise InvalidInput("an ensemble needs at least one model")
+    first = specs[0]
+    for spec in specs[1:]:
+        for what in ("organs", "spacing_mm", "patch"):
+            if getattr(spec, what) != getattr(first, what):
+                raise InvalidInput(
+                    f"models {first.name} and {spec.name} differ in {what}: no common windows",
+                    expected=getattr(first, what),
+                    got=getattr(spec, what),
+                    remedy="score with models of one grid",
+                )
+    return first
+
+
+@dataclass
+class _Pending:
+    """A window that is with the models: what each of them will answer."""
+
+    window: Window
+    answers: dict[int, Future[NDArray[np.uint8]]]
+
+
+class AttentionRun(Iterator[GridSlab]):
+    """One run over one CT: iterate for the slabs, then ask for the `summary`.
+
+    On a CPU the models share the cores with the kernels. A kernel on all cores would push every
+    model aside at once, thousands of times, for work that nobody waits for; so it takes one core
+    until the models have answered everything, and all of them once it is what is waited for.
+
+    Leaving the iteration early: call `close`, or let the run go out of scope.
+    """
+
+    def __init__(
+        self,
+        source: CtSource,
+        specs: tuple[ModelSpec, ...],
+        predictor: Predictor,
+        reading: Reading,
+        *,
+        channels: list[int],
+        labels: tuple[int, ...],
+        overlap: float,
+        windows_in_flight: int,
+        slab_slices: int,
+        threads: int | None,
+        compute: Compute,
+        on_progress: Callable[[int, int], None] | None,
+        cancelled: threading.Event | None,
+    ) -> None:
+        grid = source.canonical.resampled(specs[0].spacing_mm)
+        native = _zyx(source.canonical.shape)
+        self._grid = _zyx(grid.shape)
+        self._overlap = overlap
+        self._source = source
+        self._specs = specs
+        self._predictor = predictor
+        self._reading = reading
+        self._channels = channels
+        self._windows_in_flight = windows_in_flight
+        self._slab_slices = slab_slices
+        self._on_progress = on_progress
+        self._cancelled = cancelled or threading.Event()
+        self._axes = source.geometry.axis_map
+        x, y, z = self._axes.flip
+        self._compute = compute
+        self._threads = available_threads() if threads is None else threads
+        self._fuser = compute.open_fuser(reading, self._kernel_threads)
+        self._native = NativeGrid(
+            self._grid, native, labels,
+            flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
+        )  # fmt: skip
+        self._pending: deque[_Pending | int] = deque()  # an int opens that z-row
+        self._done = self._air = 0
+        self._predict_s = 0.0
+        self._started: float | None = None
+        self._finished: float | None = None
+        self._slabs = self._run()
+
+    def __next__(self) -> GridSlab:
+        """The next slab.
+
+        Raises:
+            CancelledError: the run was cancelled.
+            Exception: whatever reading the CT or a model raised, as it is.
+        """
+        return next(self._slabs)
+
+    def close(self) -> None:
+        """Ends the run; answers that are still to come are given up."""
+        self._slabs.close()
+
+    @property
+    def summary(self) -> Summary:
+        """What the CT came to; only once every slab was given out."""
+        if self._started is None or self._finished is None:
+            raise RuntimeError("the summary is known once every slab was taken")
+        geometry = self._source.geometry
+        paper = self._reading is Reading.PAPER
+        organs = []
+        for channel in self._channels:
+            voxels = (
+                float(self._native.attention_sum[channel]) * ATTENTION_SCALE
+                if paper
+                else float(self._native.attended[channel])
+            )
+            organs.append(
+                OrganScore(
+                    organ=self._specs[0].organs[channel],
+                    attention_voxels=voxels,
+                    attention_ml=voxels * geometry.voxel_ml,
+                    pseudo_label_ml=float(self._native.labelled[channel]) * geometry.voxel_ml,
+                )
+            )
+        return Summary(
+            organs=tuple(organs),
+            windows=self._done - self._air,
+            windows_air=self._air,
+            predict_s=self._predict_s,
+            total_s=self._finished - self._started,
+        )
+
+    @cached_property
+    def _plan(self) -> WindowPlan:
+        """Windows over the body; over everything where nothing but air is found."""
+        return plan_windows(self._source, self._specs, self._overlap)
+
+    @cached_property
+    def _blender(self) -> WindowBlender:
+        models, organs = len(self._specs), len(self._specs[0].organs)
+        return self._compute.open_blender(self._plan, models, organs, self._kernel_threads)
+
+    def _kernel_threads(self) -> int:
+        """One while a window is with the models, which may need the other cores; else all."""
+        at_work = any(
+            not answer.done()
+            for pending in self._pending
+            if isinstance(pending, _Pending)
+            for answer in pending.answers.values()
+        )
+        return 1 if at_work else self._threads
+
+    def _run(self) -> Generator[GridSlab, None, None]:
+        self._started = time.monotonic()
+        try:
+            ct = _ModelGridCt(self._source, self._grid, self._slab_slices)
+            in_flight = 0
+            for k in range(self._plan.rows):
+                block = ct.read(*self._plan.z_range(k))
+                self._pending.append(k)
+                for window in self._plan.row(k):
+                    # Before, not after: a predictor with no place left would block where neither
+                    # cancelling nor the clock of the wait for models reaches.
+                    while in_flight >= self._windows_in_flight:
+                        in_flight -= isinstance(self._pending[0], _Pending)
+                        yield from self._collect()
+                    in_flight += self._submit(window, _cut(block, window, self._plan))
+            while self._pending:
+                yield from self._collect()
+            yield from self._settle(self._plan.rows - 1)
+            yield from self._settle(self._plan.rows)
+            yield from self._give(self._fuser.finish())
+            self._finished = time.monotonic()
+        finally:
+            self._abandon()
+
+    def _submit(self, window: Window, voxels: NDArray[np.float32]) -> bool:
+        """Sends a window to the models for which it is not all air; whether any is."""
+        self._check_cancelled()
+        brightest = float(voxels.max())
+        answers = {
+            model: self._predictor.submit(spec, voxels)
+            for model, spec in enumerate(self._specs)
+            if brightest > spec.hu_window[0]
+        }
+        air = len(self._specs) - len(answers)
+        self._air += air
+        if air:
+            self._progress(air)
+        if answers:
+            self._pending.append(_Pending(window, answers))
+        return bool(answers)
+
+    def _collect(self) -> Iterator[GridSlab]:
+        """Takes in the oldest window, or turns to the next z-row, which completes slabs."""
+        oldest = self._pending[0]
+        if isinstance(oldest, int):
+            yield from self._settle(oldest - 1)
+            self._blender.open_row(oldest)
+        else:
+            for model, answer in oldest.answers.items():
+                self._blender.add(oldest.window, model, self._wait(answer))
+                self._progress(1)
+        self._pending.popleft()
+
+    def _wait(self, answer: Future[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        began = time.monotonic()
+        try:
+            while not wait((answer,), timeout=CANCEL_POLL_S).done:
+                self._check_cancelled()
+            return answer.result()
+        finally:
+            self._predict_s += time.monotonic() - began
+
+    def _settle(self, row: int) -> Iterator[GridSlab]:
+        """Fuses and gives out the slices that no window after z-row `row` touches; see
+        `WindowPlan.settled`."""
+        stop = self._plan.settled(row)
+        start = 0 if row < 0 else self._plan.settled(row - 1)
+        for at in range(start, stop, self._slab_slices):
+            self._check_cancelled()
+            soft = self._blender.read(min(stop, at + self._slab_slices))
+            yield from self._give(self._fuser.push(soft))
+
+    def _give(self, fused: Fused) -> Iterator[GridSlab]:
+        # No name for a slab, or it would live on while the next one is made: they are the largest
+        # blocks of memory there are. `del` in those who take them does the same.
+        slabs = self._native.push(fused) if fused.slices else ()
+        yield from map(self._in_file_order, slabs)
+
+    def _in_file_order(self, slab: NativeSlab) -> GridSlab:
+        """Canonical ``[z, y, x]``, directions already the file's, as file order ``[i, j, k]``."""
+        source = self._axes.source
+        # Canonical axis a lies at 2 − a of z, y, x.
+        order = [2 - int(axis) for axis in np.argsort(source)]
+        start, stop = slab.start, slab.stop
+        if self._axes.flip[2]:
+            slices = self._source.canonical.shape[2]
+            start, stop = slices - stop, slices - start
+        # Reversed, then transposed back: the first file axis is fastest in memory, as on the wire.
+        label = np.ascontiguousarray(slab.label.transpose(order[::-1])).transpose(2, 1, 0)
+        attention = slab.attention
+        if self._channels != list(range(len(attention))):
+            attention = attention[self._channels]
+        turned = attention.transpose(0, *(1 + axis for axis in order[::-1]))
+        return GridSlab(
+            axis=source[2],
+            start=start,
+            stop=stop,
+            attention=np.ascontiguousarray(turned).transpose(0, 3, 2, 1),
+            label=label,
+        )
+
+    def _progress(self, predictions: int) -> None:
+        self._done += predictions
+        if self._on_progress is not None:
+            self._on_progress(self._done, len(self._plan) * len(self._specs))
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise CancelledError
+
+    def _abandon(self) -> None:
+        """Gives up the answers that are still to come."""
+        for pending in self._pending:
+            if isinstance(pending, _Pending):
+                for answer in pending.answers.values():
+                    answer.cancel()
+        self._pending.clear()

@@ -1,0 +1,125 @@
+"""The outcome of one run, and how it lies in the case store.
+
+``result.json`` beside the maps holds a `Prediction`, so that the numbers of a case can be verified
+from its files alone.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from atlas_core.errors import CorruptFile
+from atlas_core.model_spec import ModelRef, ModelSpec, Sha256, ensemble_key
+from atlas_core.records import OrganScore, Reading
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atlas_attention.fusion import ATTENTION_SCALE
+from atlas_attention.scoring.pipeline import Summary
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OrganSize(OrganScore):
+    """Attention size and pseudo label of one organ."""
+
+    label: int = Field(ge=1, le=255, description="Its value in the pseudo label.")
+    pseudo_label_voxels: int = Field(ge=0)
+    attention_sha256: Sha256 | None = Field(
+        default=None, description="Of the file of its attention map, if it was written."
+    )
+
+
+class Prediction(_Record):
+    """What an ensemble says of one CT under one reading."""
+
+    case_id: str = Field(default="", description="Empty for a volume that is not in the store.")
+    reading: Reading
+    ensemble: str = Field(default="", description="`model_spec.ensemble_key` of its models.")
+    models: tuple[ModelRef, ...] = ()
+    organs: tuple[OrganSize, ...]
+    attention_scale: float = Field(
+        default=ATTENTION_SCALE, description="Attention = byte · attention_scale."
+    )
+    overlap: float | None = Field(default=None, description="Of neighbouring windows, per axis.")
+    windows: int = Field(default=0, ge=0, description="Predicted, of all models together.")
+    windows_air: int = Field(default=0, ge=0, description="Left out: nothing but air.")
+    total_s: float = Field(default=0.0, ge=0)
+    predict_s: float = Field(default=0.0, ge=0, description="Waiting for the models.")
+    pseudo_label_sha256: Sha256 | None = None
+    service_version: str = ""
+    created_at: datetime
+
+    @classmethod
+    def of_run(
+        cls,
+        summary: Summary,
+        specs: tuple[ModelSpec, ...],
+        reading: Reading,
+        *,
+        labels: tuple[int, ...],
+        voxel_ml: float,
+        overlap: float,
+        total_s: float,
+        service_version: str,
+    ) -> Prediction:
+        """The outcome of a run of `specs` that came to `summary`."""
+        refs = tuple(sorted((spec.ref for spec in specs), key=str))
+        return cls(
+            reading=reading,
+            ensemble=ensemble_key(refs),
+            models=refs,
+            organs=tuple(
+                OrganSize(
+                    **score.model_dump(),
+                    label=label,
+                    pseudo_label_voxels=round(score.pseudo_label_ml / voxel_ml),
+                )
+                for score, label in zip(summary.organs, labels, strict=True)
+            ),
+            overlap=overlap,
+            windows=summary.windows,
+            windows_air=summary.windows_air,
+            total_s=total_s,
+            predict_s=summary.predict_s,
+            service_version=service_version,
+            created_at=datetime.now(UTC),
+        )
+
+    def stored(
+        self, case_id: str, attention_sha256: dict[str, str], pseudo_label_sha256: str
+    ) -> Prediction:
+        """The same, with the files it was written to."""
+        return self.model_copy(
+            update={
+                "case_id": case_id,
+                "pseudo_label_sha256": pseudo_label_sha256,
+                "organs": tuple(
+                    organ.model_copy(update={"attention_sha256": attention_sha256[organ.organ]})
+                    for organ in self.organs
+                ),
+            }
+        )
+
+
+def read_prediction(path: Path, case_id: str) -> Prediction | None:
+    """The prediction in ``result.json`` at `path`; None where there is none.
+
+    Raises:
+        CorruptFile: the file is not what this service writes.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return Prediction.model_validate_json(text)
+    except ValidationError as error:
+        raise CorruptFile(
+            "the stored result cannot be read",
+            case=case_id,
+            got=error.errors()[0]["msg"],
+            remedy="delete this prediction and score the case again",
+        ) from None

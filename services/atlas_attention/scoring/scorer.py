@@ -1,0 +1,285 @@
+"""From a CT to its attention maps: the run itself, and writing it into the case store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+from atlas_core.errors import NotFound
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import SlabReader, SlabWriter, read_header, read_stored_slabs
+from atlas_core.model_spec import ModelSpec, ensemble_key
+from atlas_core.records import Reading
+from atlas_core.store import CaseStore, PredictionDraft
+
+from atlas_attention.fusion import ATTENTION_SCALE, open_compute
+from atlas_attention.observability import Metrics, Tracer
+from atlas_attention.scoring.admission import Admission
+from atlas_attention.scoring.ct_sources import open_case
+from atlas_attention.scoring.model_grid import CtSource
+from atlas_attention.scoring.native_grid import SLAB_SLICES
+from atlas_attention.scoring.pipeline import GridSlab, Predictor, attend
+from atlas_attention.scoring.prediction import Prediction, read_prediction
+from atlas_attention.settings import AttentionSettings
+
+SERVICE_VERSION = version("atlasloop")
+
+FILE_AXIS = 2
+"""Stored maps are read in file order, whatever its axes mean."""
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of one CT.
+
+    Attributes:
+        specs: the ensemble.
+        organs: attention channels wanted, in order.
+        cancelled: set when the caller does not want the answer any more.
+    """
+
+    specs: tuple[ModelSpec, ...]
+    reading: Reading
+    organs: tuple[str, ...]
+    cancelled: threading.Event
+
+    @property
+    def ensemble(self) -> str:
+        """Key of the models, whatever their order."""
+        return ensemble_key([spec.ref for spec in self.specs])
+
+
+class Scorer:
+    """Runs tasks; holds nothing of a CT between them.
+
+    Raises:
+        ConfigurationError: the GPU that the settings ask for cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: AttentionSettings,
+        store: CaseStore,
+        predictor: Predictor,
+        admission: Admission,
+        metrics: Metrics,
+        tracer: Tracer,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._predictor = predictor
+        self._admission = admission
+        self._metrics = metrics
+        self._tracer = tracer
+        self._compute = open_compute(settings.device)
+
+    def labels(self, organs: Sequence[str]) -> tuple[int, ...]:
+        """Label values of `organs`.
+
+        Raises:
+            UnknownLabel: an organ without a label value in the configuration.
+        """
+        return self._settings.organs.select(list(organs)).labels
+
+    def run(
+        self, source: CtSource, task: Task, on_progress: OnProgress | None = None
+    ) -> Generator[GridSlab, None, Prediction]:
+        """Slabs of one CT; the generator returns its `Prediction`.
+
+        Closing the generator gives up the answers that are still to come.
+        """
+        began = time.monotonic()
+        waited = 0.0
+        run = attend(
+            source,
+            task.specs,
+            self._predictor,
+            task.reading,
+            task.organs,
+            scheme=self._settings.organs,
+            overlap=self._settings.overlap,
+            windows_in_flight=self._settings.windows_in_flight or None,
+            threads=self._settings.kernel_threads or None,
+            compute=self._compute,
+            on_progress=on_progress,
+            cancelled=task.cancelled,
+        )
+        with closing(run), self._tracer.part("attend") as describe:
+            while True:
+                asked = time.monotonic()
+                slab = next(run, None)
+                waited += time.monotonic() - asked
+                if slab is None:
+                    break
+                yield slab
+                del slab  # before the next one is made
+            summary = run.summary
+            fuse_s = max(0.0, waited - summary.predict_s)
+            describe(
+                {
+                    "atlasloop.ensemble": task.ensemble,
+                    "atlasloop.reading": task.reading.value,
+                    "atlasloop.windows": summary.windows,
+                    "atlasloop.windows_air": summary.windows_air,
+                    "atlasloop.predict_s": summary.predict_s,
+                    "atlasloop.fuse_s": fuse_s,
+                }
+            )
+        self._metrics.stage_seconds.labels("predict").inc(summary.predict_s)
+        self._metrics.stage_seconds.labels("fuse").inc(fuse_s)
+        self._metrics.windows_air.inc(summary.windows_air)
+        return Prediction.of_run(
+            summary,
+            task.specs,
+            task.reading,
+            labels=self.labels(task.organs),
+            voxel_ml=source.geometry.voxel_ml,
+            overlap=self._settings.overlap,
+            total_s=time.monotonic() - began,
+            service_version=SERVICE_VERSION,
+        )
+
+    def open_case(self, case_id: str) -> SlabReader:
+        """The CT of a case; see `sources.open_case`."""
+        return open_case(
+            self._store,
+            case_id,
+            max_voxels=self._settings.max_voxels,
+            spool_folder=self._settings.spool_folder,
+        )
+
+    def score(self, case_id: str, task: Task, on_progress: OnProgress) -> tuple[Prediction, bool]:
+        """The prediction of a case, and whether it was there already.
+
+        Written all or nothing; of two calls for the same prediction the second waits and finds it.
+
+        Raises:
+            NotFound: no such case.
+            CancelledError: the task was cancelled; nothing was written.
+        """
+        key = (case_id, task.reading, task.ensemble)
+        stored = self._stored(case_id, task)
+        if stored is not None:
+            return stored, True
+        with self._admission.alone(key, task.cancelled):
+            stored = self._stored(case_id, task)
+            if stored is not None:
+                return stored, True
+            with self._admission.working(task.cancelled):
+                return self._score_anew(case_id, task, on_progress)
+
+    def stored_map(
+        self, case_id: str, task: Task
+    ) -> tuple[VolumeGeometry, Generator[GridSlab, None, Prediction]] | None:
+        """Grid and slabs of the maps that scoring left in the store, without the models; None where
+        there are none of this ensemble with all organs that are asked for.
+
+        The generator returns their `Prediction`, of these organs.
+
+        Raises:
+            CorruptFile: what is stored cannot be read.
+        """
+        stored = self._stored(case_id, task)
+        if stored is None:
+            return None
+        of_organ = {size.organ: size for size in stored.organs}
+        if not of_organ.keys() >= set(task.organs):
+            return None
+        wanted = stored.model_copy(
+            update={"organs": tuple(of_organ[organ] for organ in task.organs)}
+        )
+        label = self._store.pseudo_label_path(case_id, task.reading, task.ensemble)
+        return read_header(label).geometry, self._stored_slabs(case_id, task, wanted)
+
+    def _stored_slabs(
+        self, case_id: str, task: Task, prediction: Prediction
+    ) -> Generator[GridSlab, None, Prediction]:
+        where = (case_id, task.reading, task.ensemble)
+        paths = [
+            self._store.pseudo_label_path(*where),
+            *(self._store.attention_path(*where, organ) for organ in task.organs),
+        ]
+        limit = self._settings.max_voxels
+        with ExitStack() as opened:
+            maps = [
+                opened.enter_context(
+                    closing(read_stored_slabs(path, SLAB_SLICES, max_voxels=limit))
+                )
+                for path in paths
+            ]
+            start = 0
+            for label, *attention in zip(*maps, strict=True):
+                if task.cancelled.is_set():
+                    raise CancelledError
+                stop = start + label.shape[FILE_AXIS]
+                channels = np.stack([channel.transpose(2, 1, 0) for channel in attention])
+                yield GridSlab(FILE_AXIS, start, stop, channels.transpose(0, 3, 2, 1), label)
+                start = stop
+        return prediction
+
+    def _stored(self, case_id: str, task: Task) -> Prediction | None:
+        path = self._store.result_path(case_id, task.reading, task.ensemble)
+        return read_prediction(path, case_id)
+
+    def _score_anew(
+        self, case_id: str, task: Task, on_progress: OnProgress
+    ) -> tuple[Prediction, bool]:
+        with (
+            self.open_case(case_id) as source,
+            self._store.new_prediction(case_id, task.reading, task.ensemble) as draft,
+            closing(self.run(source, task, on_progress)) as slabs,
+        ):
+            prediction = self._write(draft, case_id, source.geometry, task.organs, slabs)
+        if draft.published:
+            return prediction, False
+        # Another service on the same store was first: what stands there is the result.
+        stored = self._stored(case_id, task)
+        if stored is None:
+            raise NotFound("the prediction was deleted while it was written", case=case_id)
+        return stored, True
+
+    def _write(
+        self,
+        draft: PredictionDraft,
+        case_id: str,
+        geometry: VolumeGeometry,
+        organs: tuple[str, ...],
+        slabs: Generator[GridSlab, None, Prediction],
+    ) -> Prediction:
+        with ExitStack() as files:
+            label = files.enter_context(SlabWriter(draft.pseudo_label_path, geometry, "uint8"))
+            attention = {
+                organ: files.enter_context(
+                    SlabWriter(
+                        draft.attention_path(organ), geometry, "uint8", slope=ATTENTION_SCALE
+                    )
+                )
+                for organ in organs
+            }
+            while True:
+                try:
+                    slab = next(slabs)
+                except StopIteration as end:
+                    prediction = end.value
+                    break
+                with self._metrics.stage("write"):
+                    label.write(slab.axis, slab.start, slab.stop, slab.label)
+                    for at, writer in enumerate(attention.values()):
+                        writer.write(slab.axis, slab.start, slab.stop, slab.attention[at])
+                del slab  # before the next one is made
+            with self._metrics.stage("write"):
+                prediction = prediction.stored(
+                    case_id,
+                    {organ: writer.close() for organ, writer in attention.items()},
+                    label.close(),
+                )
+        draft.result_path.write_text(prediction.model_dump_json(indent=2) + "\n", "utf-8")
+        return prediction

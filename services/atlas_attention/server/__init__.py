@@ -1,0 +1,5 @@
+"""The gRPC server: requests, answers, errors, health."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

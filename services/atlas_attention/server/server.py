@@ -1,0 +1,150 @@
+"""The gRPC server: attention, health, reflection; metrics beside it.
+
+A synchronous server on threads: a call waits for the model server or computes in kernels that
+release the interpreter lock. An event loop would gain nothing, and every kernel and file would have
+to be kept off it. A thread per call is cheap because the number of calls is bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import grpc
+from atlas_core.errors import ConfigurationError
+from atlas_core.store import CaseStore
+from atlasloop.attention.v1 import attention_pb2 as pb
+from atlasloop.attention.v1 import attention_pb2_grpc as stubs
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from atlas_attention.observability import Metrics, Tracer
+from atlas_attention.scoring import enough_windows
+from atlas_attention.server.health import HealthWatch
+from atlas_attention.server.interceptor import CallInterceptor, StuckAnswers
+from atlas_attention.server.servicer import AttentionServicer
+from atlas_attention.settings import ENV_PREFIX, AttentionSettings
+from atlas_attention.triton import TritonOptions, TritonPredictor
+
+SERVICE = str(pb.DESCRIPTOR.services_by_name["AttentionService"].full_name)
+
+SPARE_THREADS = 8
+"""For health, reflection and refusals while all calls allowed are here."""
+
+MESSAGE_OVERHEAD = 1 << 16
+"""A message is a little larger than the voxels in it."""
+
+_log = logging.getLogger(__name__)
+
+
+class AttentionServer:
+    """One service with all that belongs to it. Use as a context manager, or `close` it.
+
+    Raises:
+        ConfigurationError: an address is taken, the case store cannot be written to, or a GPU is
+            asked for that cannot be used.
+    """
+
+    def __init__(self, settings: AttentionSettings) -> None:
+        store = CaseStore(settings.store)
+        store.require_usable()
+        with ExitStack() as parts:
+            metrics = Metrics()
+            if settings.metrics_listen:
+                parts.callback(metrics.serve(settings.metrics_listen).close)
+            predictor = TritonPredictor(
+                TritonOptions(
+                    settings.triton,
+                    settings.shared_memory,
+                    settings.windows_in_flight or enough_windows(),
+                    settings.inference_timeout_s,
+                    settings.device,
+                ),
+                metrics.inference,
+            )
+            parts.callback(predictor.close)
+            metrics.watch(lambda: predictor.berths_in_use, lambda: predictor.regions)
+            store.sweep()
+            stuck = StuckAnswers(settings.idle_timeout_s)
+            parts.callback(stuck.close)
+            tracer = Tracer(settings.traces)
+            parts.callback(tracer.close)
+            server = _grpc_server(settings, CallInterceptor(SERVICE, metrics, stuck, tracer))
+            servicer = AttentionServicer(settings, store, predictor, metrics, tracer)
+            stubs.add_AttentionServiceServicer_to_server(servicer, server)
+            health_servicer = _add_standard_services(server)
+            _bind(server, settings.listen)
+            server.start()
+            parts.callback(lambda: server.stop(settings.stop_grace_s).wait())
+            watch = HealthWatch(
+                health_servicer, ("", SERVICE), predictor, metrics, settings.health_interval_s
+            )
+            # First of all nobody is sent here any more, then calls under way may end.
+            parts.callback(watch.close)
+            self._parts = parts.pop_all()
+        _log.info("listening", extra={"fields": {"address": settings.listen}})
+
+    def close(self) -> None:
+        """Refuse new calls, let those under way end within their grace, give everything back."""
+        self._parts.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _grpc_server(settings: AttentionSettings, interceptor: CallInterceptor) -> grpc.Server:
+    threads = settings.max_calls + settings.max_waiting + SPARE_THREADS
+    return grpc.server(
+        ThreadPoolExecutor(threads, thread_name_prefix="call"),
+        interceptors=[interceptor],
+        maximum_concurrent_rpcs=threads,
+        options=[
+            # By default a second server binds the same port, and each gets some of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", settings.max_message_bytes + MESSAGE_OVERHEAD),
+            ("grpc.max_send_message_length", settings.max_message_bytes + MESSAGE_OVERHEAD),
+            # A client whose machine is gone is noticed within a minute.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.max_pings_without_data", 0),
+        ],
+    )
+
+
+def _add_standard_services(server: grpc.Server) -> health.HealthServicer:
+    servicer = health.HealthServicer(
+        experimental_non_blocking=True,
+        experimental_thread_pool=ThreadPoolExecutor(1, thread_name_prefix="health-watchers"),
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = (
+        SERVICE,
+        str(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name),
+        reflection.SERVICE_NAME,
+    )
+    reflection.enable_server_reflection(names, server)
+    return servicer
+
+
+def _bind(server: grpc.Server, address: str) -> None:
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ConfigurationError(
+            f"cannot listen on {address}",
+            expected="a free port of this machine",
+            remedy=f"end who holds it, or set {ENV_PREFIX}LISTEN",
+        )

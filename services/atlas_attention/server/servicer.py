@@ -1,0 +1,271 @@
+"""The five calls of ``atlasloop.attention.v1``: thin shells around scoring and fusion.
+
+Errors are raised as they are; `calls.CallInterceptor` turns them into a status. Answers are
+generators that gRPC asks for the next message only when the last one was taken, so a slow reader
+slows the work down instead of filling memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import grpc
+from atlas_core.errors import InvalidInput
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.store import CaseStore
+from atlasloop.attention.v1 import attention_pb2 as pb
+from atlasloop.attention.v1 import attention_pb2_grpc as stubs
+
+from atlas_attention.fusion import ATTENTION_SCALE
+from atlas_attention.observability import Metrics, Tracer
+from atlas_attention.scoring import (
+    FILE_AXIS,
+    SERVICE_VERSION,
+    Admission,
+    GridSlab,
+    Prediction,
+    Scorer,
+    Task,
+    receive_volume,
+)
+from atlas_attention.server.background_job import Job
+from atlas_attention.server.messages import (
+    grid_message,
+    model_message,
+    read_coding,
+    read_geometry,
+    read_reading,
+    require_small_slices,
+    result_message,
+    slab_messages,
+    wanted_organs,
+)
+from atlas_attention.server.request_stream import Intake
+from atlas_attention.server.soft_stream import SLAB_AXIS, SoftFusion, SoftGrid, read_soft_grid
+from atlas_attention.settings import AttentionSettings
+from atlas_attention.triton import TritonPredictor
+
+_RequestT = TypeVar("_RequestT")
+
+
+class AttentionServicer(stubs.AttentionServiceServicer):
+    """Serves CTs of `store` and of clients with the models that `predictor` knows."""
+
+    def __init__(
+        self,
+        settings: AttentionSettings,
+        store: CaseStore,
+        predictor: TritonPredictor,
+        metrics: Metrics,
+        tracer: Tracer,
+    ) -> None:
+        self._settings = settings
+        self._tracer = tracer
+        self._predictor = predictor
+        self._metrics = metrics
+        self._admission = Admission(
+            settings.max_calls,
+            settings.max_waiting,
+            lambda what, by: getattr(metrics, what).inc(by),
+        )
+        self._scorer = Scorer(settings, store, predictor, self._admission, metrics, tracer)
+
+    def GetInfo(  # noqa: N802  gRPC's name
+        self, request: pb.GetInfoRequest, context: grpc.ServicerContext
+    ) -> pb.GetInfoResponse:
+        """See the proto."""
+        served = self._predictor.served()
+        newest = self._predictor.ensemble()
+        settings = self._settings
+        organs = newest[0].organs
+        return pb.GetInfoResponse(
+            service_version=SERVICE_VERSION,
+            models=[model_message(spec) for spec in newest],
+            older_models=[model_message(spec) for spec in served if spec not in newest],
+            organs=organs,
+            labels=self._scorer.labels(organs),
+            readings=[pb.READING_PAPER, pb.READING_RELEASED],
+            limits=pb.Limits(
+                max_voxels=settings.max_voxels,
+                max_message_bytes=settings.max_message_bytes,
+                max_fuse_models=settings.max_fuse_models,
+                max_fuse_organs=settings.max_fuse_organs,
+                max_calls=settings.max_calls,
+                idle_timeout_s=int(settings.idle_timeout_s),
+            ),
+            attention_scale=ATTENTION_SCALE,
+        )
+
+    def ScoreCase(  # noqa: N802  gRPC's name
+        self, request: pb.ScoreCaseRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ScoreCaseResponse]:
+        """See the proto."""
+        with self._admission.admitted():
+            task = self._task(request.reading, request.models, (), context)
+            job = Job(lambda report: self._scorer.score(request.case_id, task, report))
+            try:
+                for done, total in job.progress():
+                    yield pb.ScoreCaseResponse(
+                        progress=pb.Progress(windows_done=done, windows_total=total)
+                    )
+                prediction, already = job.result()
+                yield pb.ScoreCaseResponse(
+                    result=result_message(prediction, already_scored=already)
+                )
+            finally:
+                task.cancelled.set()  # the client may have left in the middle
+                job.join()
+
+    def StreamCase(  # noqa: N802  gRPC's name
+        self, request: pb.StreamCaseRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.AttentionResponse]:
+        """See the proto."""
+        with self._admission.admitted():
+            task = self._task(request.reading, request.models, request.organs, context)
+            stored = self._scorer.stored_map(request.case_id, task)
+            if stored is not None:
+                geometry, slabs = stored
+                self._require_small_slices(geometry, task, FILE_AXIS)
+                with self._admission.working(task.cancelled):
+                    yield self._grid(geometry, task)
+                    prediction = yield from self._slabs(slabs)
+                yield pb.AttentionResponse(result=result_message(prediction))
+                return
+            with (
+                self._admission.working(task.cancelled),
+                self._scorer.open_case(request.case_id) as source,
+            ):
+                self._require_small_slices(source.geometry, task)
+                yield self._grid(source.geometry, task)
+                prediction = yield from self._slabs(self._scorer.run(source, task))
+                named = prediction.model_copy(update={"case_id": request.case_id})
+                yield pb.AttentionResponse(result=result_message(named))
+
+    def AttendVolume(  # noqa: N802  gRPC's name
+        self, request_iterator: Iterable[pb.AttendVolumeRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.AttentionResponse]:
+        """See the proto."""
+        cancelled = _cancellation(context)
+        with self._admission.admitted(), self._intake(request_iterator, cancelled) as requests:
+            first = next(requests, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise InvalidInput("malformed upload", expected="a header in the first message")
+            header = first.header
+            geometry = read_geometry(header.grid, self._settings.max_voxels)
+            coding = read_coding(header)
+            task = self._task(header.reading, header.models, header.organs, context, cancelled)
+            self._require_small_slices(geometry, task)
+            with self._admission.working(cancelled):
+                yield self._grid(geometry, task)
+                with self._metrics.stage("receive"), self._tracer.part("receive"):
+                    source = receive_volume(
+                        geometry, coding, requests, spool_folder=self._settings.spool_folder
+                    )
+                with source:
+                    prediction = yield from self._slabs(self._scorer.run(source, task))
+                yield pb.AttentionResponse(result=result_message(prediction))
+
+    def FuseSoftPredictions(  # noqa: N802  gRPC's name
+        self,
+        request_iterator: Iterable[pb.FuseSoftPredictionsRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.AttentionResponse]:
+        """See the proto."""
+        cancelled = _cancellation(context)
+        began = time.monotonic()
+        with self._admission.admitted(), self._intake(request_iterator, cancelled) as requests:
+            first = next(requests, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise InvalidInput("malformed upload", expected="a header in the first message")
+            grid = read_soft_grid(first.header, self._settings, self._settings.organs)
+            require_small_slices(
+                grid.geometry, SLAB_AXIS, len(grid.organs), self._settings.max_message_bytes
+            )
+            with self._admission.working(cancelled):
+                yield grid_message(grid.geometry, grid.organs, grid.labels)
+                fusion = SoftFusion(grid, self._settings.kernel_threads or None)
+                for slab in fusion.run(requests):
+                    yield from slab_messages(slab, self._settings.max_message_bytes)
+                    del slab  # before the next one is made
+                yield pb.AttentionResponse(result=_fused(grid, fusion, time.monotonic() - began))
+
+    def _task(
+        self,
+        reading: pb.Reading.ValueType,
+        models: Iterable[str],
+        organs: Iterable[str],
+        context: grpc.ServicerContext,
+        cancelled: threading.Event | None = None,
+    ) -> Task:
+        cancelled = cancelled or _cancellation(context)
+        checked = read_reading(reading)
+        specs = self._predictor.ensemble(tuple(models))
+        channels = wanted_organs(tuple(organs), specs[0])
+        self._scorer.labels(channels)
+        return Task(specs, checked, channels, cancelled)
+
+    def _intake(
+        self, requests: Iterable[_RequestT], cancelled: threading.Event
+    ) -> Intake[_RequestT]:
+        return Intake(
+            requests,
+            idle_timeout_s=self._settings.idle_timeout_s,
+            total_timeout_s=self._settings.upload_timeout_s,
+            cancelled=cancelled,
+        )
+
+    def _require_small_slices(
+        self, geometry: VolumeGeometry, task: Task, axis: int | None = None
+    ) -> None:
+        require_small_slices(
+            geometry,
+            geometry.axis_map.source[2] if axis is None else axis,
+            len(task.organs),
+            self._settings.max_message_bytes,
+        )
+
+    def _grid(self, geometry: VolumeGeometry, task: Task) -> pb.AttentionResponse:
+        return grid_message(geometry, task.organs, self._scorer.labels(task.organs))
+
+    def _slabs(
+        self, run: Generator[GridSlab, None, Prediction]
+    ) -> Generator[pb.AttentionResponse, None, Prediction]:
+        """Messages of all slabs; returns the outcome."""
+        with closing(run):
+            while True:
+                try:
+                    slab = next(run)
+                except StopIteration as end:
+                    prediction: Prediction = end.value
+                    return prediction
+                yield from slab_messages(slab, self._settings.max_message_bytes)
+                del slab  # before the next one is made
+
+
+def _cancellation(context: grpc.ServicerContext) -> threading.Event:
+    """Set when the call ends: the client left, its deadline passed, or all was sent.
+
+    Raises:
+        CancelledError: it has ended already.
+    """
+    ended = threading.Event()
+    if not context.add_callback(ended.set):
+        raise CancelledError
+    return ended
+
+
+def _fused(grid: SoftGrid, fusion: SoftFusion, total_s: float) -> pb.CaseResult:
+    prediction = Prediction(
+        reading=grid.reading,
+        organs=fusion.sizes(),
+        total_s=total_s,
+        service_version=SERVICE_VERSION,
+        created_at=datetime.now(UTC),
+    )
+    return result_message(prediction)

@@ -1,0 +1,7 @@
+from .predictor import CHANNEL_OPTIONS, TritonOptions, TritonPredictor
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "TritonOptions",
+    "TritonPredictor",
+]

@@ -1,0 +1,264 @@
+"""Cases and their volumes over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from atlas_core.records import Case
+from atlas_core.review import CaseBrief, CasesWanted
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_review.api.access import SignedIn, TheReview
+from atlas_review.api.downloads import file_answer
+from atlas_review.label_view import API, LabelView, label_view
+from atlas_review.service import Review
+from atlas_review.volumes import OrganRegion, ServedFile, pieces, write_archive
+
+router = APIRouter(tags=["cases"])
+
+MAX_PAGE: Final = 500
+
+CaseIdPath = Annotated[str, Path(max_length=100)]
+OrganQuery = Annotated[str | None, Query(max_length=63)]
+
+
+class FileView(BaseModel):
+    """A volume: where it is, and what names its content."""
+
+    url: str
+    sha256: str = Field(
+        description="Of the content; for a derived volume, of what it is made from. Its ETag."
+    )
+
+
+class AttentionView(FileView):
+    """The attention map of one organ: uint8, with the slope of 1/136 in its header."""
+
+    organ: str
+    attention_ml: float
+    counts: bool = Field(description="False where the organ has an original label (§3.2 ⑥).")
+
+
+class CaseView(BaseModel):
+    """One case with all that its page needs."""
+
+    id: str
+    dataset: str
+    licence: str
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, float, float, float], ...]
+    spacing_mm: tuple[float, float, float]
+    ct: FileView
+    labels: list[LabelView] = Field(description="The label in force of each organ.")
+    label_map: FileView | None = Field(description="All of them in one map; None without labels.")
+    attention: list[AttentionView] = Field(description="By falling size.")
+    attention_map: FileView | None = Field(description="The larger value of all that count.")
+    readings: list[str] = Field(description="Readings under which it is scored.")
+    flagged: bool
+    flag_reason: str
+
+
+class CaseList(BaseModel):
+    """A page of cases."""
+
+    total: int
+    cases: list[CaseBrief]
+
+
+class RegionList(BaseModel):
+    """Attended regions of one organ, or of all."""
+
+    threshold: float
+    regions: list[OrganRegion]
+
+
+class LabelList(BaseModel):
+    """Label versions, oldest first."""
+
+    labels: list[LabelView]
+
+
+class Flag(BaseModel):
+    """Another look is wanted, or no longer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    flagged: bool
+    reason: str = Field(default="", max_length=2000)
+
+
+class Flagged(BaseModel):
+    """How it is now."""
+
+    flagged: bool
+
+
+@router.get("/cases")
+def see_cases(
+    review: TheReview,
+    who: SignedIn,
+    dataset: Annotated[str | None, Query(max_length=63)] = None,
+    state: Annotated[str | None, Query(max_length=16)] = None,
+    flagged: bool | None = None,
+    offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+) -> CaseList:
+    """Cases by id, for the gallery."""
+    total, cases = review.cases.page(CasesWanted(dataset, state, flagged), offset, limit)
+    return CaseList(total=total, cases=cases)
+
+
+@router.get("/cases/{case_id}")
+def see_case(review: TheReview, who: SignedIn, case_id: CaseIdPath) -> CaseView:
+    """One case."""
+    return case_view(review, review.catalog.case(case_id))
+
+
+@router.get("/cases/{case_id}/regions")
+def see_regions(
+    review: TheReview,
+    who: SignedIn,
+    case_id: CaseIdPath,
+    organ: OrganQuery = None,
+    threshold: Annotated[float | None, Query(ge=0, le=2)] = None,
+) -> RegionList:
+    """Connected groups of attended voxels, largest first; without organ: of each that counts."""
+    case = review.catalog.case(case_id)
+    from_on = review.settings.region_threshold if threshold is None else threshold
+    return RegionList(threshold=from_on, regions=review.files.regions(case, organ, from_on))
+
+
+@router.get("/cases/{case_id}/ct.nii.gz", response_class=Response)
+def download_ct(
+    request: Request, review: TheReview, who: SignedIn, case_id: CaseIdPath
+) -> Response:
+    """The CT, as it was imported."""
+    case = review.catalog.case(case_id)
+    return file_answer(request, review.files.ct(case), f"{case.id}_ct.nii.gz")
+
+
+@router.get("/cases/{case_id}/label_map.nii.gz", response_class=Response)
+def download_label_map(
+    request: Request, review: TheReview, who: SignedIn, case_id: CaseIdPath
+) -> Response:
+    """All organs in one map: of each the label in force."""
+    case = review.catalog.case(case_id)
+    return file_answer(request, review.files.label_map(case), f"{case.id}_labels.nii.gz")
+
+
+@router.get("/cases/{case_id}/attention.nii.gz", response_class=Response)
+def download_attention(
+    request: Request,
+    review: TheReview,
+    who: SignedIn,
+    case_id: CaseIdPath,
+    organ: OrganQuery = None,
+) -> Response:
+    """The attention map of one organ, or the larger value of all that count."""
+    case = review.catalog.case(case_id)
+    file = review.files.attention_of(case.id, organ)
+    return file_answer(request, file, f"{case.id}_attention_{organ or 'all'}.nii.gz")
+
+
+@router.get("/cases/{case_id}/download.zip", response_class=Response)
+def download_archive(review: TheReview, who: SignedIn, case_id: CaseIdPath) -> Response:
+    """CT, label map and attention map, with colours for ITK-SNAP and 3D Slicer."""
+    case = review.catalog.case(case_id)
+    files = {"ct.nii.gz": review.files.ct(case), "labels.nii.gz": review.files.label_map(case)}
+    if review.files.attention(case.id):
+        files["attention.nii.gz"] = review.files.attention_of(case.id, None)
+    archive = write_archive(case.id, files, review.settings.organs)
+    headers = {"Content-Disposition": f'attachment; filename="{case.id}.zip"'}
+    return StreamingResponse(pieces(archive), media_type="application/zip", headers=headers)
+
+
+@router.get("/cases/{case_id}/contact-sheet.png", response_class=Response)
+def contact_sheet(
+    request: Request, review: TheReview, who: SignedIn, case_id: CaseIdPath
+) -> Response:
+    """Three planes with labels (above) and attention (below)."""
+    case = review.catalog.case(case_id)
+    sheet = review.files.contact_sheet(case)
+    return file_answer(request, sheet, f"{case.id}.png", "image/png")
+
+
+@router.get("/cases/{case_id}/labels")
+def see_labels(
+    review: TheReview,
+    who: SignedIn,
+    case_id: CaseIdPath,
+    organ: OrganQuery = None,
+    source: Annotated[str | None, Query(max_length=16)] = None,
+) -> LabelList:
+    """Every version from every source, and what was kept as a conflict."""
+    case = review.catalog.case(case_id)
+    found = review.versions.versions(case.id, organ)
+    return LabelList(
+        labels=[label_view(one) for one in found if source in (None, one.source.value)]
+    )
+
+
+@router.get("/cases/{case_id}/labels/{version_id}.nii.gz", response_class=Response)
+def download_label(
+    request: Request,
+    review: TheReview,
+    who: SignedIn,
+    case_id: CaseIdPath,
+    version_id: Annotated[str, Path(max_length=32)],
+) -> Response:
+    """The file of one version; `value` in its description means the organ."""
+    version = review.versions.version(case_id, version_id)
+    name = f"{case_id}_{version.organ}_{version.source.value}-{version.id}.nii.gz"
+    return file_answer(request, review.files.label(version), name)
+
+
+@router.put("/cases/{case_id}/flag")
+def flag(review: TheReview, who: SignedIn, case_id: CaseIdPath, body: Flag) -> Flagged:
+    """Mark a case for another look, or take the mark away."""
+    review.cases.flag(case_id, who.user, body.flagged, body.reason)
+    return Flagged(flagged=body.flagged)
+
+
+def case_view(review: Review, case: Case) -> CaseView:
+    """`case` as its page shows it."""
+    base = f"{API}/cases/{case.id}"
+    labels = [v for v in review.versions.versions(case.id) if v.in_force]
+    attention = review.files.attention(case.id)
+    reason = review.cases.flag_of(case.id)
+    return CaseView(
+        id=case.id,
+        dataset=case.dataset,
+        licence=review.catalog.dataset(case.dataset).licence,
+        shape=case.shape,
+        affine=case.affine,
+        spacing_mm=case.geometry.spacing_mm,
+        ct=_file_view(review.files.ct(case), f"{base}/ct.nii.gz"),
+        labels=[label_view(version) for version in labels],
+        label_map=_file_view(review.files.label_map(case), f"{base}/label_map.nii.gz")
+        if labels
+        else None,
+        attention=[
+            AttentionView(
+                organ=one.organ,
+                attention_ml=one.attention_ml,
+                counts=one.counts,
+                url=f"{base}/attention.nii.gz?organ={one.organ}&v={one.file.sha256}",
+                sha256=one.file.sha256,
+            )
+            for one in attention
+        ],
+        attention_map=_file_view(
+            review.files.attention_of(case.id, None), f"{base}/attention.nii.gz"
+        )
+        if attention
+        else None,
+        readings=[one.reading.value for one in review.cases.predictions(case.id)],
+        flagged=reason is not None,
+        flag_reason=reason or "",
+    )
+
+
+def _file_view(file: ServedFile, address: str) -> FileView:
+    return FileView(url=f"{address}?v={file.sha256}", sha256=file.sha256)

@@ -1,0 +1,128 @@
+"""Drafts of drawings: kept while somebody works, dropped when the labels are handed in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+from atlas_core.errors import InvalidInput, NotFound, UnknownLabel
+from atlas_core.imaging import Volume
+from atlas_core.records import Case
+from atlas_core.review import Draft
+from fastapi import Header, Request, Response
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from atlas_review.api.access import SignedIn, TheReview
+from atlas_review.api.downloads import file_answer
+from atlas_review.api.labels import router
+from atlas_review.api.queue import TaskId
+from atlas_review.api.uploads import (
+    label_on_grid,
+)
+from atlas_review.service import Review
+from atlas_review.volumes import ServedFile
+
+_BASES: Final = TypeAdapter(dict[str, str])
+
+
+DRAFT_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+class SavedDraft(BaseModel):
+    """A draft that is on disk."""
+
+    saved_at: datetime
+    sha256: str
+
+
+@router.put("/tasks/{task_id}/draft", openapi_extra=DRAFT_BODY)
+async def save_draft(
+    request: Request,
+    review: TheReview,
+    who: SignedIn,
+    task_id: TaskId,
+    x_base: Annotated[
+        str, Header(max_length=10_000, description="JSON: organ → version it was made from.")
+    ] = "{}",
+) -> SavedDraft:
+    """Keep your unfinished label map of this task; only you see it."""
+    task = await run_in_threadpool(review.queue.task, task_id)
+    case = await run_in_threadpool(review.catalog.case, task.case_id)
+    base = _bases(x_base)
+    with review.store.incoming() as folder:
+        path = folder / "draft"
+        with path.open("wb") as file:
+            async for piece in request.stream():
+                file.write(piece)
+        label = await review.on_volume(label_on_grid, path, case)
+    _require_values(label.values, review, case)
+    volume = Volume(label.voxels, case.geometry)
+    return await review.on_volume(_keep_draft, review, who.user, task_id, case, volume, base)
+
+
+@router.get("/tasks/{task_id}/draft", response_class=Response)
+def load_draft(request: Request, review: TheReview, who: SignedIn, task_id: TaskId) -> Response:
+    """Your unfinished label map of this task; X-Base says what it was made from."""
+    draft = review.drafts.find(task_id, who.user)
+    file = ServedFile(review.store.path(draft.path), draft.sha256)
+    answer = file_answer(request, file, f"task-{task_id}_draft.nii.gz")
+    answer.headers["X-Base"] = json.dumps(draft.base)
+    answer.headers["Last-Modified"] = draft.saved_at.strftime("%a, %d %b %Y %H:%M:%S GMT")
+    return answer
+
+
+@router.delete("/tasks/{task_id}/draft", status_code=204)
+def drop_draft(review: TheReview, who: SignedIn, task_id: TaskId) -> None:
+    """Forget your unfinished label map of this task."""
+    old = review.drafts.drop(task_id, who.user)
+    if old is None:
+        raise NotFound("no draft of yours", got=f"task {task_id}")
+    review.audit.add(datetime.now(UTC), who.user, "drop draft", {"task": task_id})
+    review.store.remove(old)
+
+
+def _require_values(values: Iterable[int], review: Review, case: Case) -> None:
+    known = {0, *review.settings.organs.labels}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UnknownLabel(
+            "the label map holds values that are no organ",
+            case=case.id,
+            expected=", ".join(str(value) for value in sorted(known)),
+            got=", ".join(str(value) for value in unknown[:8]),
+        )
+
+
+def _bases(text: str) -> dict[str, str]:
+    try:
+        return _BASES.validate_json(text)
+    except ValidationError:
+        raise InvalidInput("X-Base cannot be read", expected='JSON as {"liver": "12"}') from None
+
+
+def _keep_draft(
+    review: Review, user: str, task_id: int, case: Case, label_map: Volume, base: dict[str, str]
+) -> SavedDraft:
+    stored = review.store.write_draft(case.id, label_map)
+    draft = Draft(
+        task_id=task_id,
+        author=user,
+        path=stored.path,
+        sha256=stored.sha256,
+        base=base,
+        saved_at=datetime.now(UTC),
+    )
+    old = review.drafts.save(draft)
+    if old is None:  # what autosave does every few seconds is no news
+        review.audit.add(draft.saved_at, user, "begin draft", {"task": task_id})
+    else:
+        review.store.remove(old)
+    return SavedDraft(saved_at=draft.saved_at, sha256=draft.sha256)

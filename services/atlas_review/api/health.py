@@ -1,0 +1,42 @@
+"""Is it alive, can it work, what has it counted."""
+
+from __future__ import annotations
+
+from atlas_core.errors import Unavailable
+from atlas_core.review import Wanted
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+
+from atlas_review.api.access import TheReview
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """How it is."""
+
+    status: str
+
+
+@router.get("/healthz")
+async def alive() -> Health:
+    """The process answers."""
+    return Health(status="ok")
+
+
+@router.get("/readyz")
+def ready(review: TheReview) -> Health:
+    """Database and case store are there."""
+    review.queue.counts(Wanted())
+    if not review.store.root.is_dir():
+        raise Unavailable("the case store is missing")
+    return Health(status="ok")
+
+
+@router.get("/metrics", include_in_schema=False)
+def metrics(review: TheReview) -> Response:
+    """For Prometheus."""
+    for state, number in review.queue.counts(Wanted()).model_dump().items():
+        review.metrics.tasks.labels(state).set(number)
+    return Response(generate_latest(review.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,74 @@
+"""Labels handed in over HTTP, and drafts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from atlas_core.errors import InvalidInput, UnknownLabel
+from atlas_core.imaging import Volume
+from atlas_core.records import Case
+from fastapi import APIRouter, Path, Query, Request
+from starlette.concurrency import run_in_threadpool
+
+from atlas_review.api.access import SignedIn, TheReview
+from atlas_review.api.queue import MAX_ID
+from atlas_review.api.uploads import (
+    MULTIPART_FILE,
+    Received,
+    file_of,
+    label_on_grid,
+    on_disk,
+    organ_mask_of,
+    received_form,
+)
+from atlas_review.label_view import LabelView, label_view
+from atlas_review.service import Review
+from atlas_review.submissions import MaskSubmission, submit_mask
+
+router = APIRouter(tags=["labels"])
+
+
+@router.post("/cases/{case_id}/labels", status_code=201, openapi_extra=MULTIPART_FILE)
+async def hand_in(
+    request: Request,
+    review: TheReview,
+    who: SignedIn,
+    case_id: Annotated[str, Path(max_length=100)],
+    organ: Annotated[str, Query(max_length=63)],
+    base: Annotated[
+        str, Query(max_length=32, description="Version that it was made from, or none.")
+    ],
+    task: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
+    value: Annotated[
+        int | None, Query(ge=1, le=255, description="Voxel value that means the organ.")
+    ] = None,
+) -> LabelView:
+    """Hand in the mask of one organ on the grid of the CT; it is a new version."""
+    case = await run_in_threadpool(_case_and_organ, review, case_id, organ)
+    await run_in_threadpool(_require_task, review, case_id, task)
+    async with received_form(request) as form:
+        received = file_of(form, "label", plain_name=True)
+        mask = await review.on_volume(_checked_mask, review, case, received, value)
+    submission = MaskSubmission(case, organ, mask, who.user, base, task)
+    return label_view(await review.on_volume(submit_mask, review, submission))
+
+
+def _case_and_organ(review: Review, case_id: str, organ: str) -> Case:
+    if organ not in review.settings.organs:
+        raise UnknownLabel(
+            f"unknown organ {organ!r}",
+            case=case_id,
+            expected=f"one of {', '.join(review.settings.organs.names)}",
+            got=organ,
+        )
+    return review.catalog.case(case_id)
+
+
+def _require_task(review: Review, case_id: str, task_id: int | None) -> None:
+    if task_id is not None and review.queue.task(task_id).case_id != case_id:
+        raise InvalidInput("the task is about another case", case=case_id, got=f"task {task_id}")
+
+
+def _checked_mask(review: Review, case: Case, received: Received, value: int | None) -> Volume:
+    with on_disk(review.store, received.content) as path:
+        return organ_mask_of(label_on_grid(path, case), case, value)

@@ -1,0 +1,261 @@
+"""The queue over HTTP: lists, leases, verdicts, and the ends of a revision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from atlas_core.records import Reading
+from atlas_core.review import (
+    AuditEntry,
+    OpenedTasks,
+    Portion,
+    Task,
+    TaskCounts,
+    TaskState,
+    Verdict,
+    Wanted,
+)
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_review.api.access import AsManager, AsReader, SignedIn, TheReview, annotator_of
+from atlas_review.api.cases import CaseView, case_view
+from atlas_review.service import Review
+
+router = APIRouter(tags=["queue"])
+
+MAX_NOTE: Final = 2000
+MAX_ID: Final = 2**31 - 1
+"""Ids are 32-bit integers in both databases."""
+
+MAX_SECONDS: Final = 7 * 24 * 3600.0
+
+TaskId = Annotated[int, Path(ge=1, le=MAX_ID)]
+Name = Annotated[str | None, Query(max_length=100)]
+Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
+Limit = Annotated[int, Query(ge=1, le=500)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=MAX_NOTE)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class QueueView(BaseModel):
+    """The queue, and a page of it."""
+
+    counts: TaskCounts = Field(description="Of the dataset and organ asked for, in any state.")
+    total: int = Field(description="Tasks that fit all filters.")
+    datasets: list[str]
+    tasks: list[Task]
+
+
+class OpenTasks(_Body):
+    """How much of the priority list becomes tasks: one of share, count, minutes."""
+
+    share: float | None = Field(default=None, gt=0, le=1)
+    count: int | None = Field(default=None, ge=1, le=MAX_ID)
+    minutes: float | None = Field(
+        default=None, gt=0, le=1e9, allow_inf_nan=False, description="At 15 minutes a case."
+    )
+    dataset: str | None = Field(default=None, max_length=63)
+    reading: Reading | None = Field(default=None, description="Default: the service's.")
+    organs: list[str] = Field(default_factory=list, max_length=255)
+
+
+class NextTask(_Body):
+    """Which case is wanted; nothing: the one that needs revision most."""
+
+    dataset: str | None = Field(default=None, max_length=63)
+    organ: str | None = Field(default=None, max_length=63)
+
+
+class Judgement(_Body):
+    """What an annotator says of one organ."""
+
+    verdict: Verdict
+    error_type: str | None = Field(default=None, max_length=63, description="See /error-types.")
+    note: Text = ""
+
+
+class Confirmation(_Body):
+    """Time spent, from opening the case to the end."""
+
+    seconds_spent: Seconds = 0.0
+
+
+class Revision(_Body):
+    """The label versions that make the revision."""
+
+    seconds_spent: Seconds = 0.0
+    labels: dict[str, str] = Field(max_length=255, description="Organ → id of its new version.")
+
+
+class Skip(_Body):
+    """Why a case is skipped."""
+
+    reason: Text
+    seconds_spent: Seconds = 0.0
+
+
+class Reopening(_Body):
+    """Why a case is opened again."""
+
+    reason: Text
+
+
+class SecondReading(_Body):
+    """What the second reader should look at."""
+
+    note: Text = ""
+    seconds_spent: Seconds = 0.0
+
+
+class TaskDetail(Task):
+    """A task with its case and its history."""
+
+    case: CaseView
+    history: list[AuditEntry]
+
+
+@router.get("/queue")
+def see_queue(
+    review: TheReview,
+    who: SignedIn,
+    dataset: Name = None,
+    organ: Name = None,
+    state: TaskState | None = None,
+    assignee: Name = None,
+    offset: Offset = 0,
+    limit: Limit = 50,
+) -> QueueView:
+    """Progress, and the tasks that fit the filters, those first that need revision most."""
+    wanted = Wanted(dataset, organ, state, assignee)
+    total, tasks = review.queue.page(wanted, offset, limit)
+    return QueueView(
+        counts=review.queue.counts(wanted),
+        total=total,
+        datasets=review.queue.datasets(),
+        tasks=tasks,
+    )
+
+
+@router.post("/queue", status_code=201)
+def open_tasks(review: TheReview, who: AsManager, body: OpenTasks) -> OpenedTasks:
+    """Open tasks for the top of the priority list (managers)."""
+    organs = [organ for organ in body.organs if review.settings.organs[organ]]
+    return review.queue.open_tasks(
+        Portion(body.share, body.count, body.minutes),
+        who.user,
+        reading=body.reading or review.settings.reading,
+        dataset=body.dataset,
+        organs=organs,
+    )
+
+
+@router.post(
+    "/queue/next",
+    response_model=Task,
+    responses={204: {"description": "Nothing is left for you."}},
+)
+async def next_task(review: TheReview, who: SignedIn, body: NextTask | None = None) -> Response:
+    """Lease the next case; what you held before is given back."""
+    wanted = Wanted(body.dataset, body.organ) if body else Wanted()
+    task = await review.next_cases.take(annotator_of(who), wanted)
+    if task is None:
+        return Response(status_code=204)
+    # As the model writes itself: building and checking it a second time costs as much as the rest.
+    return Response(task.model_dump_json(), media_type="application/json")
+
+
+@router.get("/tasks/{task_id}")
+def see_task(review: TheReview, who: SignedIn, task_id: TaskId) -> TaskDetail:
+    """One task with its case and its history."""
+    return _detail(review, review.queue.task(task_id))
+
+
+@router.post("/tasks/{task_id}/lease")
+def take_or_renew(review: TheReview, who: SignedIn, task_id: TaskId) -> Task:
+    """Take this task, or renew the lease on it; 409 when another holds it."""
+    return review.queue.lease(task_id, annotator_of(who))
+
+
+@router.delete("/tasks/{task_id}/lease", status_code=204)
+def give_back(review: TheReview, who: SignedIn, task_id: TaskId) -> None:
+    """Give this task back."""
+    review.queue.release(task_id, annotator_of(who))
+
+
+@router.put("/tasks/{task_id}/organs/{organ}")
+def judge_organ(
+    review: TheReview,
+    who: SignedIn,
+    task_id: TaskId,
+    organ: Annotated[str, Path(max_length=63)],
+    body: Judgement,
+) -> TaskDetail:
+    """Say of one organ whether its label is right, and if not, what is wrong (Fig. 5)."""
+    task = review.queue.judge(
+        task_id,
+        annotator_of(who),
+        organ,
+        body.verdict,
+        error_type=body.error_type,
+        comment=body.note,
+    )
+    return _detail(review, task)
+
+
+@router.post("/tasks/{task_id}/confirm")
+def confirm(review: TheReview, who: SignedIn, task_id: TaskId, body: Confirmation) -> Task:
+    """No revision needed."""
+    return _ended(
+        review,
+        who.user,
+        review.queue.confirm(task_id, annotator_of(who), body.seconds_spent),
+    )
+
+
+@router.post("/tasks/{task_id}/revise")
+def revise(review: TheReview, who: SignedIn, task_id: TaskId, body: Revision) -> Task:
+    """The labels that you handed in are the revision; 409 where another label came in between."""
+    task = review.queue.revise(task_id, annotator_of(who), body.seconds_spent, body.labels)
+    return _ended(review, who.user, task)
+
+
+@router.post("/tasks/{task_id}/skip")
+def skip(review: TheReview, who: SignedIn, task_id: TaskId, body: Skip) -> Task:
+    """Leave this case as it is, for a reason."""
+    task = review.queue.skip(task_id, annotator_of(who), body.reason, body.seconds_spent)
+    return _ended(review, who.user, task)
+
+
+@router.post("/tasks/{task_id}/reopen")
+def reopen(review: TheReview, who: AsReader, task_id: TaskId, body: Reopening) -> Task:
+    """Put a finished task back into the queue (readers)."""
+    return review.queue.reopen(task_id, who.user, body.reason)
+
+
+@router.post("/tasks/{task_id}/second-reader")
+def ask_second_reader(
+    review: TheReview, who: SignedIn, task_id: TaskId, body: SecondReading
+) -> Task:
+    """Let a reader look at it who is not you."""
+    return review.queue.ask_second_reader(task_id, annotator_of(who), body.note, body.seconds_spent)
+
+
+def _ended(review: Review, user: str, task: Task) -> Task:
+    """Drop the draft of a task that ended: its labels are handed in, or not wanted."""
+    old = review.drafts.drop(task.id, user)
+    if old is not None:
+        review.store.remove(old)
+    return task
+
+
+def _detail(review: Review, task: Task) -> TaskDetail:
+    return TaskDetail(
+        **task.model_dump(),
+        case=case_view(review, review.catalog.case(task.case_id)),
+        history=review.queue.history(task.id),
+    )

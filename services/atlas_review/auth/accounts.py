@@ -1,0 +1,237 @@
+"""The account file: people with passwords, machines with tokens. Only hashes are kept.
+
+{"users":  [{"name": "ann", "password": "scrypt$…", "roles": ["annotator"]}],
+ "tokens": [{"name": "loop", "sha256": "…", "roles": ["manager"]}]}
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from atlas_core.errors import ConfigurationError, Conflict
+from atlas_core.review import UserName
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atlas_review.auth.roles import Identity, Role
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+FIRST_USER: Final = "admin"
+
+ACCOUNTS_FILE: Final = "accounts.json"
+
+MIN_PASSWORD: Final = 10
+
+_LOG_N, _BLOCK, _PARALLEL = 15, 8, 1
+"""scrypt with 32 MiB and about 0.1 s for one guess, as OWASP recommends."""
+
+
+class User(BaseModel):
+    """Somebody with a password."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: UserName
+    password: str = Field(description="scrypt$log2(N)$r$p$salt$hash, the last two in base64.")
+    roles: tuple[Role, ...]
+
+
+class Token(BaseModel):
+    """A machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: UserName
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the token, which is random.")
+    roles: tuple[Role, ...]
+
+
+class AccountFile(BaseModel):
+    """Everything in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    users: tuple[User, ...] = ()
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Read:
+    stamp: tuple[int, int, int]
+    content: AccountFile
+
+
+class Accounts:
+    """The accounts in one file, read again when it changes. Safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read: _Read | None = None
+
+    def create(self) -> str | None:
+        """Make the file with one manager, if there is none.
+
+        Returns:
+            The password of `FIRST_USER`, which nobody can find out later; None if the file was
+            there.
+        """
+        password = secrets.token_urlsafe(12)
+        with self._locked():
+            if self.path.exists():
+                return None
+            first = User(name=FIRST_USER, password=hash_password(password), roles=(Role.MANAGER,))
+            self._write(AccountFile(users=(first,)))
+        return password
+
+    def add_user(self, name: str, password: str, roles: tuple[Role, ...]) -> None:
+        """Add somebody, or give him another password and other roles."""
+        if len(password) < MIN_PASSWORD:
+            raise ConfigurationError(
+                "the password is too short", expected=f"at least {MIN_PASSWORD} characters"
+            )
+        user = _validated(User, name=name, password=hash_password(password), roles=roles)
+        with self._locked():
+            now = self.content()
+            others = tuple(known for known in now.users if known.name != name)
+            _require_free(name, [token.name for token in now.tokens])
+            self._write(now.model_copy(update={"users": (*others, user)}))
+
+    def add_token(self, name: str, roles: tuple[Role, ...]) -> str:
+        """Add a machine, or give it a new token; returns the token, which nobody can find out
+        later."""
+        secret = secrets.token_urlsafe(32)
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        token = _validated(Token, name=name, sha256=digest, roles=roles)
+        with self._locked():
+            now = self.content()
+            others = tuple(known for known in now.tokens if known.name != name)
+            _require_free(name, [user.name for user in now.users])
+            self._write(now.model_copy(update={"tokens": (*others, token)}))
+        return secret
+
+    def remove(self, name: str) -> bool:
+        """Remove a user or a machine; False if there was none. Sign-ins go on."""
+        with self._locked():
+            now = self.content()
+            users = tuple(user for user in now.users if user.name != name)
+            tokens = tuple(token for token in now.tokens if token.name != name)
+            if len(users) + len(tokens) == len(now.users) + len(now.tokens):
+                return False
+            self._write(AccountFile(users=users, tokens=tokens))
+        return True
+
+    def by_password(self, name: str, password: str) -> User | None:
+        """Who this is; None if nobody. Takes as long for a name that does not exist."""
+        user = next((user for user in self.content().users if user.name == name), None)
+        good = verify_password(password, user.password if user else _NOBODY)
+        return user if good and user else None
+
+    def by_token(self, secret: str) -> Identity | None:
+        """Which machine this is, or None."""
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        for token in self.content().tokens:
+            if hmac.compare_digest(token.sha256, digest):
+                return Identity(token.name, token.roles, "bearer")
+        return None
+
+    def content(self) -> AccountFile:
+        """What the file holds now; nothing if there is none.
+
+        Raises:
+            ConfigurationError: it is not an account file.
+        """
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return AccountFile()
+        stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        read = self._read
+        if read is None or read.stamp != stamp:
+            read = self._read = _Read(stamp, _parsed(self.path))
+        return read.content
+
+    def _write(self, content: AccountFile) -> None:
+        write_private(self.path, content.model_dump_json(indent=2).encode())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def hash_password(password: str) -> str:
+    """`password` as the file keeps it, with a salt of its own."""
+    salt = secrets.token_bytes(16)
+    parts = (_LOG_N, _BLOCK, _PARALLEL, _text(salt), _text(_scrypt(password, salt)))
+    return "$".join(("scrypt", *(str(part) for part in parts)))
+
+
+def verify_password(password: str, kept: str) -> bool:
+    """Whether `kept` was made of `password`."""
+    kind, *numbers, salt, digest = kept.split("$")
+    if kind != "scrypt" or numbers != [str(_LOG_N), str(_BLOCK), str(_PARALLEL)]:
+        return False
+    return hmac.compare_digest(_scrypt(password, base64.b64decode(salt)), base64.b64decode(digest))
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(
+        password.encode(), salt=salt, n=1 << _LOG_N, r=_BLOCK, p=_PARALLEL, maxmem=1 << 26
+    )
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+_NOBODY = f"scrypt${_LOG_N}${_BLOCK}${_PARALLEL}${_text(bytes(16))}${_text(bytes(64))}"
+"""No password gives this; comparing with it takes as long as with a real one."""
+
+
+def _parsed(path: Path) -> AccountFile:
+    try:
+        return AccountFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        raise ConfigurationError(
+            "the account file cannot be read", got=where or "no JSON", remedy=f"mend {path}"
+        ) from None
+
+
+def _validated(model: type[ModelT], **fields: object) -> ModelT:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise ConfigurationError(
+            f"malformed {problem['loc'][0]}", expected=problem["msg"]
+        ) from None
+
+
+def _require_free(name: str, taken: list[str]) -> None:
+    if name in taken:
+        raise Conflict("a user and a machine cannot have one name", got=name)

@@ -1,0 +1,40 @@
+"""Labels as the API shows them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from atlas_core.model_spec import ModelRef
+from atlas_core.review import LabelVersion
+from pydantic import BaseModel, ConfigDict, Field
+
+API = "/api/v1"
+
+
+class LabelView(BaseModel):
+    """One label of one organ."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    organ: str
+    source: str
+    author: str | None
+    models: tuple[ModelRef, ...]
+    created_at: datetime
+    base: str | None = Field(description="Version that it was made from.")
+    sha256: str
+    voxels: int
+    volume_ml: float
+    value: int = Field(description="Voxel value that means this organ in the file.")
+    url: str
+    in_force: bool
+
+
+def label_view(version: LabelVersion) -> LabelView:
+    """`version` with its address."""
+    return LabelView(
+        **version.model_dump(exclude={"case_id", "path", "models"}),
+        models=version.models,
+        url=f"{API}/cases/{version.case_id}/labels/{version.id}.nii.gz?v={version.sha256}",
+    )

@@ -1,0 +1,1 @@
+"""The MONAI Label protocol, for 3D Slicer and other stock clients."""

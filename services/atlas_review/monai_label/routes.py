@@ -1,0 +1,368 @@
+"""The MONAI Label protocol, for 3D Slicer's extension and `MONAILabelClient` 0.8.5 as they are.
+
+Image and labels come from the store, `infer` answers with the label in force: no model runs here.
+Voxel values are dense in this protocol: k is the k-th organ of the list, whatever its label id.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from datetime import timedelta
+from typing import Annotated, Any, Final
+
+from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.review import USER_NAME, Task, TaskState, Wanted
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from atlas_review.api import (
+    MULTIPART_FILE,
+    VOLUME_TYPE,
+    SignedIn,
+    TheReview,
+    annotator_of,
+    file_answer,
+    file_of,
+    identity,
+    received_form,
+)
+from atlas_review.api.session import check_password
+from atlas_review.auth import Identity
+from atlas_review.monai_label.hand_in import HandIn, dense_label_map, hand_in_map
+from atlas_review.monai_label.image_ids import ImageId, ImageIds
+from atlas_review.problems import problem
+from atlas_review.service import Review
+
+router = APIRouter(tags=["MONAI Label"])
+
+MODEL: Final = "pseudo_label"
+STRATEGY: Final = "attention"
+FINAL: Final = "final"
+
+ImageQuery = Annotated[str, Query(max_length=4096)]
+Params = Annotated[dict[str, Any] | None, Body()]
+
+
+def image_ids(review: TheReview) -> ImageIds:
+    """Of this service."""
+    return ImageIds(review.secret, review.settings.capability_minutes * 60)
+
+
+Ids = Annotated[ImageIds, Depends(image_ids)]
+
+
+@router.get("/auth/")
+def auth(review: TheReview) -> dict[str, Any]:
+    """Whether one signs in here."""
+    enabled = not review.settings.insecure
+    return {"enabled": enabled, "client_id": "atlasloop", "realm": "atlasloop"}
+
+
+@router.post("/auth/token")
+async def token(request: Request, review: TheReview) -> dict[str, str]:
+    """A bearer token for a local account."""
+    async with received_form(request) as form:
+        name, password = form.get("username"), form.get("password")
+    if not isinstance(name, str) or not isinstance(password, str):
+        raise InvalidInput("username or password is missing", expected="a form with both")
+
+    def start() -> str:
+        who = check_password(request, review, name, password)
+        lasts = timedelta(hours=review.settings.session_hours)
+        return review.sign_ins.start("bearer", who.user, who.roles, lasts)[0]
+
+    return {"access_token": await run_in_threadpool(start), "token_type": "bearer"}
+
+
+@router.get("/auth/token/valid")
+async def token_is_valid(who: Annotated[Identity, Depends(identity)]) -> dict[str, str]:
+    """200 while the token is good, else 401."""
+    return {"username": who.user}
+
+
+@router.get("/info/")
+def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
+    """What there is: organs, one model that answers with stored labels, and strategies."""
+    names = list(review.settings.organs.names)
+    strategies = {STRATEGY: {"description": "The case that needs revision most"}}
+    for organ in review.settings.organs:
+        strategies[f"{STRATEGY}_{organ.name}"] = {
+            "description": f"The case with most attention on the {organ.title}"
+        }
+    return {
+        "name": "Atlas Loop",
+        "description": "Revision queue of an atlas; labels are those in force",
+        "version": "0.8.5",
+        "labels": names,
+        "models": {
+            MODEL: {
+                "type": "segmentation",
+                "labels": names,
+                "dimension": 3,
+                "description": "The label in force of every organ, as it is stored",
+                "config": {},
+            }
+        },
+        "trainers": {},
+        "strategies": strategies,
+        "scoring": {},
+        "train_stats": {},
+        "datastore": _datastore_stats(review),
+    }
+
+
+@router.post("/activelearning/{strategy}")
+async def next_sample(
+    review: TheReview, who: SignedIn, ids: Ids, strategy: str, params: Params = None
+) -> dict[str, Any]:
+    """The next case of the queue, leased to who asks; nothing: {}."""
+    wanted = Wanted(organ=_organ_of(review, strategy))
+    task = await review.next_cases.take(annotator_of(_person(who, params)), wanted)
+    if task is None:
+        return {}
+    sample = await run_in_threadpool(_sample, review, ids, task)
+    return sample | {"client_id": (params or {}).get("client_id")}
+
+
+def _sample(review: Review, ids: ImageIds, task: Task) -> dict[str, Any]:
+    case = review.catalog.case(task.case_id)
+    in_force = review.versions.in_force(case.id)
+    bases = {organ: version.id for organ, version in in_force.items()}
+    path = review.files.ct(case).path
+    digest = review.files.sha256(path)
+    name = f"{case.id}_{digest[:8]}.nii.gz"  # Slicer keeps images by name: no two share one
+    return {
+        "id": ids.make(case.id, bases),
+        "name": name,
+        "path": name,
+        "ts": int(task.updated_at.timestamp()),
+        "checksum": f"SHA256:{digest}",
+    }
+
+
+@router.head("/datastore/image", include_in_schema=False)
+@router.get("/datastore/image", response_class=Response)
+async def image(request: Request, review: TheReview, ids: Ids, image: ImageQuery) -> Response:
+    """The CT of a case; an id from the queue is enough, without a token."""
+    found = ids.read(image)
+    if not found.may_download:
+        await identity(request)
+    case = await run_in_threadpool(review.catalog.case, found.case_id)
+    file = await run_in_threadpool(review.files.ct, case)
+    return file_answer(request, file, f"{case.id}.nii.gz")
+
+
+@router.get("/datastore/")
+def datastore(
+    review: TheReview,
+    who: SignedIn,
+    output: Annotated[str, Query(pattern="^(all|stats|train)?$")] = "all",
+) -> Any:
+    """What is in the store: all cases, their number, or those that are done."""
+    if output == "stats":
+        return _datastore_stats(review)
+    if output == "train":
+        base = review.settings.public_url or ""
+        return [
+            {
+                "image": f"{base}/datastore/image?image={case}",
+                "label": f"{base}/datastore/label?label={case}&tag={FINAL}",
+            }
+            for case in _done(review)
+        ]
+    ending = ".nii.gz"
+    labelled = review.cases.labelled()
+    return {
+        "objects": {
+            case.id: {
+                "image": {"ext": ending, "info": {"name": f"{case.id}{ending}"}},
+                "labels": {FINAL: {"ext": ending, "info": {}}} if case.id in labelled else {},
+            }
+            for case in review.catalog.cases()
+        }
+    }
+
+
+@router.put("/datastore/")
+def upload_image(who: SignedIn) -> Response:
+    """Not here: a case comes with its dataset and licence."""
+    return problem(
+        405, "Not offered", "images are not uploaded here", remedy="use `atlasloop import`"
+    )
+
+
+@router.head("/datastore/label", include_in_schema=False)
+@router.get("/datastore/label", response_class=Response)
+def label(
+    request: Request,
+    review: TheReview,
+    who: SignedIn,
+    ids: Ids,
+    label: ImageQuery,
+    tag: Annotated[str, Query(max_length=63)] = FINAL,
+) -> Response:
+    """The label map in force."""
+    if tag != FINAL:
+        raise NotFound("no label of this tag", expected=FINAL, got=tag)
+    case = review.catalog.case(ids.read(label).case_id)
+    return file_answer(request, dense_label_map(review, case), f"{case.id}.nii.gz")
+
+
+@router.put("/datastore/label", openapi_extra=MULTIPART_FILE)
+async def save_label(
+    request: Request,
+    review: TheReview,
+    who: SignedIn,
+    ids: Ids,
+    image: ImageQuery,
+    tag: Annotated[str, Query(max_length=63)] = FINAL,
+) -> dict[str, Any]:
+    """Hand in a label map: each organ that differs from the label in force is a new version.
+
+    With the tag "final" it also ends the task that its sender holds.
+    """
+    found = ids.read(image)
+    case = await run_in_threadpool(review.catalog.case, found.case_id)
+    async with received_form(request) as form:
+        params = _params(form.get("params"))
+        received = file_of(form, "label", plain_name=False)
+        handed_in = HandIn(
+            case=case,
+            who=annotator_of(_person(who, params)),
+            label_info=_label_info(params),
+            bases=found.bases,
+            final=tag in ("", FINAL),
+        )
+        changed = await review.on_volume(hand_in_map, review, handed_in, received)
+    return {"image": image, "label": image, "versions": changed}
+
+
+@router.post("/infer/{model}", response_class=Response)
+async def infer(
+    request: Request,
+    review: TheReview,
+    who: SignedIn,
+    ids: Ids,
+    model: str,
+    image: ImageQuery,
+    output: Annotated[str, Query(pattern="^(all|image|json|dsa|asap)?$")] = "all",
+) -> Response:
+    """The label map in force, as if a model had just made it."""
+    if model != MODEL:
+        raise NotFound("no such model", expected=MODEL, got=model)
+    found: ImageId = ids.read(image)
+    case = await run_in_threadpool(review.catalog.case, found.case_id)
+    file = await review.on_volume(dense_label_map, review, case)
+    if output == "image":
+        return file_answer(request, file, f"{case.id}.nii.gz")
+    names = {name: k for k, name in enumerate(review.settings.organs.names, start=1)}
+    result = {"label_names": names, "params": {"label_names": names}}
+    if output == "json":
+        return Response(json.dumps(result), media_type="application/json")
+    content = await run_in_threadpool(file.path.read_bytes)
+    return _two_parts(json.dumps(result), content, f"{case.id}.nii.gz")
+
+
+@router.get("/train/")
+def training(who: SignedIn, check_if_running: bool = False) -> Response:
+    """404: nothing is trained here."""
+    return problem(
+        404, "Not found", "nothing is trained here", remedy="models are trained by the flows"
+    )
+
+
+@router.put("/session/")
+def create_session(who: SignedIn) -> Response:
+    """Not here: there is no model that could segment a volume of somebody's own."""
+    return problem(405, "Not offered", "volumes of one's own are not segmented here")
+
+
+@router.get("/session/{session_id}")
+def see_session(who: SignedIn, session_id: str) -> Response:
+    """404: see above."""
+    return problem(404, "Not found", "no such session")
+
+
+@router.delete("/session/{session_id}")
+def remove_session(who: SignedIn, session_id: str) -> Response:
+    """404: see above."""
+    return problem(404, "Not found", "no such session")
+
+
+def _organ_of(review: Review, strategy: str) -> str | None:
+    """The organ that a strategy is about; None: all."""
+    if strategy == STRATEGY:
+        return None
+    organ = strategy.removeprefix(f"{STRATEGY}_")
+    if strategy.startswith(f"{STRATEGY}_") and organ in review.settings.organs:
+        return organ
+    raise NotFound("no such strategy", expected=f"{STRATEGY} or {STRATEGY}_ORGAN", got=strategy)
+
+
+def _person(who: Identity, params: dict[str, Any] | None) -> Identity:
+    """Who works: where nobody signs in, the name that the client gives itself."""
+    name = (params or {}).get("client_id")
+    if who.how == "insecure" and isinstance(name, str) and re.fullmatch(USER_NAME, name):
+        return Identity(name, who.roles, who.how)
+    return who
+
+
+def _params(text: object) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        params = json.loads(text) if isinstance(text, str) else None
+    except json.JSONDecodeError:
+        params = None
+    if not isinstance(params, dict):
+        raise InvalidInput("params cannot be read", expected="a JSON object")
+    return params
+
+
+def _label_info(params: dict[str, Any]) -> list[str] | None:
+    """Names of the segments, the k-th being that of voxel value k; None: the client says none."""
+    info = params.get("label_info")
+    if not info:
+        return None
+    try:
+        return [str(entry["name"]) for entry in info]
+    except (TypeError, KeyError):
+        raise InvalidInput(
+            "label_info cannot be read", expected='a list as [{"name": "liver"}]'
+        ) from None
+
+
+def _done(review: Review) -> list[str]:
+    """Cases whose revision is finished."""
+    return review.queue.case_ids(TaskState.REVISED, TaskState.CONFIRMED)
+
+
+def _datastore_stats(review: Review) -> dict[str, Any]:
+    done = len(_done(review))
+    return {
+        "total": sum(review.cases.states().values()),
+        "completed": done,
+        "label_tags": {FINAL: done},
+        "label_counts": {},
+        "train": [],
+    }
+
+
+def _two_parts(text: str, content: bytes, name: str) -> Response:
+    """A multipart/form-data answer with a text part ``params`` and a file part ``image``."""
+    boundary = secrets.token_hex(16)
+    body = b"".join(
+        (
+            f"--{boundary}\r\n"
+            'Content-Disposition: form-data; name="params"\r\n'
+            f"Content-Type: application/json\r\n\r\n{text}\r\n"
+            f"--{boundary}\r\n"
+            f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            f"Content-Type: {VOLUME_TYPE}\r\n\r\n".encode(),
+            content,
+            f"\r\n--{boundary}--\r\n".encode(),
+        )
+    )
+    return Response(body, media_type=f"multipart/form-data; boundary={boundary}")

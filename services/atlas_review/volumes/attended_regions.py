@@ -1,0 +1,85 @@
+"""Attended regions: connected groups of voxels that a map asks an annotator to look at."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from atlas_core.imaging import Volume
+from atlas_core.imaging.label_maps import TOUCHING
+from pydantic import BaseModel, ConfigDict, Field
+from scipy import ndimage
+
+ATTENTION_LEVELS: Final = 136
+"""Stored attention maps hold bytes of 1/136."""
+
+MAX_REGIONS: Final = 200
+"""Nobody clicks through more; small ones are noise along an organ's border."""
+
+
+class Region(BaseModel):
+    """One connected group of attended voxels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    voxels: int
+    ml: float = Field(description="Its volume.")
+    attention_sum: float = Field(description="Sum over its voxels of attention as in Eq. 4.")
+    centroid_ijk: tuple[float, float, float] = Field(description="Weighted by attention.")
+    centroid_mm: tuple[float, float, float] = Field(description="RAS+.")
+    box_ijk: tuple[tuple[int, int, int], tuple[int, int, int]] = Field(
+        description="First and last voxel, both included."
+    )
+
+
+class OrganRegion(Region):
+    """A region with the organ whose attention it is."""
+
+    organ: str
+
+
+def attended_regions(attention: Volume, threshold: float) -> list[Region]:
+    """Groups of touching voxels (26 neighbours) of at least `threshold`, by falling size in ml.
+
+    Args:
+        attention: bytes of 1/136, ``[i, j, k]``.
+        threshold: attention as in Eq. 4, >= 0; at least the smallest stored value counts.
+
+    >>> import numpy as np
+    >>> from atlas_core.geometry import VolumeGeometry
+    >>> grid = VolumeGeometry.from_array((3, 1, 1), np.diag([10.0, 10.0, 10.0, 1.0]))
+    >>> voxels = np.array([136, 136, 0], np.uint8).reshape(3, 1, 1)
+    >>> [(r.voxels, r.ml, r.attention_sum) for r in attended_regions(Volume(voxels, grid), 0.2)]
+    [(2, 2.0, 2.0)]
+    """
+    level = max(1, math.ceil(threshold * ATTENTION_LEVELS))
+    numbers, count = ndimage.label(attention.voxels >= level, structure=TOUCHING)
+    if not count:
+        return []
+    sizes = np.bincount(numbers.ravel(order="K"), minlength=count + 1)
+    largest = np.argsort(-sizes[1:], kind="stable")[:MAX_REGIONS] + 1
+    boxes = ndimage.find_objects(numbers)
+    return [_region(attention, numbers, int(n), boxes[n - 1]) for n in largest]
+
+
+def _region(
+    attention: Volume, numbers: np.ndarray, number: int, box: tuple[slice, slice, slice]
+) -> Region:
+    inside = numbers[box] == number
+    weights = np.where(inside, attention.voxels[box], 0).astype(np.float64) / ATTENTION_LEVELS
+    start = np.array([axis.start for axis in box])
+    centroid = np.array(ndimage.center_of_mass(weights)) + start
+    mm = attention.geometry.matrix @ np.array([*centroid, 1.0])
+    voxels = int(np.count_nonzero(inside))
+    return Region(
+        voxels=voxels,
+        ml=voxels * attention.geometry.voxel_ml,
+        attention_sum=float(weights.sum()),
+        centroid_ijk=(float(centroid[0]), float(centroid[1]), float(centroid[2])),
+        centroid_mm=(float(mm[0]), float(mm[1]), float(mm[2])),
+        box_ijk=(
+            (box[0].start, box[1].start, box[2].start),
+            (box[0].stop - 1, box[1].stop - 1, box[2].stop - 1),
+        ),
+    )

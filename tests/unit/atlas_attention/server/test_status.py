@@ -1,0 +1,57 @@
+"""Every domain error has one status; faults of our own show no details."""
+
+from __future__ import annotations
+
+import inspect
+from concurrent.futures import CancelledError
+
+import grpc
+import pytest
+from atlas_attention.scoring import BusyError
+from atlas_attention.server.status import TooSlowError, outcome_of
+from atlas_core import errors
+
+EXPECTED = {
+    errors.InvalidInput: "INVALID_ARGUMENT",
+    errors.UnsupportedVolume: "INVALID_ARGUMENT",
+    errors.GridMismatch: "INVALID_ARGUMENT",
+    errors.UnknownLabel: "INVALID_ARGUMENT",
+    errors.CorruptFile: "DATA_LOSS",
+    errors.LimitExceeded: "OUT_OF_RANGE",
+    errors.NotFound: "NOT_FOUND",
+    errors.Conflict: "ABORTED",
+    errors.Unavailable: "UNAVAILABLE",
+    errors.ConfigurationError: "FAILED_PRECONDITION",
+    BusyError: "RESOURCE_EXHAUSTED",
+    TooSlowError: "DEADLINE_EXCEEDED",
+}
+
+
+@pytest.mark.parametrize(("error", "status"), EXPECTED.items())
+def test_status_and_message(error: type[errors.AtlasError], status: str) -> None:
+    outcome = outcome_of(error("a rule is broken", case="X_1", got=3, remedy="mend it"))
+    assert outcome.code.name == status
+    assert outcome.message == "X_1: a rule is broken (got 3); mend it"
+    assert outcome.error_id is None
+
+
+def test_no_domain_error_is_forgotten() -> None:
+    domain = {
+        member
+        for _, member in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(member, errors.AtlasError)
+    }
+    assert domain - {errors.AtlasError} <= set(EXPECTED)
+
+
+def test_a_cancelled_call() -> None:
+    assert outcome_of(CancelledError()).code is grpc.StatusCode.CANCELLED
+    assert outcome_of(GeneratorExit()).code is grpc.StatusCode.CANCELLED
+
+
+def test_faults_of_our_own_show_an_id_only() -> None:
+    outcome = outcome_of(KeyError("/home/someone/secret"))
+    assert outcome.code is grpc.StatusCode.INTERNAL
+    assert "secret" not in outcome.message
+    assert outcome.error_id is not None
+    assert outcome.error_id in outcome.message

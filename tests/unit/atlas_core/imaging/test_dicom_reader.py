@@ -1,0 +1,335 @@
+"""DICOM series: where their voxels lie, and why some are no volume."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from atlas_core.errors import (
+    AtlasError,
+    CorruptFile,
+    LimitExceeded,
+    NotFound,
+    UnsupportedVolume,
+)
+from atlas_core.imaging import read_label
+from atlas_core.imaging.dicom_reader import find_series, read_series
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
+
+ROWS, COLUMNS, SLICES = 6, 5, 4
+SERIES = generate_uid()
+Change = Callable[[Dataset, int], None]
+
+
+def stored(k: int) -> np.ndarray:
+    """Stored numbers of slice k, ``[row, column]``: distinct everywhere."""
+    rows, columns = np.meshgrid(np.arange(ROWS), np.arange(COLUMNS), indexing="ij")
+    return (columns + 10 * rows + 100 * k).astype(np.int16)
+
+
+def write_series(
+    folder: Path, change: Change = lambda dataset, k: None, slices: int = SLICES
+) -> list[Path]:
+    """A CT series with gaps of 2.5 mm, in shuffled file order."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    for k in range(slices):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+        dataset.PatientName, dataset.SeriesInstanceUID = "Somebody^Secret", SERIES
+        dataset.Modality, dataset.SliceThickness = "CT", 3.0
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit, dataset.PixelRepresentation = 15, 1
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        dataset.ImagePositionPatient = [-20.0, -30.0, 100.0 + 2.5 * k]
+        dataset.PixelSpacing = [0.7, 0.8]  # between rows, between columns
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+        dataset.PixelData = stored(k).tobytes()
+        change(dataset, k)
+        files.append(folder / f"{(k * 7) % 11:02d}.dcm")
+        dataset.save_as(files[-1], enforce_file_format=True)
+    return files
+
+
+def refusal(tmp_path: Path, change: Change, slices: int = SLICES) -> AtlasError:
+    files = write_series(tmp_path / "series", change, slices)
+    with pytest.raises(AtlasError) as error:
+        read_series(files)
+    assert "Secret" not in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+    return error.value
+
+
+def test_a_series_becomes_a_volume_in_patient_coordinates(tmp_path: Path) -> None:
+    volume = read_series(write_series(tmp_path / "series"))
+    assert volume.voxels.shape == (COLUMNS, ROWS, SLICES)
+    assert volume.voxels.flags.f_contiguous
+    assert volume.voxels.dtype == np.int16
+    for i, j, k in ((0, 0, 0), (4, 5, 3), (1, 2, 3)):
+        assert volume.voxels[i, j, k] == i + 10 * j + 100 * k - 1024
+        # DICOM's x runs to the left, RAS to the right; likewise y.
+        place = volume.geometry.matrix @ (i, j, k, 1)
+        assert np.allclose(place[:3], (20 - 0.8 * i, 30 - 0.7 * j, 100 + 2.5 * k))
+    assert volume.geometry.axis_codes == "LPS"
+    assert volume.geometry.spacing_mm == pytest.approx((0.8, 0.7, 2.5))  # not SliceThickness
+
+
+def test_the_order_of_files_does_not_matter(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series")
+    one, other = read_series(files), read_series(files[::-1])
+    assert np.array_equal(one.voxels, other.voxels)
+    assert one.geometry == other.geometry
+
+
+def test_a_tilted_patient_is_an_oblique_grid_not_a_tilted_gantry(tmp_path: Path) -> None:
+    angle = np.radians(20)
+    row = np.array([1.0, 0, 0])
+    column = np.array([0, np.cos(angle), np.sin(angle)])
+
+    def oblique(dataset: Dataset, k: int) -> None:
+        dataset.ImageOrientationPatient = [*row, *column]
+        dataset.ImagePositionPatient = list(np.round(2.0 * k * np.cross(row, column), 4))
+
+    volume = read_series(write_series(tmp_path / "series", oblique))
+    assert volume.geometry.spacing_mm == pytest.approx((0.8, 0.7, 2.0), abs=1e-4)
+    assert np.allclose(volume.geometry.matrix[:3, 1], 0.7 * column * (-1, -1, 1), atol=1e-6)
+
+
+def test_padding_outside_the_field_of_view_is_kept(tmp_path: Path) -> None:
+    def padded(dataset: Dataset, k: int) -> None:
+        pixels = stored(k)
+        pixels[0, 0] = -2000
+        dataset.PixelData, dataset.PixelPaddingValue = pixels.tobytes(), -2000
+
+    assert read_series(write_series(tmp_path / "series", padded)).voxels[0, 0, 0] == -3024
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "dtype"), [(1, -1024, "int16"), (100, 0, "int32"), (0.5, 0, "float32")]
+)
+def test_rescaling_keeps_whole_numbers_whole(
+    tmp_path: Path, slope: float, intercept: float, dtype: str
+) -> None:
+    def rescaled(dataset: Dataset, k: int) -> None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+        dataset.PixelData = (stored(k) + 4).tobytes()
+
+    volume = read_series(write_series(tmp_path / "series", rescaled))
+    assert volume.voxels.dtype == dtype
+    assert volume.voxels[4, 5, 3] == 358 * slope + intercept
+
+
+def test_slices_may_have_their_own_rescaling(tmp_path: Path) -> None:
+    def by_slice(dataset: Dataset, k: int) -> None:
+        dataset.RescaleSlope = 1 + 0.25 * k
+
+    assert read_series(write_series(tmp_path / "s", by_slice)).voxels[1, 0, 2] == 201 * 1.5 - 1024
+
+
+def test_compressed_slices_are_decoded(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series")
+    plain = read_series(files)
+    for file in files:
+        dataset = dcmread(file)
+        dataset.compress(RLELossless)
+        dataset.save_as(file)
+    assert np.array_equal(read_series(files).voxels, plain.voxels)
+
+
+def test_positions_rounded_to_a_tenth_are_regular(tmp_path: Path) -> None:
+    def rounded(dataset: Dataset, k: int) -> None:
+        dataset.ImagePositionPatient = [0, 0, round(1.25 * k, 1)]
+
+    volume = read_series(write_series(tmp_path / "series", rounded, slices=9))
+    assert volume.geometry.spacing_mm[2] == pytest.approx(1.25)
+
+
+# What is refused ------------------------------------------------------------------------------
+
+
+def test_a_missing_slice_is_refused(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series", slices=9)
+    for missing in range(1, 8):
+        with pytest.raises(UnsupportedVolume, match=r"uneven.*2\.5\.\.5 mm"):
+            read_series(files[:missing] + files[missing + 1 :])
+
+
+def test_gantry_tilt_is_refused(tmp_path: Path) -> None:
+    def tilted(dataset: Dataset, k: int) -> None:
+        dataset.ImagePositionPatient = [0, 0.8 * k, 2.5 * k]
+
+    error = refusal(tmp_path, tilted)
+    assert "gantry tilt" in str(error)
+    assert "17.7 degrees" in str(error)
+
+
+def test_two_slices_at_one_position_are_refused(tmp_path: Path) -> None:
+    def twice(dataset: Dataset, k: int) -> None:
+        dataset.ImagePositionPatient = [0, 0, 2.5 * (k // 2)]
+
+    assert "2 slices lie at the position of another" in str(refusal(tmp_path, twice))
+
+
+def test_mixed_series_are_refused(tmp_path: Path) -> None:
+    def sizes(dataset: Dataset, k: int) -> None:
+        if k == 2:
+            dataset.Rows, dataset.PixelData = 5, stored(k)[:5].tobytes()
+
+    def spacings(dataset: Dataset, k: int) -> None:
+        dataset.PixelSpacing = [0.7 + 0.1 * (k == 1), 0.8]
+
+    def orientations(dataset: Dataset, k: int) -> None:
+        if k == 0:  # a localizer
+            dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    for change, word in ((sizes, "sizes"), (spacings, "spacings"), (orientations, "orientations")):
+        assert word in str(refusal(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "reason"),
+    [
+        ("Modality", "MR", "no CT"),
+        ("NumberOfFrames", 4, "multi-frame"),
+        ("SamplesPerPixel", 3, "colours"),
+        ("RescaleType", "OD", "Hounsfield"),
+        ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], "orthogonal"),
+        ("ImageOrientationPatient", [1, 0, 0], "malformed"),
+        ("PixelSpacing", [0.0, 0.8], "spacing"),
+    ],
+)
+def test_what_is_no_plain_ct_is_refused(
+    tmp_path: Path, keyword: str, value: object, reason: str
+) -> None:
+    error = refusal(tmp_path, lambda dataset, k: setattr(dataset, keyword, value))
+    assert isinstance(error, UnsupportedVolume)
+    assert reason in str(error)
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
+        "RescaleIntercept", "Rows", "BitsStored",
+    ],
+)  # fmt: skip
+def test_missing_geometry_is_named(tmp_path: Path, keyword: str) -> None:
+    error = refusal(tmp_path, lambda dataset, k: delattr(dataset, keyword))
+    assert isinstance(error, UnsupportedVolume)
+    assert keyword in str(error)
+
+
+def test_damaged_pixels_are_corrupt(tmp_path: Path) -> None:
+    def short(dataset: Dataset, k: int) -> None:
+        dataset.PixelData = stored(k).tobytes()[:20]
+
+    assert isinstance(refusal(tmp_path, short), CorruptFile)
+    files = write_series(tmp_path / "cut")
+    data = files[2].read_bytes()
+    for length in (0, 100, 200, len(data) // 2, len(data) - 8):
+        files[2].write_bytes(data[:length])
+        with pytest.raises((CorruptFile, UnsupportedVolume)):
+            read_series(files)
+
+
+def test_limits_hold(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series")
+    with pytest.raises(LimitExceeded, match="120"):
+        read_series(files, max_voxels=119)
+    with pytest.raises(LimitExceeded, match="too many files"):
+        find_series(tmp_path / "series", max_files=3)
+    with files[0].open("r+b") as file:
+        file.truncate(1 << 27)  # a hole: takes no space
+    with pytest.raises(LimitExceeded, match="too large"):
+        read_series(files)
+
+
+def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+    for action in (lambda: read_series([]), lambda: read_series([tmp_path / "no.dcm"])):
+        with pytest.raises(NotFound):
+            action()
+    with pytest.raises(NotFound):
+        find_series(tmp_path / "nowhere")
+    with pytest.raises(UnsupportedVolume, match="single slice"):
+        read_series(write_series(tmp_path / "one", slices=1))
+
+
+def test_series_of_one_folder_are_told_apart(tmp_path: Path) -> None:
+    other = generate_uid()
+    write_series(tmp_path / "a", slices=4)
+    write_series(tmp_path / "b", lambda dataset, k: setattr(dataset, "SeriesInstanceUID", other), 3)
+    (tmp_path / "readme.txt").write_text("not DICOM")
+    (tmp_path / "empty.dcm").touch()
+    found = find_series(tmp_path)
+    assert [(one.uid, len(one.files), one.modality) for one in found] == [
+        (SERIES, 4, "CT"),
+        (other, 3, "CT"),
+    ]
+
+
+# Real series ----------------------------------------------------------------------------------
+
+
+def unpacked(archive: Path, folder: Path) -> Path:
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as zipped:
+            zipped.extractall(folder)
+    else:
+        with tarfile.open(archive) as tarred:
+            tarred.extractall(folder, filter="data")
+    return folder
+
+
+def test_a_jpeg_2000_series_lies_where_its_label_says(shared_data: Path) -> None:
+    reference = shared_data / "TotalSegmentator/tests/reference_files"
+    (series,) = find_series(reference / "example_ct_dicom")
+    ct, label = read_series(series.files), read_label(reference / "example_seg_dicom.nii.gz")
+    assert ct.geometry.canonical().same_grid(label.geometry.canonical())
+    hu = ct.geometry.axis_map.to_canonical(ct.voxels)
+    organs = label.geometry.axis_map.to_canonical(label.voxels)
+    assert 60 < np.median(hu[organs == 5]) < 140  # contrast-enhanced liver
+    assert 100 < np.median(hu[organs == 52]) < 300  # aorta
+
+
+def test_a_whole_abdomen_is_read(shared_data: Path, tmp_path: Path) -> None:
+    (series,) = find_series(unpacked(shared_data / "mirp/CRLM-CT-1004.tar.xz", tmp_path))
+    volume = read_series(series.files)
+    assert str(volume.geometry).startswith("512×512×41 LPS, 0.7969×0.7969×5 mm")
+    assert volume.voxels.min() == -3024
+    assert volume.voxels.dtype == np.int16
+
+
+@pytest.mark.parametrize(
+    ("archive", "reason"),
+    [
+        ("dcm_qa_ct/GE_gantrytilt_variable_spacing.tar.xz", r"uneven.*1\.08\.\.7 mm"),
+        ("dicom-numpy/tests/dupe-positions.zip", "1 slices lie at the position of another"),
+    ],
+)
+def test_real_series_that_are_no_grid(
+    shared_data: Path, tmp_path: Path, archive: str, reason: str
+) -> None:
+    (series,) = find_series(unpacked(shared_data / archive, tmp_path))
+    with pytest.raises(UnsupportedVolume, match=reason):
+        read_series(series.files)
+
+
+def test_other_real_dicom_is_told_apart(shared_data: Path) -> None:
+    (enhanced,) = find_series(shared_data / "pydicom-data")
+    with pytest.raises(UnsupportedVolume, match="multi-frame"):
+        read_series(enhanced.files)
+    for series in find_series(shared_data / "dcmqi/data/segmentations"):
+        if series.modality == "SEG":
+            with pytest.raises(UnsupportedVolume, match="no CT"):
+                read_series(series.files)

@@ -1,0 +1,210 @@
+"""The comparison of the priority list with true errors: laws, and a list worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from atlas_core.catalog import Catalog
+from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.imaging import content_sha256, write_volume
+from atlas_core.model_spec import ModelRef, ensemble_key
+from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.phantoms import write_phantoms
+from atlas_core.records import Case, Dataset, OrganScore, RankBy, Reading, Score
+from atlas_core.store import CaseStore
+from atlas_flows.evaluation import case_errors, dice_by_organ, evaluate, kinds_of_cases, true_cases
+from atlas_flows.evaluation.ranking_quality import CaseError
+from atlas_flows.scoring.priority_list import cases_in
+
+REF = ModelRef(name="unet", version=0, sha256="0" * 64)
+
+
+def _case(
+    name: str, attention: float, dice: float, kind: str = "ordinary", relative: float = 0.0
+) -> CaseError:
+    return CaseError(
+        case_id=name,
+        kind=kind,
+        attention_ml=attention,
+        relative_attention=relative,
+        dice={"liver": dice},
+    )
+
+
+def test_dice_of_present_organs_only() -> None:
+    pseudo = np.array([0, 1, 1, 2, 0, 3], np.uint8)
+    truth = {"a": np.array([0, 1, 0, 0, 0, 0], bool), "c": np.zeros(6, bool)}
+    dice = dice_by_organ(pseudo, truth, {"a": 1, "b": 2, "c": 3, "d": 4})
+    # a: 2·1/(2+1); b and c were predicted but are not there; d is in neither and does not count.
+    assert dice == {"a": pytest.approx(2 / 3), "b": 0.0, "c": 0.0}
+
+
+def test_a_case_where_everything_is_rightly_absent_has_no_error() -> None:
+    assert (
+        CaseError(
+            case_id="a", kind="ordinary", attention_ml=0.0, relative_attention=0.0, dice={}
+        ).error
+        == 0.0
+    )
+
+
+def test_a_list_in_the_order_of_errors_correlates_perfectly() -> None:
+    cases = [_case(f"c{n:02d}", attention=n, dice=1 - n / 20) for n in range(20)]
+    assert evaluate(cases).spearman == pytest.approx(1.0)
+    turned = [case.model_copy(update={"attention_ml": -case.attention_ml}) for case in cases]
+    assert evaluate(turned).spearman == pytest.approx(-1.0)
+
+
+def test_what_sorts_the_list_is_what_is_compared() -> None:
+    cases = [_case(f"c{n:02d}", attention=-n, relative=n, dice=1 - n / 20) for n in range(20)]
+    assert evaluate(cases).spearman == pytest.approx(-1.0)
+    by_share = evaluate(cases, RankBy.RELATIVE)
+    assert (by_share.by, by_share.spearman) == (RankBy.RELATIVE, pytest.approx(1.0))
+    assert by_share.per_case[0]["case"] == "c19"
+
+
+def test_hard_cases_and_error_shares_by_hand() -> None:
+    easy = [_case(f"e{n:02d}", attention=n, dice=0.9) for n in range(18)]
+    hard = [_case("h1", 100, 0.1, "large_gas"), _case("h2", 0.5, 0.1, "no_kidney")]
+    result = evaluate([*easy, *hard])
+    assert (result.cases, result.hard.cases, result.hard.hard_total) == (20, 2, 2)
+    assert result.hard.hard_found == 1
+    assert result.hard.hard_found_by_chance == pytest.approx(0.2)
+    assert result.hard.hard_found_at_best == 2
+    total = 18 * 0.1 + 2 * 0.9
+    five, ten = result.top
+    assert (five.cases, ten.cases) == (1, 2)
+    assert five.error_share == pytest.approx(0.9 / total)
+    assert ten.error_share == pytest.approx((0.9 + 0.1) / total)
+    assert ten.error_share_by_chance == pytest.approx(0.1)
+    assert ten.error_share_at_best == pytest.approx(1.8 / total)
+    assert [row["case"] for row in result.per_case][:2] == ["h1", "e17"]
+
+
+def test_where_nothing_varies_there_is_no_correlation() -> None:
+    result = evaluate([_case("a", 1, 0.5), _case("b", 2, 0.5)])
+    assert result.spearman is None
+    assert json.loads(result.model_dump_json())["spearman"] is None
+
+
+def test_nothing_to_evaluate_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no case to evaluate"):
+        evaluate([])
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "cases"),
+    [(0.05, 0, 0), (0.05, 1, 1), (0.05, 20, 1), (0.05, 40, 2), (0.05, 41, 3), (1.0, 7, 7)],
+)
+def test_cases_in_a_share(share: float, total: int, cases: int) -> None:
+    assert cases_in(share, total) == cases
+
+
+def _scored(
+    tmp_path: Path, phantoms: Path, *, wrong: str, original: str | None = None
+) -> tuple[Catalog, CaseStore]:
+    """A catalog in which the phantoms were predicted perfectly, but for `wrong` in the first."""
+    from atlas_core.imaging import read_label, read_volume
+    from atlas_core.records import Label, LabelSource
+
+    catalog = Catalog.open(f"sqlite:///{tmp_path / 'catalog.sqlite'}")
+    store = CaseStore(tmp_path / "store")
+    catalog.add_dataset(Dataset(name="d"))
+    for number, true_case in enumerate(true_cases(phantoms)):
+        ct = read_volume(phantoms / true_case.name / "ct.nii.gz")
+        sha256 = content_sha256(ct)
+        case = Case(
+            id=f"d_{sha256[:12]}",
+            dataset="d",
+            content_sha256=sha256,
+            shape=ct.geometry.shape,
+            affine=ct.geometry.affine,
+            source=f"{true_case.name}/ct.nii.gz",
+            imported_at=datetime.now(UTC),
+        )
+        labels = [
+            Label(
+                case_id=case.id,
+                organ=original,
+                source=LabelSource.ORIGINAL,
+                path="somewhere.nii.gz",
+                value=1,
+                sha256="1" * 64,
+                voxels=1,
+                volume_ml=1,
+                created_at=datetime.now(UTC),
+            )
+        ] if original else []  # fmt: skip
+        catalog.add_case(case, labels)
+        assert true_case.combined is not None
+        pseudo = read_label(true_case.combined).voxels.copy()
+        if number == 0:
+            pseudo[pseudo == ABDOMEN_ATLAS[wrong].label] = 0
+        with store.new_prediction(case.id, Reading.PAPER, ensemble_key([REF])) as draft:
+            write_volume(draft.pseudo_label_path, pseudo, ct.geometry)
+            draft.result_path.write_text("{}")
+        sizes = [
+            OrganScore(organ=name, attention_voxels=10 - number, attention_ml=1, pseudo_label_ml=1)
+            for name in ABDOMEN_ATLAS.names
+        ]
+        score = Score(
+            case_id=case.id,
+            reading=Reading.PAPER,
+            ensemble=ensemble_key([REF]),
+            models=(REF,),
+            organs=tuple(sizes),
+            seconds=1,
+            created_at=datetime.now(UTC),
+        )
+        catalog.record_score(score)
+    return catalog, store
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from atlas_core.phantoms import Grid
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(
+        folder,
+        2,
+        5,
+        hard_share=0.5,
+        labels="none",
+        truth_folder=folder / "truth",
+        grid=Grid(columns=32, slice_mm=20),
+    )
+    return folder
+
+
+def test_errors_are_found_by_content_and_by_name(tmp_path: Path, phantoms: Path) -> None:
+    catalog, store = _scored(tmp_path, phantoms, wrong="liver")
+    with catalog:
+        for folder in (phantoms, phantoms / "truth"):  # with CTs: by content; without: by name
+            errors = list(case_errors(folder, catalog, store, Reading.PAPER))
+            assert len(errors) == 2
+            assert errors[0].dice["liver"] == 0.0
+            assert all(value == 1.0 for value in errors[1].dice.values())
+        assert sorted(kinds_of_cases(phantoms, catalog).values()) == sorted(
+            error.kind for error in errors
+        )
+
+
+def test_organs_with_an_original_label_are_not_compared(tmp_path: Path, phantoms: Path) -> None:
+    catalog, store = _scored(tmp_path, phantoms, wrong="liver", original="liver")
+    with catalog:
+        errors = list(case_errors(phantoms, catalog, store, Reading.PAPER))
+    assert all("liver" not in error.dice for error in errors)
+    assert all(error.error == 0.0 for error in errors)
+
+
+def test_a_folder_without_truth_is_refused(tmp_path: Path, phantoms: Path) -> None:
+    with pytest.raises(NotFound, match=r"phantoms\.json"):
+        true_cases(tmp_path)
+    (tmp_path / "phantoms.json").write_bytes((phantoms / "phantoms.json").read_bytes())
+    with pytest.raises(NotFound, match="no true masks"):
+        true_cases(tmp_path)
