@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from atlas_core.errors import InvalidInput
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
 from atlas_core.organs import OrganName
 
@@ -32,10 +33,8 @@ ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(FrozenModel):
     """One version of one exported model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ModelName = Field(description="Name in Triton, one per architecture.")
     version: int = Field(
@@ -71,10 +70,8 @@ class ModelSpec(BaseModel):
         return ModelRef(name=self.name, version=self.version, sha256=self.sha256)
 
 
-class ModelRef(BaseModel):
+class ModelRef(FrozenModel):
     """Which model produced something: enough to find it again and to tell two versions apart."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ModelName
     version: int = Field(ge=0)

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from atlas_core.errors import UnknownLabel
+from atlas_core.frozen_model import FrozenModel
 
 BACKGROUND = 0
 """Label id of voxels that belong to no organ."""
@@ -29,10 +30,8 @@ def _organ_name(name: str) -> str:
 OrganName = Annotated[str, AfterValidator(_organ_name)]
 
 
-class Organ(BaseModel):
+class Organ(FrozenModel):
     """One annotated structure."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: OrganName = Field(description="Identifier in files, tables and on the wire.")
     label: int = Field(ge=1, le=255, description="Voxel value in a combined label map (uint8).")
@@ -44,10 +43,8 @@ class Organ(BaseModel):
         return self.name.replace("_", " ")
 
 
-class OrganScheme(BaseModel):
+class OrganScheme(FrozenModel):
     """Organs with distinct names and label ids; their order is the channel order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     organs: tuple[Organ, ...] = Field(min_length=1)
 

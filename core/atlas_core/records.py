@@ -9,8 +9,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Affine, Shape3, VolumeGeometry
 from atlas_core.model_spec import ModelRef, ModelSpec, Sha256
 from atlas_core.organs import OrganName
@@ -36,11 +37,7 @@ class LabelSource(StrEnum):
     PSEUDO = "pseudo"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Dataset(_Record):
+class Dataset(FrozenModel):
     """Where cases came from."""
 
     name: DatasetName
@@ -53,7 +50,7 @@ class Dataset(_Record):
     preset: str | None = None
 
 
-class Case(_Record):
+class Case(FrozenModel):
     """One CT volume."""
 
     id: CaseId
@@ -71,7 +68,7 @@ class Case(_Record):
         return VolumeGeometry(self.shape, self.affine)
 
 
-class Label(_Record):
+class Label(FrozenModel):
     """One organ of one case from one source. Immutable: a new label is a new row."""
 
     case_id: CaseId
@@ -87,7 +84,7 @@ class Label(_Record):
     created_at: datetime
 
 
-class Model(_Record):
+class Model(FrozenModel):
     """One version of one model that was registered."""
 
     spec: ModelSpec
@@ -97,7 +94,7 @@ class Model(_Record):
     created_at: datetime
 
 
-class OrganScore(_Record):
+class OrganScore(FrozenModel):
     """Attention size of one organ of one case."""
 
     organ: OrganName
@@ -106,7 +103,7 @@ class OrganScore(_Record):
     pseudo_label_ml: float = Field(ge=0)
 
 
-class Score(_Record):
+class Score(FrozenModel):
     """Result of scoring one case with one ensemble under one reading."""
 
     case_id: CaseId
@@ -130,7 +127,7 @@ class RankBy(StrEnum):
     RELATIVE = "relative"
 
 
-class RankedCase(_Record):
+class RankedCase(FrozenModel):
     """One row of the priority list: rank 1 needs revision most."""
 
     rank: int = Field(ge=1)
@@ -153,7 +150,7 @@ class IterationState(StrEnum):
     FAILED = "failed"
 
 
-class Iteration(_Record):
+class Iteration(FrozenModel):
     """One turn of the loop."""
 
     t: int = Field(ge=0)

@@ -8,11 +8,12 @@ from typing import Literal, Self
 
 import yaml
 from atlas_core.errors import ConfigurationError
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
 from atlas_core.model_spec import ModelName
 from atlas_core.organs import ABDOMEN_ATLAS, OrganName
 from atlas_core.records import LabelSource
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 Architecture = Literal["unet", "nnunet", "swin_unetr", "segresnet", "unetr"]
 
@@ -29,10 +30,8 @@ UNETR_MULTIPLE = 16
 """UNETR cuts its input into cubes of 16 voxels."""
 
 
-class LabelWeights(BaseModel):
+class LabelWeights(FrozenModel):
     """How much the labels of each source count in the loss; 0: not at all."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     original: float = Field(default=1.0, ge=0)
     revised: float = Field(default=1.0, ge=0)
@@ -46,10 +45,8 @@ class LabelWeights(BaseModel):
         }[source]
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(FrozenModel):
     """Everything that a training run depends on besides its cases."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # The network
     name: ModelName = Field(description="Name of the model in Triton.")

@@ -29,10 +29,11 @@ import yaml
 from atlas_core.atomic_writes import replace_file
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, ConfigurationError, InvalidInput
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelRef, ModelSpec
 from atlas_core.records import DatasetName, LabelSource
 from atlas_core.store import CaseStore
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -58,10 +59,8 @@ MODEL_FOLDER = "model"
 LIBRARIES = ("torch", "monai", "lightning-fabric", "onnx", "onnxruntime", "numpy", "scipy")
 
 
-class TrainRequest(BaseModel):
+class TrainRequest(FrozenModel):
     """What to train, on what, and where to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: str = Field(
         description="A YAML file, or the name of a configuration that ships: demo/unet, …",

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelRef
 from atlas_core.review import LabelVersion
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 API = "/api/v1"
 
 
-class LabelView(BaseModel):
+class LabelView(FrozenModel):
     """One label of one organ."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     organ: str

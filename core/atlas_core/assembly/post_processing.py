@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy import ndimage
 
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.imaging.label_maps import TOUCHING, bounding_box
 from atlas_core.organs import OrganName
 
 
-class PostProcessing(BaseModel):
+class PostProcessing(FrozenModel):
     """What is kept of the pseudo label of one organ. The defaults keep all of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     largest: int | None = Field(
         default=None, ge=1, description="Keep at most so many connected components. Empty: all."

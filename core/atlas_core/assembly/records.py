@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_core.assembly.post_processing import PostProcessing
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelRef, Sha256
 from atlas_core.organs import OrganName
 from atlas_core.records import CaseId, LabelSource, Reading
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OrganProvenance(_Record):
+class OrganProvenance(FrozenModel):
     """Where one organ of an assembled map comes from, and what became of it."""
 
     organ: OrganName
@@ -34,7 +31,7 @@ class OrganProvenance(_Record):
     removed_voxels: int = Field(default=0, ge=0, description="By the post-processing.")
 
 
-class Assembly(_Record):
+class Assembly(FrozenModel):
     """One assembled label map of one case. Immutable: other inputs give another one."""
 
     case_id: CaseId

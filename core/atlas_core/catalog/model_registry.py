@@ -13,17 +13,14 @@ from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_core.catalog import tables as t
 from atlas_core.catalog.catalog import Catalog
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelName, ModelRef, Sha256
 from atlas_core.organs import OrganName
 from atlas_core.records import CaseId, Label, LabelSource, Model
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PromotionKind(StrEnum):
@@ -31,7 +28,7 @@ class PromotionKind(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-class Promotion(_Record):
+class Promotion(FrozenModel):
     """One change of the version in service."""
 
     model: ModelRef
@@ -46,7 +43,7 @@ class Promotion(_Record):
     created_at: datetime
 
 
-class OrganAgreement(_Record):
+class OrganAgreement(FrozenModel):
     """How one organ of one case agrees with the truth; None where both are empty."""
 
     organ: OrganName
@@ -54,14 +51,14 @@ class OrganAgreement(_Record):
     nsd: float | None = Field(ge=0, le=1, description="Normalised surface Dice.")
 
 
-class CaseAgreement(_Record):
+class CaseAgreement(FrozenModel):
     """How one case agrees with its truth."""
 
     case_id: CaseId
     organs: tuple[OrganAgreement, ...]
 
 
-class Evaluation(_Record):
+class Evaluation(FrozenModel):
     """One version of a model on cases with truth."""
 
     model: ModelRef
@@ -70,7 +67,7 @@ class Evaluation(_Record):
     created_at: datetime
 
 
-class LearntLabel(_Record):
+class LearntLabel(FrozenModel):
     """One label that a model was trained on."""
 
     case_id: CaseId

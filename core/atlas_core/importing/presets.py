@@ -14,9 +14,10 @@ from importlib import resources
 from typing import Any, Final, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.organs import ABDOMEN_ATLAS, OrganName, OrganScheme
 from atlas_core.records import Dataset
 
@@ -26,10 +27,8 @@ KIDNEYS: Final = "kidneys"
 SIDES: Final = ("kidney_left", "kidney_right")
 
 
-class LabelMap(BaseModel):
+class LabelMap(FrozenModel):
     """How masks of one dataset become organs; a structure is an organ's name or `KIDNEYS`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     labels: Mapping[int, OrganName] = Field(
         default={}, description="Value in a label map → structure; several values join."

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_core.catalog import ROWS_PER_STATEMENT, Catalog
 from atlas_core.catalog import tables as t
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import Reading
 from atlas_core.review import FINISHED, PENDING, TaskState
 
@@ -57,10 +58,8 @@ class PriorityListName:
     dataset: str | None = None
 
 
-class ReviewOutcome(BaseModel):
+class ReviewOutcome(FrozenModel):
     """What became of tasks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     revised: int = 0
     confirmed: int = 0

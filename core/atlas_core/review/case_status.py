@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
 from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
 from atlas_core.errors import NotFound
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import OrganScore, Reading
 from atlas_core.review.audit_log import note
 from atlas_core.review.records import AuditEntry
@@ -26,10 +26,8 @@ _k = t.revision_tasks.c
 _f = t.case_flags.c
 
 
-class CaseBrief(BaseModel):
+class CaseBrief(FrozenModel):
     """One line of a list of cases."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     dataset: str

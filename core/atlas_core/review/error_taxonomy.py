@@ -5,9 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_core.errors import InvalidInput
+from atlas_core.frozen_model import FrozenModel
 
 
 class ErrorGroup(StrEnum):
@@ -22,10 +23,8 @@ class ErrorGroup(StrEnum):
 ErrorCode = Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,62}$")]
 
 
-class ErrorType(BaseModel):
+class ErrorType(FrozenModel):
     """One kind of error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     code: ErrorCode
     group: ErrorGroup

@@ -9,8 +9,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelRef, Sha256
 from atlas_core.organs import OrganName
 from atlas_core.records import CaseId, DatasetName, LabelSource, Reading
@@ -51,11 +52,7 @@ class Verdict(StrEnum):
     NEEDS_REVISION = "needs_revision"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TaskOrgan(_Record):
+class TaskOrgan(FrozenModel):
     """One organ of a task."""
 
     organ: OrganName
@@ -65,7 +62,7 @@ class TaskOrgan(_Record):
     note: str = ""
 
 
-class Task(_Record):
+class Task(FrozenModel):
     """One case that waits for an annotator, or was with one."""
 
     id: int
@@ -87,7 +84,7 @@ class Task(_Record):
     updated_at: datetime
 
 
-class TaskCounts(_Record):
+class TaskCounts(FrozenModel):
     """Tasks by state."""
 
     open: int = 0
@@ -98,7 +95,7 @@ class TaskCounts(_Record):
     skipped: int = 0
 
 
-class OpenedTasks(_Record):
+class OpenedTasks(FrozenModel):
     """What came of asking for tasks."""
 
     created: int
@@ -106,7 +103,7 @@ class OpenedTasks(_Record):
     tasks: tuple[int, ...] = Field(description="Ids of the new tasks, by rank.")
 
 
-class AuditEntry(_Record):
+class AuditEntry(FrozenModel):
     """Who did what, when."""
 
     at: datetime
@@ -117,7 +114,7 @@ class AuditEntry(_Record):
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
-class LabelVersion(_Record):
+class LabelVersion(FrozenModel):
     """One label of one organ of one case, with where it comes from. Immutable."""
 
     id: str = Field(description="Of a label, or ``conflict-N`` for a submission that is none.")
@@ -136,7 +133,7 @@ class LabelVersion(_Record):
     in_force: bool = Field(description="It is the one that assembly takes.")
 
 
-class Draft(_Record):
+class Draft(FrozenModel):
     """Unfinished drawing of one annotator."""
 
     task_id: int
@@ -147,7 +144,7 @@ class Draft(_Record):
     saved_at: datetime
 
 
-class WorkDay(_Record):
+class WorkDay(FrozenModel):
     """What one annotator did on one day (UTC)."""
 
     day: str
@@ -155,7 +152,7 @@ class WorkDay(_Record):
     seconds: float
 
 
-class Throughput(_Record):
+class Throughput(FrozenModel):
     """What one annotator did."""
 
     annotator: str

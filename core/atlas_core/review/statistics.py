@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sqlalchemy import Connection
 
 from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import LabelSource, RankedCase, Reading
 from atlas_core.review.records import TOP_SHARE, Throughput, WorkDay
 
@@ -20,11 +21,7 @@ VOLUMES_SHOWN = 1000
 """Volumes of one organ that are given one by one; of more, every n-th by size."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class CaseSize(_Record):
+class CaseSize(FrozenModel):
     """Attention size of one case."""
 
     case_id: str
@@ -32,7 +29,7 @@ class CaseSize(_Record):
     in_top_share: bool
 
 
-class OrganVolumes(_Record):
+class OrganVolumes(FrozenModel):
     """Volumes of one organ over all cases that have it, in millilitres."""
 
     count: int

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from atlas_core.errors import ConfigurationError, CorruptFile
+from atlas_core.frozen_model import FrozenModel
 
 FORMAT: Final = 1
 MANIFEST_FILE: Final = "backup.json"
@@ -28,11 +29,7 @@ CATALOG_FOLDER: Final = "catalog"
 _DIGEST_SIZE: Final = 1 << 256
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StoredFile(_Value):
+class StoredFile(FrozenModel):
     """One file of the case store."""
 
     path: str = Field(description="Relative to the root of the store, forward slashes.")
@@ -40,7 +37,7 @@ class StoredFile(_Value):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class TableDump(_Value):
+class TableDump(FrozenModel):
     """One table of the catalog."""
 
     rows: int = Field(ge=0)
@@ -50,7 +47,7 @@ class TableDump(_Value):
     )
 
 
-class StoreDump(_Value):
+class StoreDump(FrozenModel):
     """The list of the case store's files."""
 
     files: int = Field(ge=0)
@@ -58,7 +55,7 @@ class StoreDump(_Value):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the list.")
 
 
-class Manifest(_Value):
+class Manifest(FrozenModel):
     """``backup.json``."""
 
     format: Literal[1] = 1

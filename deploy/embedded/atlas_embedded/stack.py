@@ -17,7 +17,8 @@ from typing import Literal
 
 import psutil
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound, Unavailable
-from pydantic import BaseModel, ConfigDict, Field
+from atlas_core.frozen_model import FrozenModel
+from pydantic import Field
 
 from atlas_embedded import processes
 from atlas_embedded.components import Component, Probe, components
@@ -44,10 +45,8 @@ _MEND_S = 15.0
 _LOG_LINES_IN_ERROR = 15
 
 
-class ComponentStatus(BaseModel):
+class ComponentStatus(FrozenModel):
     """How one part is."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: ComponentName
     state: State = Field(description="died: it ended although nobody stopped it.")

@@ -22,18 +22,17 @@ from atlas_core.assembly import (
 )
 from atlas_core.catalog import Catalog, cases_by_id, chunks, labels_by_case, newest_ensembles
 from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import LabelSource, Reading
 from atlas_core.store import CaseStore
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_flows.runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
 
 
-class OrganSources(BaseModel):
+class OrganSources(FrozenModel):
     """Where one organ comes from, over all assembled cases of a run (also those of before)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     organ: str
     original: int = 0

@@ -17,12 +17,13 @@ from typing import Any, Final, Self
 import httpx
 import numpy as np
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound, Unavailable
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import content_sha256, read_label, read_volume, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.review import MINUTES_PER_CASE, Task, Verdict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_flows.evaluation import dice_by_organ, true_cases
 
@@ -40,10 +41,8 @@ OnTask = Callable[[str], None]
 """Takes one line for people about what was done."""
 
 
-class SimulatedWork(BaseModel):
+class SimulatedWork(FrozenModel):
     """What the simulated annotator did."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     revised: int = 0
     confirmed: int = 0

@@ -22,11 +22,12 @@ from typing import Any, Final
 
 import numpy as np
 from atlas_core.errors import GridMismatch
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.imaging.label_maps import TOUCHING
 from atlas_core.records import Reading
 from atlas_models.evaluation import Spread
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy import ndimage
 
 ATTENTION_LEVELS: Final = 136
@@ -40,11 +41,7 @@ MIN_REGION_ML: Final = 0.1
 """A cube of 4.6 mm: what is smaller nobody redraws, and every border is full of it."""
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RegionRule(_Value):
+class RegionRule(FrozenModel):
     """What counts as a region, and when two of them meet."""
 
     threshold: float = Field(
@@ -74,7 +71,7 @@ class RegionRule(_Value):
         return max(1, math.ceil(self.min_ml / voxel_ml - 1e-9))
 
 
-class Detection(_Value):
+class Detection(FrozenModel):
     """Regions of one organ of one case, counted."""
 
     error_regions: int = Field(ge=0)
@@ -96,7 +93,7 @@ class Detection(_Value):
         return _ratio(self.attended_right, self.attended_regions)
 
 
-class DetectionRow(_Value):
+class DetectionRow(FrozenModel):
     """One organ of Table 1, or all of them."""
 
     organ: str = Field(description='An organ, or "all".')
@@ -108,7 +105,7 @@ class DetectionRow(_Value):
     precision_by_case: Spread = Field(description="Over cases with an attended region.")
 
 
-class DetectionTable(_Value):
+class DetectionTable(FrozenModel):
     """Table 1 for one reading."""
 
     reading: Reading

@@ -16,13 +16,14 @@ import numpy as np
 from atlas_core.assembly import preferred
 from atlas_core.catalog import CaseAgreement, Catalog, OrganAgreement
 from atlas_core.errors import AtlasError
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.imaging import read_label, read_stored
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Case, Label, LabelSource, Reading, Score
 from atlas_core.store import CaseStore
 from atlas_models.evaluation import organ_agreement
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_flows.evaluation.attention_regions import (
     Detection,
@@ -37,11 +38,7 @@ from atlas_flows.evaluation.ground_truth import KnownCase, label_masks
 from atlas_flows.evaluation.label_quality import LabelKind
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OrganMeasure(_Value):
+class OrganMeasure(FrozenModel):
     """One organ of one case against the truth."""
 
     organ: str
@@ -56,7 +53,7 @@ class OrganMeasure(_Value):
     false_regions: int | None = Field(description="Where the organ is truly absent, else None.")
 
 
-class CaseMeasures(_Value):
+class CaseMeasures(FrozenModel):
     """One case under one reading and ensemble."""
 
     case_id: str

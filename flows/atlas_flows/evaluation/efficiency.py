@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.review import MINUTES_PER_CASE, Throughput
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 MINUTES_PER_ORGAN: Final = 60.0
 """What a trained annotator needs for one organ of one CT by hand (§3.3, after Park et al.)."""
@@ -32,11 +33,7 @@ HOURS_PER_DAY, DAYS_PER_WEEK, WEEKS_PER_YEAR = 8.0, 5.0, 52.0
 """An 8-hour workday, five days a week (§3.3)."""
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class WorkTime(_Value):
+class WorkTime(FrozenModel):
     """An amount of work, in four units."""
 
     minutes: float = Field(ge=0)
@@ -51,7 +48,7 @@ class WorkTime(_Value):
         return cls(minutes=minutes, days=days, weeks=weeks, years=weeks / WEEKS_PER_YEAR)
 
 
-class RecordedWork(_Value):
+class RecordedWork(FrozenModel):
     """What annotators did, as the review service recorded it."""
 
     tasks: int = Field(ge=0, description="Finished tasks; one that was reopened counts again.")
@@ -63,7 +60,7 @@ class RecordedWork(_Value):
         return self.minutes / self.tasks if self.tasks else None
 
 
-class Efficiency(_Value):
+class Efficiency(FrozenModel):
     """Work by hand, work in the loop, and their ratio; `None` where nothing was recorded."""
 
     cases: int = Field(ge=0, description="Cases in the atlas.")

@@ -10,8 +10,9 @@ from typing import Final
 
 import numpy as np
 from atlas_core.errors import InvalidInput
+from atlas_core.frozen_model import FrozenModel
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in
 
@@ -28,11 +29,7 @@ _DRAWS_AT_ONCE: Final = 100
 """Of 8,448 cases: 7 MB of random numbers at a time."""
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ErrorOfCase(_Value):
+class ErrorOfCase(FrozenModel):
     """Attention size and true error of one case."""
 
     case_id: str
@@ -41,7 +38,7 @@ class ErrorOfCase(_Value):
     dice_error: float = Field(ge=0, le=1, description="1 − mean Dice over the organs that count.")
 
 
-class ErrorShare(_Value):
+class ErrorShare(FrozenModel):
     """How much of all true error lies in the first cases of the list."""
 
     share: float = Field(description="Part of the list.")
@@ -54,7 +51,7 @@ class ErrorShare(_Value):
     at_best: float = Field(description="The same for the cases with the largest error.")
 
 
-class ErrorFound(_Value):
+class ErrorFound(FrozenModel):
     """The curve over the shares, for both measures of error; 0 where nothing is wrong."""
 
     cases: int

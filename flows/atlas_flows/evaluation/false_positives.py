@@ -10,14 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict, Field
+from atlas_core.frozen_model import FrozenModel
+from pydantic import Field
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FalseRegions(_Value):
+class FalseRegions(FrozenModel):
     """What the pseudo label holds of an organ that the case does not have."""
 
     case_id: str
@@ -26,7 +23,7 @@ class FalseRegions(_Value):
     ml: float = Field(ge=0, description="Volume of all voxels, also of small groups.")
 
 
-class FalsePositiveRow(_Value):
+class FalsePositiveRow(FrozenModel):
     """One organ, or "all"."""
 
     organ: str
@@ -37,7 +34,7 @@ class FalsePositiveRow(_Value):
     ml: float
 
 
-class FalsePositives(_Value):
+class FalsePositives(FrozenModel):
     """False-positive rates per organ, and over all pairs of case and missing organ."""
 
     organs: tuple[FalsePositiveRow, ...]

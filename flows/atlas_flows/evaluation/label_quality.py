@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from atlas_core.catalog import CaseAgreement
+from atlas_core.frozen_model import FrozenModel
 from atlas_models.evaluation import FIGURES, Comparison, Spread, compare, summarise
-from pydantic import BaseModel, ConfigDict, Field
-
-
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from pydantic import Field
 
 
 class LabelKind(StrEnum):
@@ -26,7 +23,7 @@ class LabelKind(StrEnum):
     """What the atlas held after that iteration: original over revised over pseudo (§3.2 ⑥)."""
 
 
-class MeasuredIteration(_Value):
+class MeasuredIteration(FrozenModel):
     """One turn of the loop against the truth."""
 
     t: int = Field(ge=0, description="0: before any revision.")
@@ -34,7 +31,7 @@ class MeasuredIteration(_Value):
     cases: tuple[CaseAgreement, ...]
 
 
-class Figure(_Value):
+class Figure(FrozenModel):
     """One figure of one organ after one iteration."""
 
     spread: Spread = Field(description="Over the cases that have the organ.")
@@ -49,7 +46,7 @@ class Figure(_Value):
         return f"{self.spread} {self.change.mark if self.change else ''}".rstrip()
 
 
-class IterationRow(_Value):
+class IterationRow(FrozenModel):
     """One organ, or "mean": each case's mean over its organs."""
 
     organ: str
@@ -57,7 +54,7 @@ class IterationRow(_Value):
     nsd: tuple[Figure, ...]
 
 
-class IterationTable(_Value):
+class IterationTable(FrozenModel):
     """Table 5."""
 
     kind: LabelKind

@@ -14,12 +14,13 @@ from datetime import UTC, datetime
 
 from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import RankedCase, Reading
 from atlas_core.review import ReviewStatistics, RevisionQueue, TaskState
 from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_flows.evaluation.attention_regions import DetectionTable, RegionRule, tabulate
 from atlas_flows.evaluation.case_measures import CaseMeasures, Measuring, measure_cases
@@ -46,11 +47,7 @@ OnCase = Callable[[int], None]
 """Takes how many cases are done."""
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SizedCase(_Value):
+class SizedCase(FrozenModel):
     """One point of Fig. 4."""
 
     case_id: str
@@ -58,7 +55,7 @@ class SizedCase(_Value):
     attention_ml: float
 
 
-class IterationSummary(_Value):
+class IterationSummary(FrozenModel):
     """One turn of the loop in a line: what its list and its labels were worth."""
 
     t: int = Field(ge=0, description="0: before any revision.")
@@ -74,7 +71,7 @@ class IterationSummary(_Value):
     false_positive_rate: float | None
 
 
-class PaperEvaluation(_Value):
+class PaperEvaluation(FrozenModel):
     """Everything that could be evaluated; None for what could not, `left_out` says why."""
 
     made_at: datetime

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from atlas_core.errors import InvalidInput
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import RankBy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.stats import spearmanr
 
 from atlas_flows.scoring.priority_list import cases_in
@@ -25,11 +26,7 @@ HARD_SHARE = 0.10
 """Share of the list in which hard cases are counted."""
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CaseError(_Value):
+class CaseError(FrozenModel):
     """Attention size and true error of one case.
 
     Dice is averaged over the organs that count for the attention size and are present in the truth
@@ -61,7 +58,7 @@ ORDINARY = "ordinary"
 """Kind of a phantom without a deliberate difficulty."""
 
 
-class TopShare(_Value):
+class TopShare(FrozenModel):
     """What revising the first cases of the list would mend."""
 
     share: float = Field(description="Part of the list, in (0, 1].")
@@ -71,7 +68,7 @@ class TopShare(_Value):
     error_share_at_best: float = Field(description="The same for a list sorted by true error.")
 
 
-class HardCases(_Value):
+class HardCases(FrozenModel):
     """Deliberately hard cases at the top of the list."""
 
     share: float
@@ -82,7 +79,7 @@ class HardCases(_Value):
     hard_found_at_best: int
 
 
-class RankingEvaluation(_Value):
+class RankingEvaluation(FrozenModel):
     """Agreement of attention with true error."""
 
     by: RankBy

@@ -9,16 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
+from atlas_core.frozen_model import FrozenModel
 from atlas_models.evaluation import Spread
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PairDice(_Value):
+class PairDice(FrozenModel):
     """Dice of two sources for one organ of one case."""
 
     case_id: str
@@ -28,7 +25,7 @@ class PairDice(_Value):
     dice: float = Field(ge=0, le=1)
 
 
-class DiceCell(_Value):
+class DiceCell(FrozenModel):
     """One cell of the matrix: the same for (one, other) and (other, one)."""
 
     one: str
@@ -38,7 +35,7 @@ class DiceCell(_Value):
     pairs: int = Field(description="Pairs of masks behind it.")
 
 
-class DiceMatrix(_Value):
+class DiceMatrix(FrozenModel):
     """Fig. 8a or 8b; the diagonal is left out (1 by definition)."""
 
     raters: tuple[str, ...] = Field(description="Rows and columns, in order.")

@@ -14,14 +14,15 @@ from enum import StrEnum
 from typing import Any
 
 from atlas_core.errors import AtlasError, InvalidInput, NotFound
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.loop import ReviewOutcome
 from atlas_core.model_spec import ModelName
 from atlas_core.organs import OrganName
 from atlas_core.records import DatasetName, Iteration, IterationState, Reading
 from atlas_core.review import MINUTES_PER_CASE, TOP_SHARE, Portion
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from atlas_flows.models import Promoted, StepResult, Trained, TrainingPlan
+from atlas_flows.models import Promoted, Trained, TrainingPlan
 
 
 class NothingToRank(NotFound):
@@ -45,10 +46,8 @@ class Mode(StrEnum):
     """Close the open iteration as failed, and begin anew with the parameters of this run."""
 
 
-class LoopParameters(BaseModel):
+class LoopParameters(FrozenModel):
     """What a loop works on, and when it ends; kept with every iteration of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: DatasetName | None = None
     reading: Reading = Reading.PAPER
@@ -114,7 +113,7 @@ class Step:
         return self.kind.value if self.model is None else f"{self.kind.value}:{self.model}"
 
 
-class Scored(StepResult):
+class Scored(FrozenModel):
     """Every case has attention maps and pseudo labels of one ensemble."""
 
     ensemble: str
@@ -123,7 +122,7 @@ class Scored(StepResult):
     refused: tuple[str, ...] = Field(default=(), description="Cases that could not be scored.")
 
 
-class Queued(StepResult):
+class Queued(FrozenModel):
     """The tasks of this iteration."""
 
     tasks: tuple[int, ...]
@@ -131,7 +130,7 @@ class Queued(StepResult):
     deadline: datetime | None = Field(default=None, description="People are awaited until then.")
 
 
-class Assembled(StepResult):
+class Assembled(FrozenModel):
     """One label per case and organ."""
 
     cases: int
@@ -149,7 +148,7 @@ class Ending(StrEnum):
     NOTHING_TRAINED = "nothing_trained"
 
 
-class Closed(StepResult):
+class Closed(FrozenModel):
     """How an iteration ended."""
 
     ending: Ending

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from atlas_core.catalog import Catalog
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.loop import review_outcome, steps_done
 from atlas_core.records import Iteration, RankedCase
 from atlas_core.review import MINUTES_PER_CASE
-from pydantic import BaseModel, ConfigDict
 
 from atlas_flows.loop.iteration import (
     Begin,
@@ -32,10 +32,8 @@ PLOT_STYLE = (
 """An image knows no page whose colours it could take."""
 
 
-class IterateSummary(BaseModel):
+class IterateSummary(FrozenModel):
     """Where a run of the loop ended."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     iteration: int
     ending: str

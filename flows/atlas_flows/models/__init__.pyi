@@ -1,5 +1,5 @@
 from .finetuning import Tuning, plan_versions
-from .outcomes import Promoted, StepResult, Trained, TrainingPlan
+from .outcomes import Promoted, Trained, TrainingPlan
 from .registration import register_installed
 from .server import model_repository, model_store
 from .store import ModelStore
@@ -8,7 +8,6 @@ from .training import TrainingOrder, train_version
 __all__ = [
     "ModelStore",
     "Promoted",
-    "StepResult",
     "Trained",
     "TrainingOrder",
     "TrainingPlan",

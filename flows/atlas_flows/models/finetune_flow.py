@@ -14,6 +14,7 @@ from uuid import UUID
 
 from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelName
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import (
@@ -21,7 +22,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_flows.models.dice_table import before_and_after
 from atlas_flows.models.finetuning import Tuning, plan_versions, put_into_service, tune
@@ -35,10 +36,8 @@ PROGRESS_EVERY_S = 5.0
 """Time between two updates of the progress artifact: an update is a request to the server."""
 
 
-class TuningSummary(BaseModel):
+class TuningSummary(FrozenModel):
     """What came of a fine-tuning; `promoted` is None where nobody asked for it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     trained: Trained

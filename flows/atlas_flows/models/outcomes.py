@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from atlas_core.frozen_model import FrozenModel
+from pydantic import Field
 
 
-class StepResult(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TrainingPlan(StepResult):
+class TrainingPlan(FrozenModel):
     """What is trained, by model: from which version, and which comes of it."""
 
     parents: dict[str, int]
     versions: dict[str, int]
 
 
-class Trained(StepResult):
+class Trained(FrozenModel):
     """A new version, or why there is none."""
 
     version: int
     refused: str = ""
 
 
-class Promoted(StepResult):
+class Promoted(FrozenModel):
     """A new version in service, or why the old one stays."""
 
     version: int

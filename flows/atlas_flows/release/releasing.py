@@ -14,6 +14,7 @@ from pathlib import Path
 
 from atlas_core.atomic_writes import appearing
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, InvalidInput, NotFound
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.release import (
     ReleasePlan,
     Split,
@@ -23,15 +24,13 @@ from atlas_core.release import (
     write_tables,
 )
 from atlas_core.store import CaseStore
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_flows.runs import CaseOutcome, Outcome, Progress
 
 
-class ReleaseSummary(BaseModel):
+class ReleaseSummary(FrozenModel):
     """A release that was made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str
     cases: int

@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from atlas_core.errors import AtlasError
-from pydantic import BaseModel, ConfigDict, Field
+from atlas_core.frozen_model import FrozenModel
+from pydantic import Field
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
@@ -30,10 +31,8 @@ class Outcome(StrEnum):
     """The run ended before its turn, or what it needs was away."""
 
 
-class CaseOutcome(BaseModel):
+class CaseOutcome(FrozenModel):
     """What came of one case."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     case_id: str
     outcome: Outcome
@@ -45,10 +44,8 @@ class CaseOutcome(BaseModel):
         return self.outcome not in (Outcome.FAILED, Outcome.NOT_TRIED)
 
 
-class RunSummary(BaseModel):
+class RunSummary(FrozenModel):
     """What came of one run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     skipped: int = Field(description="Cases whose result was there and up to date.")
     outcomes: tuple[CaseOutcome, ...]

@@ -11,19 +11,18 @@ from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from atlas_core.errors import ConfigurationError, InvalidInput
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
 from atlas_core.organs import OrganScheme
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from atlas_models.importing.organ_synonyms import organ_called
 
 Axes = Literal["xyz", "zyx"]
 
 
-class DescribedModel(BaseModel):
+class DescribedModel(FrozenModel):
     """What weights of a network and foreign graphs have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     classes: tuple[str | None, ...] = Field(
         min_length=1,

@@ -11,10 +11,11 @@ from atlas_core.errors import (
     CorruptFile,
     InvalidInput,
 )
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.triton_parameters import IN_SERVICE_PARAMETER, SPEC_PARAMETER
 from google.protobuf import text_format
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 from tritonclient.grpc import model_config_pb2 as pb
 
 from atlas_models.serving.exported_model import (
@@ -25,9 +26,7 @@ from atlas_models.serving.exported_model import (
 )
 
 
-class _Serving(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Serving(FrozenModel):
     max_batch_size: int = Field(default=4, ge=1, le=64, description="Windows in one request.")
 
 

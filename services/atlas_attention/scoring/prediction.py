@@ -10,16 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from atlas_core.errors import CorruptFile
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelRef, ModelSpec, Sha256, ensemble_key
 from atlas_core.records import OrganScore, Reading
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from atlas_attention.fusion import ATTENTION_SCALE
 from atlas_attention.scoring.pipeline import Summary
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class OrganSize(OrganScore):
@@ -32,7 +29,7 @@ class OrganSize(OrganScore):
     )
 
 
-class Prediction(_Record):
+class Prediction(FrozenModel):
     """What an ensemble says of one CT under one reading."""
 
     case_id: str = Field(default="", description="Empty for a volume that is not in the store.")

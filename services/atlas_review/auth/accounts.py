@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from atlas_core.errors import ConfigurationError, Conflict
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.review import UserName
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from atlas_review.auth.roles import Identity, Role
 
@@ -36,30 +37,24 @@ _LOG_N, _BLOCK, _PARALLEL = 15, 8, 1
 """scrypt with 32 MiB and about 0.1 s for one guess, as OWASP recommends."""
 
 
-class User(BaseModel):
+class User(FrozenModel):
     """Somebody with a password."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: UserName
     password: str = Field(description="scrypt$log2(N)$r$p$salt$hash, the last two in base64.")
     roles: tuple[Role, ...]
 
 
-class Token(BaseModel):
+class Token(FrozenModel):
     """A machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: UserName
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the token, which is random.")
     roles: tuple[Role, ...]
 
 
-class AccountFile(BaseModel):
+class AccountFile(FrozenModel):
     """Everything in the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     users: tuple[User, ...] = ()
     tokens: tuple[Token, ...] = ()

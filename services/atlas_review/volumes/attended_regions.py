@@ -6,9 +6,10 @@ import math
 from typing import Final
 
 import numpy as np
+from atlas_core.frozen_model import FrozenModel
 from atlas_core.imaging import Volume
 from atlas_core.imaging.label_maps import TOUCHING
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy import ndimage
 
 ATTENTION_LEVELS: Final = 136
@@ -18,10 +19,8 @@ MAX_REGIONS: Final = 200
 """Nobody clicks through more; small ones are noise along an organ's border."""
 
 
-class Region(BaseModel):
+class Region(FrozenModel):
     """One connected group of attended voxels."""
-
-    model_config = ConfigDict(frozen=True)
 
     voxels: int
     ml: float = Field(description="Its volume.")
