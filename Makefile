@@ -17,7 +17,7 @@ OUTPUT ?= demo-output
 # Extra arguments for pytest: make test ARGS='-k fusion -x'
 ARGS ?=
 # Test processes; each has servers of its own. WORKERS= runs the tests in one, in order.
-WORKERS ?= -n auto --dist loadfile
+WORKERS ?= -n auto --dist loadfile --no-loadscope-reorder
 
 ##@ Use it
 help:  ## this list
@@ -45,6 +45,9 @@ setup-dev: $(VENV)/.dev $(VENV)/.nnunet $(TRITON_VENV)/.done  ## install everyth
 
 test: setup-dev  ## every test, against real Triton, gRPC, Prefect and PostgreSQL
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+test-quick: setup-dev  ## what needs no server, in three minutes: unit tests and laws
+	$(BIN)/python -m pytest tests/unit tests/property -m "not slow and not stack" $(WORKERS) $(ARGS)
 
 check: setup-dev  ## lint, format, types, import contracts
 	$(BIN)/ruff check .
@@ -165,6 +168,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo loop-demo models-demo up down status setup-dev test check format proto demo-models clean \
+.PHONY: help setup demo loop-demo models-demo up down status setup-dev test test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-overlap bench-runtime bench-gpu bench-gpu-models \
 	bench-review check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots

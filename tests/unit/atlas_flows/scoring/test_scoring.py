@@ -313,16 +313,6 @@ def test_a_run_that_is_stopped_does_not_sit_out_its_pauses(bench: Bench) -> None
     assert not worker.is_alive()
 
 
-@pytest.mark.parametrize("cases", [0, 1, 5, 64, 1000])
-@pytest.mark.parametrize("in_flight", [1, 2, 8])
-def test_shards_hold_every_case_once_and_keep_all_slots_busy(cases: int, in_flight: int) -> None:
-    ids = [f"c{n}" for n in range(cases)]
-    shards = scoring.shards(ids, in_flight)
-    assert [case for shard in shards for case in shard] == ids
-    assert all(1 <= len(shard) <= scoring.SHARD_CASES for shard in shards)
-    assert len(shards) >= min(cases, in_flight)
-
-
 def test_progress_is_told_in_order_from_many_threads() -> None:
     seen: list[int] = []
     progress = Progress(200, lambda done, total, outcome: seen.append(done))
