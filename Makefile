@@ -56,6 +56,12 @@ format: setup-dev  ## let ruff format and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: setup-dev  ## build the documentation into build/docs, with links checked and without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: setup-dev  ## show the documentation on http://127.0.0.1:8000 and rebuild it when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict --dev-addr 127.0.0.1:8000
+
 proto: setup-dev  ## regenerate the committed gRPC stubs
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=services \
 		--python_out=services --grpc_python_out=services \
@@ -165,6 +171,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo loop-demo models-demo up down status setup-dev test check format proto demo-models clean \
+.PHONY: docs docs-serve help setup demo loop-demo models-demo up down status setup-dev test check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-overlap bench-runtime bench-gpu bench-gpu-models \
 	bench-review check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots
