@@ -8,12 +8,12 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 INTRODUCTION = """\
-Every command prints its options with `--help`; most print one JSON object with `--json`. Exit status: 0;
-1 when the command did its work and the answer is "no" (some cases failed); 2 for errors, which are one
-line on stderr; 130 after Ctrl-C.
+Every command prints its options with `--help`; most print one JSON object with `--json`. Exit
+status: 0; 1 when the command did its work and the answer is "no" (some cases failed); 2 for errors,
+which are one line on stderr; 130 after Ctrl-C.
 
-Accounts of the review service are made by `python -m atlas_review add-user`, `add-token` and `remove`
-([administer the review service](../how-to/administer-review.md)).
+Accounts of the review service are managed by `python -m atlas_review add-user`, `add-token` and
+`remove` ([administer the review service](../how-to/administer-review.md)).
 
 """
 

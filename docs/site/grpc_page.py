@@ -38,8 +38,9 @@ def markdown() -> str:
     known = {block.name for block in protocol.blocks}
     lines = ["# gRPC", "", protocol.conventions, "", "## AttentionService", ""]
     lines += [
-        "Package `atlasloop.attention.v1`, file `services/atlasloop/attention/v1/attention.proto`. The",
-        "server also offers the standard health service and reflection, so `grpcurl` needs no file.",
+        "Package `atlasloop.attention.v1`, file",
+        "`services/atlasloop/attention/v1/attention.proto`. The server also offers the standard",
+        "health service and reflection, so `grpcurl` needs no file.",
     ]
     for name, request, response, comment in protocol.calls:
         lines += ["", f"### {name}", "", f"{_linked(request, known)} → {_linked(response, known)}"]

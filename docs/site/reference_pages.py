@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-
 import cli_page
 import grpc_page
 import rest_page
 import settings_page
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 PAGES = {
     "reference/cli.md": cli_page.markdown,

@@ -32,9 +32,10 @@ SECTIONS: dict[str, tuple[type[BaseSettings], str]] = {
 INTRODUCTION = """\
 # Settings
 
-Each process reads one class of settings from environment variables when it starts, and refuses a value
-that does not fit. In our images a variable `NAME` may also be given as `NAME__FILE`, the path of a file
-with the value (a mounted secret). The chart's `values.yaml` and the compose file set the same variables.
+Each process reads one class of settings from environment variables when it starts, and refuses a
+value that does not fit. In our images a variable `NAME` may also be given as `NAME__FILE`, the path
+of a file with the value (a mounted secret). The chart's `values.yaml` and the compose file set the
+same variables.
 """
 
 
