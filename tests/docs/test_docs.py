@@ -19,7 +19,9 @@ from atlas_attention.settings import AttentionSettings
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.cli import app
 from atlas_flows.settings import FlowSettings
+from atlas_review.app import create_app
 from atlas_review.settings import ReviewSettings
+from atlasloop.attention.v1 import attention_pb2
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +98,28 @@ def test_every_part_of_the_site_is_there(site: Path) -> None:
     reference = {f"reference/{name}.html" for name in ("cli", "settings", "grpc", "rest")}
     assert {"index.html", "reference/python-client.html", *reference} <= names
     assert "AttentionClient" in (site / "reference/python-client.html").read_text()
+
+
+def test_the_reference_leaves_nothing_out(site: Path) -> None:
+    def text_of(name: str) -> str:
+        return (site / "reference" / f"{name}.html").read_text()
+
+    commands = [f"atlasloop {path}" for path in _paths(ATLASLOOP)]
+    messages = attention_pb2.DESCRIPTOR.message_types_by_name
+    fields = {f"<code>{field}</code>" for one in messages.values() for field in one.fields_by_name}
+    routes = create_app(ReviewSettings()).openapi()["paths"]
+    assert [
+        command for command in commands if f"<code>{command}</code>" not in text_of("cli")
+    ] == []
+    assert [name for name in setting_variables() if name not in text_of("settings")] == []
+    assert [one for one in {*messages, *fields} if one not in text_of("grpc")] == []
+    assert [path for path in routes if path not in text_of("rest")] == []
+
+
+def _paths(command: object, above: str = "") -> Iterator[str]:
+    for name, below in getattr(command, "commands", {}).items():
+        yield above + name
+        yield from _paths(below, f"{above}{name} ")
 
 
 def test_links_and_anchors_of_the_site_hold(site: Path) -> None:
@@ -206,17 +230,20 @@ def test_environment_variables_exist(page: Path) -> None:
     assert {name.removesuffix("__FILE") for name in named} <= known_variables()
 
 
-@cache
-def known_variables() -> frozenset[str]:
-    """Fields of the settings, and variables that tests, images and the Makefile read."""
-    fields = {
+def setting_variables() -> set[str]:
+    return {
         f"{settings.model_config['env_prefix']}{name.upper()}"
         for settings in (AttentionSettings, ReviewSettings, FlowSettings, EmbeddedSettings)
         for name in settings.model_fields
     }
+
+
+@cache
+def known_variables() -> frozenset[str]:
+    """Fields of the settings, and variables that tests, images and the Makefile read."""
     files = [ROOT / "Makefile", *(ROOT / "deploy").rglob("*"), *(ROOT / "tests").rglob("*.py")]
     texts = [file.read_text(errors="ignore") for file in files if file.is_file()]
-    return frozenset(fields.union(*map(_variables, texts)))
+    return frozenset(setting_variables().union(*map(_variables, texts)))
 
 
 def _variables(text: str) -> list[str]:
