@@ -56,6 +56,7 @@ format: setup-dev  ## let ruff format and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: docs docs-serve
 docs: setup-dev  ## build the documentation into build/docs, with links checked and without network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
@@ -171,6 +172,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: docs docs-serve help setup demo loop-demo models-demo up down status setup-dev test check format proto demo-models clean \
+.PHONY: help setup demo loop-demo models-demo up down status setup-dev test check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-overlap bench-runtime bench-gpu bench-gpu-models \
 	bench-review check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots
