@@ -59,6 +59,13 @@ format: setup-dev  ## let ruff format and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: docs docs-serve
+docs: setup-dev  ## build the documentation into build/docs, with links checked and without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: setup-dev  ## show the documentation on http://127.0.0.1:8000 and rebuild it when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict --dev-addr 127.0.0.1:8000
+
 proto: setup-dev  ## regenerate the committed gRPC stubs
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=services \
 		--python_out=services --grpc_python_out=services \

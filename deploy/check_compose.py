@@ -7,7 +7,7 @@ Where Docker Hub or PyPI cannot be reached, ``--build-arg PYTHON_IMAGE=…`` nam
 ``--pip-conf`` an index of your own, and the variables ``ATLASLOOP_POSTGRESQL_IMAGE`` and
 ``ATLASLOOP_PROXY_IMAGE`` the other two. Prints a transcript: sizes of the images, what the stack
 answered. Its project is ``atlasloop-check``, its ports 18930, 18920 and 18943; all of it but the
-images is removed again. docs/operating.md shows a run.
+images is removed again. docs/explanation/compose-run.md shows a run.
 """
 
 from __future__ import annotations

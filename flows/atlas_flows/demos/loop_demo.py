@@ -293,7 +293,7 @@ def _report(demo: _Demo, catalog: Catalog) -> PaperEvaluation:
 
 
 def _figures(catalog: Catalog, evaluation: PaperEvaluation) -> dict[str, Any]:
-    """The figures of the last line; see docs/loop.md."""
+    """The figures of the last line; see docs/how-to/run-the-loop.md."""
     last = evaluation.by_iteration[-1]
     by_hand = evaluation.efficiency.by_hand_missing.minutes
     first = evaluation.by_iteration[0]

@@ -11,7 +11,7 @@ of regions too small to count.
     sensitivity = found error regions / error regions
     precision   = right attended regions / attended regions
 
-Pure functions on arrays. `docs/evaluation.md` says why it was read so.
+Pure functions on arrays. `docs/explanation/evaluation.md` says why it was read so.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What needs a truth is left out without one; `PaperEvaluation.left_out` says so. The pure parts
 are `attention_regions`, `label_quality`, `error_found`, `rater_agreement`, `efficiency` and
-`false_positives`; the definitions stand in `docs/evaluation.md`.
+`false_positives`; the definitions stand in `docs/explanation/evaluation.md`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ MILLIONS = {
     "paper/nnunet": 16.5, "paper/segresnet": 4.7, "paper/swin_unetr": 62.2,
     "paper/unet": 19.3, "paper/unetr": 92.8,
 }  # fmt: skip
-"""Parameters, as docs/training.md tells beside the published ones."""
+"""Parameters, as docs/how-to/train-models.md gives them beside the published ones."""
 
 OPTIMISERS = {"paper/nnunet": ("sgd", 1e-2, 3e-5)}
 """Of §B.1; all others Adam 1e-4 with weight decay 1e-5."""
@@ -66,7 +66,7 @@ def test_a_batch_of_full_patches_becomes_one_logit_per_organ_and_voxel(name: str
 def test_the_number_of_parameters_is_the_documented_one(name: str) -> None:
     count = sum(parameter.numel() for parameter in on_meta(name).parameters())
     assert count / 1e6 == pytest.approx(MILLIONS[name], abs=0.05)
-    documented = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    documented = (Path(__file__).parents[3] / "docs" / "how-to" / "train-models.md").read_text()
     assert f"| {MILLIONS[name]} M |" in documented
 
 

@@ -105,7 +105,7 @@ securityContext:
 {{- end -}}
 
 {{- define "atlasloop.databaseSecret" -}}
-{{- required "database.existingSecret is required: a Secret with the passwords of catalog and Prefect (docs/operating.md)" .Values.database.existingSecret -}}
+{{- required "database.existingSecret is required: a Secret with the passwords of catalog and Prefect (docs/how-to/install.md)" .Values.database.existingSecret -}}
 {{- end -}}
 
 {{- define "atlasloop.caPath" -}}/etc/atlasloop/ca/ca.crt{{- end -}}

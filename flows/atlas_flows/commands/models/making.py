@@ -120,7 +120,7 @@ def import_model(
 
     Takes an nnU-Net v2 result (also one that TotalSegmentator installed), weights of a MONAI
     network, or any ONNX file with a description of its inputs and outputs. Nothing in these files
-    is run as code. docs/models.md has the formats.
+    is run as code. docs/how-to/manage-models.md has the formats.
 
     Example: atlasloop models import --name nnunet --nnunet results/nnUNetTrainer__nnUNetPlans__3d_fullres --orientation RAS
     """  # noqa: E501  an example that can be copied
