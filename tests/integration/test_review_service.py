@@ -30,7 +30,7 @@ from atlas_core.imaging import read_label, read_volume, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.review import QUEUE_DRAINED
 from atlas_core.store import CaseStore
-from atlas_review.auth.sign_in_cache import REMEMBERED_S
+from atlas_review.auth.sign_in_cache import CACHED_S
 from numpy.typing import NDArray
 from PIL import Image
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
@@ -245,7 +245,7 @@ def test_who_is_removed_or_changed_is_signed_out(tmp_path: Path, command: list[s
             input=b"another good password\n",
             check=True,
         )
-        deadline = time.monotonic() + REMEMBERED_S
+        deadline = time.monotonic() + CACHED_S
         while client.get(f"{API}/queue").status_code != 401:
             assert time.monotonic() < deadline + 60, "still signed in"
             time.sleep(0.2)
@@ -435,11 +435,13 @@ def test_who_makes_sheets_ahead_ends_with_the_service(tmp_path: Path) -> None:
     place = make_place(tmp_path / "place", cases=1, columns=32)
     with running_review(place, sheet_interval_s=0.1) as running:
         service = psutil.Process(running.process.pid)
-        (ahead,) = [one for one in service.children() if "sheets_ahead" in str(one.cmdline())]
+        (worker,) = [
+            one for one in service.children() if "contact_sheet_worker" in str(one.cmdline())
+        ]
         running.process.send_signal(signal.SIGKILL)
         running.process.wait()
-        ahead.wait()
-        assert not ahead.is_running()
+        worker.wait()
+        assert not worker.is_running()
 
 
 def test_an_archive_holds_volumes_and_colours(ann: httpx.Client, case: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Is it alive, can it work, what has it counted."""
+"""Liveness, readiness and metrics."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ async def next_task(review: TheReview, who: SignedIn, body: NextTask | None = No
     task = await review.next_cases.take(annotator_of(who), wanted)
     if task is None:
         return Response(status_code=204)
-    # As the model writes itself: building and checking it a second time costs as much as the rest.
+    # Serialised by the model: FastAPI would build and validate it once more, as costly as the rest.
     return Response(task.model_dump_json(), media_type="application/json")
 
 
@@ -246,10 +246,10 @@ def ask_second_reader(
 
 
 def _ended(review: Review, user: str, task: Task) -> Task:
-    """Drop the draft of a task that ended: its labels are handed in, or not wanted."""
-    old = review.drafts.drop(task.id, user)
-    if old is not None:
-        review.store.remove(old)
+    """Drop the draft of a task that ended: its labels were handed in, or are not needed."""
+    path = review.drafts.drop(task.id, user)
+    if path is not None:
+        review.store.remove(path)
     return task
 
 

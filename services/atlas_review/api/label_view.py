@@ -9,7 +9,7 @@ from atlas_core.model_spec import ModelRef
 from atlas_core.review import LabelVersion
 from pydantic import Field
 
-API = "/api/v1"
+from atlas_review.api.paths import API_PREFIX
 
 
 class LabelView(FrozenModel):
@@ -35,5 +35,5 @@ def label_view(version: LabelVersion) -> LabelView:
     return LabelView(
         **version.model_dump(exclude={"case_id", "path", "models"}),
         models=version.models,
-        url=f"{API}/cases/{version.case_id}/labels/{version.id}.nii.gz?v={version.sha256}",
+        url=f"{API_PREFIX}/cases/{version.case_id}/labels/{version.id}.nii.gz?v={version.sha256}",
     )
