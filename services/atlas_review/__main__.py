@@ -144,7 +144,7 @@ def _remove(settings: ReviewSettings, options: argparse.Namespace) -> int:
     ended = _record_change(settings, "remove account", options.name, ())
     if removed or ended:
         return 0
-    sys.stderr.write(f"no account {options.name}, and nobody of this name is signed in\n")
+    sys.stderr.write(f"no account {options.name}, and no sign-in under this name\n")
     return 1
 
 

@@ -26,11 +26,11 @@ OrganQuery = Annotated[str | None, Query(max_length=63)]
 
 
 class FileView(BaseModel):
-    """A volume: where it is, and what names its content."""
+    """A volume: its address, and a checksum that identifies its content."""
 
     url: str
     sha256: str = Field(
-        description="Of the content; for a derived volume, of what it is made from. Its ETag."
+        description="Of the content; for a derived volume, of its inputs. Also its ETag."
     )
 
 
@@ -53,10 +53,10 @@ class CaseView(BaseModel):
     spacing_mm: tuple[float, float, float]
     ct: FileView
     labels: list[LabelView] = Field(description="The label in force of each organ.")
-    label_map: FileView | None = Field(description="All of them in one map; None without labels.")
-    attention: list[AttentionView] = Field(description="By falling size.")
-    attention_map: FileView | None = Field(description="The larger value of all that count.")
-    readings: list[str] = Field(description="Readings under which it is scored.")
+    label_map: FileView | None = Field(description="All labels in one map; null without labels.")
+    attention: list[AttentionView] = Field(description="By falling attention size.")
+    attention_map: FileView | None = Field(description="The largest value of all that count.")
+    readings: list[str] = Field(description="Readings under which the case is scored.")
     flagged: bool
     flag_reason: str
 
@@ -69,7 +69,7 @@ class CaseList(BaseModel):
 
 
 class RegionList(BaseModel):
-    """Attended regions of one organ, or of all."""
+    """Attended regions of one organ, or of all organs that count."""
 
     threshold: float
     regions: list[OrganRegion]
@@ -82,7 +82,7 @@ class LabelList(BaseModel):
 
 
 class Flag(BaseModel):
-    """Another look is wanted, or no longer."""
+    """Whether a case needs another look."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -91,7 +91,7 @@ class Flag(BaseModel):
 
 
 class Flagged(BaseModel):
-    """How it is now."""
+    """The flag as it is now."""
 
     flagged: bool
 
@@ -125,7 +125,7 @@ def see_regions(
     organ: OrganQuery = None,
     threshold: Annotated[float | None, Query(ge=0, le=2)] = None,
 ) -> RegionList:
-    """Connected groups of attended voxels, largest first; without organ: of each that counts."""
+    """Attended regions, largest first; without an organ, those of each organ that counts."""
     case = review.catalog.case(case_id)
     lowest = review.settings.region_threshold if threshold is None else threshold
     return RegionList(threshold=lowest, regions=review.files.regions(case, organ, lowest))
@@ -144,7 +144,7 @@ def download_ct(
 def download_label_map(
     request: Request, review: TheReview, who: SignedIn, case_id: CaseIdPath
 ) -> Response:
-    """All organs in one map: of each the label in force."""
+    """The label in force of every organ, in one map."""
     case = review.catalog.case(case_id)
     return file_response(request, review.files.label_map(case), f"{case.id}_labels.nii.gz")
 
@@ -157,7 +157,7 @@ def download_attention(
     case_id: CaseIdPath,
     organ: OrganQuery = None,
 ) -> Response:
-    """The attention map of one organ, or the larger value of all that count."""
+    """The attention map of one organ, or the largest value of all that count."""
     case = review.catalog.case(case_id)
     file = review.files.attention_map(case.id, organ)
     return file_response(request, file, f"{case.id}_attention_{organ or 'all'}.nii.gz")
@@ -193,7 +193,7 @@ def see_labels(
     organ: OrganQuery = None,
     source: Annotated[str | None, Query(max_length=16)] = None,
 ) -> LabelList:
-    """Every version from every source, and what was kept as a conflict."""
+    """Every version from every source, including those kept as conflicts."""
     case = review.catalog.case(case_id)
     found = review.versions.versions(case.id, organ)
     return LabelList(
@@ -209,7 +209,7 @@ def download_label(
     case_id: CaseIdPath,
     version_id: Annotated[str, Path(max_length=32)],
 ) -> Response:
-    """The file of one version; `value` in its description means the organ."""
+    """The file of one version; its `value` is the voxel value of the organ."""
     version = review.versions.version(case_id, version_id)
     name = f"{case_id}_{version.organ}_{version.source.value}-{version.id}.nii.gz"
     return file_response(request, review.files.label(version), name)
@@ -217,7 +217,7 @@ def download_label(
 
 @router.put("/cases/{case_id}/flag")
 def flag(review: TheReview, who: SignedIn, case_id: CaseIdPath, body: Flag) -> Flagged:
-    """Mark a case for another look, or take the mark away."""
+    """Flag a case for another look, or remove the flag."""
     review.cases.flag(case_id, who.user, body.flagged, body.reason)
     return Flagged(flagged=body.flagged)
 

@@ -77,7 +77,7 @@ def load_draft(request: Request, review: TheReview, who: SignedIn, task_id: Task
 
 @router.delete("/tasks/{task_id}/draft", status_code=204)
 def drop_draft(review: TheReview, who: SignedIn, task_id: TaskId) -> None:
-    """Forget your unfinished label map of this task."""
+    """Delete your unfinished label map of this task."""
     path = review.drafts.drop(task_id, who.user)
     if path is None:
         raise NotFound("no draft of yours", got=f"task {task_id}")

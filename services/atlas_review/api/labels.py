@@ -33,10 +33,10 @@ async def hand_in(
     ],
     task: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
     value: Annotated[
-        int | None, Query(ge=1, le=255, description="Voxel value that means the organ.")
+        int | None, Query(ge=1, le=255, description="Voxel value of the organ in the mask.")
     ] = None,
 ) -> LabelView:
-    """Hand in the mask of one organ on the grid of the CT; it is a new version."""
+    """Hand in the mask of one organ, on the grid of the CT, as a new version."""
     case = await run_in_threadpool(_case_with_organ, review, case_id, organ)
     await run_in_threadpool(_require_task_of_case, review, case_id, task)
     async with received_form(request) as form:

@@ -71,7 +71,7 @@ def install_provider(app: FastAPI, settings: ReviewSettings) -> None:
 
 @router.get("/auth/oidc/login", response_class=Response)
 async def login(request: Request, review: TheReview) -> Response:
-    """Off to the provider."""
+    """Redirect to the provider."""
     provider = await _provider(request, review)
     try:
         answer: Response = await provider.authorize_redirect(
@@ -84,7 +84,7 @@ async def login(request: Request, review: TheReview) -> Response:
 
 @router.get("/auth/oidc/callback", response_class=Response)
 async def callback(request: Request, review: TheReview) -> Response:
-    """Back from the provider: check what it says, and start a session."""
+    """Return from the provider: validate its tokens and start a session."""
     provider = await _provider(request, review)
     issuer = provider.server_metadata["issuer"]
     options = {

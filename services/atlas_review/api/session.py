@@ -1,4 +1,4 @@
-"""Sign in, sign out, who am I."""
+"""Signing in and out, and the current session."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ class SessionView(BaseModel):
 
     user: str
     roles: list[Role]
-    csrf_token: str = Field(description="Send it as X-CSRF-Token with everything but GET.")
-    auth: dict[str, bool] = Field(description="Ways to sign in here: local, oidc.")
+    csrf_token: str = Field(description="To be sent as X-CSRF-Token with every request but GET.")
+    auth: dict[str, bool] = Field(
+        description="Sign-in method (local, oidc) → whether it is offered."
+    )
     insecure: bool
 
 
 @router.get("/session")
 async def who_am_i(review: TheReview, who: Annotated[Identity, Depends(identity)]) -> SessionView:
-    """Who is signed in; 401 if nobody is."""
+    """The current session; 401 without one."""
     return session_view(review, who)
 
 
@@ -57,7 +59,7 @@ def sign_in(
 def sign_out(
     request: Request, review: TheReview, who: Annotated[Identity, Depends(identity)]
 ) -> Response:
-    """Sign out; the session is over on every replica."""
+    """Sign out; the session ends on every replica."""
     cookie = request.cookies.get(SESSION_COOKIE)
     if cookie:
         review.sign_ins.end(cookie)
@@ -114,7 +116,7 @@ def start_session(request: Request, response: Response, review: Review, who: Ide
 
 
 def over_tls(request: Request, review: Review) -> bool:
-    """Whether browsers reach us by https."""
+    """Whether browsers reach the service by https."""
     address = review.settings.public_url or str(request.base_url)
     return address.startswith("https://")
 

@@ -59,7 +59,7 @@ Ids = Annotated[ImageIds, Depends(image_ids)]
 
 @router.get("/auth/")
 def auth(review: TheReview) -> dict[str, Any]:
-    """Whether one signs in here."""
+    """Whether signing in is required."""
     enabled = not review.settings.insecure
     return {"enabled": enabled, "client_id": "atlasloop", "realm": "atlasloop"}
 
@@ -82,13 +82,13 @@ async def token(request: Request, review: TheReview) -> dict[str, str]:
 
 @router.get("/auth/token/valid")
 async def token_is_valid(who: Annotated[Identity, Depends(identity)]) -> dict[str, str]:
-    """200 while the token is good, else 401."""
+    """200 while the token is valid, else 401."""
     return {"username": who.user}
 
 
 @router.get("/info/")
 def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
-    """What there is: organs, one model that answers with stored labels, and strategies."""
+    """What is offered: organs, one model that answers with stored labels, and strategies."""
     names = list(review.settings.organs.names)
     strategies = {STRATEGY: {"description": "The case that needs revision most"}}
     for organ in review.settings.organs:
@@ -121,7 +121,7 @@ def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
 async def next_sample(
     review: TheReview, who: SignedIn, ids: Ids, strategy: str, params: Params = None
 ) -> dict[str, Any]:
-    """The next case of the queue, leased to who asks; nothing: {}."""
+    """The next case of the queue, leased to the caller; {} if none is left."""
     wanted = Wanted(organ=_organ_of(review, strategy))
     task = await review.next_cases.take(annotator_of(_acting_identity(who, params)), wanted)
     if task is None:
@@ -149,7 +149,7 @@ def _sample(review: Review, ids: ImageIds, task: Task) -> dict[str, Any]:
 @router.head("/datastore/image", include_in_schema=False)
 @router.get("/datastore/image", response_class=Response)
 async def image(request: Request, review: TheReview, ids: Ids, image: ImageQuery) -> Response:
-    """The CT of a case; an id from the queue is enough, without a token."""
+    """The CT of a case; an id from the queue suffices, without a token."""
     found = ids.read(image)
     if not found.may_download:
         await identity(request)
@@ -164,7 +164,7 @@ def datastore(
     who: SignedIn,
     output: Annotated[str, Query(pattern="^(all|stats|train)?$")] = "all",
 ) -> Any:
-    """What is in the store: all cases, their number, or those that are done."""
+    """What is in the store: all cases, their number, or the finished ones."""
     if output == "stats":
         return _datastore_stats(review)
     if output == "train":
@@ -191,7 +191,7 @@ def datastore(
 
 @router.put("/datastore/")
 def upload_image(who: SignedIn) -> Response:
-    """Not here: a case comes with its dataset and licence."""
+    """Not offered: a case needs a dataset and a licence."""
     return problem(
         405, "Not offered", "images are not uploaded here", remedy="use `atlasloop import`"
     )
@@ -223,7 +223,7 @@ async def save_label(
     image: ImageQuery,
     tag: Annotated[str, Query(max_length=63)] = FINAL,
 ) -> dict[str, Any]:
-    """Hand in a label map: each organ that differs from the label in force is a new version.
+    """Hand in a label map: each organ that differs from the label in force becomes a new version.
 
     With the tag "final" it also ends the task that its sender holds.
     """
@@ -271,7 +271,7 @@ async def infer(
 
 @router.get("/train/")
 def training(who: SignedIn, check_if_running: bool = False) -> Response:
-    """404: nothing is trained here."""
+    """404: no training runs here."""
     return problem(
         404, "Not found", "nothing is trained here", remedy="models are trained by the flows"
     )
@@ -279,24 +279,24 @@ def training(who: SignedIn, check_if_running: bool = False) -> Response:
 
 @router.put("/session/")
 def create_session(who: SignedIn) -> Response:
-    """Not here: there is no model that could segment a volume of somebody's own."""
+    """Not offered: no model runs here that could segment a client's own volume."""
     return problem(405, "Not offered", "volumes of one's own are not segmented here")
 
 
 @router.get("/session/{session_id}")
 def see_session(who: SignedIn, session_id: str) -> Response:
-    """404: see above."""
+    """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
 
 
 @router.delete("/session/{session_id}")
 def remove_session(who: SignedIn, session_id: str) -> Response:
-    """404: see above."""
+    """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
 
 
 def _organ_of(review: Review, strategy: str) -> str | None:
-    """The organ that a strategy is about; None: all."""
+    """The organ of a strategy; None for all organs."""
     if strategy == STRATEGY:
         return None
     organ = strategy.removeprefix(f"{STRATEGY}_")

@@ -76,7 +76,7 @@ def organ_mask(label: LabelVolume, case: Case, value: int | None) -> Volume:
             case=case.id,
             expected="0 and one other value",
             got=_listed(values),
-            remedy="name the organ's value (value=…), or hand in a mask of this organ alone",
+            remedy="name the organ's value (value=…), or hand in a mask of this organ only",
         )
     if value is None:
         mask = label.voxels != BACKGROUND
