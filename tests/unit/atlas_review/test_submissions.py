@@ -63,7 +63,8 @@ def test_the_row_describes_the_file(store: CaseStore, versions: LabelVersions) -
     assert files(store) == [version.path]
     stored = read_label(store.path(version.path))
     assert np.array_equal(stored.voxels, submission.mask.voxels)
-    assert (version.voxels, version.volume_ml) == (2, pytest.approx(0.02))
+    assert version.voxels == 2
+    assert version.volume_ml == pytest.approx(0.02)
     assert (version.author, version.base, version.in_force) == ("ann", None, True)
 
 
