@@ -1,4 +1,4 @@
-"""Annotators without mercy: next case, hand in, next case, over real HTTP, as fast as it goes.
+"""A load of annotators: next case, hand in, next case, over real HTTP, as fast as possible.
 
 Used by the concurrency test and by `benchmarks/bench_review.py`.
 """
@@ -39,10 +39,10 @@ class Work:
     """What one client did.
 
     Attributes:
-        next_s: seconds of every request for the next case.
+        next_s: seconds that each request for the next case took.
         tasks: tasks that it was given, in order.
-        labels: ids of the label versions that were acknowledged, with their task's case.
-        errors: answers that were no success.
+        labels: case and id of every label version that was acknowledged.
+        errors: responses without success.
     """
 
     next_s: list[float] = field(default_factory=list)
@@ -94,7 +94,7 @@ def fill_catalog(catalog: Catalog, cases: int) -> None:
                 for organ in ABDOMEN_ATLAS.names
             ],
         )
-        connection.execute(sa.text("ANALYZE"))  # as a running database does by itself
+        connection.execute(sa.text("ANALYZE"))  # as a database in operation does by itself
     RevisionQueue(catalog).open_tasks(Portion(share=1.0), "manager")
 
 
@@ -108,7 +108,7 @@ def a_mask(folder: Path) -> bytes:
 
 
 def hammer(port: int, tokens: Sequence[str], mask: bytes, *, label_every: int = 2) -> list[Work]:
-    """One client for each of `tokens`, in processes of sixteen, until nothing is left.
+    """One client for each of `tokens`, sixteen per process, until the queue is empty.
 
     Args:
         label_every: every n-th case is revised with a label, the others are confirmed.
@@ -129,8 +129,8 @@ def _group(port: int, tokens: Sequence[str], mask: bytes, label_every: int) -> l
 
 
 class _Connection:
-    """HTTP over one connection, as little of it as the service's answers need: `http.client` takes
-    more of the two cores than what is measured leaves."""
+    """HTTP over one connection, and only as much of it as the service needs: `http.client` would
+    take too much of the two cores that are being measured."""
 
     def __init__(self, port: int, token: str) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
@@ -138,20 +138,20 @@ class _Connection:
         self._head = f"Host: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n"
 
     def post(self, path: str, content: bytes, kind: str) -> tuple[int, bytes]:
-        """Status and content of the answer."""
+        """Status and content of the response."""
         head = (
             f"POST {path} HTTP/1.1\r\n{self._head}"
             f"Content-Type: {kind}\r\nContent-Length: {len(content)}\r\n\r\n"
         )
         self._socket.sendall(head.encode() + content)
-        came = b""
-        while (end := came.find(b"\r\n\r\n")) < 0:
-            came += self._more()
-        length = re.search(rb"\r\ncontent-length: (\d+)", came[:end], re.IGNORECASE)
+        received = b""
+        while (end := received.find(b"\r\n\r\n")) < 0:
+            received += self._more()
+        length = re.search(rb"\r\ncontent-length: (\d+)", received[:end], re.IGNORECASE)
         last = end + 4 + (int(length[1]) if length else 0)
-        while len(came) < last:
-            came += self._more()
-        return int(came[9:12]), came[end + 4 : last]
+        while len(received) < last:
+            received += self._more()
+        return int(received[9:12]), received[end + 4 : last]
 
     def _more(self) -> bytes:
         piece = self._socket.recv(1 << 16)

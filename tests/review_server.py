@@ -5,7 +5,7 @@ As a program it makes a store of three phantoms with predictions in a folder and
     python tests/review_server.py FOLDER [--port 18030] [--cases 3] [--columns 128]
 
 Sign in as ``admin``, ``ann`` or ``bob`` (annotators) or ``rita`` (reader), password `PASSWORD`.
-The queue is filled. Running it again on the same folder goes on where it was.
+The queue is filled. Run again on the same folder, it continues where it was.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ReviewPlace:
         return Accounts(self.folder / "review" / "accounts.json")
 
     def environment(self, **fields: object) -> dict[str, str]:
-        """Variables for the service; `fields` are settings of its own."""
+        """Environment of the service; `fields` are further settings."""
         settings = {
             "store": self.store.root.absolute(),
             "catalog_url": self.catalog_url,
@@ -201,7 +201,7 @@ def _label(
 
 
 def make_place(folder: Path, cases: int = 3, columns: int = 64) -> ReviewPlace:
-    """Phantoms with predictions, accounts, and a full queue; what is there stays."""
+    """Make phantoms with predictions, accounts, and a full queue; what exists already stays."""
     folder.mkdir(parents=True, exist_ok=True)
     place = ReviewPlace(folder)
     for name, role in PEOPLE.items():
@@ -226,7 +226,7 @@ def make_place(folder: Path, cases: int = 3, columns: int = 64) -> ReviewPlace:
 
 @dataclass
 class RunningReview:
-    """A service in a process of its own."""
+    """A running service in a process of its own."""
 
     place: ReviewPlace
     url: str
@@ -234,7 +234,7 @@ class RunningReview:
 
     @contextlib.contextmanager
     def client(self, user: str | None = None) -> Iterator[httpx.Client]:
-        """A browser, signed in as `user`."""
+        """An HTTP client, signed in as `user`."""
         with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as client:
             if user is not None:
                 answer = client.post(
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=3)
     parser.add_argument("--columns", type=int, default=128)
     options = parser.parse_args()
-    # Ended by a signal, it must not leave the service behind.
+    # When a signal ends it, the service must end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     place = make_place(options.folder, options.cases, options.columns)
     with (

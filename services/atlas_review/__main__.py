@@ -32,7 +32,7 @@ from atlas_review.volumes import contact_sheet_worker
 EXIT_CONFIGURATION = 2
 
 COMMAND_LINE = "command line"
-"""Who changes accounts, in the audit log; no user can be called that."""
+"""Author of changed accounts in the audit log; no user can have this name."""
 
 APPLICATION = "atlas_review.app:create_app"
 
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
     log_to_stderr(settings.log_level)
-    # All that can fail fails here, once, and not in every worker.
+    # What can fail fails here, once, and not in every worker.
     CaseStore(settings.store).require_usable()
     Catalog.open(settings.catalog_url.get_secret_value()).close()
     try:
@@ -95,7 +95,7 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
             remedy="check that its volume is mounted, writable for this user, and not full",
         ) from None
     host, port = host_and_port(settings.listen)
-    with contact_sheet_worker.beside(settings):
+    with contact_sheet_worker.running_worker(settings):
         uvicorn.run(
             APPLICATION,
             factory=True,
@@ -105,14 +105,14 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # `client_address` does that
+            proxy_headers=False,  # `ClientAddressMiddleware` does that
             timeout_graceful_shutdown=5,
         )
     return 0
 
 
 def announce_first_account(settings: ReviewSettings) -> None:
-    """At the first start: make an account, and say its password once."""
+    """At the first start: make an account, and print its password once."""
     password = Accounts(settings.accounts_file).create()
     if password is not None:
         sys.stdout.write(
@@ -128,31 +128,32 @@ def _add_user(settings: ReviewSettings, options: argparse.Namespace) -> int:
     else:
         password = sys.stdin.readline().rstrip("\n")
     Accounts(settings.accounts_file).add_user(options.name, password, tuple(options.roles))
-    _account_changed(settings, "add user", options.name, options.roles)
+    _record_change(settings, "add user", options.name, options.roles)
     return 0
 
 
 def _add_token(settings: ReviewSettings, options: argparse.Namespace) -> int:
     token = Accounts(settings.accounts_file).add_token(options.name, tuple(options.roles))
-    _account_changed(settings, "add token", options.name, options.roles)
+    _record_change(settings, "add token", options.name, options.roles)
     sys.stdout.write(f"{token}\n")
     return 0
 
 
 def _remove(settings: ReviewSettings, options: argparse.Namespace) -> int:
     removed = Accounts(settings.accounts_file).remove(options.name)
-    ended = _account_changed(settings, "remove account", options.name, ())
+    ended = _record_change(settings, "remove account", options.name, ())
     if removed or ended:
         return 0
-    sys.stderr.write(f"no account {options.name}, and nobody of this name is signed in\n")
+    sys.stderr.write(f"no account {options.name}, and no sign-in under this name\n")
     return 1
 
 
-def _account_changed(
-    settings: ReviewSettings, action: str, name: str, roles: Sequence[Role]
-) -> int:
-    """Put it on record; whoever is signed in by this name is not any more, as his password or
-    roles have changed. Returns how many sign-ins ended."""
+def _record_change(settings: ReviewSettings, action: str, name: str, roles: Sequence[Role]) -> int:
+    """Put a changed account on record and end its sign-ins, whose password or roles are outdated.
+
+    Returns:
+        How many sign-ins ended.
+    """
     detail = {"name": name, "roles": [role.value for role in roles]}
     with Catalog.open(settings.catalog_url.get_secret_value()) as catalog:
         AuditLog(catalog).add(datetime.now(UTC), COMMAND_LINE, action, detail)

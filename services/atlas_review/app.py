@@ -6,14 +6,19 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from typing import Final
 
 import anyio
 from fastapi import FastAPI
 
-from atlas_review import events, page, problems
+from atlas_review import events, page
 from atlas_review.api import (
+    API_PREFIX,
+    PROBLEM_RESPONSES,
     BodyLimit,
+    answer_with_problems,
     cases,
+    drafts,
     health,
     labels,
     oidc,
@@ -22,31 +27,33 @@ from atlas_review.api import (
     session,
     statistics,
 )
-from atlas_review.auth import ClientAddress
-from atlas_review.label_view import API
-from atlas_review.metrics import Measured
+from atlas_review.auth import ClientAddressMiddleware
+from atlas_review.metrics import RequestMetrics
 from atlas_review.monai_label import routes
 from atlas_review.service import Review
 from atlas_review.settings import ReviewSettings
 
+DATABASE_CONNECTIONS: Final = 15
+"""Of one process: SQLAlchemy's pool of 5, and 10 more when it is busy."""
+
 
 def create_app(settings: ReviewSettings | None = None) -> FastAPI:
-    """The application; it connects when it is started and closes when it is stopped."""
+    """The application; it connects to the catalog when it starts and disconnects when it stops."""
     settings = settings or ReviewSettings()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         review = Review.open(settings)
-        # As many as there are connections to the database: more would only wait for one.
-        anyio.to_thread.current_default_thread_limiter().total_tokens = 15
+        # More threads than database connections would only wait for one.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = DATABASE_CONNECTIONS
         app.state.review = review
-        watching = asyncio.create_task(events.watch(review))
+        delivery = asyncio.create_task(events.deliver_forever(review))
         try:
             yield
         finally:
-            watching.cancel()
+            delivery.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await watching
+                await delivery
             review.catalog.close()
 
     app = FastAPI(
@@ -54,28 +61,21 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         version=version("atlasloop"),
         description="The revision queue, the labels and the attention maps of an atlas.",
         lifespan=lifespan,
-        responses=problems.RESPONSES,
-        docs_url=None,  # its page would load scripts from elsewhere
+        responses=PROBLEM_RESPONSES,
+        docs_url=None,  # its page would load scripts from another site
         redoc_url=None,
-        openapi_url=f"{API}/openapi.json",
+        openapi_url=f"{API_PREFIX}/openapi.json",
     )
-    problems.install(app)
-    for module in (
-        session,
-        organs,
-        queue,
-        cases,
-        labels,
-        statistics,
-    ):
-        app.include_router(module.router, prefix=API)
+    answer_with_problems(app)
+    for module in (session, organs, queue, cases, labels, drafts, statistics):
+        app.include_router(module.router, prefix=API_PREFIX)
     app.include_router(routes.router)
     app.include_router(health.router)
-    oidc.install(app, settings)
-    page.install(app)
-    # The last one is the outermost: a refused body is counted and has its headers too.
-    app.add_middleware(BodyLimit, most=settings.max_upload_bytes)
-    app.add_middleware(Measured)
+    oidc.install_provider(app, settings)
+    page.install_page(app)
+    # The last one is the outermost: a refused body, too, is counted and gets the headers.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    app.add_middleware(RequestMetrics)
     app.add_middleware(page.SecurityHeaders)
-    app.add_middleware(ClientAddress, trusted=settings.trusted_proxies)
+    app.add_middleware(ClientAddressMiddleware, trusted=settings.trusted_proxies)
     return app

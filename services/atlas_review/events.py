@@ -1,4 +1,4 @@
-"""Events for Prefect: found, recorded, and sent by plain HTTP until they have arrived."""
+"""Events for Prefect: detected, recorded, and sent by plain HTTP until they have arrived."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ QUEUE_RESOURCE: Final = "atlasloop.queue"
 _log = logging.getLogger(__name__)
 
 
-async def watch(review: Review) -> None:
-    """Look at the queue and deliver what is due, again and again, until cancelled.
+async def deliver_forever(review: Review) -> None:
+    """Check the queue and deliver due events, again and again, until cancelled.
 
-    No request waits for this, and no failure of it reaches one.
+    No request waits for this, and none fails with it.
     """
     async with httpx.AsyncClient(timeout=SEND_TIMEOUT_S, trust_env=False) as client:
         while True:
             try:
-                await look(review, client)
+                await deliver_due(review, client)
             except AtlasError as error:
                 _log.warning("events wait: %s", error)
             except Exception:
@@ -38,8 +38,8 @@ async def watch(review: Review) -> None:
             await asyncio.sleep(review.settings.event_interval_s)
 
 
-async def look(review: Review, client: httpx.AsyncClient) -> None:
-    """One turn: record whether the queue is drained, and deliver what is due."""
+async def deliver_due(review: Review, client: httpx.AsyncClient) -> None:
+    """One round: record whether the queue is drained, and deliver the events that are due."""
     await run_in_threadpool(review.events.note_drained)
     if review.settings.prefect_api_url is None:
         return
@@ -58,8 +58,11 @@ async def look(review: Review, client: httpx.AsyncClient) -> None:
 async def send(
     client: httpx.AsyncClient, settings: ReviewSettings, event: OutgoingEvent
 ) -> str | None:
-    """Post `event` to Prefect; why it did not arrive, or None. A second delivery has the same id,
-    by which Prefect knows it."""
+    """Post `event` to Prefect. A repeated delivery has the same id and counts as one event there.
+
+    Returns:
+        Why it did not arrive, or None.
+    """
     body = {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{event.key}@{event.occurred_at.isoformat()}")),
         "event": event.name,

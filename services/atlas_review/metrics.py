@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus. No label ever holds a case or a user."""
+"""Prometheus metrics of the service. No label ever names a case or a user."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PREFIX = "atlasloop_review"
 REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class Metrics:
-    """The counters of one process, in a registry of their own."""
+class ReviewMetrics:
+    """The metrics of one process, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -38,8 +38,8 @@ class Metrics:
         )
 
 
-class Measured:
-    """Counts requests by route, never by address: an address names a case."""
+class RequestMetrics:
+    """Counts requests by route template, never by path: a path names a case."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,7 +53,7 @@ class Measured:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                metrics: Metrics = scope["app"].state.review.metrics
+                metrics: ReviewMetrics = scope["app"].state.review.metrics
                 metrics.requests.labels(scope["method"], route, str(message["status"])).inc()
                 metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
             await send(message)

@@ -1,5 +1,5 @@
-"""The next case for many who ask at once: whoever comes while one transaction runs shares the
-next one. Alone, nobody waits for company."""
+"""Leasing the next case for many callers at once: requests that arrive while one transaction runs
+share the following one. A request on its own is not delayed."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from typing import Final
 import anyio
 from atlas_core.review import Annotator, RevisionQueue, Task, Wanted
 
-MOST_AT_ONCE: Final = 64
+MAX_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
-class _Ask:
+class _LeaseRequest:
     annotator: Annotator
     wanted: Wanted
     answer: asyncio.Future[Task | None]
 
 
 class NextCases:
-    """Asks the queue on behalf of all requests of one process. Belongs to one event loop."""
+    """Asks the queue on behalf of all requests of one process. It belongs to one event loop."""
 
     def __init__(self, queue: RevisionQueue) -> None:
         self._queue = queue
-        self._waiting: list[_Ask] = []
-        self._asking: asyncio.Task[None] | None = None
+        self._pending: list[_LeaseRequest] = []
+        self._worker: asyncio.Task[None] | None = None
         self._thread = anyio.CapacityLimiter(1)
 
     async def take(self, annotator: Annotator, wanted: Wanted) -> Task | None:
         """See `RevisionQueue.next`."""
-        ask = _Ask(annotator, wanted, asyncio.get_running_loop().create_future())
-        self._waiting.append(ask)
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask_all())
-        return await ask.answer
+        request = _LeaseRequest(annotator, wanted, asyncio.get_running_loop().create_future())
+        self._pending.append(request)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._serve_pending())
+        return await request.answer
 
-    async def _ask_all(self) -> None:
-        while batch := self._batch():
+    async def _serve_pending(self) -> None:
+        while batch := self._next_batch():
             try:
                 tasks = await anyio.to_thread.run_sync(
                     self._queue.next_for,
-                    [(ask.annotator, ask.wanted) for ask in batch],
+                    [(request.annotator, request.wanted) for request in batch],
                     limiter=self._thread,
                 )
             except Exception as error:
-                for ask in batch:
-                    if not ask.answer.done():
-                        ask.answer.set_exception(error)
+                for request in batch:
+                    if not request.answer.done():
+                        request.answer.set_exception(error)
             else:
-                for ask, task in zip(batch, tasks, strict=True):
-                    # Who has gone away meanwhile keeps the case until the lease ends.
-                    if not ask.answer.done():
-                        ask.answer.set_result(task)
-        self._asking = None
+                for request, task in zip(batch, tasks, strict=True):
+                    # A caller who has disconnected keeps the case until the lease expires.
+                    if not request.answer.done():
+                        request.answer.set_result(task)
+        self._worker = None
 
-    def _batch(self) -> list[_Ask]:
-        """Those who wait, each once: a second question of one annotator waits for the first."""
-        first: dict[str, _Ask] = {}
-        for ask in self._waiting:
-            if len(first) < MOST_AT_ONCE:
-                first.setdefault(ask.annotator.name, ask)
+    def _next_batch(self) -> list[_LeaseRequest]:
+        """Pending requests, one per annotator: a second one of the same person waits its turn."""
+        first: dict[str, _LeaseRequest] = {}
+        for request in self._pending:
+            if len(first) < MAX_BATCH:
+                first.setdefault(request.annotator.name, request)
         batch = list(first.values())
-        self._waiting = [ask for ask in self._waiting if ask not in batch]
+        self._pending = [request for request in self._pending if request not in batch]
         return batch

@@ -1,4 +1,4 @@
-"""The web page: built files out of the package, and what browsers may do with it."""
+"""The web page: its built files, and the headers that restrict what browsers do with them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ STATIC: Final = Path(__file__).parent / "static"
 PAGE_POLICY: Final = "; ".join(
     (
         # Nothing but what follows: no plug-ins, frames, fonts, workers or WebAssembly. (NiiVue's
-        # codecs of zarr stores would need the last two; they are not in the build.)
+        # zarr codecs would need the last two; they are not in the build.)
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
         "connect-src 'self'",
-        # NiiVue holds the pictures of its font and of a default surface in its script.
+        # NiiVue embeds the images of its font and of a default surface in its script.
         "img-src 'self' data:",
         "base-uri 'none'",
         "form-action 'self'",
         "frame-ancestors 'none'",
-        # No text ever becomes markup or script, not even by a fault of ours.
+        # Text never becomes markup or script, not even through a bug of ours.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     )
@@ -43,7 +43,7 @@ HEADERS: Final = (
 
 
 class SecurityHeaders:
-    """Adds `HEADERS` to every answer; nothing is kept by caches unless its answer says so."""
+    """Adds `HEADERS` to every response; responses that say nothing about caching are not cached."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,7 +65,7 @@ class SecurityHeaders:
         await self._app(scope, receive, with_headers)
 
 
-def install(app: FastAPI, folder: Path = STATIC) -> None:
+def install_page(app: FastAPI, folder: Path = STATIC) -> None:
     """Serve the page at ``/`` and its files under ``/assets/``."""
 
     @app.get("/", include_in_schema=False)
@@ -82,11 +82,11 @@ def install(app: FastAPI, folder: Path = STATIC) -> None:
         path = (root / name).resolve()
         if not path.is_relative_to(root):
             raise NotFound("no such file")
-        # Names hold a hash of the content: what is there never changes.
+        # File names contain a hash of the content: what is there never changes.
         return _file(path, "public, max-age=31536000, immutable")
 
 
-def _file(path: Path, keep: str) -> Response:
+def _file(path: Path, cache_control: str) -> Response:
     if not path.is_file():
         raise NotFound("no such page", remedy="the page is built by `make web`")
-    return FileResponse(path, headers={"Cache-Control": keep})
+    return FileResponse(path, headers={"Cache-Control": cache_control})

@@ -1,4 +1,4 @@
-"""What all requests share: settings, catalog, store, and what is built on them."""
+"""What all requests share: settings, catalog, case store, and what is built on them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from atlas_core.review import (
     SignIns,
 )
 from atlas_core.store import CaseStore
-from fastapi import Request
 
-from atlas_review.auth import Accounts, Attempts, KnownSignIns, write_private
-from atlas_review.metrics import Metrics
+from atlas_review.auth import Accounts, SignInAttempts, SignInCache, write_private
+from atlas_review.metrics import ReviewMetrics
 from atlas_review.next_cases import NextCases
 from atlas_review.settings import ReviewSettings
 from atlas_review.volumes import CaseFiles
 
-ResultT = TypeVar("ResultT")
+VolumeResultT = TypeVar("VolumeResultT")
 
 
 @dataclass(frozen=True)
 class Review:
-    """One running service. Everything in it is safe to share between threads."""
+    """One running service. Everything in it may be shared between threads."""
 
     settings: ReviewSettings
     catalog: Catalog
@@ -45,14 +44,14 @@ class Review:
     drafts: Drafts
     cases: CaseReview
     audit: AuditLog
-    sign_ins: KnownSignIns
+    sign_ins: SignInCache
     events: OutgoingEvents
     accounts: Accounts
-    attempts: Attempts
+    sign_in_attempts: SignInAttempts
     files: CaseFiles
     next_cases: NextCases
     volume_threads: anyio.CapacityLimiter
-    metrics: Metrics
+    metrics: ReviewMetrics
     secret: bytes
 
     @classmethod
@@ -77,25 +76,25 @@ class Review:
             drafts=Drafts(catalog),
             cases=cases,
             audit=AuditLog(catalog),
-            sign_ins=KnownSignIns(SignIns(catalog)),
+            sign_ins=SignInCache(SignIns(catalog)),
             events=OutgoingEvents(catalog),
             accounts=Accounts(settings.accounts_file),
-            attempts=Attempts(),
+            sign_in_attempts=SignInAttempts(),
             next_cases=NextCases(queue),
             volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
             files=CaseFiles(store, catalog, versions, cases, settings),
-            metrics=Metrics(),
+            metrics=ReviewMetrics(),
             secret=signing_secret(settings),
         )
 
-    async def on_volume(self, work: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        """Run `work`, which reads or writes voxels, in one of a few threads: the queue, which needs
-        milliseconds, must not stand in line behind volumes."""
+    async def on_volume(self, work: Callable[..., VolumeResultT], *arguments: Any) -> VolumeResultT:
+        """Run `work`, which reads or writes voxels, in one of a few threads: requests of the queue
+        take milliseconds and must not wait behind volumes."""
         return await anyio.to_thread.run_sync(work, *arguments, limiter=self.volume_threads)
 
     @property
-    def ways_to_sign_in(self) -> dict[str, bool]:
-        """For people."""
+    def sign_in_methods(self) -> dict[str, bool]:
+        """Sign-in method of people (``local``, ``oidc``) → whether it is offered."""
         oidc = self.settings.oidc_issuer is not None
         return {"local": bool(self.accounts.content().users), "oidc": oidc}
 
@@ -105,10 +104,10 @@ def _half_the_cores() -> int:
 
 
 def signing_secret(settings: ReviewSettings) -> bytes:
-    """The secret that signs what browsers keep; made at the first start unless it is configured.
+    """The secret that signs cookies and image ids; made at the first start unless it is configured.
 
     Raises:
-        ConfigurationError: the file holds something else.
+        ConfigurationError: the secret file holds too little.
     """
     if settings.secret is not None:
         return settings.secret.get_secret_value().encode()
@@ -119,9 +118,3 @@ def signing_secret(settings: ReviewSettings) -> bytes:
     if len(found) < 32:
         raise ConfigurationError("the secret is too short", remedy=f"remove {path}")
     return found
-
-
-def review_of(request: Request) -> Review:
-    """The service that `request` came to."""
-    review: Review = request.app.state.review
-    return review

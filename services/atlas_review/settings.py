@@ -28,7 +28,7 @@ def _addresses(text: str) -> str:
     for part in filter(None, (one.strip() for one in text.split(","))):
         try:
             ipaddress.ip_network(part)
-        except ValueError as error:  # a name, or a network that has bits beyond its mask
+        except ValueError as error:  # a host name, or a network with host bits set
             raise ValueError(f"{error}: expected as 10.0.0.7,10.30.0.0/16") from None
     return text
 
@@ -45,14 +45,14 @@ class ReviewSettings(BaseSettings):
     listen: Address = Field(default="127.0.0.1:18030", description="Where HTTP is served.")
     public_url: Url | None = Field(
         default=None,
-        description="How browsers reach the service, as https://review.example.org; default: the "
-        "address of the request. Needed behind a proxy, and for OIDC.",
+        description="Address by which browsers reach the service, as https://review.example.org; "
+        "default: that of the request. Needed behind a proxy, and for OIDC.",
     )
     trusted_proxies: Proxies = Field(
         default="127.0.0.1,::1",
-        description="Addresses and networks, comma-separated, whose X-Forwarded-For and -Proto are "
-        "believed; default: a proxy on this machine. Of any other, sign-ins are counted by what it "
-        "claims, and the log says so.",
+        description="Addresses and networks of proxies, comma-separated, whose X-Forwarded-For and "
+        "-Proto are trusted; default: a proxy on this machine. Behind any other proxy, failed "
+        "sign-ins are counted by the address that it claims, and the log says so.",
     )
     store: Path = Field(default=Path(".atlasloop/store"), description="Root of the case store.")
     catalog_url: SecretStr = Field(
@@ -61,7 +61,7 @@ class ReviewSettings(BaseSettings):
     )
     home: Path = Field(
         default=Path(".atlasloop/review"),
-        description="Folder of the account file and the secret that this service makes for itself.",
+        description="Folder of the account file and of the secret that the service generates.",
     )
     accounts: Path | None = Field(
         default=None, description="Account file; default: accounts.json in `home`."
@@ -69,78 +69,103 @@ class ReviewSettings(BaseSettings):
     secret: SecretStr | None = Field(
         default=None,
         min_length=32,
-        description="Signs what browsers keep for us. The same for all replicas; default: made at "
-        "the first start and kept in `home`.",
+        description="Signs cookies and image ids. It must be the same for all replicas; default: "
+        "generated at the first start and kept in `home`.",
     )
-    workers: int = Field(default=1, ge=1, le=64, description="Processes that serve.")
+    workers: int = Field(default=1, ge=1, le=64, description="Number of processes that serve.")
     organs: OrganScheme = Field(
         default=ABDOMEN_ATLAS, description="Label values of the organs, as JSON."
     )
     reading: Reading = Field(
-        default=Reading.PAPER, description="Whose attention maps are shown of a case without task."
+        default=Reading.PAPER,
+        description="Reading whose attention maps are shown, where a case has them.",
     )
     lease_s: float = Field(
-        default=600.0, ge=10, description="How long a case is held without a word from its page."
+        default=600.0,
+        ge=10,
+        description="How long a case stays leased after the last renewal by its page.",
     )
-    session_hours: float = Field(default=12.0, gt=0, description="Until people sign in again.")
+    session_hours: float = Field(
+        default=12.0, gt=0, description="Hours until people have to sign in again."
+    )
     capability_minutes: float = Field(
-        default=60.0, gt=0, description="How long 3D Slicer may download an image it was given."
+        default=60.0,
+        gt=0,
+        description="Minutes for which 3D Slicer may download an image by its id.",
     )
     max_upload_bytes: int = Field(
-        default=256 << 20, ge=1 << 10, description="Of one request: a compressed mask is small."
+        default=256 << 20,
+        ge=1 << 10,
+        description="Bytes of one request at most; a compressed mask is small.",
     )
     volume_threads: int = Field(
-        default=0, ge=0, description="Volumes worked on at once; 0: half the cores."
+        default=0, ge=0, description="Volumes processed at once; 0: half the cores."
     )
-    max_voxels: int = Field(default=MAX_VOXELS, ge=1, description="Of one volume.")
+    max_voxels: int = Field(default=MAX_VOXELS, ge=1, description="Voxels of one volume at most.")
     region_threshold: float = Field(
-        default=0.2, ge=0, le=2, description="Attention from which on a voxel counts as attended."
+        default=0.2,
+        ge=0,
+        le=2,
+        description="Attention (Eq. 4) from which a voxel counts as attended.",
     )
     sheet_interval_s: float = Field(
         default=30.0,
         ge=0,
-        description="How often cases are looked for whose contact sheet can be made before "
-        "somebody asks; 0: never.",
+        description="Seconds between searches for cases whose contact sheet can be rendered in "
+        "advance; 0: never.",
     )
     login_attempts: int = Field(
-        default=10, ge=1, description="Failed sign-ins per name, and per address, in 15 minutes."
+        default=10,
+        ge=1,
+        description="Failed sign-ins allowed per name, and per address, in 15 minutes.",
     )
     insecure: bool = Field(
         default=False,
-        description="Everybody is manager without signing in. Only on a loopback address.",
+        description="Everybody is a manager without signing in. Only on a loopback address.",
     )
     prefect_api_url: Url | None = Field(
-        default=None, description="Where events go, as http://127.0.0.1:18020/api; none: nowhere."
+        default=None,
+        description="Prefect API that gets events, as http://127.0.0.1:18020/api; default: none.",
     )
     prefect_auth: SecretStr | None = Field(
         default=None,
         description="USER:PASSWORD of the Prefect server (its PREFECT_SERVER_API_AUTH_STRING).",
     )
     event_interval_s: float = Field(
-        default=5.0, gt=0, description="How often the queue is looked at, and delivery retried."
+        default=5.0,
+        gt=0,
+        description="Seconds between checks of the queue, and between retries of a delivery.",
     )
     oidc_issuer: Url | None = Field(
         default=None, description="OpenID provider, as https://sso.example.org/realms/hospital."
     )
-    oidc_client_id: str = Field(default="atlasloop-review", description="As registered there.")
-    oidc_client_secret: SecretStr | None = Field(
-        default=None, description="Of a confidential client; none: a public one, PKCE alone."
+    oidc_client_id: str = Field(
+        default="atlasloop-review", description="Client id, as registered there."
     )
-    oidc_scopes: str = Field(default="openid profile email", description="Asked for.")
+    oidc_client_secret: SecretStr | None = Field(
+        default=None,
+        description="Secret of a confidential client; default: a public one, with PKCE only.",
+    )
+    oidc_scopes: str = Field(
+        default="openid profile email", description="Scopes that are requested."
+    )
     oidc_name_claim: str = Field(
-        default="preferred_username", description="Claim that names the user, else `sub`."
+        default="preferred_username",
+        description="Claim with the user name; `sub` where it is missing or malformed.",
     )
     oidc_roles_claim: str = Field(
         default="groups", description="Claim that lists what `oidc_roles` maps to roles."
     )
     oidc_roles: dict[str, Role] = Field(
-        default_factory=dict, description='Value of that claim → role, as {"radiology": "reader"}.'
+        default_factory=dict,
+        description='Value of `oidc_roles_claim` → role, as {"radiology": "reader"}.',
     )
     oidc_default_role: Role | None = Field(
-        default=None, description="Of users whom nothing gives a role; none: they may not enter."
+        default=None,
+        description="Role of users whose claims map to none; default: they are refused.",
     )
     allow_http_oidc: bool = Field(
-        default=False, description="Accept a provider without TLS: for tests on one machine."
+        default=False, description="Accept a provider without TLS, for tests on one machine."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -156,7 +181,7 @@ class ReviewSettings(BaseSettings):
     @model_validator(mode="after")
     def _oidc_over_tls(self) -> Self:
         if self.oidc_issuer and self.oidc_issuer.startswith("http://") and not self.allow_http_oidc:
-            raise ValueError("oidc_issuer has no TLS: whoever is in between could sign in as any")
+            raise ValueError("oidc_issuer has no TLS: anybody in between could sign in as any user")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""The hand-in of a mask: first the file, then its row."""
+"""The submission of a mask: first its file, then its row. Both APIs submit through here."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from dataclasses import dataclass
 
 from atlas_core.imaging import Volume
 from atlas_core.records import Case
-from atlas_core.review import LabelVersion, StaleBase, Submission
-
-from atlas_review.service import Review
+from atlas_core.review import LabelVersion, LabelVersions, StaleBase, Submission
+from atlas_core.store import CaseStore
 
 
 @dataclass(frozen=True)
 class MaskSubmission:
-    """A checked mask, and what it is made from.
+    """A mask that has been checked, and the version that it was made from.
 
     Attributes:
-        case, organ: what it is of.
+        case, organ: what it shows.
         mask: uint8 ``[i, j, k]``, 0 and 1, on the CT's grid.
         author: who drew it.
-        base: version that it was made from.
-        task_id: in whose course, if any.
+        base: id of the version that it was made from, or `atlas_core.review.NO_BASE`.
+        task_id: the task that it belongs to, if any.
     """
 
     case: Case
@@ -31,34 +30,40 @@ class MaskSubmission:
     task_id: int | None = None
 
 
-def submit_mask(review: Review, handed_in: MaskSubmission) -> LabelVersion:
-    """Store a mask and put it on record: first the file, then the row.
+def submit_mask(
+    store: CaseStore, versions: LabelVersions, submission: MaskSubmission
+) -> LabelVersion:
+    """Store a mask, then put it on record. A crash between the two leaves a file without a row,
+    which nobody reads.
+
+    Returns:
+        The new version, or, if it is the mask in force, that one.
 
     Raises:
-        StaleBase: its base is no longer in force; it is kept.
+        StaleBase: its base is no longer in force; the mask is kept beside the label in force.
         InvalidInput, NotFound: as `LabelVersions.submit`; nothing is kept.
     """
-    case, mask = handed_in.case, handed_in.mask
-    stored = review.store.write_submission(case.id, handed_in.organ, mask)
+    case, mask = submission.case, submission.mask
+    stored = store.write_submission(case.id, submission.organ, mask)
     voxels = int(mask.voxels.sum())
-    submission = Submission(
+    row = Submission(
         case_id=case.id,
-        organ=handed_in.organ,
+        organ=submission.organ,
         path=stored.path,
         sha256=stored.sha256,
         voxels=voxels,
         volume_ml=voxels * case.geometry.voxel_ml,
-        author=handed_in.author,
-        base=handed_in.base,
-        task_id=handed_in.task_id,
+        author=submission.author,
+        base=submission.base,
+        task_id=submission.task_id,
     )
     try:
-        version = review.versions.submit(submission)
+        version = versions.submit(row)
     except StaleBase:
         raise
     except BaseException:
-        review.store.remove(stored.path)
+        store.remove(stored.path)
         raise
-    if version.path != stored.path:  # the same mask was there already
-        review.store.remove(stored.path)
+    if version.path != stored.path:  # this very mask was on record already
+        store.remove(stored.path)
     return version

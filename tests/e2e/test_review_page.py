@@ -63,7 +63,7 @@ def test_the_build_is_whole_and_asks_nobody_else() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
-    """A service of this module's own: the tests end its tasks, one task each."""
+    """A service for this module: each test ends one of its tasks."""
     place = make_place(tmp_path_factory.mktemp("review-page"), cases=CASES, columns=48)
     with running_review(place) as running:
         yield running
@@ -84,7 +84,7 @@ def admin(site: RunningReview) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def bob(site: RunningReview) -> Iterator[httpx.Client]:
-    """The API as the annotator bob, who alone sees his drafts."""
+    """The API as the annotator bob: nobody else sees his drafts."""
     with site.client("bob") as client:
         yield client
 
@@ -97,7 +97,7 @@ class CaseTab:
 
     @property
     def crosshair(self) -> tuple[int, int, int]:
-        """Voxel of the CT in the file's own order, as the page tells it."""
+        """Voxel of the CT in the file's own order, as the page shows it."""
         text = self.page.get_by_label("Crosshair").inner_text()
         found = re.match(r"voxel (-?\d+) (-?\d+) (-?\d+) ", text)
         assert found, text
@@ -121,7 +121,7 @@ class CaseTab:
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def stroke(self, below_px: int = 0) -> list[tuple[int, int, int]]:
-        """Draw from left to right through the middle; the voxels of its two ends."""
+        """Draw from left to right through the middle; returns the voxels of both ends."""
         x, y = self.middle()
         ends = []
         self.page.mouse.move(x - STROKE_PX, y + below_px)
@@ -133,7 +133,7 @@ class CaseTab:
         return ends
 
     def outline(self, half_px: int = STROKE_PX) -> tuple[int, int, int]:
-        """Draw a square around the middle, not quite closed; the voxel in its middle."""
+        """Draw a square around the middle, not quite closed; returns the voxel in its middle."""
         x, y = self.middle()
         corners = []
         self.page.mouse.move(x - half_px, y - half_px)
@@ -148,8 +148,8 @@ class CaseTab:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Wait until the server has a draft with what is done in the block; an edit says at once
-        that it is not saved yet."""
+        """Wait until the server has a draft with the edits of the block; an edit shows at once that
+        it is not saved yet."""
         yield
         self.expect_draft("Draft saved")
 
@@ -176,7 +176,7 @@ def log_in(page: Page, user: str) -> None:
 
 
 def case_tab(page: Page) -> CaseTab:
-    """`page`, once its case is there."""
+    """`page`, once its case is loaded."""
     expect(page.get_by_label("Crosshair")).to_have_text(re.compile("^voxel"))
     return CaseTab(page)
 
@@ -288,7 +288,7 @@ def _cut_off(page: Page) -> None:
     page.route("**/draft", refuse)
 
 
-def test_a_draft_goes_on_on_another_computer(
+def test_a_draft_continues_on_another_computer(
     chromium: Browser, visit: Visit, site: RunningReview
 ) -> None:
     tab = open_task(visit, "rita", 3)
@@ -300,7 +300,7 @@ def test_a_draft_goes_on_on_another_computer(
         open_task(elsewhere, "rita", 3).expect_edited("aorta")
 
 
-def test_more_steps_are_undone_than_niivue_keeps(visit: Visit) -> None:
+def test_undo_goes_further_back_than_niivue(visit: Visit) -> None:
     tab = open_task(visit, "rita", 3)
     tab.page.get_by_role("button", name="Discard drawing").click()
     tab.page.get_by_role("button", name="Discard", exact=True).click()
@@ -327,12 +327,12 @@ def draft_of(client: httpx.Client, task: int, folder: Path) -> NDArray[np.uint8]
 
 
 def axial_axis(task: dict[str, Any]) -> int:
-    """Axis of the file that goes through the axial slices."""
+    """Axis of the file along which the axial slices follow each other."""
     matrix = geometry_of(task).matrix[:3, :3]
     return int(np.argmax(np.abs(matrix[2]) / np.linalg.norm(matrix, axis=0)))
 
 
-def test_the_eraser_takes_the_pens_organ_alone(
+def test_the_eraser_removes_only_the_pens_organ(
     visit: Visit, bob: httpx.Client, tmp_path: Path
 ) -> None:
     tab = open_task(visit, "bob", 7)
@@ -380,7 +380,7 @@ def test_a_filled_outline_has_an_inside(visit: Visit, bob: httpx.Client, tmp_pat
 def test_interpolation_fills_the_slices_between(
     visit: Visit, bob: httpx.Client, tmp_path: Path
 ) -> None:
-    """Shape-based: what both outlines hold is inside between them, what neither holds is not."""
+    """Shape-based: between two outlines, what is in both is inside, what is in neither is not."""
     tab = open_task(visit, "bob", 9)
     tab.page.get_by_label("Keep other organs").uncheck()
     tab.choose("gall bladder")
@@ -411,7 +411,7 @@ def test_interpolation_fills_the_slices_between(
     assert int(undone[start + step].sum()) < areas[1], "one step undoes it"
 
 
-def test_a_second_reader_is_somebody_else_who_may(
+def test_a_second_reader_is_another_user_with_the_role(
     chromium: Browser, visit: Visit, site: RunningReview, admin: httpx.Client
 ) -> None:
     tab = open_task(visit, "bob", 8)
@@ -434,12 +434,12 @@ def test_a_second_reader_is_somebody_else_who_may(
         expect(reading.page.get_by_text("second reader asked")).to_be_visible()
         expect(reading.page.get_by_text("Is this a cavity?")).to_be_visible()
         reading.press("Shift+Enter")
-        reading.expect_state("revised")  # by bob's drawing, which rita confirms
+        reading.expect_state("revised")  # through bob's drawing, which rita confirms
     done = task_of(admin, 8)
     assert (done["state"], done["assignee"]) == ("revised", "rita")
 
 
-def test_a_reader_opens_a_finished_case_again(
+def test_a_reader_reopens_a_finished_case(
     chromium: Browser, visit: Visit, site: RunningReview, admin: httpx.Client
 ) -> None:
     with visiting(chromium, site.url) as other:
@@ -459,7 +459,7 @@ def test_a_reader_opens_a_finished_case_again(
     assert (reopened["who"], reopened["detail"]) == ("rita", {"reason": "second thoughts"})
 
 
-def test_a_lost_lease_is_said_and_loses_nothing(chromium: Browser, tmp_path: Path) -> None:
+def test_a_lost_lease_is_shown_and_loses_nothing(chromium: Browser, tmp_path: Path) -> None:
     place = make_place(tmp_path / "place", cases=1, columns=48)
     with (
         running_review(place, lease_s=10) as running,
@@ -481,7 +481,7 @@ def test_a_lost_lease_is_said_and_loses_nothing(chromium: Browser, tmp_path: Pat
         while bob.post("/api/v1/tasks/1/lease").status_code == 409:
             time.sleep(0.2)
         tab.page.unroute("**/lease")
-        banner = tab.page.get_by_role("alert").filter(has_text="Only for looking")
+        banner = tab.page.get_by_role("alert").filter(has_text="Read-only")
         expect(banner).to_contain_text("another annotator holds this case")
         expect(tab.page.get_by_role("button", name="Pen", exact=True)).to_be_disabled()
         expect(tab.page.get_by_role("button", name="Submit revision")).to_have_count(0)
@@ -638,7 +638,7 @@ def test_a_mask_made_elsewhere(visit: Visit, admin: httpx.Client, tmp_path: Path
     expect(discarding).to_contain_text("stays in force: gall bladder")
     discarding.get_by_role("button", name="Discard", exact=True).click()
     active = tab.page.get_by_role("region", name="Active organ")
-    expect(active).to_contain_text("liver")  # the case is opened anew, at its largest region
+    expect(active).to_contain_text("liver")  # the case is opened again, at its largest region
     tab.expect_edited()
     tab.choose("gall bladder")
     expect(active).to_contain_text("revised, bob")
@@ -713,7 +713,7 @@ def test_state_of_the_atlas(visit: Visit, admin: httpx.Client) -> None:
 
 
 def test_a_manager_opens_tasks(visit: Visit, site: RunningReview, admin: httpx.Client) -> None:
-    """The last test: afterwards there is a case more."""
+    """The last test: it adds a case."""
     with Catalog.open(site.place.catalog_url) as catalog:
         case = seed_case(catalog, site.place.store, 99, columns=32)
     page = visit.tab()

@@ -1,5 +1,5 @@
 """The stock MONAI Label client 0.8.5 against the review service: with and without signing in, and
-through nginx."""
+behind nginx."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def running(
 
 
 def clients(url: str, folder: Path, user: str) -> MakeClient:
-    """Makes a new client for each call: one that is used again with a token sends the length of its
-    last upload with its next question, and waits with nginx for an answer for ever."""
+    """Makes a new client for each call: one that is reused with a token sends the length of its
+    last upload with its next request, for whose body nginx then waits for ever."""
     folder.mkdir(exist_ok=True)
     token = None
     if monailabel.MONAILabelClient(url).auth_enabled():
@@ -65,7 +65,7 @@ def clients(url: str, folder: Path, user: str) -> MakeClient:
 def revise_one_case(
     make: MakeClient, url: str, folder: Path, strategy: str, tag: str = "final"
 ) -> dict[str, Any]:
-    """What 3D Slicer does: next case, download, label, submit without a part of the liver."""
+    """What 3D Slicer does: next case, download, label, submit it without a part of the liver."""
     sample: dict[str, Any] = make().next_sample(strategy, {})
     image = httpx.get(f"{url}/datastore/image", params={"image": sample["id"]}, trust_env=False)
     assert image.status_code == 200, image.text
@@ -117,14 +117,14 @@ def test_the_queue_ends_with_nothing(running: RunningReview, tmp_path: Path) -> 
     make = clients(running.url, tmp_path / "client", "ann")
     seen = [revise_one_case(make, running.url, tmp_path, "attention") for _ in range(3)]
     names = [one["sample"]["name"] for one in seen]
-    assert len(set(names)) == 3  # Slicer keeps images by name
+    assert len(set(names)) == 3  # Slicer caches images by name
     assert make().next_sample("attention", {}) == {}
 
 
 def test_a_label_that_was_saved_before_the_end_is_a_revision(
     running: RunningReview, tmp_path: Path
 ) -> None:
-    """Submitted again without a change, the case does not end as one that needed no revision."""
+    """Submitted again unchanged, the case does not end as one that needed no revision."""
     make = clients(running.url, tmp_path / "client", "ann")
     done = revise_one_case(make, running.url, tmp_path, "attention", tag="later")
     assert set(done["saved"]["versions"]) == {"liver"}
@@ -196,7 +196,7 @@ http {{
 
 @contextlib.contextmanager
 def behind_nginx(url: str, folder: Path) -> Iterator[str]:
-    """The service at `url`, as nginx shows it."""
+    """The service at `url` behind nginx; yields the address of nginx."""
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         pytest.skip("NO NGINX: install Debian's package nginx-light to test behind a proxy")

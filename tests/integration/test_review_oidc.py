@@ -1,4 +1,4 @@
-"""Sign-in by a real OpenID provider process: code with PKCE, signatures, claims, roles."""
+"""Sign-in by an OpenID provider in a process of its own: PKCE, signatures, claims, roles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SignOn:
         httpx.get(f"{self.issuer}/behave", params={"as": how}, trust_env=False).raise_for_status()
 
     def sign_in(self, client: httpx.Client, user: str) -> httpx.Response:
-        """As a browser does it: off to the provider, and back."""
+        """As a browser does: to the provider, and back."""
         away = client.get(f"{API}/auth/oidc/login")
         assert away.status_code == 302, away.text
         asked = httpx.URL(away.headers["location"]).copy_merge_params({"login_hint": user})
@@ -59,7 +59,7 @@ def test_groups_become_roles(sign_on: SignOn, browser: httpx.Client) -> None:
     assert browser.delete(f"{API}/session").status_code == 204
 
 
-def test_who_has_no_role_stays_out(sign_on: SignOn, browser: httpx.Client) -> None:
+def test_a_user_without_a_role_stays_out(sign_on: SignOn, browser: httpx.Client) -> None:
     assert sign_on.sign_in(browser, "eve").status_code == 403
     assert browser.get(f"{API}/session").status_code == 401
 
@@ -67,16 +67,14 @@ def test_who_has_no_role_stays_out(sign_on: SignOn, browser: httpx.Client) -> No
 @pytest.mark.parametrize(
     "how", ["alg-none", "other-key", "other-audience", "expired", "other-nonce"]
 )
-def test_a_token_that_is_not_right_opens_nothing(
-    sign_on: SignOn, browser: httpx.Client, how: str
-) -> None:
+def test_an_invalid_token_opens_nothing(sign_on: SignOn, browser: httpx.Client, how: str) -> None:
     sign_on.behave(how)
     answer = sign_on.sign_in(browser, "max")
     assert answer.status_code == 403, answer.text
     assert browser.get(f"{API}/session").status_code == 401
 
 
-def test_an_answer_works_only_in_the_browser_that_asked(
+def test_a_callback_works_only_in_the_browser_that_began(
     sign_on: SignOn, browser: httpx.Client
 ) -> None:
     away = browser.get(f"{API}/auth/oidc/login")
@@ -87,7 +85,7 @@ def test_an_answer_works_only_in_the_browser_that_asked(
     assert browser.get(back).status_code == 403  # and once
 
 
-def test_without_a_provider_there_is_no_such_way(tmp_path: Path) -> None:
+def test_without_a_provider_oidc_is_not_offered(tmp_path: Path) -> None:
     place = ReviewPlace(tmp_path)
     place.store.root.mkdir(parents=True)
     with running_review(place) as running, running.client() as client:

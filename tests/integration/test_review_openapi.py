@@ -1,4 +1,4 @@
-"""The service keeps its own OpenAPI, whatever it is asked (schemathesis)."""
+"""The service conforms to its own OpenAPI, whatever is sent to it (schemathesis)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 @pytest.fixture(scope="module")
 def open_to_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
-    """A service of its own: what is tried here changes its queue."""
+    """A service of its own: the generated requests change its queue."""
     place: ReviewPlace = make_place(tmp_path_factory.mktemp("openapi"), cases=1, columns=32)
     with running_review(place, insecure=True) as running:
         yield running
@@ -30,7 +30,7 @@ def api(open_to_all: RunningReview) -> schemathesis.schemas.BaseSchema:
     return schemathesis.openapi.from_url(f"{open_to_all.url}/api/v1/openapi.json")
 
 
-def test_no_request_breaks_it(api: schemathesis.schemas.BaseSchema) -> None:
+def test_responses_conform_to_the_schema(api: schemathesis.schemas.BaseSchema) -> None:
     """Operation by operation: schemathesis's own pytest plug-in does not know pytest 9.2."""
     checks = [not_a_server_error, content_type_conformance, response_schema_conformance]
     for found in api.get_all_operations():

@@ -30,7 +30,7 @@ from atlas_core.imaging import read_label, read_volume, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.review import QUEUE_DRAINED
 from atlas_core.store import CaseStore
-from atlas_review.auth.sign_in_cache import REMEMBERED_S
+from atlas_review.auth.sign_in_cache import CACHED_S
 from numpy.typing import NDArray
 from PIL import Image
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
@@ -79,7 +79,7 @@ def hand_in(
 
 
 def stored(review: RunningReview) -> tuple[set[str], int]:
-    """Every file of the store but what can be made again, and every label version."""
+    """Every file of the store except derived ones, and the number of label versions."""
     root = review.place.store.root
     files = {
         str(path.relative_to(root))
@@ -166,8 +166,8 @@ def test_guessing_passwords_is_slow(review_place: ReviewPlace) -> None:
         assert client.post("/auth/token", data=right).status_code == 429  # one count for both ways
 
 
-def test_guesses_at_once_are_no_more_than_one_after_the_other(review_place: ReviewPlace) -> None:
-    """Each of them is under way while the others are counted."""
+def test_concurrent_guesses_count_like_consecutive_ones(review_place: ReviewPlace) -> None:
+    """Each of them is pending while the others are counted."""
     with running_review(review_place, login_attempts=3) as running, running.client() as client:
         wrong = {"username": "ann", "password": "guess"}
 
@@ -189,7 +189,7 @@ def sign_in(client: httpx.Client, name: str, password: str, forwarded_for: str) 
 def test_behind_a_proxy_a_guesser_locks_out_nobody_else(
     review_place: ReviewPlace, tmp_path: Path, trusted: str
 ) -> None:
-    """Whether the proxy is named or not; the log says if it is not."""
+    """Whether or not the proxy is trusted; if it is not, the log says so."""
     log = tmp_path / "log"
     fields: dict[str, Any] = {"login_attempts": 2, "trusted_proxies": trusted, "log": log}
     with running_review(review_place, **fields) as running, running.client() as client:
@@ -198,35 +198,37 @@ def test_behind_a_proxy_a_guesser_locks_out_nobody_else(
         assert sign_in(client, "ann", PASSWORD, "203.0.113.5") == 429
         assert sign_in(client, "ann", PASSWORD, "203.0.113.6") == 200
         assert sign_in(client, "ann", PASSWORD, "203.0.113.6") == 200
-    told = [line for line in log.read_text().splitlines() if "a proxy that is not trusted" in line]
-    assert len(told) == (0 if trusted == "127.0.0.1" else 1)
-    assert all("ATLAS_REVIEW_TRUSTED_PROXIES" in line and "127.0.0.1" in line for line in told)
+    logged = [
+        line for line in log.read_text().splitlines() if "a proxy that is not trusted" in line
+    ]
+    assert len(logged) == (0 if trusted == "127.0.0.1" else 1)
+    assert all("ATLAS_REVIEW_TRUSTED_PROXIES" in line and "127.0.0.1" in line for line in logged)
 
 
-def test_who_makes_up_addresses_is_not_free_to_guess(review_place: ReviewPlace) -> None:
+def test_made_up_addresses_do_not_lift_the_limit(review_place: ReviewPlace) -> None:
     fields: dict[str, Any] = {"login_attempts": 1, "trusted_proxies": "10.30.0.0/16"}
     with running_review(review_place, **fields) as running, running.client() as client:
         guesses = [sign_in(client, f"no{n}", "guess", f"10.0.0.{n}") for n in range(11)]
     assert guesses == [401] * 10 + [429]
 
 
-def test_a_locked_address_is_told_with_what_to_do(
+def test_the_log_names_a_locked_address_and_the_remedy(
     review_place: ReviewPlace, tmp_path: Path
 ) -> None:
-    """As of a proxy that says nothing of its clients: nobody can tell that from a guesser."""
+    """Such as a proxy that does not name its clients: it cannot be told from a guesser."""
     log = tmp_path / "log"
     with (
         running_review(review_place, login_attempts=2, log=log) as running,
         running.client() as client,
     ):
         assert [sign_in(client, f"no{n}", "guess", "") for n in range(4)] == [401, 401, 429, 429]
-    told = [line for line in log.read_text().splitlines() if "too many failed sign-ins" in line]
-    assert len(told) == 1
-    assert "ATLAS_REVIEW_TRUSTED_PROXIES" in told[0] and "no0" not in log.read_text()
+    logged = [line for line in log.read_text().splitlines() if "too many failed sign-ins" in line]
+    assert len(logged) == 1
+    assert "ATLAS_REVIEW_TRUSTED_PROXIES" in logged[0] and "no0" not in log.read_text()
 
 
 @pytest.mark.parametrize("wrong", ["*", "proxy.example.org", "10.30.0.1/16", "127.0.0.1,nginx"])
-def test_a_proxy_that_can_never_be_is_refused_at_the_start(wrong: str) -> None:
+def test_an_impossible_proxy_is_refused_at_the_start(wrong: str) -> None:
     from atlas_review.settings import ReviewSettings
     from pydantic import ValidationError
 
@@ -235,7 +237,7 @@ def test_a_proxy_that_can_never_be_is_refused_at_the_start(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["remove", "ann"], ["add-user", "ann", "annotator"]])
-def test_who_is_removed_or_changed_is_signed_out(tmp_path: Path, command: list[str]) -> None:
+def test_a_removed_or_changed_account_is_signed_out(tmp_path: Path, command: list[str]) -> None:
     place = make_place(tmp_path / "place", cases=1, columns=32)
     with running_review(place) as running, running.client("ann") as client:
         assert client.get(f"{API}/queue").status_code == 200
@@ -245,7 +247,7 @@ def test_who_is_removed_or_changed_is_signed_out(tmp_path: Path, command: list[s
             input=b"another good password\n",
             check=True,
         )
-        deadline = time.monotonic() + REMEMBERED_S
+        deadline = time.monotonic() + CACHED_S
         while client.get(f"{API}/queue").status_code != 401:
             assert time.monotonic() < deadline + 60, "still signed in"
             time.sleep(0.2)
@@ -267,14 +269,14 @@ def test_signing_out_leaves_no_cts_in_the_browser(review: RunningReview) -> None
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Host": "evil.example:18030"},  # a name that was made to mean 127.0.0.1
+        {"Host": "evil.example:18030"},  # a name that resolves to 127.0.0.1
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Host": "[::"},
         {"Host": ""},
     ],
 )
-def test_without_signing_in_no_other_site_may_act(
+def test_an_insecure_service_refuses_other_sites(
     insecure: RunningReview, headers: dict[str, str]
 ) -> None:
     with insecure.client() as client:
@@ -292,7 +294,7 @@ def insecure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview
         yield running
 
 
-def test_the_first_start_makes_an_account_and_says_its_password_once(tmp_path: Path) -> None:
+def test_the_first_start_makes_an_account_and_prints_its_password_once(tmp_path: Path) -> None:
     place = ReviewPlace(tmp_path)
     place.store.root.mkdir(parents=True)
     logs = [tmp_path / "first.log", tmp_path / "second.log"]
@@ -307,7 +309,7 @@ def test_the_first_start_makes_an_account_and_says_its_password_once(tmp_path: P
     assert "first start" not in logs[1].read_text()
 
 
-def test_without_signing_in_only_on_this_machine(
+def test_an_insecure_service_listens_on_this_machine_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from atlas_review.settings import ReviewSettings
@@ -342,7 +344,7 @@ def test_volumes_are_cached_by_content_and_come_in_ranges(
     assert "no-cache" in ann.get(case["ct"]["url"].partition("?")[0]).headers["cache-control"]
 
 
-def test_the_label_map_is_what_assembly_says(
+def test_the_label_map_equals_the_assembled_one(
     review: RunningReview, ann: httpx.Client, case: dict[str, Any], tmp_path: Path
 ) -> None:
     store = review.place.store
@@ -374,7 +376,7 @@ def test_the_joint_attention_leaves_out_organs_with_original_labels(
     np.testing.assert_allclose(read_volume(served).voxels, np.max(maps, axis=0), atol=1e-6)
 
 
-def test_regions_come_largest_first_with_their_place(
+def test_regions_come_largest_first_with_their_position(
     ann: httpx.Client, case: dict[str, Any]
 ) -> None:
     answer = ann.get(f"{API}/cases/{case['id']}/regions", params={"organ": "liver"}).json()
@@ -387,7 +389,7 @@ def test_regions_come_largest_first_with_their_place(
     assert all(a <= c <= b for a, c, b in zip(low, region["centroid_ijk"], high, strict=True))
 
 
-def test_regions_of_all_organs_say_whose_they_are(ann: httpx.Client, case: dict[str, Any]) -> None:
+def test_regions_of_all_organs_name_their_organ(ann: httpx.Client, case: dict[str, Any]) -> None:
     url = f"{API}/cases/{case['id']}/regions"
     of_all = ann.get(url).json()["regions"]
     counting = [one["organ"] for one in case["attention"] if one["counts"]]
@@ -400,7 +402,7 @@ def test_regions_of_all_organs_say_whose_they_are(ann: httpx.Client, case: dict[
     assert len(of_all) == sum(len(regions) for regions in each.values())
 
 
-def test_contact_sheets_are_there_before_anybody_asks(tmp_path: Path) -> None:
+def test_contact_sheets_are_rendered_in_advance(tmp_path: Path) -> None:
     place = make_place(tmp_path / "place", cases=2, columns=32)
 
     def sheets() -> dict[str, set[str]]:
@@ -431,15 +433,17 @@ def test_contact_sheets_are_there_before_anybody_asks(tmp_path: Path) -> None:
         wait_for(lambda now: not now[case["id"]] & first[case["id"]] and len(now[case["id"]]) == 1)
 
 
-def test_who_makes_sheets_ahead_ends_with_the_service(tmp_path: Path) -> None:
+def test_the_contact_sheet_worker_ends_with_the_service(tmp_path: Path) -> None:
     place = make_place(tmp_path / "place", cases=1, columns=32)
     with running_review(place, sheet_interval_s=0.1) as running:
         service = psutil.Process(running.process.pid)
-        (ahead,) = [one for one in service.children() if "sheets_ahead" in str(one.cmdline())]
+        (worker,) = [
+            one for one in service.children() if "contact_sheet_worker" in str(one.cmdline())
+        ]
         running.process.send_signal(signal.SIGKILL)
         running.process.wait()
-        ahead.wait()
-        assert not ahead.is_running()
+        worker.wait()
+        assert not worker.is_running()
 
 
 def test_an_archive_holds_volumes_and_colours(ann: httpx.Client, case: dict[str, Any]) -> None:
@@ -465,7 +469,7 @@ def test_a_contact_sheet_shows_three_planes_twice(ann: httpx.Client, case: dict[
 # Labels
 
 
-def test_a_label_goes_in_as_it_was_drawn(
+def test_a_label_is_stored_as_it_was_drawn(
     review: RunningReview, ann: httpx.Client, case: dict[str, Any], tmp_path: Path
 ) -> None:
     before = label_of(case, "stomach")
@@ -488,7 +492,7 @@ def test_a_label_goes_in_as_it_was_drawn(
     assert read_label(served).voxels[12, 12, 4] != 0
 
     stale = hand_in(ann, case["id"], content + b"", organ="stomach", base=before["id"])
-    assert stale.status_code == 201  # the very same mask is the version that is there
+    assert stale.status_code == 201  # the very same mask is the version in force
     mask[10:20, 10:20, 7] = 7
     other = nifti(tmp_path, mask, geometry_of(case))
     with review.client("bob") as bob:
@@ -502,7 +506,7 @@ def test_a_label_goes_in_as_it_was_drawn(
     assert [one["id"] for one in listed["labels"]][-2:] == [version["id"], kept["id"]]
 
 
-def test_a_mask_in_another_axis_order_is_turned(
+def test_a_mask_in_another_axis_order_is_reoriented(
     ann: httpx.Client, case: dict[str, Any], tmp_path: Path
 ) -> None:
     grid = geometry_of(case)
@@ -523,7 +527,7 @@ def test_a_mask_in_another_axis_order_is_turned(
 
 
 def _bomb(folder: Path, case: dict[str, Any]) -> bytes:
-    """A file of kilobytes that is gigabytes when it is decompressed."""
+    """A file of kilobytes that decompresses to much more than its header claims."""
     good = gzip.decompress(nifti(folder, np.zeros(case["shape"], np.uint8), geometry_of(case)))
     return gzip.compress(good[:352] + bytes(1 << 28), 9)
 
@@ -601,10 +605,14 @@ def _hand_in_by_monai(client: httpx.Client, case: dict[str, Any], content: bytes
     return client.put("/datastore/label", params={"image": case["id"]}, files=files)
 
 
-DOORS = {"as a mask": _hand_in_mask, "as a draft": _save_draft, "by MONAI Label": _hand_in_by_monai}
+ENTRIES = {
+    "as a mask": _hand_in_mask,
+    "as a draft": _save_draft,
+    "by MONAI Label": _hand_in_by_monai,
+}
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_mask_is_refused_with_the_reason_and_not_stored(
     review: RunningReview,
@@ -612,13 +620,13 @@ def test_a_bad_mask_is_refused_with_the_reason_and_not_stored(
     case: dict[str, Any],
     tmp_path: Path,
     what: str,
-    door: str,
+    entry: str,
 ) -> None:
     make, status, words = BAD[what]
-    if what == "with unknown values" and door != "as a mask":
-        words = "values" if door == "as a draft" else "no segment"
+    if what == "with unknown values" and entry != "as a mask":
+        words = "values" if entry == "as a draft" else "no segment"
     before = stored(review)
-    answer = DOORS[door](ann, case, make(tmp_path, case))
+    answer = ENTRIES[entry](ann, case, make(tmp_path, case))
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
@@ -627,7 +635,7 @@ def test_a_bad_mask_is_refused_with_the_reason_and_not_stored(
     assert stored(review) == before
 
 
-def test_a_request_without_a_volume_may_be_small_only(review: RunningReview) -> None:
+def test_a_request_without_a_volume_must_be_small(review: RunningReview) -> None:
     with review.client() as client:
         password = {"username": "ann", "password": "x" * (2 << 20)}
         for answer in (
@@ -647,7 +655,7 @@ def test_a_request_without_a_volume_may_be_small_only(review: RunningReview) -> 
         ({"organ": "liver"}, 422, "base"),
     ],
 )
-def test_a_mask_without_a_place_is_refused(
+def test_a_mask_with_a_wrong_target_is_refused(
     review: RunningReview,
     ann: httpx.Client,
     case: dict[str, Any],
@@ -677,7 +685,9 @@ def test_a_path_as_file_name_is_refused(
 
 
 @pytest.mark.parametrize("honest", [True, False], ids=["says so", "just comes"])
-def test_too_much_is_refused_before_it_has_come(review_place: ReviewPlace, honest: bool) -> None:
+def test_an_oversized_body_is_refused_before_it_has_arrived(
+    review_place: ReviewPlace, honest: bool
+) -> None:
     with running_review(review_place, max_upload_bytes=100_000) as running:
         with running.client("ann") as client:
             case_id = client.get(f"{API}/cases").json()["cases"][0]["id"]
@@ -726,7 +736,7 @@ def test_a_killed_service_leaves_nothing_half_written(
 # Drafts
 
 
-def test_a_draft_is_its_authors_alone(
+def test_a_draft_belongs_to_its_author(
     review: RunningReview, ann: httpx.Client, tmp_path: Path
 ) -> None:
     task = ann.get(f"{API}/tasks/2").json()
@@ -744,7 +754,7 @@ def test_a_draft_is_its_authors_alone(
     with review.client("bob") as bob:
         assert bob.get(f"{API}/tasks/2/draft").status_code == 404
         assert bob.delete(f"{API}/tasks/2/draft").status_code == 404
-    for _ in range(2):  # an older draft's file does not stay
+    for _ in range(2):  # the file of an older draft is removed
         ann.put(f"{API}/tasks/2/draft", content=labels)
     drafts = list(CaseStore(review.place.store.root).root.rglob("drafts/*.nii.gz"))
     assert len(drafts) == 1
@@ -752,7 +762,7 @@ def test_a_draft_is_its_authors_alone(
     with review.client("admin") as manager:
         entries = manager.get(f"{API}/audit", params={"limit": 100}).json()["entries"]
     said = [one["action"] for one in entries if one["detail"] == {"task": 2}]
-    assert said == ["drop draft", "begin draft"]  # newest first; what was saved over is no news
+    assert said == ["drop draft", "begin draft"]  # newest first; later saves are not recorded
     assert ann.get(f"{API}/tasks/2/draft").status_code == 404
     assert ann.put(f"{API}/tasks/2/draft", content=b"nonsense").status_code == 422
 
@@ -804,7 +814,7 @@ def test_a_case_from_lease_to_revision(tmp_path: Path) -> None:
 
 
 class _Prefect(BaseHTTPRequestHandler):
-    """Refuses the first delivery, takes the second."""
+    """Refuses the first delivery and accepts the second."""
 
     received: list[dict[str, Any]]
     refuse: int
@@ -822,7 +832,7 @@ class _Prefect(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def test_a_drained_queue_is_told_until_it_is_heard(tmp_path: Path) -> None:
+def test_a_drained_queue_is_reported_until_the_report_arrives(tmp_path: Path) -> None:
     server: Any = HTTPServer(("127.0.0.1", 0), _Prefect)
     server.received = []
     server.signed_in = set()
@@ -855,7 +865,7 @@ def test_a_drained_queue_is_told_until_it_is_heard(tmp_path: Path) -> None:
 # The page
 
 
-def test_browsers_are_told_what_the_page_may_do(review: RunningReview) -> None:
+def test_headers_restrict_what_the_page_may_do(review: RunningReview) -> None:
     with review.client() as client:
         answer = client.get("/healthz")
         policy = answer.headers["content-security-policy"]

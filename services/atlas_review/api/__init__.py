@@ -1,4 +1,5 @@
-"""The REST API. One module per resource, each with its `router`; here is what both APIs use."""
+"""The REST API. One module per resource, each with its `router`; this face offers what the
+MONAI Label API shares with it."""
 
 import lazy_loader
 

@@ -1,20 +1,25 @@
 from .access import SignedIn, TheReview, annotator_of, identity
 from .body_limit import BodyLimit
-from .downloads import VOLUME_TYPE, file_answer
-from .uploads import MULTIPART_FILE, Received, file_of, label_on_grid, on_disk, received_form
+from .downloads import VOLUME_TYPE, file_response
+from .forms import MULTIPART_FILE, file_in, received_form
+from .paths import API_PREFIX
+from .problems import PROBLEM_RESPONSES, answer_with_problems, problem
+from .session import check_password
 
 __all__ = [
+    "API_PREFIX",
     "MULTIPART_FILE",
+    "PROBLEM_RESPONSES",
     "VOLUME_TYPE",
     "BodyLimit",
-    "Received",
     "SignedIn",
     "TheReview",
     "annotator_of",
-    "file_answer",
-    "file_of",
+    "answer_with_problems",
+    "check_password",
+    "file_in",
+    "file_response",
     "identity",
-    "label_on_grid",
-    "on_disk",
+    "problem",
     "received_form",
 ]

@@ -1,4 +1,4 @@
-"""Who asks, and whether he may: sessions with CSRF tokens, bearer tokens, roles."""
+"""Who is calling, and what they may do: sessions with CSRF tokens, bearer tokens, roles."""
 
 from __future__ import annotations
 
@@ -8,71 +8,80 @@ from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from atlas_core.addresses import is_loopback
-from atlas_core.review import Annotator
+from atlas_core.review import Annotator, SignIn
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from atlas_review.auth import Identity, Role, known_roles
-from atlas_review.problems import NotAllowed, NotSignedIn
-from atlas_review.service import Review, review_of
+from atlas_review.auth import Identity, Role, roles_named
+from atlas_review.errors import NotAllowed, NotSignedIn
+from atlas_review.service import Review
 
 SESSION_COOKIE: Final = "atlasloop_session"
 CSRF_HEADER: Final = "X-CSRF-Token"
 
-ANYBODY: Final = "anonymous"
-"""Who asks an insecure service."""
+ANONYMOUS: Final = "anonymous"
+"""Every caller of an insecure service."""
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
+def review_of(request: Request) -> Review:
+    """The service that answers `request`."""
+    review: Review = request.app.state.review
+    return review
+
+
 async def identity(request: Request) -> Identity:
-    """Who asks.
+    """The caller.
 
     Raises:
-        NotSignedIn: nobody knows.
-        NotAllowed: a browser that writes without its CSRF token.
+        NotSignedIn: no valid session or token came with the request.
+        NotAllowed: a browser writes without its CSRF token.
     """
     review = review_of(request)
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        found = await _by_token(review, token.strip())
+        found = await _identity_by_token(review, token.strip())
         if found is not None:
             return found
     elif (cookie := request.cookies.get(SESSION_COOKIE)) is not None:
-        found = await _by_session(review, cookie)
+        found = await _identity_by_session(review, cookie)
         if found is not None:
             _require_csrf(request, found)
             return found
     if review.settings.insecure:
         _require_this_machine(request)
-        return Identity(ANYBODY, (Role.MANAGER,), "insecure")
-    raise NotSignedIn(review.ways_to_sign_in)
+        return Identity(ANONYMOUS, (Role.MANAGER,), "insecure")
+    raise NotSignedIn(review.sign_in_methods)
 
 
-async def _by_token(review: Review, token: str) -> Identity | None:
+async def _identity_by_token(review: Review, token: str) -> Identity | None:
     machine = review.accounts.by_token(token)
     if machine is not None:
         return machine
-    sign_in = review.sign_ins.remembered("bearer", token) or await run_in_threadpool(
-        review.sign_ins.find, "bearer", token
-    )
+    sign_in = await _sign_in(review, "bearer", token)
     if sign_in is None:
         return None
-    return Identity(sign_in.user, known_roles(sign_in.roles), "bearer")
+    return Identity(sign_in.user, roles_named(sign_in.roles), "bearer")
 
 
-async def _by_session(review: Review, cookie: str) -> Identity | None:
-    sign_in = review.sign_ins.remembered("session", cookie) or await run_in_threadpool(
-        review.sign_ins.find, "session", cookie
-    )
+async def _identity_by_session(review: Review, cookie: str) -> Identity | None:
+    sign_in = await _sign_in(review, "session", cookie)
     if sign_in is None:
         return None
-    return Identity(sign_in.user, known_roles(sign_in.roles), "session", sign_in.csrf_token)
+    return Identity(sign_in.user, roles_named(sign_in.roles), "session", sign_in.csrf_token)
+
+
+async def _sign_in(review: Review, kind: str, secret: str) -> SignIn | None:
+    """Only a sign-in that is not in the cache costs a thread and a query."""
+    return review.sign_ins.cached(kind, secret) or await run_in_threadpool(
+        review.sign_ins.find, kind, secret
+    )
 
 
 def _require_this_machine(request: Request) -> None:
-    """Where nobody signs in, a page from elsewhere must not act through a browser on this machine:
-    neither by a form, nor by a name that was made to mean 127.0.0.1."""
+    """Where nobody signs in, refuse what another site sends through a browser on this machine: by a
+    form, or by a host name that resolves to 127.0.0.1 (DNS rebinding)."""
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     try:
         name = urlsplit(f"//{host}").hostname or ""
@@ -100,8 +109,8 @@ def _require_csrf(request: Request, found: Identity) -> None:
         )
 
 
-def with_role(role: Role) -> Callable[[Request], Awaitable[Identity]]:
-    """A dependency: who asks, if he may act as `role`."""
+def requires(role: Role) -> Callable[[Request], Awaitable[Identity]]:
+    """A dependency: the caller, who must have `role` or a higher one."""
 
     async def dependency(request: Request) -> Identity:
         found = await identity(request)
@@ -117,12 +126,12 @@ def with_role(role: Role) -> Callable[[Request], Awaitable[Identity]]:
     return dependency
 
 
-SignedIn = Annotated[Identity, Depends(with_role(Role.ANNOTATOR))]
-AsReader = Annotated[Identity, Depends(with_role(Role.READER))]
-AsManager = Annotated[Identity, Depends(with_role(Role.MANAGER))]
+SignedIn = Annotated[Identity, Depends(requires(Role.ANNOTATOR))]
+AsReader = Annotated[Identity, Depends(requires(Role.READER))]
+AsManager = Annotated[Identity, Depends(requires(Role.MANAGER))]
 TheReview = Annotated[Review, Depends(review_of)]
 
 
 def annotator_of(found: Identity) -> Annotator:
-    """`found` as the queue knows people."""
+    """The caller as the revision queue sees them."""
     return Annotator(found.user, second_reader=found.may(Role.READER))

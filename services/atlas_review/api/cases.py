@@ -11,10 +11,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_review.api.access import SignedIn, TheReview
-from atlas_review.api.downloads import file_answer
-from atlas_review.label_view import API, LabelView, label_view
+from atlas_review.api.downloads import file_response
+from atlas_review.api.label_view import LabelView, label_view
+from atlas_review.api.paths import API_PREFIX
 from atlas_review.service import Review
-from atlas_review.volumes import OrganRegion, ServedFile, pieces, write_archive
+from atlas_review.volumes import CaseFile, OrganRegion, read_chunks, write_archive
 
 router = APIRouter(tags=["cases"])
 
@@ -25,11 +26,11 @@ OrganQuery = Annotated[str | None, Query(max_length=63)]
 
 
 class FileView(BaseModel):
-    """A volume: where it is, and what names its content."""
+    """A volume: its address, and a checksum that identifies its content."""
 
     url: str
     sha256: str = Field(
-        description="Of the content; for a derived volume, of what it is made from. Its ETag."
+        description="Of the content; for a derived volume, of its inputs. Also its ETag."
     )
 
 
@@ -52,10 +53,10 @@ class CaseView(BaseModel):
     spacing_mm: tuple[float, float, float]
     ct: FileView
     labels: list[LabelView] = Field(description="The label in force of each organ.")
-    label_map: FileView | None = Field(description="All of them in one map; None without labels.")
-    attention: list[AttentionView] = Field(description="By falling size.")
-    attention_map: FileView | None = Field(description="The larger value of all that count.")
-    readings: list[str] = Field(description="Readings under which it is scored.")
+    label_map: FileView | None = Field(description="All labels in one map; null without labels.")
+    attention: list[AttentionView] = Field(description="By falling attention size.")
+    attention_map: FileView | None = Field(description="The largest value of all that count.")
+    readings: list[str] = Field(description="Readings under which the case is scored.")
     flagged: bool
     flag_reason: str
 
@@ -68,7 +69,7 @@ class CaseList(BaseModel):
 
 
 class RegionList(BaseModel):
-    """Attended regions of one organ, or of all."""
+    """Attended regions of one organ, or of all organs that count."""
 
     threshold: float
     regions: list[OrganRegion]
@@ -81,7 +82,7 @@ class LabelList(BaseModel):
 
 
 class Flag(BaseModel):
-    """Another look is wanted, or no longer."""
+    """Whether a case needs another look."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -90,7 +91,7 @@ class Flag(BaseModel):
 
 
 class Flagged(BaseModel):
-    """How it is now."""
+    """The flag as it is now."""
 
     flagged: bool
 
@@ -124,10 +125,10 @@ def see_regions(
     organ: OrganQuery = None,
     threshold: Annotated[float | None, Query(ge=0, le=2)] = None,
 ) -> RegionList:
-    """Connected groups of attended voxels, largest first; without organ: of each that counts."""
+    """Attended regions, largest first; without an organ, those of each organ that counts."""
     case = review.catalog.case(case_id)
-    from_on = review.settings.region_threshold if threshold is None else threshold
-    return RegionList(threshold=from_on, regions=review.files.regions(case, organ, from_on))
+    lowest = review.settings.region_threshold if threshold is None else threshold
+    return RegionList(threshold=lowest, regions=review.files.regions(case, organ, lowest))
 
 
 @router.get("/cases/{case_id}/ct.nii.gz", response_class=Response)
@@ -136,16 +137,16 @@ def download_ct(
 ) -> Response:
     """The CT, as it was imported."""
     case = review.catalog.case(case_id)
-    return file_answer(request, review.files.ct(case), f"{case.id}_ct.nii.gz")
+    return file_response(request, review.files.ct(case), f"{case.id}_ct.nii.gz")
 
 
 @router.get("/cases/{case_id}/label_map.nii.gz", response_class=Response)
 def download_label_map(
     request: Request, review: TheReview, who: SignedIn, case_id: CaseIdPath
 ) -> Response:
-    """All organs in one map: of each the label in force."""
+    """The label in force of every organ, in one map."""
     case = review.catalog.case(case_id)
-    return file_answer(request, review.files.label_map(case), f"{case.id}_labels.nii.gz")
+    return file_response(request, review.files.label_map(case), f"{case.id}_labels.nii.gz")
 
 
 @router.get("/cases/{case_id}/attention.nii.gz", response_class=Response)
@@ -156,10 +157,10 @@ def download_attention(
     case_id: CaseIdPath,
     organ: OrganQuery = None,
 ) -> Response:
-    """The attention map of one organ, or the larger value of all that count."""
+    """The attention map of one organ, or the largest value of all that count."""
     case = review.catalog.case(case_id)
-    file = review.files.attention_of(case.id, organ)
-    return file_answer(request, file, f"{case.id}_attention_{organ or 'all'}.nii.gz")
+    file = review.files.attention_map(case.id, organ)
+    return file_response(request, file, f"{case.id}_attention_{organ or 'all'}.nii.gz")
 
 
 @router.get("/cases/{case_id}/download.zip", response_class=Response)
@@ -167,11 +168,11 @@ def download_archive(review: TheReview, who: SignedIn, case_id: CaseIdPath) -> R
     """CT, label map and attention map, with colours for ITK-SNAP and 3D Slicer."""
     case = review.catalog.case(case_id)
     files = {"ct.nii.gz": review.files.ct(case), "labels.nii.gz": review.files.label_map(case)}
-    if review.files.attention(case.id):
-        files["attention.nii.gz"] = review.files.attention_of(case.id, None)
+    if review.files.organ_attention(case.id):
+        files["attention.nii.gz"] = review.files.attention_map(case.id, None)
     archive = write_archive(case.id, files, review.settings.organs)
     headers = {"Content-Disposition": f'attachment; filename="{case.id}.zip"'}
-    return StreamingResponse(pieces(archive), media_type="application/zip", headers=headers)
+    return StreamingResponse(read_chunks(archive), media_type="application/zip", headers=headers)
 
 
 @router.get("/cases/{case_id}/contact-sheet.png", response_class=Response)
@@ -181,7 +182,7 @@ def contact_sheet(
     """Three planes with labels (above) and attention (below)."""
     case = review.catalog.case(case_id)
     sheet = review.files.contact_sheet(case)
-    return file_answer(request, sheet, f"{case.id}.png", "image/png")
+    return file_response(request, sheet, f"{case.id}.png", "image/png")
 
 
 @router.get("/cases/{case_id}/labels")
@@ -192,7 +193,7 @@ def see_labels(
     organ: OrganQuery = None,
     source: Annotated[str | None, Query(max_length=16)] = None,
 ) -> LabelList:
-    """Every version from every source, and what was kept as a conflict."""
+    """Every version from every source, including those kept as conflicts."""
     case = review.catalog.case(case_id)
     found = review.versions.versions(case.id, organ)
     return LabelList(
@@ -208,24 +209,24 @@ def download_label(
     case_id: CaseIdPath,
     version_id: Annotated[str, Path(max_length=32)],
 ) -> Response:
-    """The file of one version; `value` in its description means the organ."""
+    """The file of one version; its `value` is the voxel value of the organ."""
     version = review.versions.version(case_id, version_id)
     name = f"{case_id}_{version.organ}_{version.source.value}-{version.id}.nii.gz"
-    return file_answer(request, review.files.label(version), name)
+    return file_response(request, review.files.label(version), name)
 
 
 @router.put("/cases/{case_id}/flag")
 def flag(review: TheReview, who: SignedIn, case_id: CaseIdPath, body: Flag) -> Flagged:
-    """Mark a case for another look, or take the mark away."""
+    """Flag a case for another look, or remove the flag."""
     review.cases.flag(case_id, who.user, body.flagged, body.reason)
     return Flagged(flagged=body.flagged)
 
 
 def case_view(review: Review, case: Case) -> CaseView:
-    """`case` as its page shows it."""
-    base = f"{API}/cases/{case.id}"
+    """`case` with all that its page needs."""
+    address = f"{API_PREFIX}/cases/{case.id}"
     labels = [v for v in review.versions.versions(case.id) if v.in_force]
-    attention = review.files.attention(case.id)
+    attention = review.files.organ_attention(case.id)
     reason = review.cases.flag_of(case.id)
     return CaseView(
         id=case.id,
@@ -234,9 +235,9 @@ def case_view(review: Review, case: Case) -> CaseView:
         shape=case.shape,
         affine=case.affine,
         spacing_mm=case.geometry.spacing_mm,
-        ct=_file_view(review.files.ct(case), f"{base}/ct.nii.gz"),
+        ct=_file_view(review.files.ct(case), f"{address}/ct.nii.gz"),
         labels=[label_view(version) for version in labels],
-        label_map=_file_view(review.files.label_map(case), f"{base}/label_map.nii.gz")
+        label_map=_file_view(review.files.label_map(case), f"{address}/label_map.nii.gz")
         if labels
         else None,
         attention=[
@@ -244,13 +245,13 @@ def case_view(review: Review, case: Case) -> CaseView:
                 organ=one.organ,
                 attention_ml=one.attention_ml,
                 counts=one.counts,
-                url=f"{base}/attention.nii.gz?organ={one.organ}&v={one.file.sha256}",
+                url=f"{address}/attention.nii.gz?organ={one.organ}&v={one.file.sha256}",
                 sha256=one.file.sha256,
             )
             for one in attention
         ],
         attention_map=_file_view(
-            review.files.attention_of(case.id, None), f"{base}/attention.nii.gz"
+            review.files.attention_map(case.id, None), f"{address}/attention.nii.gz"
         )
         if attention
         else None,
@@ -260,5 +261,5 @@ def case_view(review: Review, case: Case) -> CaseView:
     )
 
 
-def _file_view(file: ServedFile, address: str) -> FileView:
+def _file_view(file: CaseFile, address: str) -> FileView:
     return FileView(url=f"{address}?v={file.sha256}", sha256=file.sha256)

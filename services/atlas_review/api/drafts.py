@@ -1,32 +1,28 @@
-"""Drafts of drawings: kept while somebody works, dropped when the labels are handed in."""
+"""Drafts: a task's unfinished label map, kept for its author until the labels are handed in."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
-from atlas_core.errors import InvalidInput, NotFound, UnknownLabel
+from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.imaging import Volume
 from atlas_core.records import Case
 from atlas_core.review import Draft
-from fastapi import Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from atlas_review.api.access import SignedIn, TheReview
-from atlas_review.api.downloads import file_answer
-from atlas_review.api.labels import router
+from atlas_review.api.downloads import file_response
 from atlas_review.api.queue import TaskId
-from atlas_review.api.uploads import (
-    label_on_grid,
-)
 from atlas_review.service import Review
-from atlas_review.volumes import ServedFile
+from atlas_review.volumes import CaseFile, label_on_grid, require_organ_values
+
+router = APIRouter(tags=["labels"])
 
 _BASES: Final = TypeAdapter(dict[str, str])
-
 
 DRAFT_BODY: Final = {
     "requestBody": {
@@ -56,24 +52,24 @@ async def save_draft(
     """Keep your unfinished label map of this task; only you see it."""
     task = await run_in_threadpool(review.queue.task, task_id)
     case = await run_in_threadpool(review.catalog.case, task.case_id)
-    base = _bases(x_base)
+    base = _parsed_bases(x_base)
     with review.store.incoming() as folder:
         path = folder / "draft"
         with path.open("wb") as file:
-            async for piece in request.stream():
-                file.write(piece)
+            async for chunk in request.stream():
+                file.write(chunk)
         label = await review.on_volume(label_on_grid, path, case)
-    _require_values(label.values, review, case)
+    require_organ_values(label, case, review.settings.organs)
     volume = Volume(label.voxels, case.geometry)
-    return await review.on_volume(_keep_draft, review, who.user, task_id, case, volume, base)
+    return await review.on_volume(_store_draft, review, who.user, task_id, case, volume, base)
 
 
 @router.get("/tasks/{task_id}/draft", response_class=Response)
 def load_draft(request: Request, review: TheReview, who: SignedIn, task_id: TaskId) -> Response:
     """Your unfinished label map of this task; X-Base says what it was made from."""
     draft = review.drafts.find(task_id, who.user)
-    file = ServedFile(review.store.path(draft.path), draft.sha256)
-    answer = file_answer(request, file, f"task-{task_id}_draft.nii.gz")
+    file = CaseFile(review.store.path(draft.path), draft.sha256)
+    answer = file_response(request, file, f"task-{task_id}_draft.nii.gz")
     answer.headers["X-Base"] = json.dumps(draft.base)
     answer.headers["Last-Modified"] = draft.saved_at.strftime("%a, %d %b %Y %H:%M:%S GMT")
     return answer
@@ -81,34 +77,22 @@ def load_draft(request: Request, review: TheReview, who: SignedIn, task_id: Task
 
 @router.delete("/tasks/{task_id}/draft", status_code=204)
 def drop_draft(review: TheReview, who: SignedIn, task_id: TaskId) -> None:
-    """Forget your unfinished label map of this task."""
-    old = review.drafts.drop(task_id, who.user)
-    if old is None:
+    """Delete your unfinished label map of this task."""
+    path = review.drafts.drop(task_id, who.user)
+    if path is None:
         raise NotFound("no draft of yours", got=f"task {task_id}")
     review.audit.add(datetime.now(UTC), who.user, "drop draft", {"task": task_id})
-    review.store.remove(old)
+    review.store.remove(path)
 
 
-def _require_values(values: Iterable[int], review: Review, case: Case) -> None:
-    known = {0, *review.settings.organs.labels}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UnknownLabel(
-            "the label map holds values that are no organ",
-            case=case.id,
-            expected=", ".join(str(value) for value in sorted(known)),
-            got=", ".join(str(value) for value in unknown[:8]),
-        )
-
-
-def _bases(text: str) -> dict[str, str]:
+def _parsed_bases(text: str) -> dict[str, str]:
     try:
         return _BASES.validate_json(text)
     except ValidationError:
         raise InvalidInput("X-Base cannot be read", expected='JSON as {"liver": "12"}') from None
 
 
-def _keep_draft(
+def _store_draft(
     review: Review, user: str, task_id: int, case: Case, label_map: Volume, base: dict[str, str]
 ) -> SavedDraft:
     stored = review.store.write_draft(case.id, label_map)
@@ -120,9 +104,9 @@ def _keep_draft(
         base=base,
         saved_at=datetime.now(UTC),
     )
-    old = review.drafts.save(draft)
-    if old is None:  # what autosave does every few seconds is no news
+    replaced = review.drafts.save(draft)
+    if replaced is None:  # later saves come every few seconds and are not worth an entry
         review.audit.add(draft.saved_at, user, "begin draft", {"task": task_id})
     else:
-        review.store.remove(old)
+        review.store.remove(replaced)
     return SavedDraft(saved_at=draft.saved_at, sha256=draft.sha256)

@@ -1,4 +1,4 @@
-"""Is it alive, can it work, what has it counted."""
+"""Liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """How it is."""
+    """State of the service."""
 
     status: str
 
@@ -27,7 +27,7 @@ async def alive() -> Health:
 
 @router.get("/readyz")
 def ready(review: TheReview) -> Health:
-    """Database and case store are there."""
+    """The database and the case store can be reached."""
     review.queue.counts(Wanted())
     if not review.store.root.is_dir():
         raise Unavailable("the case store is missing")

@@ -1,8 +1,8 @@
-"""Labels handed in over HTTP, and drafts."""
+"""Masks of one organ, handed in over HTTP."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from atlas_core.errors import InvalidInput, UnknownLabel
 from atlas_core.imaging import Volume
@@ -11,19 +11,12 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from atlas_review.api.access import SignedIn, TheReview
+from atlas_review.api.forms import MULTIPART_FILE, file_in, received_form
+from atlas_review.api.label_view import LabelView, label_view
 from atlas_review.api.queue import MAX_ID
-from atlas_review.api.uploads import (
-    MULTIPART_FILE,
-    Received,
-    file_of,
-    label_on_grid,
-    on_disk,
-    organ_mask_of,
-    received_form,
-)
-from atlas_review.label_view import LabelView, label_view
 from atlas_review.service import Review
 from atlas_review.submissions import MaskSubmission, submit_mask
+from atlas_review.volumes import organ_mask, read_upload
 
 router = APIRouter(tags=["labels"])
 
@@ -40,20 +33,22 @@ async def hand_in(
     ],
     task: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
     value: Annotated[
-        int | None, Query(ge=1, le=255, description="Voxel value that means the organ.")
+        int | None, Query(ge=1, le=255, description="Voxel value of the organ in the mask.")
     ] = None,
 ) -> LabelView:
-    """Hand in the mask of one organ on the grid of the CT; it is a new version."""
-    case = await run_in_threadpool(_case_and_organ, review, case_id, organ)
-    await run_in_threadpool(_require_task, review, case_id, task)
+    """Hand in the mask of one organ, on the grid of the CT, as a new version."""
+    case = await run_in_threadpool(_case_with_organ, review, case_id, organ)
+    await run_in_threadpool(_require_task_of_case, review, case_id, task)
     async with received_form(request) as form:
-        received = file_of(form, "label", plain_name=True)
-        mask = await review.on_volume(_checked_mask, review, case, received, value)
+        content = file_in(form, "label", plain_name=True)
+        mask = await review.on_volume(_read_mask, review, case, content, value)
     submission = MaskSubmission(case, organ, mask, who.user, base, task)
-    return label_view(await review.on_volume(submit_mask, review, submission))
+    return label_view(
+        await review.on_volume(submit_mask, review.store, review.versions, submission)
+    )
 
 
-def _case_and_organ(review: Review, case_id: str, organ: str) -> Case:
+def _case_with_organ(review: Review, case_id: str, organ: str) -> Case:
     if organ not in review.settings.organs:
         raise UnknownLabel(
             f"unknown organ {organ!r}",
@@ -64,11 +59,10 @@ def _case_and_organ(review: Review, case_id: str, organ: str) -> Case:
     return review.catalog.case(case_id)
 
 
-def _require_task(review: Review, case_id: str, task_id: int | None) -> None:
+def _require_task_of_case(review: Review, case_id: str, task_id: int | None) -> None:
     if task_id is not None and review.queue.task(task_id).case_id != case_id:
         raise InvalidInput("the task is about another case", case=case_id, got=f"task {task_id}")
 
 
-def _checked_mask(review: Review, case: Case, received: Received, value: int | None) -> Volume:
-    with on_disk(review.store, received.content) as path:
-        return organ_mask_of(label_on_grid(path, case), case, value)
+def _read_mask(review: Review, case: Case, content: BinaryIO, value: int | None) -> Volume:
+    return organ_mask(read_upload(review.store, content, case), case, value)

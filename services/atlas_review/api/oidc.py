@@ -1,4 +1,4 @@
-"""Sign-in by an OpenID provider: authorization code with PKCE; authlib checks what comes back."""
+"""Sign-in by an OpenID provider: authorization code with PKCE. authlib validates the tokens."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.sessions import SessionMiddleware
 
 from atlas_review.api.access import TheReview
+from atlas_review.api.paths import API_PREFIX
 from atlas_review.api.session import start_session
 from atlas_review.auth import Identity, Role
-from atlas_review.label_view import API
-from atlas_review.problems import NotAllowed
+from atlas_review.errors import NotAllowed
 from atlas_review.service import Review, signing_secret
 from atlas_review.settings import ReviewSettings
 
 router = APIRouter(tags=["session"])
 
-CALLBACK: Final = f"{API}/auth/oidc/callback"
+CALLBACK: Final = f"{API_PREFIX}/auth/oidc/callback"
 
 ASYMMETRIC: Final = re.compile(r"(RS|PS|ES)(256|384|512)|EdDSA|Ed25519")
-"""Providers may list "none" and shared-secret algorithms; a token is signed by their key alone."""
+"""Signing algorithms that are accepted. Providers may also list "none" and shared-secret ones, with
+which others than the provider could sign."""
 
 
-def install(app: FastAPI, settings: ReviewSettings) -> None:
+def install_provider(app: FastAPI, settings: ReviewSettings) -> None:
     """Offer sign-in by the configured provider; without one, the addresses do not exist."""
-    app.include_router(router, prefix=API)
+    app.include_router(router, prefix=API_PREFIX)
     if settings.oidc_issuer is None:
         app.state.provider = None
         return
-    # Loaded where it is used only: it warns at import about the HTTP client that it shares with us.
+    # Imported only where it is used: on import it warns about the HTTP client that we share.
     from authlib.integrations.starlette_client import OAuth
 
     secret = settings.oidc_client_secret
@@ -55,14 +56,14 @@ def install(app: FastAPI, settings: ReviewSettings) -> None:
             "token_endpoint_auth_method": "client_secret_basic" if secret else "none",
         },
     )
-    # Keeps state, nonce and verifier of a sign-in under way, in the browser that began it. It must
-    # be "lax": the provider sends the browser back from another site.
+    # The cookie holds state, nonce and verifier while a browser is at the provider. It must be
+    # "lax", as the browser comes back from another site.
     app.add_middleware(
         SessionMiddleware,
         secret_key=signing_secret(settings).decode(),
         session_cookie="atlasloop_oidc",
         max_age=600,
-        path=f"{API}/auth/oidc",
+        path=f"{API_PREFIX}/auth/oidc",
         same_site="lax",
         https_only=(settings.public_url or "").startswith("https://"),
     )
@@ -70,18 +71,20 @@ def install(app: FastAPI, settings: ReviewSettings) -> None:
 
 @router.get("/auth/oidc/login", response_class=Response)
 async def login(request: Request, review: TheReview) -> Response:
-    """Off to the provider."""
+    """Redirect to the provider."""
     provider = await _provider(request, review)
     try:
-        answer: Response = await provider.authorize_redirect(request, _callback(request, review))
+        answer: Response = await provider.authorize_redirect(
+            request, _callback_url(request, review)
+        )
     except (httpx.HTTPError, AuthlibBaseError) as error:
-        raise _away(error) from None
+        raise _unreachable(error) from None
     return answer
 
 
 @router.get("/auth/oidc/callback", response_class=Response)
 async def callback(request: Request, review: TheReview) -> Response:
-    """Back from the provider: check what it says, and start a session."""
+    """Return from the provider: validate its tokens and start a session."""
     provider = await _provider(request, review)
     issuer = provider.server_metadata["issuer"]
     options = {
@@ -95,20 +98,20 @@ async def callback(request: Request, review: TheReview) -> Response:
             "the sign-in did not succeed", got=type(error).__name__, remedy="sign in again"
         ) from None
     except httpx.HTTPError as error:
-        raise _away(error) from None
+        raise _unreachable(error) from None
     if not token.get("userinfo"):
         raise NotAllowed("the provider sent no identity", remedy="ask for the scope openid")
     who = identity_of(token["userinfo"], review.settings)
     answer = RedirectResponse("/", status_code=303)
-    await run_in_threadpool(_begin, request, answer, review, who)
+    await run_in_threadpool(_start_session, request, answer, review, who)
     return answer
 
 
 def identity_of(claims: Mapping[str, Any], settings: ReviewSettings) -> Identity:
-    """Who has these claims, with the roles that the settings give him.
+    """The user with these claims, and the roles that the settings map them to.
 
     Raises:
-        NotAllowed: nothing gives him a role.
+        NotAllowed: no claim maps to a role, and there is no default role.
     """
     name = str(claims.get(settings.oidc_name_claim) or "")
     if not re.fullmatch(USER_NAME, name):
@@ -131,20 +134,20 @@ def identity_of(claims: Mapping[str, Any], settings: ReviewSettings) -> Identity
     return Identity(name, tuple(sorted(set(roles))), "session")
 
 
-def _begin(request: Request, answer: Response, review: Review, who: Identity) -> None:
+def _start_session(request: Request, answer: Response, review: Review, who: Identity) -> None:
     start_session(request, answer, review, who)
     review.audit.add(datetime.now(UTC), who.user, "sign in", {"by": "oidc"})
 
 
 async def _provider(request: Request, review: Review) -> Any:
-    """authlib's client of the provider, with metadata that can be trusted."""
+    """authlib's client of the provider, its metadata checked and its algorithms restricted."""
     provider = request.app.state.provider
     if provider is None:
         raise NotFound("no OpenID provider is configured")
     try:
         metadata = await provider.load_server_metadata()
     except httpx.HTTPError as error:
-        raise _away(error) from None
+        raise _unreachable(error) from None
     if str(metadata.get("issuer", "")).rstrip("/") != review.settings.oidc_issuer:
         raise Unavailable(
             "the provider calls itself otherwise",
@@ -158,10 +161,10 @@ async def _provider(request: Request, review: Review) -> Any:
     return provider
 
 
-def _callback(request: Request, review: Review) -> str:
+def _callback_url(request: Request, review: Review) -> str:
     base = review.settings.public_url or str(request.base_url).rstrip("/")
     return f"{base}{CALLBACK}"
 
 
-def _away(error: Exception) -> Unavailable:
+def _unreachable(error: Exception) -> Unavailable:
     return Unavailable("the OpenID provider does not answer", got=type(error).__name__)

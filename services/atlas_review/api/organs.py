@@ -1,4 +1,4 @@
-"""The vocabulary over HTTP: organs and error types."""
+"""The vocabulary: organs and error types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class OrganView(BaseModel):
     """One annotated structure."""
 
     name: str
-    label: int = Field(description="Its voxel value in label maps.")
+    label: int = Field(description="Voxel value in label maps.")
     color: str = Field(description="#rrggbb")
 
 

@@ -1,4 +1,4 @@
-"""The queue over HTTP: lists, leases, verdicts, and the ends of a revision."""
+"""The revision queue: lists, leases, verdicts, and the ways to end a task."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class _Body(BaseModel):
 class QueueView(BaseModel):
     """The queue, and a page of it."""
 
-    counts: TaskCounts = Field(description="Of the dataset and organ asked for, in any state.")
-    total: int = Field(description="Tasks that fit all filters.")
+    counts: TaskCounts = Field(description="Tasks by state, of the requested dataset and organ.")
+    total: int = Field(description="Tasks that match all filters.")
     datasets: list[str]
     tasks: list[Task]
 
@@ -65,14 +65,14 @@ class OpenTasks(_Body):
 
 
 class NextTask(_Body):
-    """Which case is wanted; nothing: the one that needs revision most."""
+    """Filters of the next case; without any, it is the one that needs revision most."""
 
     dataset: str | None = Field(default=None, max_length=63)
     organ: str | None = Field(default=None, max_length=63)
 
 
 class Judgement(_Body):
-    """What an annotator says of one organ."""
+    """An annotator's verdict on one organ."""
 
     verdict: Verdict
     error_type: str | None = Field(default=None, max_length=63, description="See /error-types.")
@@ -86,7 +86,7 @@ class Confirmation(_Body):
 
 
 class Revision(_Body):
-    """The label versions that make the revision."""
+    """The label versions that make up the revision."""
 
     seconds_spent: Seconds = 0.0
     labels: dict[str, str] = Field(max_length=255, description="Organ → id of its new version.")
@@ -100,7 +100,7 @@ class Skip(_Body):
 
 
 class Reopening(_Body):
-    """Why a case is opened again."""
+    """Why a task is reopened."""
 
     reason: Text
 
@@ -130,7 +130,7 @@ def see_queue(
     offset: Offset = 0,
     limit: Limit = 50,
 ) -> QueueView:
-    """Progress, and the tasks that fit the filters, those first that need revision most."""
+    """Progress, and the tasks that match the filters, most urgent first."""
     wanted = Wanted(dataset, organ, state, assignee)
     total, tasks = review.queue.page(wanted, offset, limit)
     return QueueView(
@@ -157,15 +157,15 @@ def open_tasks(review: TheReview, who: AsManager, body: OpenTasks) -> OpenedTask
 @router.post(
     "/queue/next",
     response_model=Task,
-    responses={204: {"description": "Nothing is left for you."}},
+    responses={204: {"description": "No task is left for you."}},
 )
 async def next_task(review: TheReview, who: SignedIn, body: NextTask | None = None) -> Response:
-    """Lease the next case; what you held before is given back."""
+    """Lease the next case; a task that you held before is released."""
     wanted = Wanted(body.dataset, body.organ) if body else Wanted()
     task = await review.next_cases.take(annotator_of(who), wanted)
     if task is None:
         return Response(status_code=204)
-    # As the model writes itself: building and checking it a second time costs as much as the rest.
+    # Serialised by the model: FastAPI would build and validate it once more, as costly as the rest.
     return Response(task.model_dump_json(), media_type="application/json")
 
 
@@ -183,7 +183,7 @@ def take_or_renew(review: TheReview, who: SignedIn, task_id: TaskId) -> Task:
 
 @router.delete("/tasks/{task_id}/lease", status_code=204)
 def give_back(review: TheReview, who: SignedIn, task_id: TaskId) -> None:
-    """Give this task back."""
+    """Release the lease on this task."""
     review.queue.release(task_id, annotator_of(who))
 
 
@@ -195,7 +195,7 @@ def judge_organ(
     organ: Annotated[str, Path(max_length=63)],
     body: Judgement,
 ) -> TaskDetail:
-    """Say of one organ whether its label is right, and if not, what is wrong (Fig. 5)."""
+    """Judge whether the label of one organ is right and, if not, what is wrong with it (Fig. 5)."""
     task = review.queue.judge(
         task_id,
         annotator_of(who),
@@ -209,7 +209,7 @@ def judge_organ(
 
 @router.post("/tasks/{task_id}/confirm")
 def confirm(review: TheReview, who: SignedIn, task_id: TaskId, body: Confirmation) -> Task:
-    """No revision needed."""
+    """Confirm that the case needs no revision."""
     return _ended(
         review,
         who.user,
@@ -219,7 +219,7 @@ def confirm(review: TheReview, who: SignedIn, task_id: TaskId, body: Confirmatio
 
 @router.post("/tasks/{task_id}/revise")
 def revise(review: TheReview, who: SignedIn, task_id: TaskId, body: Revision) -> Task:
-    """The labels that you handed in are the revision; 409 where another label came in between."""
+    """Submit the labels that you handed in as the revision; 409 where another label came first."""
     task = review.queue.revise(task_id, annotator_of(who), body.seconds_spent, body.labels)
     return _ended(review, who.user, task)
 
@@ -241,15 +241,15 @@ def reopen(review: TheReview, who: AsReader, task_id: TaskId, body: Reopening) -
 def ask_second_reader(
     review: TheReview, who: SignedIn, task_id: TaskId, body: SecondReading
 ) -> Task:
-    """Let a reader look at it who is not you."""
+    """Pass the case to a reader other than you."""
     return review.queue.ask_second_reader(task_id, annotator_of(who), body.note, body.seconds_spent)
 
 
 def _ended(review: Review, user: str, task: Task) -> Task:
-    """Drop the draft of a task that ended: its labels are handed in, or not wanted."""
-    old = review.drafts.drop(task.id, user)
-    if old is not None:
-        review.store.remove(old)
+    """Drop the draft of a task that ended: its labels were handed in, or are not needed."""
+    path = review.drafts.drop(task.id, user)
+    if path is not None:
+        review.store.remove(path)
     return task
 
 

@@ -1,4 +1,4 @@
-"""Sign in, sign out, who am I."""
+"""Signing in and out, and the current session."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_review.api.access import SESSION_COOKIE, TheReview, identity
-from atlas_review.auth import Identity, Key, Role, claimed_address, client_address
-from atlas_review.problems import NotSignedIn
+from atlas_review.auth import AttemptKey, Identity, Role, claimed_address, client_address
+from atlas_review.errors import NotSignedIn
 from atlas_review.service import Review
 
 router = APIRouter(tags=["session"])
 
 CLIENTS_OF_A_PROXY: Final = 10
-"""As many addresses may fail to the full behind a proxy that is not trusted."""
+"""Behind an untrusted proxy, all addresses together may fail this many times as often as one."""
 
 
 class Credentials(BaseModel):
@@ -33,14 +33,16 @@ class SessionView(BaseModel):
 
     user: str
     roles: list[Role]
-    csrf_token: str = Field(description="Send it as X-CSRF-Token with everything but GET.")
-    auth: dict[str, bool] = Field(description="Ways to sign in here: local, oidc.")
+    csrf_token: str = Field(description="To be sent as X-CSRF-Token with every request but GET.")
+    auth: dict[str, bool] = Field(
+        description="Sign-in method (local, oidc) → whether it is offered."
+    )
     insecure: bool
 
 
 @router.get("/session")
 async def who_am_i(review: TheReview, who: Annotated[Identity, Depends(identity)]) -> SessionView:
-    """Who is signed in; 401 if nobody is."""
+    """The current session; 401 without one."""
     return session_view(review, who)
 
 
@@ -57,40 +59,40 @@ def sign_in(
 def sign_out(
     request: Request, review: TheReview, who: Annotated[Identity, Depends(identity)]
 ) -> Response:
-    """Sign out; the session is over on every replica."""
+    """Sign out; the session ends on every replica."""
     cookie = request.cookies.get(SESSION_COOKIE)
     if cookie:
         review.sign_ins.end(cookie)
         review.audit.add(datetime.now(UTC), who.user, "sign out")
-    # CTs that the browser keeps are not for whoever sits here next; drafts, in its storage, stay.
+    # CTs in the browser's cache are not for whoever sits here next; drafts, in its storage, stay.
     response = Response(status_code=204, headers={"Clear-Site-Data": '"cache"'})
     response.delete_cookie(SESSION_COOKIE)
     return response
 
 
 def check_password(request: Request, review: Review, name: str, password: str) -> Identity:
-    """Who has this name and password.
+    """The user with this name and password.
 
     Raises:
-        TooManyAttempts: one has tried too often.
-        NotSignedIn: nobody.
+        TooManyAttempts: the name or the address has failed too often.
+        NotSignedIn: there is none.
     """
-    with review.attempts.counted(_limits(request, review, name)):
+    with review.sign_in_attempts.attempt(_limits(request, review, name)):
         user = review.accounts.by_password(name, password)
         if user is None:
-            raise NotSignedIn(review.ways_to_sign_in)
+            raise NotSignedIn(review.sign_in_methods)
     review.audit.add(datetime.now(UTC), user.name, "sign in", {"by": "password"})
     return Identity(user.name, user.roles, "session")
 
 
-def _limits(request: Request, review: Review, name: str) -> dict[Key, int]:
-    """How often the name, and the address, may fail."""
+def _limits(request: Request, review: Review, name: str) -> dict[AttemptKey, int]:
+    """How often the name and the address may fail."""
     allowed = review.settings.login_attempts
     address, claimed = client_address(request), claimed_address(request)
     if claimed is None:
         return {("name", name): allowed, ("address", address): allowed}
-    # One guesser must not lock out everybody else behind a proxy that nobody has named; nor must
-    # he who makes up such addresses be free.
+    # Behind a proxy that is not trusted, one guesser must not lock out everybody else; nor may one
+    # who makes up forwarded addresses guess without a limit.
     return {
         ("name", name): allowed,
         ("address", f"{claimed} by {address}"): allowed,
@@ -99,13 +101,13 @@ def _limits(request: Request, review: Review, name: str) -> dict[Key, int]:
 
 
 def start_session(request: Request, response: Response, review: Review, who: Identity) -> Identity:
-    """Give the browser a session; returns who it is now, with his CSRF token."""
-    lasts = timedelta(hours=review.settings.session_hours)
-    secret, sign_in = review.sign_ins.start("session", who.user, who.roles, lasts)
+    """Start a session of `who` in the browser; returns them with the session's CSRF token."""
+    lifetime = timedelta(hours=review.settings.session_hours)
+    secret, sign_in = review.sign_ins.start("session", who.user, who.roles, lifetime)
     response.set_cookie(
         SESSION_COOKIE,
         secret,
-        max_age=int(lasts.total_seconds()),
+        max_age=int(lifetime.total_seconds()),
         httponly=True,
         samesite="strict",
         secure=over_tls(request, review),
@@ -114,7 +116,7 @@ def start_session(request: Request, response: Response, review: Review, who: Ide
 
 
 def over_tls(request: Request, review: Review) -> bool:
-    """Whether browsers reach us by https."""
+    """Whether browsers reach the service by https."""
     address = review.settings.public_url or str(request.base_url)
     return address.startswith("https://")
 
@@ -124,6 +126,6 @@ def session_view(review: Review, who: Identity) -> SessionView:
         user=who.user,
         roles=list(who.roles),
         csrf_token=who.csrf_token,
-        auth=review.ways_to_sign_in,
+        auth=review.sign_in_methods,
         insecure=review.settings.insecure,
     )

@@ -1,4 +1,4 @@
-"""The state of the atlas, and the audit log, over HTTP."""
+"""The state of the atlas, and the audit log."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def see_audit(
     offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> AuditPage:
-    """Every write: who, what, when (managers; nobody else learns that it exists)."""
+    """Every write: who, what, when (managers; for others the page does not exist)."""
     if not who.may(Role.MANAGER):
         raise NotFound("no such resource")
     total, entries = review.audit.page(offset, limit)

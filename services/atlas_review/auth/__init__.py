@@ -1,4 +1,4 @@
-"""Who may sign in, in which role, and how often one may guess."""
+"""Accounts, roles, sign-ins, and the limits on failed sign-ins."""
 
 import lazy_loader
 

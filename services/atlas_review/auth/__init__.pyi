@@ -1,21 +1,21 @@
 from .accounts import ACCOUNTS_FILE, FIRST_USER, Accounts, write_private
-from .forwarding import ClientAddress, claimed_address, client_address
-from .roles import Identity, Role, known_roles
-from .sign_in_attempts import Attempts, Key
-from .sign_in_cache import KnownSignIns
+from .forwarding import ClientAddressMiddleware, claimed_address, client_address
+from .roles import Identity, Role, roles_named
+from .sign_in_attempts import AttemptKey, SignInAttempts
+from .sign_in_cache import SignInCache
 
 __all__ = [
     "ACCOUNTS_FILE",
     "FIRST_USER",
     "Accounts",
-    "Attempts",
-    "ClientAddress",
+    "AttemptKey",
+    "ClientAddressMiddleware",
     "Identity",
-    "Key",
-    "KnownSignIns",
     "Role",
+    "SignInAttempts",
+    "SignInCache",
     "claimed_address",
     "client_address",
-    "known_roles",
+    "roles_named",
     "write_private",
 ]

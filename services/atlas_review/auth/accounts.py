@@ -34,7 +34,7 @@ ACCOUNTS_FILE: Final = "accounts.json"
 MIN_PASSWORD: Final = 10
 
 _LOG_N, _BLOCK, _PARALLEL = 15, 8, 1
-"""scrypt with 32 MiB and about 0.1 s for one guess, as OWASP recommends."""
+"""scrypt parameters: 32 MiB and about 0.1 s for one guess, as OWASP recommends."""
 
 
 class User(FrozenModel):
@@ -74,11 +74,11 @@ class Accounts:
         self._read: _Read | None = None
 
     def create(self) -> str | None:
-        """Make the file with one manager, if there is none.
+        """Make the file with one manager, unless it exists.
 
         Returns:
-            The password of `FIRST_USER`, which nobody can find out later; None if the file was
-            there.
+            The password of `FIRST_USER`, which cannot be recovered later; None if the file
+            existed.
         """
         password = secrets.token_urlsafe(12)
         with self._locked():
@@ -89,7 +89,7 @@ class Accounts:
         return password
 
     def add_user(self, name: str, password: str, roles: tuple[Role, ...]) -> None:
-        """Add somebody, or give him another password and other roles."""
+        """Add a user, or replace the password and roles of an existing one."""
         if len(password) < MIN_PASSWORD:
             raise ConfigurationError(
                 "the password is too short", expected=f"at least {MIN_PASSWORD} characters"
@@ -102,8 +102,11 @@ class Accounts:
             self._write(now.model_copy(update={"users": (*others, user)}))
 
     def add_token(self, name: str, roles: tuple[Role, ...]) -> str:
-        """Add a machine, or give it a new token; returns the token, which nobody can find out
-        later."""
+        """Add a machine, or replace the token and roles of an existing one.
+
+        Returns:
+            The token, which cannot be recovered later.
+        """
         secret = secrets.token_urlsafe(32)
         digest = hashlib.sha256(secret.encode()).hexdigest()
         token = _validated(Token, name=name, sha256=digest, roles=roles)
@@ -115,7 +118,7 @@ class Accounts:
         return secret
 
     def remove(self, name: str) -> bool:
-        """Remove a user or a machine; False if there was none. Sign-ins go on."""
+        """Remove a user or a machine; False if there was none. Sign-ins are not ended."""
         with self._locked():
             now = self.content()
             users = tuple(user for user in now.users if user.name != name)
@@ -126,13 +129,13 @@ class Accounts:
         return True
 
     def by_password(self, name: str, password: str) -> User | None:
-        """Who this is; None if nobody. Takes as long for a name that does not exist."""
+        """The user with this name and password, or None; takes equally long for unknown names."""
         user = next((user for user in self.content().users if user.name == name), None)
-        good = verify_password(password, user.password if user else _NOBODY)
+        good = verify_password(password, user.password if user else _NO_USER)
         return user if good and user else None
 
     def by_token(self, secret: str) -> Identity | None:
-        """Which machine this is, or None."""
+        """The machine with this token, or None."""
         digest = hashlib.sha256(secret.encode()).hexdigest()
         for token in self.content().tokens:
             if hmac.compare_digest(token.sha256, digest):
@@ -140,7 +143,7 @@ class Accounts:
         return None
 
     def content(self) -> AccountFile:
-        """What the file holds now; nothing if there is none.
+        """The current content of the file; empty if there is no file.
 
         Raises:
             ConfigurationError: it is not an account file.
@@ -179,14 +182,14 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def hash_password(password: str) -> str:
-    """`password` as the file keeps it, with a salt of its own."""
+    """`password` hashed by scrypt with a fresh salt, as the file keeps it."""
     salt = secrets.token_bytes(16)
     parts = (_LOG_N, _BLOCK, _PARALLEL, _text(salt), _text(_scrypt(password, salt)))
     return "$".join(("scrypt", *(str(part) for part in parts)))
 
 
 def verify_password(password: str, kept: str) -> bool:
-    """Whether `kept` was made of `password`."""
+    """Whether `kept` is a hash of `password`."""
     kind, *numbers, salt, digest = kept.split("$")
     if kind != "scrypt" or numbers != [str(_LOG_N), str(_BLOCK), str(_PARALLEL)]:
         return False
@@ -203,8 +206,8 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-_NOBODY = f"scrypt${_LOG_N}${_BLOCK}${_PARALLEL}${_text(bytes(16))}${_text(bytes(64))}"
-"""No password gives this; comparing with it takes as long as with a real one."""
+_NO_USER = f"scrypt${_LOG_N}${_BLOCK}${_PARALLEL}${_text(bytes(16))}${_text(bytes(64))}"
+"""A hash that no password has; comparing with it takes as long as with a real one."""
 
 
 def _parsed(path: Path) -> AccountFile:
@@ -213,7 +216,7 @@ def _parsed(path: Path) -> AccountFile:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
         raise ConfigurationError(
-            "the account file cannot be read", got=where or "no JSON", remedy=f"mend {path}"
+            "the account file cannot be read", got=where or "no JSON", remedy=f"repair {path}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Where a request comes from, when a proxy is in between."""
+"""Which client a request comes from when a proxy is in between."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 FORWARDED_FOR: Final = b"x-forwarded-for"
 
-TOLD: Final = 16
-"""Proxies that the log names; whoever makes up headers must not fill it."""
+MAX_WARNINGS: Final = 16
+"""Untrusted proxies that the log names at most: made-up headers must not fill it."""
 
 _log = logging.getLogger(__name__)
 
 
-class ClientAddress:
-    """Takes address and scheme of the client from what trusted proxies say.
+class ClientAddressMiddleware:
+    """Takes the client's address and scheme from the headers of trusted proxies.
 
-    What another one says is a claim only: see `claimed_address`.
+    What any other proxy says is only a claim: see `claimed_address`.
 
     Args:
         trusted: addresses and networks of proxies, comma-separated.
     """
 
     def __init__(self, app: ASGIApp, trusted: str) -> None:
-        believing = ProxyHeadersMiddleware(cast(Any, app), trusted)  # has its own types of ASGI
-        self._app = cast(ASGIApp, believing)
-        self._trusted = believing.trusted_hosts
-        self._told: set[str] = set()
+        proxied = ProxyHeadersMiddleware(cast(Any, app), trusted)  # uvicorn types ASGI differently
+        self._app = cast(ASGIApp, proxied)
+        self._trusted = proxied.trusted_hosts
+        self._warned: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             peer = scope["client"][0] if scope.get("client") else ""
-            said = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
-            if said and peer not in self._trusted:
-                # The last one is whom the proxy itself saw; those before it can be made up.
-                claimed = said[-1].decode("latin-1").rpartition(",")[2].strip()
+            forwarded = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
+            if forwarded and peer not in self._trusted:
+                # The proxy itself saw the last one; those before it can be made up.
+                claimed = forwarded[-1].decode("latin-1").rpartition(",")[2].strip()
                 scope.setdefault("state", {})["claimed_address"] = claimed
-                self._tell(peer)
+                self._warn(peer)
         await self._app(scope, receive, send)
 
-    def _tell(self, peer: str) -> None:
-        if peer in self._told or len(self._told) >= TOLD:
+    def _warn(self, peer: str) -> None:
+        if peer in self._warned or len(self._warned) >= MAX_WARNINGS:
             return
-        self._told.add(peer)
+        self._warned.add(peer)
         _log.warning(
             "X-Forwarded-For from a proxy that is not trusted: if it is yours, name it in "
             "ATLAS_REVIEW_TRUSTED_PROXIES",
@@ -55,11 +55,11 @@ class ClientAddress:
 
 
 def client_address(request: Request) -> str:
-    """Who asks: the client of a trusted proxy, else whoever has connected."""
+    """The address of the client of a trusted proxy, else of whoever has connected."""
     return request.client.host if request.client else "unknown"
 
 
 def claimed_address(request: Request) -> str | None:
-    """For whom a proxy that is not trusted says it asks; None: no such proxy is in between."""
+    """The client that an untrusted proxy claims to forward; None without such a proxy."""
     claimed: str | None = getattr(request.state, "claimed_address", None)
     return claimed

@@ -1,4 +1,4 @@
-"""Who may do what."""
+"""Roles, and the identity that a request acts under."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import Literal
 
 
 class Role(StrEnum):
-    """What somebody may do; a later one may do all that an earlier one may."""
+    """What somebody may do; each role includes the ones before it."""
 
     ANNOTATOR = "annotator"
     """Takes cases and revises them."""
     READER = "reader"
-    """Second reader: also takes what annotators were unsure of, and opens finished cases again."""
+    """Second reader: also takes cases that annotators were unsure of, and reopens finished ones."""
     MANAGER = "manager"
     """Also fills the queue and reads the audit log."""
 
 
 _RANKS = (Role.ANNOTATOR, Role.READER, Role.MANAGER)
 
-How = Literal["session", "bearer", "insecure"]
+SignInMethod = Literal["session", "bearer", "insecure"]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who asks.
+    """The caller of a request.
 
     Attributes:
         user: name.
-        roles: what he may do.
-        how: a browser's session, a bearer token, or nobody asked.
-        csrf_token: what a page repeats with every write; empty for others.
+        roles: what they may do.
+        method: a browser's session, a bearer token, or an insecure service that asks for neither.
+        csrf_token: what the page repeats with every write; empty for other methods.
     """
 
     user: str
     roles: tuple[Role, ...]
-    how: How
+    method: SignInMethod
     csrf_token: str = ""
 
     def may(self, role: Role) -> bool:
-        """Whether one of the roles is `role`, or a higher one."""
-        return any(_RANKS.index(own) >= _RANKS.index(role) for own in self.roles)
+        """Whether one of the roles is `role` or a higher one."""
+        return any(_RANKS.index(held) >= _RANKS.index(role) for held in self.roles)
 
 
-def known_roles(names: Collection[str]) -> tuple[Role, ...]:
-    """The roles among `names`, lowest first."""
+def roles_named(names: Collection[str]) -> tuple[Role, ...]:
+    """The roles among `names`, lowest first; other names are ignored."""
     return tuple(role for role in _RANKS if role.value in names)

@@ -1,4 +1,4 @@
-"""How often sign-in failed lately, per name and per address."""
+"""How often sign-in has failed recently, per name and per address."""
 
 from __future__ import annotations
 
@@ -11,45 +11,44 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal
 
-from atlas_review.problems import NotSignedIn, TooManyAttempts
+from atlas_review.errors import NotSignedIn, TooManyAttempts
 
 WINDOW_S: Final = 900.0
 
-KEPT: Final = 10_000
-"""Keys remembered; whoever tries more names than that pushes out his own oldest tries."""
+MAX_KEYS: Final = 10_000
+"""Keys that are remembered; whoever tries more names evicts their own oldest attempts."""
 
-
-Key = tuple[Literal["name", "address"], str]
+AttemptKey = tuple[Literal["name", "address"], str]
 
 _log = logging.getLogger(__name__)
 
 
-class Attempts:
-    """Counts failures in memory. Replicas count each for itself. Safe to share between threads."""
+class SignInAttempts:
+    """Counts failures in memory; each replica counts for itself. Safe to share between threads."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failures: OrderedDict[Key, deque[float]] = OrderedDict()
-        self._under_way: Counter[Key] = Counter()
+        self._failures: OrderedDict[AttemptKey, deque[float]] = OrderedDict()
+        self._pending: Counter[AttemptKey] = Counter()
         self._ended = threading.Condition()
 
     @contextmanager
-    def counted(self, limits: Mapping[Key, int]) -> Iterator[None]:
-        """One try, which is the block; if that raises `NotSignedIn`, the try has failed.
+    def attempt(self, limits: Mapping[AttemptKey, int]) -> Iterator[None]:
+        """One attempt, made in the block; it has failed if the block raises `NotSignedIn`.
 
-        A try that is under way may fail yet. So no more are let in at once than may fail; the next
+        A pending attempt may still fail, so no more are admitted at once than may fail; the next
         one waits until one of them has ended.
 
         Args:
-            limits: who tries → failures within `WINDOW_S` after which he has to wait.
+            limits: key → failures within `WINDOW_S` after which it is locked out.
 
         Raises:
-            TooManyAttempts: one of the keys has failed too often; says when to try again.
+            TooManyAttempts: one of the keys is locked out; says when to try again.
         """
         with self._ended:
             while not self._has_room(limits):
                 self._ended.wait()
-            self._under_way.update(limits.keys())
+            self._pending.update(limits.keys())
         failed = False
         try:
             yield
@@ -61,18 +60,18 @@ class Attempts:
                 self._end(limits, failed)
                 self._ended.notify_all()
 
-    def _has_room(self, limits: Mapping[Key, int]) -> bool:
+    def _has_room(self, limits: Mapping[AttemptKey, int]) -> bool:
         now = self._clock()
         room = True
         for key, allowed in limits.items():
             failures = self._recent(key, now)
             if len(failures) >= allowed:
                 raise TooManyAttempts(math.ceil(failures[0] + WINDOW_S - now))
-            room = room and len(failures) + self._under_way[key] < allowed
+            room = room and len(failures) + self._pending[key] < allowed
         return room
 
-    def _end(self, limits: Mapping[Key, int], failed: bool) -> None:
-        self._under_way -= Counter(limits.keys())  # what comes to 0 is forgotten
+    def _end(self, limits: Mapping[AttemptKey, int], failed: bool) -> None:
+        self._pending -= Counter(limits.keys())  # drops keys that come to 0
         if not failed:
             return
         now = self._clock()
@@ -82,19 +81,19 @@ class Attempts:
             self._failures[key] = failures
             self._failures.move_to_end(key)
             if len(failures) == allowed:
-                _tell(key)
-        while len(self._failures) > KEPT:
+                _warn(key)
+        while len(self._failures) > MAX_KEYS:
             self._failures.popitem(last=False)
 
-    def _recent(self, key: Key, now: float) -> deque[float]:
+    def _recent(self, key: AttemptKey, now: float) -> deque[float]:
         failures = self._failures.get(key, deque())
         while failures and failures[0] <= now - WINDOW_S:
             failures.popleft()
         return failures
 
 
-def _tell(key: Key) -> None:
-    """Of addresses alone: somebody may have typed a password where the name goes."""
+def _warn(key: AttemptKey) -> None:
+    """Names stay out of the log: somebody may have typed a password where the name goes."""
     kind, value = key
     if kind == "address":
         _log.warning(

@@ -1,7 +1,7 @@
-"""Image ids for MONAI Label clients: the case, with what a download needs and a hand-in is made of.
+"""Signed image ids for MONAI Label clients: a case, a right to download it, and label versions.
 
-3D Slicer downloads images without its token, so the id itself carries a capability that ends soon;
-and the protocol knows no versions, so the id also says which labels its holder was given.
+3D Slicer downloads images without its token, so the id itself carries a short-lived capability; and
+the protocol has no label versions, so the id also records which ones its holder was given.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Any, Final
 
 from itsdangerous import BadData, SignatureExpired, URLSafeTimedSerializer
 
-from atlas_review.problems import NotSignedIn
+from atlas_review.errors import NotSignedIn
 
-_MARK: Final = "~"
-"""Occurs in no case id."""
+_SEPARATOR: Final = "~"
+"""Does not occur in case ids."""
 
 
 @dataclass(frozen=True)
 class ImageId:
-    """What an id says.
+    """The content of an id.
 
     Attributes:
         case_id: which case.
-        may_download: it holds a capability that has not ended.
-        bases: organ → version that its holder was given; None: it does not say.
+        may_download: it carries a capability that has not expired.
+        bases: organ → id of the label version that its holder was given; None in a plain case id.
     """
 
     case_id: str
@@ -33,42 +33,42 @@ class ImageId:
 
 
 class ImageIds:
-    """Makes and reads ids.
+    """Signs and reads ids.
 
     Args:
-        secret: signs them.
-        lasts_s: how long an image can be downloaded by its id.
+        secret: signing key.
+        lifetime_s: how long an image can be downloaded by its id.
     """
 
-    def __init__(self, secret: bytes, lasts_s: float) -> None:
+    def __init__(self, secret: bytes, lifetime_s: float) -> None:
         self._signer = URLSafeTimedSerializer(secret, salt="atlasloop.monai.image")
-        self._lasts_s = int(lasts_s)
+        self._lifetime_s = int(lifetime_s)
 
     def make(self, case_id: str, bases: dict[str, str]) -> str:
-        """The id of a case for somebody who may see it."""
-        return f"{case_id}{_MARK}{self._signer.dumps({'case': case_id, 'bases': bases})}"
+        """The id of a case, for somebody who may see it."""
+        return f"{case_id}{_SEPARATOR}{self._signer.dumps({'case': case_id, 'bases': bases})}"
 
     def read(self, text: str) -> ImageId:
-        """What `text` says; a plain case id says no more than that.
+        """The content of an id; a plain case id carries nothing else.
 
         Raises:
             NotSignedIn: the signature is not ours.
         """
-        case_id, _, token = text.partition(_MARK)
+        case_id, _, token = text.partition(_SEPARATOR)
         if not token:
             return ImageId(case_id)
         try:
-            content = self._signer.loads(token, max_age=self._lasts_s)
-            live = True
+            content = self._signer.loads(token, max_age=self._lifetime_s)
+            may_download = True
         except SignatureExpired as error:
-            content, live = self._expired(error), False
+            content, may_download = self._expired_content(error), False
         except BadData:
             raise NotSignedIn({}) from None
         if content["case"] != case_id:
             raise NotSignedIn({})
-        return ImageId(case_id, live, content["bases"])
+        return ImageId(case_id, may_download, content["bases"])
 
-    def _expired(self, error: SignatureExpired) -> Any:
-        # Whoever drew for longer than a download may take still knows what he drew on.
+    def _expired_content(self, error: SignatureExpired) -> Any:
+        # Drawing may take longer than a download is allowed: the bases remain valid.
         assert error.payload is not None
         return self._signer.load_payload(error.payload)

@@ -1,7 +1,7 @@
-"""The MONAI Label protocol, for 3D Slicer's extension and `MONAILabelClient` 0.8.5 as they are.
+"""The MONAI Label protocol, for stock clients: 3D Slicer's extension and `MONAILabelClient` 0.8.5.
 
-Image and labels come from the store, `infer` answers with the label in force: no model runs here.
-Voxel values are dense in this protocol: k is the k-th organ of the list, whatever its label id.
+Images and labels come from the case store, `infer` answers with the labels in force: no model runs
+here. In this protocol voxel value k means the k-th organ, whatever its value in the organ scheme.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ from atlas_review.api import (
     SignedIn,
     TheReview,
     annotator_of,
-    file_answer,
-    file_of,
+    check_password,
+    file_in,
+    file_response,
     identity,
+    problem,
     received_form,
 )
-from atlas_review.api.session import check_password
 from atlas_review.auth import Identity
-from atlas_review.monai_label.hand_in import HandIn, dense_label_map, hand_in_map
 from atlas_review.monai_label.image_ids import ImageId, ImageIds
-from atlas_review.problems import problem
+from atlas_review.monai_label.label_maps import (
+    LabelMapSubmission,
+    dense_label_map,
+    submit_label_map,
+)
 from atlas_review.service import Review
 
 router = APIRouter(tags=["MONAI Label"])
@@ -46,7 +50,7 @@ Params = Annotated[dict[str, Any] | None, Body()]
 
 
 def image_ids(review: TheReview) -> ImageIds:
-    """Of this service."""
+    """The ids that this service signs."""
     return ImageIds(review.secret, review.settings.capability_minutes * 60)
 
 
@@ -55,7 +59,7 @@ Ids = Annotated[ImageIds, Depends(image_ids)]
 
 @router.get("/auth/")
 def auth(review: TheReview) -> dict[str, Any]:
-    """Whether one signs in here."""
+    """Whether signing in is required."""
     enabled = not review.settings.insecure
     return {"enabled": enabled, "client_id": "atlasloop", "realm": "atlasloop"}
 
@@ -70,21 +74,21 @@ async def token(request: Request, review: TheReview) -> dict[str, str]:
 
     def start() -> str:
         who = check_password(request, review, name, password)
-        lasts = timedelta(hours=review.settings.session_hours)
-        return review.sign_ins.start("bearer", who.user, who.roles, lasts)[0]
+        lifetime = timedelta(hours=review.settings.session_hours)
+        return review.sign_ins.start("bearer", who.user, who.roles, lifetime)[0]
 
     return {"access_token": await run_in_threadpool(start), "token_type": "bearer"}
 
 
 @router.get("/auth/token/valid")
 async def token_is_valid(who: Annotated[Identity, Depends(identity)]) -> dict[str, str]:
-    """200 while the token is good, else 401."""
+    """200 while the token is valid, else 401."""
     return {"username": who.user}
 
 
 @router.get("/info/")
 def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
-    """What there is: organs, one model that answers with stored labels, and strategies."""
+    """What is offered: organs, one model that answers with stored labels, and strategies."""
     names = list(review.settings.organs.names)
     strategies = {STRATEGY: {"description": "The case that needs revision most"}}
     for organ in review.settings.organs:
@@ -117,9 +121,9 @@ def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
 async def next_sample(
     review: TheReview, who: SignedIn, ids: Ids, strategy: str, params: Params = None
 ) -> dict[str, Any]:
-    """The next case of the queue, leased to who asks; nothing: {}."""
+    """The next case of the queue, leased to the caller; {} if none is left."""
     wanted = Wanted(organ=_organ_of(review, strategy))
-    task = await review.next_cases.take(annotator_of(_person(who, params)), wanted)
+    task = await review.next_cases.take(annotator_of(_acting_identity(who, params)), wanted)
     if task is None:
         return {}
     sample = await run_in_threadpool(_sample, review, ids, task)
@@ -132,7 +136,7 @@ def _sample(review: Review, ids: ImageIds, task: Task) -> dict[str, Any]:
     bases = {organ: version.id for organ, version in in_force.items()}
     path = review.files.ct(case).path
     digest = review.files.sha256(path)
-    name = f"{case.id}_{digest[:8]}.nii.gz"  # Slicer keeps images by name: no two share one
+    name = f"{case.id}_{digest[:8]}.nii.gz"  # 3D Slicer caches images by name: no two may share one
     return {
         "id": ids.make(case.id, bases),
         "name": name,
@@ -145,13 +149,13 @@ def _sample(review: Review, ids: ImageIds, task: Task) -> dict[str, Any]:
 @router.head("/datastore/image", include_in_schema=False)
 @router.get("/datastore/image", response_class=Response)
 async def image(request: Request, review: TheReview, ids: Ids, image: ImageQuery) -> Response:
-    """The CT of a case; an id from the queue is enough, without a token."""
+    """The CT of a case; an id from the queue suffices, without a token."""
     found = ids.read(image)
     if not found.may_download:
         await identity(request)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     file = await run_in_threadpool(review.files.ct, case)
-    return file_answer(request, file, f"{case.id}.nii.gz")
+    return file_response(request, file, f"{case.id}.nii.gz")
 
 
 @router.get("/datastore/")
@@ -160,7 +164,7 @@ def datastore(
     who: SignedIn,
     output: Annotated[str, Query(pattern="^(all|stats|train)?$")] = "all",
 ) -> Any:
-    """What is in the store: all cases, their number, or those that are done."""
+    """What is in the store: all cases, their number, or the finished ones."""
     if output == "stats":
         return _datastore_stats(review)
     if output == "train":
@@ -170,7 +174,7 @@ def datastore(
                 "image": f"{base}/datastore/image?image={case}",
                 "label": f"{base}/datastore/label?label={case}&tag={FINAL}",
             }
-            for case in _done(review)
+            for case in _finished_cases(review)
         ]
     ending = ".nii.gz"
     labelled = review.cases.labelled()
@@ -187,7 +191,7 @@ def datastore(
 
 @router.put("/datastore/")
 def upload_image(who: SignedIn) -> Response:
-    """Not here: a case comes with its dataset and licence."""
+    """Not offered: a case needs a dataset and a licence."""
     return problem(
         405, "Not offered", "images are not uploaded here", remedy="use `atlasloop import`"
     )
@@ -207,7 +211,7 @@ def label(
     if tag != FINAL:
         raise NotFound("no label of this tag", expected=FINAL, got=tag)
     case = review.catalog.case(ids.read(label).case_id)
-    return file_answer(request, dense_label_map(review, case), f"{case.id}.nii.gz")
+    return file_response(request, dense_label_map(review, case), f"{case.id}.nii.gz")
 
 
 @router.put("/datastore/label", openapi_extra=MULTIPART_FILE)
@@ -219,23 +223,23 @@ async def save_label(
     image: ImageQuery,
     tag: Annotated[str, Query(max_length=63)] = FINAL,
 ) -> dict[str, Any]:
-    """Hand in a label map: each organ that differs from the label in force is a new version.
+    """Hand in a label map: each organ that differs from the label in force becomes a new version.
 
     With the tag "final" it also ends the task that its sender holds.
     """
     found = ids.read(image)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     async with received_form(request) as form:
-        params = _params(form.get("params"))
-        received = file_of(form, "label", plain_name=False)
-        handed_in = HandIn(
+        params = _parsed_params(form.get("params"))
+        submission = LabelMapSubmission(
             case=case,
-            who=annotator_of(_person(who, params)),
-            label_info=_label_info(params),
+            content=file_in(form, "label", plain_name=False),
+            annotator=annotator_of(_acting_identity(who, params)),
+            segments=_segment_names(params),
             bases=found.bases,
             final=tag in ("", FINAL),
         )
-        changed = await review.on_volume(hand_in_map, review, handed_in, received)
+        changed = await review.on_volume(submit_label_map, review, submission)
     return {"image": image, "label": image, "versions": changed}
 
 
@@ -256,18 +260,18 @@ async def infer(
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     file = await review.on_volume(dense_label_map, review, case)
     if output == "image":
-        return file_answer(request, file, f"{case.id}.nii.gz")
+        return file_response(request, file, f"{case.id}.nii.gz")
     names = {name: k for k, name in enumerate(review.settings.organs.names, start=1)}
     result = {"label_names": names, "params": {"label_names": names}}
     if output == "json":
         return Response(json.dumps(result), media_type="application/json")
     content = await run_in_threadpool(file.path.read_bytes)
-    return _two_parts(json.dumps(result), content, f"{case.id}.nii.gz")
+    return _multipart_response(json.dumps(result), content, f"{case.id}.nii.gz")
 
 
 @router.get("/train/")
 def training(who: SignedIn, check_if_running: bool = False) -> Response:
-    """404: nothing is trained here."""
+    """404: no training runs here."""
     return problem(
         404, "Not found", "nothing is trained here", remedy="models are trained by the flows"
     )
@@ -275,24 +279,24 @@ def training(who: SignedIn, check_if_running: bool = False) -> Response:
 
 @router.put("/session/")
 def create_session(who: SignedIn) -> Response:
-    """Not here: there is no model that could segment a volume of somebody's own."""
+    """Not offered: no model runs here that could segment a client's own volume."""
     return problem(405, "Not offered", "volumes of one's own are not segmented here")
 
 
 @router.get("/session/{session_id}")
 def see_session(who: SignedIn, session_id: str) -> Response:
-    """404: see above."""
+    """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
 
 
 @router.delete("/session/{session_id}")
 def remove_session(who: SignedIn, session_id: str) -> Response:
-    """404: see above."""
+    """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
 
 
 def _organ_of(review: Review, strategy: str) -> str | None:
-    """The organ that a strategy is about; None: all."""
+    """The organ of a strategy; None for all organs."""
     if strategy == STRATEGY:
         return None
     organ = strategy.removeprefix(f"{STRATEGY}_")
@@ -301,15 +305,15 @@ def _organ_of(review: Review, strategy: str) -> str | None:
     raise NotFound("no such strategy", expected=f"{STRATEGY} or {STRATEGY}_ORGAN", got=strategy)
 
 
-def _person(who: Identity, params: dict[str, Any] | None) -> Identity:
-    """Who works: where nobody signs in, the name that the client gives itself."""
+def _acting_identity(who: Identity, params: dict[str, Any] | None) -> Identity:
+    """The annotator: where nobody signs in, by the name that the client gives itself."""
     name = (params or {}).get("client_id")
-    if who.how == "insecure" and isinstance(name, str) and re.fullmatch(USER_NAME, name):
-        return Identity(name, who.roles, who.how)
+    if who.method == "insecure" and isinstance(name, str) and re.fullmatch(USER_NAME, name):
+        return Identity(name, who.roles, who.method)
     return who
 
 
-def _params(text: object) -> dict[str, Any]:
+def _parsed_params(text: object) -> dict[str, Any]:
     if not text:
         return {}
     try:
@@ -321,8 +325,8 @@ def _params(text: object) -> dict[str, Any]:
     return params
 
 
-def _label_info(params: dict[str, Any]) -> list[str] | None:
-    """Names of the segments, the k-th being that of voxel value k; None: the client says none."""
+def _segment_names(params: dict[str, Any]) -> list[str] | None:
+    """Names of the segments, the k-th that of voxel value k; None where the client sends none."""
     info = params.get("label_info")
     if not info:
         return None
@@ -334,24 +338,24 @@ def _label_info(params: dict[str, Any]) -> list[str] | None:
         ) from None
 
 
-def _done(review: Review) -> list[str]:
-    """Cases whose revision is finished."""
+def _finished_cases(review: Review) -> list[str]:
+    """Ids of the cases whose revision is finished."""
     return review.queue.case_ids(TaskState.REVISED, TaskState.CONFIRMED)
 
 
 def _datastore_stats(review: Review) -> dict[str, Any]:
-    done = len(_done(review))
+    finished = len(_finished_cases(review))
     return {
         "total": sum(review.cases.states().values()),
-        "completed": done,
-        "label_tags": {FINAL: done},
+        "completed": finished,
+        "label_tags": {FINAL: finished},
         "label_counts": {},
         "train": [],
     }
 
 
-def _two_parts(text: str, content: bytes, name: str) -> Response:
-    """A multipart/form-data answer with a text part ``params`` and a file part ``image``."""
+def _multipart_response(text: str, content: bytes, name: str) -> Response:
+    """A multipart/form-data response with a text part ``params`` and a file part ``image``."""
     boundary = secrets.token_hex(16)
     body = b"".join(
         (

@@ -1,4 +1,4 @@
-"""Volumes as the page wants them: files, archives, contact sheets, attended regions.
+"""The volumes of a case: downloads, archives, contact sheets, attended regions, checks of uploads.
 
 `contact_sheet_worker` runs as a process of its own.
 """

@@ -1,11 +1,16 @@
-from .archive import pieces, write_archive
+from .archive import read_chunks, write_archive
 from .attended_regions import OrganRegion
-from .case_files import CaseFiles, ServedFile
+from .case_files import CaseFile, CaseFiles
+from .label_checks import label_on_grid, organ_mask, read_upload, require_organ_values
 
 __all__ = [
+    "CaseFile",
     "CaseFiles",
     "OrganRegion",
-    "ServedFile",
-    "pieces",
+    "label_on_grid",
+    "organ_mask",
+    "read_chunks",
+    "read_upload",
+    "require_organ_values",
     "write_archive",
 ]

@@ -9,9 +9,9 @@ from typing import IO, Final
 
 from atlas_core.organs import Organ, OrganScheme
 
-from atlas_review.volumes.case_files import ServedFile
+from atlas_review.volumes.case_files import CaseFile
 
-COPY_BYTES: Final = 1 << 20
+CHUNK_BYTES: Final = 1 << 20
 
 READ_ME: Final = """{case}
 
@@ -25,10 +25,15 @@ Hand in a mask of one organ, or load a map of all, on the web page; keep the CT'
 """
 
 
-def write_archive(case_id: str, files: dict[str, ServedFile], scheme: OrganScheme) -> IO[bytes]:
-    """An unnamed zip file of `files` (name → file), with colours for both programs, at its
-    beginning. Volumes are compressed already and are stored as they are."""
-    archive = tempfile.TemporaryFile()  # noqa: SIM115  closed by whoever sends it
+def write_archive(case_id: str, files: dict[str, CaseFile], scheme: OrganScheme) -> IO[bytes]:
+    """A zip file of `files` (name → file) with colours for both programs.
+
+    Volumes are compressed already and are stored as they are.
+
+    Returns:
+        The archive as an unnamed file, at its beginning; the caller closes it.
+    """
+    archive = tempfile.TemporaryFile()  # noqa: SIM115  closed by the caller
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as content:
         content.writestr(f"{case_id}/README.txt", READ_ME.format(case=case_id))
         content.writestr(f"{case_id}/labels.itksnap.txt", itksnap_labels(scheme))
@@ -39,11 +44,11 @@ def write_archive(case_id: str, files: dict[str, ServedFile], scheme: OrganSchem
     return archive
 
 
-def pieces(archive: IO[bytes]) -> Iterator[bytes]:
-    """The archive piece by piece; closed at the end."""
+def read_chunks(archive: IO[bytes]) -> Iterator[bytes]:
+    """The archive in chunks; closed at the end."""
     with archive:
-        while piece := archive.read(COPY_BYTES):
-            yield piece
+        while chunk := archive.read(CHUNK_BYTES):
+            yield chunk
 
 
 def itksnap_labels(scheme: OrganScheme) -> str:

@@ -1,4 +1,4 @@
-"""Attended regions: connected groups of voxels that a map asks an annotator to look at."""
+"""Attended regions: connected components of an attention map, for an annotator to look at."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import Field
 from scipy import ndimage
 
 ATTENTION_LEVELS: Final = 136
-"""Stored attention maps hold bytes of 1/136."""
+"""Steps of a stored attention map per unit of Eq. 4: its bytes are multiples of 1/136."""
 
 MAX_REGIONS: Final = 200
-"""Nobody clicks through more; small ones are noise along an organ's border."""
+"""Regions of one organ at most; smaller ones are noise along its border."""
 
 
-class Region(FrozenModel):
-    """One connected group of attended voxels."""
+class AttendedRegion(FrozenModel):
+    """One connected component of attended voxels."""
 
     voxels: int
     ml: float = Field(description="Its volume.")
@@ -32,24 +32,28 @@ class Region(FrozenModel):
     )
 
 
-class OrganRegion(Region):
+class OrganRegion(AttendedRegion):
     """A region with the organ whose attention it is."""
 
     organ: str
 
 
-def attended_regions(attention: Volume, threshold: float) -> list[Region]:
-    """Groups of touching voxels (26 neighbours) of at least `threshold`, by falling size in ml.
+def find_attended_regions(attention: Volume, threshold: float) -> list[AttendedRegion]:
+    """Connected components (26 neighbours) of voxels of at least `threshold`, by falling size.
 
     Args:
-        attention: bytes of 1/136, ``[i, j, k]``.
-        threshold: attention as in Eq. 4, >= 0; at least the smallest stored value counts.
+        attention: uint8 ``[i, j, k]``, multiples of 1/136.
+        threshold: attention as in Eq. 4, >= 0; voxels of value 0 never belong to a region.
+
+    Returns:
+        At most `MAX_REGIONS`.
 
     >>> import numpy as np
     >>> from atlas_core.geometry import VolumeGeometry
     >>> grid = VolumeGeometry.from_array((3, 1, 1), np.diag([10.0, 10.0, 10.0, 1.0]))
     >>> voxels = np.array([136, 136, 0], np.uint8).reshape(3, 1, 1)
-    >>> [(r.voxels, r.ml, r.attention_sum) for r in attended_regions(Volume(voxels, grid), 0.2)]
+    >>> regions = find_attended_regions(Volume(voxels, grid), threshold=0.2)
+    >>> [(region.voxels, region.ml, region.attention_sum) for region in regions]
     [(2, 2.0, 2.0)]
     """
     level = max(1, math.ceil(threshold * ATTENTION_LEVELS))
@@ -64,14 +68,14 @@ def attended_regions(attention: Volume, threshold: float) -> list[Region]:
 
 def _region(
     attention: Volume, numbers: np.ndarray, number: int, box: tuple[slice, slice, slice]
-) -> Region:
+) -> AttendedRegion:
     inside = numbers[box] == number
     weights = np.where(inside, attention.voxels[box], 0).astype(np.float64) / ATTENTION_LEVELS
     start = np.array([axis.start for axis in box])
     centroid = np.array(ndimage.center_of_mass(weights)) + start
     mm = attention.geometry.matrix @ np.array([*centroid, 1.0])
     voxels = int(np.count_nonzero(inside))
-    return Region(
+    return AttendedRegion(
         voxels=voxels,
         ml=voxels * attention.geometry.voxel_ml,
         attention_sum=float(weights.sum()),

@@ -1,4 +1,4 @@
-"""A contact sheet: one picture that shows whether the labels of a case can be right."""
+"""A contact sheet: one picture that shows whether the labels of a case are plausible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GAP_PX: Final = 4
 def write_contact_sheet(
     path: Path, ct: Path, labels: Path, attention: Sequence[Path], scheme: OrganScheme
 ) -> None:
-    """Axial, coronal and sagittal, where most attention is: above the labels, below the attention.
+    """Axial, coronal and sagittal cuts where attention is highest: labels above, attention below.
 
     Args:
         path: PNG to write.

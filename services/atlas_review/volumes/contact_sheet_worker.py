@@ -1,7 +1,7 @@
-"""Contact sheets made before anybody asks: a reader who goes through a whole atlas waits for none.
+"""Contact sheets rendered in advance, so that a reader who goes through a whole atlas never waits.
 
-One process beside the service, at a low priority, renders one sheet after the other. It is not
-a thread: rendering would hold the interpreter for whole milliseconds while requests wait. Where
+One process beside the service, at low priority, renders one sheet after the other. It is not a
+thread: rendering would hold the interpreter for whole milliseconds while requests wait. Where
 several services share a store, one of them renders.
 """
 
@@ -35,30 +35,32 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def beside(settings: ReviewSettings) -> Iterator[None]:
-    """Render ahead until the block ends, in a process that ends with this one, however it ends."""
+def running_worker(settings: ReviewSettings) -> Iterator[None]:
+    """Render until the block ends, in a process that ends with this one, however it ends."""
     if not settings.sheet_interval_s:
         yield
         return
-    # It reads its input, which ends when nobody holds the other end: also after a kill -9.
+    # Its standard input ends with this process, even after a kill -9; then it stops.
     command = [sys.executable, "-m", "atlas_review.volumes.contact_sheet_worker"]
     with subprocess.Popen(command, stdin=subprocess.PIPE):
         yield
 
 
-class SheetsAhead:
-    """Makes the sheets of cases that have changed since the last look."""
+class ContactSheetRenderer:
+    """Renders the sheets of cases that have changed since the last round."""
 
     def __init__(self, catalog: Catalog, store: CaseStore, settings: ReviewSettings) -> None:
         self._catalog = catalog
         self._cases = CaseReview(catalog)
         self._files = CaseFiles(store, catalog, LabelVersions(catalog), self._cases, settings)
-        self._seen: dict[str, str] = {}
+        self._rendered: dict[str, str] = {}
 
-    def look(self) -> int:
-        """One turn; returns for how many cases a sheet was made or found."""
+    def render_changed(self) -> int:
+        """One round; returns for how many cases a sheet was rendered or found."""
         stamps = self._cases.stamps()
-        changed = [case_id for case_id, stamp in stamps.items() if self._seen.get(case_id) != stamp]
+        changed = [
+            case_id for case_id, stamp in stamps.items() if self._rendered.get(case_id) != stamp
+        ]
         done = 0
         for case_id in changed:
             try:
@@ -68,7 +70,7 @@ class SheetsAhead:
                 _log.warning("no contact sheet: %s", error)
             except Exception:
                 _log.exception("fault in a contact sheet")
-            self._seen[case_id] = stamps[case_id]
+            self._rendered[case_id] = stamps[case_id]
         return done
 
 
@@ -76,25 +78,25 @@ def main() -> None:
     """Render until the input ends."""
     settings = ReviewSettings()
     log_to_stderr(settings.log_level)
-    threading.Thread(target=_end_with_input, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=_exit_with_input, args=(sys.stdin.buffer,), daemon=True).start()
     os.nice(LOW_PRIORITY)
     store = CaseStore(settings.store)
     store.root.mkdir(parents=True, exist_ok=True)
     with (store.root / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another service renders
         with Catalog.open(settings.catalog_url.get_secret_value()) as catalog:
-            ahead = SheetsAhead(catalog, store, settings)
+            renderer = ContactSheetRenderer(catalog, store, settings)
             while True:
                 try:
-                    ahead.look()
+                    renderer.render_changed()
                 except AtlasError as error:
                     _log.warning("contact sheets wait: %s", error)
                 time.sleep(settings.sheet_interval_s)
 
 
-def _end_with_input(stdin: IO[bytes]) -> None:
+def _exit_with_input(stdin: IO[bytes]) -> None:
     stdin.read()
-    # At once, in the middle of a sheet: it is renamed into place when it is whole, or never.
+    # At once, even in the middle of a sheet: a sheet is renamed into place whole, or never.
     os._exit(0)
 
 

@@ -56,7 +56,7 @@ export interface LabelVersion {
   url: string
   in_force: boolean
 }
-/** Of tasks, in the order of their life; FINISHED are those that end it. */
+/** States of a task, in the order of its life; the FINISHED ones end it. */
 export const TASK_STATES = ['open', 'leased', 'second_reading', 'revised', 'confirmed', 'skipped'] as const
 export const FINISHED: ReadonlySet<string> = new Set(['revised', 'confirmed', 'skipped'])
 export const CASE_STATES = ['not_queued', ...TASK_STATES] as const
@@ -131,10 +131,10 @@ export class Problem extends Error {
   }
 }
 
-/** The server was not reached: nothing was refused, and nothing is lost. */
+/** The server could not be reached: nothing was refused, and nothing is lost. */
 export class Offline extends Error {
   constructor() {
-    super('The server was not reached')
+    super('The server could not be reached')
   }
 }
 
@@ -164,7 +164,7 @@ function setLost(lost: boolean): void {
   connection.listeners.forEach((listener) => listener(lost))
 }
 
-/** The server's path of a volume or picture, whether it was given whole or relative to the API. */
+/** The path of a URL that is given in full or relative to the API. */
 export function path(url: string): string {
   return url.startsWith('/') ? url : `${BASE}/${url}`
 }
@@ -182,7 +182,7 @@ export interface Options {
   keepalive?: boolean
 }
 
-/** Fetch from the API; throws `Problem` for a refusal and `Offline` where nothing answered. */
+/** Fetch from the API; throws `Problem` where the server refuses and `Offline` where none answers. */
 export async function send(url: string, options: Options = {}): Promise<Response> {
   const method = options.method ?? 'GET'
   const headers: Record<string, string> = { Accept: 'application/json', ...options.headers }
@@ -213,7 +213,7 @@ export async function get<T>(url: string): Promise<T> {
   return (await (await send(url)).json()) as T
 }
 
-/** Send JSON and read JSON; null where the server has nothing to say (204). */
+/** Send JSON and read JSON; null for an empty response (204). */
 export async function call<T>(method: string, url: string, json: unknown = {}): Promise<T | null> {
   const response = await send(url, method === 'DELETE' ? { method } : { method, json })
   return response.status === 204 ? null : ((await response.json()) as T)

@@ -1,4 +1,4 @@
-/** The few charts of the atlas page, as SVG by hand: each value is also in a title or a table. */
+/** The charts of the atlas page, as hand-written SVG: each value is also in a title or a table. */
 
 import { h, svg, title } from './dom'
 import type { Statistics } from './api'
@@ -56,7 +56,7 @@ export function bars(caption: string, rows: [name: string, value: number, kind?:
   return figure(caption, rows.length * row + 4, caption, ...marks)
 }
 
-/** Fig. 4: one point a case, one column a dataset; the top share is marked. */
+/** Fig. 4: one point per case, one column per dataset; the top share is marked. */
 export function attentionSizes(data: Statistics['attention_by_dataset'], share: number): HTMLElement {
   const [left, top, height, foot] = [60, 8, 240, 34]
   const sets = Object.entries(data).filter(([, cases]) => cases.length > 0)
@@ -89,7 +89,7 @@ function decades(values: number[]): { low: number; high: number; ticks: number[]
   return { low, high, ticks: powers.flatMap((power) => [power, 2 * power, 5 * power]).filter((tick) => tick <= high) }
 }
 
-/** Fig. 1b and 9: quartiles, median, range and every case; logarithmic, for a liver beside a gall bladder. */
+/** Fig. 1b and 9: quartiles, median, range and every case; logarithmic, as a liver stands beside a gall bladder. */
 export function organVolumes(data: Statistics['organ_volumes'], colour: (organ: string) => string): HTMLElement {
   const [left, row, top, foot] = [110, 34, 6, 26]
   const organs = Object.entries(data).filter(([, one]) => one.count > 0)
@@ -114,13 +114,13 @@ function organBox(
   color: string,
 ): SVGElement {
   const [low, high] = [Math.min(one.q1, ...one.values), Math.max(one.q3, ...one.values)]
-  const tell = `${title(name)}: median ${format(one.median)} ml, quartiles ${format(one.q1)} to ${format(one.q3)}, ${one.count} cases`
+  const description = `${title(name)}: median ${format(one.median)} ml, quartiles ${format(one.q1)} to ${format(one.q3)}, ${one.count} cases`
   // Points are spread over the row by a fixed pattern: the same page for the same data.
   const spread = (n: number): number => ((n * 7) % 13) - 6
   return svg(
     'g',
     { color },
-    svg('title', {}, tell),
+    svg('title', {}, description),
     svg('text', { x: nameEnd, y: middle + 4, 'text-anchor': 'end' }, title(name)),
     svg('line', { class: 'whisker', x1: x(low), x2: x(high), y1: middle, y2: middle }),
     svg('rect', { class: 'box', x: x(one.q1), y: middle - 9, width: Math.max(x(one.q3) - x(one.q1), 1), height: 18, rx: 2 }),

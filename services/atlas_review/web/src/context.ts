@@ -1,4 +1,4 @@
-/** What every page needs: who is here, and the vocabulary of the site. */
+/** What every page needs: who is signed in, and the vocabulary of the atlas. */
 
 import type { ErrorType, Organ, Session } from './api'
 
@@ -8,7 +8,7 @@ export interface Context {
   errorTypes: ErrorType[]
 }
 
-/** A page that is shown; `close` ends its timers and gives its memory back. */
+/** A page that is shown; `close` ends its timers and frees its memory. */
 export interface Page {
   close?: () => void | Promise<void>
 }

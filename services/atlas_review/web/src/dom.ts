@@ -1,4 +1,4 @@
-/** The smallest useful way to build elements: no markup strings, hence nothing to escape. */
+/** A small way to build elements without markup strings, hence with nothing to escape. */
 
 type Value = string | number | boolean | null | undefined | ((event: never) => void)
 export type Child = Node | string | number | null | undefined | false | Child[]
@@ -46,14 +46,14 @@ export function replace(parent: Element, ...children: Child[]): void {
   append(parent, children)
 }
 
-/** A swatch of an organ's colour: set by the style object, which a strict content policy allows. */
+/** A swatch of an organ's colour, set through the style object: a strict content policy allows that. */
 export function swatch(color: string): HTMLElement {
   const element = h('span', { class: 'swatch', 'aria-hidden': 'true' })
   element.style.background = color
   return element
 }
 
-/** The head of a table; above a column of numbers its name stands to the right, as they do. */
+/** The head of a table; the names of number columns are right-aligned, as the numbers are. */
 export function tableHead(names: readonly string[], numbers: readonly string[]): HTMLElement {
   const cells = names.map((name) => h('th', { scope: 'col', class: numbers.includes(name) ? 'number' : null }, name))
   return h('thead', {}, h('tr', {}, cells))

@@ -13,7 +13,7 @@ export type Bases = Record<string, string>
 interface Head {
   key: string
   bases: Bases
-  /** What the server has of it, by checksum, and the same bytes for a start without the server. */
+  /** The server's draft by its checksum, and the same bytes for a start without the server. */
   snapshot: { bytes: Bytes; sha256: string } | null
 }
 interface StoredEdit extends Edit {
@@ -137,7 +137,7 @@ const RETRY_MS = 4000
 
 export type SaveState = 'clean' | 'saving' | 'local' | 'server'
 
-/** Sends the map to the server when drawing pauses, again and again until it arrives. */
+/** Sends the map to the server when drawing pauses, and retries until it arrives. */
 export class Autosave {
   private timer: ReturnType<typeof setTimeout> | undefined
   private running: Promise<void> | null = null
@@ -147,12 +147,12 @@ export class Autosave {
     private readonly task: string,
     private readonly local: LocalDrafts,
     private readonly current: () => { bytes: Promise<Bytes>; bases: Bases },
-    private readonly tell: (state: SaveState, problem?: unknown) => void,
+    private readonly report: (state: SaveState, problem?: unknown) => void,
   ) {}
 
   /** Keep an edit; resolves when it is safe in this browser. */
   async keep(edit: Edit, bases: Bases): Promise<void> {
-    this.tell('saving')
+    this.report('saving')
     this.schedule(QUIET_MS)
     await this.local.append(edit, bases)
   }
@@ -184,16 +184,16 @@ export class Autosave {
       const { sha256 } = (await response.json()) as { sha256: string }
       if (this.stopped) return
       await this.local.settle({ bytes, sha256 }, bases, position)
-      if (this.local.position === position) this.tell('server')
+      if (this.local.position === position) this.report('server')
       else this.schedule(QUIET_MS)
     } catch (error) {
       if (this.stopped) return
-      this.tell('local', error)
+      this.report('local', error)
       if (error instanceof Offline || (error instanceof Problem && error.status >= 500)) this.schedule(RETRY_MS)
     }
   }
 
-  /** No more saving: the work was handed in, or the page goes away. */
+  /** Stop saving: the work was handed in, or the page is closed. */
   async stop(): Promise<void> {
     this.stopped = true
     clearTimeout(this.timer)

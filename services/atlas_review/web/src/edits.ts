@@ -9,7 +9,7 @@ export interface Edit {
   readonly after: Uint8Array<ArrayBuffer>
 }
 
-/** Memory that the history may take; the oldest edits are forgotten beyond it. */
+/** Memory that the history may take; beyond it the oldest edits are dropped. */
 const HISTORY_BYTES = 128 * 1024 * 1024
 const BYTES_PER_VOXEL = 6
 

@@ -7,14 +7,14 @@ export interface Key {
   does: string
   group: string
   run: (event: KeyboardEvent) => void
-  /** Called when the key is let go again. */
+  /** Called when the key is released. */
   release?: () => void
 }
 
 let global: Key[] = []
 let local: Key[] = []
 
-/** `Shift+Enter`, `Ctrl+z`, `[`: modifiers in this order; Shift only where the key itself does not show it. */
+/** `Shift+Enter`, `Ctrl+z`, `[`: modifiers in this order; Shift only where the key itself does not imply it. */
 function nameOf(event: KeyboardEvent): string {
   const control = event.ctrlKey || event.metaKey ? 'Ctrl+' : ''
   const named = event.key.length > 1
@@ -31,7 +31,7 @@ function isTyping(target: EventTarget | null): boolean {
 
 function onKey(event: KeyboardEvent): void {
   const name = nameOf(event)
-  // A focused button keeps Enter and Space, a slider its arrows: the keyboard works as everywhere else.
+  // A focused button keeps Enter and Space, a slider its arrows, as everywhere else.
   const target = event.target
   const onControl = target instanceof HTMLButtonElement || target instanceof HTMLInputElement || target instanceof HTMLAnchorElement
   const own = onControl && (name === 'Enter' || name === 'Space' || (target instanceof HTMLInputElement && event.key.startsWith('Arrow')))

@@ -107,7 +107,7 @@ async function enter(session: Session): Promise<void> {
   }
   replace(
     who,
-    session.insecure && h('span', { class: 'state skipped', title: 'Anybody on this computer may write' }, 'insecure'),
+    session.insecure && h('span', { class: 'state skipped', title: 'Anybody on this computer can change labels' }, 'insecure'),
     h('span', {}, session.user),
     h('span', { class: 'roles' }, session.roles.join(', ')),
     button('Keys', showHelp, { key: '?' }),
@@ -116,7 +116,7 @@ async function enter(session: Session): Promise<void> {
   await show()
 }
 
-/** Log in where nobody is; the address stays, so that one lands where one wanted to go. */
+/** Ask for a login where there is no session; the address stays, so that it leads where it was meant to. */
 async function start(): Promise<void> {
   try {
     await enter(await get<Session>('session'))

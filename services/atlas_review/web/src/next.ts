@@ -1,4 +1,4 @@
-/** The next case: one way to get it, from the queue and from a case alike. */
+/** Going to the next case, from the queue and from a case alike. */
 
 import { call, type Task } from './api'
 import { say } from './notices'
@@ -8,20 +8,20 @@ export interface NextFilter {
   organ?: string
 }
 
-const KEPT = 'next-filter'
+const STORAGE_KEY = 'next-filter'
 
-/** Filters of the queue also choose the next case; they last as long as the tab. */
+/** The filters of the queue also apply to the next case; they are kept as long as the tab. */
 export function keepFilter(filter: NextFilter): void {
-  sessionStorage.setItem(KEPT, JSON.stringify(filter))
+  sessionStorage.setItem(STORAGE_KEY, JSON.stringify(filter))
 }
 
 export function keptFilter(): NextFilter {
-  return JSON.parse(sessionStorage.getItem(KEPT) ?? '{}') as NextFilter
+  return JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? '{}') as NextFilter
 }
 
 export async function goToNext(): Promise<void> {
   const filter = Object.fromEntries(Object.entries(keptFilter()).filter(([, value]) => value))
   const task = await call<Task>('POST', 'queue/next', filter)
   if (task) location.hash = `#/task/${task.id}`
-  else say('Nothing is left in the queue for these filters.')
+  else say('The queue has no case left for these filters.')
 }

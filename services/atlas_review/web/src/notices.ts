@@ -1,4 +1,4 @@
-/** What the page says to its user: banners that stay, notices that go, questions. */
+/** Messages to the user: banners that stay, notices that disappear, questions. */
 
 import { Offline, Problem } from './api'
 import { button, h, type Child } from './dom'
@@ -7,7 +7,7 @@ export const banners = h('div', { id: 'banners' })
 const notices = h('div', { id: 'notices', role: 'status', 'aria-live': 'polite' })
 document.body.append(notices)
 
-/** A line at the top that stays until it is set to null. */
+/** A line at the top that stays until it is set to nothing. */
 export class Banner {
   private element: HTMLElement | null = null
 
@@ -30,9 +30,9 @@ export function say(text: string): void {
   setTimeout(() => element.remove(), SHOWN_MS)
 }
 
-/** Show a failure: what, expected, got and the remedy; it stays until it is put away. */
+/** Show a failure: detail, expected, got and the remedy; it stays until it is dismissed. */
 export function showError(error: unknown): void {
-  if (error instanceof Offline) return // the banner says so already
+  if (error instanceof Offline) return // the banner says so
   const parts = error instanceof Problem ? error.parts() : []
   const message = error instanceof Error ? error.message : String(error)
   const element: HTMLElement = h(
@@ -50,7 +50,7 @@ export function attempt(action: () => Promise<unknown>): void {
   action().catch(showError)
 }
 
-/** Ask for a text; null when the user thinks better of it. */
+/** Ask for a text; null when the user cancels. */
 export function ask(question: string, field: string, confirm: string): Promise<string | null> {
   return new Promise((resolve) => {
     const input = h('textarea', { required: true, rows: 3, maxlength: 2000 })
@@ -85,7 +85,7 @@ export function ask(question: string, field: string, confirm: string): Promise<s
   })
 }
 
-/** Show content that asks for one of several answers; '' when it was closed. */
+/** Show a question with several answers; '' when the dialog is closed. */
 export function choose(heading: string, content: Child, answers: [value: string, label: string][]): Promise<string> {
   return new Promise((resolve) => {
     const dialog = h(

@@ -17,7 +17,7 @@ export const WINDOWS = {
 } as const
 export type WindowName = keyof typeof WINDOWS
 
-/** How strongly the overlays are shown at first: the CT stays readable through both. */
+/** Initial opacity of the overlays: the CT stays readable through both. */
 export const OPACITY = { labels: 0.45, attention: 0.4 } as const
 
 /** Where the crosshair is. */
@@ -36,21 +36,21 @@ const SLICES: Record<View, SLICE_TYPE> = {
   sagittal: SLICE_TYPE.SAGITTAL,
   all: SLICE_TYPE.MULTIPLANAR,
 }
-/** The axial view is the one that is read; the other two stand beside it. [left, top, width, height] */
+/** The axial view is the main one, the other two stand beside it. [left, top, width, height] */
 const ALL_VIEWS: { sliceType: SLICE_TYPE; position: [number, number, number, number] }[] = [
   { sliceType: SLICE_TYPE.AXIAL, position: [0, 0, 0.62, 1] },
   { sliceType: SLICE_TYPE.CORONAL, position: [0.62, 0, 0.38, 0.5] },
   { sliceType: SLICE_TYPE.SAGITTAL, position: [0.62, 0.5, 0.38, 0.5] },
 ]
 const ATTENTION_COLOURS = {
-  // Black-body from clear to white: no hue of it is an organ's.
+  // From clear over red and yellow to white: no organ has one of these hues.
   R: [120, 255, 255, 255],
   G: [0, 60, 190, 255],
   B: [60, 0, 0, 200],
   A: [0, 140, 200, 255],
   I: [0, 60, 150, 255],
 }
-/** Attention (Eq. 4) that is clear, and from which on it is white; the maps carry their scale of 1/136. */
+/** Attention (Eq. 4) at which the colours begin and end; the maps carry their scale of 1/136. */
 const ATTENTION_SHOWN = [0.05, 1] as const
 const ATTENTION = 1 // index of the overlay; the CT is 0
 const ZOOM_STEP = 1.15
@@ -60,7 +60,7 @@ export class Viewer {
   onLocation: (location: Location) => void = () => {}
   /** The label map as it is in force, in NiiVue's RAS order. */
   private base: Bytes = new Uint8Array()
-  /** The label map as the history knows it; a stroke is what NiiVue's differs from it. */
+  /** The label map up to the last edit in the history; what NiiVue's map differs in is a new stroke. */
   private shadow: Bytes = new Uint8Array()
   private readonly nv: Niivue
   private readonly hidden = new Set<number>()
@@ -71,7 +71,7 @@ export class Viewer {
   private tool: Tool = 'look'
   private view: View = 'all'
   private inverseAffine: number[][] = []
-  /** Slices on which an organ was drawn last, newest first: what interpolation goes between. */
+  /** The last two slices on which an organ was drawn, newest first: interpolation fills between them. */
   private readonly drawn = new Map<number, { axis: Axis; slice: number }[]>()
   protectOthers = true
 
@@ -114,13 +114,13 @@ export class Viewer {
     this.nv.drawAddUndoBitmap = (): void => {}
     this.nv.onDrawingChanged = (action): void => {
       if (action !== 'draw') return
-      // NiiVue draws each piece of a stroke without its newest voxel: the last one is still missing.
+      // NiiVue draws each part of a stroke without its newest voxel: the last one is still missing.
       const [x, y, z] = this.nv.drawPenLocation as [number, number, number]
       if (!Number.isNaN(x)) this.nv.drawPt(x, y, z, this.nv.opts.penValue)
       this.commit()
     }
-    this.nv.onLocationChange = (): void => this.tellLocation()
-    // A stroke may end outside the canvas, where NiiVue does not say that it ended.
+    this.nv.onLocationChange = (): void => this.reportLocation()
+    // A stroke may end outside the canvas, where NiiVue does not report its end.
     canvas.addEventListener('mouseleave', this.commit)
     addEventListener('mouseup', this.commit)
     canvas.addEventListener('wheel', this.zoomWheel, { capture: true, passive: false })
@@ -159,7 +159,7 @@ export class Viewer {
     this.setWindow('soft tissue')
     this.setView('all')
     this.applyOverlays()
-    this.tellLocation()
+    this.reportLocation()
   }
 
   async loadAttention(bytes: Bytes | null): Promise<void> {
@@ -259,7 +259,7 @@ export class Viewer {
     return true
   }
 
-  /** Make the map differ as one edit; used by everything that is not a stroke. */
+  /** Change the map as one edit; used by everything that is not a stroke. */
   private change(act: (map: Bytes) => void): boolean {
     act(this.map)
     const edit = difference(this.shadow, this.map)
@@ -271,13 +271,13 @@ export class Viewer {
     return true
   }
 
-  /** Fill the slices between the two last drawn ones; says what keeps it from it, or null. */
+  /** Fill the slices between the last two drawn ones; returns why that is not possible, or null. */
   interpolate(): string | null {
     const slices = this.drawn.get(this.pen.label) ?? []
     const [one, two] = slices
     if (!one || !two) return 'Draw this organ on two slices of one view first'
     const [low, high] = [one.slice, two.slice].sort((a, b) => a - b) as [number, number]
-    if (high - low < 2) return 'There is no slice between the two that were drawn last'
+    if (high - low < 2) return 'There is no slice between the last two that were drawn'
     this.change((map) => interpolate(map, this.dims, one.axis, [low, high], this.pen.label, (v) => this.may(v)))
     return null
   }
@@ -302,7 +302,7 @@ export class Viewer {
     this.show(map)
   }
 
-  /** Throw away every edit. */
+  /** Discard every edit. */
   reset(): void {
     this.show(this.base.slice())
   }
@@ -326,7 +326,7 @@ export class Viewer {
     return bytes as Bytes
   }
 
-  // --- tools and looks --------------------------------------------------------------------------
+  // --- tools and display ------------------------------------------------------------------------
 
   setTool(tool: Tool): void {
     this.tool = tool
@@ -379,7 +379,7 @@ export class Viewer {
     this.applyOverlays()
   }
 
-  /** Show the bare CT as long as a key is held. */
+  /** Show the bare CT while a key is held. */
   peek(bare: boolean): void {
     if (this.peeking === bare) return
     this.peeking = bare
@@ -412,13 +412,13 @@ export class Viewer {
     this.nv.drawLut = { lut, labels }
   }
 
-  // --- where ------------------------------------------------------------------------------------
+  // --- location ---------------------------------------------------------------------------------
 
   jumpTo(mm: readonly [number, number, number]): void {
     const fraction = this.nv.mm2frac([...mm, 1])
     this.nv.scene.crosshairPos = this.nv.vox2frac(this.nv.frac2vox(fraction))
     this.nv.drawScene()
-    this.tellLocation()
+    this.reportLocation()
   }
 
   /** Go through the slices of the view that is shown (of the axial one where all are). */
@@ -427,7 +427,7 @@ export class Viewer {
     const step: [number, number, number] = [0, 0, 0]
     step[AXIS_OF_DIMENSION[axis]] = slices
     this.nv.moveCrosshairInVox(...step)
-    this.tellLocation()
+    this.reportLocation()
   }
 
   zoom(steps: number): void {
@@ -443,7 +443,7 @@ export class Viewer {
     this.zoom(-Math.sign(event.deltaY))
   }
 
-  private tellLocation(): void {
+  private reportLocation(): void {
     const ct = this.nv.volumes[0]
     if (!ct || !this.nv.drawBitmap) return
     const fraction = this.nv.scene.crosshairPos

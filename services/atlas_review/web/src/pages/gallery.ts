@@ -5,8 +5,8 @@ import { setKeys } from '../keys'
 import { attempt, say } from '../notices'
 
 const PAGE = 100
-/** Sheets fetched ahead of the one that is shown, so that the next key shows a picture at once. */
-const AHEAD = 2
+/** Sheets fetched before they are shown, so that the next key shows a picture at once. */
+const PREFETCHED = 2
 
 export const openGallery: OpenPage = async (main) => {
   const gallery = new Gallery(main)
@@ -14,7 +14,7 @@ export const openGallery: OpenPage = async (main) => {
     { keys: ['ArrowRight', 'j'], does: 'next case', group: 'Gallery', run: () => gallery.step(1) },
     { keys: ['ArrowLeft', 'k'], does: 'previous case', group: 'Gallery', run: () => gallery.step(-1) },
     { keys: ['Home'], does: 'first case', group: 'Gallery', run: () => gallery.select(0) },
-    { keys: ['f'], does: 'flag this case, or take the flag away', group: 'Gallery', run: () => attempt(() => gallery.flag()) },
+    { keys: ['f'], does: 'flag this case, or remove the flag', group: 'Gallery', run: () => attempt(() => gallery.flag()) },
   ])
   await gallery.reload()
   return gallery
@@ -27,9 +27,9 @@ class Gallery {
   private cases: CaseBrief[] = []
   private total = 0
   private at = 0
-  /** Counts the lists that were shown: an older one stops loading. */
+  /** Number of the list that is shown: an older one stops loading. */
   private loading = 0
-  /** Datasets seen so far: what the filter offers. */
+  /** Datasets seen so far, which the filter offers. */
   private readonly datasets = new Set<string>()
   private readonly bar = h('div', { class: 'row filters', role: 'search', 'aria-label': 'Filters' })
   private readonly list = h('div', { class: 'strip', role: 'listbox', 'aria-label': 'Cases', tabindex: '0' })
@@ -94,14 +94,14 @@ class Gallery {
     void this.loadThumbs(++this.loading)
   }
 
-  /** One picture after the other: a sheet may have to be made first, and the keys must not wait for it. */
+  /** One picture after the other: a sheet may have to be rendered first, and the keys must not wait for it. */
   private async loadThumbs(mine: number): Promise<void> {
     for (const [i, one] of this.cases.entries()) {
       if (mine !== this.loading) return
       const image = this.list.children[i]?.querySelector('img')
       if (!image) return
       image.src = sheetOf(one)
-      await image.decode().catch(() => {}) // a sheet that cannot be made shows its name alone
+      await image.decode().catch(() => {}) // without a sheet only the name is shown
     }
   }
 
@@ -120,7 +120,7 @@ class Gallery {
   select(at: number): void {
     const one = this.cases[at]
     if (!one) {
-      if (this.cases.length === 0) replace(this.caption, 'No case with these filters.')
+      if (this.cases.length === 0) replace(this.caption, 'No cases match these filters.')
       this.sheet.hidden = this.cases.length === 0
       this.flagButton.hidden = this.sheet.hidden
       return
@@ -131,11 +131,11 @@ class Gallery {
     this.sheet.hidden = this.flagButton.hidden = false
     this.sheet.src = sheetOf(one)
     this.sheet.alt = `Contact sheet of ${one.id}`
-    this.tell(one)
-    this.cases.slice(at + 1, at + 1 + AHEAD).forEach((next) => {
+    this.describe(one)
+    this.cases.slice(at + 1, at + 1 + PREFETCHED).forEach((next) => {
       new Image().src = sheetOf(next)
     })
-    if (at + AHEAD >= this.cases.length && this.cases.length < this.total) attempt(() => this.extend())
+    if (at + PREFETCHED >= this.cases.length && this.cases.length < this.total) attempt(() => this.extend())
   }
 
   private async extend(): Promise<void> {
@@ -144,7 +144,7 @@ class Gallery {
     this.list.children[this.at]?.setAttribute('aria-selected', 'true')
   }
 
-  private tell(one: CaseBrief): void {
+  private describe(one: CaseBrief): void {
     replace(
       this.caption,
       h('strong', {}, one.id),
@@ -162,7 +162,7 @@ class Gallery {
     const result = await call<{ flagged: boolean }>('PUT', `cases/${encodeURIComponent(one.id)}/flag`, { flagged: !one.flagged })
     one.flagged = result?.flagged ?? !one.flagged
     this.markFlags()
-    this.tell(one)
+    this.describe(one)
     say(`${one.id} ${one.flagged ? 'flagged' : 'no longer flagged'}`)
   }
 }

@@ -2,7 +2,7 @@ import { call, path, Problem, type AuthOffer, type Session } from '../api'
 import { h } from '../dom'
 import { showError } from '../notices'
 
-/** The form to log in; resolves with the session once it is there. */
+/** Show the login form; resolves with the session once somebody has logged in. */
 export function askToLogIn(main: HTMLElement, auth: AuthOffer): Promise<Session> {
   return new Promise((resolve) => {
     const user = h('input', { name: 'username', autocomplete: 'username', required: true })

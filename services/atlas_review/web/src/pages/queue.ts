@@ -1,5 +1,5 @@
 import { call, FINISHED, get, query, TASK_STATES, type Queue, type Task } from '../api'
-import { may, type Context, type OpenPage } from '../context'
+import { colourOf, may, type Context, type OpenPage } from '../context'
 import { button, h, replace, select, swatch, tableHead, title } from '../dom'
 import { setKeys } from '../keys'
 import { goToNext, keepFilter, keptFilter } from '../next'
@@ -39,7 +39,7 @@ export const openQueue: OpenPage = async (main, context) => {
       'nav',
       { class: 'row', 'aria-label': 'Pages' },
       offset > 0 && button('Earlier', () => go(-PAGE)),
-      h('span', {}, total ? `${offset + 1}–${Math.min(offset + PAGE, total)} of ${total}` : 'no task with these filters'),
+      h('span', {}, total ? `${offset + 1}–${Math.min(offset + PAGE, total)} of ${total}` : 'no tasks match these filters'),
       offset + PAGE < total && button('Later', () => go(PAGE)),
     )
   }
@@ -85,16 +85,13 @@ function table(tasks: Task[], context: Context): HTMLElement {
 
 const SHOWN_ORGANS = 3
 
-/** The organs that need a look most, in their colours. */
+/** The organs with most attention, in their colours. */
 function largest(task: Task, context: Context): HTMLElement[] {
   return [...task.organs]
     .filter((one) => one.attention_ml > 0)
     .sort((a, b) => b.attention_ml - a.attention_ml)
     .slice(0, SHOWN_ORGANS)
-    .map(({ organ }) => {
-      const colour = context.organs.find((one) => one.name === organ)?.color ?? '#888888'
-      return h('span', { class: 'organ-tag' }, swatch(colour), title(organ))
-    })
+    .map(({ organ }) => h('span', { class: 'organ-tag' }, swatch(colourOf(context, organ)), title(organ)))
 }
 
 /** For managers: open tasks for the top of the ranking. */

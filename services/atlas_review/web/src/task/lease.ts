@@ -37,13 +37,13 @@ export class Lease {
     try {
       await this.take()
     } catch (error) {
-      // The lease goes on for a while without us: try again before it ends.
+      // The lease is valid for a while yet: try again before it ends.
       if (error instanceof Offline) this.renewIn(SHORTEST_MS)
       else if (!this.ended) this.onLost(error)
     }
   }
 
-  /** Stop renewing; the lease runs out by itself, and the draft stays. */
+  /** Stop renewing; the lease expires by itself, and the draft stays. */
   end(): void {
     this.ended = true
     clearTimeout(this.timer)

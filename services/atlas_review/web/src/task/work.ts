@@ -45,13 +45,13 @@ export class Work {
   readOnly: Problem | string | null = null
   /** Organs that differ from the labels in force. */
   changed = new Set<string>()
-  /** Organs of which a label that was handed in here came into force. */
+  /** Organs of which a label that was handed in here is in force. */
   readonly handedIn = new Set<string>()
   private bases: Bases = {}
   private readonly lease: Lease
   private local!: LocalDrafts
   private autosave!: Autosave
-  /** Versions that the server has of the drawing as it is now. */
+  /** Versions on the server that equal the drawing as it is now, by organ. */
   private readonly uploaded = new Map<string, string>()
 
   private constructor(
@@ -60,7 +60,7 @@ export class Work {
     private readonly events: WorkEvents,
   ) {
     this.clock = new WorkClock(id)
-    this.lease = new Lease(id, events.leaseLost)
+    this.lease = new Lease(id, (problem) => this.loseLease(problem))
   }
 
   static async open(context: Context, id: string, canvas: HTMLCanvasElement, events: WorkEvents): Promise<Work> {
@@ -72,6 +72,11 @@ export class Work {
       throw error
     }
     return work
+  }
+
+  private loseLease(problem: unknown): void {
+    this.readOnly = problem instanceof Problem ? problem : 'The lease of this task was lost.'
+    this.events.leaseLost(problem)
   }
 
   private get case(): Case {
@@ -131,7 +136,7 @@ export class Work {
   private async newest(local: LocalDraft | null, server: ServerDraft | null): Promise<'none' | 'browser' | 'server'> {
     if (!local || (local.edits.length === 0 && !local.snapshot)) return server ? 'server' : 'none'
     if (!server || server.sha256 === local.snapshot?.sha256) return 'browser'
-    // The server has something that this browser never saw.
+    // The server's draft was never in this browser.
     return local.edits.length === 0 ? 'server' : this.events.chooseDraft()
   }
 
@@ -159,7 +164,7 @@ export class Work {
     this.viewer.restore(await this.viewer.readMap(draft), labels)
   }
 
-  /** Every edit is safe in this browser before anything else happens with it. */
+  /** Every edit is safe in this browser before anything else is done with it. */
   private async keep(edit: Edit): Promise<void> {
     for (const organ of this.touched(edit)) {
       this.bases[organ] ??= this.inForce(organ)?.id ?? 'none'
@@ -185,24 +190,24 @@ export class Work {
     this.events.changed()
   }
 
-  /** Forget every edit, here and on the server. */
+  /** Discard every edit, here and on the server. */
   async discard(): Promise<void> {
     this.viewer.reset()
-    await this.forgetDraft()
+    await this.dropDraft()
     this.bases = {}
     this.uploaded.clear()
     this.noteChanges()
     this.events.saved('clean')
   }
 
-  private async forgetDraft(): Promise<void> {
+  private async dropDraft(): Promise<void> {
     await this.local.clear()
     await send(`tasks/${this.id}/draft`, { method: 'DELETE' }).catch((error: unknown) => {
       if (!(error instanceof Problem) || error.status !== 404) throw error
     })
   }
 
-  // --- what is known ----------------------------------------------------------------------------
+  // --- labels, attention, verdicts --------------------------------------------------------------
 
   private organs(): Organ[] {
     return this.context.organs
@@ -238,7 +243,7 @@ export class Work {
     await this.finished()
   }
 
-  /** What is drawn is handed in first: the second reader sees it, a draft he would not. */
+  /** The drawing is handed in first: a second reader sees labels, but not the drafts of others. */
   async askSecondReader(note: string): Promise<void> {
     await this.uploadChanged()
     await this.act('second-reader', { note, seconds_spent: this.clock.seconds })
@@ -283,7 +288,7 @@ export class Work {
     try {
       const version = (await (await send(url, { method: 'POST', body })).json()) as LabelVersion
       this.uploaded.set(organ, version.id)
-      // Beside an original label a revised one is kept, and does not come into force.
+      // Beside an original label a revised one is kept without coming into force.
       if (version.in_force) {
         this.rebase(organ, version.id)
         this.handedIn.add(organ)
@@ -301,7 +306,7 @@ export class Work {
     this.bases[organ] = version
   }
 
-  /** A mask made elsewhere: checked and kept by the server, then shown as an edit. */
+  /** A mask made elsewhere: checked and stored by the server, then shown as an edit. */
   async uploadFile(organ: string, file: File): Promise<void> {
     const version = await this.upload(organ, file, 'label.nii.gz')
     await this.takeOver(organ, version)
@@ -327,7 +332,7 @@ export class Work {
     this.lease.end()
     this.clock.stop()
     if (!this.autosave) return
-    // Strokes are in the browser's database already; the server gets them if it answers.
+    // The strokes are in the browser's database; the server gets them too if it answers.
     if (this.readOnly === null && this.local.position > 0) await this.autosave.flush()
     await this.autosave.stop()
     this.local.close()

@@ -1,4 +1,4 @@
-"""Labels as the API shows them."""
+"""Label versions as the API shows them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from atlas_core.model_spec import ModelRef
 from atlas_core.review import LabelVersion
 from pydantic import Field
 
-API = "/api/v1"
+from atlas_review.api.paths import API_PREFIX
 
 
 class LabelView(FrozenModel):
-    """One label of one organ."""
+    """One version of the label of one organ."""
 
     id: str
     organ: str
@@ -25,15 +25,15 @@ class LabelView(FrozenModel):
     sha256: str
     voxels: int
     volume_ml: float
-    value: int = Field(description="Voxel value that means this organ in the file.")
+    value: int = Field(description="Voxel value of this organ in the file.")
     url: str
     in_force: bool
 
 
 def label_view(version: LabelVersion) -> LabelView:
-    """`version` with its address."""
+    """`version` with the address of its file."""
     return LabelView(
         **version.model_dump(exclude={"case_id", "path", "models"}),
         models=version.models,
-        url=f"{API}/cases/{version.case_id}/labels/{version.id}.nii.gz?v={version.sha256}",
+        url=f"{API_PREFIX}/cases/{version.case_id}/labels/{version.id}.nii.gz?v={version.sha256}",
     )

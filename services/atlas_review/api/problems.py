@@ -1,4 +1,4 @@
-"""Errors as answers: RFC 9457 problems. One table says which error has which status."""
+"""Errors as HTTP responses: problem details (RFC 9457). One table maps errors to statuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from atlas_review.label_view import label_view
+from atlas_review.api.label_view import label_view
+from atlas_review.errors import NotAllowed, NotSignedIn, TooManyAttempts
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -41,7 +42,7 @@ _PROBLEM_CONTENT = {
     }
 }
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": title, "content": _PROBLEM_CONTENT}
     for status, title in (
         (400, "Malformed"),
@@ -56,7 +57,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         (503, "Not available now"),
     )
 }
-"""Of every operation, for its description."""
+"""Responses that every operation may give, for OpenAPI."""
 
 STATUS: tuple[tuple[type[AtlasError], int, str], ...] = (
     (NotFound, 404, "Not found"),
@@ -66,35 +67,7 @@ STATUS: tuple[tuple[type[AtlasError], int, str], ...] = (
     (InvalidInput, 422, "Not acceptable as it is"),
     (Unavailable, 503, "Not available now"),
 )
-"""The first that fits counts."""
-
-
-class NotSignedIn(AtlasError):
-    """Who asks has not said who he is.
-
-    Attributes:
-        ways: how one can sign in here.
-    """
-
-    def __init__(self, ways: Mapping[str, bool]) -> None:
-        self.ways = dict(ways)
-        super().__init__("sign in first", remedy="sign in, or send a bearer token")
-
-
-class NotAllowed(AtlasError):
-    """Who asks may not do this."""
-
-
-class TooManyAttempts(AtlasError):
-    """Sign-in failed too often.
-
-    Attributes:
-        retry_after_s: when to try again.
-    """
-
-    def __init__(self, retry_after_s: int) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__("too many failed sign-ins", remedy=f"wait {retry_after_s} seconds")
+"""The first match counts."""
 
 
 def problem(
@@ -105,17 +78,17 @@ def problem(
     headers: Mapping[str, str] | None = None,
     **more: Any,
 ) -> JSONResponse:
-    """One problem; of `more`, what is None is left out."""
+    """One problem; members of `more` that are None are left out."""
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     body |= {name: value for name, value in more.items() if value is not None}
     return JSONResponse(body, status, dict(headers or {}), media_type=PROBLEM_TYPE)
 
 
-def of_error(error: AtlasError) -> JSONResponse:
-    """The answer to an error of ours."""
+def problem_of(error: AtlasError) -> JSONResponse:
+    """The response to an error of ours."""
     if isinstance(error, NotSignedIn):
         challenge = {"WWW-Authenticate": "Bearer"}
-        return problem(401, "Not signed in", str(error), headers=challenge, auth=error.ways)
+        return problem(401, "Not signed in", str(error), headers=challenge, auth=error.methods)
     if isinstance(error, NotAllowed):
         return problem(403, "Not allowed", str(error), **_parts(error))
     if isinstance(error, TooManyAttempts):
@@ -147,12 +120,12 @@ def _versions(error: AtlasError) -> dict[str, Any]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Let `app` answer every error with a problem."""
+def answer_with_problems(app: FastAPI) -> None:
+    """Make `app` answer every error with a problem."""
 
     @app.exception_handler(AtlasError)
     async def atlas_error(request: Request, error: AtlasError) -> JSONResponse:
-        return of_error(error)
+        return problem_of(error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -168,5 +141,5 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
-        # The log of the server has the traceback; the answer must not.
+        # The traceback is in the server's log; the response must not carry it.
         return problem(500, "Fault of the service", "see its log")

@@ -1,0 +1,163 @@
+"""Label maps of MONAI Label clients: all organs in one volume, with voxel value k for the k-th.
+
+What a client sends becomes one submission for each organ that it has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+import numpy as np
+from atlas_core.errors import UnknownLabel
+from atlas_core.imaging import Volume, read_label, write_volume
+from atlas_core.organs import BACKGROUND
+from atlas_core.records import Case
+from atlas_core.review import NO_BASE, Annotator, LabelVersion, StaleBase
+
+from atlas_review.service import Review
+from atlas_review.submissions import MaskSubmission, submit_mask
+from atlas_review.volumes import CaseFile, read_upload
+
+
+@dataclass(frozen=True)
+class LabelMapSubmission:
+    """A label map that a client has sent; nothing in it is checked yet.
+
+    Attributes:
+        case: whose.
+        content: the NIfTI file.
+        annotator: who sends it.
+        segments: names, the k-th being that of voxel value k; None: the organs of the atlas.
+        bases: organ → id of the version that the sender was given; None: not known, taken as the
+            version in force.
+        final: it ends the task that the sender holds.
+    """
+
+    case: Case
+    content: BinaryIO
+    annotator: Annotator
+    segments: list[str] | None
+    bases: Mapping[str, str] | None
+    final: bool
+
+
+def dense_label_map(review: Review, case: Case) -> CaseFile:
+    """The label map in force with voxel value k for the k-th organ."""
+    file = review.files.label_map(case)
+    organs = review.settings.organs
+    if organs.labels == tuple(range(1, len(organs) + 1)):
+        return file
+    table = np.zeros(256, np.uint8)
+    for k, organ in enumerate(organs, start=1):
+        table[organ.label] = k
+    return review.files.derived(
+        case.id,
+        "dense.nii.gz",
+        [file.sha256],
+        lambda path: write_volume(path, table[read_label(file.path).voxels], case.geometry),
+    )
+
+
+def submit_label_map(review: Review, submission: LabelMapSubmission) -> dict[str, str]:
+    """Check a label map, and submit each organ in it that differs from the label in force.
+
+    Returns:
+        organ → id of its new version.
+
+    Raises:
+        InvalidInput: as `label_on_grid`; also a value or a segment that is no organ. Nothing is
+            stored.
+        StaleBase: somebody else has changed an organ meanwhile; both labels are kept.
+    """
+    case, author = submission.case, submission.annotator.name
+    label = read_upload(review.store, submission.content, case)
+    organs = _values_of_organs(review, submission, label.values)
+    stored = review.files.read_label_map(case).voxels
+    versions = {version.id: version for version in review.versions.versions(case.id)}
+    in_force = {version.organ: version for version in versions.values() if version.in_force}
+    task = review.queue.held_by(author, case.id)
+    changed: dict[str, str] = {}
+    stale: StaleBase | None = None
+    for organ, value in organs.items():
+        mask = label.voxels == value
+        current = in_force.get(organ)
+        before = stored == review.settings.organs[organ].label
+        if current is not None and np.array_equal(mask, before):
+            continue
+        organ_submission = MaskSubmission(
+            case=case,
+            organ=organ,
+            mask=Volume(mask.astype(np.uint8), case.geometry),
+            author=author,
+            base=_base(submission, organ, current, versions),
+            task_id=None if task is None else task.id,
+        )
+        try:
+            changed[organ] = submit_mask(review.store, review.versions, organ_submission).id
+        except StaleBase as error:  # the other organs are submitted all the same
+            stale = stale or error
+    if stale is not None:
+        raise stale
+    if task is not None and submission.final:
+        _end_task(review, submission.annotator, task.id, changed)
+    return changed
+
+
+def _values_of_organs(
+    review: Review, submission: LabelMapSubmission, values: tuple[int, ...]
+) -> dict[str, int]:
+    """Organ → its voxel value, of every organ that has a segment in the map."""
+    names = submission.segments or list(review.settings.organs.names)
+    unknown = [name for name in names if name not in review.settings.organs]
+    if unknown:
+        raise UnknownLabel(
+            "a segment is no organ of this atlas",
+            case=submission.case.id,
+            expected=f"one of {', '.join(review.settings.organs.names)}",
+            got=", ".join(unknown[:4]),
+            remedy="remove or rename the segment",
+        )
+    beyond = [value for value in values if value != BACKGROUND and not 1 <= value <= len(names)]
+    if beyond:
+        raise UnknownLabel(
+            "a voxel value stands for no segment",
+            case=submission.case.id,
+            expected=f"0..{len(names)}, the k-th segment having value k",
+            got=", ".join(str(value) for value in beyond[:8]),
+        )
+    return {name: k for k, name in enumerate(names, start=1)}
+
+
+def _base(
+    submission: LabelMapSubmission,
+    organ: str,
+    current: LabelVersion | None,
+    versions: Mapping[str, LabelVersion],
+) -> str:
+    """The version that the organ's mask was made from: the one that its sender was given, or their
+    own later one made from that, as when they submit twice from one download."""
+    current_id = current.id if current else NO_BASE
+    if submission.bases is None:
+        return current_id
+    given = submission.bases.get(organ, NO_BASE)
+    ancestor = current
+    while (
+        ancestor is not None
+        and ancestor.id != given
+        and ancestor.author == submission.annotator.name
+    ):
+        ancestor = versions.get(ancestor.base) if ancestor.base else None
+    return current_id if (ancestor.id if ancestor else NO_BASE) == given else given
+
+
+def _end_task(review: Review, annotator: Annotator, task_id: int, changed: dict[str, str]) -> None:
+    history = review.queue.history(task_id)
+    leased_at = [one.at for one in history if one.action == "lease" and one.who == annotator.name]
+    seconds = (datetime.now(UTC) - leased_at[-1]).total_seconds() if leased_at else 0.0
+    if changed:
+        review.queue.revise(task_id, annotator, seconds, changed)
+    else:
+        review.queue.confirm(task_id, annotator, seconds)

@@ -1,0 +1,56 @@
+/** Questions of the task page that have a table or a choice of their own. */
+
+import type { LabelVersion } from '../api'
+import { h, title } from '../dom'
+import { choose } from '../notices'
+import { describeVersion, explain } from './texts'
+import type { StaleBase } from './work'
+
+/** Both this browser and the server have a draft of the task. */
+export async function chooseDraft(): Promise<'browser' | 'server'> {
+  const answer = await choose(
+    'There are two drafts of this task',
+    h('p', {}, 'This browser has strokes that never reached the server, and the server has a newer draft from elsewhere. The one that you do not choose is dropped.'),
+    [
+      ['browser', 'Continue with this browser’s'],
+      ['server', 'Continue with the server’s'],
+    ],
+  )
+  return answer === 'server' ? 'server' : 'browser'
+}
+
+/** Somebody else changed the organ meanwhile: which version should the drawing build on? '' decides later. */
+export async function chooseVersion({ organ, current, submitted, problem }: StaleBase): Promise<'theirs' | 'mine' | ''> {
+  const row = (name: string, version: LabelVersion | null): HTMLElement =>
+    h('tr', {}, h('th', { scope: 'row' }, name), h('td', {}, version ? describeVersion(version) : 'unknown'))
+  const answer = await choose(
+    `Somebody else changed ${title(organ)} while you worked`,
+    h(
+      'div',
+      {},
+      h('p', {}, explain(problem)),
+      h('table', {}, h('tbody', {}, row('In force now', current), row('Yours, kept beside it', submitted))),
+      h('p', {}, 'Nothing is lost: both versions are stored. Look at the one in force before you decide, or put your drawing on top of it.'),
+    ),
+    [
+      ['theirs', 'Take theirs into my drawing'],
+      ['mine', 'Keep mine on top of theirs'],
+      ['', 'Decide later'],
+    ],
+  )
+  return answer as 'theirs' | 'mine' | ''
+}
+
+/** Whether to throw the drawing away; `stored` organs were handed in already and keep their labels. */
+export async function confirmDiscard(stored: readonly string[]): Promise<boolean> {
+  const kept = stored.length > 0 && h('p', {}, `What is stored stays in force: ${stored.map(title).join(', ')}.`)
+  const answer = await choose(
+    'Discard everything drawn in this case?',
+    h('div', {}, h('p', {}, 'The draft is removed from this browser and from the server.'), kept),
+    [
+      ['', 'Keep drawing'],
+      ['discard', 'Discard'],
+    ],
+  )
+  return answer === 'discard'
+}

@@ -1,0 +1,26 @@
+/** The line below the views: where the crosshair is, and where the draft is kept. */
+
+import { Problem, type Organ } from '../api'
+import { h } from '../dom'
+import type { SaveState } from '../drafts'
+import { showError } from '../notices'
+import type { Location } from '../viewer'
+import { describeLocation, SAVED } from './texts'
+
+export class Foot {
+  private readonly location = h('output', { class: 'where', 'aria-label': 'Crosshair' })
+  private readonly draft = h('output', { class: 'saved', 'aria-label': 'Draft' })
+  readonly element = h('div', { class: 'row foot' }, this.location, this.draft)
+
+  constructor(private readonly organs: readonly Organ[]) {}
+
+  showLocation(location: Location): void {
+    this.location.textContent = describeLocation(location, this.organs)
+  }
+
+  showSaved(state: SaveState, problem?: unknown): void {
+    this.draft.textContent = SAVED[state]
+    this.draft.dataset.state = state
+    if (problem instanceof Problem) showError(problem)
+  }
+}

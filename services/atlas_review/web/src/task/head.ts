@@ -1,0 +1,39 @@
+/** The head of the task page: the case, the state of the task, and why it may be read-only. */
+
+import { h, replace, title } from '../dom'
+import { Banner } from '../notices'
+import { describeReadOnly, secondReadersQuestion } from './texts'
+import type { Workspace } from './workspace'
+
+export class Head {
+  readonly element = h('div', { class: 'row case-head' }, h('p', { role: 'status' }, 'Loading volumes…'))
+  private readonly readOnlyBanner = new Banner('warning')
+
+  constructor(private readonly space: Workspace) {}
+
+  draw(): void {
+    const task = this.space.work.detail
+    replace(
+      this.element,
+      h('h1', {}, task.case_id),
+      h('span', {}, task.dataset),
+      h('span', {}, `rank ${task.rank}`),
+      h('span', {}, `attention ${task.attention_ml.toFixed(1)} ml`),
+      h('span', { class: `state ${task.state}`, role: 'status', 'aria-label': 'State' }, title(task.state)),
+      task.second_reader && h('span', { class: 'state second_reading' }, 'second reader asked'),
+      task.second_reader && this.question(),
+    )
+    const why = this.space.work.readOnly
+    if (why === null) this.readOnlyBanner.set()
+    else this.readOnlyBanner.set('Read-only: ', describeReadOnly(why))
+  }
+
+  private question(): HTMLElement | null {
+    const question = secondReadersQuestion(this.space.work.detail.history)
+    return question && h('q', { 'aria-label': `Asked by ${question.by}` }, question.note)
+  }
+
+  close(): void {
+    this.readOnlyBanner.set()
+  }
+}

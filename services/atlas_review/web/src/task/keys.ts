@@ -1,0 +1,55 @@
+/** The keys of the task page. */
+
+import type { Key } from '../keys'
+import { goToNext } from '../next'
+import { attempt } from '../notices'
+import type { HandIn } from './hand-in'
+import type { OrganPanel } from './organ-panel'
+import type { Overlays } from './overlays'
+import type { RegionList } from './region-list'
+import type { Toolbar } from './toolbar'
+import { TOOLS, VIEWS, WINDOW_NAMES } from './tools'
+import type { Workspace } from './workspace'
+
+export interface Parts {
+  space: Workspace
+  toolbar: Toolbar
+  organPanel: OrganPanel
+  overlays: Overlays
+  regions: RegionList
+  handIn: HandIn
+}
+
+export function taskKeys({ space, toolbar, organPanel, overlays, regions, handIn }: Parts): Key[] {
+  const key = (group: string, keys: string | string[], does: string, run: () => void): Key => ({ keys: [keys].flat(), does, group, run })
+  const viewer = space.work.viewer
+  return [
+    ...VIEWS.map(([view, text, name]) => key('Look', name, `view: ${text.toLowerCase()}`, () => toolbar.setView(view))),
+    ...WINDOW_NAMES.map((name, i) => key('Look', String(i + 1), `window: ${name}`, () => toolbar.setWindow(name))),
+    key('Look', ['ArrowUp', 'PageUp'], 'next slice (also the wheel)', () => viewer.scroll(1)),
+    key('Look', ['ArrowDown', 'PageDown'], 'previous slice', () => viewer.scroll(-1)),
+    key('Look', ['+', '='], 'zoom in (also Ctrl+wheel)', () => viewer.zoom(1)),
+    key('Look', '-', 'zoom out', () => viewer.zoom(-1)),
+    key('Look', 'l', 'labels on, off', () => overlays.toggle('labels')),
+    key('Look', 'o', 'outlines only', () => overlays.toggle('outline')),
+    key('Look', 't', 'attention on, off', () => overlays.toggle('attention')),
+    { keys: ['Space'], does: 'bare CT while held', group: 'Look', run: () => viewer.peek(true), release: () => viewer.peek(false) },
+    key('Look', 'j', 'next attended region', () => regions.step(1)),
+    key('Look', 'k', 'previous attended region', () => regions.step(-1)),
+    ...TOOLS.map(([tool, text, name]) => key('Draw', name, text.toLowerCase(), () => toolbar.setTool(tool))),
+    key('Draw', 'i', 'interpolate between the two slices drawn last', () => toolbar.interpolate()),
+    key('Draw', '.', 'next organ', () => space.stepOrgan(1)),
+    key('Draw', ',', 'previous organ', () => space.stepOrgan(-1)),
+    key('Draw', ']', 'larger pen', () => toolbar.stepPenSize(1)),
+    key('Draw', '[', 'smaller pen', () => toolbar.stepPenSize(-1)),
+    key('Draw', ['z', 'Ctrl+z'], 'undo', () => toolbar.undo()),
+    key('Draw', ['y', 'Ctrl+y', 'Ctrl+Shift+z'], 'redo', () => toolbar.redo()),
+    key('Hand in', 'Enter', 'confirm organ, go to the next', () => organPanel.judge('confirmed')),
+    key('Hand in', 'w', 'organ needs revision', () => organPanel.judge('needs_revision')),
+    key('Hand in', 'Shift+Enter', 'confirm case', () => handIn.confirm()),
+    key('Hand in', 'Ctrl+Enter', 'submit revision', () => handIn.submit()),
+    key('Hand in', 'r', 'ask a second reader', () => handIn.askSecondReader()),
+    key('Hand in', 'x', 'skip', () => handIn.skip()),
+    key('Hand in', 'n', 'next case', () => attempt(goToNext)),
+  ]
+}

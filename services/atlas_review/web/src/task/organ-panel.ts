@@ -1,0 +1,88 @@
+/** The active organ: its label in force, the verdict on it, and a mask made elsewhere. */
+
+import type { OrganTask, Verdict } from '../api'
+import { button, h, replace, select, swatch, title, type Child } from '../dom'
+import { attempt } from '../notices'
+import { nextUnjudged } from './attention'
+import { describeVersion } from './texts'
+import type { Workspace } from './workspace'
+
+export class OrganPanel {
+  readonly element = h('section', { class: 'organ-detail', 'aria-label': 'Active organ' })
+  /** What was entered and not sent yet, by organ. */
+  private readonly errorType = new Map<string, string>()
+  private readonly note = new Map<string, string>()
+
+  constructor(
+    private readonly space: Workspace,
+    private readonly uploadMask: (organ: string, file: File) => void,
+  ) {}
+
+  draw(): void {
+    const { organ, locked, work } = this.space
+    const task = this.space.organTask(organ.name)
+    const version = work.inForce(organ.name)
+    replace(
+      this.element,
+      h('h2', {}, swatch(organ.color), title(organ.name)),
+      h('p', { class: 'quiet' }, version ? describeVersion(version) : 'No label yet'),
+      version?.source === 'original' && h('p', {}, 'An original label stays in force: what you draw is kept beside it.'),
+      !locked && (task ? this.verdictForm(task) : h('p', { class: 'quiet' }, 'This task asks for no verdict on this organ.')),
+      !locked && this.uploadField(),
+    )
+  }
+
+  private verdictForm(task: OrganTask): Child {
+    const name = task.organ
+    const types = this.space.context.errorTypes.map((one) => [one.code, `${one.group === 'ground_truth' ? 'Ground truth' : 'Pseudo label'}: ${one.title}`] as const)
+    const note = h('input', {
+      value: this.enteredNote(task),
+      maxlength: 2000,
+      oninput: () => this.note.set(name, note.value),
+    })
+    return [
+      select('Error type', [['', 'none'], ...types], this.enteredErrorType(task), (code) => this.errorType.set(name, code)),
+      h('label', { class: 'field' }, 'Note', note),
+      h(
+        'div',
+        { class: 'row' },
+        button('Confirm organ', () => this.judge('confirmed'), { key: 'Enter' }),
+        button('Needs revision', () => this.judge('needs_revision'), { key: 'w' }),
+      ),
+    ]
+  }
+
+  private enteredErrorType(task: OrganTask): string {
+    return this.errorType.get(task.organ) ?? task.error_type ?? ''
+  }
+
+  private enteredNote(task: OrganTask): string {
+    return this.note.get(task.organ) ?? task.note
+  }
+
+  private uploadField(): HTMLElement {
+    const name = this.space.organ.name
+    const input = h('input', {
+      type: 'file',
+      accept: '.nii.gz,.gz',
+      'aria-label': `Mask of ${title(name)} made elsewhere`,
+      onchange: () => {
+        const file = input.files?.[0]
+        input.value = '' // so that the same file can be chosen again
+        if (file) this.uploadMask(name, file)
+      },
+    })
+    return h('label', { class: 'field' }, 'Upload a mask made elsewhere', input)
+  }
+
+  judge(verdict: Verdict): void {
+    const task = this.space.organTask(this.space.organ.name)
+    if (this.space.locked || !task) return
+    const errorType = verdict === 'confirmed' ? '' : this.enteredErrorType(task)
+    const { work } = this.space
+    attempt(async () => {
+      await work.judge(task.organ, verdict, errorType, this.enteredNote(task))
+      if (verdict === 'confirmed') this.space.activateNamed(nextUnjudged(work.detail.organs)?.organ)
+    })
+  }
+}

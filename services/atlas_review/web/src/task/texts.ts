@@ -1,0 +1,48 @@
+/** What the task page says of versions, places, drafts and questions. */
+
+import { Problem, type LabelVersion, type Organ, type TaskDetail } from '../api'
+import { title } from '../dom'
+import type { SaveState } from '../drafts'
+import type { Location } from '../viewer'
+
+export const SAVED: Record<SaveState, string> = {
+  clean: '',
+  saving: 'Saving…',
+  local: 'Draft kept in this browser',
+  server: 'Draft saved',
+}
+
+/** Source, author, size and time of a label version. */
+export function describeVersion(version: LabelVersion): string {
+  const when = new Date(version.created_at)
+  const date = Number.isNaN(when.getTime()) ? version.created_at : when.toLocaleString()
+  return [version.source, version.author, `${version.volume_ml.toFixed(1)} ml`, date].filter(Boolean).join(', ')
+}
+
+export function describeLocation({ ijk, mm, hu, label }: Location, organs: readonly Organ[]): string {
+  const organ = organs.find((one) => one.label === label)
+  const parts = [
+    `voxel ${ijk.join(' ')}`,
+    `${mm.map((one) => one.toFixed(1)).join(' ')} mm`,
+    `${Math.round(hu)} HU`,
+    organ && title(organ.name),
+  ]
+  return parts.filter(Boolean).join(' · ')
+}
+
+/** Why a task can only be looked at. */
+export function describeReadOnly(why: Problem | string): string {
+  return typeof why === 'string' ? why : `${why.message} ${explain(why)}`
+}
+
+/** Detail, expected, got and remedy of a problem, as one line. */
+export function explain(problem: Problem): string {
+  return problem.parts().map(([, text]) => text).join(' ')
+}
+
+/** What the first reader asked the second one to look at, or null. */
+export function secondReadersQuestion(history: TaskDetail['history']): { by: string; note: string } | null {
+  const asked = history.filter((one) => one.action === 'second reading').at(-1)
+  const note = (asked?.detail as { note?: string } | undefined)?.note
+  return asked && note ? { by: asked.who, note } : null
+}

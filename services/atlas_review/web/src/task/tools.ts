@@ -1,0 +1,28 @@
+/** Views, CT windows, tools and pen sizes that the task page offers, with their keys. */
+
+import { WINDOWS, type Tool, type View, type WindowName } from '../viewer'
+
+export const VIEWS: readonly (readonly [view: View, text: string, key: string])[] = [
+  ['all', 'All', 'm'],
+  ['axial', 'Axial', 'a'],
+  ['coronal', 'Coronal', 'c'],
+  ['sagittal', 'Sagittal', 's'],
+]
+
+export const WINDOW_NAMES = Object.keys(WINDOWS) as WindowName[]
+
+export const TOOLS: readonly (readonly [tool: Tool, text: string, key: string])[] = [
+  ['look', 'Look', 'v'],
+  ['pen', 'Pen', 'b'],
+  ['eraser', 'Eraser', 'e'],
+  ['fill', 'Fill', 'f'],
+]
+
+/** Sides of the square pen, in voxels. */
+export const PEN_SIZES = [1, 3, 5, 7, 9, 13, 17, 25]
+
+/** The pen size that is `steps` larger (smaller, where negative), as far as there is one. */
+export function penSizeAfter(size: number, steps: number): number {
+  const at = Math.min(Math.max(PEN_SIZES.indexOf(size) + steps, 0), PEN_SIZES.length - 1)
+  return PEN_SIZES[at]!
+}
