@@ -39,18 +39,12 @@ def descriptions(parameters: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def version_in_service(parameters: Mapping[str, str], newest: int | None) -> int | None:
-    """t of the version in service; None: no version is.
-
-    Args:
-        newest: t of the newest version, which is in service where the parameters do not say.
+def version_in_service(text: str) -> int | None:
+    """t of the version in service by the value of `IN_SERVICE_PARAMETER`; None: no version is.
 
     Raises:
-        ValueError: the parameter is not a number.
+        ValueError: `text` is not a number, for instance empty because the parameter is missing.
     """
-    text = parameters.get(IN_SERVICE_PARAMETER, "")
-    if not text:
-        return newest
     if not text.isdecimal():
-        raise ValueError(f"{IN_SERVICE_PARAMETER} is not a number: {text}")
+        raise ValueError(f"{IN_SERVICE_PARAMETER} is not a number: {text!r}")
     return int(text) - 1 if int(text) else None

@@ -10,7 +10,7 @@ from atlas_core.errors import ConfigurationError
 from atlas_core.json_logs import log_to_stderr
 from pydantic import ValidationError
 
-from atlas_attention.server import AttentionServer, bound_heap
+from atlas_attention.server import AttentionServer, tune_allocator
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
 
 EXIT_CONFIGURATION = 2
@@ -29,7 +29,7 @@ def main() -> int:
             sys.stderr.write(f"{name}{problem['msg']}\n")
         return EXIT_CONFIGURATION
     log_to_stderr(settings.log_level)
-    bound_heap()
+    tune_allocator()
     # Blocked before any thread starts, so that the signal reaches nobody but the wait below.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -31,7 +31,7 @@ from ports import free_port
 from small_cts import write_small_cts
 from triton_server import PATCH, REPOSITORY, TritonServer, install
 
-BACKEND = REPOSITORY / "models" / "atlas_models" / "triton_backend" / "model.py"
+BACKEND = REPOSITORY / "models" / "atlas_models" / "serving" / "triton_backend" / "model.py"
 
 WAIT_S = 30.0
 
@@ -97,14 +97,14 @@ def test_every_version_is_served_and_the_newest_are_the_ensemble(
     triton_server: TritonServer, open_predictor: OpenPredictor
 ) -> None:
     predictor = open_predictor(triton_server)
-    assert names(predictor.served()) == ["conv_a@0", "conv_b@0", "conv_b@1", "conv_c@0"]
+    assert names(predictor.ready_models()) == ["conv_a@0", "conv_b@0", "conv_b@1", "conv_c@0"]
     assert names(predictor.ensemble()) == ["conv_a@0", "conv_b@1", "conv_c@0"]
     assert names(predictor.ensemble(["conv_b@0", "conv_a"])) == ["conv_a@0", "conv_b@0"]
-    assert names(predictor.ensemble(["conv_b@0", "conv_b@1"])) == ["conv_b@0", "conv_b@1"]
     with pytest.raises(NotFound, match=r"conv_b@7 is not in service.*conv_b@0, conv_b@1"):
         predictor.ensemble(["conv_b@7"])
-    with pytest.raises(InvalidInput, match="named twice"):
-        predictor.ensemble(["conv_b", "conv_b@1"])
+    for twice in (["conv_b", "conv_b@1"], ["conv_b@0", "conv_b@1"]):
+        with pytest.raises(InvalidInput, match="named twice"):
+            predictor.ensemble(twice)
     with pytest.raises(InvalidInput, match="malformed"):
         predictor.ensemble(["../conv_b"])
 
@@ -119,7 +119,7 @@ def test_the_bytes_are_those_of_the_graph_whatever_the_transport(
     predictor = open_predictor(triton_server, shared_memory=transport)
     voxels = window()
     answers = {
-        f"{spec.name}@{spec.version}": predictor.submit(spec, voxels) for spec in predictor.served()
+        f"{spec.name}@{spec.version}": predictor.submit(spec, voxels) for spec in predictor.ready_models()
     }
     for name, answer in answers.items():
         soft = answer.result(WAIT_S)
@@ -185,7 +185,7 @@ def test_answers_stay_on_the_gpu(
     private_triton.kill()
     private_triton.start([spec.name for spec in specs])
     score(99)
-    assert predictor.berths_in_use == 0
+    assert predictor.buffers_in_use == 0
 
 
 @pytest.mark.parametrize("reading", list(Reading))
@@ -260,7 +260,7 @@ def test_many_windows_of_many_threads_get_their_own_answers_within_few_regions(
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(score, range(36)))
     assert predictor.regions <= 2 * (1 + len(specs))
-    assert predictor.berths_in_use == 0
+    assert predictor.buffers_in_use == 0
 
 
 def test_an_answer_stays_when_its_region_is_used_again(
@@ -283,7 +283,7 @@ def test_cancelled_windows_free_their_places_and_spoil_nothing(
         voxels = window(seed)
         for spec in specs:
             predictor.submit(spec, voxels).cancel()
-    until(lambda: predictor.berths_in_use == 0, "all places are free again")
+    until(lambda: predictor.buffers_in_use == 0, "all places are free again")
     voxels = window(99)
     soft = predictor.submit(specs[0], voxels).result(WAIT_S)
     assert np.array_equal(soft, truth(tiny_models["conv_a@0"], voxels))
@@ -299,7 +299,7 @@ def test_a_window_of_a_wrong_form_is_refused(
         predictor.submit(spec, window().transpose(2, 1, 0))
     with pytest.raises(InvalidInput, match="float64"):
         predictor.submit(spec, window().astype(np.float64))  # type: ignore[arg-type]
-    assert predictor.berths_in_use == 0
+    assert predictor.buffers_in_use == 0
 
 
 def test_without_a_server_every_call_says_so(open_predictor: OpenPredictor) -> None:
@@ -308,7 +308,7 @@ def test_without_a_server_every_call_says_so(open_predictor: OpenPredictor) -> N
 
     predictor = open_predictor(Nowhere())
     with pytest.raises(Unavailable, match="does not answer"):
-        predictor.served()
+        predictor.ready_models()
 
 
 def test_a_model_that_describes_itself_wrongly_is_refused(
@@ -319,7 +319,7 @@ def test_a_model_that_describes_itself_wrongly_is_refused(
     boastful = spec.model_copy(update={"organs": (*spec.organs, "liver_lesion")})
     with pytest.raises(ConfigurationError):
         predictor.submit(boastful, window()).result(WAIT_S)
-    until(lambda: predictor.berths_in_use == 0, "the place is free again")
+    until(lambda: predictor.buffers_in_use == 0, "the place is free again")
     predictor.probe(spec)
 
 
@@ -335,19 +335,19 @@ def test_a_killed_server_is_away_and_then_back(
     voxels = window()
     expected = truth(tiny_models["conv_a@0"], voxels)
     assert np.array_equal(predictor.submit(spec, voxels).result(WAIT_S), expected)
-    assert predictor.proven(spec, within_s=WAIT_S)
+    assert predictor.answered_within(spec, seconds=WAIT_S)
 
     private_triton.kill()
     with pytest.raises(Unavailable, match="does not answer"):
         predictor.submit(spec, voxels).result(WAIT_S)
     with pytest.raises(Unavailable, match="does not answer"):
-        predictor.served()
-    assert not predictor.proven(spec, within_s=WAIT_S)
+        predictor.ready_models()
+    assert not predictor.answered_within(spec, seconds=WAIT_S)
 
     private_triton.start(["conv_a", "conv_b"])
     soft = eventually(lambda: predictor.submit(spec, voxels).result(WAIT_S))
     assert np.array_equal(soft, expected)
-    until(lambda: predictor.berths_in_use == 0, "no place is lost")
+    until(lambda: predictor.buffers_in_use == 0, "no place is lost")
 
 
 def test_a_restart_that_nobody_noticed_costs_nothing(
@@ -380,7 +380,7 @@ def test_a_model_whose_process_died_is_told_by_an_inference_only(
     for stub in psutil.Process(private_triton.pid).children(recursive=True):
         if any("conv_a" in word for word in stub.cmdline()):
             stub.kill()
-    assert "conv_a@0" in names(predictor.served()), "Triton still calls it ready"
+    assert "conv_a@0" in names(predictor.ready_models()), "Triton still calls it ready"
     with pytest.raises(Unavailable, match=r"conv_a@0 fails though it is loaded.*load it again"):
         predictor.probe(spec)
     private_triton.unload("conv_a")
@@ -421,7 +421,7 @@ def test_a_version_that_is_unloaded_while_it_is_listed_is_not_a_server_away(
 
     def look() -> None:
         while not done.is_set():
-            seen.add(tuple(names(predictor.served())))
+            seen.add(tuple(names(predictor.ready_models())))
 
     with ThreadPoolExecutor(3) as pool:
         lookers = [pool.submit(look) for _ in range(3)]

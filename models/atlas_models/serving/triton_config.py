@@ -149,15 +149,17 @@ def in_service_of(config: pb.ModelConfig) -> int | None:
     Raises:
         CorruptFile: the parameter is no number.
     """
-    parameters = _parameters(config)
-    versions = config.version_policy.specific.versions
+    text = _parameters(config).get(IN_SERVICE_PARAMETER, "")
+    if not text:
+        versions = config.version_policy.specific.versions
+        return max(versions) - 1 if versions else None
     try:
-        return version_in_service(parameters, max(versions) - 1 if versions else None)
+        return version_in_service(text)
     except ValueError:
         raise CorruptFile(
             f"{CONFIG_FILE} of model {config.name} is damaged",
             expected=f"a number in {IN_SERVICE_PARAMETER}",
-            got=parameters[IN_SERVICE_PARAMETER],
+            got=text,
         ) from None
 
 

@@ -17,8 +17,8 @@ from atlas_core.errors import InvalidInput
 from numba import njit
 from numpy.typing import NDArray
 
-from atlas_attention.fusion.fused import Soft
-from atlas_attention.fusion.threads import Threads, over_tiles
+from atlas_attention.fusion.fused import SoftPredictions
+from atlas_attention.fusion.threads import Threads, parallel_for
 from atlas_attention.fusion.windows import Window, WindowPlan, Zyx
 
 WEIGHT_LEVELS = 257
@@ -31,7 +31,7 @@ class Blender:
     Args:
         plan: where the windows lie.
         models, organs: channels of the predictions.
-        threads: see `tiles.Threads`.
+        threads: see `threads.Threads`.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Blender:
                     start, self._plan.grid[0],
                 )  # fmt: skip
 
-        over_tiles(kernel, len(soft), self._threads)
+        parallel_for(kernel, len(soft), self._threads)
 
-    def read(self, stop: int) -> Soft:
+    def read(self, stop: int) -> SoftPredictions:
         """The blended slices from the last one read up to `stop`, and forgets them.
 
         Returns:
@@ -107,7 +107,7 @@ class Blender:
                     self._sums[m, c], self._touched[m, c], self._weights, start, soft[m, c]
                 )
 
-        over_tiles(kernel, models * organs, self._threads)
+        parallel_for(kernel, models * organs, self._threads)
         self._weights[np.arange(start, stop) % len(self._weights)] = 0
         return soft
 

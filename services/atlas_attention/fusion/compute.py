@@ -11,7 +11,7 @@ from atlas_core.records import Reading
 from numpy.typing import NDArray
 
 from atlas_attention.fusion.blending import Blender
-from atlas_attention.fusion.fused import Soft
+from atlas_attention.fusion.fused import SoftPredictions
 from atlas_attention.fusion.fusion import Fuser, open_fuser
 from atlas_attention.fusion.gpu.blending import GpuBlender
 from atlas_attention.fusion.gpu.device import CudaDevice, Device
@@ -31,7 +31,7 @@ class WindowBlender(Protocol):
     def add(self, window: Window, model: int, soft: NDArray[np.uint8]) -> None:
         """Adds what one model says in one window of the open row."""
 
-    def read(self, stop: int) -> Soft:
+    def read(self, stop: int) -> SoftPredictions:
         """The blended slices from the last one read up to `stop`, for the fuser opened beside."""
 
 

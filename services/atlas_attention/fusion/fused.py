@@ -8,8 +8,8 @@ import numpy as np
 from atlas_core.errors import InvalidInput, LimitExceeded
 from numpy.typing import NDArray
 
-from atlas_attention.fusion.kernels import TILE, UNIT, _fuse_tiles, _mark_tiles
-from atlas_attention.fusion.threads import Threads, over_tiles
+from atlas_attention.fusion.kernels import TILE, UNIT, fuse_tiles, mark_tiles
+from atlas_attention.fusion.threads import Threads, parallel_for
 
 MAX_MODELS = 16
 """More would overflow the 16-bit sums of bytes and of fixed-point terms that the kernels rely
@@ -24,7 +24,7 @@ FINE_UNIT = 1 << 28
 """Fixed point of an entropy that is compared with a threshold: 16 models · 1/e · 2^28 < 2^31."""
 
 
-Soft = NDArray[np.uint8]
+SoftPredictions = NDArray[np.uint8]
 """Soft predictions ``[model, organ, z, y, x]``; p = v / 255."""
 
 
@@ -85,7 +85,7 @@ class Fused:
         return Fused(self.attention[:, start:], self.mean[:, start:], self.label[start:])
 
 
-def require_form(soft: Soft) -> None:
+def require_form(soft: SoftPredictions) -> None:
     """Refuses what is no soft predictions that the kernels can take.
 
     Raises:
@@ -106,7 +106,7 @@ def require_form(soft: Soft) -> None:
             raise LimitExceeded(f"too many {what} to fuse", expected=f"at most {most}", got=count)
 
 
-def require_soft(soft: Soft) -> Soft:
+def require_soft(soft: SoftPredictions) -> SoftPredictions:
     """`soft` as a C-contiguous uint8 array ``[model, organ, z, y, x]``; copied only if it must be.
 
     Raises:
@@ -116,7 +116,7 @@ def require_soft(soft: Soft) -> Soft:
     return np.ascontiguousarray(soft)
 
 
-def require_same_width(first: Soft | None, soft: Soft) -> None:
+def require_same_width(first: SoftPredictions | None, soft: SoftPredictions) -> None:
     """Refuses a slab that has other models, organs, rows or columns than the `first` of its volume.
 
     Raises:
@@ -167,7 +167,7 @@ def mark_tables(
     )
 
 
-def require_out(out: Fused, soft: Soft) -> None:
+def require_out(out: Fused, soft: SoftPredictions) -> None:
     """Refuses memory that cannot take the result of `soft`.
 
     Raises:
@@ -188,7 +188,7 @@ def require_out(out: Fused, soft: Soft) -> None:
 
 
 def fuse_block(
-    soft: Soft,
+    soft: SoftPredictions,
     gates: NDArray[np.uint8] | None = None,
     *,
     out: Fused | None = None,
@@ -205,7 +205,7 @@ def fuse_block(
             attention.
         out: memory for the result, whatever it holds; None: new memory. With gates, their array
             takes the place of its attention.
-        threads: see `tiles.Threads`.
+        threads: see `threads.Threads`.
 
     Raises:
         InvalidInput, LimitExceeded: see `require_soft` and `require_out`.
@@ -228,9 +228,9 @@ def fuse_block(
     gated = gates is not None
 
     def kernel(first: int, last: int) -> None:
-        _fuse_tiles(planes, gated, written, tables, first, last, *flat)
+        fuse_tiles(planes, gated, written, tables, first, last, *flat)
 
-    over_tiles(kernel, len(written), threads)
+    parallel_for(kernel, len(written), threads)
     return out
 
 
@@ -245,7 +245,7 @@ def _written(out: Fused, planes: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def mark_terms(
-    soft: Soft,
+    soft: SoftPredictions,
     min_inconsistency: float,
     min_uncertainty: float,
     *,
@@ -258,7 +258,7 @@ def mark_terms(
         soft: uint8 ``[model, organ, z, y, x]``.
         min_inconsistency, min_uncertainty: in the units of Eq. 1 and 2; equal does not count.
         out: its attention becomes the result, whatever it holds; None: new memory.
-        threads: see `tiles.Threads`.
+        threads: see `threads.Threads`.
 
     Returns:
         uint8 ``[organ, z, y, x]`` with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`.
@@ -280,7 +280,7 @@ def mark_terms(
     thresholds = np.int32(least_entropy), np.int32(least_spread)
 
     def kernel(first: int, last: int) -> None:
-        _mark_tiles(planes, written, entropy, *thresholds, first, last, marks)
+        mark_tiles(planes, written, entropy, *thresholds, first, last, marks)
 
-    over_tiles(kernel, len(written), threads)
+    parallel_for(kernel, len(written), threads)
     return gates

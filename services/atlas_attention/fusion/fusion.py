@@ -24,7 +24,7 @@ from typing import Protocol
 
 from atlas_core.records import Reading
 
-from atlas_attention.fusion.fused import Fused, Soft, fuse_block, require_same_width
+from atlas_attention.fusion.fused import Fused, SoftPredictions, fuse_block, require_same_width
 from atlas_attention.fusion.released import ReleasedFuser, fuse_released
 from atlas_attention.fusion.threads import Threads
 
@@ -32,7 +32,7 @@ from atlas_attention.fusion.threads import Threads
 class Fuser(Protocol):
     """Fuses a volume that arrives in slabs of rising z."""
 
-    def push(self, soft: Soft) -> Fused:
+    def push(self, soft: SoftPredictions) -> Fused:
         """The next slab, uint8 ``[model, organ, z, y, x]``; answers the slices that are now
         certain.
 
@@ -51,9 +51,9 @@ class PaperFuser:
 
     def __init__(self, *, threads: Threads = None) -> None:
         self._threads = threads
-        self._first: Soft | None = None
+        self._first: SoftPredictions | None = None
 
-    def push(self, soft: Soft) -> Fused:
+    def push(self, soft: SoftPredictions) -> Fused:
         """See `Fuser.push`."""
         require_same_width(self._first, soft)
         fused = fuse_block(soft, threads=self._threads)
@@ -72,7 +72,7 @@ def open_fuser(reading: Reading, *, threads: Threads = None) -> Fuser:
 
     Args:
         reading: how soft predictions become attention.
-        threads: see `tiles.Threads`.
+        threads: see `threads.Threads`.
     """
     return (
         PaperFuser(threads=threads) if reading is Reading.PAPER else ReleasedFuser(threads=threads)
@@ -80,7 +80,7 @@ def open_fuser(reading: Reading, *, threads: Threads = None) -> Fuser:
 
 
 def fuse(
-    soft: Soft,
+    soft: SoftPredictions,
     reading: Reading = Reading.PAPER,
     *,
     out: Fused | None = None,
@@ -93,10 +93,10 @@ def fuse(
         reading: how soft predictions become attention.
         out: memory for the result, whatever it holds, as an earlier call returned it; None: new
             memory. What a system charges for a gigabyte of fresh memory exceeds what fusing costs.
-        threads: see `tiles.Threads`.
+        threads: see `threads.Threads`.
 
     Raises:
-        InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.
+        InvalidInput, LimitExceeded: see `fused.require_soft` and `require_out`.
 
     >>> import numpy as np
     >>> soft = np.array([[[255, 255, 0]], [[255, 0, 0]]], np.uint8).reshape(2, 1, 1, 1, 3)

@@ -149,7 +149,7 @@ def _clear(attention, mean, organ, start, stop, gated):  # type: ignore[no-untyp
 
 
 @njit(cache=True, nogil=True)
-def _fuse_tiles(  # type: ignore[no-untyped-def]
+def fuse_tiles(  # type: ignore[no-untyped-def]
     planes, gated, written, tables, first, last, attention, mean, label
 ):
     """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``.
@@ -299,7 +299,7 @@ def _write_attention(term, claimed, claims, row):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _mark_tiles(  # type: ignore[no-untyped-def]
+def mark_tiles(  # type: ignore[no-untyped-def]
     planes, written, entropy, least_entropy, least_spread, first, last, gates
 ):
     """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; what `written` ``[tile,

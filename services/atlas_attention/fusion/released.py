@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from atlas_attention.fusion.fused import (
     Fused,
-    Soft,
+    SoftPredictions,
     fuse_block,
     mark_terms,
     require_same_width,
     require_soft,
 )
-from atlas_attention.fusion.threads import Threads, over_tiles
+from atlas_attention.fusion.threads import Threads, parallel_for
 
 MIN_INCONSISTENCY = 0.1
 MIN_UNCERTAINTY = 0.05
@@ -57,11 +57,11 @@ class ReleasedFuser:
 
     def __init__(self, *, threads: Threads = None) -> None:
         self._threads = threads
-        self._soft: Soft | None = None  # slices that are not answered yet
+        self._soft: SoftPredictions | None = None  # slices that are not answered yet
         self._gates: NDArray[np.uint8] | None = None  # HALO slices more, before the opening
         self._before = 0  # of those gates, slices that are answered already
 
-    def push(self, soft: Soft) -> Fused:
+    def push(self, soft: SoftPredictions) -> Fused:
         """See `fusion.Fuser.push`."""
         require_same_width(self._soft, soft)
         gates = mark_candidates(require_soft(soft), self._threads)
@@ -96,16 +96,18 @@ class ReleasedFuser:
         return fused
 
 
-def fuse_released(soft: Soft, *, out: Fused | None = None, threads: Threads = None) -> Fused:
+def fuse_released(
+    soft: SoftPredictions, *, out: Fused | None = None, threads: Threads = None
+) -> Fused:
     """Attention, mean and pseudo label of a whole volume; holds little beyond its result.
 
     Args:
         soft: uint8 ``[model, organ, z, y, x]``, p = v / 255.
         out: memory for the result, whatever it holds; None: new memory.
-        threads: see `tiles.Threads`.
+        threads: see `threads.Threads`.
 
     Raises:
-        InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.
+        InvalidInput, LimitExceeded: see `fused.require_soft` and `require_out`.
     """
     soft = require_soft(soft)
     gates = mark_terms(soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY, out=out, threads=threads)
@@ -113,7 +115,7 @@ def fuse_released(soft: Soft, *, out: Fused | None = None, threads: Threads = No
     return fuse_block(soft, gates, out=out, threads=threads)
 
 
-def mark_candidates(soft: Soft, threads: Threads = None) -> NDArray[np.uint8]:
+def mark_candidates(soft: SoftPredictions, threads: Threads = None) -> NDArray[np.uint8]:
     """Gates before the opening, uint8 ``[organ, z, y, x]``: terms that are above their threshold.
 
     No combination of three bytes comes so close to a threshold that rounding decides (tested over
@@ -131,7 +133,7 @@ def open_gates(gates: NDArray[np.uint8], threads: Threads) -> None:
             if box[0, 0] < box[0, 1]:
                 _open_box(gates[organ], box)
 
-    over_tiles(kernel, gates.shape[0], threads)
+    parallel_for(kernel, gates.shape[0], threads)
 
 
 @njit(cache=True, nogil=True)

@@ -31,7 +31,7 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
 
 
-def over_tiles(kernel: Callable[[int, int], None], count: int, threads: Threads = None) -> None:
+def parallel_for(kernel: Callable[[int, int], None], count: int, threads: Threads = None) -> None:
     """Calls ``kernel(first, last)`` so that every tile of ``range(count)`` is covered exactly once.
 
     Args:

@@ -17,15 +17,15 @@ from atlas_attention.fusion.released import HALO, MIN_INCONSISTENCY, MIN_UNCERTA
 
 
 def fuse_block(device: Device, soft: DeviceArray, gates: DeviceArray | None = None) -> Fused:
-    """`attention_map.fuse_block` on a device: soft predictions and results are arrays of it.
+    """`fused.fuse_block` on a device: soft predictions and results are arrays of it.
 
     Args:
         device: where.
         soft: uint8 ``[model, organ, z, y, x]``.
-        gates: see `attention_map.fuse_block`; becomes the attention.
+        gates: see `fused.fuse_block`; becomes the attention.
 
     Raises:
-        InvalidInput, LimitExceeded: see `attention_map.require_form`.
+        InvalidInput, LimitExceeded: see `fused.require_form`.
     """
     require_form(soft)
     soft = device.arrays.ascontiguousarray(soft)

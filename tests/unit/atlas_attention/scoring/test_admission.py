@@ -73,15 +73,15 @@ def test_the_same_work_is_done_by_one_at_a_time_and_other_work_meanwhile() -> No
 
     def once() -> None:
         nonlocal begun
-        with admission.alone("case", threading.Event()):
+        with admission.exclusive("case", threading.Event()):
             if "case" not in done:
                 begun += 1
                 done.add("case")
 
     with (
         ThreadPoolExecutor(4) as pool,
-        admission.alone("case", threading.Event()),
-        admission.alone("another case", threading.Event()),
+        admission.exclusive("case", threading.Event()),
+        admission.exclusive("another case", threading.Event()),
     ):
         calls = [pool.submit(once) for _ in range(4)]
         assert not any(call.done() for call in calls)

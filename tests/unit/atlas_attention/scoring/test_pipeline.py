@@ -16,7 +16,7 @@ from atlas_attention.fusion.blending import Blender
 from atlas_attention.fusion.compute import GpuCompute
 from atlas_attention.scoring import GridSlab, Predictor, attend, plan_windows
 from atlas_attention.scoring.native_grid import NativeGrid
-from atlas_attention.scoring.pipeline import Summary
+from atlas_attention.scoring.pipeline import AttentionSummary
 from atlas_core.errors import InvalidInput, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.resampling import resample_image
@@ -140,7 +140,7 @@ def make_source(
 class Result:
     attention: NDArray[np.uint8]
     label: NDArray[np.uint8]
-    summary: Summary
+    summary: AttentionSummary
     slabs: list[GridSlab]
 
 
