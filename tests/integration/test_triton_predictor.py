@@ -119,7 +119,8 @@ def test_the_bytes_are_those_of_the_graph_whatever_the_transport(
     predictor = open_predictor(triton_server, shared_memory=transport)
     voxels = window()
     answers = {
-        f"{spec.name}@{spec.version}": predictor.submit(spec, voxels) for spec in predictor.ready_models()
+        f"{spec.name}@{spec.version}": predictor.submit(spec, voxels)
+        for spec in predictor.ready_models()
     }
     for name, answer in answers.items():
         soft = answer.result(WAIT_S)
@@ -362,7 +363,7 @@ def test_a_restart_that_nobody_noticed_costs_nothing(
 
     private_triton.kill()
     private_triton.start(["conv_a", "conv_b"])
-    eventually(predictor.served)  # the connection is back; the regions are still not registered
+    eventually(predictor.ready_models)  # the connection is back; the regions are still not registered
 
     answers = [predictor.submit(spec, voxels) for spec in specs]
     for spec, answer in zip(specs, answers, strict=True):

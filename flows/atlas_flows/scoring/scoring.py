@@ -54,7 +54,7 @@ class ScoreRequest:
         reading: how soft predictions become attention.
         dataset: only its cases; None for all.
         cases: only these; empty for all of the dataset.
-        models: "unet" (the version in service) or "unet@2"; empty for the whole ensemble in service.
+        models: "unet" (the version in service) or "unet@2"; empty for the whole ensemble.
         force: score again what was scored.
         limit: at most so many cases; None for all.
     """
