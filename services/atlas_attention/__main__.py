@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Exit status: 0 after a signal, 2 if the configuration cannot work."""
+    """Exit status: 0 after a signal, 2 if the configuration is invalid."""
     try:
         settings = AttentionSettings()
     except ValidationError as error:
@@ -30,7 +30,7 @@ def main() -> int:
         return EXIT_CONFIGURATION
     log_to_stderr(settings.log_level)
     tune_allocator()
-    # Blocked before any thread starts, so that the signal reaches nobody but the wait below.
+    # Blocked before any thread starts, so that only the wait below receives the signal.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

@@ -47,11 +47,6 @@ class Blender:
         self._read = 0
         self._last: tuple[Window, NDArray[np.uint8]] | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, whatever the number of slices."""
-        return self._sums.nbytes + self._touched.nbytes + self._weights.nbytes
-
     def open_row(self, k: int) -> None:
         """Prepares for the windows of z-row `k`; all slices settled before must have been read."""
         assert k == self._row + 1, "rows rise one by one"

@@ -86,14 +86,12 @@ class AttentionSummary:
         windows: windows predicted, of all models together.
         windows_air: windows skipped because they hold nothing but air, of all models together.
         predict_s: seconds spent waiting for the models.
-        total_s: seconds from the first slab requested to the last one delivered.
     """
 
     organs: tuple[OrganScore, ...]
     windows: int
     windows_air: int
     predict_s: float
-    total_s: float
 
 
 def attend(
@@ -241,8 +239,7 @@ class AttentionRun(Iterator[GridSlab]):
         self._pending: deque[_Pending | int] = deque()  # an int starts that z-row
         self._done = self._air = 0
         self._predict_s = 0.0
-        self._started: float | None = None
-        self._finished: float | None = None
+        self._finished = False
         self._slabs = self._run()
 
     def __next__(self) -> GridSlab:
@@ -265,7 +262,7 @@ class AttentionRun(Iterator[GridSlab]):
         Raises:
             RuntimeError: not every slab has been taken yet.
         """
-        if self._started is None or self._finished is None:
+        if not self._finished:
             raise RuntimeError("the summary is known once every slab was taken")
         geometry = self._source.geometry
         paper = self._reading is Reading.PAPER
@@ -289,7 +286,6 @@ class AttentionRun(Iterator[GridSlab]):
             windows=self._done - self._air,
             windows_air=self._air,
             predict_s=self._predict_s,
-            total_s=self._finished - self._started,
         )
 
     @cached_property
@@ -313,7 +309,6 @@ class AttentionRun(Iterator[GridSlab]):
         return 1 if busy else self._threads
 
     def _run(self) -> Generator[GridSlab, None, None]:
-        self._started = time.monotonic()
         try:
             ct = ModelGridReader(self._source, self._grid, self._slab_slices)
             in_flight = 0
@@ -332,7 +327,7 @@ class AttentionRun(Iterator[GridSlab]):
             yield from self._fuse_settled(self._plan.rows - 1)
             yield from self._fuse_settled(self._plan.rows)
             yield from self._to_native(self._fuser.finish())
-            self._finished = time.monotonic()
+            self._finished = True
         finally:
             self._abandon()
 

@@ -35,7 +35,7 @@ def test_status_and_message(error: type[errors.AtlasError], status: str) -> None
     assert outcome.error_id is None
 
 
-def test_no_domain_error_is_forgotten() -> None:
+def test_every_domain_error_has_a_status() -> None:
     domain = {
         member
         for _, member in inspect.getmembers(errors, inspect.isclass)
@@ -49,7 +49,7 @@ def test_a_cancelled_call() -> None:
     assert status_of(GeneratorExit()).code is grpc.StatusCode.CANCELLED
 
 
-def test_faults_of_our_own_show_an_id_only() -> None:
+def test_internal_errors_show_only_an_id() -> None:
     outcome = status_of(KeyError("/home/someone/secret"))
     assert outcome.code is grpc.StatusCode.INTERNAL
     assert "secret" not in outcome.message
