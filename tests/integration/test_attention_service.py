@@ -605,8 +605,6 @@ def _answers(client: AttentionClient) -> bool:
 def test_regions_of_a_killed_service_are_swept_by_the_next(
     triton_server: TritonServer, tmp_path: Path
 ) -> None:
-    triton_server: TritonServer, tmp_path: Path
-) -> None:
     address = f"127.0.0.1:{free_port()}"
     with process(triton_server, tmp_path, LISTEN=address) as first, AttentionClient(address) as it:
         until(lambda: _answers(it), "it answers")

@@ -363,9 +363,7 @@ def test_an_unnoticed_restart_costs_nothing(
 
     private_triton.kill()
     private_triton.start(["conv_a", "conv_b"])
-    eventually(
-        predictor.ready_models
-    )  # the connection is back; the regions are still not registered
+    eventually(predictor.ready_models)  # reconnected; the regions are still not registered
 
     answers = [predictor.submit(spec, voxels) for spec in specs]
     for spec, answer in zip(specs, answers, strict=True):
