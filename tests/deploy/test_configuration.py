@@ -18,7 +18,7 @@ from atlas_attention.settings import AttentionSettings
 from atlas_core.catalog.database import _engine
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.settings import FlowSettings, Places
-from atlas_review.metrics import AttentionMetrics as ReviewMetrics
+from atlas_review.metrics import Metrics as ReviewMetrics
 from atlas_review.settings import ReviewSettings
 from prometheus_client import CollectorRegistry
 from rendered_chart import (
