@@ -14,6 +14,7 @@ Spatial axes run z, y, x because a NIfTI file stores x fastest: a slab along z i
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -82,7 +83,7 @@ class ModelRef(FrozenModel):
 
     @classmethod
     def parse(cls, text: str) -> tuple[str, int | None]:
-        """``"unet"`` → ("unet", None: the newest in service); ``"unet@2"`` → ("unet", 2).
+        """``"unet"`` → ("unet", None: no version named); ``"unet@2"`` → ("unet", 2).
 
         Raises:
             InvalidInput: `text` has another form.
@@ -91,6 +92,31 @@ class ModelRef(FrozenModel):
         if match is None:
             raise InvalidInput("malformed model reference", expected="NAME or NAME@T", got=text)
         return match[1], None if match[2] is None else int(match[2])
+
+
+def parse_ensemble(references: Sequence[str]) -> dict[str, int | None]:
+    """The models that `references` name, in that order, each with its version or None.
+
+    An ensemble holds one version per model: with two of them Eq. 1 and 2 would count one
+    architecture twice.
+
+    Args:
+        references: ``"unet"`` or ``"unet@2"``; see `ModelRef.parse`.
+
+    Raises:
+        InvalidInput: a malformed reference, or a model named twice, in whatever versions.
+
+    >>> parse_ensemble(["unet@2", "nnunet"])
+    {'unet': 2, 'nnunet': None}
+    """
+    ensemble = dict(ModelRef.parse(reference) for reference in references)
+    if len(ensemble) != len(references):
+        raise InvalidInput(
+            "an ensemble holds one version per model",
+            expected="no model named twice",
+            got=", ".join(references),
+        )
+    return ensemble
 
 
 def ensemble_key(refs: tuple[ModelRef, ...] | list[ModelRef]) -> str:

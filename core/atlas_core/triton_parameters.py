@@ -1,14 +1,50 @@
-"""What is agreed about models in Triton: the parameters in which a model describes itself.
+"""How a model describes itself to Triton: parameters of its configuration, written and read here.
 
-Who writes a model repository (`atlas_models.serving`) and who asks the server
-(`atlas_attention.triton`) both read it here.
+    atlasloop.spec.VERSION  the `ModelSpec` of that Triton version, as JSON; one for each version
+    atlasloop.in_service    the Triton version that answers when a client asks for none; "0": no
+                            version does. A new version is loaded beside it until it has proved
+                            itself. Without the parameter the newest version answers.
+
+`atlas_models.serving` writes a model repository with them, and `atlas_attention.triton` reads them
+from the server. A model without a description is foreign, and none of ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+from atlas_core.model_spec import ModelSpec
+
 SPEC_PARAMETER = "atlasloop.spec."
-"""Prefix of the config parameters that hold a `ModelSpec` as JSON; the Triton version follows."""
-
-
 IN_SERVICE_PARAMETER = "atlasloop.in_service"
-"""Config parameter: the Triton version that answers when none is asked for; "0": none of them."""
+
+
+def self_description(specs: Iterable[ModelSpec], in_service: int | None) -> dict[str, str]:
+    """The parameters of a model that serves `specs`, its versions.
+
+    Args:
+        in_service: t of the version in service; None: no version is.
+    """
+    parameters = {f"{SPEC_PARAMETER}{s.triton_version}": s.model_dump_json() for s in specs}
+    parameters[IN_SERVICE_PARAMETER] = "0" if in_service is None else str(in_service + 1)
+    return parameters
+
+
+def descriptions(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The described versions: Triton version → its `ModelSpec` as JSON, not yet checked."""
+    return {
+        name.removeprefix(SPEC_PARAMETER): text
+        for name, text in parameters.items()
+        if name.startswith(SPEC_PARAMETER)
+    }
+
+
+def version_in_service(text: str) -> int | None:
+    """t of the version in service by the value of `IN_SERVICE_PARAMETER`; None: no version is.
+
+    Raises:
+        ValueError: `text` is not a number, for instance empty because the parameter is missing.
+    """
+    if not text.isdecimal():
+        raise ValueError(f"{IN_SERVICE_PARAMETER} is not a number: {text!r}")
+    return int(text) - 1 if int(text) else None

@@ -10,7 +10,7 @@ from atlas_core.errors import ConfigurationError
 from atlas_core.json_logs import log_to_stderr
 from pydantic import ValidationError
 
-from atlas_attention.server import AttentionServer, bound_heap
+from atlas_attention.server import AttentionServer, tune_allocator
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
 
 EXIT_CONFIGURATION = 2
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Exit status: 0 after a signal, 2 if the configuration cannot work."""
+    """Exit status: 0 after a signal, 2 if the configuration is invalid."""
     try:
         settings = AttentionSettings()
     except ValidationError as error:
@@ -29,8 +29,8 @@ def main() -> int:
             sys.stderr.write(f"{name}{problem['msg']}\n")
         return EXIT_CONFIGURATION
     log_to_stderr(settings.log_level)
-    bound_heap()
-    # Blocked before any thread starts, so that the signal reaches nobody but the wait below.
+    tune_allocator()
+    # Blocked before any thread starts, so that only the wait below receives the signal.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

@@ -27,8 +27,8 @@ class AttentionSettings(BaseSettings):
     )
     allow_remote: bool = Field(
         default=False,
-        description="Listen on other addresses than loopback. There is neither TLS nor login here: "
-        "only behind a proxy or a network policy that brings them.",
+        description="Listen on addresses other than loopback. There is neither TLS nor login here: "
+        "only behind a proxy or a network policy that provides them.",
     )
     triton: Address = Field(
         default="127.0.0.1:18001", description="gRPC endpoint of the model server."
@@ -36,8 +36,8 @@ class AttentionSettings(BaseSettings):
     store: Path = Field(default=Path(".atlasloop/store"), description="Root of the case store.")
     spool_folder: Path | None = Field(
         default=None,
-        description="For the unnamed files that CTs lie in while they are worked on, up to 4 bytes "
-        "per voxel and call; default: the system's temporary folder.",
+        description="For unnamed files that hold CTs while they are processed, up to 4 bytes per "
+        "voxel and call; default: the system's temporary folder.",
     )
     device: DeviceName = Field(
         default="cpu",
@@ -55,24 +55,26 @@ class AttentionSettings(BaseSettings):
         ge=0,
         le=256,
         description="Windows with the models at once, of all calls together; 0: one more than "
-        "cores, of which four count at most. Each takes shared memory: 4 bytes per voxel, and 1 "
-        "per voxel, organ and model.",
+        "there are cores, at most five. Each takes shared memory: 4 bytes per voxel, and 1 per "
+        "voxel, organ and model.",
     )
     inference_timeout_s: float = Field(
-        default=60.0, gt=0, description="For one window at one model, its queue included."
+        default=60.0,
+        gt=0,
+        description="For one window at one model, including its time in the queue.",
     )
     overlap: float = Field(
         default=DEFAULT_OVERLAP,
         ge=0,
         le=MAX_OVERLAP,
-        description="Share that neighbouring windows have in common, per axis; 1/32 less where "
-        "that saves a layer of windows.",
+        description="Share that neighbouring windows have in common, per axis; 1/32 less if that "
+        "saves a layer of windows.",
     )
     kernel_threads: int = Field(
         default=0,
         ge=0,
-        description="Most threads of the numeric kernels; 0: one per available core. One as long "
-        "as models have windows to predict.",
+        description="Most threads of the numeric kernels; 0: one per available core. Kernels run "
+        "on one thread while models have windows to predict.",
     )
     organs: OrganScheme = Field(
         default=ABDOMEN_ATLAS, description="Label values of the organs, as JSON."
@@ -82,43 +84,43 @@ class AttentionSettings(BaseSettings):
         default=64 << 20, ge=1 << 20, le=1 << 30, description="Of one gRPC message."
     )
     max_fuse_models: int = Field(
-        default=MAX_MODELS, ge=1, le=MAX_MODELS, description="Models that a client may fuse."
+        default=MAX_MODELS, ge=1, le=MAX_MODELS, description="Models in one fusion call."
     )
     max_fuse_organs: int = Field(
-        default=MAX_ORGANS, ge=1, le=MAX_ORGANS, description="Organs that a client may fuse."
+        default=MAX_ORGANS, ge=1, le=MAX_ORGANS, description="Organs in one fusion call."
     )
-    max_calls: int = Field(default=4, ge=1, le=1024, description="Calls worked on at once.")
+    max_calls: int = Field(default=4, ge=1, le=1024, description="Calls that run at once.")
     max_waiting: int = Field(
-        default=32, ge=0, le=1024, description="Calls that wait for that; more are refused."
+        default=32, ge=0, le=1024, description="Calls that wait to run; more are refused."
     )
     idle_timeout_s: float = Field(
-        default=60.0, ge=1, description="A client silent for longer is cut off."
+        default=60.0, ge=1, description="A client that is silent for longer is cut off."
     )
     upload_timeout_s: float = Field(
         default=900.0, ge=1, description="For the whole of a client's upload."
     )
     health_interval_s: float = Field(
-        default=30.0, gt=0, description="An idle model is tried with a real window this often."
+        default=30.0, gt=0, description="An idle model is probed with a real window this often."
     )
     stop_grace_s: float = Field(
-        default=5.0, ge=0, description="After SIGTERM: for calls under way, before they are ended."
+        default=5.0, ge=0, description="After SIGTERM: until calls under way are ended."
     )
     traces: str = Field(
         default="",
         pattern=r"^(https?://\S+)?$",
-        description="OpenTelemetry collector that takes traces by OTLP over HTTP, for instance "
-        "http://collector:4318/v1/traces; empty: none are made.",
+        description="OpenTelemetry collector that receives traces by OTLP over HTTP, for instance "
+        "http://collector:4318/v1/traces; empty: no traces.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")
-    def _cuda_memory_on_a_gpu_only(self) -> Self:
+    def _cuda_memory_needs_a_gpu(self) -> Self:
         if self.shared_memory == "cuda" and self.device != "cuda":
             raise ValueError(f"shared_memory cuda needs {ENV_PREFIX}DEVICE=cuda")
         return self
 
     @model_validator(mode="after")
-    def _loopback_unless_told(self) -> Self:
+    def _loopback_unless_allowed(self) -> Self:
         for name in ("listen", "metrics_listen"):
             address = getattr(self, name)
             if address and not self.allow_remote and not is_loopback(address):

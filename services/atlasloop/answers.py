@@ -1,4 +1,4 @@
-"""What the attention service answers, as plain values; read off the wire here and nowhere else."""
+"""What the attention service answers, as plain values; read from messages only here."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Reading = Literal["paper", "released"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model in service.
+    """One version of a model that the service has loaded.
 
     Attributes:
         version: t of M_t.
         sha256: of the exported graph.
         organs: output channels, in order.
-        spacing_mm: grid the model works on, along x, y, z.
+        spacing_mm: of the grid the model works on, along x, y, z.
         patch: window along x, y, z in voxels of that grid.
     """
 
@@ -37,7 +37,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call may ask for."""
+    """Limits of one call, and of calls at once."""
 
     max_voxels: int
     max_message_bytes: int
@@ -52,8 +52,9 @@ class ServiceInfo:
     """The ensemble in service, its organs, and the limits.
 
     Attributes:
-        models: the ensemble: the newest version of every model.
-        older_models: in service too; used when asked for as ``"name@t"``.
+        models: the ensemble: of every model the version in service.
+        older_models: other versions that are loaded, older or newer than the one in service; used
+            when asked for as ``"name@t"``.
         labels: label value of each organ.
     """
 
@@ -69,7 +70,7 @@ class ServiceInfo:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """Which model predicted: name, version t and hash of the exported graph."""
+    """Which model predicted: its name, version t, and the SHA-256 of its exported graph."""
 
     name: str
     version: int
@@ -95,7 +96,7 @@ class OrganResult:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of a call went; windows count all models together."""
+    """Where the time of a call went; `windows` and `windows_air` count all models together."""
 
     total_s: float
     predict_s: float
@@ -105,12 +106,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Outcome of one call.
+    """Result of one call.
 
     Attributes:
         case_id: empty for a client's own volume.
-        ensemble: key of models and versions; names the folder of the predictions in the store.
-        models: who predicted; empty when the client brought the predictions.
+        ensemble: key of models and versions; the name of the predictions' folder in the store.
+        models: which models predicted; empty if the client sent the predictions.
         already_scored: nothing was predicted, the store held the result.
     """
 
@@ -177,7 +178,7 @@ class AttentionMaps:
         """Attention of `organ` in real units, float32 ``[i, j, k]``.
 
         Raises:
-            KeyError: no channel of that name was asked for.
+            KeyError: no channel of that name was requested.
         """
         if organ not in self.grid.organs:
             raise KeyError(f"no attention for {organ!r}; there is {', '.join(self.grid.organs)}")

@@ -1,4 +1,4 @@
-"""Python client of the attention service; needs grpcio, protobuf and numpy only.
+"""Python client of the attention service; needs only grpcio, protobuf and numpy.
 
     with AttentionClient("127.0.0.1:18010") as client:
         maps = client.attend_volume(voxels, affine)      # voxels [i, j, k] in Hounsfield units
@@ -58,8 +58,8 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 2 * 2**20
-"""Voxels sent in one message: large enough that the cost of a message vanishes, and half of gRPC's
-default limit, so that every server takes it. A slice of soft predictions may be larger."""
+"""Bytes of voxels in one message: large enough that the cost per message is negligible, and half of
+gRPC's default limit, so that every server accepts it. A slice of soft predictions may be larger."""
 
 _READINGS: dict[Reading, pb.Reading.ValueType] = {
     "paper": pb.READING_PAPER,
@@ -95,7 +95,7 @@ class AttentionServiceError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """The same call may succeed later: the service or its models are away, or busy."""
+        """Whether the same call may succeed later: service or models are unavailable or busy."""
         return self.status in _RETRYABLE
 
 
@@ -111,9 +111,9 @@ class _Call(Protocol, Generic[ResponseT]):
 
 
 class AttentionStream:
-    """Slabs of one call as they arrive; iterate over it, or `collect` it.
+    """Slabs of one call as they arrive; iterate over them, or `collect` them.
 
-    The service works only as fast as slabs are taken. Leaving early (``close`` or the end of a
+    The service works only as fast as slabs are read. Leaving early (``close`` or the end of a
     ``with`` block) cancels the call and stops the work.
 
     Attributes:
@@ -132,7 +132,7 @@ class AttentionStream:
 
     @property
     def result(self) -> CaseResult:
-        """Sizes and timing; known once all slabs were taken.
+        """Sizes and timing; known once all slabs have been read.
 
         Raises:
             RuntimeError: there are slabs left.
@@ -149,7 +149,7 @@ class AttentionStream:
                 self._result = case_result(response.result)
 
     def collect(self) -> AttentionMaps:
-        """All slabs put together: (organs + 1) bytes per voxel of memory.
+        """All slabs as whole arrays; takes (organs + 1) bytes of memory per voxel.
 
         Raises:
             AttentionServiceError: the call failed, or slabs are missing.
@@ -169,7 +169,7 @@ class AttentionStream:
         return AttentionMaps(self.grid, attention, label, self._result)
 
     def close(self) -> None:
-        """Cancel what is left of the call; harmless after its end."""
+        """Cancel the rest of the call; harmless after its end."""
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -192,8 +192,8 @@ class AttentionClient:
 
     Args:
         address: ``host:port``.
-        timeout_s: deadline of each call that names none; None waits for ever.
-        credentials: for a service behind TLS; None connects in the clear.
+        timeout_s: deadline of each call that sets none of its own; None waits for ever.
+        credentials: for a service behind TLS; None connects without encryption.
     """
 
     address: str
@@ -207,9 +207,9 @@ class AttentionClient:
             # A slice with all organs of a large CT exceeds gRPC's default of 4 MiB.
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
-            # Patients' voxels never go through a proxy that the environment happens to name.
+            # Patients' voxels never go through a proxy that the environment happens to set.
             ("grpc.enable_http_proxy", 0),
-            # A name with several addresses (a headless service) stands for replicas: take turns.
+            # A name with several addresses (a headless service) means replicas: use them in turn.
             ("grpc.lb_policy_name", "round_robin"),
         ]
         self._channel = (
@@ -238,7 +238,7 @@ class AttentionClient:
         """Models, organs, readings and limits.
 
         Raises:
-            AttentionServiceError: the service is away, or no complete ensemble is in service.
+            AttentionServiceError: the service is unavailable, or no ensemble is in service.
         """
         with _service_errors():
             reply = self._stub.GetInfo(pb.GetInfoRequest(), timeout=timeout_s or self.timeout_s)
@@ -256,8 +256,9 @@ class AttentionClient:
         """Score one case of the case store and write its maps there.
 
         Args:
-            models: ``"unet"`` (newest) or ``"unet@2"``; empty: the whole ensemble.
-            on_progress: called with windows done and windows in total, all models together.
+            models: ``"unet"`` (the version in service) or ``"unet@2"``, one version per model;
+                empty: the whole ensemble.
+            on_progress: called with windows done and windows in total, of all models together.
 
         Raises:
             AttentionServiceError: nothing was written.
@@ -283,10 +284,12 @@ class AttentionClient:
         organs: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> AttentionStream:
-        """Attention and pseudo label of a case of the store, slab by slab; nothing is written. What
-        scoring has stored is read; the models are asked only where there is nothing.
+        """Attention and pseudo label of a case of the store, slab by slab; nothing is written.
+
+        Maps that scoring has stored are read; the models are run only where there are none.
 
         Args:
+            models: see `score_case`.
             organs: attention channels wanted; empty: all.
 
         Raises:
@@ -309,11 +312,13 @@ class AttentionClient:
         organs: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> AttentionStream:
-        """Attention and pseudo label of the caller's own CT, slab by slab; nothing is kept.
+        """Attention and pseudo label of the caller's own CT, slab by slab; nothing is stored.
 
         Args:
             voxels: ``[i, j, k]``, int16, int32, uint8 or float32; HU = stored · slope + intercept.
             affine: ``[4, 4]``, voxel index to RAS+ millimetres.
+            models: see `score_case`.
+            organs: see `stream_case`.
 
         Raises:
             ValueError: `voxels` or `affine` have another form.
@@ -368,7 +373,7 @@ class AttentionClient:
         labels: Sequence[int] = (),
         timeout_s: float | None = None,
     ) -> AttentionStream:
-        """Fuse soft predictions that the caller brings (Eq. 1–4); no model is run.
+        """Fuse the caller's own soft predictions (Eq. 1–4); no model is run.
 
         Args:
             soft: ``[model, organ, i, j, k]``, uint8 (p · 255) or float32 (p in [0, 1]).
@@ -422,7 +427,7 @@ def _service_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        # What the stubs raise is an RpcError that is a grpc.Call too; the base class says nothing.
+        # The stubs raise an RpcError that is a grpc.Call too; the base class has no status.
         if isinstance(error, grpc.Call):
             raise AttentionServiceError(error.code(), error.details() or "") from None
         raise AttentionServiceError(grpc.StatusCode.UNKNOWN, str(error)) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 import sqlalchemy as sa
-from atlas_attention.server.status import outcome_of
+from atlas_attention.server.status import status_of
 from atlas_core.catalog import Catalog, tables
 from atlas_core.errors import ConfigurationError
 from atlas_core.store import CaseStore
@@ -195,7 +195,7 @@ def test_attention_without_triton_waits_and_says_so(tmp_path: Path, closed_port:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_a_disk_that_fills_up_later_is_told_to_the_client(code: int) -> None:
     """Unavailable: clients wait and try again, as after any other outage."""
-    outcome = outcome_of(OSError(code, os.strerror(code)))
+    outcome = status_of(OSError(code, os.strerror(code)))
     assert outcome.code is grpc.StatusCode.UNAVAILABLE
     assert os.strerror(code) in outcome.message
     assert outcome.error_id is None

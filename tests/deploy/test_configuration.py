@@ -13,7 +13,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from atlas_attention.observability import Metrics
+from atlas_attention.observability import AttentionMetrics
 from atlas_attention.settings import AttentionSettings
 from atlas_core.catalog.database import _engine
 from atlas_embedded.settings import EmbeddedSettings
@@ -300,7 +300,7 @@ def _series(registry: CollectorRegistry) -> set[str]:
 
 def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
     """Every query is PromQL, and every metric of ours exists."""
-    registries = (Metrics().registry, ReviewMetrics().registry)
+    registries = (AttentionMetrics().registry, ReviewMetrics().registry)
     served = set().union(*map(_series, registries))
     folder = REPOSITORY / "deploy" / "grafana"
     dashboard = json.loads((folder / "dashboard.json").read_text())

@@ -84,7 +84,7 @@ def post(url: str, headers: dict[str, str] | None = None) -> int:
 def served(address: str) -> Sequence[str]:
     predictor = TritonPredictor(TritonOptions(address))
     try:
-        return [spec.name for spec in predictor.served()]
+        return [spec.name for spec in predictor.ready_models()]
     finally:
         predictor.close()
 

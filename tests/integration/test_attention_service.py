@@ -137,7 +137,7 @@ OpenService = Callable[..., Service]
 
 @pytest.fixture
 def open_service(tmp_path: Path) -> Iterator[OpenService]:
-    """Services in this process that are closed at the end, and must then have left nothing."""
+    """Services in this process that are closed at the end, and must leave nothing behind."""
     with contextlib.ExitStack() as services:
 
         def make(triton: TritonServer, **settings: Any) -> Service:
@@ -229,7 +229,7 @@ def _check_stored(
     label: NDArray[np.uint8],
     sizes: dict[str, float],
 ) -> None:
-    """Whoever has the files can verify every number."""
+    """Every number can be verified from the files."""
     folder = next((service.store.root / "cases" / CASE / "predictions" / reading.value).iterdir())
     geometry = read_header(service.store.ct_path(CASE)).geometry
     stored_label = read_volume(folder / "pseudo_label.nii.gz")
@@ -429,7 +429,7 @@ def test_unknown_and_broken_cases(triton_server: TritonServer, open_service: Ope
 # Too much, too late, gone
 
 
-def test_more_calls_than_allowed_are_told_to_come_back(
+def test_calls_over_the_limit_are_refused_for_now(
     triton_server: TritonServer, open_service: OpenService
 ) -> None:
     service = open_service(triton_server, max_calls=1, max_waiting=0)
@@ -449,7 +449,7 @@ def test_more_calls_than_allowed_are_told_to_come_back(
         client.info()
         call.cancel()
         hold.put(None)
-        until(lambda: service.metric("calls_admitted") == 0, "the place is free again")
+        until(lambda: service.metric("calls_admitted") == 0, "its buffers are free again")
         client.attend_volume(ct(), AXES["RAS"])
 
 
@@ -464,7 +464,7 @@ def test_a_deadline_stops_the_work(triton_server: TritonServer, open_service: Op
         assert _incoming(service) == []
 
 
-def test_leaving_in_the_middle_stops_the_work(
+def test_leaving_early_stops_the_work(
     triton_server: TritonServer, open_service: OpenService
 ) -> None:
     service = open_service(triton_server, overlap=0.75)
@@ -575,7 +575,7 @@ def process(triton: TritonServer, store: Path, **settings: str) -> Iterator[subp
         started.communicate()
 
 
-def test_sigterm_ends_it_well_and_logs_are_json(
+def test_sigterm_stops_it_cleanly_and_logs_are_json(
     triton_server: TritonServer, tmp_path: Path
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
@@ -602,7 +602,9 @@ def _answers(client: AttentionClient) -> bool:
     return True
 
 
-def test_a_killed_service_is_swept_by_the_next(triton_server: TritonServer, tmp_path: Path) -> None:
+def test_regions_of_a_killed_service_are_swept_by_the_next(
+    triton_server: TritonServer, tmp_path: Path
+) -> None:
     address = f"127.0.0.1:{free_port()}"
     with process(triton_server, tmp_path, LISTEN=address) as first, AttentionClient(address) as it:
         until(lambda: _answers(it), "it answers")
@@ -674,7 +676,7 @@ class Collector:
         self._thread.join()
 
 
-def test_traces_tell_where_the_time_went_and_nothing_of_the_patient(
+def test_traces_show_where_the_time_went_and_nothing_of_the_patient(
     open_service: OpenService, triton_server: TritonServer
 ) -> None:
     with contextlib.closing(Collector()) as collector:

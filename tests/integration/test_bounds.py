@@ -1,4 +1,4 @@
-"""What a client can cost the attention service when it misbehaves, or just goes away.
+"""What a client can cost the attention service when it misbehaves, or simply leaves.
 
 Against a real service process and a real Triton, over real sockets. The service under test has low
 limits, so that crossing them takes no time.
@@ -158,7 +158,7 @@ def chunks(voxels: np.ndarray, size: int = 2**17) -> Iterator[pb.AttendVolumeReq
 
 
 def _attend(service: Service, voxels: np.ndarray) -> list[bytes]:
-    """A whole call, as its clients should make it: every message of the answer but the timing."""
+    """A whole, well-behaved call: every message of the answer except the timing."""
     with service.channel() as channel:
         answer = stubs.AttentionServiceStub(channel).AttendVolume(
             iter([header(), *chunks(voxels)]), timeout=WAIT_S
@@ -185,7 +185,7 @@ def _await(condition: Callable[[], bool], what: str) -> None:
 
 
 class Upload:
-    """Messages to a call, given one by one; ends only when told to."""
+    """Messages to a call, given one by one; ends only on `end`."""
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[pb.AttendVolumeRequest | None] = queue.SimpleQueue()
@@ -382,7 +382,7 @@ def test_a_wrong_request_gets_a_precise_status_and_costs_nothing(
 # Clients that dawdle
 
 
-def test_a_silent_upload_is_ended_and_frees_its_place(service: Service) -> None:
+def test_a_silent_upload_is_cut_off_and_frees_its_place(service: Service) -> None:
     upload = Upload()
     with service.channel() as channel:
         call = stubs.AttentionServiceStub(channel).AttendVolume(iter(upload), timeout=WAIT_S)
@@ -394,8 +394,8 @@ def test_a_silent_upload_is_ended_and_frees_its_place(service: Service) -> None:
     _await(service.idle, "the silent call has ended")
 
 
-def test_a_reader_that_takes_nothing_is_ended_and_frees_its_place(service: Service) -> None:
-    """Its answer waits in the service; it does not pile up there."""
+def test_a_client_that_reads_nothing_is_cut_off_and_frees_its_place(service: Service) -> None:
+    """Its answer waits in the service and does not pile up there."""
     memory = service.memory_bytes()
     wide = (320, 320, 38)
     # Otherwise the client's own library takes in megabytes that nobody reads.

@@ -31,7 +31,7 @@ from ports import free_port
 from small_cts import write_small_cts
 from triton_server import PATCH, REPOSITORY, TritonServer, install
 
-BACKEND = REPOSITORY / "models" / "atlas_models" / "triton_backend" / "model.py"
+BACKEND = REPOSITORY / "models" / "atlas_models" / "serving" / "triton_backend" / "model.py"
 
 WAIT_S = 30.0
 
@@ -40,7 +40,7 @@ OpenPredictor = Callable[..., TritonPredictor]
 
 @pytest.fixture
 def open_predictor() -> Iterator[OpenPredictor]:
-    """Predictors that are closed at the end, and must then have left nothing."""
+    """Predictors that are closed at the end, and must leave nothing behind."""
     opened: list[TritonPredictor] = []
 
     def make(server: TritonServer, **options: Any) -> TritonPredictor:
@@ -63,7 +63,7 @@ def window(seed: int = 0) -> NDArray[np.float32]:
 
 
 def truth(folder: Path, voxels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """What the graph says in this process."""
+    """What the graph computes in this process."""
     session = onnxruntime.InferenceSession(
         str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
     )
@@ -93,18 +93,18 @@ def names(specs: tuple[ModelSpec, ...]) -> list[str]:
     return [f"{spec.name}@{spec.version}" for spec in specs]
 
 
-def test_every_version_is_served_and_the_newest_are_the_ensemble(
+def test_every_version_is_ready_and_the_newest_are_the_ensemble(
     triton_server: TritonServer, open_predictor: OpenPredictor
 ) -> None:
     predictor = open_predictor(triton_server)
-    assert names(predictor.served()) == ["conv_a@0", "conv_b@0", "conv_b@1", "conv_c@0"]
+    assert names(predictor.ready_models()) == ["conv_a@0", "conv_b@0", "conv_b@1", "conv_c@0"]
     assert names(predictor.ensemble()) == ["conv_a@0", "conv_b@1", "conv_c@0"]
     assert names(predictor.ensemble(["conv_b@0", "conv_a"])) == ["conv_a@0", "conv_b@0"]
-    assert names(predictor.ensemble(["conv_b@0", "conv_b@1"])) == ["conv_b@0", "conv_b@1"]
     with pytest.raises(NotFound, match=r"conv_b@7 is not in service.*conv_b@0, conv_b@1"):
         predictor.ensemble(["conv_b@7"])
-    with pytest.raises(InvalidInput, match="named twice"):
-        predictor.ensemble(["conv_b", "conv_b@1"])
+    for twice in (["conv_b", "conv_b@1"], ["conv_b@0", "conv_b@1"]):
+        with pytest.raises(InvalidInput, match="named twice"):
+            predictor.ensemble(twice)
     with pytest.raises(InvalidInput, match="malformed"):
         predictor.ensemble(["../conv_b"])
 
@@ -119,7 +119,8 @@ def test_the_bytes_are_those_of_the_graph_whatever_the_transport(
     predictor = open_predictor(triton_server, shared_memory=transport)
     voxels = window()
     answers = {
-        f"{spec.name}@{spec.version}": predictor.submit(spec, voxels) for spec in predictor.served()
+        f"{spec.name}@{spec.version}": predictor.submit(spec, voxels)
+        for spec in predictor.ready_models()
     }
     for name, answer in answers.items():
         soft = answer.result(WAIT_S)
@@ -131,7 +132,7 @@ def test_the_bytes_are_those_of_the_graph_whatever_the_transport(
     assert triton_server.shared_regions() >= own_regions()
 
 
-def test_a_server_without_a_gpu_gets_windows_by_other_ways(
+def test_a_server_without_a_gpu_gets_windows_in_another_way(
     triton_server: TritonServer, tiny_models: dict[str, Path], open_predictor: OpenPredictor
 ) -> None:
     try:
@@ -185,7 +186,7 @@ def test_answers_stay_on_the_gpu(
     private_triton.kill()
     private_triton.start([spec.name for spec in specs])
     score(99)
-    assert predictor.berths_in_use == 0
+    assert predictor.buffers_in_use == 0
 
 
 @pytest.mark.parametrize("reading", list(Reading))
@@ -260,7 +261,7 @@ def test_many_windows_of_many_threads_get_their_own_answers_within_few_regions(
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(score, range(36)))
     assert predictor.regions <= 2 * (1 + len(specs))
-    assert predictor.berths_in_use == 0
+    assert predictor.buffers_in_use == 0
 
 
 def test_an_answer_stays_when_its_region_is_used_again(
@@ -274,7 +275,7 @@ def test_an_answer_stays_when_its_region_is_used_again(
     assert np.array_equal(first, kept)
 
 
-def test_cancelled_windows_free_their_places_and_spoil_nothing(
+def test_cancelled_windows_free_their_buffers_and_spoil_nothing(
     triton_server: TritonServer, tiny_models: dict[str, Path], open_predictor: OpenPredictor
 ) -> None:
     predictor = open_predictor(triton_server, windows_in_flight=2)
@@ -283,7 +284,7 @@ def test_cancelled_windows_free_their_places_and_spoil_nothing(
         voxels = window(seed)
         for spec in specs:
             predictor.submit(spec, voxels).cancel()
-    until(lambda: predictor.berths_in_use == 0, "all places are free again")
+    until(lambda: predictor.buffers_in_use == 0, "all buffers are free again")
     voxels = window(99)
     soft = predictor.submit(specs[0], voxels).result(WAIT_S)
     assert np.array_equal(soft, truth(tiny_models["conv_a@0"], voxels))
@@ -299,16 +300,16 @@ def test_a_window_of_a_wrong_form_is_refused(
         predictor.submit(spec, window().transpose(2, 1, 0))
     with pytest.raises(InvalidInput, match="float64"):
         predictor.submit(spec, window().astype(np.float64))  # type: ignore[arg-type]
-    assert predictor.berths_in_use == 0
+    assert predictor.buffers_in_use == 0
 
 
-def test_without_a_server_every_call_says_so(open_predictor: OpenPredictor) -> None:
+def test_without_a_server_every_call_fails(open_predictor: OpenPredictor) -> None:
     class Nowhere:
         address = f"127.0.0.1:{free_port()}"
 
     predictor = open_predictor(Nowhere())
     with pytest.raises(Unavailable, match="does not answer"):
-        predictor.served()
+        predictor.ready_models()
 
 
 def test_a_model_that_describes_itself_wrongly_is_refused(
@@ -319,12 +320,12 @@ def test_a_model_that_describes_itself_wrongly_is_refused(
     boastful = spec.model_copy(update={"organs": (*spec.organs, "liver_lesion")})
     with pytest.raises(ConfigurationError):
         predictor.submit(boastful, window()).result(WAIT_S)
-    until(lambda: predictor.berths_in_use == 0, "the place is free again")
+    until(lambda: predictor.buffers_in_use == 0, "its buffers are free again")
     predictor.probe(spec)
 
 
 @pytest.mark.parametrize("transport", ["system", "none"])
-def test_a_killed_server_is_away_and_then_back(
+def test_a_killed_server_is_unreachable_and_then_back(
     transport: str,
     private_triton: TritonServer,
     tiny_models: dict[str, Path],
@@ -335,25 +336,25 @@ def test_a_killed_server_is_away_and_then_back(
     voxels = window()
     expected = truth(tiny_models["conv_a@0"], voxels)
     assert np.array_equal(predictor.submit(spec, voxels).result(WAIT_S), expected)
-    assert predictor.proven(spec, within_s=WAIT_S)
+    assert predictor.answered_within(spec, seconds=WAIT_S)
 
     private_triton.kill()
     with pytest.raises(Unavailable, match="does not answer"):
         predictor.submit(spec, voxels).result(WAIT_S)
     with pytest.raises(Unavailable, match="does not answer"):
-        predictor.served()
-    assert not predictor.proven(spec, within_s=WAIT_S)
+        predictor.ready_models()
+    assert not predictor.answered_within(spec, seconds=WAIT_S)
 
     private_triton.start(["conv_a", "conv_b"])
     soft = eventually(lambda: predictor.submit(spec, voxels).result(WAIT_S))
     assert np.array_equal(soft, expected)
-    until(lambda: predictor.berths_in_use == 0, "no place is lost")
+    until(lambda: predictor.buffers_in_use == 0, "no buffers are lost")
 
 
-def test_a_restart_that_nobody_noticed_costs_nothing(
+def test_an_unnoticed_restart_costs_nothing(
     private_triton: TritonServer, tiny_models: dict[str, Path], open_predictor: OpenPredictor
 ) -> None:
-    """The new server does not know the regions; the windows are sent again by themselves."""
+    """The new server does not know the regions; the windows are sent again automatically."""
     predictor = open_predictor(private_triton, shared_memory="system", windows_in_flight=1)
     specs = predictor.ensemble()
     voxels = window()
@@ -362,7 +363,7 @@ def test_a_restart_that_nobody_noticed_costs_nothing(
 
     private_triton.kill()
     private_triton.start(["conv_a", "conv_b"])
-    eventually(predictor.served)  # the connection is back; the regions are still not registered
+    eventually(predictor.ready_models)  # reconnected; the regions are still not registered
 
     answers = [predictor.submit(spec, voxels) for spec in specs]
     for spec, answer in zip(specs, answers, strict=True):
@@ -371,7 +372,7 @@ def test_a_restart_that_nobody_noticed_costs_nothing(
     assert private_triton.shared_regions() == own_regions()
 
 
-def test_a_model_whose_process_died_is_told_by_an_inference_only(
+def test_only_an_inference_shows_that_the_process_of_a_model_died(
     private_triton: TritonServer, open_predictor: OpenPredictor
 ) -> None:
     predictor = open_predictor(private_triton)
@@ -380,7 +381,7 @@ def test_a_model_whose_process_died_is_told_by_an_inference_only(
     for stub in psutil.Process(private_triton.pid).children(recursive=True):
         if any("conv_a" in word for word in stub.cmdline()):
             stub.kill()
-    assert "conv_a@0" in names(predictor.served()), "Triton still calls it ready"
+    assert "conv_a@0" in names(predictor.ready_models()), "Triton still calls it ready"
     with pytest.raises(Unavailable, match=r"conv_a@0 fails though it is loaded.*load it again"):
         predictor.probe(spec)
     private_triton.unload("conv_a")
@@ -411,17 +412,17 @@ def test_models_may_come_and_go(
         predictor.ensemble()
 
 
-def test_a_version_that_is_unloaded_while_it_is_listed_is_not_a_server_away(
+def test_a_version_unloaded_while_it_is_listed_is_not_an_outage(
     private_triton: TritonServer, open_predictor: OpenPredictor
 ) -> None:
-    """The server lists a version, and does not know it any more when it is asked about it."""
+    """The server lists a version, and no longer knows it when it is queried."""
     predictor = open_predictor(private_triton)
     done = threading.Event()
     seen: set[tuple[str, ...]] = set()
 
     def look() -> None:
         while not done.is_set():
-            seen.add(tuple(names(predictor.served())))
+            seen.add(tuple(names(predictor.ready_models())))
 
     with ThreadPoolExecutor(3) as pool:
         lookers = [pool.submit(look) for _ in range(3)]

@@ -10,8 +10,7 @@ from sqlalchemy import Connection
 
 from atlas_core.catalog import tables as t
 from atlas_core.catalog.catalog import Catalog
-from atlas_core.errors import InvalidInput
-from atlas_core.model_spec import ModelRef
+from atlas_core.model_spec import parse_ensemble
 from atlas_core.records import Case, Label, Reading
 
 CASES_PER_QUERY: Final = 200
@@ -56,9 +55,9 @@ def newest_ensembles(
             all do.
 
     Raises:
-        InvalidInput: a malformed model, or one that is named twice.
+        InvalidInput: see `parse_ensemble`.
     """
-    wanted = _wanted(models)
+    wanted = parse_ensemble(models)
     s = t.scores.c
     query = (
         sa.select(s.case_id, s.ensemble)
@@ -72,13 +71,6 @@ def newest_ensembles(
             ensemble: _fits(connection, ensemble, wanted) for ensemble in {r.ensemble for r in rows}
         }
     return {row.case_id: row.ensemble for row in rows if fitting[row.ensemble]}
-
-
-def _wanted(models: Sequence[str]) -> dict[str, int | None]:
-    wanted = dict(ModelRef.parse(text) for text in models)
-    if len(wanted) != len(models):
-        raise InvalidInput("an ensemble holds one version per model", got=", ".join(models))
-    return wanted
 
 
 def _fits(connection: Connection, ensemble: str, wanted: dict[str, int | None]) -> bool:

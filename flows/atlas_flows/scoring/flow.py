@@ -78,7 +78,7 @@ def score(
         reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
             thresholds and openings of the paper's published code.
         cases: Only these case ids. Empty: all of the dataset.
-        models: NAME (its newest version) or NAME@T. Empty: the whole ensemble in service.
+        models: NAME (its version in service) or NAME@T. Empty: the whole ensemble in service.
         in_flight: Cases worked on at the same time.
         limit: Score at most so many cases. Empty: all.
         force: Score also the cases that this ensemble has scored already.

@@ -17,8 +17,8 @@ from typing import Literal, Protocol, TypeVar
 
 import grpc
 from atlas_core.catalog import Catalog
-from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
-from atlas_core.model_spec import ModelRef, ensemble_key
+from atlas_core.errors import AtlasError, NotFound, Unavailable
+from atlas_core.model_spec import ModelRef, ensemble_key, parse_ensemble
 from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.store import CaseStore
 from atlasloop.answers import CaseResult, ServiceInfo
@@ -54,7 +54,7 @@ class ScoreRequest:
         reading: how soft predictions become attention.
         dataset: only its cases; None for all.
         cases: only these; empty for all of the dataset.
-        models: "unet" (newest) or "unet@2"; empty for the whole ensemble in service.
+        models: "unet" (the version in service) or "unet@2"; empty for the whole ensemble.
         force: score again what was scored.
         limit: at most so many cases; None for all.
     """
@@ -154,24 +154,22 @@ class Ensemble:
 
 
 def ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
-    """The models that `wanted` names ("unet", "unet@2"); all newest ones in service if it is empty.
+    """The models that `wanted` names ("unet", "unet@2"); if it is empty, of each model the version
+    in service.
 
     Raises:
         NotFound: a model that is not in service.
-        InvalidInput: two versions of one model.
+        InvalidInput: see `parse_ensemble`.
     """
-    newest = {model.name: model for model in info.models}
+    in_service = {model.name: model for model in info.models}
     every = {(m.name, m.version): m for m in (*info.models, *info.older_models)}
     chosen = [] if wanted else list(info.models)
-    for text in wanted:
-        name, version = ModelRef.parse(text)
-        model = newest.get(name) if version is None else every.get((name, version))
+    for text, (name, version) in zip(wanted, parse_ensemble(wanted).items(), strict=True):
+        model = in_service.get(name) if version is None else every.get((name, version))
         if model is None:
             served = ", ".join(f"{n}@{t}" for n, t in sorted(every))
             raise NotFound(f"model {text} is not in service", expected=f"one of {served}")
         chosen.append(model)
-    if len({model.name for model in chosen}) != len(chosen):
-        raise InvalidInput("an ensemble holds one version per model", got=", ".join(wanted))
     return Ensemble(
         tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in chosen),
         dict(zip(info.organs, info.labels, strict=True)),

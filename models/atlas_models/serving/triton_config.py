@@ -13,7 +13,12 @@ from atlas_core.errors import (
 )
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from atlas_core.triton_parameters import IN_SERVICE_PARAMETER, SPEC_PARAMETER
+from atlas_core.triton_parameters import (
+    IN_SERVICE_PARAMETER,
+    descriptions,
+    self_description,
+    version_in_service,
+)
 from google.protobuf import text_format
 from pydantic import Field, TypeAdapter
 from tritonclient.grpc import model_config_pb2 as pb
@@ -113,12 +118,8 @@ def model_config(
         ],
     )
     config.version_policy.specific.versions.extend(sorted(spec.triton_version for spec in specs))
-    for spec in specs:
-        parameter = f"{SPEC_PARAMETER}{spec.triton_version}"
-        config.parameters[parameter].string_value = spec.model_dump_json()
-    config.parameters[IN_SERVICE_PARAMETER].string_value = str(
-        0 if in_service is None else in_service + 1
-    )
+    for name, text in self_description(specs, in_service).items():
+        config.parameters[name].string_value = text
     if isinstance(serving, CpuServing):
         _serve_on_cpu(config, serving)
     else:
@@ -137,10 +138,8 @@ def specs_in(config: pb.ModelConfig) -> tuple[ModelSpec, ...]:
     Raises:
         CorruptFile: a parameter holds no valid `ModelSpec`.
     """
-    specs = []
-    for key, parameter in config.parameters.items():
-        if key.startswith(SPEC_PARAMETER):
-            specs.append(_parse_spec(parameter.string_value, config.name))
+    texts = descriptions(_parameters(config)).values()
+    specs = [_parse_spec(text, config.name) for text in texts]
     return tuple(sorted(specs, key=lambda spec: spec.version))
 
 
@@ -150,15 +149,22 @@ def in_service_of(config: pb.ModelConfig) -> int | None:
     Raises:
         CorruptFile: the parameter is no number.
     """
-    newest = max(config.version_policy.specific.versions, default=0)
-    text = config.parameters[IN_SERVICE_PARAMETER].string_value or str(newest)
-    if not text.isdecimal():
+    text = _parameters(config).get(IN_SERVICE_PARAMETER, "")
+    if not text:
+        versions = config.version_policy.specific.versions
+        return max(versions) - 1 if versions else None
+    try:
+        return version_in_service(text)
+    except ValueError:
         raise CorruptFile(
             f"{CONFIG_FILE} of model {config.name} is damaged",
             expected=f"a number in {IN_SERVICE_PARAMETER}",
             got=text,
-        )
-    return int(text) - 1 if int(text) else None
+        ) from None
+
+
+def _parameters(config: pb.ModelConfig) -> dict[str, str]:
+    return {name: parameter.string_value for name, parameter in config.parameters.items()}
 
 
 def _require_one_model(specs: Sequence[ModelSpec]) -> ModelSpec:

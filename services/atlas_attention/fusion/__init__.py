@@ -1,6 +1,6 @@
 """Fusion of soft predictions: windows, blending, and Eq. 1–4.
 
-`gpu` holds the same kernels for CUDA; it is imported where a GPU is asked for.
+`gpu` holds the same kernels for CUDA; it is imported only where a GPU is used.
 """
 
 import lazy_loader

@@ -2,7 +2,7 @@ from .compute import Compute, CpuCompute, DeviceName, WindowBlender, open_comput
 from .fused import MAX_MODELS, MAX_ORGANS, Fused, entropy_terms
 from .fusion import fuse, open_fuser
 from .kernels import ATTENTION_LEVELS, ATTENTION_SCALE, FRACTION_BITS, HALF_BYTE, UNIT
-from .threads import Threads, available_threads, over_tiles
+from .threads import Threads, available_threads, parallel_for
 from .windows import (
     AIR_HU,
     DEFAULT_OVERLAP,
@@ -43,5 +43,5 @@ __all__ = [
     "fuse",
     "open_compute",
     "open_fuser",
-    "over_tiles",
+    "parallel_for",
 ]

@@ -2,12 +2,12 @@
 
 A voxel's blended byte is round(Σ_w weight_w · v_w / Σ_w weight_w) over the windows w that cover it.
 The weights are the windows' normalised Gaussian shares, rounded down to 1/257: 257 · 255 = 65 535,
-so the sums fit 16 bits, and being integers they do not depend on the order in which predictions
-arrive. Quantising changes how much each window counts by less than 1/257, not what is averaged:
-where the windows agree the result is exactly what they say.
+so the sums fit 16 bits, and because they are integers they do not depend on the order in which
+predictions arrive. Quantising changes the weight of each window by less than 1/257, not the values
+that are averaged: where the windows agree, the result is exactly their value.
 
-Slices live in a ring as deep as a window: once no further window can touch a slice, it is read out
-and its memory serves the next. What is held does not depend on the number of slices.
+Slices live in a ring buffer as deep as a window: once no further window can touch a slice, it is
+read out and its memory is reused. Memory does not depend on the number of slices.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from atlas_core.errors import InvalidInput
 from numba import njit
 from numpy.typing import NDArray
 
-from atlas_attention.fusion.fused import Soft
-from atlas_attention.fusion.threads import Threads, over_tiles
+from atlas_attention.fusion.fused import SoftPredictions
+from atlas_attention.fusion.threads import Threads, parallel_for
 from atlas_attention.fusion.windows import Window, WindowPlan, Zyx
 
 WEIGHT_LEVELS = 257
-"""Steps of a weight of 1: the most for which Σ weight · 255 fits 16 bits."""
+"""Steps of a weight of 1: the largest number for which Σ weight · 255 fits 16 bits."""
 
 
 class Blender:
-    """Accumulates the predictions of one volume; windows of one z-row at a time, rows rising.
+    """Accumulates the predictions of one volume: windows of one z-row at a time, rows rising.
 
     Args:
         plan: where the windows lie.
         models, organs: channels of the predictions.
-        threads: see `tiles.Threads`.
+        threads: see `threads.Threads`.
     """
 
     def __init__(
@@ -47,13 +47,8 @@ class Blender:
         self._read = 0
         self._last: tuple[Window, NDArray[np.uint8]] | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, whatever the number of slices."""
-        return self._sums.nbytes + self._touched.nbytes + self._weights.nbytes
-
     def open_row(self, k: int) -> None:
-        """Makes room for the windows of z-row `k`; the slices settled by row k − 1 must be read."""
+        """Prepares for the windows of z-row `k`; all slices settled before must have been read."""
         assert k == self._row + 1, "rows rise one by one"
         assert self._read >= self._plan.settled(k - 1), "settled slices are read"
         self._row = k
@@ -64,10 +59,10 @@ class Blender:
             )  # fmt: skip
 
     def add(self, window: Window, model: int, soft: NDArray[np.uint8]) -> None:
-        """Adds what one model says in one window of the open row; air is simply not added.
+        """Adds the prediction of one model for one window of the open row; air is not added.
 
         Args:
-            soft: uint8 ``[organ, z, y, x]`` of the patch's size.
+            soft: uint8 ``[organ, z, y, x]`` of the size of the patch.
 
         Raises:
             InvalidInput: another type or shape.
@@ -87,10 +82,10 @@ class Blender:
                     start, self._plan.grid[0],
                 )  # fmt: skip
 
-        over_tiles(kernel, len(soft), self._threads)
+        parallel_for(kernel, len(soft), self._threads)
 
-    def read(self, stop: int) -> Soft:
-        """The blended slices from the last one read up to `stop`, and forgets them.
+    def read(self, stop: int) -> SoftPredictions:
+        """The blended slices from the last one read up to `stop`; their memory is reused.
 
         Returns:
             uint8 ``[model, organ, z, y, x]``.
@@ -107,15 +102,15 @@ class Blender:
                     self._sums[m, c], self._touched[m, c], self._weights, start, soft[m, c]
                 )
 
-        over_tiles(kernel, models * organs, self._threads)
+        parallel_for(kernel, models * organs, self._threads)
         self._weights[np.arange(start, stop) % len(self._weights)] = 0
         return soft
 
 
 def require_settled(plan: WindowPlan, row: int, start: int, stop: int) -> None:
-    """Slices ``[start, stop)`` may be read once the windows of `row` are in: later windows do not
-    touch them. Those above all windows are read by themselves, as they share the ring's memory with
-    the ones below."""
+    """Checks that slices ``[start, stop)`` may be read once the windows of `row` have been added:
+    later windows do not touch them. Slices above all windows are read separately, as they share the
+    memory of the ring with those below."""
     settled = plan.settled(row)
     if row + 1 == plan.rows and start >= settled:
         settled = plan.settled(plan.rows)
@@ -123,10 +118,10 @@ def require_settled(plan: WindowPlan, row: int, start: int, stop: int) -> None:
 
 
 def require_answer(soft: NDArray[np.uint8], organs: int, patch: Zyx) -> None:
-    """Refuses what is no model's answer for one window.
+    """Refuses an answer that has another form than one window's prediction.
 
     Raises:
-        InvalidInput: naming both forms.
+        InvalidInput: names both forms.
     """
     expected = (organs, *patch)
     if soft.dtype != np.uint8 or soft.shape != expected:
@@ -138,9 +133,10 @@ def require_answer(soft: NDArray[np.uint8], organs: int, patch: Zyx) -> None:
 
 
 def _weights_of(plan: WindowPlan, window: Window) -> NDArray[np.uint8]:
-    """Weights of one window, uint8 ``[z, y, x]`` of the patch (257 itself, a lone window, as 255).
+    """Weights of one window, uint8 ``[z, y, x]`` of the patch.
 
-    A voxel that only one window covers has the same value whatever its weight.
+    257, the weight where only one window covers a voxel, is stored as 255: the value of such a
+    voxel does not depend on its weight.
     """
     weights = np.empty(plan.patch, np.uint8)
     z, y, x = (share[at] for share, at in zip(plan.shares, window.at, strict=True))
@@ -180,50 +176,50 @@ def _add_weights(sums, weights, start, slices):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _add_window(sums, touched, soft, weights, start, slices):  # type: ignore[no-untyped-def]
-    """One organ of one window ``[z, y, x]`` into the ring `sums` ``[depth, y, x]``; rows of 0
-    skipped."""
+    """Adds one organ of one window ``[z, y, x]`` to the ring `sums` ``[depth, y, x]``; rows of
+    zeros are skipped."""
     depth, rows, columns = sums.shape
     first_z, last_z = _clip(start[0], soft.shape[0], slices)
     first_y, last_y = _clip(start[1], soft.shape[1], rows)
     first_x, last_x = _clip(start[2], soft.shape[2], columns)
-    # Flat, with unsigned places: what a row costs besides its voxels counts at 64 of them.
+    # Flat, with unsigned indices: the overhead per row matters when a row has only 64 voxels.
     ring = sums.reshape(-1)
-    said = soft.reshape(-1)
+    values = soft.reshape(-1)
     weight = weights.reshape(-1)
     width = np.uint64(max(0, last_x - first_x))
     for z in range(first_z, last_z):
-        slot = (start[0] + z) % depth
+        ring_slice = (start[0] + z) % depth
         for y in range(first_y, last_y):
             at = np.uint64((z * soft.shape[1] + y) * soft.shape[2] + first_x)
             seen = np.uint8(0)
             for x in range(width):
-                seen |= said[at + x]
+                seen |= values[at + x]
             if seen == 0:
                 continue
-            touched[slot, start[1] + y] = True
-            to = np.uint64((slot * rows + start[1] + y) * columns + start[2] + first_x)
+            touched[ring_slice, start[1] + y] = True
+            to = np.uint64((ring_slice * rows + start[1] + y) * columns + start[2] + first_x)
             for x in range(width):
-                ring[to + x] += np.uint16(weight[at + x]) * np.uint16(said[at + x])
+                ring[to + x] += np.uint16(weight[at + x]) * np.uint16(values[at + x])
 
 
 @njit(cache=True, nogil=True)
 def _read_slices(sums, touched, weights, start, soft):  # type: ignore[no-untyped-def]
-    """Normalises the slices from `start` on into `soft` ``[z, y, x]`` and clears their memory."""
+    """Normalises the slices from `start` on into `soft` ``[z, y, x]``, and clears their memory."""
     depth = sums.shape[0]
     for z in range(soft.shape[0]):
-        slot = (start + z) % depth
+        ring_slice = (start + z) % depth
         for y in range(soft.shape[1]):
-            if not touched[slot, y]:
+            if not touched[ring_slice, y]:
                 continue
-            touched[slot, y] = False
-            row = sums[slot, y]
-            weight = weights[slot, y]
+            touched[ring_slice, y] = False
+            row = sums[ring_slice, y]
+            weight = weights[ring_slice, y]
             out = soft[z, y]
             for x in range(out.size):
-                # Both sides are integers below 2^24: float32 holds them, and its rounded quotient
-                # has the same whole part as the exact one.
+                # Both operands are integers below 2^24, so float32 holds them exactly, and the
+                # rounded quotient has the same integer part as the exact one.
                 doubled = np.float32(2 * np.uint32(row[x]) + weight[x])
-                # Beside all windows both are 0, and so shall be the quotient.
+                # Outside all windows both are 0, and the quotient must be 0 too.
                 weights_twice = np.float32(2 * max(np.uint32(weight[x]), np.uint32(1)))
                 out[x] = np.uint8(np.int32(doubled / weights_twice))
                 row[x] = 0

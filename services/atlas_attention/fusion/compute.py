@@ -1,5 +1,4 @@
-"""Where soft predictions are blended and fused: on the CPU or a GPU, with the same result to the
-bit."""
+"""The device that blends and fuses soft predictions: CPU or GPU, with equal results to the bit."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from atlas_core.records import Reading
 from numpy.typing import NDArray
 
 from atlas_attention.fusion.blending import Blender
-from atlas_attention.fusion.fused import Soft
+from atlas_attention.fusion.fused import SoftPredictions
 from atlas_attention.fusion.fusion import Fuser, open_fuser
 from atlas_attention.fusion.gpu.blending import GpuBlender
 from atlas_attention.fusion.gpu.device import CudaDevice, Device
@@ -23,20 +22,20 @@ DeviceName = Literal["cpu", "cuda"]
 
 
 class WindowBlender(Protocol):
-    """Blends the windows of one volume; `blending.Blender` says how."""
+    """Blends the windows of one volume; see `blending.Blender`."""
 
     def open_row(self, k: int) -> None:
-        """Makes room for the windows of z-row `k`; the slices settled by row k − 1 must be read."""
+        """Prepares for the windows of z-row `k`; all slices settled before must have been read."""
 
     def add(self, window: Window, model: int, soft: NDArray[np.uint8]) -> None:
-        """Adds what one model says in one window of the open row."""
+        """Adds the prediction of one model for one window of the open row."""
 
-    def read(self, stop: int) -> Soft:
-        """The blended slices from the last one read up to `stop`, for the fuser opened beside."""
+    def read(self, stop: int) -> SoftPredictions:
+        """The blended slices from the last one read up to `stop`, for a fuser on this device."""
 
 
 class Compute(Protocol):
-    """Opens the stages of one volume."""
+    """Opens the blending and fusing stages for one volume."""
 
     def open_blender(
         self, plan: WindowPlan, models: int, organs: int, threads: Threads
@@ -44,12 +43,12 @@ class Compute(Protocol):
         """See `blending.Blender`."""
 
     def open_fuser(self, reading: Reading, threads: Threads) -> Fuser:
-        """A fuser for what the blender reads out; its answers lie in the host's memory."""
+        """A fuser for the slices that the blender returns; its results are in host memory."""
 
 
 @dataclass(frozen=True)
 class CpuCompute:
-    """Compiled kernels on the processor's cores."""
+    """Compiled kernels on the cores of the CPU."""
 
     def open_blender(self, plan: WindowPlan, models: int, organs: int, threads: Threads) -> Blender:
         """See `Compute`."""
@@ -62,7 +61,7 @@ class CpuCompute:
 
 @dataclass(frozen=True)
 class GpuCompute:
-    """CUDA kernels: what lies between the models' answers and the fused slabs stays on `device`."""
+    """CUDA kernels: everything between the models' answers and fused slabs stays on `device`."""
 
     device: Device
 
@@ -78,7 +77,7 @@ class GpuCompute:
 
 
 def open_compute(device: DeviceName) -> Compute:
-    """The stages on the device of that name.
+    """The stages on the device of this name.
 
     Raises:
         ConfigurationError: no GPU can be used; see `gpu.device.CudaDevice`.

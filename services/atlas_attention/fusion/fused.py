@@ -1,4 +1,4 @@
-"""One block of soft predictions fused: the checks of its input, the tables, and what comes out."""
+"""Fusion of one block of soft predictions: checks of the input, lookup tables, and the result."""
 
 from __future__ import annotations
 
@@ -8,40 +8,38 @@ import numpy as np
 from atlas_core.errors import InvalidInput, LimitExceeded
 from numpy.typing import NDArray
 
-from atlas_attention.fusion.kernels import TILE, UNIT, _fuse_tiles, _mark_tiles
-from atlas_attention.fusion.threads import Threads, over_tiles
+from atlas_attention.fusion.kernels import TILE, UNIT, fuse_tiles, mark_tiles
+from atlas_attention.fusion.threads import Threads, parallel_for
 
 MAX_MODELS = 16
-"""More would overflow the 16-bit sums of bytes and of fixed-point terms that the kernels rely
-on."""
+"""More models would overflow the 16-bit sums of bytes and of fixed-point terms in the kernels."""
 
 
 MAX_ORGANS = 64
-"""Bounds the scratch memory of a kernel; label maps could carry 255."""
+"""Bounds the scratch memory of a kernel; label maps could hold 255."""
 
 
 FINE_UNIT = 1 << 28
 """Fixed point of an entropy that is compared with a threshold: 16 models · 1/e · 2^28 < 2^31."""
 
 
-Soft = NDArray[np.uint8]
+SoftPredictions = NDArray[np.uint8]
 """Soft predictions ``[model, organ, z, y, x]``; p = v / 255."""
 
 
 @dataclass(frozen=True)
 class Fused:
-    """What an ensemble says of one block of voxels.
+    """What an ensemble predicts for one block of voxels.
 
     Attributes:
         attention: uint8 ``[organ, z, y, x]``; Eq. 4 = byte · `ATTENTION_SCALE`.
         mean: uint8 ``[organ, z, y, x]``; mean soft prediction = byte / 255, rounded half down, so
-        that
-            byte >= 128 says exactly that the unrounded mean is above 0.5.
+            that byte >= 128 if and only if the unrounded mean is above 0.5.
         label: uint8 ``[z, y, x]``; 1 + channel of the largest mean above 0.5, ties to the lower
             channel, else 0. Taken from the unrounded mean.
-        written: bool ``[tile, organ]``: the tiles of `TILE` voxels that may hold something else
-            than zero; None: any may. Whoever offers this memory for another result must not have
-            written to it.
+        written: bool ``[tile, organ]``: which tiles of `TILE` voxels may hold anything but zero;
+            None: any may. Memory that is passed on as `out` for another result must not have been
+            written to in between.
     """
 
     attention: NDArray[np.uint8]
@@ -56,7 +54,7 @@ class Fused:
 
     @classmethod
     def empty(cls, organs: int, rows: int, columns: int) -> Fused:
-        """No slices at all."""
+        """A result without slices."""
         return cls(
             np.zeros((organs, 0, rows, columns), np.uint8),
             np.zeros((organs, 0, rows, columns), np.uint8),
@@ -65,8 +63,7 @@ class Fused:
 
     @classmethod
     def concatenated(cls, parts: list[Fused]) -> Fused:
-        """`parts` (at least one), one above the other along z; a single one that is not empty as
-        is."""
+        """`parts` (at least one) joined along z; if only one is not empty, that one itself."""
         filled = [part for part in parts if part.slices] or parts[:1]
         if len(filled) == 1:
             return filled[0]
@@ -77,7 +74,7 @@ class Fused:
         )
 
     def copy(self) -> Fused:
-        """The same in memory of its own."""
+        """A copy in memory of its own."""
         return Fused(self.attention.copy(), self.mean.copy(), self.label.copy())
 
     def from_slice(self, start: int) -> Fused:
@@ -85,8 +82,8 @@ class Fused:
         return Fused(self.attention[:, start:], self.mean[:, start:], self.label[start:])
 
 
-def require_form(soft: Soft) -> None:
-    """Refuses what is no soft predictions that the kernels can take.
+def require_form(soft: SoftPredictions) -> None:
+    """Refuses soft predictions in a form that the kernels cannot take.
 
     Raises:
         InvalidInput: another type or number of axes, no model, organ, row or column.
@@ -106,8 +103,8 @@ def require_form(soft: Soft) -> None:
             raise LimitExceeded(f"too many {what} to fuse", expected=f"at most {most}", got=count)
 
 
-def require_soft(soft: Soft) -> Soft:
-    """`soft` as a C-contiguous uint8 array ``[model, organ, z, y, x]``; copied only if it must be.
+def require_soft(soft: SoftPredictions) -> SoftPredictions:
+    """`soft` as a C-contiguous uint8 array ``[model, organ, z, y, x]``; copied only if necessary.
 
     Raises:
         InvalidInput, LimitExceeded: see `require_form`.
@@ -116,11 +113,11 @@ def require_soft(soft: Soft) -> Soft:
     return np.ascontiguousarray(soft)
 
 
-def require_same_width(first: Soft | None, soft: Soft) -> None:
-    """Refuses a slab that has other models, organs, rows or columns than the `first` of its volume.
+def require_same_width(first: SoftPredictions | None, soft: SoftPredictions) -> None:
+    """Refuses a slab with other numbers of models, organs, rows or columns than the `first` one.
 
     Raises:
-        InvalidInput: naming both shapes.
+        InvalidInput: names both shapes.
     """
     if first is not None and (
         first.shape[:2] != soft.shape[:2] or first.shape[3:] != soft.shape[3:]
@@ -135,7 +132,7 @@ def require_same_width(first: Soft | None, soft: Soft) -> None:
 def entropy_terms(models: int, unit: int) -> NDArray[np.int64]:
     """One model's share of Eq. 2 for every byte: ``[256]``, round(unit · −p·ln p / models).
 
-    p = v / 255 and 0 · ln 0 = 0. Summing one entry per model gives Uncertainty · unit; each entry
+    p = v / 255 and 0 · ln 0 = 0. The sum of one entry per model is Uncertainty · unit; each entry
     is off by at most one half.
     """
     p = np.arange(256) / 255.0
@@ -144,7 +141,7 @@ def entropy_terms(models: int, unit: int) -> NDArray[np.int64]:
 
 
 def fusion_tables(models: int) -> tuple[NDArray[np.uint16], np.float32]:
-    """What turns bytes into the fixed point of Eq. 4: one model's share of Eq. 2 per byte
+    """How bytes become the fixed point of Eq. 4: one model's share of Eq. 2 per byte
     (`entropy_terms`), and the factor of sqrt(N·Σv² − (Σv)²) in Eq. 1."""
     return entropy_terms(models, UNIT).astype(np.uint16), np.float32(UNIT / (255.0 * models))
 
@@ -152,14 +149,14 @@ def fusion_tables(models: int) -> tuple[NDArray[np.uint16], np.float32]:
 def mark_tables(
     models: int, min_inconsistency: float, min_uncertainty: float
 ) -> tuple[NDArray[np.int32], int, int]:
-    """What tells whether a term is above its threshold, in integers.
+    """Integer tables and limits that decide whether a term is above its threshold.
 
     Returns:
-        one model's share of the entropy per byte ``[256]``, in 1/`FINE_UNIT`; what Σ over the
-        models of it, and what N·Σv² − (Σv)², must be above.
+        the entropy of each byte ``[256]``, in 1/`FINE_UNIT`; the limits that its sum over the
+        models, and N·Σv² − (Σv)², must exceed.
     """
-    # std > s ⇔ N·Σv² − (Σv)² > (255·N·s)²; the left side is an integer, and where the right side is
-    # one too it must not fall below it by the rounding of the product.
+    # std > s ⇔ N·Σv² − (Σv)² > (255·N·s)²; the left side is an integer, and if the right side is
+    # one too, rounding must not put the product just below it.
     return (
         entropy_terms(1, FINE_UNIT).astype(np.int32),
         int(min_uncertainty * models * FINE_UNIT),
@@ -167,8 +164,8 @@ def mark_tables(
     )
 
 
-def require_out(out: Fused, soft: Soft) -> None:
-    """Refuses memory that cannot take the result of `soft`.
+def require_out(out: Fused, soft: SoftPredictions) -> None:
+    """Refuses memory that does not fit the result of `soft`.
 
     Raises:
         InvalidInput: another type or shape, or not C-contiguous.
@@ -188,7 +185,7 @@ def require_out(out: Fused, soft: Soft) -> None:
 
 
 def fuse_block(
-    soft: Soft,
+    soft: SoftPredictions,
     gates: NDArray[np.uint8] | None = None,
     *,
     out: Fused | None = None,
@@ -199,13 +196,13 @@ def fuse_block(
     Args:
         soft: uint8 ``[model, organ, z, y, x]``.
         gates: None for reading `paper`. For reading `released` uint8 ``[organ, z, y, x]``,
-            C-contiguous, with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`, none set where
-            all models say zero; overlap then counts organs whose *mean* is above 0.5 rather than
-            organs that any one model is sure of. The array is overwritten: it becomes the
+            C-contiguous, with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`, neither set
+            where all models predict zero; overlap then counts organs whose *mean* is above 0.5
+            rather than organs for which any model is above 0.5. The array is overwritten with the
             attention.
-        out: memory for the result, whatever it holds; None: new memory. With gates, their array
-            takes the place of its attention.
-        threads: see `tiles.Threads`.
+        out: memory for the result, with any content; None: new memory. With gates, their array is
+            used instead of its attention.
+        threads: see `threads.Threads`.
 
     Raises:
         InvalidInput, LimitExceeded: see `require_soft` and `require_out`.
@@ -214,7 +211,7 @@ def fuse_block(
     models, organs, *grid = soft.shape
     planes = soft.reshape(models, organs, -1)
     if out is None:
-        # Fresh zero pages cost nothing until they are written, and most of them never are.
+        # Fresh zero pages cost nothing until they are written, and most never are.
         attention = np.zeros((organs, *grid), np.uint8) if gates is None else gates
         mean, label = np.zeros((organs, *grid), np.uint8), np.zeros(grid, np.uint8)
         written = np.zeros((_tiles(planes), organs), np.bool_)
@@ -228,9 +225,9 @@ def fuse_block(
     gated = gates is not None
 
     def kernel(first: int, last: int) -> None:
-        _fuse_tiles(planes, gated, written, tables, first, last, *flat)
+        fuse_tiles(planes, gated, written, tables, first, last, *flat)
 
-    over_tiles(kernel, len(written), threads)
+    parallel_for(kernel, len(written), threads)
     return out
 
 
@@ -239,13 +236,13 @@ def _tiles(planes: NDArray[np.uint8]) -> int:
 
 
 def _written(out: Fused, planes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which tiles of `out` may hold something else than zero, ``[tile, organ]``."""
-    form = (_tiles(planes), planes.shape[1])
-    return np.ones(form, np.bool_) if out.written is None else out.written
+    """Which tiles of `out` may hold anything but zero, ``[tile, organ]``."""
+    shape = (_tiles(planes), planes.shape[1])
+    return np.ones(shape, np.bool_) if out.written is None else out.written
 
 
 def mark_terms(
-    soft: Soft,
+    soft: SoftPredictions,
     min_inconsistency: float,
     min_uncertainty: float,
     *,
@@ -257,8 +254,8 @@ def mark_terms(
     Args:
         soft: uint8 ``[model, organ, z, y, x]``.
         min_inconsistency, min_uncertainty: in the units of Eq. 1 and 2; equal does not count.
-        out: its attention becomes the result, whatever it holds; None: new memory.
-        threads: see `tiles.Threads`.
+        out: its attention becomes the result, with any content before; None: new memory.
+        threads: see `threads.Threads`.
 
     Returns:
         uint8 ``[organ, z, y, x]`` with the bits `KEEP_INCONSISTENCY` and `KEEP_UNCERTAINTY`.
@@ -280,7 +277,7 @@ def mark_terms(
     thresholds = np.int32(least_entropy), np.int32(least_spread)
 
     def kernel(first: int, last: int) -> None:
-        _mark_tiles(planes, written, entropy, *thresholds, first, last, marks)
+        mark_tiles(planes, written, entropy, *thresholds, first, last, marks)
 
-    over_tiles(kernel, len(written), threads)
+    parallel_for(kernel, len(written), threads)
     return gates

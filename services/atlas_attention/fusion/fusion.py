@@ -4,18 +4,18 @@ For voxel i, organ c and models n = 1..N with soft predictions p = v / 255, read
 
     Inconsistency (Eq. 1)   sqrt(Σ_n (p_n − µ)² / N) = sqrt(N·Σv² − (Σv)²) / (255·N)
     Uncertainty   (Eq. 2)   −Σ_n p_n · ln p_n / N
-    Overlap       (Eq. 3)   1 if some model has p > 0.5 for c, and some model p > 0.5 for another
-    organ Attention     (Eq. 4)   the sum of the three
+    Overlap       (Eq. 3)   1 if some model has p > 0.5 for c, and some model for another organ
+    Attention     (Eq. 4)   the sum of the three
 
 Reading `released` is described in `released`. A whole volume goes through `fuse`; a
 stream of slabs goes through an `open_fuser`, with the same result to the bit.
 
-What the bytes cost. The attention byte differs from 136 · Eq. 4, computed without rounding from
-the same bytes v, by at most 0.5 + (N/2 + 1.01) / 256: half a step for its own rounding, the rest
-for the tables' (0.51 for three models). Rounding p to v before that moves each p by at most δ =
-1/510, hence Inconsistency by at most δ, and Uncertainty by at most −δ·ln δ = 0.0123 (the entropy
-is steepest at p = 0); Overlap can flip only where a prediction lies within δ of one half.
-Together: off such voxels, at most 0.0143 in attention from the input and 0.0038 from the output.
+Rounding errors. The attention byte differs from 136 · Eq. 4, computed without rounding from the
+same bytes v, by at most 0.5 + (N/2 + 1.01) / 256: half a step for its own rounding, the rest for
+that of the tables (0.51 for three models). Rounding p to v before that moves each p by at most
+δ = 1/510, hence Inconsistency by at most δ, and Uncertainty by at most −δ·ln δ = 0.0123 (the
+entropy is steepest at p = 0); Overlap can flip only where a prediction lies within δ of one half.
+In all other voxels attention is off by at most 0.0143 from the input and 0.0038 from the output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Protocol
 
 from atlas_core.records import Reading
 
-from atlas_attention.fusion.fused import Fused, Soft, fuse_block, require_same_width
+from atlas_attention.fusion.fused import Fused, SoftPredictions, fuse_block, require_same_width
 from atlas_attention.fusion.released import ReleasedFuser, fuse_released
 from atlas_attention.fusion.threads import Threads
 
@@ -32,14 +32,13 @@ from atlas_attention.fusion.threads import Threads
 class Fuser(Protocol):
     """Fuses a volume that arrives in slabs of rising z."""
 
-    def push(self, soft: Soft) -> Fused:
-        """The next slab, uint8 ``[model, organ, z, y, x]``; answers the slices that are now
-        certain.
+    def push(self, soft: SoftPredictions) -> Fused:
+        """Adds a slab, uint8 ``[model, organ, z, y, x]``; returns the slices that are final now.
 
         Slices come out in order, each exactly once, and may lag behind by a few (even by all).
 
         Raises:
-            InvalidInput, LimitExceeded: a slab of a wrong form, or of another width than the first.
+            InvalidInput, LimitExceeded: a slab of a wrong form, or of another size than the first.
         """
 
     def finish(self) -> Fused:
@@ -47,13 +46,13 @@ class Fuser(Protocol):
 
 
 class PaperFuser:
-    """Reading `paper` needs no neighbours: every slab is certain at once."""
+    """Reading `paper` needs no neighbouring slices: every slab is final at once."""
 
     def __init__(self, *, threads: Threads = None) -> None:
         self._threads = threads
-        self._first: Soft | None = None
+        self._first: SoftPredictions | None = None
 
-    def push(self, soft: Soft) -> Fused:
+    def push(self, soft: SoftPredictions) -> Fused:
         """See `Fuser.push`."""
         require_same_width(self._first, soft)
         fused = fuse_block(soft, threads=self._threads)
@@ -72,7 +71,7 @@ def open_fuser(reading: Reading, *, threads: Threads = None) -> Fuser:
 
     Args:
         reading: how soft predictions become attention.
-        threads: see `tiles.Threads`.
+        threads: see `threads.Threads`.
     """
     return (
         PaperFuser(threads=threads) if reading is Reading.PAPER else ReleasedFuser(threads=threads)
@@ -80,7 +79,7 @@ def open_fuser(reading: Reading, *, threads: Threads = None) -> Fuser:
 
 
 def fuse(
-    soft: Soft,
+    soft: SoftPredictions,
     reading: Reading = Reading.PAPER,
     *,
     out: Fused | None = None,
@@ -91,12 +90,12 @@ def fuse(
     Args:
         soft: uint8 ``[model, organ, z, y, x]``, p = v / 255.
         reading: how soft predictions become attention.
-        out: memory for the result, whatever it holds, as an earlier call returned it; None: new
-            memory. What a system charges for a gigabyte of fresh memory exceeds what fusing costs.
-        threads: see `tiles.Threads`.
+        out: memory for the result: what an earlier call returned, with any content; None: new
+            memory. A system takes longer to provide a gigabyte of fresh memory than fusing does.
+        threads: see `threads.Threads`.
 
     Raises:
-        InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.
+        InvalidInput, LimitExceeded: see `fused.require_soft` and `require_out`.
 
     >>> import numpy as np
     >>> soft = np.array([[[255, 255, 0]], [[255, 0, 0]]], np.uint8).reshape(2, 1, 1, 1, 3)

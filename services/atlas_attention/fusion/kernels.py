@@ -1,13 +1,13 @@
-"""What an attention map is in bytes, and the one pass over the bytes that makes it.
+"""How an attention map is encoded in bytes, and the one pass over the bytes that computes it.
 
-Soft predictions p come as bytes v = round(255 · p). Attention leaves as bytes, 136 to the unit: the
+Input: soft predictions p as bytes v = round(255 · p). Output: attention as bytes, 136 per unit: the
 largest value of Eq. 4 is 0.5 (inconsistency) + 1/e (uncertainty) + 1 (overlap) = 1.868, and
 1.868 · 136 = 254.05 fits a byte. The logarithm of Eq. 2 is the natural one.
 
-Between input and output everything is integer: terms are kept in `FRACTION_BITS` more bits than the
-output, so that the largest sum still fits 16 bits. Integer sums do not depend on the order of
-models, slabs or threads, hence neither do the results, to the bit. (The one square root is of an
-integer below 2^24, exact in float32 and rounded by IEEE 754 alike everywhere.)
+In between all arithmetic is in integers: terms have `FRACTION_BITS` more bits than the output, so
+that the largest sum still fits 16 bits. Integer sums do not depend on the order of models, slabs or
+threads, so neither do the results, to the bit. (The only square root is that of an integer below
+2^24, which float32 holds exactly; IEEE 754 defines how it is rounded.)
 """
 
 from __future__ import annotations
@@ -16,35 +16,33 @@ import numpy as np
 from numba import njit
 
 ATTENTION_LEVELS = 136
-"""Steps of the attention byte per unit of Eq. 4; one more would overflow the byte at its
-maximum."""
+"""Steps of the attention byte per unit of Eq. 4; with one more its maximum would overflow."""
 
 ATTENTION_SCALE = 1.0 / ATTENTION_LEVELS
 """Attention = byte · ATTENTION_SCALE."""
 
 FRACTION_BITS = 8
-"""Binary digits kept below the output's last one: 254.05 · 2^8 = 65 037 is the most 16 bits
-hold."""
+"""Binary digits below the last one of the output: 254.05 · 2^8 = 65 037 still fits 16 bits."""
 
 UNIT = ATTENTION_LEVELS << FRACTION_BITS
 """1.0 of Eq. 4 in fixed point."""
 
 HALF_STEP = 1 << (FRACTION_BITS - 1)
-"""Half of the output's last digit: rounding half up is adding it and cutting off."""
+"""Half of the last digit of the output: adding it and truncating rounds half up."""
 
 HALF_BYTE = 128
 """The smallest byte above probability one half: v / 255 > 0.5 if and only if v >= 128."""
 
 
 TILE = 16384
-"""Voxels looked at together: a run of air costs one long sequential read per plane, and all planes
-of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
+"""Voxels checked for zero together: a run of air costs one long sequential read per plane, and all
+planes of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
 
 BLOCK = 512
-"""Voxels worked on together inside a tile: scratch rows of this length stay in the L1 cache."""
+"""Voxels computed together within a tile: scratch rows of this length stay in the L1 cache."""
 
 WORDS = 64
-"""Words of eight bytes that are looked at together for something else than zero."""
+"""Words of eight bytes that are checked for zero together."""
 
 
 KEEP_INCONSISTENCY = 1
@@ -52,17 +50,17 @@ KEEP_UNCERTAINTY = 2
 """Bits of a gate byte (reading `released`): which terms of Eq. 4 a voxel keeps."""
 
 
-# numba recompiles a cached kernel when the file that holds it changes, not when another file that
-# it calls or takes a constant from does: every kernel here calls and reads this file only.
+# numba recompiles a cached kernel when its own file changes, but not when a file does from which it
+# takes functions or constants; so the kernels here use nothing from other files.
 
 
 @njit(cache=True, nogil=True)
 def _is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
-    """Whether no model says anything of `organ` in voxels ``[start, stop)``."""
+    """Whether all models predict zero for `organ` in voxels ``[start, stop)``."""
     whole = start + (stop - start) // 8 * 8
     for n in range(planes.shape[0]):
-        # Eight bytes at a time: twice the bytes a second of a loop over single ones; in blocks, so
-        # that what is full of an organ is left early.
+        # Eight bytes at a time: twice as fast as a loop over single bytes; in blocks, so that the
+        # loop ends early where there is an organ.
         words = planes[n, organ, start:whole].view(np.uint64)
         for block in range(0, words.size, WORDS):
             seen = np.uint64(0)
@@ -81,7 +79,7 @@ def _is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
 def _sum_bytes(planes, organ, start, stop, total, squares):  # type: ignore[no-untyped-def]
     """Σv and Σv² over the models, per voxel of ``[start, stop)``.
 
-    The first three models are taken at once, which saves passes for the usual ensemble of three.
+    The first three models are added in one pass, which suits the usual ensemble of three.
     """
     models = planes.shape[0]
     a = planes[0, organ, start:stop]
@@ -142,19 +140,19 @@ def _peak(planes, organ, start, stop, peak):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _clear(attention, mean, organ, start, stop, gated):  # type: ignore[no-untyped-def]
-    """Nothing is said of `organ` here; gates are zero then already."""
+    """Sets the outputs of `organ` to zero; gates are zero already."""
     mean[organ, start:stop] = 0
     if not gated:
         attention[organ, start:stop] = 0
 
 
 @njit(cache=True, nogil=True)
-def _fuse_tiles(  # type: ignore[no-untyped-def]
+def fuse_tiles(  # type: ignore[no-untyped-def]
     planes, gated, written, tables, first, last, attention, mean, label
 ):
     """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``.
 
-    What `written` ``[tile, organ]`` does not name is zero, and is not written again.
+    Outputs whose `written` ``[tile, organ]`` is False are zero, and are not written again.
     """
     _, organs, voxels = planes.shape
     in_tile = np.empty(organs, np.int64)
@@ -162,11 +160,11 @@ def _fuse_tiles(  # type: ignore[no-untyped-def]
         np.empty(BLOCK, np.uint16),  # Σv
         np.empty(BLOCK, np.uint32),  # Σv²
         np.empty(BLOCK, np.uint8),  # max v
-        np.empty(BLOCK, np.uint32),  # largest Σv of any organ so far, and whose
+        np.empty(BLOCK, np.uint32),  # largest Σv of any organ so far, and which organ
         np.empty(BLOCK, np.uint8),  # organs that claim the voxel (Eq. 3)
         np.empty((organs, BLOCK), np.uint16),  # Eq. 1 + Eq. 2 in fixed point
         np.empty((organs, BLOCK), np.uint8),  # whether the organ claims the voxel
-        np.empty(organs, np.int64),  # organs met in this block
+        np.empty(organs, np.int64),  # organs that occur in this block
     )
     for tile in range(first, last):
         tile_start = tile * TILE
@@ -199,10 +197,10 @@ def _fuse_tiles(  # type: ignore[no-untyped-def]
 def _fuse_run(  # type: ignore[no-untyped-def]
     planes, gated, written, named, tables, candidates, start, stop, scratch, attention, mean, label
 ):
-    """One run of voxels: every candidate organ first, then Eq. 3, which needs all.
+    """One run of voxels: each candidate organ first, then Eq. 3, which needs all of them.
 
-    `written` ``[organ]``: whose outputs may hold something else than zero; `named`: so may the
-    label.
+    `written` ``[organ]``: whose outputs may hold anything but zero; `named`: whether the label may
+    too.
     """
     entropy, deviation = tables
     length = stop - start
@@ -241,7 +239,7 @@ def _fuse_run(  # type: ignore[no-untyped-def]
         for i in range(length):
             claims[i] += claim[i]
         _write_mean(total, models, mean[organ, start:stop])
-        # Larger sum first, lower channel first: one maximum decides both.
+        # Larger sum first, then lower channel: one maximum decides both.
         name = np.uint32(255 - organ)
         for i in range(length):
             best[i] = max(best[i], np.uint32(np.uint32(total[i]) << 8 | name))
@@ -260,8 +258,8 @@ def _fuse_run(  # type: ignore[no-untyped-def]
 def _write_mean(total, models, row):  # type: ignore[no-untyped-def]
     """Σv / N rounded half down: floor((2·Σv + N − 1) / 2N).
 
-    Half a unit is added to the numerator, so that no quotient lies nearer to a whole number than
-    1/64 (N up to 16): float32, off by less than 1e-4 here, cannot cross it (tested for every sum).
+    Half a unit is added to the numerator, so that no quotient is closer than 1/64 to a whole number
+    (N up to 16): float32, off by less than 1e-4 here, cannot cross it (tested for every sum).
     """
     scale = np.float32(1.0 / models)
     offset = np.float32((models - 0.5) / (2.0 * models))
@@ -271,7 +269,7 @@ def _write_mean(total, models, row):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _add_deviation(total, squares, models, deviation, term):  # type: ignore[no-untyped-def]
-    """Adds Eq. 1 in fixed point, and half a step of the output for its rounding."""
+    """Adds Eq. 1 in fixed point, and half a step of the output, for rounding."""
     for i in range(term.size):
         v = np.float32(total[i])
         spread = np.float32(models) * np.float32(np.int32(squares[i])) - v * v
@@ -280,7 +278,7 @@ def _add_deviation(total, squares, models, deviation, term):  # type: ignore[no-
 
 @njit(cache=True, nogil=True)
 def _add_gated_deviation(total, squares, models, deviation, gate, term):  # type: ignore[no-untyped-def]
-    """The same for reading `released`: each of the two terms only where its gate is open."""
+    """The same for reading `released`: each of the two terms counts only where its gate is set."""
     for i in range(term.size):
         v = np.float32(total[i])
         spread = np.float32(models) * np.float32(np.int32(squares[i])) - v * v
@@ -292,18 +290,18 @@ def _add_gated_deviation(total, squares, models, deviation, gate, term):  # type
 
 @njit(cache=True, nogil=True)
 def _write_attention(term, claimed, claims, row):  # type: ignore[no-untyped-def]
-    """Adds Eq. 3; the half step is in `term` already, so that cutting off rounds half up."""
+    """Adds Eq. 3; `term` includes the half step already, so truncation rounds half up."""
     for i in range(row.size):
         overlap = np.uint16(UNIT) if (claimed[i] != 0) & (claims[i] > 1) else np.uint16(0)
         row[i] = np.uint8(np.uint16(term[i] + overlap) >> FRACTION_BITS)
 
 
 @njit(cache=True, nogil=True)
-def _mark_tiles(  # type: ignore[no-untyped-def]
+def mark_tiles(  # type: ignore[no-untyped-def]
     planes, written, entropy, least_entropy, least_spread, first, last, gates
 ):
-    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; what `written` ``[tile,
-    organ]`` does not name is zero in `gates`."""
+    """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``; `gates` are zero where
+    `written` ``[tile, organ]`` is False."""
     models, organs, voxels = planes.shape
     total = np.empty(BLOCK, np.uint16)
     squares = np.empty(BLOCK, np.uint32)

@@ -8,17 +8,17 @@ For organ c, with std and entropy as in Eq. 1 and 2 (natural logarithm, mean ove
     attention       the sum of the three; a voxel is *attended* where it is above 0
 
 open(m) is a binary erosion by the full 3×3×3 element done twice, then a dilation by it done twice;
-beyond the volume everything counts as unset, as in `scipy.ndimage.binary_erosion`. Opened voxels
-are a part of those above the threshold, so an attended voxel never rounds to the byte 0: the
-smallest kept terms are 0.05 · 136 = 6.8 and 0.1 · 136 = 13.6.
+outside the volume everything counts as unset, as in `scipy.ndimage.binary_erosion`. An opening only
+removes voxels, so those that remain are above the threshold, and an attended voxel never rounds to
+the byte 0: the smallest terms that are kept are 0.05 · 136 = 6.8 and 0.1 · 136 = 13.6.
 
 Attention size in this reading is the number of attended voxels, summed over organs.
 
-Where this differs from the published script: that one stores p truncated to bytes and zeroes it
-outside each model's own mask, stores entropies as bytes, takes only some organs as partners in
-overlap (the vessels are left out), and divides each organ's map by its largest value. Here p is
-rounded, nothing is zeroed, every organ is a partner, and the map keeps its scale, so that cases
-compare.
+Differences from the published script: the script stores p truncated to bytes and sets it to zero
+outside each model's own mask, stores entropies as bytes, considers only some organs for overlap
+(not the vessels), and divides each organ's map by its largest value. Here p is rounded, nothing is
+set to zero, overlap considers all organs, and maps keep their scale, so that cases can be
+compared.
 """
 
 from __future__ import annotations
@@ -29,24 +29,23 @@ from numpy.typing import NDArray
 
 from atlas_attention.fusion.fused import (
     Fused,
-    Soft,
+    SoftPredictions,
     fuse_block,
     mark_terms,
     require_same_width,
     require_soft,
 )
-from atlas_attention.fusion.threads import Threads, over_tiles
+from atlas_attention.fusion.threads import Threads, parallel_for
 
 MIN_INCONSISTENCY = 0.1
 MIN_UNCERTAINTY = 0.05
 """Thresholds of the published script: values above them are kept."""
 
 REACH = 2
-"""Voxels that two erosions (or dilations) by 3×3×3 look ahead: the element 5×5×5 does both at
-once."""
+"""Reach in voxels of two erosions (or dilations) by 3×3×3: one of 5×5×5 does both at once."""
 
 HALO = 2 * REACH
-"""Slices on either side that decide about a slice: erosion, then dilation."""
+"""Slices on either side that a slice depends on: by erosion, then by dilation."""
 
 
 class ReleasedFuser:
@@ -57,11 +56,11 @@ class ReleasedFuser:
 
     def __init__(self, *, threads: Threads = None) -> None:
         self._threads = threads
-        self._soft: Soft | None = None  # slices that are not answered yet
-        self._gates: NDArray[np.uint8] | None = None  # HALO slices more, before the opening
-        self._before = 0  # of those gates, slices that are answered already
+        self._soft: SoftPredictions | None = None  # slices that have not been returned yet
+        self._gates: NDArray[np.uint8] | None = None  # from HALO slices before, not opened yet
+        self._before = 0  # of those gates, slices that have been returned already
 
-    def push(self, soft: Soft) -> Fused:
+    def push(self, soft: SoftPredictions) -> Fused:
         """See `fusion.Fuser.push`."""
         require_same_width(self._soft, soft)
         gates = mark_candidates(require_soft(soft), self._threads)
@@ -70,14 +69,14 @@ class ReleasedFuser:
         else:
             self._soft = np.concatenate([self._soft, soft], axis=2)
             self._gates = np.concatenate([self._gates, gates], axis=1)
-        return self._answer(max(0, self._soft.shape[2] - HALO))
+        return self._fuse_next(max(0, self._soft.shape[2] - HALO))
 
     def finish(self) -> Fused:
         """See `fusion.Fuser.finish`."""
-        return Fused.empty(0, 0, 0) if self._soft is None else self._answer(self._soft.shape[2])
+        return Fused.empty(0, 0, 0) if self._soft is None else self._fuse_next(self._soft.shape[2])
 
-    def _answer(self, count: int) -> Fused:
-        """The next `count` slices, which are then forgotten."""
+    def _fuse_next(self, count: int) -> Fused:
+        """The next `count` slices, which are then dropped."""
         assert self._soft is not None and self._gates is not None
         if count == 0:
             return Fused.empty(self._soft.shape[1], *self._soft.shape[3:])
@@ -96,16 +95,18 @@ class ReleasedFuser:
         return fused
 
 
-def fuse_released(soft: Soft, *, out: Fused | None = None, threads: Threads = None) -> Fused:
-    """Attention, mean and pseudo label of a whole volume; holds little beyond its result.
+def fuse_released(
+    soft: SoftPredictions, *, out: Fused | None = None, threads: Threads = None
+) -> Fused:
+    """Attention, mean and pseudo label of a whole volume; needs little memory beyond its result.
 
     Args:
         soft: uint8 ``[model, organ, z, y, x]``, p = v / 255.
-        out: memory for the result, whatever it holds; None: new memory.
-        threads: see `tiles.Threads`.
+        out: memory for the result, with any content; None: new memory.
+        threads: see `threads.Threads`.
 
     Raises:
-        InvalidInput, LimitExceeded: see `attention_map.require_soft` and `require_out`.
+        InvalidInput, LimitExceeded: see `fused.require_soft` and `require_out`.
     """
     soft = require_soft(soft)
     gates = mark_terms(soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY, out=out, threads=threads)
@@ -113,17 +114,16 @@ def fuse_released(soft: Soft, *, out: Fused | None = None, threads: Threads = No
     return fuse_block(soft, gates, out=out, threads=threads)
 
 
-def mark_candidates(soft: Soft, threads: Threads = None) -> NDArray[np.uint8]:
-    """Gates before the opening, uint8 ``[organ, z, y, x]``: terms that are above their threshold.
+def mark_candidates(soft: SoftPredictions, threads: Threads = None) -> NDArray[np.uint8]:
+    """Gates before the opening, uint8 ``[organ, z, y, x]``: which terms exceed their threshold.
 
-    No combination of three bytes comes so close to a threshold that rounding decides (tested over
-    all).
+    No combination of three bytes is so close to a threshold that rounding matters (all are tested).
     """
     return mark_terms(soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY, threads=threads)
 
 
 def open_gates(gates: NDArray[np.uint8], threads: Threads) -> None:
-    """Opens every bit of every organ of `gates` ``[organ, z, y, x]`` by 5×5×5, in place."""
+    """Opens each bit of each organ of `gates` ``[organ, z, y, x]`` by 5×5×5, in place."""
 
     def kernel(first: int, last: int) -> None:
         for organ in range(first, last):
@@ -131,12 +131,12 @@ def open_gates(gates: NDArray[np.uint8], threads: Threads) -> None:
             if box[0, 0] < box[0, 1]:
                 _open_box(gates[organ], box)
 
-    over_tiles(kernel, gates.shape[0], threads)
+    parallel_for(kernel, gates.shape[0], threads)
 
 
 @njit(cache=True, nogil=True)
 def _bounding_box(mask):  # type: ignore[no-untyped-def]
-    """First and past-the-last index of what is set, per axis: ``[3, 2]``; empty: zeros."""
+    """First and past-the-last index of set voxels per axis, ``[3, 2]``; zeros if none is set."""
     box = np.zeros((3, 2), np.int64)
     box[:, 0] = mask.shape
     for z in range(mask.shape[0]):
@@ -165,8 +165,7 @@ def _bounding_box(mask):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _open_box(mask, box):  # type: ignore[no-untyped-def]
-    """Opens `mask` ``[z, y, x]`` in place; all that is set lies in `box`, and so does its
-    opening."""
+    """Opens `mask` ``[z, y, x]`` in place; all set voxels lie in `box`, and so does the opening."""
     inside = mask[box[0, 0] : box[0, 1], box[1, 0] : box[1, 1], box[2, 0] : box[2, 1]]
     a = inside.copy()
     b = np.zeros_like(a)

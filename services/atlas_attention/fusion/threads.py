@@ -1,6 +1,6 @@
-"""Shares a compiled kernel's work among threads.
+"""Runs a compiled kernel on several threads.
 
-The kernels release the GIL and are independent over tiles, so plain threads suffice. numba's own
+The kernels release the GIL, and their items are independent, so plain threads suffice. numba's own
 `prange` is not used: on a machine without TBB or OpenMP its fallback ends the process when two
 requests enter a parallel kernel at once.
 """
@@ -14,11 +14,11 @@ from functools import cache
 from itertools import pairwise
 
 Threads = int | Callable[[], int] | None
-"""How many threads a kernel works on, the calling one alone if it is 1: a number, or what answers
-one whenever a kernel is to run; None: one per available core."""
+"""Number of threads of a kernel, 1 being the calling thread: the number itself, or a function that
+returns it and is called whenever a kernel runs; None: one per available core."""
 
 CHUNKS_PER_THREAD = 8
-"""Tiles of an organ cost a hundred times those of air; small chunks even that out."""
+"""Items with an organ cost a hundred times as much as air; small chunks even that out."""
 
 
 def available_threads() -> int:
@@ -31,11 +31,11 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
 
 
-def over_tiles(kernel: Callable[[int, int], None], count: int, threads: Threads = None) -> None:
-    """Calls ``kernel(first, last)`` so that every tile of ``range(count)`` is covered exactly once.
+def parallel_for(kernel: Callable[[int, int], None], count: int, threads: Threads = None) -> None:
+    """Calls ``kernel(first, last)`` so that every item of ``range(count)`` is covered exactly once.
 
     Args:
-        kernel: works on tiles ``[first, last)``; called from several threads at once.
+        kernel: works on items ``[first, last)``; called from several threads at once.
         threads: see `Threads`.
     """
     if callable(threads):

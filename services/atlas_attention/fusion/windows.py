@@ -1,12 +1,11 @@
-"""Where the sliding windows lie on the model's grid, and how much of each voxel each of them
-decides.
+"""Where the sliding windows lie on the models' grid, and how much each of them weighs at a voxel.
 
-Windows cover a box, usually the body's, in even steps from edge to edge, as nnU-Net spreads them:
-as few as keep the overlap asked for, of which `SLACK_SHARE` may be missing. Where the box is
-shorter than the patch there is one window, centred; where the grid itself is shorter, it hangs over
-the edge into air. Since the windows are all combinations of the starts per axis and the Gaussian
-importance is a product over the axes, so is its normalised share, and one small table per axis says
-everything.
+Windows cover a box, usually that of the body, in even steps from edge to edge, as nnU-Net places
+them: the fewest that keep the requested overlap, of which `SLACK_SHARE` may be missing. If the box
+is shorter than the patch, there is one window, centred; if the grid itself is shorter, the window
+extends over the edge into air. The windows are all combinations of the starts per axis, and the
+Gaussian importance is a product over the axes; so its normalised share is a product too, and one
+small table per axis describes it.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ Box = tuple[Range, Range, Range]
 
 
 DEFAULT_OVERLAP = 0.5
-"""Of one window with the next: nnU-Net's; the published script's 0.75 predicts every voxel 64
-times."""
+"""Of neighbouring windows: that of nnU-Net; the 0.75 of the published script predicts every voxel
+64 times."""
 
 
 Zyx = tuple[int, int, int]
@@ -38,15 +37,15 @@ SIGMA_SHARE = 0.125
 """Standard deviation of the Gaussian importance as a share of the patch: MONAI's and nnU-Net's."""
 
 MAX_OVERLAP = 0.75
-"""Of one window with the next, as a share of the patch; up to here no voxel lacks a window whose
-quantised weight is above zero (see `blending`), and beyond it 64 predictions a voxel become 125."""
+"""Of neighbouring windows, as a share of the patch. Up to here every voxel has a window whose
+quantised weight is above zero (see `blending`); beyond it 64 predictions per voxel become 125."""
 
 SLACK_SHARE = 1 / 32
-"""What may be missing of the overlap asked for, as a share of the patch, where that saves a window:
-else a box longer by one voxel than its windows reach costs a whole layer of them."""
+"""How much of the requested overlap may be missing, as a share of the patch, if that saves a
+window: otherwise a box one voxel longer than its windows reach would cost a whole layer of them."""
 
 AIR_HU = -1024.0
-"""What lies beyond the volume: the scale's floor, air."""
+"""Hounsfield units beyond the volume: the lower end of the scale, air."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Window:
 
     Attributes:
         at: index among the starts of each axis (z, y, x).
-        start: first voxel on the grid (z, y, x); negative where the window hangs over.
+        start: first voxel on the grid (z, y, x); negative if the window extends over the edge.
     """
 
     at: Zyx
@@ -82,7 +81,7 @@ class WindowPlan:
 
         Args:
             grid, patch: voxels (z, y, x).
-            overlap: share of the patch that a window has in common with the next, per axis.
+            overlap: share of the patch that neighbouring windows have in common, per axis.
             box: what the windows must cover; None: the whole grid.
 
         Raises:
@@ -108,7 +107,7 @@ class WindowPlan:
 
     @property
     def rows(self) -> int:
-        """Number of z-rows: windows with one start along z."""
+        """Number of z-rows; the windows of a row have the same start along z."""
         return len(self.starts[0])
 
     def row(self, k: int) -> Iterator[Window]:
@@ -123,10 +122,10 @@ class WindowPlan:
         return max(0, start), min(self.grid[0], start + self.patch[0])
 
     def settled(self, k: int) -> int:
-        """Slices below this one are touched by no window after row `k`.
+        """No window after row `k` touches slices below this one.
 
         Before the first row (`k` = −1) these are the slices below all windows; after the last one
-        (`k` = `rows`) those above them too.
+        (`k` = `rows`) those above all windows too.
         """
         if k + 1 < self.rows:
             return max(0, self.starts[0][k + 1])
@@ -134,10 +133,10 @@ class WindowPlan:
 
     @cached_property
     def shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Per axis (z, y, x) ``[window, voxel of the patch]``: its part of the importance there.
+        """Per axis (z, y, x) ``[window, voxel of the patch]``: the window's share.
 
-        Over the windows that cover a voxel of the grid the shares of an axis add up to 1. Voxels
-        beyond the grid have share 0, and so have those of the grid that no window covers.
+        For each voxel of the grid the shares of the windows that cover it add up to 1 along each
+        axis. Voxels beyond the grid have share 0, as have voxels that no window covers.
         """
         z, y, x = (
             _shares(n, p, s) for n, p, s in zip(self.grid, self.patch, self.starts, strict=True)

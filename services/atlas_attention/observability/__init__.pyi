@@ -1,7 +1,7 @@
-from .metrics import Metrics
+from .metrics import AttentionMetrics
 from .tracing import Tracer
 
 __all__ = [
-    "Metrics",
+    "AttentionMetrics",
     "Tracer",
 ]

@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus. No label ever holds a case or a client."""
+"""Prometheus metrics of the service. No label ever holds a case or a client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from time import monotonic
 from wsgiref.simple_server import WSGIServer
 
 from atlas_core.addresses import host_and_port
-from atlas_core.errors import AtlasError, ConfigurationError
+from atlas_core.errors import ConfigurationError
 from atlas_core.model_spec import ModelSpec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.process_collector import ProcessCollector
@@ -22,7 +22,7 @@ INFERENCE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 
 CALL_BUCKETS_S = (0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
-class Metrics:
+class AttentionMetrics:
     """The counters of one service, in a registry of their own."""
 
     def __init__(self) -> None:
@@ -57,26 +57,30 @@ class Metrics:
         self.stage_seconds = counter(
             "stage_seconds", "By stage: receive, predict (waiting for models), fuse, write", "stage"
         )
-        self.berths = gauge("windows_in_flight", "Windows with the models")
+        self.in_flight = gauge("windows_in_flight", "Windows with the models")
         self.regions = gauge("shared_memory_regions", "Regions that exist")
         self.serving = gauge("serving", "1 while every model answers")
 
-    def watch(self, berths: Callable[[], int], regions: Callable[[], int]) -> None:
+    def watch(self, in_flight: Callable[[], int], regions: Callable[[], int]) -> None:
         """Where to read windows in flight and regions at every scrape."""
-        self.berths.set_function(berths)
+        self.in_flight.set_function(in_flight)
         self.regions.set_function(regions)
 
-    def inference(self, spec: ModelSpec, seconds: float, failure: AtlasError | None) -> None:
-        """One window was answered by one model, or not."""
+    def inference(self, spec: ModelSpec, seconds: float, outcome: str) -> None:
+        """Counts one window at one model.
+
+        Args:
+            seconds: from sending the window to its answer or failure.
+            outcome: ``ok``, or how it failed.
+        """
         version = str(spec.version)
-        outcome = "ok" if failure is None else type(failure).__name__.strip("_").lower()
         self.inferences.labels(spec.name, version, outcome).inc()
-        if failure is None:
+        if outcome == "ok":
             self.inference_seconds.labels(spec.name, version).observe(seconds)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the seconds of the block under stage `name`."""
+        """Adds the seconds of the block to stage `name`."""
         began = monotonic()
         try:
             yield
@@ -84,7 +88,7 @@ class Metrics:
             self.stage_seconds.labels(name).inc(monotonic() - began)
 
     def serve(self, address: str) -> MetricsServer:
-        """Serve them by HTTP.
+        """Serve the metrics over HTTP at `address` (host:port).
 
         Raises:
             ConfigurationError: the port is taken.
@@ -96,12 +100,12 @@ class Metrics:
             raise ConfigurationError(
                 f"metrics cannot be served on {address}",
                 got=error.strerror,
-                remedy="end who holds the port, or set ATLAS_ATTENTION_METRICS_LISTEN",
+                remedy="free the port, or set ATLAS_ATTENTION_METRICS_LISTEN",
             ) from None
 
 
 class MetricsServer:
-    """The HTTP server of `Metrics.serve`."""
+    """The HTTP server of `AttentionMetrics.serve`."""
 
     def __init__(self, server: WSGIServer, thread: Thread) -> None:
         self._server = server

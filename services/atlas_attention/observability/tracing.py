@@ -2,7 +2,7 @@
 
 A call is one span, a child of the caller's where its metadata carries a W3C ``traceparent``. Within
 it lie ``receive`` (a client's upload) and ``attend`` (from the first window to the last slab).
-Attributes are case ids, models and numbers; never what a file, a header or a client says.
+Attributes are case ids, models and numbers; never text from a file, a header or a client.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PARENT = TraceContextTextMapPropagator()
 
 
 class Tracer:
-    """Makes spans; without a collector they cost nothing and go nowhere.
+    """Makes spans; without a collector they cost nothing and are dropped.
 
     Args:
         collector: URL that takes traces by OTLP over HTTP, or empty.
@@ -31,10 +31,10 @@ class Tracer:
     def __init__(self, collector: str = "") -> None:
         self._provider: TracerProvider | None = None
         if collector:
-            # Only now: it brings an HTTP client that a service without traces does not need.
+            # Imported here: it loads an HTTP client that a service without traces does not need.
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-            # No detectors: they would add the host's name and the command line.
+            # No resource detectors: they would add the host name and the command line.
             resource = Resource({SERVICE_NAME: "atlasloop-attention"})
             self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
             self._provider.add_span_processor(
@@ -44,10 +44,10 @@ class Tracer:
         self._tracer = provider.get_tracer("atlas_attention")
 
     def call(self, method: str, metadata: Mapping[str, str]) -> trace.Span:
-        """The span of one call; whoever asks ends it.
+        """The span of one call; the caller ends it.
 
         Args:
-            metadata: of the call; names the caller's span, if it traces.
+            metadata: of the call; names the client's span if the client traces.
         """
         return self._tracer.start_span(
             method,
@@ -58,9 +58,9 @@ class Tracer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[Callable[[Attributes], None]]:
-        """A span for the block, within the current one; takes attributes.
+        """A span for the block, within the current one; yields the setter of its attributes.
 
-        It does not become current, so the block may yield.
+        The span does not become the current one, so the block itself may be part of a generator.
         """
         span = self._tracer.start_span(name)
         try:
@@ -69,6 +69,6 @@ class Tracer:
             span.end()
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the spans that are still buffered."""
         if self._provider is not None:
             self._provider.shutdown()

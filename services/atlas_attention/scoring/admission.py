@@ -1,4 +1,4 @@
-"""How many calls are let in, and how many of them are worked on at once."""
+"""How many calls are admitted, and how many of them run at once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from atlas_core.errors import AtlasError
 
 
 class BusyError(AtlasError):
-    """As many calls as allowed are worked on or wait already."""
+    """The maximum number of calls is running or waiting already."""
 
 
 POLL_S = 0.1
-"""How soon a call that waits notices that it was cancelled."""
+"""How soon a waiting call notices that it was cancelled, in seconds."""
 
 
 class Admission:
-    """Lets in at most `max_calls` + `max_waiting` calls, and works on `max_calls` of them.
+    """Admits at most `max_calls` + `max_waiting` calls, of which `max_calls` run at once.
 
     Args:
         on_change: called with ``"admitted"`` or ``"working"`` and +1 or −1.
@@ -47,7 +47,7 @@ class Admission:
         """One call from its first byte to its last.
 
         Raises:
-            BusyError: too many calls are here already.
+            BusyError: too many calls are admitted already.
         """
         with self._changed:
             if self._admitted >= self._max_admitted:
@@ -67,7 +67,7 @@ class Admission:
 
     @contextmanager
     def working(self, cancelled: threading.Event) -> Iterator[None]:
-        """The part of a call that costs processor and memory; first come, first served.
+        """The part of a call that takes processor time and memory; first come, first served.
 
         Raises:
             CancelledError: the call was cancelled while it waited.
@@ -92,21 +92,21 @@ class Admission:
             self._on_change("working", -1)
 
     @contextmanager
-    def alone(self, what: Hashable, cancelled: threading.Event) -> Iterator[None]:
-        """Nobody else holds `what` meanwhile: the same work is not done twice.
+    def exclusive(self, key: Hashable, cancelled: threading.Event) -> Iterator[None]:
+        """One call at a time for each `key`, so that the same work is not done twice.
 
         Raises:
             CancelledError: the call was cancelled while it waited.
         """
         with self._changed:
-            while what in self._held:
+            while key in self._held:
                 self._wait(cancelled)
-            self._held.add(what)
+            self._held.add(key)
         try:
             yield
         finally:
             with self._changed:
-                self._held.discard(what)
+                self._held.discard(key)
                 self._changed.notify_all()
 
     def _wait(self, cancelled: threading.Event) -> None:

@@ -15,7 +15,7 @@ from atlasloop.attention.v1 import attention_pb2 as pb
 def open_case(
     store: CaseStore, case_id: str, *, max_voxels: int, spool_folder: Path | None
 ) -> SlabReader:
-    """The CT of a case, to be read slab by slab; close it.
+    """The CT of a case, to be read slab by slab and closed by the caller.
 
     Raises:
         NotFound: no such case.
@@ -38,10 +38,10 @@ def receive_volume(
     *,
     spool_folder: Path | None,
 ) -> SlabReader:
-    """A CT that arrives in messages, spooled to an unnamed file; close it.
+    """A CT that arrives in messages, spooled to an unnamed file; to be closed by the caller.
 
     Args:
-        geometry, coding: from the header, checked.
+        geometry, coding: from the checked header.
         requests: the messages after the header; voxels in file order, i fastest.
 
     Raises:

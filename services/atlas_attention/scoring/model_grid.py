@@ -1,4 +1,4 @@
-"""A CT resampled to the grid of the models, slab by slab."""
+"""A CT resampled to the grid of the models, slab by slab, and windows cut out of it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ class CtSource(Protocol):
         """Canonical slices ``[start, stop)`` along z: finite HU ``[z, y, x]``."""
 
 
-class _ModelGridCt:
-    """The CT on the model's grid, read once from bottom to top.
+class ModelGridReader:
+    """Reads a CT on the models' grid, once from bottom to top.
 
-    Holds the slices of the last block and the CT slices that later ones still need, in-plane axes
-    already resampled.
+    Holds the slices of the last block, and the CT slices that later ones still need, already
+    resampled in plane.
+
+    Args:
+        grid: voxels of the models' grid (z, y, x).
+        slices_at_once: how many slices are resampled in one step; bounds memory.
     """
 
     def __init__(self, source: CtSource, grid: Zyx, slices_at_once: int) -> None:
@@ -48,7 +52,10 @@ class _ModelGridCt:
         self._start = 0
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Slices ``[start, stop)`` of the model's grid, ``[z, y, x]``; neither bound ever falls."""
+        """Slices ``[start, stop)`` of the models' grid, HU ``[z, y, x]``.
+
+        Neither bound may be lower than in the call before.
+        """
         kept = self._block[start - self._start :]
         fresh = [
             self._resampled(at, min(stop, at + self._step))
@@ -69,12 +76,19 @@ class _ModelGridCt:
         return resample_across(self._planes, self._z, start, stop, low)
 
 
-def _zyx(xyz: tuple[int, int, int]) -> Zyx:
+def to_zyx(xyz: tuple[int, int, int]) -> Zyx:
+    """Voxels along x, y, z in the order of arrays."""
     return xyz[2], xyz[1], xyz[0]
 
 
-def _cut(block: NDArray[np.float32], window: Window, plan: WindowPlan) -> NDArray[np.float32]:
-    """The voxels of `window` out of the block ``[z, y, x]`` of its row, air beyond the grid."""
+def extract_window(
+    block: NDArray[np.float32], window: Window, plan: WindowPlan
+) -> NDArray[np.float32]:
+    """The voxels of `window`, HU ``[z, y, x]`` of the patch; air beyond the grid.
+
+    Args:
+        block: the slices of the window's z-row, ``[z, y, x]``.
+    """
     voxels = np.full(plan.patch, AIR_HU, np.float32)
     source = []
     target = []

@@ -1,13 +1,13 @@
-"""From the model's grid to the CT's own, slab by slab, without a volume of floats per organ.
+"""From the models' grid to the CT's own, slab by slab, without a volume of floats per organ.
 
 Index j of the CT's axis (n voxels) lies at ``t = (j + 0.5) · m / n − 0.5`` of the model's (m
-voxels), the box edges of the two grids being the same; t is clamped to 0..m − 1 and values are
-interpolated linearly along every axis. All weights are multiples of 1/256, so that every sum is one
-of integers: results do not depend on how the volume is cut, and a flipped volume gives the flipped
-result. What the multiples cost: a position is off by at most 1/512 of a model voxel.
+voxels), since both grids have the same box edges; t is clamped to 0..m − 1, and values are
+interpolated linearly along every axis. All weights are multiples of 1/256, so every sum is one of
+integers: results do not depend on how the volume is cut, and a flipped volume gives the flipped
+result. In exchange, a position is off by at most 1/512 of a model voxel.
 
-A row of the CT looks only at the organs that occur in the model rows around it, and only at the
-columns where they do.
+A row of the CT is computed only for the organs that occur in the model rows around it, and only in
+the columns where they occur.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from atlas_attention.fusion import HALF_BYTE, Fused, Threads, Zyx, over_tiles
+from atlas_attention.fusion import HALF_BYTE, Fused, Threads, Zyx, parallel_for
 
 WEIGHT_BITS = 8
 """Positions between two model voxels are rounded to 1/256."""
 
 ABOVE_HALF = np.uint32((2 * HALF_BYTE - 1) << (2 * WEIGHT_BITS - 1))
-"""127.5 in the fixed point of an interpolated mean: p above 0.5 is above it."""
+"""127.5 in the fixed point of an interpolated mean: values above it mean p > 0.5."""
 
 SLAB_SLICES = 16
-"""CT slices per slab given out, by default: bounds memory (9 organs of 512×512: 38 MB)."""
+"""CT slices per slab, by default: bounds memory (9 organs of 512×512: 38 MB)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class AxisPositions:
 
     Attributes:
         lower: model index at or below each CT index, ``[n]``.
-        weight: of the model voxel above it, in 1/256, ``[n]``; 0 where there is none.
+        weight: of the model voxel above it, in 1/256, ``[n]``; 0 if there is none.
         voxels: number of model voxels.
     """
 
@@ -62,14 +62,14 @@ class AxisPositions:
 
     @classmethod
     def between(cls, model: int, native: int) -> AxisPositions:
-        """Positions of `native` voxels among `model` voxels that fill the same length."""
+        """Positions of `native` voxels among `model` voxels that cover the same length."""
         numerator = np.clip(
             (2 * np.arange(native, dtype=np.int64) + 1) * model - native,
             0,
             2 * native * (model - 1),
         )
         lower, rest = np.divmod(numerator, 2 * native)
-        # Half to even, for a mirrored axis must get the mirrored weights.
+        # Half to even, because a mirrored axis must get the mirrored weights.
         weight = np.rint(rest * ((1 << WEIGHT_BITS) / (2 * native))).astype(np.int64)
         carried = weight >> WEIGHT_BITS
         return cls(lower + carried, (weight & 255).astype(np.uint32), model)
@@ -79,27 +79,25 @@ class AxisPositions:
         """The highest model index that each CT index needs."""
         return self.lower + (self.weight > 0)
 
-    def looked_at(self) -> NDArray[np.int64]:
-        """For model indices 0..m where the CT indices begin that look at it or beyond, ``[2, m +
-        1]``.
+    def readers(self) -> NDArray[np.int64]:
+        """Which CT indices read which model voxels, ``[2, m + 1]``.
 
-        Those that look at any of the model voxels ``[a, b)`` are ``[looked_at[0, a], looked_at[1,
-        b])``.
+        Model voxels ``[a, b)`` are read by the CT indices ``[readers[0, a], readers[1, b])``.
         """
         index = np.arange(self.voxels + 1)
         return np.stack([np.searchsorted(self.upper, index), np.searchsorted(self.lower, index)])
 
 
 class NativeGrid:
-    """Turns fused slabs of rising z on the model's grid into slabs on the canonical CT grid.
+    """Turns fused slabs of rising z on the models' grid into slabs on the canonical CT grid.
 
     Args:
         model, native: voxels of the two grids (z, y, x).
         labels: label id of every organ channel.
-        flips: whether rows and columns (z, y, x) are to run backwards in the slabs given out; their
-            slices still count along the canonical z.
-        slab_slices: the most slices of a slab given out.
-        threads: see `tiles.Threads`.
+        flips: which axes (z, y, x) run backwards within a slab; start and stop of a slab still
+            count along the canonical z.
+        slab_slices: most slices of a slab.
+        threads: see `threads.Threads`.
     """
 
     def __init__(
@@ -121,21 +119,21 @@ class NativeGrid:
         self._z, self._y, self._x = (
             AxisPositions.between(m, n) for m, n in zip(model, native, strict=True)
         )
-        # Unsigned: a signed index may count from the end, and what may do so is not vectorised.
-        self._columns = (self._x.lower.astype(np.uint32), self._x.weight, self._x.looked_at())
+        # Unsigned: a signed index could count from the end, and such code is not vectorised.
+        self._columns = (self._x.lower.astype(np.uint32), self._x.weight, self._x.readers())
         self._held: Fused | None = None  # slices that later CT slices still need
         self._held_from = 0
-        self._next = 0  # next CT slice to give out
+        self._next = 0  # next CT slice to compute
         organs = len(labels)
         self.attention_sum = np.zeros(organs, np.int64)
-        """Sum of all attention bytes given out, per organ."""
+        """Sum of all attention bytes so far, per organ."""
         self.attended = np.zeros(organs, np.int64)
-        """Number of voxels given out with attention above 0, per organ."""
+        """Number of voxels with attention above 0 so far, per organ."""
         self.labelled = np.zeros(organs, np.int64)
-        """Number of voxels given out with each organ's label."""
+        """Number of voxels with each organ's label so far."""
 
     def push(self, fused: Fused) -> Iterator[NativeSlab]:
-        """The next slices of the model's grid; gives every CT slab that is then certain, in
+        """Adds the next slices of the models' grid; yields every CT slab that is final then, in
         order."""
         held = fused if self._held is None else Fused.concatenated([self._held, fused])
         known = self._held_from + held.slices
@@ -160,7 +158,7 @@ class NativeGrid:
         start: int,
         stop: int,
     ) -> NativeSlab:
-        """CT slices ``[start, stop)`` out of the model slices `held`."""
+        """CT slices ``[start, stop)`` from the model slices `held`."""
         if spans is None:
             return self._same_slab(held, start, stop)
         organs = held.attention.shape[0]
@@ -182,12 +180,12 @@ class NativeGrid:
                 first, last, attention, label, counts,
             )  # fmt: skip
 
-        over_tiles(kernel, rows, self._threads)
+        parallel_for(kernel, rows, self._threads)
         self._count(*counts.sum(axis=2, dtype=np.int64))
         return NativeSlab(start, stop, attention, label)
 
     def _same_slab(self, held: Fused, start: int, stop: int) -> NativeSlab:
-        """The same where the two grids are one: nothing changes but the direction of the axes."""
+        """The same if the two grids are equal: only the direction of the axes changes."""
         turned = tuple(slice(None, None, -1 if back else 1) for back in self._flips)
         within = slice(start - self._held_from, stop - self._held_from)
         attention = np.ascontiguousarray(held.attention[:, within][:, *turned])
@@ -212,7 +210,7 @@ class NativeGrid:
 
 @njit(cache=True, nogil=True)
 def _spans(volume, least):  # type: ignore[no-untyped-def]
-    """Per row of `volume` ``[organ, z, y, x]`` the columns ``[first, past the last]`` >=
+    """Per row of `volume` ``[organ, z, y, x]`` the range of columns that hold a value >=
     `least`."""
     organs, slices, rows, columns = volume.shape
     spans = np.zeros((organs, slices, rows, 2), np.int32)
@@ -237,7 +235,7 @@ def _spans(volume, least):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _joint_span(spans, z0, z1, y0, y1):  # type: ignore[no-untyped-def]
-    """The columns that at least one of four rows spans."""
+    """The range of columns that the spans of four rows cover."""
     left = np.int64(1 << 30)
     right = np.int64(0)
     for z in (z0, z1):
@@ -273,16 +271,16 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
     attention, mean, spans, z_axis, y_axis, x_axis, flip_x, names,
     first, last, out_attention, out_label, counts,
 ):  # fmt: skip
-    """CT rows ``[first, last)`` of a slab, counted over its slices and rows; outputs zero
-    before."""
+    """CT rows ``[first, last)`` of a slab, numbered over its slices and rows; all outputs must be
+    zero before."""
     organs, _, _, columns = attention.shape
     z_lower, z_weight = z_axis
     y_lower, y_weight = y_axis
-    x_lower, x_weight, looked_at = x_axis
+    x_lower, x_weight, readers = x_axis
     attention_spans, mean_spans = spans
     height, width = out_label.shape[1:]
     line = np.zeros(columns + 1, np.uint32)
-    shown = np.empty(width, np.uint8)
+    attention_row = np.empty(width, np.uint8)
     best = np.empty(width, np.uint32)
     named = np.empty(width, np.uint8)
     for index in range(first, last):
@@ -301,15 +299,17 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
                 if left > 0:
                     line[left - 1] = 0
                 line[right] = 0
-                begin = looked_at[0, left]
-                end = looked_at[1, right]
-                total, attended = _show(line, x_lower[begin:end], x_weight[begin:end], shown)
-                _lay(shown, begin, end, flip_x, out_attention[c, k, j])
+                begin = readers[0, left]
+                end = readers[1, right]
+                total, attended = _interpolate_attention(
+                    line, x_lower[begin:end], x_weight[begin:end], attention_row
+                )
+                _store_row(attention_row, begin, end, flip_x, out_attention[c, k, j])
                 counts[0, c, index] = total
                 counts[1, c, index] = attended
             left, right = _joint_span(mean_spans[c], z0, z1, y0, y1)
             if left < right:
-                # Its neighbours count too, though they are below one half themselves.
+                # Neighbouring columns contribute too, although they are below one half themselves.
                 before = max(0, left - 1)
                 after = min(columns, right + 1)
                 _blend_rows(mean[c], z0, z1, wz, y0, y1, wy, before, after, line)
@@ -317,9 +317,9 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
                     best[:] = ABOVE_HALF
                     named[:] = 0
                     labelled = True
-                begin = looked_at[0, left]
-                end = looked_at[1, right]
-                _name(
+                begin = readers[0, left]
+                end = readers[1, right]
+                _update_labels(
                     line, x_lower[begin:end], x_weight[begin:end],
                     np.uint8(c + 1), best[begin:end], named[begin:end],
                 )  # fmt: skip
@@ -328,46 +328,46 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
                 if named[i]:
                     counts[2, named[i] - 1, index] += 1
                     named[i] = names[named[i]]
-            _lay(named, 0, width, flip_x, out_label[k, j])
+            _store_row(named, 0, width, flip_x, out_label[k, j])
 
 
 @njit(cache=True, nogil=True)
 def _blend_columns(line, at, weight):  # type: ignore[no-untyped-def]
-    """Interpolates along x between columns `at` and the next, in 1/256² of a byte step."""
+    """Interpolates along x between column `at` and the next, in 1/256² of a byte step."""
     left = np.uint32(line[at] * np.uint32(np.uint32(1 << WEIGHT_BITS) - weight))
     return np.uint32(left + np.uint32(line[at + np.uint32(1)] * weight))
 
 
 @njit(cache=True, nogil=True)
-def _show(line, lower, weight, shown):  # type: ignore[no-untyped-def]
-    """Bytes of attention along x, from the start of `shown` on; their sum, and how many are above
+def _interpolate_attention(line, lower, weight, row):  # type: ignore[no-untyped-def]
+    """Fills the start of `row` with bytes along x; their sum, and how many are above
     0."""
     half_step = np.uint32(1 << (2 * WEIGHT_BITS - 1))
     for i in range(lower.size):
         blended = _blend_columns(line, lower[i], weight[i])
-        shown[i] = np.uint8(np.uint32(blended + half_step) >> np.uint32(2 * WEIGHT_BITS))
+        row[i] = np.uint8(np.uint32(blended + half_step) >> np.uint32(2 * WEIGHT_BITS))
     total = np.uint32(0)
     attended = np.uint32(0)
     for i in range(lower.size):
-        total += np.uint32(shown[i])
+        total += np.uint32(row[i])
     for i in range(lower.size):
-        attended += np.uint32(shown[i] > 0)
+        attended += np.uint32(row[i] > 0)
     return total, attended
 
 
 @njit(cache=True, nogil=True)
-def _name(line, lower, weight, organ, best, named):  # type: ignore[no-untyped-def]
-    """Names the voxels along x that `organ` claims more surely than the organs before it."""
+def _update_labels(line, lower, weight, organ, best, named):  # type: ignore[no-untyped-def]
+    """Labels the voxels along x where the mean of `organ` exceeds that of the organs before."""
     for i in range(lower.size):
         value = _blend_columns(line, lower[i], weight[i])
-        surer = value > best[i]
-        best[i] = value if surer else best[i]
-        named[i] = organ if surer else named[i]
+        larger = value > best[i]
+        best[i] = value if larger else best[i]
+        named[i] = organ if larger else named[i]
 
 
 @njit(cache=True, nogil=True)
-def _lay(values, begin, end, backwards, row):  # type: ignore[no-untyped-def]
-    """The first values as columns ``[begin, end)`` of `row`, which may run backwards."""
+def _store_row(values, begin, end, backwards, row):  # type: ignore[no-untyped-def]
+    """Copies the first values into columns ``[begin, end)`` of `row`, which may run backwards."""
     if backwards:
         target = row[row.size - end : row.size - begin]
         for i in range(target.size):

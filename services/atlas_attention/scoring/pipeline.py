@@ -2,9 +2,9 @@
 
     CT slabs → model's grid → windows → every model → blend → fuse → CT's grid → file's axis order
 
-Each stage holds a few slices at most, so memory depends on the width of a slice and the depth of a
-window, not on the number of slices. Stages from blending on work in integers: the result is the
-same to the bit however models are ordered, predictions arrive or slabs are cut.
+Each stage holds a few slices at most, so memory depends on the size of a slice and the depth of a
+window, not on the number of slices. From blending on, all stages compute in integers: the result is
+the same to the bit whatever the order of models and answers, and wherever slabs are cut.
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ from atlas_attention.fusion import (
     available_threads,
 )
 from atlas_attention.scoring.body_box import body_box, on_grid
-from atlas_attention.scoring.model_grid import CtSource, _cut, _ModelGridCt, _zyx
+from atlas_attention.scoring.model_grid import CtSource, ModelGridReader, extract_window, to_zyx
 from atlas_attention.scoring.native_grid import SLAB_SLICES, NativeGrid, NativeSlab
 
 CANCEL_POLL_S = 0.1
-"""How soon a cancelled call stops waiting for the models."""
+"""How soon a cancelled call stops waiting for the models, in seconds."""
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with predictions done and in total, of all models; air counts as done."""
 
 
 class Predictor(Protocol):
     """Runs one window through one model; `atlas_attention.triton.predictor` has one."""
 
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
-        """Soft prediction uint8 ``[organ, z, y, x]`` of a window of HU ``[z, y, x]``, some time
-        later.
+        """The soft prediction, uint8 ``[organ, z, y, x]``, of a window of HU ``[z, y, x]``.
 
-        The window is not changed by either side until the future is done.
+        Neither side changes the window until the future is done.
         """
 
 
@@ -60,7 +62,7 @@ class GridSlab:
     """Part of the maps in the CT file's own axis order.
 
     Attributes:
-        axis: file axis along which slabs are cut (the one nearest to the patient's z).
+        axis: file axis along which slabs are cut (the one closest to the patient's z axis).
         start, stop: indices along it; slabs cover the grid once, rising or falling.
         attention: uint8 ``[organ, i, j, k]``, i fastest in memory; Eq. 4 = byte · ATTENTION_SCALE.
         label: uint8 ``[i, j, k]``, i fastest in memory; label ids, 0 is background.
@@ -74,24 +76,22 @@ class GridSlab:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a whole CT came to.
+class AttentionSummary:
+    """Attention sizes, pseudo label volumes and counts of a whole CT.
 
     Attributes:
-        organs: attention size and pseudo label volume of every organ given out, in that order. The
+        organs: attention size and pseudo label volume of every attention channel, in order. The
             size is the sum of attention over the CT's voxels (reading `paper`), or the number of
             voxels with any (reading `released`).
-        windows: predictions made, of all models together.
-        windows_air: predictions left out because a window held nothing but air.
+        windows: windows predicted, of all models together.
+        windows_air: windows skipped because they hold nothing but air, of all models together.
         predict_s: seconds spent waiting for the models.
-        total_s: seconds from the first slab asked for to the last given out.
     """
 
     organs: tuple[OrganScore, ...]
     windows: int
     windows_air: int
     predict_s: float
-    total_s: float
 
 
 def attend(
@@ -107,30 +107,31 @@ def attend(
     slab_slices: int = SLAB_SLICES,
     threads: int | None = None,
     compute: Compute | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: ProgressCallback | None = None,
     cancelled: threading.Event | None = None,
 ) -> AttentionRun:
     """Attention maps and pseudo labels of one CT, as an iterator of slabs on its own grid.
 
     Args:
         source: the CT.
-        specs: the ensemble; all of one grid, patch and list of organs.
+        specs: the ensemble; all of the same grid, patch and list of organs.
         predictor: runs the models.
         reading: how soft predictions become attention.
         organs: attention channels wanted, in this order; None: all of the ensemble. Pseudo labels
             always weigh all organs of the ensemble against one another.
         scheme: label ids of the organs.
         overlap: share that neighbouring windows have in common, per axis.
-        windows_in_flight: windows that are with the models at once; None: `enough_windows`.
-        slab_slices: the most slices that are read, fused and given out at once; bounds memory.
-        threads: the most that a kernel on the CPU works on; None: one per available core. As long
-            as the models have work, it is one: see `AttentionRun`.
+        windows_in_flight: most windows with the models at once; None: see
+            `default_windows_in_flight`.
+        slab_slices: most slices that are read, fused and delivered at once; bounds memory.
+        threads: most threads of a kernel on the CPU; None: one per available core. While the models
+            have work, a kernel runs on one: see `AttentionRun`.
         compute: where soft predictions are blended and fused; None: on the CPU.
-        on_progress: called with predictions done and in total, of all models, air counted as done.
+        on_progress: see `ProgressCallback`.
         cancelled: once set, the run stops with `concurrent.futures.CancelledError`.
 
     Raises:
-        InvalidInput: an empty ensemble, or models that do not go together, naming the difference.
+        InvalidInput: an empty ensemble, or models that do not fit together; names the difference.
         UnknownLabel: an organ that the ensemble or `scheme` does not know.
     """
     ensemble = _require_ensemble(specs)
@@ -140,29 +141,29 @@ def attend(
     return AttentionRun(
         source, tuple(specs), predictor, reading,
         channels=channels, labels=known.labels, overlap=overlap,
-        windows_in_flight=windows_in_flight or enough_windows(),
+        windows_in_flight=windows_in_flight or default_windows_in_flight(),
         slab_slices=slab_slices, threads=threads,
         compute=compute or CpuCompute(), on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
 
 
-def enough_windows() -> int:
-    """Windows that keep models on this machine at work: one per core, four at most, are predicted,
-    and one waits for the next to be done."""
+def default_windows_in_flight() -> int:
+    """Windows that keep the models of this machine busy: one per core, at most four, being
+    predicted, and one more waiting."""
     return min(available_threads(), MAX_MODEL_STREAMS) + 1
 
 
 def plan_windows(source: CtSource, specs: Sequence[ModelSpec], overlap: float) -> WindowPlan:
-    """Where the windows of an ensemble lie in a CT: over the body (`body.body_box`); over
-    everything where nothing but air is found."""
-    grid = _zyx(source.canonical.resampled(specs[0].spacing_mm).shape)
+    """Where the windows of an ensemble lie in a CT: over the body (see `body_box`), or over the
+    whole grid if nothing but air is found."""
+    grid = to_zyx(source.canonical.resampled(specs[0].spacing_mm).shape)
     body = body_box(source, min(spec.hu_window[0] for spec in specs))
-    box = None if body is None else on_grid(body, _zyx(source.canonical.shape), grid)
-    return WindowPlan.over(grid, _zyx(specs[0].patch), overlap, box)
+    box = None if body is None else on_grid(body, to_zyx(source.canonical.shape), grid)
+    return WindowPlan.over(grid, to_zyx(specs[0].patch), overlap, box)
 
 
 def _require_ensemble(specs: Sequence[ModelSpec]) -> ModelSpec:
-    """The first of `specs`, once all agree on organs, spacing and patch."""
+    """The first of `specs`, after checking that all agree on organs, spacing and patch."""
     if not specs:
         raise InvalidInput("an ensemble needs at least one model")
     first = specs[0]
@@ -180,20 +181,20 @@ def _require_ensemble(specs: Sequence[ModelSpec]) -> ModelSpec:
 
 @dataclass
 class _Pending:
-    """A window that is with the models: what each of them will answer."""
+    """A window in flight, and the answer of each model that predicts it."""
 
     window: Window
     answers: dict[int, Future[NDArray[np.uint8]]]
 
 
 class AttentionRun(Iterator[GridSlab]):
-    """One run over one CT: iterate for the slabs, then ask for the `summary`.
+    """One run over one CT: iterate over the slabs, then read the `summary`.
 
-    On a CPU the models share the cores with the kernels. A kernel on all cores would push every
-    model aside at once, thousands of times, for work that nobody waits for; so it takes one core
-    until the models have answered everything, and all of them once it is what is waited for.
+    On a CPU the models share the cores with the kernels. A kernel on all cores would displace every
+    model at once, thousands of times, for results that are not needed yet; so kernels take one core
+    while any model has work, and all cores once the models are idle.
 
-    Leaving the iteration early: call `close`, or let the run go out of scope.
+    To end the iteration early, call `close` or let the run go out of scope.
     """
 
     def __init__(
@@ -210,12 +211,12 @@ class AttentionRun(Iterator[GridSlab]):
         slab_slices: int,
         threads: int | None,
         compute: Compute,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: ProgressCallback | None,
         cancelled: threading.Event | None,
     ) -> None:
         grid = source.canonical.resampled(specs[0].spacing_mm)
-        native = _zyx(source.canonical.shape)
-        self._grid = _zyx(grid.shape)
+        native = to_zyx(source.canonical.shape)
+        self._grid = to_zyx(grid.shape)
         self._overlap = overlap
         self._source = source
         self._specs = specs
@@ -235,11 +236,10 @@ class AttentionRun(Iterator[GridSlab]):
             self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
         )  # fmt: skip
-        self._pending: deque[_Pending | int] = deque()  # an int opens that z-row
+        self._pending: deque[_Pending | int] = deque()  # an int starts that z-row
         self._done = self._air = 0
         self._predict_s = 0.0
-        self._started: float | None = None
-        self._finished: float | None = None
+        self._finished = False
         self._slabs = self._run()
 
     def __next__(self) -> GridSlab:
@@ -247,18 +247,22 @@ class AttentionRun(Iterator[GridSlab]):
 
         Raises:
             CancelledError: the run was cancelled.
-            Exception: whatever reading the CT or a model raised, as it is.
+            Exception: raised by reading the CT or by a model; passed on unchanged.
         """
         return next(self._slabs)
 
     def close(self) -> None:
-        """Ends the run; answers that are still to come are given up."""
+        """Ends the run and abandons the answers that are still to come."""
         self._slabs.close()
 
     @property
-    def summary(self) -> Summary:
-        """What the CT came to; only once every slab was given out."""
-        if self._started is None or self._finished is None:
+    def summary(self) -> AttentionSummary:
+        """Sizes and counts of the whole CT.
+
+        Raises:
+            RuntimeError: not every slab has been taken yet.
+        """
+        if not self._finished:
             raise RuntimeError("the summary is known once every slab was taken")
         geometry = self._source.geometry
         paper = self._reading is Reading.PAPER
@@ -277,17 +281,16 @@ class AttentionRun(Iterator[GridSlab]):
                     pseudo_label_ml=float(self._native.labelled[channel]) * geometry.voxel_ml,
                 )
             )
-        return Summary(
+        return AttentionSummary(
             organs=tuple(organs),
             windows=self._done - self._air,
             windows_air=self._air,
             predict_s=self._predict_s,
-            total_s=self._finished - self._started,
         )
 
     @cached_property
     def _plan(self) -> WindowPlan:
-        """Windows over the body; over everything where nothing but air is found."""
+        """See `plan_windows`."""
         return plan_windows(self._source, self._specs, self._overlap)
 
     @cached_property
@@ -296,41 +299,40 @@ class AttentionRun(Iterator[GridSlab]):
         return self._compute.open_blender(self._plan, models, organs, self._kernel_threads)
 
     def _kernel_threads(self) -> int:
-        """One while a window is with the models, which may need the other cores; else all."""
-        at_work = any(
+        """One while a window is in flight, since the models may need the other cores; else all."""
+        busy = any(
             not answer.done()
             for pending in self._pending
             if isinstance(pending, _Pending)
             for answer in pending.answers.values()
         )
-        return 1 if at_work else self._threads
+        return 1 if busy else self._threads
 
     def _run(self) -> Generator[GridSlab, None, None]:
-        self._started = time.monotonic()
         try:
-            ct = _ModelGridCt(self._source, self._grid, self._slab_slices)
+            ct = ModelGridReader(self._source, self._grid, self._slab_slices)
             in_flight = 0
             for k in range(self._plan.rows):
                 block = ct.read(*self._plan.z_range(k))
                 self._pending.append(k)
                 for window in self._plan.row(k):
-                    # Before, not after: a predictor with no place left would block where neither
-                    # cancelling nor the clock of the wait for models reaches.
+                    # Before submitting: a predictor without free buffers would block there, where
+                    # neither a cancellation nor the timing of the wait is noticed.
                     while in_flight >= self._windows_in_flight:
                         in_flight -= isinstance(self._pending[0], _Pending)
                         yield from self._collect()
-                    in_flight += self._submit(window, _cut(block, window, self._plan))
+                    in_flight += self._submit(window, extract_window(block, window, self._plan))
             while self._pending:
                 yield from self._collect()
-            yield from self._settle(self._plan.rows - 1)
-            yield from self._settle(self._plan.rows)
-            yield from self._give(self._fuser.finish())
-            self._finished = time.monotonic()
+            yield from self._fuse_settled(self._plan.rows - 1)
+            yield from self._fuse_settled(self._plan.rows)
+            yield from self._to_native(self._fuser.finish())
+            self._finished = True
         finally:
             self._abandon()
 
     def _submit(self, window: Window, voxels: NDArray[np.float32]) -> bool:
-        """Sends a window to the models for which it is not all air; whether any is."""
+        """Sends a window to the models for which it is not all air; True if there is one."""
         self._check_cancelled()
         brightest = float(voxels.max())
         answers = {
@@ -347,10 +349,10 @@ class AttentionRun(Iterator[GridSlab]):
         return bool(answers)
 
     def _collect(self) -> Iterator[GridSlab]:
-        """Takes in the oldest window, or turns to the next z-row, which completes slabs."""
+        """Blends the oldest window in flight, or starts the next z-row, which completes slabs."""
         oldest = self._pending[0]
         if isinstance(oldest, int):
-            yield from self._settle(oldest - 1)
+            yield from self._fuse_settled(oldest - 1)
             self._blender.open_row(oldest)
         else:
             for model, answer in oldest.answers.items():
@@ -367,24 +369,24 @@ class AttentionRun(Iterator[GridSlab]):
         finally:
             self._predict_s += time.monotonic() - began
 
-    def _settle(self, row: int) -> Iterator[GridSlab]:
-        """Fuses and gives out the slices that no window after z-row `row` touches; see
-        `WindowPlan.settled`."""
+    def _fuse_settled(self, row: int) -> Iterator[GridSlab]:
+        """Fuses the slices that no window after z-row `row` touches; see `WindowPlan.settled`."""
         stop = self._plan.settled(row)
         start = 0 if row < 0 else self._plan.settled(row - 1)
         for at in range(start, stop, self._slab_slices):
             self._check_cancelled()
             soft = self._blender.read(min(stop, at + self._slab_slices))
-            yield from self._give(self._fuser.push(soft))
+            yield from self._to_native(self._fuser.push(soft))
 
-    def _give(self, fused: Fused) -> Iterator[GridSlab]:
-        # No name for a slab, or it would live on while the next one is made: they are the largest
-        # blocks of memory there are. `del` in those who take them does the same.
+    def _to_native(self, fused: Fused) -> Iterator[GridSlab]:
+        # No variable may hold a slab here, or it would stay alive while the next one is made: slabs
+        # are the largest blocks of memory. Consumers `del` theirs for the same reason.
         slabs = self._native.push(fused) if fused.slices else ()
         yield from map(self._in_file_order, slabs)
 
     def _in_file_order(self, slab: NativeSlab) -> GridSlab:
-        """Canonical ``[z, y, x]``, directions already the file's, as file order ``[i, j, k]``."""
+        """A canonical slab ``[z, y, x]``, whose directions are the file's already, in file order
+        ``[i, j, k]``."""
         source = self._axes.source
         # Canonical axis a lies at 2 − a of z, y, x.
         order = [2 - int(axis) for axis in np.argsort(source)]
@@ -416,7 +418,7 @@ class AttentionRun(Iterator[GridSlab]):
             raise CancelledError
 
     def _abandon(self) -> None:
-        """Gives up the answers that are still to come."""
+        """Abandons the answers that are still to come."""
         for pending in self._pending:
             if isinstance(pending, _Pending):
                 for answer in pending.answers.values():

@@ -1,7 +1,7 @@
-"""The outcome of one run, and how it lies in the case store.
+"""The result of one run, and how the case store holds it.
 
-``result.json`` beside the maps holds a `Prediction`, so that the numbers of a case can be verified
-from its files alone.
+``result.json`` beside the maps holds a `PredictionResult`, so that the numbers of a case can be
+verified from its files alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from atlas_core.records import OrganScore, Reading
 from pydantic import Field, ValidationError
 
 from atlas_attention.fusion import ATTENTION_SCALE
-from atlas_attention.scoring.pipeline import Summary
+from atlas_attention.scoring.pipeline import AttentionSummary
 
 
 class OrganSize(OrganScore):
@@ -29,8 +29,8 @@ class OrganSize(OrganScore):
     )
 
 
-class Prediction(FrozenModel):
-    """What an ensemble says of one CT under one reading."""
+class PredictionResult(FrozenModel):
+    """What an ensemble predicts for one CT under one reading."""
 
     case_id: str = Field(default="", description="Empty for a volume that is not in the store.")
     reading: Reading
@@ -52,7 +52,7 @@ class Prediction(FrozenModel):
     @classmethod
     def of_run(
         cls,
-        summary: Summary,
+        summary: AttentionSummary,
         specs: tuple[ModelSpec, ...],
         reading: Reading,
         *,
@@ -61,8 +61,15 @@ class Prediction(FrozenModel):
         overlap: float,
         total_s: float,
         service_version: str,
-    ) -> Prediction:
-        """The outcome of a run of `specs` that came to `summary`."""
+    ) -> PredictionResult:
+        """The result of a run of `specs`.
+
+        Args:
+            labels: label value of each organ of `summary`.
+            voxel_ml: volume of one voxel of the CT.
+            overlap: of neighbouring windows, as a share of the patch.
+            total_s: of the whole run, in seconds.
+        """
         refs = tuple(sorted((spec.ref for spec in specs), key=str))
         return cls(
             reading=reading,
@@ -87,8 +94,8 @@ class Prediction(FrozenModel):
 
     def stored(
         self, case_id: str, attention_sha256: dict[str, str], pseudo_label_sha256: str
-    ) -> Prediction:
-        """The same, with the files it was written to."""
+    ) -> PredictionResult:
+        """The same for a case of the store, with the checksums of its files."""
         return self.model_copy(
             update={
                 "case_id": case_id,
@@ -101,8 +108,8 @@ class Prediction(FrozenModel):
         )
 
 
-def read_prediction(path: Path, case_id: str) -> Prediction | None:
-    """The prediction in ``result.json`` at `path`; None where there is none.
+def read_prediction(path: Path, case_id: str) -> PredictionResult | None:
+    """The result in ``result.json`` at `path`; None if there is no such file.
 
     Raises:
         CorruptFile: the file is not what this service writes.
@@ -112,7 +119,7 @@ def read_prediction(path: Path, case_id: str) -> Prediction | None:
     except FileNotFoundError:
         return None
     try:
-        return Prediction.model_validate_json(text)
+        return PredictionResult.model_validate_json(text)
     except ValidationError as error:
         raise CorruptFile(
             "the stored result cannot be read",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -19,31 +19,29 @@ from atlas_core.records import Reading
 from atlas_core.store import CaseStore, PredictionDraft
 
 from atlas_attention.fusion import ATTENTION_SCALE, open_compute
-from atlas_attention.observability import Metrics, Tracer
+from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.scoring.admission import Admission
 from atlas_attention.scoring.ct_sources import open_case
 from atlas_attention.scoring.model_grid import CtSource
 from atlas_attention.scoring.native_grid import SLAB_SLICES
-from atlas_attention.scoring.pipeline import GridSlab, Predictor, attend
-from atlas_attention.scoring.prediction import Prediction, read_prediction
+from atlas_attention.scoring.pipeline import GridSlab, Predictor, ProgressCallback, attend
+from atlas_attention.scoring.prediction import PredictionResult, read_prediction
 from atlas_attention.settings import AttentionSettings
 
 SERVICE_VERSION = version("atlasloop")
 
 FILE_AXIS = 2
-"""Stored maps are read in file order, whatever its axes mean."""
-
-OnProgress = Callable[[int, int], None]
+"""Stored maps are read along the last axis of the file, whatever its direction in the patient."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is asked of one CT.
+class AttentionTask:
+    """What is to be computed for one CT.
 
     Attributes:
         specs: the ensemble.
         organs: attention channels wanted, in order.
-        cancelled: set when the caller does not want the answer any more.
+        cancelled: set once the caller no longer wants the result.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -53,15 +51,15 @@ class Task:
 
     @property
     def ensemble(self) -> str:
-        """Key of the models, whatever their order."""
+        """Key of the models, independent of their order; see `ensemble_key`."""
         return ensemble_key([spec.ref for spec in self.specs])
 
 
 class Scorer:
-    """Runs tasks; holds nothing of a CT between them.
+    """Runs tasks, and keeps nothing of a CT between them.
 
     Raises:
-        ConfigurationError: the GPU that the settings ask for cannot be used.
+        ConfigurationError: the GPU that is configured cannot be used.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class Scorer:
         store: CaseStore,
         predictor: Predictor,
         admission: Admission,
-        metrics: Metrics,
+        metrics: AttentionMetrics,
         tracer: Tracer,
     ) -> None:
         self._settings = settings
@@ -85,16 +83,16 @@ class Scorer:
         """Label values of `organs`.
 
         Raises:
-            UnknownLabel: an organ without a label value in the configuration.
+            UnknownLabel: the configured organ scheme has no label value for an organ.
         """
         return self._settings.organs.select(list(organs)).labels
 
     def run(
-        self, source: CtSource, task: Task, on_progress: OnProgress | None = None
-    ) -> Generator[GridSlab, None, Prediction]:
-        """Slabs of one CT; the generator returns its `Prediction`.
+        self, source: CtSource, task: AttentionTask, on_progress: ProgressCallback | None = None
+    ) -> Generator[GridSlab, None, PredictionResult]:
+        """Slabs of one CT; the generator returns its `PredictionResult`.
 
-        Closing the generator gives up the answers that are still to come.
+        Closing the generator abandons the answers that are still to come.
         """
         began = time.monotonic()
         waited = 0.0
@@ -120,7 +118,7 @@ class Scorer:
                 if slab is None:
                     break
                 yield slab
-                del slab  # before the next one is made
+                del slab  # freed before the next one is made
             summary = run.summary
             fuse_s = max(0.0, waited - summary.predict_s)
             describe(
@@ -136,7 +134,7 @@ class Scorer:
         self._metrics.stage_seconds.labels("predict").inc(summary.predict_s)
         self._metrics.stage_seconds.labels("fuse").inc(fuse_s)
         self._metrics.windows_air.inc(summary.windows_air)
-        return Prediction.of_run(
+        return PredictionResult.of_run(
             summary,
             task.specs,
             task.reading,
@@ -148,7 +146,7 @@ class Scorer:
         )
 
     def open_case(self, case_id: str) -> SlabReader:
-        """The CT of a case; see `sources.open_case`."""
+        """The CT of a case; see `ct_sources.open_case`."""
         return open_case(
             self._store,
             case_id,
@@ -156,10 +154,13 @@ class Scorer:
             spool_folder=self._settings.spool_folder,
         )
 
-    def score(self, case_id: str, task: Task, on_progress: OnProgress) -> tuple[Prediction, bool]:
-        """The prediction of a case, and whether it was there already.
+    def score(
+        self, case_id: str, task: AttentionTask, on_progress: ProgressCallback
+    ) -> tuple[PredictionResult, bool]:
+        """The result for a case, and whether it was stored already.
 
-        Written all or nothing; of two calls for the same prediction the second waits and finds it.
+        Files are written all or nothing; of two calls for the same prediction the second waits, and
+        then reads what the first has stored.
 
         Raises:
             NotFound: no such case.
@@ -169,7 +170,7 @@ class Scorer:
         stored = self._stored(case_id, task)
         if stored is not None:
             return stored, True
-        with self._admission.alone(key, task.cancelled):
+        with self._admission.exclusive(key, task.cancelled):
             stored = self._stored(case_id, task)
             if stored is not None:
                 return stored, True
@@ -177,15 +178,14 @@ class Scorer:
                 return self._score_anew(case_id, task, on_progress)
 
     def stored_map(
-        self, case_id: str, task: Task
-    ) -> tuple[VolumeGeometry, Generator[GridSlab, None, Prediction]] | None:
-        """Grid and slabs of the maps that scoring left in the store, without the models; None where
-        there are none of this ensemble with all organs that are asked for.
+        self, case_id: str, task: AttentionTask
+    ) -> tuple[VolumeGeometry, Generator[GridSlab, None, PredictionResult]] | None:
+        """Grid and slabs of stored maps; None unless the store has all organs of the task.
 
-        The generator returns their `Prediction`, of these organs.
+        The generator returns their `PredictionResult`, limited to these organs.
 
         Raises:
-            CorruptFile: what is stored cannot be read.
+            CorruptFile: the stored files cannot be read.
         """
         stored = self._stored(case_id, task)
         if stored is None:
@@ -200,8 +200,8 @@ class Scorer:
         return read_header(label).geometry, self._stored_slabs(case_id, task, wanted)
 
     def _stored_slabs(
-        self, case_id: str, task: Task, prediction: Prediction
-    ) -> Generator[GridSlab, None, Prediction]:
+        self, case_id: str, task: AttentionTask, prediction: PredictionResult
+    ) -> Generator[GridSlab, None, PredictionResult]:
         where = (case_id, task.reading, task.ensemble)
         paths = [
             self._store.pseudo_label_path(*where),
@@ -225,13 +225,13 @@ class Scorer:
                 start = stop
         return prediction
 
-    def _stored(self, case_id: str, task: Task) -> Prediction | None:
+    def _stored(self, case_id: str, task: AttentionTask) -> PredictionResult | None:
         path = self._store.result_path(case_id, task.reading, task.ensemble)
         return read_prediction(path, case_id)
 
     def _score_anew(
-        self, case_id: str, task: Task, on_progress: OnProgress
-    ) -> tuple[Prediction, bool]:
+        self, case_id: str, task: AttentionTask, on_progress: ProgressCallback
+    ) -> tuple[PredictionResult, bool]:
         with (
             self.open_case(case_id) as source,
             self._store.new_prediction(case_id, task.reading, task.ensemble) as draft,
@@ -240,7 +240,7 @@ class Scorer:
             prediction = self._write(draft, case_id, source.geometry, task.organs, slabs)
         if draft.published:
             return prediction, False
-        # Another service on the same store was first: what stands there is the result.
+        # Another service on the same store was first: its files are the result.
         stored = self._stored(case_id, task)
         if stored is None:
             raise NotFound("the prediction was deleted while it was written", case=case_id)
@@ -252,8 +252,8 @@ class Scorer:
         case_id: str,
         geometry: VolumeGeometry,
         organs: tuple[str, ...],
-        slabs: Generator[GridSlab, None, Prediction],
-    ) -> Prediction:
+        slabs: Generator[GridSlab, None, PredictionResult],
+    ) -> PredictionResult:
         with ExitStack() as files:
             label = files.enter_context(SlabWriter(draft.pseudo_label_path, geometry, "uint8"))
             attention = {
@@ -274,7 +274,7 @@ class Scorer:
                     label.write(slab.axis, slab.start, slab.stop, slab.label)
                     for at, writer in enumerate(attention.values()):
                         writer.write(slab.axis, slab.start, slab.stop, slab.attention[at])
-                del slab  # before the next one is made
+                del slab  # freed before the next one is made
             with self._metrics.stage("write"):
                 prediction = prediction.stored(
                     case_id,

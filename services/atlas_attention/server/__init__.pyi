@@ -1,7 +1,7 @@
-from .malloc import bound_heap
+from .allocator import tune_allocator
 from .server import AttentionServer
 
 __all__ = [
     "AttentionServer",
-    "bound_heap",
+    "tune_allocator",
 ]

@@ -1,4 +1,4 @@
-"""Work in a thread of its own, its progress told to somebody who may look away."""
+"""Work in a thread of its own, whose progress can be followed."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from typing import Generic, TypeVar
 
-ResultT = TypeVar("ResultT")
+T = TypeVar("T")
 
 
-class Job(Generic[ResultT]):
-    """Runs ``work(report)``; `report` takes done and total.
+class BackgroundJob(Generic[T]):
+    """Runs ``work(report)`` in a thread; `report` takes done and total.
 
     Only the latest progress is kept, so a slow reader neither stops the work nor fills memory.
     """
 
-    def __init__(self, work: Callable[[Callable[[int, int], None]], ResultT]) -> None:
+    def __init__(self, work: Callable[[Callable[[int, int], None]], T]) -> None:
         self._work = work
         self._changed = threading.Condition()
         self._latest: tuple[int, int] | None = None
         self._ended = False
-        self._result: ResultT | None = None
+        self._result: T | None = None
         self._error: BaseException | None = None
-        # In a copy of the caller's context, which tells to which call's trace this belongs.
+        # In a copy of the caller's context, which holds the current span of its trace.
         self._thread = threading.Thread(
             target=copy_context().run, args=(self._run,), name="score", daemon=True
         )
         self._thread.start()
 
     def progress(self) -> Iterator[tuple[int, int]]:
-        """Done and total whenever they have changed, until the work has ended."""
+        """Done and total, each time they have changed, until the work has ended."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or self._latest is not None)
@@ -39,8 +39,8 @@ class Job(Generic[ResultT]):
                     return
             yield latest
 
-    def result(self) -> ResultT:
-        """What the work returned; waits for it.
+    def result(self) -> T:
+        """What the work returned; blocks until it has ended.
 
         Raises:
             BaseException: what the work raised.
@@ -48,10 +48,10 @@ class Job(Generic[ResultT]):
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return self._result  # type: ignore[return-value]  # ended without error: there is one
+        return self._result  # type: ignore[return-value]  # no error, so there is a result
 
     def join(self) -> None:
-        """Wait until the work has ended, however."""
+        """Wait until the work has ended, with a result or an error."""
         self._thread.join()
 
     def _report(self, done: int, total: int) -> None:
@@ -62,7 +62,7 @@ class Job(Generic[ResultT]):
     def _run(self) -> None:
         try:
             self._result = self._work(self._report)
-        except BaseException as error:  # handed to whoever asks for the result
+        except BaseException as error:  # raised by `result`
             self._error = error
         finally:
             with self._changed:

@@ -1,4 +1,4 @@
-"""The standard gRPC health service, told by real inferences."""
+"""The standard gRPC health service, backed by real inferences."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from atlas_core.errors import AtlasError
 from atlas_core.model_spec import ModelSpec
 from grpc_health.v1 import health, health_pb2
 
-from atlas_attention.observability import Metrics
+from atlas_attention.observability import AttentionMetrics
 
 _log = logging.getLogger(__name__)
 
-LOOK_INTERVAL_S = 1.0
+CHECK_INTERVAL_S = 1.0
 """How often the model server is asked what it has in service; it answers from memory."""
 
 
 class ProbedModels(Protocol):
-    """What `triton.TritonPredictor` tells of its models."""
+    """What the health check needs to know of the models; see `triton.TritonPredictor`."""
 
     def ensemble(self) -> tuple[ModelSpec, ...]: ...
 
-    def proven(self, spec: ModelSpec, within_s: float) -> bool: ...
+    def answered_within(self, spec: ModelSpec, seconds: float) -> bool: ...
 
     def probe(self, spec: ModelSpec) -> None: ...
 
 
 class HealthWatch:
-    """Keeps the health service SERVING while every model of the ensemble answers, NOT_SERVING else.
+    """Reports SERVING while every model of the ensemble answers, and NOT_SERVING otherwise.
 
-    An inference that worked within `interval_s` is proof enough, so under load nothing is added;
-    an idle model, and one whose last inference failed, is tried with a window of air.
+    A model that answered within `interval_s` counts as healthy, so nothing is added under load; a
+    model that was idle, or whose last inference failed, is probed with a window of air.
 
     Args:
         services: names to report on; the empty name stands for the whole server.
+        interval_s: an idle model is probed this often, in seconds.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class HealthWatch:
         servicer: health.HealthServicer,
         services: tuple[str, ...],
         models: ProbedModels,
-        metrics: Metrics,
+        metrics: AttentionMetrics,
         interval_s: float,
     ) -> None:
         self._servicer = servicer
@@ -58,31 +59,31 @@ class HealthWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Report NOT_SERVING from now on, and end the watch."""
+        """Report NOT_SERVING from now on, and end the thread."""
         self._stop.set()
         self._servicer.enter_graceful_shutdown()
         self._thread.join()
 
     def _watch(self) -> None:
-        looked = False
+        checked = False
         while not self._stop.is_set():
             try:
-                self._try_models()
+                self._probe_idle_models()
             except AtlasError as error:
-                # At the start too: why a pod never became ready must stand in its log.
-                if self._serving or not looked:
+                # At the start too: the log must show why a pod never became ready.
+                if self._serving or not checked:
                     _log.warning("not serving: %s", error)
                 self._report(False)
             else:
                 if not self._serving:
                     _log.info("serving")
                 self._report(True)
-            looked = True
-            self._stop.wait(LOOK_INTERVAL_S)
+            checked = True
+            self._stop.wait(CHECK_INTERVAL_S)
 
-    def _try_models(self) -> None:
+    def _probe_idle_models(self) -> None:
         for spec in self._models.ensemble():
-            if not self._models.proven(spec, self._interval_s):
+            if not self._models.answered_within(spec, self._interval_s):
                 self._models.probe(spec)
 
     def _report(self, serving: bool) -> None:

@@ -1,4 +1,5 @@
-"""What surrounds every call: status, metrics, log, and the bound on clients that do not take."""
+"""What surrounds every call: status, metrics, log, trace, and a limit for clients that stop
+reading."""
 
 from __future__ import annotations
 
@@ -13,20 +14,20 @@ import grpc
 from google.protobuf.message import Message
 from opentelemetry.trace import Span, use_span
 
-from atlas_attention.observability import Metrics, Tracer
-from atlas_attention.server.status import OK, Outcome, outcome_of
+from atlas_attention.observability import AttentionMetrics, Tracer
+from atlas_attention.server.status import OK, CallStatus, status_of
 
 _log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 0.5
-"""How often stuck answers are looked for."""
+"""How often stalled calls are looked for."""
 
 
-class StuckAnswers:
-    """Ends calls whose client does not take the next message within `idle_timeout_s`.
+class StalledCalls:
+    """Cancels calls whose client does not read the next message within `idle_timeout_s`.
 
-    gRPC lets a server wait for ever on a client that keeps its connection and reads nothing; the
-    call would hold its place and its spool.
+    gRPC lets a server wait for ever for a client that keeps its connection and reads nothing; the
+    call would hold its place and its spool file.
     """
 
     def __init__(self, idle_timeout_s: float) -> None:
@@ -34,12 +35,12 @@ class StuckAnswers:
         self._lock = threading.Lock()
         self._since: dict[grpc.ServicerContext, float] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="stuck-answers", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="stalled-calls", daemon=True)
         self._thread.start()
 
     @contextmanager
     def sending(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """The block ends when the client has taken what is sent within it."""
+        """The block sends one message, and ends when the client has read it."""
         with self._lock:
             self._since[context] = time.monotonic()
         try:
@@ -49,7 +50,7 @@ class StuckAnswers:
                 self._since.pop(context, None)
 
     def close(self) -> None:
-        """End the watch."""
+        """End the thread."""
         self._stop.set()
         self._thread.join()
 
@@ -57,25 +58,27 @@ class StuckAnswers:
         while not self._stop.wait(WATCH_INTERVAL_S):
             oldest = time.monotonic() - self._idle_s
             with self._lock:
-                stuck = [context for context, since in self._since.items() if since < oldest]
-                for context in stuck:
+                stalled = [context for context, since in self._since.items() if since < oldest]
+                for context in stalled:
                     del self._since[context]
-            for context in stuck:
+            for context in stalled:
                 _log.warning("a client takes no answer; its call is ended")
                 context.cancel()
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Wraps the calls of one service; others (health, reflection) pass untouched.
+    """Wraps the calls of one service; others (health, reflection) pass through unchanged.
 
     Args:
         service: full name, for instance ``atlasloop.attention.v1.AttentionService``.
     """
 
-    def __init__(self, service: str, metrics: Metrics, stuck: StuckAnswers, tracer: Tracer) -> None:
+    def __init__(
+        self, service: str, metrics: AttentionMetrics, stalled: StalledCalls, tracer: Tracer
+    ) -> None:
         self._prefix = f"/{service}/"
         self._metrics = metrics
-        self._stuck = stuck
+        self._stalled = stalled
         self._tracer = tracer
 
     def intercept_service(
@@ -101,10 +104,10 @@ class CallInterceptor(grpc.ServerInterceptor):
 
     def _single(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         def call(request: Message, context: grpc.ServicerContext) -> Any:
-            with self._accounted(name, request, context) as account:
-                with account.current():
+            with self._recorded(name, request, context) as record:
+                with record.current():
                     response = behaviour(request, context)
-                account.sent(response)
+                record.sent(response)
                 return response
 
         return call
@@ -112,41 +115,41 @@ class CallInterceptor(grpc.ServerInterceptor):
     def _streaming(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with (
-                self._accounted(name, request, context) as account,
-                closing(behaviour(account.received(request), context)) as responses,
+                self._recorded(name, request, context) as record,
+                closing(behaviour(record.received(request), context)) as responses,
             ):
-                for response in account.each_current(responses):
-                    account.sent(response)
-                    with self._stuck.sending(context):
+                for response in record.each_current(responses):
+                    record.sent(response)
+                    with self._stalled.sending(context):
                         yield response
 
         return call
 
     @contextmanager
-    def _accounted(
+    def _recorded(
         self, name: str, request: Any, context: grpc.ServicerContext
-    ) -> Iterator[_Account]:
+    ) -> Iterator[_CallRecord]:
         metadata = {key: str(value) for key, value in context.invocation_metadata()}
         span = self._tracer.call(name, metadata)
-        account = _Account(name, getattr(request, "case_id", ""), self._metrics, span)
+        record = _CallRecord(name, getattr(request, "case_id", ""), self._metrics, span)
         try:
-            yield account
+            yield record
         except BaseException as error:
-            outcome = outcome_of(error)
-            account.ended(outcome, error)
+            status = status_of(error)
+            record.ended(status, error)
             if isinstance(error, GeneratorExit):
-                raise  # the client has left: there is nobody to tell
+                raise  # the client has left, and nothing can be sent any more
         else:
-            account.ended(OK)
+            record.ended(OK)
             return
-        # Outside of the handler, so that the status is not chained to what it replaces.
-        context.abort(outcome.code, outcome.message)
+        # Outside the except block, so that the status is not chained to the error it replaces.
+        context.abort(status.code, status.message)
 
 
-class _Account:
-    """One call, for metrics, log and trace."""
+class _CallRecord:
+    """One call as metrics, log and trace record it."""
 
-    def __init__(self, method: str, case_id: str, metrics: Metrics, span: Span) -> None:
+    def __init__(self, method: str, case_id: str, metrics: AttentionMetrics, span: Span) -> None:
         self._method = method
         self._case_id = case_id
         self._metrics = metrics
@@ -154,12 +157,12 @@ class _Account:
         self._began = time.monotonic()
 
     def current(self) -> AbstractContextManager[Span]:
-        """Spans that the block makes lie within this call's."""
+        """Makes this call's span the parent of spans that the block starts."""
         return use_span(self._span, record_exception=False, set_status_on_exception=False)
 
     def each_current(self, responses: Iterator[Message]) -> Iterator[Message]:
-        """`responses`; each is made within this call's span, which does not stay current while
-        the client takes it."""
+        """`responses`, each made within this call's span, which is not current while the client
+        reads it."""
         while True:
             with self.current():
                 response = next(responses, None)
@@ -168,7 +171,7 @@ class _Account:
             yield response
 
     def received(self, request: Any) -> Any:
-        """`request`, or the iterator over them, counted."""
+        """`request`, or an iterator of them, with its bytes counted."""
         if isinstance(request, Message):
             self._count("received", request)
             return request
@@ -180,29 +183,29 @@ class _Account:
             yield request
 
     def sent(self, response: Message) -> None:
-        """One message goes to the client."""
+        """Counts a message to the client."""
         self._count("sent", response)
 
-    def ended(self, outcome: Outcome, error: BaseException | None = None) -> None:
-        """The call is over."""
+    def ended(self, status: CallStatus, error: BaseException | None = None) -> None:
+        """Records the end of the call."""
         seconds = time.monotonic() - self._began
-        self._metrics.calls.labels(self._method, outcome.code.name).inc()
+        self._metrics.calls.labels(self._method, status.code.name).inc()
         self._metrics.call_seconds.labels(self._method).observe(seconds)
         self._span.set_attributes(
-            {"atlasloop.case": self._case_id, "rpc.grpc.status_code": outcome.code.value[0]}
+            {"atlasloop.case": self._case_id, "rpc.grpc.status_code": status.code.value[0]}
         )
         self._span.end()
         fields = {
             "method": self._method,
             "case": self._case_id,
-            "status": outcome.code.name,
+            "status": status.code.name,
             "seconds": round(seconds, 3),
         }
-        if outcome.error_id is not None:
-            fields["error_id"] = outcome.error_id
+        if status.error_id is not None:
+            fields["error_id"] = status.error_id
             _log.error("call failed", extra={"fields": fields}, exc_info=error)
         else:
-            _log.info(outcome.message or "call done", extra={"fields": fields})
+            _log.info(status.message or "call done", extra={"fields": fields})
 
     def _count(self, direction: str, message: Message) -> None:
         self._metrics.bytes.labels(self._method, direction).inc(message.ByteSize())

@@ -1,4 +1,4 @@
-"""Between messages and values: what comes in is checked here, before anything is allocated."""
+"""Converts between messages and values; requests are checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from atlasloop.attention.v1 import attention_pb2 as pb
 from numpy.typing import NDArray
 
 from atlas_attention.fusion import ATTENTION_SCALE
-from atlas_attention.scoring import GridSlab, OrganSize, Prediction
+from atlas_attention.scoring import GridSlab, OrganSize, PredictionResult
 
 RESPONSE_BYTES = (4 << 20) - (1 << 16)
-"""Slabs are cut to this where a slice allows: gRPC clients refuse more than 4 MiB by default."""
+"""Slabs are split to this size if a slice fits: gRPC clients refuse more than 4 MiB by default."""
 
 _READINGS = {
     pb.READING_UNSPECIFIED: Reading.PAPER,
@@ -37,7 +37,8 @@ VOXEL_TYPES: dict[int, np.dtype[np.generic]] = {
 
 
 def read_reading(value: pb.Reading.ValueType) -> Reading:
-    """
+    """The reading asked for; unspecified means `paper`.
+
     Raises:
         InvalidInput: a number that this service does not know.
     """
@@ -47,7 +48,8 @@ def read_reading(value: pb.Reading.ValueType) -> Reading:
 
 
 def read_geometry(grid: pb.VolumeGrid, max_voxels: int) -> VolumeGeometry:
-    """
+    """Shape and affine (voxel index to RAS+ mm) of a volume.
+
     Raises:
         InvalidInput: not three axes, not sixteen numbers, or an impossible affine.
         LimitExceeded: too many voxels.
@@ -72,7 +74,8 @@ def read_geometry(grid: pb.VolumeGrid, max_voxels: int) -> VolumeGeometry:
 
 
 def read_coding(header: pb.AttendVolumeHeader) -> VoxelCoding:
-    """
+    """How stored voxels become Hounsfield units; a slope of 0 means 1.
+
     Raises:
         InvalidInput: an unknown voxel type, or slope and intercept that are not finite.
     """
@@ -85,9 +88,10 @@ def read_coding(header: pb.AttendVolumeHeader) -> VoxelCoding:
 
 
 def read_voxel_type(value: pb.VoxelType.ValueType) -> np.dtype[np.generic]:
-    """
+    """The NumPy type, little-endian.
+
     Raises:
-        InvalidInput: none, or a number that this service does not know.
+        InvalidInput: unspecified, or a number that this service does not know.
     """
     if value not in VOXEL_TYPES:
         raise InvalidInput(
@@ -97,7 +101,7 @@ def read_voxel_type(value: pb.VoxelType.ValueType) -> np.dtype[np.generic]:
 
 
 def wanted_organs(asked: Sequence[str], ensemble: ModelSpec) -> tuple[str, ...]:
-    """The attention channels asked for, or all.
+    """The attention channels asked for; all if none are named.
 
     Raises:
         InvalidInput: an organ asked for twice, or one that the ensemble does not predict.
@@ -116,9 +120,10 @@ def wanted_organs(asked: Sequence[str], ensemble: ModelSpec) -> tuple[str, ...]:
 def require_small_slices(
     geometry: VolumeGeometry, axis: int, organs: int, max_message_bytes: int
 ) -> None:
-    """
+    """Refuse maps of which one slice along `axis` is larger than a message may be.
+
     Raises:
-        LimitExceeded: one slice of the answer would not fit a message.
+        LimitExceeded: one slice of the answer does not fit into a message.
     """
     plane = geometry.voxels // geometry.shape[axis]
     if (organs + 1) * plane > max_message_bytes:
@@ -168,7 +173,7 @@ def _first_axis_fastest(maps: NDArray[np.uint8]) -> bytes:
     return maps.transpose(0, 3, 2, 1).tobytes()
 
 
-def result_message(prediction: Prediction, *, already_scored: bool = False) -> pb.CaseResult:
+def result_message(prediction: PredictionResult, *, already_scored: bool = False) -> pb.CaseResult:
     """The last message of an answer."""
     return pb.CaseResult(
         case_id=prediction.case_id,
@@ -201,7 +206,7 @@ def _ref_message(ref: ModelRef) -> pb.ModelRef:
 
 
 def model_message(spec: ModelSpec) -> pb.Model:
-    """What a client learns of a model in service."""
+    """What a client is told of a model in service."""
     return pb.Model(
         name=spec.name,
         version=spec.version,
@@ -216,7 +221,9 @@ def model_message(spec: ModelSpec) -> pb.Model:
 def fusion_labels(
     organs: Sequence[str], labels: Sequence[int], scheme: OrganScheme
 ) -> tuple[int, ...]:
-    """Label values of soft predictions that a client brings.
+    """Label values for soft predictions that a client sends.
+
+    Without `labels` they are those of `scheme` if it has all the organs, else 1, 2, 3, …
 
     Raises:
         InvalidInput: `labels` is neither empty nor one distinct value of 1..255 for each organ.

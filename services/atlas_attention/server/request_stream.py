@@ -1,4 +1,4 @@
-"""A client's request stream, read with patience that ends."""
+"""A client's request stream, read with time limits."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from atlas_attention.server.status import TooSlowError
 RequestT = TypeVar("RequestT")
 
 POLL_S = 0.1
-"""How soon a cancelled call stops waiting for its client."""
+"""How soon a cancelled call stops waiting for its client, in seconds."""
 
 
-class Intake(Iterator[RequestT], Generic[RequestT]):
-    """Messages of `requests`, each within `idle_timeout_s`, all within `total_timeout_s`.
+class RequestStream(Iterator[RequestT], Generic[RequestT]):
+    """The messages of `requests`, each within `idle_timeout_s`, all within `total_timeout_s`.
 
-    gRPC's own iterator waits without end, so a thread waits for it. That thread holds one message
-    at most; the client is slowed down by gRPC's flow control. Use as a context manager.
+    gRPC's own iterator blocks without limit, so a thread reads it. That thread holds one message at
+    most; gRPC's flow control slows the client down. Use as a context manager.
 
     Raises:
-        TooSlowError: from `__next__`: a bound has passed.
+        TooSlowError: from `__next__`: a limit has passed.
         CancelledError: from `__next__`: the call has ended.
     """
 
@@ -43,15 +43,15 @@ class Intake(Iterator[RequestT], Generic[RequestT]):
         self._closed = threading.Event()
         self._messages: queue.Queue[RequestT | None] = queue.Queue(maxsize=1)
         self._reader = threading.Thread(
-            target=self._read, args=(iter(requests),), name="intake", daemon=True
+            target=self._read, args=(iter(requests),), name="request-stream", daemon=True
         )
         self._reader.start()
 
     def __next__(self) -> RequestT:
         began = time.monotonic()
-        patience = min(self._idle_s, self._left_s)
+        timeout = min(self._idle_s, self._left_s)
         while True:
-            left = began + patience - time.monotonic()
+            left = began + timeout - time.monotonic()
             if self._cancelled.is_set():
                 raise CancelledError
             if left <= 0:
@@ -73,7 +73,7 @@ class Intake(Iterator[RequestT], Generic[RequestT]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The reader itself may sit in gRPC's iterator until the call has ended.
+        # The thread itself may stay blocked in gRPC's iterator until the call has ended.
         self._closed.set()
 
     def _too_slow(self) -> TooSlowError:
@@ -88,7 +88,7 @@ class Intake(Iterator[RequestT], Generic[RequestT]):
                 if not self._put(message):
                     return
         except Exception:
-            # gRPC raises without a type of its own when the call has ended; the event says so too.
+            # gRPC raises a bare Exception when the call has ended.
             if not self._cancelled.is_set() and not self._closed.is_set():
                 self._cancelled.set()
         self._put(None)

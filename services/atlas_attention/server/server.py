@@ -1,8 +1,8 @@
-"""The gRPC server: attention, health, reflection; metrics beside it.
+"""The gRPC server: attention, health and reflection, with the metrics server beside it.
 
-A synchronous server on threads: a call waits for the model server or computes in kernels that
-release the interpreter lock. An event loop would gain nothing, and every kernel and file would have
-to be kept off it. A thread per call is cheap because the number of calls is bounded.
+A synchronous server with threads: a call waits for the model server, or computes in kernels that
+release the interpreter lock. An event loop would gain nothing, and no kernel or file could be
+touched on it. A thread per call is cheap because the number of calls is bounded.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from atlasloop.attention.v1 import attention_pb2_grpc as stubs
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from atlas_attention.observability import Metrics, Tracer
-from atlas_attention.scoring import enough_windows
+from atlas_attention.observability import AttentionMetrics, Tracer
+from atlas_attention.scoring import default_windows_in_flight
 from atlas_attention.server.health import HealthWatch
-from atlas_attention.server.interceptor import CallInterceptor, StuckAnswers
+from atlas_attention.server.interceptor import CallInterceptor, StalledCalls
 from atlas_attention.server.servicer import AttentionServicer
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
 from atlas_attention.triton import TritonOptions, TritonPredictor
@@ -32,7 +32,7 @@ from atlas_attention.triton import TritonOptions, TritonPredictor
 SERVICE = str(pb.DESCRIPTOR.services_by_name["AttentionService"].full_name)
 
 SPARE_THREADS = 8
-"""For health, reflection and refusals while all calls allowed are here."""
+"""For health, reflection and refusals while the maximum number of calls is admitted."""
 
 MESSAGE_OVERHEAD = 1 << 16
 """A message is a little larger than the voxels in it."""
@@ -41,38 +41,38 @@ _log = logging.getLogger(__name__)
 
 
 class AttentionServer:
-    """One service with all that belongs to it. Use as a context manager, or `close` it.
+    """One service with all its parts. Use as a context manager, or `close` it.
 
     Raises:
-        ConfigurationError: an address is taken, the case store cannot be written to, or a GPU is
-            asked for that cannot be used.
+        ConfigurationError: an address is taken, the case store is not writable, or the GPU that is
+            configured cannot be used.
     """
 
     def __init__(self, settings: AttentionSettings) -> None:
         store = CaseStore(settings.store)
         store.require_usable()
         with ExitStack() as parts:
-            metrics = Metrics()
+            metrics = AttentionMetrics()
             if settings.metrics_listen:
                 parts.callback(metrics.serve(settings.metrics_listen).close)
             predictor = TritonPredictor(
                 TritonOptions(
                     settings.triton,
                     settings.shared_memory,
-                    settings.windows_in_flight or enough_windows(),
+                    settings.windows_in_flight or default_windows_in_flight(),
                     settings.inference_timeout_s,
                     settings.device,
                 ),
                 metrics.inference,
             )
             parts.callback(predictor.close)
-            metrics.watch(lambda: predictor.berths_in_use, lambda: predictor.regions)
+            metrics.watch(lambda: predictor.buffers_in_use, lambda: predictor.regions)
             store.sweep()
-            stuck = StuckAnswers(settings.idle_timeout_s)
-            parts.callback(stuck.close)
+            stalled = StalledCalls(settings.idle_timeout_s)
+            parts.callback(stalled.close)
             tracer = Tracer(settings.traces)
             parts.callback(tracer.close)
-            server = _grpc_server(settings, CallInterceptor(SERVICE, metrics, stuck, tracer))
+            server = _grpc_server(settings, CallInterceptor(SERVICE, metrics, stalled, tracer))
             servicer = AttentionServicer(settings, store, predictor, metrics, tracer)
             stubs.add_AttentionServiceServicer_to_server(servicer, server)
             health_servicer = _add_standard_services(server)
@@ -82,13 +82,13 @@ class AttentionServer:
             watch = HealthWatch(
                 health_servicer, ("", SERVICE), predictor, metrics, settings.health_interval_s
             )
-            # First of all nobody is sent here any more, then calls under way may end.
+            # Closed first: load balancers stop sending calls before those under way end.
             parts.callback(watch.close)
             self._parts = parts.pop_all()
         _log.info("listening", extra={"fields": {"address": settings.listen}})
 
     def close(self) -> None:
-        """Refuse new calls, let those under way end within their grace, give everything back."""
+        """Refuse new calls, let those under way end within the grace period, free everything."""
         self._parts.close()
 
     def __enter__(self) -> Self:
@@ -110,7 +110,7 @@ def _grpc_server(settings: AttentionSettings, interceptor: CallInterceptor) -> g
         interceptors=[interceptor],
         maximum_concurrent_rpcs=threads,
         options=[
-            # By default a second server binds the same port, and each gets some of the calls.
+            # By default a second server could bind the same port and get some of the calls.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", settings.max_message_bytes + MESSAGE_OVERHEAD),
             ("grpc.max_send_message_length", settings.max_message_bytes + MESSAGE_OVERHEAD),
@@ -146,5 +146,5 @@ def _bind(server: grpc.Server, address: str) -> None:
         raise ConfigurationError(
             f"cannot listen on {address}",
             expected="a free port of this machine",
-            remedy=f"end who holds it, or set {ENV_PREFIX}LISTEN",
+            remedy=f"free the port, or set {ENV_PREFIX}LISTEN",
         )

@@ -1,8 +1,8 @@
 """The five calls of ``atlasloop.attention.v1``: thin shells around scoring and fusion.
 
-Errors are raised as they are; `calls.CallInterceptor` turns them into a status. Answers are
-generators that gRPC asks for the next message only when the last one was taken, so a slow reader
-slows the work down instead of filling memory.
+Errors are raised as they are; `interceptor.CallInterceptor` turns them into a status. Answers are
+generators, from which gRPC takes the next message only when the client has read the last one, so a
+slow reader slows the work down instead of filling memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import grpc
 from atlas_core.errors import InvalidInput
@@ -23,18 +22,18 @@ from atlasloop.attention.v1 import attention_pb2 as pb
 from atlasloop.attention.v1 import attention_pb2_grpc as stubs
 
 from atlas_attention.fusion import ATTENTION_SCALE
-from atlas_attention.observability import Metrics, Tracer
+from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.scoring import (
     FILE_AXIS,
     SERVICE_VERSION,
     Admission,
+    AttentionTask,
     GridSlab,
-    Prediction,
+    PredictionResult,
     Scorer,
-    Task,
     receive_volume,
 )
-from atlas_attention.server.background_job import Job
+from atlas_attention.server.background_job import BackgroundJob
 from atlas_attention.server.messages import (
     grid_message,
     model_message,
@@ -46,23 +45,21 @@ from atlas_attention.server.messages import (
     slab_messages,
     wanted_organs,
 )
-from atlas_attention.server.request_stream import Intake
+from atlas_attention.server.request_stream import RequestStream, RequestT
 from atlas_attention.server.soft_stream import SLAB_AXIS, SoftFusion, SoftGrid, read_soft_grid
 from atlas_attention.settings import AttentionSettings
 from atlas_attention.triton import TritonPredictor
 
-_RequestT = TypeVar("_RequestT")
-
 
 class AttentionServicer(stubs.AttentionServiceServicer):
-    """Serves CTs of `store` and of clients with the models that `predictor` knows."""
+    """Scores CTs of `store`, and CTs that clients send, with the models of `predictor`."""
 
     def __init__(
         self,
         settings: AttentionSettings,
         store: CaseStore,
         predictor: TritonPredictor,
-        metrics: Metrics,
+        metrics: AttentionMetrics,
         tracer: Tracer,
     ) -> None:
         self._settings = settings
@@ -80,14 +77,14 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         self, request: pb.GetInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetInfoResponse:
         """See the proto."""
-        served = self._predictor.served()
-        newest = self._predictor.ensemble()
+        ready = self._predictor.ready_models()
+        ensemble = self._predictor.ensemble()
         settings = self._settings
-        organs = newest[0].organs
+        organs = ensemble[0].organs
         return pb.GetInfoResponse(
             service_version=SERVICE_VERSION,
-            models=[model_message(spec) for spec in newest],
-            older_models=[model_message(spec) for spec in served if spec not in newest],
+            models=[model_message(spec) for spec in ensemble],
+            older_models=[model_message(spec) for spec in ready if spec not in ensemble],
             organs=organs,
             labels=self._scorer.labels(organs),
             readings=[pb.READING_PAPER, pb.READING_RELEASED],
@@ -108,7 +105,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         """See the proto."""
         with self._admission.admitted():
             task = self._task(request.reading, request.models, (), context)
-            job = Job(lambda report: self._scorer.score(request.case_id, task, report))
+            job = BackgroundJob(lambda report: self._scorer.score(request.case_id, task, report))
             try:
                 for done, total in job.progress():
                     yield pb.ScoreCaseResponse(
@@ -119,7 +116,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                     result=result_message(prediction, already_scored=already)
                 )
             finally:
-                task.cancelled.set()  # the client may have left in the middle
+                task.cancelled.set()  # the client may have left early
                 job.join()
 
     def StreamCase(  # noqa: N802  gRPC's name
@@ -152,7 +149,10 @@ class AttentionServicer(stubs.AttentionServiceServicer):
     ) -> Iterator[pb.AttentionResponse]:
         """See the proto."""
         cancelled = _cancellation(context)
-        with self._admission.admitted(), self._intake(request_iterator, cancelled) as requests:
+        with (
+            self._admission.admitted(),
+            self._request_stream(request_iterator, cancelled) as requests,
+        ):
             first = next(requests, None)
             if first is None or first.WhichOneof("part") != "header":
                 raise InvalidInput("malformed upload", expected="a header in the first message")
@@ -179,7 +179,10 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         """See the proto."""
         cancelled = _cancellation(context)
         began = time.monotonic()
-        with self._admission.admitted(), self._intake(request_iterator, cancelled) as requests:
+        with (
+            self._admission.admitted(),
+            self._request_stream(request_iterator, cancelled) as requests,
+        ):
             first = next(requests, None)
             if first is None or first.WhichOneof("part") != "header":
                 raise InvalidInput("malformed upload", expected="a header in the first message")
@@ -192,8 +195,10 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 fusion = SoftFusion(grid, self._settings.kernel_threads or None)
                 for slab in fusion.run(requests):
                     yield from slab_messages(slab, self._settings.max_message_bytes)
-                    del slab  # before the next one is made
-                yield pb.AttentionResponse(result=_fused(grid, fusion, time.monotonic() - began))
+                    del slab  # freed before the next one is made
+                yield pb.AttentionResponse(
+                    result=_fusion_result(grid, fusion, time.monotonic() - began)
+                )
 
     def _task(
         self,
@@ -202,18 +207,18 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         organs: Iterable[str],
         context: grpc.ServicerContext,
         cancelled: threading.Event | None = None,
-    ) -> Task:
+    ) -> AttentionTask:
         cancelled = cancelled or _cancellation(context)
         checked = read_reading(reading)
         specs = self._predictor.ensemble(tuple(models))
         channels = wanted_organs(tuple(organs), specs[0])
         self._scorer.labels(channels)
-        return Task(specs, checked, channels, cancelled)
+        return AttentionTask(specs, checked, channels, cancelled)
 
-    def _intake(
-        self, requests: Iterable[_RequestT], cancelled: threading.Event
-    ) -> Intake[_RequestT]:
-        return Intake(
+    def _request_stream(
+        self, requests: Iterable[RequestT], cancelled: threading.Event
+    ) -> RequestStream[RequestT]:
+        return RequestStream(
             requests,
             idle_timeout_s=self._settings.idle_timeout_s,
             total_timeout_s=self._settings.upload_timeout_s,
@@ -221,7 +226,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         )
 
     def _require_small_slices(
-        self, geometry: VolumeGeometry, task: Task, axis: int | None = None
+        self, geometry: VolumeGeometry, task: AttentionTask, axis: int | None = None
     ) -> None:
         require_small_slices(
             geometry,
@@ -230,29 +235,29 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             self._settings.max_message_bytes,
         )
 
-    def _grid(self, geometry: VolumeGeometry, task: Task) -> pb.AttentionResponse:
+    def _grid(self, geometry: VolumeGeometry, task: AttentionTask) -> pb.AttentionResponse:
         return grid_message(geometry, task.organs, self._scorer.labels(task.organs))
 
     def _slabs(
-        self, run: Generator[GridSlab, None, Prediction]
-    ) -> Generator[pb.AttentionResponse, None, Prediction]:
-        """Messages of all slabs; returns the outcome."""
+        self, run: Generator[GridSlab, None, PredictionResult]
+    ) -> Generator[pb.AttentionResponse, None, PredictionResult]:
+        """Messages of all slabs; the generator returns the result."""
         with closing(run):
             while True:
                 try:
                     slab = next(run)
                 except StopIteration as end:
-                    prediction: Prediction = end.value
+                    prediction: PredictionResult = end.value
                     return prediction
                 yield from slab_messages(slab, self._settings.max_message_bytes)
-                del slab  # before the next one is made
+                del slab  # freed before the next one is made
 
 
 def _cancellation(context: grpc.ServicerContext) -> threading.Event:
-    """Set when the call ends: the client left, its deadline passed, or all was sent.
+    """An event that is set when the call ends: the client left, a deadline passed, or all was sent.
 
     Raises:
-        CancelledError: it has ended already.
+        CancelledError: the call has ended already.
     """
     ended = threading.Event()
     if not context.add_callback(ended.set):
@@ -260,8 +265,8 @@ def _cancellation(context: grpc.ServicerContext) -> threading.Event:
     return ended
 
 
-def _fused(grid: SoftGrid, fusion: SoftFusion, total_s: float) -> pb.CaseResult:
-    prediction = Prediction(
+def _fusion_result(grid: SoftGrid, fusion: SoftFusion, total_s: float) -> pb.CaseResult:
+    prediction = PredictionResult(
         reading=grid.reading,
         organs=fusion.sizes(),
         total_s=total_s,

@@ -1,4 +1,4 @@
-"""Soft predictions that a client sends slab by slab: checked, rounded to bytes, fused, counted."""
+"""Soft predictions that a client sends slab by slab: checked, rounded to bytes, fused, summed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SLAB_AXIS = 2
 """Soft predictions come in slabs along the third axis, and so does their attention."""
 
 PIECE_SLICES = 16
-"""Slices fused at once; bounds what fusion holds beside a message of many thin slices."""
+"""Slices fused at once; bounds the memory of fusing a message of many thin slices."""
 
 
 @dataclass(frozen=True)
 class SoftGrid:
-    """What the header of soft predictions says, checked.
+    """The header of soft predictions, checked.
 
     Attributes:
         voxel_type: uint8 (p · 255) or float32 (p), little-endian.
@@ -49,7 +49,7 @@ class SoftGrid:
 
     @property
     def slice_bytes(self) -> int:
-        """Of one slice along k, all models and organs."""
+        """Bytes of one slice along k, all models and organs."""
         i, j, _ = self.geometry.shape
         return self.models * len(self.organs) * i * j * self.voxel_type.itemsize
 
@@ -57,7 +57,7 @@ class SoftGrid:
 def read_soft_grid(
     header: pb.FuseHeader, settings: AttentionSettings, scheme: OrganScheme
 ) -> SoftGrid:
-    """Check the header, before anything is allocated on its word.
+    """Check the header before anything is allocated.
 
     Raises:
         InvalidInput: it breaks a rule.
@@ -117,7 +117,7 @@ class SoftFusion:
         self._grid = grid
         self._fuser = open_fuser(grid.reading, threads=threads)
         self._received = 0
-        self._given = 0
+        self._emitted = 0
         organs = len(grid.organs)
         self._attention_sum = np.zeros(organs, np.int64)
         self._attended = np.zeros(organs, np.int64)
@@ -143,10 +143,10 @@ class SoftFusion:
             raise InvalidInput(
                 "soft predictions end too early", expected=f"{slices} slices", got=self._received
             )
-        yield from self._give(self._fuser.finish())
+        yield from self._emit(self._fuser.finish())
 
     def sizes(self) -> tuple[OrganSize, ...]:
-        """Attention size and pseudo label of every organ, once all slabs were given."""
+        """Attention size and pseudo label of every organ, once all slabs have been fused."""
         voxel_ml = self._grid.geometry.voxel_ml
         sizes = []
         for channel, (organ, label) in enumerate(
@@ -174,7 +174,7 @@ class SoftFusion:
         values = self._values(slab)
         for start in range(0, values.shape[2], PIECE_SLICES):
             piece = values[:, :, start : start + PIECE_SLICES]
-            yield from self._give(self._fuser.push(self._soft(piece, slab.start + start)))
+            yield from self._emit(self._fuser.push(self._soft(piece, slab.start + start)))
 
     def _values(self, slab: pb.SoftSlab) -> NDArray[Any]:
         """The numbers of `slab`, ``[model, organ, k, j, i]``, in order and of the right size."""
@@ -197,7 +197,11 @@ class SoftFusion:
         return np.frombuffer(slab.data, self._grid.voxel_type).reshape(shape)
 
     def _soft(self, values: NDArray[Any], first: int) -> NDArray[np.uint8]:
-        """`values` as bytes round(255 · p); `first` is the index of their first slice."""
+        """`values` as bytes round(255 · p).
+
+        Args:
+            first: index of their first slice, for messages.
+        """
         if self._grid.voxel_type == np.uint8:
             return np.ascontiguousarray(values)
         soft = np.empty(values.shape, np.uint8)
@@ -216,7 +220,7 @@ class SoftFusion:
             np.rint(p * np.float32(255), out=soft[model, organ], casting="unsafe")
         return soft
 
-    def _give(self, fused: Fused) -> Iterator[GridSlab]:
+    def _emit(self, fused: Fused) -> Iterator[GridSlab]:
         if not fused.slices:
             return
         self._attention_sum += fused.attention.sum(axis=(1, 2, 3), dtype=np.int64)
@@ -224,11 +228,11 @@ class SoftFusion:
         counts = np.bincount(fused.label.ravel(), minlength=len(self._grid.organs) + 1)
         self._labelled += counts[1:]
         values = np.array([0, *self._grid.labels], np.uint8)
-        start, self._given = self._given, self._given + fused.slices
+        start, self._emitted = self._emitted, self._emitted + fused.slices
         yield GridSlab(
             axis=SLAB_AXIS,
             start=start,
-            stop=self._given,
+            stop=self._emitted,
             attention=fused.attention.transpose(0, 3, 2, 1),
             label=values[fused.label].transpose(2, 1, 0),
         )

@@ -1,4 +1,4 @@
-"""What an exception means on the wire: one table, used by every call."""
+"""The gRPC status of every exception: one table, used by every call."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from atlas_attention.scoring import BusyError
 
 
 class TooSlowError(AtlasError):
-    """The client did not send or take for too long."""
+    """The client did not send for too long."""
 
 
 _STATUS: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
-    # First match counts: subclasses stand before their base.
+    # The first match counts, so subclasses come before their base.
     (CorruptFile, grpc.StatusCode.DATA_LOSS),
     (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
-    # Sending it again cannot help, which RESOURCE_EXHAUSTED would promise.
+    # RESOURCE_EXHAUSTED would promise that a retry can help.
     (LimitExceeded, grpc.StatusCode.OUT_OF_RANGE),
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (Conflict, grpc.StatusCode.ABORTED),
@@ -42,17 +42,17 @@ _STATUS: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
 )
 
 
-_NO_PLACE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What an administrator mends while the client waits, rather than a fault of ours."""
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What an administrator can fix while the client retries, rather than a fault of the service."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CallStatus:
     """How a call ended.
 
     Attributes:
         message: shown to the client.
-        error_id: names the traceback in the log; None unless the failure is a fault of ours.
+        error_id: of the traceback in the log; None unless the failure is a fault of the service.
     """
 
     code: grpc.StatusCode
@@ -60,23 +60,23 @@ class Outcome:
     error_id: str | None = None
 
 
-OK = Outcome(grpc.StatusCode.OK)
+OK = CallStatus(grpc.StatusCode.OK)
 
 
-def outcome_of(error: BaseException) -> Outcome:
-    """The status for `error`; what no client caused or can mend is INTERNAL, without details."""
+def status_of(error: BaseException) -> CallStatus:
+    """The status for `error`; what no client caused or can fix is INTERNAL, without details."""
     for kind, code in _STATUS:
         if isinstance(error, kind):
-            return Outcome(code, str(error) or "the call was cancelled")
-    if isinstance(error, OSError) and error.errno in _NO_PLACE_TO_WRITE:
-        return Outcome(
+            return CallStatus(code, str(error) or "the call was cancelled")
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+        return CallStatus(
             grpc.StatusCode.UNAVAILABLE,
             f"nothing can be written now: {error.strerror}; make room on the disks of case "
             "store and spool folder, or mount them writable",
         )
     if isinstance(error, GeneratorExit):
-        return Outcome(grpc.StatusCode.CANCELLED, "the client left")
+        return CallStatus(grpc.StatusCode.CANCELLED, "the client left")
     error_id = secrets.token_hex(6)
-    return Outcome(
+    return CallStatus(
         grpc.StatusCode.INTERNAL, f"internal error {error_id}; see the service's log", error_id
     )

@@ -1,6 +1,7 @@
 """Triton: which models it has loaded, and windows predicted by them.
 
-Only this room knows tritonclient. `shared_memory` is imported by its own name: it needs nothing.
+Only this package imports tritonclient. `shared_memory` is imported by its own name,
+because it needs neither tritonclient nor fusion.
 """
 
 import lazy_loader

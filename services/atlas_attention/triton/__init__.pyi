@@ -1,4 +1,5 @@
-from .predictor import CHANNEL_OPTIONS, TritonOptions, TritonPredictor
+from .client import CHANNEL_OPTIONS
+from .predictor import TritonOptions, TritonPredictor
 
 __all__ = [
     "CHANNEL_OPTIONS",

@@ -1,8 +1,9 @@
 """Regions of GPU memory that a model server on the same machine can map too (CUDA IPC).
 
-The service and the server must see the same GPU as their first one. When the owner dies its memory
-goes with it, but the server keeps the name; so every region takes the name of a
-`shared_memory.Region` that is locked as long as the owner lives, and is found by the same sweep.
+The same GPU must be the first one of both the service and the server. When the owner dies, its
+memory is freed, but the server keeps the name; so every region takes the name of a
+`shared_memory.SharedRegion`, which is locked as long as the owner lives, and the same sweep finds
+it.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from atlas_core.errors import ConfigurationError
 from numpy.typing import NDArray
 
 from atlas_attention.fusion.gpu.device import DeviceArray, import_cupy
-from atlas_attention.triton.shared_memory import Region
+from atlas_attention.triton.shared_memory import SharedRegion
 
 GRANULE = 2 << 20
-"""CUDA hands out smaller allocations as parts of one this large, and an IPC handle would share all
-of it."""
+"""CUDA cuts smaller allocations out of one of this many bytes, and an IPC handle would share all of
+it."""
 
 
 class CudaRegion:
     """One region on the first GPU; freed by `close`.
 
     Attributes:
-        name: under which the server is to know it.
+        name: under which it is registered with the server.
         size: in bytes.
         key: the IPC handle, in base64 as tritonclient takes it.
 
@@ -36,14 +37,14 @@ class CudaRegion:
     def __init__(self, size: int) -> None:
         self._cupy = import_cupy()
         self.size = size
-        self._life = Region(1)
-        self.name = self._life.name
+        self._lock_region = SharedRegion(1)
+        self.name = self._lock_region.name
         try:
-            # Not out of CuPy's pool: a handle names a whole allocation.
+            # Not from CuPy's pool: a handle refers to a whole allocation.
             memory = self._cupy.cuda.Memory(-(-size // GRANULE) * GRANULE)
             self.key = base64.b64encode(self._cupy.cuda.runtime.ipcGetMemHandle(memory.ptr))
         except (RuntimeError, MemoryError) as error:
-            self._life.close()
+            self._lock_region.close()
             raise ConfigurationError(
                 "GPU memory for the model server cannot be had",
                 expected=f"{size} bytes that can be shared by CUDA IPC",
@@ -54,22 +55,22 @@ class CudaRegion:
         self._bytes = self._cupy.ndarray((size,), np.uint8, pointer)
 
     def write(self, values: NDArray[np.float32]) -> None:
-        """Puts `values` at the beginning, for the server to read from now on."""
+        """Copies `values` to the beginning; the server may read them from now on."""
         self._bytes[: values.nbytes].view(np.float32).reshape(values.shape).set(values)
         self._wait()
 
     def read(self, shape: tuple[int, ...]) -> DeviceArray:
-        """A copy of the bytes at the beginning, on the GPU; the server may write again from now
+        """A copy of the bytes at the beginning, on the GPU; the server may overwrite them from now
         on."""
         copied = self._bytes[: int(np.prod(shape))].reshape(shape).copy()
         self._wait()
         return copied
 
     def close(self) -> None:
-        """Free its memory, which no server may map any more."""
+        """Free the memory; no server may still map it."""
         self._bytes = None
-        self._life.close()
+        self._lock_region.close()
 
     def _wait(self) -> None:
-        """The server knows nothing of this process's stream."""
+        """The server does not synchronise with this process's stream."""
         self._cupy.cuda.get_current_stream().synchronize()

@@ -1,4 +1,4 @@
-"""What a refusal of Triton means to a caller of this service."""
+"""What a refusal by Triton means to a caller of this service."""
 
 from __future__ import annotations
 
@@ -17,51 +17,61 @@ MAX_MESSAGE = 300
 """Characters of a server's message that are passed on; some carry a whole traceback."""
 
 
-class _Away(Unavailable):
-    """The server itself does not answer, as opposed to one model of it."""
+class ServerUnreachable(Unavailable):
+    """The server itself does not answer, as opposed to one of its models."""
 
 
 @contextlib.contextmanager
-def _server_errors() -> Iterator[None]:
+def server_errors() -> Iterator[None]:
+    """Raises what `translate` makes of an error of the client within the block."""
     try:
         yield
     except InferenceServerException as error:
-        raise _translate(error) from None
+        raise translate(error) from None
 
 
-def _status(error: InferenceServerException) -> str:
+def status_name(error: InferenceServerException) -> str:
+    """The gRPC status, for instance ``UNAVAILABLE``; empty where there is none."""
     return str(error.status() or "").removeprefix("StatusCode.")
 
 
-def _unanswered(error: InferenceServerException | None) -> bool:
-    """The server may still work on the request."""
+def may_still_run(error: InferenceServerException | None) -> bool:
+    """Whether the server may still be working on the request that ended with `error`."""
     return (
         error is not None
-        and not _not_loaded(error)
-        and _status(error) in {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
+        and not is_not_loaded(error)
+        and status_name(error) in {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
     )
 
 
-def _not_loaded(error: InferenceServerException) -> bool:
-    """The server is there and says that it does not have this version (any more).
+def is_not_loaded(error: InferenceServerException) -> bool:
+    """The server answers, and says that it does not have this version (any more).
 
-    Only the words tell: a version that it is just unloading has the status of a server away.
+    Only the message shows it: for a version that is just being unloaded the status is that of an
+    unreachable server.
     """
     return "unknown model" in error.message()
 
 
-def _region_unknown(error: InferenceServerException) -> bool:
+def is_unknown_region(error: InferenceServerException) -> bool:
+    """The server does not know a region: it was restarted since the region was registered."""
     return "Unable to find shared memory region" in error.message()
 
 
-def _translate(error: InferenceServerException, spec: ModelSpec | None = None) -> AtlasError:
-    """What a refusal of the server means to a caller of this service."""
+def translate(error: InferenceServerException, spec: ModelSpec | None = None) -> AtlasError:
+    """The error of this service for a refusal of the server.
+
+    Args:
+        spec: the model that was asked; None: the server itself.
+    """
     who = f"model {spec.name}@{spec.version}" if spec else "the model server"
-    status, message = _status(error), error.message()[:MAX_MESSAGE]
-    if _not_loaded(error):
+    status, message = status_name(error), error.message()[:MAX_MESSAGE]
+    if is_not_loaded(error):
         return Unavailable(f"{who} is not loaded any more", remedy="ask again")
     if status == "UNAVAILABLE":
-        return _Away("the model server does not answer", remedy="start it, or wait for it")
+        return ServerUnreachable(
+            "the model server does not answer", remedy="start it, or wait for it"
+        )
     if status == "DEADLINE_EXCEEDED":
         return Unavailable(f"{who} did not answer in time", remedy="see the model server's log")
     if status == "CANCELLED":
@@ -75,3 +85,10 @@ def _translate(error: InferenceServerException, spec: ModelSpec | None = None) -
         got=message,
         remedy="unload and load it again; its process may have died",
     )
+
+
+def outcome_label(failure: AtlasError | None) -> str:
+    """How the metrics name the outcome of an inference; dashboards and alerts select by it."""
+    if failure is None:
+        return "ok"
+    return "away" if isinstance(failure, ServerUnreachable) else type(failure).__name__.lower()

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the place POSIX shared memory has on Linux
 PREFIX = "atlasloop-"
 
-ScalarT = TypeVar("ScalarT", bound=np.generic)
+ElementT = TypeVar("ElementT", bound=np.generic)
 
 
-class Region:
+class SharedRegion:
     """One region: made, locked and mapped here; unlinked by `close`.
 
     Attributes:
@@ -61,7 +61,7 @@ class Region:
         """POSIX name, as `shm_open` takes it."""
         return f"/{self.name}"
 
-    def view(self, dtype: type[ScalarT], shape: tuple[int, ...]) -> NDArray[ScalarT]:
+    def view(self, dtype: type[ElementT], shape: tuple[int, ...]) -> NDArray[ElementT]:
         """The beginning of the region as an array; it must not outlive the region."""
         count = int(np.prod(shape))
         return np.frombuffer(self._map, dtype=dtype, count=count).reshape(shape)

@@ -17,14 +17,14 @@ def test_every_field_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert (settings.shared_memory, settings.windows_in_flight) == ("none", 7)
 
 
-def test_gpu_memory_is_shared_by_a_gpu_only() -> None:
+def test_cuda_shared_memory_needs_a_gpu() -> None:
     assert AttentionSettings().device == "cpu"
     assert AttentionSettings(device="cuda", shared_memory="cuda").shared_memory == "cuda"
     with pytest.raises(ValidationError, match="ATLAS_ATTENTION_DEVICE"):
         AttentionSettings(shared_memory="cuda")
 
 
-def test_every_field_says_what_it_is() -> None:
+def test_every_field_has_a_description() -> None:
     unsaid = [
         name for name, field in AttentionSettings.model_fields.items() if not field.description
     ]
@@ -33,7 +33,7 @@ def test_every_field_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("address", ["0.0.0.0:18010", "[::]:18010", "10.0.0.5:18010", "ct-host:1"])
 @pytest.mark.parametrize("field", ["listen", "metrics_listen"])
-def test_other_machines_are_let_in_only_when_told(field: str, address: str) -> None:
+def test_other_machines_need_explicit_permission(field: str, address: str) -> None:
     with pytest.raises(ValidationError, match="ALLOW_REMOTE"):
         AttentionSettings(**{field: address})
     told = AttentionSettings(**{field: address}, allow_remote=True)

@@ -36,7 +36,7 @@ def slab(axis: int, start: int, stop: int, attention: np.ndarray[Any, Any]) -> p
 
 
 class Script(stubs.AttentionServiceServicer):
-    """Answers what it was told to, and remembers what it was asked."""
+    """Gives scripted answers, and records the requests."""
 
     def __init__(self) -> None:
         self.answers: list[pb.AttentionResponse] = []
@@ -110,7 +110,7 @@ def test_slabs_along_any_axis_in_any_order_become_one_volume(
         collected.attention_of("spleen")
 
 
-def test_missing_slabs_and_results_are_noticed(script: Script, client: AttentionClient) -> None:
+def test_missing_slabs_and_results_are_errors(script: Script, client: AttentionClient) -> None:
     maps = attention()
     for answers, status in (
         ([GRID, slab(2, 0, 4, maps), RESULT], grpc.StatusCode.DATA_LOSS),

@@ -1,4 +1,4 @@
-"""`blending.Blender` on a GPU: predictions come, and blended slices stay, in its memory."""
+"""`blending.Blender` on a GPU: predictions are uploaded, and blended slices stay in its memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GpuBlender:
             self._launch("add_weights", window, (), self._weights)
 
     def add(self, window: Window, model: int, soft: DeviceArray) -> None:
-        """See `blending.Blender.add`; an answer in the host's memory is uploaded.
+        """See `blending.Blender.add`; an answer in host memory is uploaded.
 
         Raises:
             InvalidInput: another type or shape.

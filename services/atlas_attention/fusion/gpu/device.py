@@ -1,4 +1,4 @@
-"""A GPU as the stages see it: arrays in its memory, and the kernels of ``kernels.cu``."""
+"""The GPU interface of the stages: arrays in its memory, and the kernels of ``kernels.cu``."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ CONSTANTS = tuple(
         "WEIGHT_LEVELS": WEIGHT_LEVELS,
     }.items()
 )
-"""Compiler options: what the kernels share with the CPU's is written down once."""
+"""Compiler options: constants that CPU and GPU kernels share are defined only once."""
 
 BLOCK_THREADS = 256
-"""Threads of a block: a multiple of the warp that leaves several blocks to a multiprocessor."""
+"""Threads of a block: a multiple of the warp size, and several blocks fit a multiprocessor."""
 
 DeviceArray = Any
-"""A CuPy array (untyped): NumPy's interface, memory of the GPU."""
+"""A CuPy array (untyped): NumPy's interface, in GPU memory."""
 
 
 class Device(Protocol):
-    """Where the kernels run."""
+    """A device that runs the kernels."""
 
     @property
     def arrays(self) -> Any:
@@ -55,20 +55,20 @@ class Device(Protocol):
     def launch(self, kernel: str, items: int, *arguments: DeviceArray | int | np.float32) -> None:
         """Runs a kernel of ``kernels.cu`` over `items` items.
 
-        Launches, and copies through `arrays`, take effect in the order in which they are asked for.
+        Launches, and copies through `arrays`, take effect in the order in which they are issued.
 
         Args:
             arguments: C-contiguous arrays of this device, integers, float32 scalars.
         """
 
     def to_host(self, array: DeviceArray) -> NDArray[Any]:
-        """A copy in the host's memory, once all launches before it are done."""
+        """A copy in host memory, made once all launches before it are done."""
 
 
 class CudaDevice:
-    """The first GPU that CUDA shows this process (``CUDA_VISIBLE_DEVICES`` chooses), by CuPy.
+    """The first GPU that CUDA shows this process (see ``CUDA_VISIBLE_DEVICES``), through CuPy.
 
-    All work goes through the default stream, which keeps the order across threads.
+    All work goes through the default stream, which keeps its order across threads.
 
     Raises:
         ConfigurationError: CuPy is not installed, or there is no usable GPU.
@@ -80,7 +80,7 @@ class CudaDevice:
         try:
             self.name = str(self._cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
             self._module.compile()
-        except RuntimeError as error:  # CUDA's own, and of libraries that are not found
+        except RuntimeError as error:  # of CUDA itself, and of libraries that are missing
             raise ConfigurationError(
                 "the GPU cannot be used",
                 expected="an NVIDIA GPU, its driver, and NVRTC",
@@ -108,7 +108,7 @@ class CudaDevice:
 
 
 def import_cupy() -> Any:
-    """The module ``cupy``, which only the extra ``gpu`` brings.
+    """The module ``cupy``, which only the extra ``gpu`` installs.
 
     Raises:
         ConfigurationError: it is not installed.

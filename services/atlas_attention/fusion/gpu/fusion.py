@@ -1,4 +1,4 @@
-"""`fusion` on a GPU: soft predictions lie in its memory, what they come to goes to the host."""
+"""`fusion` on a GPU: soft predictions stay in its memory, results go to host memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from atlas_attention.fusion.released import HALO, MIN_INCONSISTENCY, MIN_UNCERTA
 
 
 def fuse_block(device: Device, soft: DeviceArray, gates: DeviceArray | None = None) -> Fused:
-    """`attention_map.fuse_block` on a device: soft predictions and results are arrays of it.
+    """`fused.fuse_block` on a device: soft predictions and results are arrays in its memory.
 
     Args:
         device: where.
         soft: uint8 ``[model, organ, z, y, x]``.
-        gates: see `attention_map.fuse_block`; becomes the attention.
+        gates: see `fused.fuse_block`; becomes the attention.
 
     Raises:
-        InvalidInput, LimitExceeded: see `attention_map.require_form`.
+        InvalidInput, LimitExceeded: see `fused.require_form`.
     """
     require_form(soft)
     soft = device.arrays.ascontiguousarray(soft)
@@ -73,7 +73,7 @@ class GpuPaperFuser:
         self._first: DeviceArray | None = None
 
     def push(self, soft: DeviceArray) -> Fused:
-        """See `fusion.Fuser.push`; the answer is in the host's memory."""
+        """See `fusion.Fuser.push`; the result is in host memory."""
         require_same_width(self._first, soft)
         fused = _on_host(self._device, fuse_block(self._device, soft))
         self._first = soft[:, :, :0].copy()  # its width, without its memory
@@ -81,39 +81,39 @@ class GpuPaperFuser:
 
     def finish(self) -> Fused:
         """See `fusion.Fuser.finish`."""
-        return _nothing_of(self._first)
+        return _no_slices(self._first)
 
 
 class GpuReleasedFuser:
     """`released.ReleasedFuser` on a device; lags `released.HALO` slices behind.
 
-    Holds as many slices on either side of those to be answered, and opens their gates anew with
-    every slab: cheaper there than keeping another volume in step.
+    Holds that many slices on either side of those to be returned, and opens their gates again for
+    every slab: on a GPU that is cheaper than keeping the gates as well.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._held: DeviceArray | None = None
-        self._answered = 0  # of the slices held
+        self._returned = 0  # of the slices held
 
     def push(self, soft: DeviceArray) -> Fused:
-        """See `fusion.Fuser.push`; the answer is in the host's memory."""
+        """See `fusion.Fuser.push`; the result is in host memory."""
         require_form(soft)
         require_same_width(self._held, soft)
         if self._held is not None:
             soft = self._device.arrays.concatenate([self._held, soft], axis=2)
         self._held = soft
-        return self._answer(soft.shape[2] - HALO)
+        return self._fuse_up_to(soft.shape[2] - HALO)
 
     def finish(self) -> Fused:
         """See `fusion.Fuser.finish`."""
-        return _nothing_of(None) if self._held is None else self._answer(self._held.shape[2])
+        return _no_slices(None) if self._held is None else self._fuse_up_to(self._held.shape[2])
 
-    def _answer(self, stop: int) -> Fused:
-        """The slices held from the first unanswered one up to `stop`."""
-        held, start = self._held, self._answered
+    def _fuse_up_to(self, stop: int) -> Fused:
+        """The slices held from the first one that has not been returned up to `stop`."""
+        held, start = self._held, self._returned
         if stop <= start:
-            return _nothing_of(held)
+            return _no_slices(held)
         assert held is not None
         held = self._device.arrays.ascontiguousarray(held)
         gates = opened_gates(self._device, held)[:, start:stop]
@@ -122,7 +122,7 @@ class GpuReleasedFuser:
         )
         keep = max(0, stop - HALO)
         # A copy, or a view of a few slices would keep the memory of all.
-        self._held, self._answered = held[:, :, keep:].copy(), stop - keep
+        self._held, self._returned = held[:, :, keep:].copy(), stop - keep
         return _on_host(self._device, fused)
 
 
@@ -135,5 +135,5 @@ def _on_host(device: Device, fused: Fused) -> Fused:
     return Fused(*map(device.to_host, (fused.attention, fused.mean, fused.label)))
 
 
-def _nothing_of(soft: DeviceArray | None) -> Fused:
+def _no_slices(soft: DeviceArray | None) -> Fused:
     return Fused.empty(0, 0, 0) if soft is None else Fused.empty(soft.shape[1], *soft.shape[3:])

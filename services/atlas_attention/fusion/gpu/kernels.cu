@@ -1,13 +1,12 @@
-// Blending, fusion and opening, with the integer arithmetic of `blending`, `attention_map` and
-// `released`: what those modules say of ranges and rounding holds here, and results are equal to
-// the bit.
+// Blending, fusion and opening, with the integer arithmetic of `blending`, `kernels` and `released`:
+// what those modules say about ranges and rounding holds here, and results are equal to the bit.
 //
-// Every kernel covers its items with a grid-strided loop, so any number of threads does the same
-// work, and no thread reads what another one writes in the same launch. Nothing is included, and
-// the few names of CUDA are easily defined: the tests compile this very file as C++.
+// Every kernel covers its items with a grid-strided loop, so the result does not depend on the number
+// of threads, and no thread reads what another one writes in the same launch. Nothing is included,
+// and the few names of CUDA are easily defined: the tests compile this very file as C++.
 //
 // Integer arguments are 64 bits wide. Constants come from Python as -D options (`gpu.device`).
-// Where IEEE rounding must not be left to compiler flags, the intrinsics ending in _rn say so.
+// Where IEEE rounding must not be left to compiler flags, intrinsics that end in _rn are used.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -21,13 +20,13 @@ typedef long long i64;
 
 // --- blending ------------------------------------------------------------------------------------
 
-// What one window counts at one of its voxels: the product of its shares per axis, rounded down.
+// The weight of one window at one of its voxels: the product of its shares per axis, rounded down.
 __device__ u32 weight_of(double z, double y, double x) {
     const u32 weight = (u32)__dmul_rn(__dmul_rn(__dmul_rn(z, y), (double)WEIGHT_LEVELS), x);
     return weight < 255 ? weight : 255;
 }
 
-// Place of voxel (z, y, x) of the grid in a ring [slot, y, x] of `depth` slices; -1 beyond the grid.
+// Index of voxel (z, y, x) of the grid in a ring [slot, y, x] of `depth` slices; -1 beyond the grid.
 __device__ i64 in_ring(i64 z, i64 y, i64 x, i64 slices, i64 depth, i64 rows, i64 columns) {
     if (z < 0 || z >= slices || y < 0 || y >= rows || x < 0 || x >= columns) return -1;
     return (z % depth * rows + y) * columns + x;
@@ -36,7 +35,7 @@ __device__ i64 in_ring(i64 z, i64 y, i64 x, i64 slices, i64 depth, i64 rows, i64
 // Adds the weights of one window to the ring `weights` [slot, y, x].
 //
 // shares_*: the window's shares along each axis, one per voxel of the patch; start_*: its first
-// voxel on the grid, negative where it hangs over; size_*: of the patch.
+// voxel on the grid, negative if it extends over the edge; size_*: of the patch.
 extern "C" __global__ void add_weights(const double *shares_z, const double *shares_y,
                                        const double *shares_x, i64 start_z, i64 start_y,
                                        i64 start_x, i64 size_z, i64 size_y, i64 size_x, i64 slices,
@@ -157,8 +156,8 @@ __device__ void fuse_run(const u8 *soft, const u16 *entropy, float deviation, in
     for (int k = 0; k < RUN; ++k) {
         named[k] = best[k] >> 8 > half_sum ? 256 - (best[k] & 255) : 0;
         if ((claims[k] & (claims[k] - 1)) == 0) continue;
-        // Eq. 3 is a whole number of bytes' steps: added now that all organs are known, it gives
-        // what it would have given before the rounding.
+        // Eq. 3 is a whole number of steps of the byte, so it can be added after the rounding, now
+        // that all organs are known.
         for (int c = 0; c < organs; ++c)
             if (claims[k] >> c & 1) attention[c * voxels + at + k] += ATTENTION_LEVELS;
     }
@@ -171,7 +170,7 @@ __device__ void fuse_run(const u8 *soft, const u16 *entropy, float deviation, in
 extern "C" __global__ void fuse(const u8 *soft, const u16 *entropy, float deviation, i64 models,
                                 i64 organs, i64 voxels, i64 gated, u8 *attention, u8 *mean,
                                 u8 *label) {
-    // A warp that loads words has four times the bytes under way of one that loads bytes.
+    // A warp that loads words has four times as many bytes in flight as one that loads bytes.
     if (((u64)soft | (u64)attention | (u64)mean | (u64)label | (u64)voxels) % 4 == 0) {
         FOR_EACH(i, voxels / 4)
             fuse_run<4>(soft, entropy, deviation, models, organs, voxels, gated, 4 * i, attention,

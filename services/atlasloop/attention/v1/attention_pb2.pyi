@@ -157,7 +157,7 @@ class GetInfoResponse(_message.Message):
     attention_scale: _builtins.float
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """the ensemble in service: the newest version of every model"""
+        """the ensemble: of every model the version in service"""
 
     @_builtins.property
     def organs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -173,7 +173,9 @@ class GetInfoResponse(_message.Message):
     def limits(self) -> Global___Limits: ...
     @_builtins.property
     def older_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """also in service; used when asked for as "name@t" """
+        """Other versions that are loaded, older or newer than the one in service (a new version is tried
+        before it goes into service); used when asked for as "name@t".
+        """
 
     def __init__(
         self,
@@ -260,7 +262,7 @@ class Limits(_message.Message):
     max_fuse_models: _builtins.int
     max_fuse_organs: _builtins.int
     max_calls: _builtins.int
-    """calls worked on at once; more wait, then RESOURCE_EXHAUSTED"""
+    """calls that run at once; more wait, then RESOURCE_EXHAUSTED"""
     idle_timeout_s: _builtins.int
     """a request stream silent for longer is ended"""
     def __init__(
@@ -292,7 +294,7 @@ class ScoreCaseRequest(_message.Message):
     reading: Global___Reading.ValueType
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"unet" (newest in service) or "unet@2"; empty: the whole ensemble"""
+        """"unet" (the version in service) or "unet@2", one version per model; empty: the whole ensemble."""
 
     def __init__(
         self,
@@ -399,7 +401,7 @@ class AttendVolumeRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     VOXELS_FIELD_NUMBER: _builtins.int
     voxels: _builtins.bytes
-    """next bytes of the volume, whole voxels, any number a message"""
+    """next bytes of the volume: whole voxels, any number per message"""
     @_builtins.property
     def header(self) -> Global___AttendVolumeHeader: ...
     def __init__(
@@ -437,7 +439,9 @@ class AttendVolumeHeader(_message.Message):
     @_builtins.property
     def grid(self) -> Global___VolumeGrid: ...
     @_builtins.property
-    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as in ScoreCaseRequest"""
+
     @_builtins.property
     def organs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """attention channels wanted; empty: all"""
@@ -643,7 +647,7 @@ class CaseResult(_message.Message):
     def timing(self) -> Global___Timing: ...
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
-        """who predicted; empty when the client brought the predictions"""
+        """which models predicted; empty if the client sent the predictions"""
 
     def __init__(
         self,

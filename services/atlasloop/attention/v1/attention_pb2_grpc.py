@@ -65,7 +65,7 @@ class AttentionServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetInfo(self, request, context):
-        """The models in service, the readings, the organs, the limits.
+        """The models, the readings, the organs, the limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,7 +82,7 @@ class AttentionServiceServicer:
 
     def StreamCase(self, request, context):
         """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
-        scoring has stored is read; the models are asked only where nothing is stored yet.
+        scoring has stored is read; the models are run only where nothing is stored yet.
         First message: grid. Then slabs that together cover the grid exactly once, in any one direction
         along one axis. Last: result.
         """
@@ -99,7 +99,7 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FuseSoftPredictions(self, request_iterator, context):
-        """Fuses soft predictions that the client brings (Eq. 1-4), slab by slab along the third axis; no
+        """Fuses soft predictions that the client sends (Eq. 1-4), slab by slab along the third axis; no
         model is run. First request message: header, then slabs in rising order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -40,7 +40,7 @@ class AttentionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AttentionServiceAsyncStub: ...
     GetInfo: _grpc.UnaryUnaryMultiCallable[_attention_pb2.GetInfoRequest, _attention_pb2.GetInfoResponse]
-    """The models in service, the readings, the organs, the limits."""
+    """The models, the readings, the organs, the limits."""
     ScoreCase: _grpc.UnaryStreamMultiCallable[_attention_pb2.ScoreCaseRequest, _attention_pb2.ScoreCaseResponse]
     """Scores one case of the case store: predicts with every model of the ensemble, fuses, and writes
     attention maps and pseudo labels into the store, all or nothing. Progress messages come first,
@@ -48,7 +48,7 @@ class AttentionServiceStub:
     """
     StreamCase: _grpc.UnaryStreamMultiCallable[_attention_pb2.StreamCaseRequest, _attention_pb2.AttentionResponse]
     """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
-    scoring has stored is read; the models are asked only where nothing is stored yet.
+    scoring has stored is read; the models are run only where nothing is stored yet.
     First message: grid. Then slabs that together cover the grid exactly once, in any one direction
     along one axis. Last: result.
     """
@@ -57,7 +57,7 @@ class AttentionServiceStub:
     chunks of voxels in order. Nothing is kept after the call.
     """
     FuseSoftPredictions: _grpc.StreamStreamMultiCallable[_attention_pb2.FuseSoftPredictionsRequest, _attention_pb2.AttentionResponse]
-    """Fuses soft predictions that the client brings (Eq. 1-4), slab by slab along the third axis; no
+    """Fuses soft predictions that the client sends (Eq. 1-4), slab by slab along the third axis; no
     model is run. First request message: header, then slabs in rising order.
     """
 
@@ -65,7 +65,7 @@ class AttentionServiceStub:
 class AttentionServiceAsyncStub(AttentionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetInfo: _aio.UnaryUnaryMultiCallable[_attention_pb2.GetInfoRequest, _attention_pb2.GetInfoResponse]  # type: ignore[assignment]
-    """The models in service, the readings, the organs, the limits."""
+    """The models, the readings, the organs, the limits."""
     ScoreCase: _aio.UnaryStreamMultiCallable[_attention_pb2.ScoreCaseRequest, _attention_pb2.ScoreCaseResponse]  # type: ignore[assignment]
     """Scores one case of the case store: predicts with every model of the ensemble, fuses, and writes
     attention maps and pseudo labels into the store, all or nothing. Progress messages come first,
@@ -73,7 +73,7 @@ class AttentionServiceAsyncStub(AttentionServiceStub):
     """
     StreamCase: _aio.UnaryStreamMultiCallable[_attention_pb2.StreamCaseRequest, _attention_pb2.AttentionResponse]  # type: ignore[assignment]
     """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
-    scoring has stored is read; the models are asked only where nothing is stored yet.
+    scoring has stored is read; the models are run only where nothing is stored yet.
     First message: grid. Then slabs that together cover the grid exactly once, in any one direction
     along one axis. Last: result.
     """
@@ -82,7 +82,7 @@ class AttentionServiceAsyncStub(AttentionServiceStub):
     chunks of voxels in order. Nothing is kept after the call.
     """
     FuseSoftPredictions: _aio.StreamStreamMultiCallable[_attention_pb2.FuseSoftPredictionsRequest, _attention_pb2.AttentionResponse]  # type: ignore[assignment]
-    """Fuses soft predictions that the client brings (Eq. 1-4), slab by slab along the third axis; no
+    """Fuses soft predictions that the client sends (Eq. 1-4), slab by slab along the third axis; no
     model is run. First request message: header, then slabs in rising order.
     """
 
@@ -93,7 +93,7 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attention_pb2.GetInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attention_pb2.GetInfoResponse, _abc.Awaitable[_attention_pb2.GetInfoResponse]]:
-        """The models in service, the readings, the organs, the limits."""
+        """The models, the readings, the organs, the limits."""
 
     @_abc_1.abstractmethod
     def ScoreCase(
@@ -113,7 +113,7 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_attention_pb2.AttentionResponse], _abc.AsyncIterator[_attention_pb2.AttentionResponse]]:
         """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
-        scoring has stored is read; the models are asked only where nothing is stored yet.
+        scoring has stored is read; the models are run only where nothing is stored yet.
         First message: grid. Then slabs that together cover the grid exactly once, in any one direction
         along one axis. Last: result.
         """
@@ -134,7 +134,7 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_attention_pb2.FuseSoftPredictionsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_attention_pb2.AttentionResponse], _abc.AsyncIterator[_attention_pb2.AttentionResponse]]:
-        """Fuses soft predictions that the client brings (Eq. 1-4), slab by slab along the third axis; no
+        """Fuses soft predictions that the client sends (Eq. 1-4), slab by slab along the third axis; no
         model is run. First request message: header, then slabs in rising order.
         """
 

@@ -35,7 +35,7 @@ def rounding_bound(models: int) -> float:
 
 
 def soft_predictions(models: int, organs: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Random bytes with everything that matters: zeros in runs, ones, and values around a half."""
+    """Random bytes with all relevant cases: runs of zeros, ones, and values around a half."""
     rng = np.random.default_rng(seed)
     soft = rng.integers(0, 256, (models, organs, 3, 61, 131), dtype=np.uint8)
     soft[rng.random(soft.shape) < 0.2] = 0
@@ -133,7 +133,7 @@ def test_arguments_are_not_changed() -> None:
         np.zeros((0, 9, 4, 4, 4), np.uint8),
     ],
 )
-def test_refuses_what_is_no_soft_prediction(soft: NDArray[np.uint8]) -> None:
+def test_refuses_malformed_soft_predictions(soft: NDArray[np.uint8]) -> None:
     for reading in Reading:
         with pytest.raises(InvalidInput, match="wrong form"):
             fuse(soft, reading)
@@ -154,7 +154,7 @@ def test_refuses_memory_that_does_not_fit(reading: Reading) -> None:
             fuse(soft, reading, out=out)
 
 
-def test_memory_of_a_large_volume_is_used_again() -> None:
+def test_memory_of_a_large_volume_is_reused() -> None:
     """Larger than a tile, empty where the last volume was not, and the other way round."""
     first = soft_predictions(3, 4)
     second = np.zeros_like(first)
@@ -168,7 +168,7 @@ def test_memory_of_a_large_volume_is_used_again() -> None:
             assert (out.mean == expected.mean).all() and (out.label == expected.label).all()
 
 
-def test_refuses_more_than_the_kernels_hold() -> None:
+def test_refuses_more_models_and_organs_than_the_kernels_support() -> None:
     with pytest.raises(LimitExceeded, match="too many models"):
         fuse(np.zeros((MAX_MODELS + 1, 1, 1, 1, 1), np.uint8))
     with pytest.raises(LimitExceeded, match="too many organs"):
@@ -176,7 +176,7 @@ def test_refuses_more_than_the_kernels_hold() -> None:
 
 
 @pytest.mark.parametrize("reading", list(Reading))
-def test_a_stream_refuses_a_slab_of_another_width(reading: Reading) -> None:
+def test_a_stream_refuses_a_slab_of_another_size(reading: Reading) -> None:
     fuser = open_fuser(reading)
     fuser.push(np.zeros((3, 2, 9, 8, 8), np.uint8))
     for shape in ((2, 2, 9, 8, 8), (3, 3, 9, 8, 8), (3, 2, 9, 7, 8), (3, 2, 9, 8, 9)):
@@ -187,5 +187,5 @@ def test_a_stream_refuses_a_slab_of_another_width(reading: Reading) -> None:
 
 
 @pytest.mark.parametrize("reading", list(Reading))
-def test_a_stream_of_nothing_ends_in_nothing(reading: Reading) -> None:
+def test_an_empty_stream_gives_no_slices(reading: Reading) -> None:
     assert open_fuser(reading).finish().slices == 0

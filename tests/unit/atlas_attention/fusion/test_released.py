@@ -78,8 +78,8 @@ def test_equals_the_definition_voxel_for_voxel(
     assert (fused.mean == paper.mean).all() and (fused.label == paper.label).all()
 
 
-def test_touching_the_border_counts_as_the_published_script_has_it() -> None:
-    """Beyond the volume nothing is set: a lump at the border is eroded from there too."""
+def test_borders_are_eroded_as_in_the_published_script() -> None:
+    """Outside the volume nothing is set: a blob at the border is eroded from there too."""
     soft = np.zeros((1, 1, 12, 12, 12), np.uint8)
     soft[..., :5, :5, :5] = 94
     assert (fuse(soft, Reading.RELEASED).attention > 0).sum() == 125

@@ -1,4 +1,4 @@
-"""So many calls are let in, so many worked on, in order; the same work is done once."""
+"""A limited number of calls is admitted and run, in order; the same work is done once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atlas_attention.scoring import Admission, BusyError
 WAIT_S = 10.0
 
 
-def test_more_than_allowed_are_refused_and_let_in_again_later() -> None:
+def test_calls_over_the_limit_are_refused_until_others_end() -> None:
     admission = Admission(max_calls=1, max_waiting=1)
     with admission.admitted():
         with admission.admitted(), pytest.raises(BusyError, match="at most 2"):
@@ -21,7 +21,7 @@ def test_more_than_allowed_are_refused_and_let_in_again_later() -> None:
 
 
 class Queued(threading.Event):
-    """Tells when its call has begun to wait: a call that waits looks whether it is cancelled."""
+    """Shows when its call has begun to wait: a waiting call checks whether it is cancelled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Queued(threading.Event):
         return super().is_set()
 
 
-def test_at_most_max_calls_work_and_the_rest_follow_in_order() -> None:
+def test_at_most_max_calls_run_and_the_rest_follow_in_order() -> None:
     changes: list[int] = []
     admission = Admission(1, 8, lambda what, by: changes.append(by) if what == "working" else None)
     order: list[int] = []
@@ -66,22 +66,22 @@ def test_a_cancelled_call_stops_waiting_and_leaves_the_queue() -> None:
         pass
 
 
-def test_the_same_work_is_done_by_one_at_a_time_and_other_work_meanwhile() -> None:
+def test_one_call_at_a_time_does_the_same_work_and_others_go_on() -> None:
     admission = Admission(max_calls=4, max_waiting=4)
     done: set[str] = set()
     begun = 0
 
     def once() -> None:
         nonlocal begun
-        with admission.alone("case", threading.Event()):
+        with admission.exclusive("case", threading.Event()):
             if "case" not in done:
                 begun += 1
                 done.add("case")
 
     with (
         ThreadPoolExecutor(4) as pool,
-        admission.alone("case", threading.Event()),
-        admission.alone("another case", threading.Event()),
+        admission.exclusive("case", threading.Event()),
+        admission.exclusive("another case", threading.Event()),
     ):
         calls = [pool.submit(once) for _ in range(4)]
         assert not any(call.done() for call in calls)

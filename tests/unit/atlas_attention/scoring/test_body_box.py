@@ -17,7 +17,7 @@ AIR, TISSUE, ABOVE = -1000.0, 40.0, -175.0
 
 @dataclass
 class Slices:
-    """A CT ``[z, y, x]`` of one spacing per axis x, y, z; notes how much is read at once."""
+    """A CT ``[z, y, x]`` of one spacing per axis x, y, z; records how much is read at once."""
 
     voxels: NDArray[np.float32]
     spacing_mm: tuple[float, float, float]

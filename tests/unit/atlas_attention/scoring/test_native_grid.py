@@ -85,14 +85,14 @@ def test_is_linear_interpolation(native: tuple[int, int, int]) -> None:
     assert close.mean() < 0.1 and label.any()
 
 
-def test_one_grid_is_left_as_it_is() -> None:
+def test_equal_grids_change_nothing() -> None:
     fused = fused_lumps()
     attention, label, _ = to_native(fused, MODEL)
     assert (attention == fused.attention).all()
     assert (label == np.array([0, *LABELS])[fused.label]).all()
 
 
-def test_an_axis_that_both_grids_share_is_left_as_it_is() -> None:
+def test_an_axis_that_both_grids_share_is_unchanged() -> None:
     """Only z is resampled here; slices at model positions come through untouched."""
     fused = fused_lumps()
     attention, _, _ = to_native(fused, (60, 30, 40))
@@ -133,7 +133,7 @@ def test_flips_commute_with_resampling(native: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     "flips", [(True, False, False), (False, True, False), (False, False, True)]
 )
-def test_directions_of_the_file_only_turn_what_is_given_out(
+def test_directions_of_the_file_only_flip_the_slabs(
     native: tuple[int, int, int], flips: tuple[bool, bool, bool]
 ) -> None:
     fused = fused_lumps()

@@ -16,7 +16,7 @@ from atlas_attention.fusion.blending import Blender
 from atlas_attention.fusion.compute import GpuCompute
 from atlas_attention.scoring import GridSlab, Predictor, attend, plan_windows
 from atlas_attention.scoring.native_grid import NativeGrid
-from atlas_attention.scoring.pipeline import Summary
+from atlas_attention.scoring.pipeline import AttentionSummary
 from atlas_core.errors import InvalidInput, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.resampling import resample_image
@@ -31,7 +31,7 @@ ORGANS = ("liver", "spleen", "aorta")
 
 @dataclass
 class ArraySource:
-    """A CT in memory, in its own axis order ``[i, j, k]``; notes what is read."""
+    """A CT in memory, in its own axis order ``[i, j, k]``; records what is read."""
 
     voxels: NDArray[np.float32]
     geometry: VolumeGeometry
@@ -72,7 +72,7 @@ class RulePredictor:
         return answer
 
     def shutdown(self) -> None:
-        """Waits until every answer is given or called off."""
+        """Waits until every answer is given or cancelled."""
         self._pool.shutdown()
 
     def _returned(self, _: object) -> None:
@@ -140,7 +140,7 @@ def make_source(
 class Result:
     attention: NDArray[np.uint8]
     label: NDArray[np.uint8]
-    summary: Summary
+    summary: AttentionSummary
     slabs: list[GridSlab]
 
 
@@ -293,7 +293,7 @@ class CountedThreads(CpuCompute):
         return super().open_blender(plan, models, organs, counted)
 
 
-def test_kernels_leave_the_cores_to_models_at_work(predictor: RulePredictor) -> None:
+def test_kernels_leave_the_cores_to_busy_models(predictor: RulePredictor) -> None:
     source, models = make_source(), HeldBack()
     compute = CountedThreads(models)
     result = run(source, models, windows_in_flight=2, threads=3, compute=compute)
@@ -341,7 +341,7 @@ def test_identical_models_leave_uncertainty_and_overlap_only(predictor: RulePred
     assert (one.label == same.label).all()
 
 
-def test_wanted_organs_come_in_the_order_asked_for(predictor: RulePredictor) -> None:
+def test_requested_organs_come_in_the_requested_order(predictor: RulePredictor) -> None:
     everything = run(make_source(), predictor)
     some = run(make_source(), predictor, organs=["aorta", "liver"])
     assert (some.attention == everything.attention[[2, 0]]).all()
@@ -350,7 +350,7 @@ def test_wanted_organs_come_in_the_order_asked_for(predictor: RulePredictor) -> 
 
 
 @pytest.mark.parametrize("reading", list(Reading))
-def test_summary_is_what_the_slabs_say(predictor: RulePredictor, reading: Reading) -> None:
+def test_summary_matches_the_slabs(predictor: RulePredictor, reading: Reading) -> None:
     source = make_source()
     result = run(source, predictor, reading=reading)
     voxel_ml = source.geometry.voxel_ml
@@ -385,7 +385,7 @@ def test_air_is_not_predicted_and_counts_as_nothing() -> None:
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPI", "SAR"])
-def test_windows_lie_over_the_body_alone(axes: str) -> None:
+def test_windows_lie_only_over_the_body(axes: str) -> None:
     """With a table below that does not touch it, and air on all sides, above and below too."""
     air = make_source((70, 80, 90), axes="RAS")
     lump = make_source((31, 30, 29)).voxels
@@ -417,7 +417,7 @@ def test_only_air_gives_empty_maps() -> None:
     assert not result.attention.any() and not result.label.any()
 
 
-def test_the_ct_on_the_model_grid_already() -> None:
+def test_a_ct_that_is_on_the_model_grid_already() -> None:
     """The result is then what fusion says, untouched by interpolation."""
     geometry = VolumeGeometry.from_array((20, 21, 22), np.diag([2.0, 2.0, 3.0, 1.0]))
     source = ArraySource(make_source((20, 21, 22)).voxels, geometry)
@@ -450,7 +450,7 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
 
 
 @pytest.mark.parametrize("reading", list(Reading))
-def test_a_slab_is_gone_before_the_next_is_made(reading: Reading) -> None:
+def test_a_slab_is_freed_before_the_next_is_made(reading: Reading) -> None:
     run = attend(make_source((24, 24, 60)), ENSEMBLE, RulePredictor(contextual), reading)
     slabs = 0
     while (slab := next(run, None)) is not None:
@@ -462,7 +462,7 @@ def test_a_slab_is_gone_before_the_next_is_made(reading: Reading) -> None:
     assert slabs > 1
 
 
-def test_a_failing_model_fails_the_run_and_calls_off_the_rest() -> None:
+def test_a_failing_model_fails_the_run_and_cancels_the_rest() -> None:
     def broken(spec: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
         if spec.name == "unet":
             raise OSError("the model is gone")
@@ -513,7 +513,7 @@ def test_cancelling_stops_waiting_for_a_model_that_hangs() -> None:
     predictor.shutdown()
 
 
-def test_closing_early_calls_off_what_is_in_flight() -> None:
+def test_closing_early_cancels_what_is_in_flight() -> None:
     predictor = RulePredictor(contextual)
     attending = attend(make_source((24, 24, 80)), ENSEMBLE, predictor)
     next(attending)
@@ -528,13 +528,13 @@ def test_closing_early_calls_off_what_is_in_flight() -> None:
     "changes",
     [{"organs": ("liver", "aorta")}, {"spacing_mm": (1.5, 1.5, 1.5)}, {"patch": (16, 16, 16)}],
 )
-def test_models_that_do_not_go_together_are_refused(changes: dict[str, object]) -> None:
+def test_models_that_do_not_fit_together_are_refused(changes: dict[str, object]) -> None:
     other = spec("other", **changes)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match=rf"swin and other differ in {next(iter(changes))}"):
         attend(make_source(), (*ENSEMBLE, other), RulePredictor(contextual))
 
 
-def test_what_cannot_be_asked_for() -> None:
+def test_invalid_requests_are_refused() -> None:
     predictor = RulePredictor(contextual)
     with pytest.raises(InvalidInput, match="at least one model"):
         attend(make_source(), (), predictor)

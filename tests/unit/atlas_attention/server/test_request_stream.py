@@ -1,4 +1,4 @@
-"""A request stream is read with patience that ends."""
+"""A request stream is read with time limits."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 
 import pytest
-from atlas_attention.server.request_stream import Intake
+from atlas_attention.server.request_stream import RequestStream
 from atlas_attention.server.status import TooSlowError
 
 
-def intake(
+def request_stream(
     requests: Iterator[int],
     *,
     idle_s: float = 5.0,
     total_s: float = 60.0,
     cancelled: threading.Event | None = None,
-) -> Intake[int]:
-    return Intake(
+) -> RequestStream[int]:
+    return RequestStream(
         requests,
         idle_timeout_s=idle_s,
         total_timeout_s=total_s,
@@ -28,12 +28,12 @@ def intake(
 
 
 def test_all_messages_come_in_order() -> None:
-    with intake(iter(range(20))) as messages:
+    with request_stream(iter(range(20))) as messages:
         assert list(messages) == list(range(20))
 
 
-def test_at_most_three_messages_are_taken_ahead() -> None:
-    """One in the queue, one in the reader's hand, one that was asked for."""
+def test_at_most_three_messages_are_read_ahead() -> None:
+    """One in the queue, one held by the reader, one that was taken."""
     taken: queue.SimpleQueue[int] = queue.SimpleQueue()
     asked = threading.Event()
 
@@ -44,23 +44,23 @@ def test_at_most_three_messages_are_taken_ahead() -> None:
                 asked.set()
             yield number
 
-    with intake(source()) as messages:
+    with request_stream(source()) as messages:
         assert next(messages) == 0
         assert asked.wait(5)
         assert taken.qsize() <= 3
 
 
-def test_silence_ends_it() -> None:
+def test_a_silent_client_is_cut_off() -> None:
     silent: queue.SimpleQueue[int] = queue.SimpleQueue()
     silent.put(7)
-    with intake(iter(silent.get, None), idle_s=0.2) as messages:
+    with request_stream(iter(silent.get, None), idle_s=0.2) as messages:
         assert next(messages) == 7
         with pytest.raises(TooSlowError, match=r"every 0\.2 s"):
             next(messages)
     silent.put(8)
 
 
-def test_a_trickle_ends_too() -> None:
+def test_a_slow_trickle_is_cut_off_too() -> None:
     trickle: queue.SimpleQueue[int] = queue.SimpleQueue()
     pulse = threading.Event()
 
@@ -72,7 +72,7 @@ def test_a_trickle_ends_too() -> None:
     thread.start()
     try:
         with (
-            intake(iter(trickle.get, None), idle_s=5, total_s=0.4) as messages,
+            request_stream(iter(trickle.get, None), idle_s=5, total_s=0.4) as messages,
             pytest.raises(TooSlowError, match=r"0\.4 s in all"),
         ):
             for _ in messages:
@@ -83,10 +83,10 @@ def test_a_trickle_ends_too() -> None:
         trickle.put(1)
 
 
-def test_cancelling_ends_the_wait() -> None:
+def test_a_cancelled_call_stops_waiting() -> None:
     cancelled = threading.Event()
     silent: queue.SimpleQueue[int] = queue.SimpleQueue()
-    with intake(iter(silent.get, None), cancelled=cancelled) as messages:
+    with request_stream(iter(silent.get, None), cancelled=cancelled) as messages:
         threading.Timer(0.1, cancelled.set).start()
         with pytest.raises(CancelledError):
             next(messages)
@@ -98,5 +98,5 @@ def test_a_broken_stream_counts_as_cancelled() -> None:
         yield 1
         raise RuntimeError("what gRPC raises when the client has left")
 
-    with intake(broken()) as messages, pytest.raises(CancelledError):
+    with request_stream(broken()) as messages, pytest.raises(CancelledError):
         list(messages)

@@ -58,7 +58,7 @@ def slabs(
 
 @pytest.mark.parametrize("reading", list(Reading))
 @pytest.mark.parametrize("edges", [[0, 25], [0, 1, 2, 19, 25], list(range(26))])
-def test_slabs_give_what_the_whole_gives(reading: Reading, edges: list[int]) -> None:
+def test_slabs_equal_the_whole(reading: Reading, edges: list[int]) -> None:
     wire = pb.READING_PAPER if reading is Reading.PAPER else pb.READING_RELEASED
     grid = read(reading=wire)
     soft = soft_bytes()
@@ -92,7 +92,7 @@ def test_floats_are_rounded_to_bytes() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e-6, 1.0001])
-def test_what_is_no_probability_is_named_with_its_place(bad: float) -> None:
+def test_an_invalid_probability_is_reported_with_its_voxel(bad: float) -> None:
     values = np.zeros((MODELS, len(ORGANS), *SHAPE[::-1]), "<f4")
     values[1, 1, 20, 3, 4] = bad
     fusion = SoftFusion(read(voxel_type=pb.VOXEL_TYPE_FLOAT32), threads=1)

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 import grpc
 import pytest
 from atlas_attention.scoring import BusyError
-from atlas_attention.server.status import TooSlowError, outcome_of
+from atlas_attention.server.status import TooSlowError, status_of
 from atlas_core import errors
 
 EXPECTED = {
@@ -29,13 +29,13 @@ EXPECTED = {
 
 @pytest.mark.parametrize(("error", "status"), EXPECTED.items())
 def test_status_and_message(error: type[errors.AtlasError], status: str) -> None:
-    outcome = outcome_of(error("a rule is broken", case="X_1", got=3, remedy="mend it"))
+    outcome = status_of(error("a rule is broken", case="X_1", got=3, remedy="mend it"))
     assert outcome.code.name == status
     assert outcome.message == "X_1: a rule is broken (got 3); mend it"
     assert outcome.error_id is None
 
 
-def test_no_domain_error_is_forgotten() -> None:
+def test_every_domain_error_has_a_status() -> None:
     domain = {
         member
         for _, member in inspect.getmembers(errors, inspect.isclass)
@@ -45,12 +45,12 @@ def test_no_domain_error_is_forgotten() -> None:
 
 
 def test_a_cancelled_call() -> None:
-    assert outcome_of(CancelledError()).code is grpc.StatusCode.CANCELLED
-    assert outcome_of(GeneratorExit()).code is grpc.StatusCode.CANCELLED
+    assert status_of(CancelledError()).code is grpc.StatusCode.CANCELLED
+    assert status_of(GeneratorExit()).code is grpc.StatusCode.CANCELLED
 
 
-def test_faults_of_our_own_show_an_id_only() -> None:
-    outcome = outcome_of(KeyError("/home/someone/secret"))
+def test_internal_errors_show_only_an_id() -> None:
+    outcome = status_of(KeyError("/home/someone/secret"))
     assert outcome.code is grpc.StatusCode.INTERNAL
     assert "secret" not in outcome.message
     assert outcome.error_id is not None

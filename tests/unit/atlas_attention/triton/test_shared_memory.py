@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from atlas_attention.triton.shared_memory import SHARED_MEMORY, Region, sweep
+from atlas_attention.triton.shared_memory import SHARED_MEMORY, SharedRegion, sweep
 from atlas_core.errors import ConfigurationError
 
 OWNER = """
 import sys, time
-from atlas_attention.triton.shared_memory import Region
-region = Region(4096)
+from atlas_attention.triton.shared_memory import SharedRegion
+region = SharedRegion(4096)
 print(region.name, flush=True)
 time.sleep(600)
 """
 
 
 def test_a_region_is_memory_that_another_mapping_sees() -> None:
-    region = Region(64)
+    region = SharedRegion(64)
     try:
         region.view(np.float32, (2, 3))[:] = [[1, 2, 3], [4, 5, 6]]
         seen = np.fromfile(SHARED_MEMORY / region.name, np.float32, 6)
@@ -34,7 +34,7 @@ def test_a_region_is_memory_that_another_mapping_sees() -> None:
 
 
 def test_closing_twice_or_with_a_view_alive_is_harmless() -> None:
-    region = Region(8)
+    region = SharedRegion(8)
     view = region.view(np.uint8, (8,))
     region.close()
     region.close()
@@ -43,7 +43,7 @@ def test_closing_twice_or_with_a_view_alive_is_harmless() -> None:
 
 
 def test_the_name_carries_the_process() -> None:
-    region = Region(8)
+    region = SharedRegion(8)
     try:
         assert region.name.split("-")[1] == str(os.getpid())
     finally:
@@ -51,7 +51,7 @@ def test_the_name_carries_the_process() -> None:
 
 
 def test_sweep_takes_regions_of_the_dead_only() -> None:
-    mine = Region(8)
+    mine = SharedRegion(8)
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     theirs = owner.stdout.readline().strip()
@@ -72,5 +72,5 @@ def test_sweep_takes_regions_of_the_dead_only() -> None:
 
 def test_too_little_shared_memory_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="shm-size"):
-        Region(1 << 60, tmp_path)
+        SharedRegion(1 << 60, tmp_path)
     assert list(tmp_path.iterdir()) == []

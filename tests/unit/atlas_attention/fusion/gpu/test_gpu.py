@@ -201,14 +201,14 @@ def test_the_cpu_is_the_default() -> None:
     assert open_compute("cpu") == CpuCompute()
 
 
-def test_without_cupy_the_gpu_is_refused_by_name_of_the_extra() -> None:
+def test_without_cupy_the_error_names_the_extra() -> None:
     if importlib.util.find_spec("cupy") is not None:
         pytest.skip("CuPy is installed here")
     with pytest.raises(ConfigurationError, match=r"CuPy.*atlasloop\[attention,gpu\]"):
         open_compute("cuda")
 
 
-def test_the_service_does_not_start_on_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+def test_the_service_does_not_start_without_the_configured_gpu(tmp_path: Path) -> None:
     try:
         CudaDevice()
         pytest.skip("a GPU can be used here")
