@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from atlas_core.catalog import Catalog, evaluations, learnt, promotions
-from atlas_core.loop import steps_done
+from atlas_core.loop import Iterations, steps_done
 from atlas_core.records import IterationState, LabelSource, Reading
 from atlas_core.review import Wanted
 from atlas_core.review.views import RevisionViews
@@ -92,7 +92,7 @@ class Site:
         psutil.wait_procs(children)
 
     def steps(self) -> dict[str, dict[str, Any]]:
-        return steps_done(self.catalog, 0) if self.catalog.iterations() else {}
+        return steps_done(self.catalog, 0) if Iterations(self.catalog).all() else {}
 
     def scored(self) -> dict[str, str]:
         """Case → when it was scored."""
@@ -184,7 +184,7 @@ def test_the_loop_survives_and_promotes(site: Site) -> None:
     assert last["state_name"] == "LoopFinished"
 
     assert site.running() == [], "the UI shows parts of killed runs as running"
-    (iteration,) = site.catalog.iterations()
+    (iteration,) = Iterations(site.catalog).all()
     assert iteration.state is IterationState.DONE
     repository = repository_of(site.settings)
     for name in MODELS:
@@ -204,9 +204,9 @@ def test_at_its_deadline_the_loop_goes_on_without_the_annotators(site: Site) -> 
     (at_deadline,) = set(site.runs("continue")) - set(asked_before)
     ended = site.await_end(at_deadline)
     assert ended["state_name"] == "LoopFinished", ended["state"]
-    newest = site.catalog.iterations()[-1]
+    newest = Iterations(site.catalog).all()[-1]
     assert newest.state is IterationState.DONE
-    assert len(site.catalog.iterations()) == 2
+    assert len(Iterations(site.catalog).all()) == 2
     for name in MODELS:
         assert repository_of(site.settings).in_service(name) == 2
 

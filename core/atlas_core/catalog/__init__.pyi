@@ -1,5 +1,6 @@
-from .bulk_reads import cases_by_id, chunks, labels_by_case, newest_ensembles
-from .catalog import ROWS_PER_STATEMENT, Catalog
+from .bulk_reads import cases_by_id, labels_by_case, newest_ensembles
+from .catalog import Catalog
+from .database import chunks, insert_new
 from .model_registry import (
     CaseAgreement,
     Evaluation,
@@ -20,7 +21,6 @@ from .model_registry import (
 )
 
 __all__ = [
-    "ROWS_PER_STATEMENT",
     "CaseAgreement",
     "Catalog",
     "Evaluation",
@@ -32,6 +32,7 @@ __all__ = [
     "chunks",
     "evaluations",
     "find_models",
+    "insert_new",
     "labels_by_case",
     "learnt",
     "newest_ensembles",

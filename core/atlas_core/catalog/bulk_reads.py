@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final, TypeVar
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -13,18 +12,6 @@ from atlas_core.catalog.catalog import Catalog
 from atlas_core.errors import InvalidInput
 from atlas_core.model_spec import ModelRef
 from atlas_core.records import Case, Label, Reading
-
-CASES_PER_QUERY: Final = 200
-"""Cases that are looked up at once: their labels are a few thousand rows."""
-
-
-T = TypeVar("T")
-
-
-def chunks(cases: Sequence[T], size: int = CASES_PER_QUERY) -> Iterator[Sequence[T]]:
-    """`cases` in pieces that fit one query."""
-    for start in range(0, len(cases), size):
-        yield cases[start : start + size]
 
 
 def cases_by_id(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, Case]:

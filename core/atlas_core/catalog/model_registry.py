@@ -17,6 +17,7 @@ from pydantic import Field
 
 from atlas_core.catalog import tables as t
 from atlas_core.catalog.catalog import Catalog
+from atlas_core.catalog.database import insert_new
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelName, ModelRef, Sha256
 from atlas_core.organs import OrganName
@@ -99,7 +100,7 @@ def promotions(catalog: Catalog, name: str | None = None) -> list[Promotion]:
     columns = t.promotions.c
     wanted = sa.true() if name is None else columns.name == name
     query = sa.select(t.promotions).where(wanted).order_by(columns.id)
-    with catalog._read() as connection:
+    with catalog.transaction(write=False) as connection:
         return [
             Promotion.model_validate(_with_model(dict(row)))
             for row in connection.execute(query).mappings()
@@ -124,7 +125,7 @@ def evaluations(catalog: Catalog, model: ModelRef) -> list[Evaluation]:
         )
         .order_by(columns.id.desc())
     )
-    with catalog._read() as connection:
+    with catalog.transaction(write=False) as connection:
         return [
             Evaluation.model_validate(_with_model(dict(row)))
             for row in connection.execute(query).mappings()
@@ -134,8 +135,8 @@ def evaluations(catalog: Catalog, model: ModelRef) -> list[Evaluation]:
 def record_learnt(catalog: Catalog, model: ModelRef, labels: Iterable[LearntLabel]) -> int:
     """Remember which labels a model was trained on; how many were new."""
     rows = [model.model_dump() | label.model_dump(mode="json") for label in labels]
-    with catalog._write() as connection:
-        return catalog._insert_new(connection, t.model_labels, rows)
+    with catalog.transaction(write=True) as connection:
+        return len(insert_new(connection, t.model_labels, rows))
 
 
 def learnt(catalog: Catalog, model: ModelRef) -> list[LearntLabel]:
@@ -150,7 +151,7 @@ def learnt(catalog: Catalog, model: ModelRef) -> list[LearntLabel]:
         )
         .order_by(columns.case_id, columns.organ)
     )
-    with catalog._read() as connection:
+    with catalog.transaction(write=False) as connection:
         return [
             LearntLabel.model_validate(dict(row)) for row in connection.execute(query).mappings()
         ]
@@ -168,7 +169,7 @@ def next_version(catalog: Catalog, name: ModelName, served: Iterable[int] = ()) 
 
 
 def _add(catalog: Catalog, table: sa.Table, rows: list[dict[str, Any]]) -> None:
-    with catalog._write() as connection:
+    with catalog.transaction(write=True) as connection:
         connection.execute(sa.insert(table), rows)
 
 

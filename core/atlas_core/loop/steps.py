@@ -6,7 +6,7 @@ here what is left. Functions over a `Catalog`, as only the loop needs them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import Field
 
-from atlas_core.catalog import ROWS_PER_STATEMENT, Catalog
+from atlas_core.catalog import Catalog, chunks, insert_new
 from atlas_core.catalog import tables as t
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import Reading
@@ -34,8 +34,8 @@ def record_step(catalog: Catalog, iteration: int, step: str, result: Mapping[str
         False if it was recorded before: what was recorded first stays.
     """
     row = {"t": iteration, "step": step, "result": dict(result), "done_at": datetime.now(UTC)}
-    with catalog._write() as connection:
-        return catalog._insert_new(connection, t.iteration_steps, [row]) == 1
+    with catalog.transaction(write=True) as connection:
+        return bool(insert_new(connection, t.iteration_steps, [row]))
 
 
 def steps_done(catalog: Catalog, iteration: int) -> dict[str, dict[str, Any]]:
@@ -104,7 +104,7 @@ def review_outcome(catalog: Catalog, tasks: Sequence[int]) -> ReviewOutcome:
     states: dict[str, int] = {}
     seconds = 0.0
     with catalog.transaction(write=False) as connection:
-        for ids in _in_batches(tasks):
+        for ids in chunks(tasks):
             counted = sa.select(_k.state, sa.func.count()).where(_k.id.in_(ids)).group_by(_k.state)
             for state, count in connection.execute(counted):
                 states[state] = states.get(state, 0) + count
@@ -123,8 +123,3 @@ def review_outcome(catalog: Catalog, tasks: Sequence[int]) -> ReviewOutcome:
 def _of_list(name: PriorityListName) -> sa.ColumnElement[bool]:
     wanted = (_k.reading == name.reading.value) & (_k.ensemble == name.ensemble)
     return wanted if name.dataset is None else wanted & (_k.dataset == name.dataset)
-
-
-def _in_batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(ids), ROWS_PER_STATEMENT):
-        yield ids[start : start + ROWS_PER_STATEMENT]

@@ -10,9 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 
-from atlas_core.catalog import ROWS_PER_STATEMENT
+from atlas_core.catalog import insert_new
 from atlas_core.catalog import tables as t
 from atlas_core.errors import InvalidInput
 from atlas_core.ranking import CaseSizes, rank
@@ -121,14 +120,8 @@ def ranked_by(ranked: Sequence[RankedCase], organs: Collection[str]) -> list[Ran
 
 def _insert_tasks(connection: Connection, rows: list[dict[str, Any]]) -> dict[str, int]:
     """Insert those whose case has no task yet; case id → id of its new task."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    ids: dict[str, int] = {}
-    for start in range(0, len(rows), ROWS_PER_STATEMENT):
-        chunk = rows[start : start + ROWS_PER_STATEMENT]
-        query = dialect.insert(t.revision_tasks).values(chunk).on_conflict_do_nothing()
-        new = connection.execute(query.returning(_k.case_id, _k.id))
-        ids |= {row.case_id: row.id for row in new}
-    return ids
+    new = insert_new(connection, t.revision_tasks, rows, _k.case_id, _k.id)
+    return {row.case_id: row.id for row in new}
 
 
 def _insert_organs(connection: Connection, tasks: Mapping[int, RankedCase]) -> None:

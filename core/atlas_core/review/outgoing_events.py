@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, insert_new
 from atlas_core.catalog import tables as t
 from atlas_core.review.records import PENDING
 
@@ -88,9 +87,7 @@ class OutgoingEvents:
             "last_error": "",
         }
         with self._catalog.transaction(write=True) as connection:
-            dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-            query = dialect.insert(t.outgoing_events).values(row).on_conflict_do_nothing()
-            return bool(connection.execute(query.returning(_e.id)).all())
+            return bool(insert_new(connection, t.outgoing_events, [row]))
 
     def take_due(self) -> OutgoingEvent | None:
         """The oldest event whose turn it is, kept from others while it is delivered."""

@@ -63,7 +63,7 @@ def test_sqlite_is_prepared_for_many_readers_and_one_writer(tmp_path: Path) -> N
     file = tmp_path / "new" / "catalog.sqlite"
     with Catalog.open(f"sqlite:///{file}") as catalog:
         catalog.add_dataset(Dataset(name="lits"))
-        with catalog._read() as connection:
+        with catalog.transaction(write=False) as connection:
             asked = {
                 name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
                 for name in ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
@@ -76,7 +76,7 @@ def test_sqlite_is_prepared_for_many_readers_and_one_writer(tmp_path: Path) -> N
 def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     with Catalog.open(f"sqlite:///{tmp_path}/catalog.sqlite") as catalog:
         catalog.add_dataset(Dataset(name="lits"))
-        with catalog._write():
+        with catalog.transaction(write=True):
             assert [dataset.name for dataset in catalog.datasets()] == ["lits"]
 
 
