@@ -9,7 +9,7 @@ from atlas_core.errors import GridMismatch
 
 
 def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float | None:
-    """Dice coefficient 2·|A ∩ B| / (|A| + |B|) of the masks A and B .
+    """Dice coefficient 2·|A ∩ B| / (|A| + |B|) of two masks A and B, the DSC of the paper.
 
     Args:
         one, other: masks of the same shape, any number of axes.

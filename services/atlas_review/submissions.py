@@ -35,7 +35,7 @@ def submit_mask(review: Review, handed_in: MaskSubmission) -> LabelVersion:
     """Store a mask and put it on record: first the file, then the row.
 
     Raises:
-        StaleBase: its base is no longer in force; it is kept.
+        StaleBase: its base is not the latest version; it is kept.
         InvalidInput, NotFound: as `LabelVersions.submit`; nothing is kept.
     """
     case, mask = handed_in.case, handed_in.mask

@@ -384,10 +384,8 @@ def test_a_base_of_another_case_is_refused(versions: LabelVersions) -> None:
     assert versions.versions("Many_00000") == []
 
 
-def test_a_revision_never_takes_the_place_of_an_original(
-    catalog: Catalog, versions: LabelVersions, clock: Clock
-) -> None:
-    original = Label(
+def original_liver(created_at: datetime) -> Label:
+    return Label(
         case_id="Many_00000",
         organ=ORGAN,
         source=LabelSource.ORIGINAL,
@@ -396,13 +394,36 @@ def test_a_revision_never_takes_the_place_of_an_original(
         sha256="f" * 64,
         voxels=5,
         volume_ml=0.5,
-        created_at=clock(),
+        created_at=created_at,
     )
-    catalog.add_labels([original])
+
+
+def test_a_revision_never_takes_the_place_of_an_original(
+    catalog: Catalog, versions: LabelVersions, clock: Clock
+) -> None:
+    catalog.add_labels([original_liver(clock())])
     base = versions.in_force("Many_00000")[ORGAN].id
     revised = versions.submit(handed_in("Many_00000", "ann", base))
     assert not revised.in_force
     assert versions.in_force("Many_00000")[ORGAN].source is LabelSource.ORIGINAL
+
+
+def test_two_revisions_of_an_original_are_a_conflict(
+    catalog: Catalog, versions: LabelVersions, clock: Clock
+) -> None:
+    """The original stays in force, so the version in force never shows that somebody was first."""
+    catalog.add_labels([original_liver(clock())])
+    base = versions.in_force("Many_00000")[ORGAN].id
+    assert versions.latest("Many_00000")[ORGAN].id == base
+    first = versions.submit(handed_in("Many_00000", "ann", base, 1))
+    with pytest.raises(StaleBase) as caught:
+        versions.submit(handed_in("Many_00000", "bob", base, 2))
+    assert caught.value.current == first
+    assert caught.value.submitted.author == "bob"
+    assert versions.latest("Many_00000") == {ORGAN: first}
+    second = versions.submit(handed_in("Many_00000", "bob", first.id, 3))
+    assert versions.latest("Many_00000") == {ORGAN: second}
+    assert versions.in_force("Many_00000")[ORGAN].id == base
 
 
 def test_a_slow_clock_does_not_make_a_new_label_old(versions: LabelVersions, clock: Clock) -> None:

@@ -1,6 +1,6 @@
 from .case_assembly import (
     AssemblyInputs,
-    Prediction,
+    PseudoLabelMap,
     assemble_case,
     choose,
     read_assembled,
@@ -17,7 +17,7 @@ __all__ = [
     "Assembly",
     "AssemblyInputs",
     "PostProcessing",
-    "Prediction",
+    "PseudoLabelMap",
     "assemble_case",
     "choose",
     "preferred",

@@ -31,12 +31,12 @@ ASSEMBLY_FORMAT: Final = 1
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The prediction whose pseudo labels count.
+class PseudoLabelMap:
+    """The stored pseudo labels of one prediction of a case.
 
     Attributes:
-        reading, ensemble: which.
-        path: its pseudo label map, relative to the case store.
+        reading, ensemble: of the prediction.
+        path: the label map, relative to the case store.
     """
 
     reading: Reading
@@ -58,7 +58,7 @@ class AssemblyInputs:
 
     case: Case
     labels: tuple[Label, ...]
-    prediction: Prediction | None
+    prediction: PseudoLabelMap | None
     post_processing: PostProcessingRules
     scheme: OrganScheme
 
@@ -99,7 +99,7 @@ class AssemblyInputs:
 def choose(
     case: Case,
     labels: Iterable[Label],
-    prediction: Prediction | None,
+    prediction: PseudoLabelMap | None,
     post_processing: PostProcessingRules,
     scheme: OrganScheme,
 ) -> AssemblyInputs:

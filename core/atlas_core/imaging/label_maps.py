@@ -1,4 +1,4 @@
-"""Label values of a dataset → organs: mapping, the split of one kidney label, volumes in ml."""
+"""Organs out of the label values of a dataset, with the split of one kidney label in two."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from scipy import ndimage
 
 from atlas_core.errors import GridMismatch, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.volume import distinct_values
-from atlas_core.organs import BACKGROUND, OrganScheme
+from atlas_core.organs import BACKGROUND
 
 SIDE_DISTANCE_MM = 40.0
 """Components whose centres lie further apart than this from left to right belong to different
@@ -31,32 +30,6 @@ this share of the largest area on either side."""
 
 TOUCHING = np.ones((3, 3, 3), dtype=np.uint8)
 """Voxels that share a face, edge or corner belong to one component."""
-
-
-def map_labels(
-    voxels: NDArray[Any], organs: Mapping[int, str | None]
-) -> dict[str, NDArray[np.bool_]]:
-    """Masks of a dataset's organs out of its label map.
-
-    Args:
-        voxels: label values ``[i, j, k]``, any integer type.
-        organs: label value → organ name; several values may name one organ and are joined (kidney,
-            its tumour and its cyst). None: a known value that is no organ of ours. The background
-            need not be named.
-
-    Returns:
-        Organ name → mask of the shape of `voxels`, for every organ named, also one that occurs
-        nowhere; in the order of `organs`.
-
-    Raises:
-        UnknownLabel: a value that `organs` does not name.
-    """
-    require_known_labels(distinct_values(voxels), organs)
-    names = dict.fromkeys(name for name in organs.values() if name is not None)
-    return {
-        name: organ_mask(voxels, [value for value, organ in organs.items() if organ == name])
-        for name in names
-    }
 
 
 def require_known_labels(values: Iterable[int], organs: Mapping[int, str | None]) -> None:
@@ -82,16 +55,6 @@ def organ_mask(voxels: NDArray[Any], values: Iterable[int]) -> NDArray[np.bool_]
     for value in values:
         mask |= voxels == value
     return mask
-
-
-def volumes_ml(
-    labels: NDArray[Any], geometry: VolumeGeometry, scheme: OrganScheme
-) -> dict[str, float]:
-    """Volume of every organ of a label map in millilitres (0.0 for one that occurs nowhere)."""
-    counts = np.zeros(256, np.int64)
-    for k in range(labels.shape[2]):
-        counts += np.bincount(labels[..., k].ravel(order="K"), minlength=256)
-    return {organ.name: float(counts[organ.label]) * geometry.voxel_ml for organ in scheme}
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class NiftiInfo:
         return self.geometry.voxels * int(self.coding.dtype.itemsize)
 
 
-def _parse_header(data: ByteStream) -> NiftiInfo:
+def parse_header(data: ByteStream) -> NiftiInfo:
     """Header at the start of `data`; leaves `data` at the first voxel."""
     block = data.take(4)
     header_class, order = _header_kind(block)
@@ -229,7 +229,7 @@ def _corners_apart_mm(
     return float(np.linalg.norm(geometry.corners_mm() - other.corners_mm(), axis=1).max())
 
 
-def _header_bytes(geometry: VolumeGeometry, dtype: np.dtype[Any], slope: float) -> bytes:
+def header_bytes(geometry: VolumeGeometry, dtype: np.dtype[Any], slope: float) -> bytes:
     """A little-endian NIfTI-1 header and the four bytes that say "no extension"."""
     if max(geometry.shape) > np.iinfo(np.int16).max:
         raise LimitExceeded(

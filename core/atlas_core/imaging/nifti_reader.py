@@ -30,7 +30,7 @@ from atlas_core.errors import (
     UnsupportedVolume,
 )
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.nifti_header import NiftiInfo, _parse_header
+from atlas_core.imaging.nifti_header import NiftiInfo, parse_header
 from atlas_core.imaging.slab_reader import SlabReader, spool
 from atlas_core.imaging.volume import Volume, distinct_values
 from atlas_core.imaging.voxel_decoder import (
@@ -89,7 +89,7 @@ def _opened(path: Path) -> Iterator[tuple[ByteStream, NiftiInfo]]:
                 igzip_threaded.open(file, "rb", threads=1, block_size=READ_AHEAD_BYTES)
             )
         data = ByteStream(stream)
-        info = replace(_parse_header(data), compressed=compressed)
+        info = replace(parse_header(data), compressed=compressed)
         _check_claim(info, size)
         yield data, info
 

@@ -28,9 +28,6 @@ from atlas_core.errors import GridMismatch, InvalidInput, UnknownLabel
 from atlas_core.geometry import GRID_TOLERANCE, VolumeGeometry
 from atlas_core.organs import BACKGROUND
 
-HU_WINDOW = (-175.0, 250.0)
-"""Hounsfield units that training scales to 0..1: soft tissue, as in the authors' preprocessing."""
-
 MAX_LABELS = 256
 """Distinct values of a label map that is resampled: the size of the ballot box."""
 
@@ -419,16 +416,3 @@ def _vote_points(block, index, start, out):  # type: ignore[no-untyped-def]
                             distinct += 1
                         tally[label] += votes
                 out[k, j, i] = _winner(tally, seen, distinct)
-
-
-def normalise_hu(
-    voxels: NDArray[Any], window: tuple[float, float] = HU_WINDOW
-) -> NDArray[np.float32]:
-    """Hounsfield units, clipped to `window` and scaled to [0, 1]; any shape, float32.
-
-    >>> normalise_hu(np.array([-1000.0, 37.5, 1000.0])).tolist()
-    [0.0, 0.5, 1.0]
-    """
-    low, high = window
-    scaled = (np.asarray(voxels, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
-    return np.clip(scaled, 0.0, 1.0)

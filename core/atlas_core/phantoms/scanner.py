@@ -134,7 +134,7 @@ _SLAB = 48
 
 
 @dataclass(frozen=True)
-class Grid:
+class PhantomGrid:
     """Sampling of a phantom; None leaves a choice to the seed.
 
     Attributes:
@@ -215,7 +215,10 @@ class _Scan:
 
 
 def make_phantom(
-    seed: int, kind: Kind = Kind.ORDINARY, phase: Phase | None = None, grid: Grid | None = None
+    seed: int,
+    kind: Kind = Kind.ORDINARY,
+    phase: Phase | None = None,
+    grid: PhantomGrid | None = None,
 ) -> Phantom:
     """The phantom of `seed`.
 
@@ -225,7 +228,7 @@ def make_phantom(
         phase: contrast phase; by default drawn with `PHASE_SHARES`.
         grid: sampling; by default about 160 × 160 × 120 voxels of 2.2 × 2.2 × 2.9 mm.
     """
-    grid = grid or Grid()
+    grid = grid or PhantomGrid()
     # One stream per concern, so that a finer grid or another phase leaves the body as it was.
     body, acquisition, noise = (
         np.random.Generator(np.random.PCG64(child))
@@ -268,7 +271,7 @@ def _sample_phase(rng: np.random.Generator, kind: Kind) -> Phase:
 
 
 def _sample_scan(
-    rng: np.random.Generator, patient: _Patient, kind: Kind, phase: Phase, grid: Grid
+    rng: np.random.Generator, patient: _Patient, kind: Kind, phase: Phase, grid: PhantomGrid
 ) -> _Scan:
     trunk, size = patient.trunk, patient.size
     shell = trunk.wall_mm + 1.2 * trunk.fat_mm + 6.0

@@ -15,7 +15,7 @@ ALL: Final = "(all)"
 
 
 @dataclass(frozen=True)
-class OrganVolumes:
+class VolumeStatistics:
     """Volumes of one organ in one dataset, in millilitres, over the cases that have the organ.
 
     Attributes:
@@ -55,7 +55,7 @@ class OrganVolumes:
         }
 
 
-def volume_statistics(plan: ReleasePlan) -> tuple[OrganVolumes, ...]:
+def volume_statistics(plan: ReleasePlan) -> tuple[VolumeStatistics, ...]:
     """One row per organ over all datasets, then one per dataset and organ.
 
     Quartiles are interpolated linearly between the nearest values.
@@ -70,11 +70,11 @@ def volume_statistics(plan: ReleasePlan) -> tuple[OrganVolumes, ...]:
     return tuple(found)
 
 
-def _row(dataset: str, organ: str, volumes: Sequence[float]) -> OrganVolumes:
+def _row(dataset: str, organ: str, volumes: Sequence[float]) -> VolumeStatistics:
     there = sorted(ml for ml in volumes if ml > 0)
     absent = len(volumes) - len(there)
     if not there:
-        return OrganVolumes(dataset, organ, 0, absent, None, None, None, None, None, None)
+        return VolumeStatistics(dataset, organ, 0, absent, None, None, None, None, None, None)
     low, q1, median, q3, high = (float(ml) for ml in np.percentile(there, (0, 25, 50, 75, 100)))
     mean = sum(there) / len(there)
-    return OrganVolumes(dataset, organ, len(there), absent, low, q1, median, q3, high, mean)
+    return VolumeStatistics(dataset, organ, len(there), absent, low, q1, median, q3, high, mean)

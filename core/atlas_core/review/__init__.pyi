@@ -1,5 +1,5 @@
 from .audit_log import AuditLog
-from .case_status import CaseBrief, CaseReview, CasesWanted, Prediction
+from .case_status import CaseAttention, CaseBrief, CaseReview, CasesWanted
 from .drafts import Drafts
 from .error_taxonomy import ERROR_TYPES, ErrorType
 from .filling import Portion
@@ -39,6 +39,7 @@ __all__ = [
     "Annotator",
     "AuditEntry",
     "AuditLog",
+    "CaseAttention",
     "CaseBrief",
     "CaseReview",
     "CaseSize",
@@ -53,7 +54,6 @@ __all__ = [
     "OutgoingEvent",
     "OutgoingEvents",
     "Portion",
-    "Prediction",
     "ReviewStatistics",
     "RevisionQueue",
     "SignIn",

@@ -48,11 +48,11 @@ class CasesWanted:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Which attention maps belong to a case.
+class CaseAttention:
+    """The attention of one ensemble to a case, under one reading.
 
     Attributes:
-        reading, ensemble: where the case store has them.
+        reading, ensemble: name the maps in the case store.
         organs: attention size by organ, largest first.
     """
 
@@ -148,7 +148,7 @@ class CaseReview:
         with self._catalog.transaction(write=False) as connection:
             return connection.scalar(sa.select(_f.reason).where(_f.case_id == case_id))
 
-    def predictions(self, case_id: str) -> list[Prediction]:
+    def predictions(self, case_id: str) -> list[CaseAttention]:
         """The newest prediction of each reading of a case, by reading."""
         s = t.scores.c
         query = (
@@ -161,7 +161,7 @@ class CaseReview:
             for reading, ensemble in connection.execute(query):
                 newest.setdefault(reading, ensemble)
             return [
-                Prediction(
+                CaseAttention(
                     Reading(reading), ensemble, _organ_sizes(connection, case_id, reading, ensemble)
                 )
                 for reading, ensemble in newest.items()

@@ -57,7 +57,7 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class Scored:
+class PriorityListSource:
     """Where a priority list comes from.
 
     Attributes:
@@ -70,15 +70,19 @@ class Scored:
 
 
 def insert_tasks(
-    connection: Connection, top: Sequence[RankedCase], scored: Scored, who: str, now: datetime
+    connection: Connection,
+    top: Sequence[RankedCase],
+    source: PriorityListSource,
+    who: str,
+    now: datetime,
 ) -> OpenedTasks:
     """A task for each case of `top` that has none; see `RevisionQueue.open_tasks`."""
     rows = [
         {
             "case_id": case.case_id,
             "dataset": case.dataset,
-            "reading": scored.reading.value,
-            "ensemble": scored.ensemble,
+            "reading": source.reading.value,
+            "ensemble": source.ensemble,
             "rank": case.rank,
             "attention_ml": case.attention_ml,
             "state": TaskState.OPEN.value,

@@ -23,7 +23,7 @@ from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.records import LabelSource, Reading
 from atlas_core.review.audit_log import note
 from atlas_core.review.error_taxonomy import require_error_type
-from atlas_core.review.filling import Portion, Scored, insert_tasks, ranked_by
+from atlas_core.review.filling import Portion, PriorityListSource, insert_tasks, ranked_by
 from atlas_core.review.leasing import IS_PENDING, Wish, give_back, pick
 from atlas_core.review.records import FINISHED, PENDING, OpenedTasks, Task, TaskState, Verdict
 from atlas_core.review.rows import TaskRow, audit_entry
@@ -106,9 +106,9 @@ class RevisionQueue(RevisionViews):
             ranked = ranked_by(ranked, frozenset(organs))
         left = [case for case in ranked if case.case_id not in without]
         top = left[: portion.of(len(ranked))]
-        scored = Scored(reading, ensemble)
+        source = PriorityListSource(reading, ensemble)
         with self._catalog.transaction(write=True) as connection:
-            return insert_tasks(connection, top, scored, who, self._now())
+            return insert_tasks(connection, top, source, who, self._now())
 
     # Leases
 

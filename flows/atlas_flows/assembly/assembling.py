@@ -15,7 +15,7 @@ from atlas_core.assembly import (
     Assembly,
     AssemblyInputs,
     PostProcessing,
-    Prediction,
+    PseudoLabelMap,
     assemble_case,
     choose,
     write_masks,
@@ -200,7 +200,7 @@ def _count(counts: dict[str, dict[str, int]], assembly: Assembly) -> None:
 
 def _prediction(
     request: AssemblyRequest, store: CaseStore, case_id: str, ensemble: str | None
-) -> Prediction | None:
+) -> PseudoLabelMap | None:
     if ensemble is None:
         if request.models:
             raise InvalidInput(
@@ -211,7 +211,7 @@ def _prediction(
             )
         return None
     path = store.pseudo_label_path(case_id, request.reading, ensemble)
-    return Prediction(request.reading, ensemble, store.relative(path))
+    return PseudoLabelMap(request.reading, ensemble, store.relative(path))
 
 
 def _up_to_date(

@@ -17,7 +17,7 @@ from typing import Any, Final
 from atlas_core.catalog import Catalog
 from atlas_core.importing import import_folder
 from atlas_core.loop import Iterations, steps_done
-from atlas_core.phantoms import Grid, write_phantoms
+from atlas_core.phantoms import PhantomGrid, write_phantoms
 from atlas_core.records import IterationState
 from atlas_core.store import CaseStore
 from atlas_embedded import stack
@@ -201,7 +201,7 @@ def _bring_in_cases(demo: _Demo, catalog: Catalog) -> None:
             hard_share=hard,
             labels=labels,  # type: ignore[arg-type]  # one of its literals
             truth_folder=folder / TRUTH_FOLDER,
-            grid=Grid(columns=COLUMNS),
+            grid=PhantomGrid(columns=COLUMNS),
         )
         import_folder(folder, dataset, "phantoms", catalog=catalog, store=store)
         demo.console.print(f"  {dataset}: {cases} phantoms, labels: {labels}")

@@ -27,7 +27,7 @@ class HandIn:
         case: whose.
         who: sends it.
         label_info: names of the segments, the k-th being that of voxel value k; None: our organs.
-        bases: organ → version that the sender was given; None: unknown, taken as the one in force.
+        bases: organ → version that the sender was given; None: unknown, taken as the latest.
         final: it ends the sender's task.
     """
 
@@ -72,13 +72,13 @@ def hand_in_map(review: Review, handed_in: HandIn, received: Received) -> dict[s
     organs = _segments(review, handed_in, label.values)
     stored = review.files.label_masks(case).voxels
     versions = {version.id: version for version in review.versions.versions(case.id)}
-    in_force = {version.organ: version for version in versions.values() if version.in_force}
+    latest = review.versions.latest(case.id)
     held = review.queue.held_by(handed_in.who.name, case.id)
     changed: dict[str, str] = {}
     stale: StaleBase | None = None
     for organ, value in organs.items():
         mask = label.voxels == value
-        now = in_force.get(organ)
+        now = latest.get(organ)
         before = stored == review.settings.organs[organ].label
         if now is not None and np.array_equal(mask, before):
             continue
