@@ -1,7 +1,7 @@
-"""What is agreed about models in Triton: the parameters in which a model describes itself.
+"""Config parameters by which a model in Triton describes itself.
 
-Who writes a model repository (`atlas_models.serving`) and who asks the server
-(`atlas_attention.triton`) both read it here.
+Shared by the writer of the model repository (`atlas_models.serving`) and the client of the server
+(`atlas_attention.triton`).
 """
 
 from __future__ import annotations
@@ -11,4 +11,4 @@ SPEC_PARAMETER = "atlasloop.spec."
 
 
 IN_SERVICE_PARAMETER = "atlasloop.in_service"
-"""Config parameter: the Triton version that answers when none is asked for; "0": none of them."""
+"""Config parameter: the Triton version that answers requests naming no version; "0": none does."""

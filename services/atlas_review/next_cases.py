@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
-from atlas_core.review import Annotator, RevisionQueue, Task, Wanted
+from atlas_core.review import Annotator, RevisionQueue, Task, TaskFilter
 
 MOST_AT_ONCE: Final = 64
 
@@ -16,7 +16,7 @@ MOST_AT_ONCE: Final = 64
 @dataclass(frozen=True)
 class _Ask:
     annotator: Annotator
-    wanted: Wanted
+    wanted: TaskFilter
     answer: asyncio.Future[Task | None]
 
 
@@ -29,7 +29,7 @@ class NextCases:
         self._asking: asyncio.Task[None] | None = None
         self._thread = anyio.CapacityLimiter(1)
 
-    async def take(self, annotator: Annotator, wanted: Wanted) -> Task | None:
+    async def take(self, annotator: Annotator, wanted: TaskFilter) -> Task | None:
         """See `RevisionQueue.next`."""
         ask = _Ask(annotator, wanted, asyncio.get_running_loop().create_future())
         self._waiting.append(ask)

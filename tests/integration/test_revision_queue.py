@@ -26,9 +26,9 @@ from atlas_core.review import (
     RevisionQueue,
     StaleBase,
     Submission,
+    TaskFilter,
     TaskState,
     Verdict,
-    Wanted,
 )
 from review_load import ORGAN, fill_catalog
 
@@ -122,7 +122,7 @@ def test_each_annotator_gets_the_next_case_by_rank(queue: RevisionQueue) -> None
     assert (first.rank, second.rank) == (1, 2)
     assert first.state is TaskState.LEASED
     assert first.assignee == "ann"
-    counts = queue.counts(Wanted())
+    counts = queue.counts(TaskFilter())
     assert (counts.open, counts.leased) == (CASES - 2, 2)
 
 
@@ -166,7 +166,7 @@ def test_who_drew_longer_than_the_lease_may_still_hand_in(
 
 def test_nothing_is_left_when_others_hold_everything(queue: RevisionQueue) -> None:
     people = [Annotator(f"a{n}") for n in range(CASES)]
-    held = queue.next_for([(one, Wanted()) for one in people])
+    held = queue.next_for([(one, TaskFilter()) for one in people])
     assert len({task.id for task in held if task}) == CASES
     assert queue.next(ANN) is None
     kept = queue.next(people[0])
@@ -174,10 +174,10 @@ def test_nothing_is_left_when_others_hold_everything(queue: RevisionQueue) -> No
 
 
 def test_filters_and_the_strategy_of_an_organ(queue: RevisionQueue) -> None:
-    assert queue.next(ANN, Wanted(dataset="Other")) is None
-    assert queue.next(ANN, Wanted(organ="spleen")) is not None
-    assert queue.next(ANN, Wanted(organ="heart")) is None
-    assert queue.page(Wanted(state=TaskState.LEASED), 0, 10)[0] == 0
+    assert queue.next(ANN, TaskFilter(dataset="Other")) is None
+    assert queue.next(ANN, TaskFilter(organ="spleen")) is not None
+    assert queue.next(ANN, TaskFilter(organ="heart")) is None
+    assert queue.page(TaskFilter(state=TaskState.LEASED), 0, 10)[0] == 0
 
 
 def test_threads_never_share_a_case(queue: RevisionQueue) -> None:
@@ -291,7 +291,7 @@ def test_who_hands_in_a_label_and_confirms_has_revised(
     assert set(judged.values()) == {Verdict.CONFIRMED}
     end = queue.history(task.id)[-1]
     assert (end.action, end.detail["labels"]) == ("revised", {ORGAN: label.id})
-    assert (queue.counts(Wanted()).revised, queue.counts(Wanted()).confirmed) == (1, 0)
+    assert (queue.counts(TaskFilter()).revised, queue.counts(TaskFilter()).confirmed) == (1, 0)
     outcome = review_outcome(catalog, [task.id])
     assert (outcome.revised, outcome.confirmed_share, outcome.seconds) == (1, 0.0, 90)
     with catalog.transaction(write=False) as connection:

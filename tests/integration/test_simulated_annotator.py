@@ -13,7 +13,7 @@ from atlas_core.imaging import Volume, content_sha256, read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_core.records import Label, LabelSource
-from atlas_core.review import LabelVersions, RevisionQueue, TaskCounts, Verdict, Wanted
+from atlas_core.review import LabelVersions, RevisionQueue, TaskCounts, TaskFilter, Verdict
 from atlas_flows.demos.simulated_annotator import (
     ACCOUNT,
     DIGEST_IN_ID,
@@ -67,7 +67,7 @@ def revised(place: ReviewPlace) -> list[Label]:
 
 def counts(place: ReviewPlace) -> TaskCounts:
     with Catalog.open(place.catalog_url) as catalog:
-        return RevisionQueue(catalog).counts(Wanted())
+        return RevisionQueue(catalog).counts(TaskFilter())
 
 
 def test_wrong_labels_become_the_truth_and_nothing_else_changes(

@@ -2,7 +2,7 @@ from .case_assembly import (
     AssemblyInputs,
     PseudoLabelMap,
     assemble_case,
-    choose,
+    choose_labels,
     read_assembled,
     write_masks,
 )
@@ -19,7 +19,7 @@ __all__ = [
     "PostProcessing",
     "PseudoLabelMap",
     "assemble_case",
-    "choose",
+    "choose_labels",
     "preferred",
     "read_assembled",
     "write_masks",

@@ -17,9 +17,9 @@ SOURCE_PRIORITY = (LabelSource.ORIGINAL, LabelSource.REVISED, LabelSource.PSEUDO
 
 
 class LabelPainter:
-    """Makes a label map of one mask after the other: what is painted first stays.
+    """Builds a label map from one mask after another; a voxel keeps the first organ painted on it.
 
-    The masks need not be in memory together.
+    Only one mask needs to be in memory at a time.
 
     Attributes:
         labels: uint8 ``[i, j, k]`` so far.
@@ -33,7 +33,7 @@ class LabelPainter:
         """Give `organ` the voxels of `mask` that are still free.
 
         Returns:
-            Voxels of `mask` that another organ has.
+            Number of voxels of `mask` that belong to another organ.
 
         Raises:
             UnknownLabel: an organ that is not in the scheme.
@@ -53,11 +53,11 @@ class LabelPainter:
 
 
 def preferred(labels: Iterable[Label]) -> Label:
-    """The label that counts, of one organ of one case: original over revised over pseudo.
+    """The label in force of one organ of one case: original over revised over pseudo.
 
-    Of two labels from one source the newer counts (of equal age the one with the greater checksum,
-    so that the choice never depends on the order). An original label counts even where it is empty:
-    "no gallbladder" is an annotation too, and clears what a model saw there.
+    Of two labels from one source the newer wins (of equal age the one with the greater checksum, so
+    that the choice never depends on the order). An original label wins even where it is empty: "no
+    gallbladder" is an annotation too, and overrides what a model predicts there.
     """
     return min(
         sorted(labels, key=lambda label: (label.created_at, label.sha256), reverse=True),
@@ -66,11 +66,12 @@ def preferred(labels: Iterable[Label]) -> Label:
 
 
 def paint_order(labels: Iterable[Label], scheme: OrganScheme) -> tuple[Label, ...]:
-    """One label per organ in the order in which they have their voxels where masks overlap.
+    """The labels, one per organ, in the order in which overlapping masks take precedence.
 
-    The better source first. Of two revised labels the newer, whose author saw the older; of others
-    the organ that the scheme names first: original masks come with their dataset, all at once, and
-    pseudo labels of one prediction never overlap, as the voxel went to the higher mean probability.
+    The better source comes first. Of two revised labels the newer comes first, as its author saw
+    the older; otherwise the scheme's order decides: original masks all come with their dataset at
+    once, and pseudo labels of one prediction never overlap, as each voxel went to the organ of the
+    highest mean probability.
     """
 
     def key(label: Label) -> tuple[int, float, int]:

@@ -1,4 +1,4 @@
-"""Reads of many cases in one query, because an atlas has thousands."""
+"""Queries for many cases at once, because an atlas has thousands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atlas_core.records import Case, Label, Reading
 
 
 def cases_by_id(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, Case]:
-    """The cases of one chunk; those that are not in the catalog are left out."""
+    """The cases with these ids (at most one chunk); unknown ones are left out."""
     query = sa.select(t.cases).where(t.cases.c.id.in_(case_ids))
     with catalog.transaction(write=False) as connection:
         rows = list(connection.execute(query).mappings())
@@ -23,7 +23,7 @@ def cases_by_id(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, Case]:
 
 
 def labels_by_case(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, list[Label]]:
-    """All labels of the cases of one chunk, oldest first."""
+    """All labels of the cases with these ids (at most one chunk), oldest first."""
     query = sa.select(t.labels).where(t.labels.c.case_id.in_(case_ids)).order_by(t.labels.c.id)
     found: dict[str, list[Label]] = {case_id: [] for case_id in case_ids}
     with catalog.transaction(write=False) as connection:
@@ -36,11 +36,11 @@ def labels_by_case(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, list[
 def newest_ensembles(
     catalog: Catalog, case_ids: Sequence[str], reading: Reading, models: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The ensemble of the newest score of each case of one chunk, under `reading`.
+    """The ensemble of the newest score of each case (at most one chunk), under `reading`.
 
     Args:
         models: NAME (any version) or NAME@T; only ensembles of exactly these models count. Empty:
-            all do.
+            every ensemble counts.
 
     Raises:
         InvalidInput: a malformed model, or one that is named twice.
@@ -50,7 +50,7 @@ def newest_ensembles(
     query = (
         sa.select(s.case_id, s.ensemble)
         .where(s.reading == reading.value, s.case_id.in_(case_ids))
-        # Of equally new ones the first by name, as the ranking has it.
+        # Of equally new ones the first by name, as in `Catalog.ranking`.
         .order_by(s.created_at, s.ensemble.desc())
     )
     with catalog.transaction(write=False) as connection:

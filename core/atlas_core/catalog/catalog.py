@@ -1,4 +1,4 @@
-"""The catalog: what is known of every case, in SQLite on one machine or PostgreSQL for a site.
+"""The catalog: the records of every case, in SQLite on one machine or PostgreSQL for a site.
 
 All values that go in and come out are the frozen records of `atlas_core.records`. Each public call
 is one transaction. Files are written before their rows, so that no row names a missing file.
@@ -51,9 +51,12 @@ class Catalog(Database):
     # Datasets and cases
 
     def add_dataset(self, dataset: Dataset) -> Dataset:
-        """Register `dataset`, or return the one of that name that is there, with what is new in it.
+        """Register `dataset`, or merge it into the one registered under that name.
 
-        Organs that the new one covers are added to those known; empty texts are filled in.
+        Its organs are added to those known, and texts that were empty are filled in.
+
+        Returns:
+            The dataset as registered now.
         """
         with self.transaction(write=True) as connection:
             known = _dataset(connection, dataset.name)
@@ -87,14 +90,14 @@ class Catalog(Database):
             return [Dataset.model_validate(dict(row)) for row in rows]
 
     def add_case(self, case: Case, labels: Iterable[Label] = ()) -> bool:
-        """Register a case together with its labels; both or nothing.
+        """Register a case together with its labels, all or nothing.
 
         Returns:
-            False if this very case was there already (its new labels are added all the same).
+            False if the same case was registered before (new labels are still added).
 
         Raises:
             NotFound: its dataset is not registered.
-            Conflict: its content is there under another id, or its id with another content.
+            Conflict: its content is registered under another id, or its id with other content.
         """
         with self.transaction(write=True) as connection:
             if _dataset(connection, case.dataset) is None:
@@ -126,7 +129,7 @@ class Catalog(Database):
         return found[0] if found else None
 
     def delete_case(self, case_id: str) -> None:
-        """Forget a case with its labels and scores. Files are the case store's business.
+        """Delete a case with its labels and scores. Its files are left to the case store.
 
         Raises:
             NotFound: there is none.
@@ -138,14 +141,14 @@ class Catalog(Database):
     # Labels
 
     def add_labels(self, labels: Iterable[Label]) -> int:
-        """Add labels, all or none. One that is there already (same case, organ, source and file) is
-        left as it is: labels are immutable.
+        """Add labels, all or none. One already on record (same case, organ, source and file) stays
+        as it is: labels are immutable.
 
         Returns:
             How many were new.
 
         Raises:
-            NotFound: one is of an unknown case; none was added.
+            NotFound: one belongs to an unknown case; none was added.
         """
         with self.transaction(write=True) as connection:
             return self._insert_labels(connection, labels)
@@ -202,13 +205,13 @@ class Catalog(Database):
     # Scores
 
     def record_score(self, score: Score, labels: Iterable[Label] = ()) -> bool:
-        """Remember a score together with the pseudo labels of that prediction; all or nothing.
+        """Record a score together with the pseudo labels of that prediction, all or nothing.
 
         The first score of a case, reading and ensemble stays, as the first prediction stays in the
-        case store: numbers and files always belong together. To score anew, delete both first.
+        case store, so that numbers and files always match. To score anew, delete both first.
 
         Returns:
-            False if there was one already; nothing was changed then.
+            False if there was one already; nothing is changed then.
 
         Raises:
             NotFound: the case is not in the catalog.
@@ -259,7 +262,7 @@ class Catalog(Database):
             )
 
     def delete_score(self, case_id: str, reading: Reading, ensemble: str) -> bool:
-        """Forget a score (its pseudo labels stay on record); False if there was none."""
+        """Delete a score (its pseudo labels stay on record); False if there was none."""
         s = t.scores.c
         query = sa.delete(t.scores).where(
             s.case_id == case_id, s.reading == reading.value, s.ensemble == ensemble
@@ -303,8 +306,8 @@ class Catalog(Database):
         """The priority list of the cases that one ensemble has scored; see `ranking.rank`.
 
         Args:
-            reading: which attention maps.
-            ensemble: whose; None: that of the newest score.
+            reading: of the attention maps.
+            ensemble: that scored the cases; None: that of the newest score.
             dataset: only its cases; None: all.
             by: what the list is sorted by.
         """
@@ -323,7 +326,7 @@ class Catalog(Database):
                 by,
             )
 
-    # How it is done
+    # Internals
 
     def _insert_labels(self, connection: Connection, labels: Iterable[Label]) -> int:
         rows = [label.model_dump(mode="json") for label in labels]

@@ -1,4 +1,4 @@
-"""Cases as reviewers see them: in which state, flagged or not, with which attention."""
+"""Cases as reviewers see them: state, flag and attention."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class CaseBrief(FrozenModel):
 
 
 @dataclass(frozen=True)
-class CasesWanted:
-    """Which cases a list shows; None: any."""
+class CaseFilter:
+    """Selects cases for a list; None: any."""
 
     dataset: str | None = None
     state: str | None = None
@@ -70,8 +70,8 @@ class CaseReview:
         self._catalog = catalog
         self._now = clock
 
-    def page(self, wanted: CasesWanted, offset: int, limit: int) -> tuple[int, list[CaseBrief]]:
-        """Number of cases that are `wanted`, and `limit` of them from `offset` on, by id."""
+    def page(self, wanted: CaseFilter, offset: int, limit: int) -> tuple[int, list[CaseBrief]]:
+        """Number of matching cases, and `limit` of them from `offset` on, by id."""
         newest = _newest_tasks()
         state = sa.func.coalesce(newest.c.state, NOT_QUEUED)
         query = (
@@ -94,7 +94,7 @@ class CaseReview:
             return total or 0, [_brief(row) for row in rows]
 
     def states(self) -> dict[str, int]:
-        """Cases by state."""
+        """Number of cases by state."""
         newest = _newest_tasks()
         state = sa.func.coalesce(newest.c.state, NOT_QUEUED)
         query = (
@@ -111,7 +111,7 @@ class CaseReview:
             return set(connection.scalars(sa.select(t.labels.c.case_id).distinct()))
 
     def stamps(self) -> dict[str, str]:
-        """By id of every case that has a label: a text that changes with its labels and scores."""
+        """Id of every case that has a label → a text that changes with its labels and scores."""
         labels, scores = t.labels.c, t.scores.c
         last_label = sa.select(labels.case_id, sa.func.max(labels.id)).group_by(labels.case_id)
         last_score = sa.select(scores.case_id, sa.func.max(scores.created_at)).group_by(
@@ -123,7 +123,7 @@ class CaseReview:
         return {case_id: f"{number} {scored.get(case_id)}" for case_id, number in newest}
 
     def flag(self, case_id: str, who: str, flagged: bool, reason: str) -> None:
-        """Mark a case for another look, or take the mark away.
+        """Flag a case for another look, or remove its flag.
 
         Raises:
             NotFound: there is no such case.
@@ -186,7 +186,7 @@ def _newest_tasks() -> sa.Subquery:
     return sa.select(_k.id, _k.case_id, _k.state, _k.attention_ml).where(_k.id.in_(last)).subquery()
 
 
-def _conditions(wanted: CasesWanted, state: sa.ColumnElement[Any]) -> list[sa.ColumnElement[bool]]:
+def _conditions(wanted: CaseFilter, state: sa.ColumnElement[Any]) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = []
     if wanted.dataset is not None:
         conditions.append(_c.dataset == wanted.dataset)

@@ -58,11 +58,11 @@ class Portion:
 
 @dataclass(frozen=True)
 class PriorityListSource:
-    """Where a priority list comes from.
+    """What a priority list is computed from.
 
     Attributes:
-        reading: of the attention.
-        ensemble: which scored the cases.
+        reading: of the attention maps.
+        ensemble: that scored the cases.
     """
 
     reading: Reading
@@ -111,7 +111,7 @@ def insert_tasks(
 
 
 def ranked_by(ranked: Sequence[RankedCase], organs: Collection[str]) -> list[RankedCase]:
-    """The priority list as if only `organs` counted."""
+    """The priority list by the attention to `organs` only."""
     return rank(
         CaseSizes(
             case.case_id,
@@ -123,7 +123,7 @@ def ranked_by(ranked: Sequence[RankedCase], organs: Collection[str]) -> list[Ran
 
 
 def _insert_tasks(connection: Connection, rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Insert those whose case has no task yet; case id → id of its new task."""
+    """Insert the rows whose case has no task yet; case id → id of its new task."""
     new = insert_new(connection, t.revision_tasks, rows, _k.case_id, _k.id)
     return {row.case_id: row.id for row in new}
 

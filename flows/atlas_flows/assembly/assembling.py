@@ -17,7 +17,7 @@ from atlas_core.assembly import (
     PostProcessing,
     PseudoLabelMap,
     assemble_case,
-    choose,
+    choose_labels,
     write_masks,
 )
 from atlas_core.catalog import Catalog, cases_by_id, chunks, labels_by_case, newest_ensembles
@@ -149,7 +149,7 @@ def inputs_of(
             prediction = _prediction(request, store, case_id, ensembles.get(case_id))
             yield (
                 case_id,
-                choose(
+                choose_labels(
                     cases[case_id],
                     labels[case_id],
                     prediction,
