@@ -1,4 +1,4 @@
-"""Where voxels lie: geometry without voxels.
+"""Geometry of a volume, without its voxels.
 
 World coordinates are millimetres in RAS+ (x to the patient's Right, y to Anterior, z to Superior),
 as in NIfTI. Arrays are indexed ``[i, j, k]`` in the file's own axis order; *canonical* means that

@@ -1,4 +1,4 @@
-"""Organs out of the label values of a dataset, with the split of one kidney label in two."""
+"""Masks of organs from label values, and the split of one kidney label into left and right."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOUCHING = np.ones((3, 3, 3), dtype=np.uint8)
 
 
 def require_known_labels(values: Iterable[int], organs: Mapping[int, str | None]) -> None:
-    """Refuses label values that a dataset's map does not name.
+    """Refuse label values that a dataset's map does not name.
 
     Raises:
         UnknownLabel: naming the first of them.
@@ -75,7 +75,7 @@ class _Component:
 def split_left_right(
     mask: NDArray[Any], geometry: VolumeGeometry, *, midline_mm: float | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Splits one mask of both kidneys into the patient's left and right.
+    """Split one mask of both kidneys into the patient's left and right.
 
     Connected components are grouped by the patient's left-right axis: the largest is one kidney;
     what lies further than `SIDE_DISTANCE_MM` from it, towards the heavier side, is the other;
@@ -86,7 +86,7 @@ def split_left_right(
     Args:
         mask: ``[i, j, k]``, non-zero where a kidney (with its tumour or cyst) is.
         geometry: its grid; any axis order, also oblique.
-        midline_mm: x of the body's midline, used only where one kidney is alone. None: the middle
+        midline_mm: x of the body's midline, used only where there is one kidney. None: the middle
             of the grid, which is right as long as the scan is centred on the patient.
 
     Returns:
@@ -136,7 +136,7 @@ def _middle(geometry: VolumeGeometry) -> float:
 def _left_of(
     inside: NDArray[np.bool_], x_mm: NDArray[np.float32], midline_mm: float
 ) -> NDArray[np.bool_]:
-    """Which voxels belong to the left kidney; outside `inside` the answer means nothing."""
+    """Which voxels belong to the left kidney; undefined outside `inside`."""
     numbers, count = ndimage.label(inside, structure=TOUCHING)
     components = _components(numbers, count, x_mm)
     anchor = components[0]

@@ -1,4 +1,4 @@
-"""Volumes onto other grids: one set of weights for training and serving.
+"""Resampling of volumes: one set of weights for training and serving.
 
 Along each axis the old and the new grid fill the same box, edge to edge
 (`VolumeGeometry.resampled`): new index ``j`` lies at ``p = (j + 0.5) · n_old / n_new − 0.5`` of the
@@ -29,7 +29,7 @@ from atlas_core.geometry import GRID_TOLERANCE, VolumeGeometry
 from atlas_core.organs import BACKGROUND
 
 MAX_LABELS = 256
-"""Distinct values of a label map that is resampled: the size of the ballot box."""
+"""Limit of distinct values in a label map that is resampled: the size of the tally."""
 
 POSITION_STEPS = 4096
 """Fractions of a voxel between two arbitrary grids are rounded to 1/4096, so that votes are whole
@@ -159,7 +159,7 @@ def _in_threads(work: Callable[[int, int], None], length: int) -> None:
 
 
 def resample_planes(block: NDArray[Any], y: AxisWeights, x: AxisWeights) -> NDArray[np.float32]:
-    """Resamples the in-plane axes of every slice, one slice like the other.
+    """Resample the in-plane axes of every slice in the same way.
 
     Args:
         block: ``[z, y, x]``, C order, any real type.
@@ -187,8 +187,7 @@ def resample_across(
 
     Args:
         planes: ``[z, y, x]`` of `resample_planes`; its first slice is old slice `first`, and it
-        holds
-            ``z.source_range(start, stop)``.
+            holds ``z.source_range(start, stop)``.
 
     Returns:
         float32 ``[stop - start, y, x]``.
@@ -333,7 +332,7 @@ def _by_rank(
 
 @njit(cache=True, nogil=True)
 def _winner(tally, seen, distinct):  # type: ignore[no-untyped-def]
-    """The label with the most votes, the lowest on a tie; empties the ballot box."""
+    """The label with the most votes, the lowest on a tie; resets the tally."""
     best, most = 0, np.int64(-1)
     for n in range(distinct):
         label = seen[n]

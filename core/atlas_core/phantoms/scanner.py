@@ -4,7 +4,7 @@ A phantom has a body with skin, fat, muscle, spine, ribs, bowel and vessels, and
 `organs.ABDOMEN_ATLAS`; attenuation follows the contrast phase; a scanner blurs it and adds noise.
 Hard cases carry one of the irregularities that the paper's Fig. 5 names, and say which.
 
-Everything follows from one seed, to the byte on one platform.
+Everything follows from one seed, on one platform to the byte.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ def _draw_table(canvas: Canvas, top_mm: float) -> None:
 def _acquire(
     patient: _Patient, scan: _Scan, tissue: NDArray[np.uint8], rng: np.random.Generator
 ) -> NDArray[np.int16]:
-    """What a scanner makes of `tissue`: blurred, noisy HU, int16 ``[z, y, x]``."""
+    """The simulated scan of `tissue`: blurred, noisy HU, int16 ``[z, y, x]``."""
     x, y, z = scan.axes
     pixel_mm = float(x[1] - x[0])
     slice_mm = float(z[1] - z[0])
@@ -408,7 +408,7 @@ def _acquire(
 
 
 FINE_GRAIN, COARSE_GRAIN = 0.6, 1.8
-"""Grain of noise (sigma, voxels): what a soft kernel leaves, and what comes of too low a dose."""
+"""Grain of noise (sigma, voxels): that of a soft kernel, and that of too low a dose."""
 
 
 def _noise(
@@ -469,6 +469,3 @@ def _geometry(scan: _Scan) -> VolumeGeometry:
         matrix[world_axis, 3] += axis[-1] if back else axis[0]
         shape.append(len(axis))
     return VolumeGeometry.from_array(tuple(shape), matrix)
-
-
-# --- folders of phantoms --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The dataset card of a release: what it holds, where it is from, and what may be done with it."""
+"""The dataset card of a release: contents, provenance and licences."""
 
 from __future__ import annotations
 

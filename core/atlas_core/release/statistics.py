@@ -11,7 +11,7 @@ import numpy as np
 from atlas_core.release.plan import ReleasePlan
 
 ALL: Final = "(all)"
-"""Row over every dataset; no dataset can be called so."""
+"""Name of the row over all datasets; not a valid dataset name."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class VolumeStatistics:
     """Volumes of one organ in one dataset, in millilitres, over the cases that have the organ.
 
     Attributes:
-        dataset, organ: whose.
-        cases: that have it.
-        absent: cases without it.
+        dataset, organ: which.
+        cases: number of cases with the organ.
+        absent: number of cases without it.
         minimum, q1, median, q3, maximum, mean: None where no case has it.
     """
 
@@ -37,7 +37,7 @@ class VolumeStatistics:
     mean: float | None
 
     def as_row(self) -> dict[str, object]:
-        """For a table: three decimals."""
+        """The row of a table, volumes with three decimals."""
         numbers = {
             "min_ml": self.minimum,
             "q1_ml": self.q1,
