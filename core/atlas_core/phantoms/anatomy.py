@@ -1,7 +1,7 @@
-"""The anatomy of a procedural abdomen: which tissue lies where, before any scanner looks at it.
+"""The anatomy of a procedural abdomen: the tissue of every voxel, before it is scanned.
 
 Everything is a level function in millimetres (negative inside) of a few primitives, drawn in a
-fixed order on a grid whose coordinates were bent by a smooth random warp. Lengths and positions
+fixed order on a grid whose coordinates are bent by a smooth random warp. Lengths and positions
 describe a standard patient: x to the Right, y to Anterior, z to Superior, the origin in the middle
 of the body at the height of the first lumbar vertebra (the transpyloric plane). Arrays run
 ``[z, y, x]``, C-order.
@@ -23,7 +23,7 @@ SliceBox = tuple[slice, slice, slice]
 
 
 class Tissue(IntEnum):
-    """What a voxel is made of. Organs with an inner structure have several."""
+    """Tissue of a voxel. Organs with an inner structure have several."""
 
     AIR = 0
     SKIN = 1

@@ -288,7 +288,7 @@ def test_a_case_that_is_not_scored_needs_labels_of_all_organs(site: LabelledSite
     assert np.array_equal(voxels(site, found), label_map(all_organs()))
 
 
-def test_a_scored_case_may_lack_organs_that_nobody_predicts(site: LabelledSite) -> None:
+def test_a_scored_case_may_lack_organs_that_no_model_predicts(site: LabelledSite) -> None:
     site.add_case("a")
     site.add_prediction("a", {"liver": cube(0, 3)})
     found = assembled(site)

@@ -1,4 +1,4 @@
-"""What the catalog says of addresses and databases that cannot work. (Its laws, on SQLite and on
+"""Errors of the catalog for addresses and databases that cannot work. (Its laws, on SQLite and on
 PostgreSQL, are in tests/integration/test_catalog_postgres.py.)"""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_addresses_that_cannot_work_are_refused(url: str) -> None:
         Catalog.open(url)
 
 
-def test_a_database_that_is_away_is_named_without_its_password() -> None:
+def test_an_unreachable_database_is_named_without_its_password() -> None:
     password = secrets.token_hex()  # in a variable: a traceback quotes the lines of this file
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused

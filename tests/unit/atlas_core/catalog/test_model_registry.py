@@ -77,7 +77,7 @@ def test_evaluations_are_of_one_graph_newest_first(catalog: Catalog) -> None:
     assert evaluations(catalog, OTHER) == []
 
 
-def test_what_a_model_learnt_from_is_recorded_once(catalog: Catalog) -> None:
+def test_training_labels_are_recorded_once(catalog: Catalog) -> None:
     labels = [
         TrainingLabel(case_id=f"c{n}", organ="liver", label_sha256=f"{n}" * 64, source="original")
         for n in range(3)
@@ -88,7 +88,7 @@ def test_what_a_model_learnt_from_is_recorded_once(catalog: Catalog) -> None:
     assert training_labels(catalog, OTHER) == []
 
 
-def test_versions_are_never_given_twice(catalog: Catalog) -> None:
+def test_a_version_number_is_never_reused(catalog: Catalog) -> None:
     assert next_version(catalog, "unet") == 0
     assert next_version(catalog, "unet", served=[4, 2]) == 5
 

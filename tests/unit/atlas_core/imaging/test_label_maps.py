@@ -52,7 +52,7 @@ def assert_split(
             assert np.array_equal(found[1], right[turn].transpose(axes))
 
 
-def test_two_kidneys_are_told_apart_in_every_orientation() -> None:
+def test_two_kidneys_are_distinguished_in_every_orientation() -> None:
     assert_split(LEFT | RIGHT, LEFT, RIGHT)
 
 
