@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +14,7 @@ from atlas_core.errors import NotFound
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import OrganScore, Reading
 from atlas_core.review.audit_log import note
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.records import AuditEntry
 
 NOT_QUEUED = "not_queued"
@@ -64,9 +63,7 @@ class CaseAttention:
 class CaseReview:
     """Lists and flags over a catalog. Safe to share between threads."""
 
-    def __init__(
-        self, catalog: Catalog, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
         self._catalog = catalog
         self._now = clock
 

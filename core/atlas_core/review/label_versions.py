@@ -7,9 +7,8 @@ submission of its own, which assembly does not see, until somebody has compared 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
@@ -21,6 +20,7 @@ from atlas_core.catalog import tables as t
 from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.records import Label, LabelSource
 from atlas_core.review.audit_log import note
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.records import AuditEntry, LabelVersion
 
 NO_BASE: Final = "none"
@@ -79,9 +79,7 @@ class Submission:
 class LabelVersions:
     """The label versions in a catalog. Safe to share between threads."""
 
-    def __init__(
-        self, catalog: Catalog, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
         self._catalog = catalog
         self._now = clock
 

@@ -22,14 +22,13 @@ from atlas_core.catalog import tables as t
 from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.records import LabelSource, Reading
 from atlas_core.review.audit_log import note
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.error_taxonomy import require_error_type
 from atlas_core.review.filling import Portion, PriorityListSource, insert_tasks, ranked_by
 from atlas_core.review.leasing import IS_PENDING, LeaseRequest, give_back, pick
 from atlas_core.review.records import FINISHED, PENDING, OpenedTasks, Task, TaskState, Verdict
 from atlas_core.review.rows import TaskRow, audit_entry
-from atlas_core.review.views import ANY_TASK, Clock, RevisionViews, TaskFilter, utc_now
-
-__all__ = ["ANY_TASK", "DEFAULT_LEASE", "Annotator", "Portion", "RevisionQueue", "TaskFilter"]
+from atlas_core.review.views import ANY_TASK, RevisionViews, TaskFilter
 
 DEFAULT_LEASE: Final = timedelta(minutes=10)
 """A page renews its lease every minute, so a crash blocks its case for a short time only."""
@@ -56,7 +55,7 @@ class RevisionQueue(RevisionViews):
 
     Args:
         lease: how long a case is held without a sign of its annotator.
-        clock: the time now, in UTC.
+        clock: the current time, in UTC.
     """
 
     def __init__(

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
 from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
+from atlas_core.review.clock import Clock, utc_now
 
 _i = t.sign_ins.c
 
@@ -40,9 +41,7 @@ class SignIn:
 class SignIns:
     """The sign-ins in a catalog. Safe to share between threads."""
 
-    def __init__(
-        self, catalog: Catalog, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
         self._catalog = catalog
         self._now = clock
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final
 
 import sqlalchemy as sa
@@ -14,19 +13,13 @@ from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
 from atlas_core.errors import NotFound
 from atlas_core.review.audit_log import task_history
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.leasing import IS_PENDING
 from atlas_core.review.records import AuditEntry, Task, TaskCounts, TaskState
 from atlas_core.review.rows import TaskRow, tasks_of
 
-Clock = Callable[[], datetime]
-
 _k = t.revision_tasks.c
 _o = t.revision_task_organs.c
-
-
-def utc_now() -> datetime:
-    """The time now, in UTC."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class RevisionViews:
     """The current tasks in a catalog. Safe to share between threads.
 
     Args:
-        clock: the time now, in UTC.
+        clock: the current time, in UTC.
     """
 
     def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
