@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from atlas_core.catalog import Catalog
-from atlas_core.review import LabelVersions, RevisionQueue, Wanted
+from atlas_core.review import LabelVersions, RevisionQueue, TaskFilter
 from atlas_core.store import CaseStore
 from atlas_review.auth import Accounts, Role
 from measurement import machine, report, say
@@ -84,7 +84,7 @@ def _checked(works: list[Work], cases: int, catalog: Catalog, store: CaseStore) 
     versions = LabelVersions(catalog)
     labels = [label for work in works for label in work.labels]
     lost = sum(not _is_there(versions, store, *label) for label in labels)
-    counts = RevisionQueue(catalog).counts(Wanted())
+    counts = RevisionQueue(catalog).counts(TaskFilter())
     return {
         "errors": sum(len(work.errors) for work in works),
         "double_leases": len(tasks) - len(set(tasks)),

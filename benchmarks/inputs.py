@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, read_volume, write_volume
-from atlas_core.phantoms import Grid, make_phantom
+from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_core.store import CaseStore
 from measurement import say
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ def full_size_ct(slices: int) -> Volume:
 
 def small_ct() -> Volume:
     """A CT of about the size that people send over the network: 160 × 160 voxels a slice."""
-    phantom = make_phantom(SEED, grid=Grid(columns=160, slice_mm=2.9, axis_codes="LPS"))
+    phantom = make_phantom(SEED, grid=PhantomGrid(columns=160, slice_mm=2.9, axis_codes="LPS"))
     return Volume(phantom.ct, phantom.geometry)
 
 
@@ -62,7 +62,7 @@ def _drawn() -> Volume:
     if path.exists():
         return read_volume(path)
     say("drawing a phantom of 512 x 512 x 200 voxels (once per checkout)")
-    phantom = make_phantom(SEED, grid=Grid(columns=512, slice_mm=SLICE_MM, axis_codes="LPS"))
+    phantom = make_phantom(SEED, grid=PhantomGrid(columns=512, slice_mm=SLICE_MM, axis_codes="LPS"))
     ct: NDArray[np.int16] = np.asfortranarray(phantom.ct[:, :, :200])
     geometry = VolumeGeometry((ct.shape[0], ct.shape[1], ct.shape[2]), phantom.geometry.affine)
     CACHE.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from atlas_core.imaging.resampling import axis_weights, resample_across, resample_planes
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.phantoms import Grid, make_phantom
+from atlas_core.phantoms import PhantomGrid, make_phantom
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -28,7 +28,7 @@ def realistic(models: int, organs: int, shape: tuple[int, int, int]) -> NDArray[
     is what a CT's own grid gets from a model that works on a coarser one.
     """
     rng = np.random.default_rng(SEED)
-    truth = make_phantom(SEED, grid=Grid(columns=160, slice_mm=2.9, axis_codes="RAS")).truth
+    truth = make_phantom(SEED, grid=PhantomGrid(columns=160, slice_mm=2.9, axis_codes="RAS")).truth
     truth = np.ascontiguousarray(truth.transpose(2, 1, 0))
     z, y, x = (axis_weights(old, new) for old, new in zip(truth.shape, shape, strict=True))
     soft = np.empty((models, organs, *shape), np.uint8)

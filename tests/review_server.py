@@ -27,10 +27,9 @@ import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.imaging import Volume, content_sha256, write_volume
-from atlas_core.imaging.label_maps import volumes_ml
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.phantoms import Grid, make_phantom
+from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.review import Portion, RevisionQueue
 from atlas_core.store import CaseStore
@@ -97,7 +96,7 @@ def seed_case(
 ) -> Case:
     """One phantom with a prediction that misses part of the stomach and the liver, and attention
     there."""
-    phantom = make_phantom(seed, grid=Grid(columns=columns, slice_mm=6.0))
+    phantom = make_phantom(seed, grid=PhantomGrid(columns=columns, slice_mm=6.0))
     ct = Volume(phantom.ct, phantom.geometry)
     digest = content_sha256(ct)
     case = Case(
@@ -142,7 +141,6 @@ def _write_prediction(
     truth: NDArray[np.uint8],
 ) -> None:
     sizes, labels = [], []
-    volumes = volumes_ml(predicted, case.geometry, ABDOMEN_ATLAS)
     with store.new_prediction(case.id, Reading.PAPER, ENSEMBLE) as draft:
         sha256 = write_volume(draft.pseudo_label_path, predicted, case.geometry)
         for organ in ABDOMEN_ATLAS:
@@ -151,12 +149,13 @@ def _write_prediction(
             attention = np.asfortranarray((wrong * 100 + border * 12).astype(np.uint8))
             write_volume(draft.attention_path(organ.name), attention, case.geometry, slope=1 / 136)
             voxels = float(attention.sum()) / 136
+            pseudo_voxels = int((predicted == organ.label).sum())
             sizes.append(
                 OrganScore(
                     organ=organ.name,
                     attention_voxels=voxels,
                     attention_ml=voxels * case.geometry.voxel_ml,
-                    pseudo_label_ml=volumes[organ.name],
+                    pseudo_label_ml=pseudo_voxels * case.geometry.voxel_ml,
                 )
             )
         draft.result_path.write_text("{}")

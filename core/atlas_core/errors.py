@@ -1,8 +1,8 @@
-"""The errors of Atlas Loop: each says what, which case, expected, got, and the remedy.
+"""The errors of Atlas Loop: each names the problem, the case, expected and found, and a remedy.
 
 Every error that a user can cause or mend derives from `AtlasError`. A shell (command line, gRPC
 servicer, HTTP service) maps the *class* to its own status in one table and shows the message as is;
-messages never hold patient data, only case ids, names of organs and numbers.
+messages contain no patient data, only case ids, organ names and numbers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AtlasError(Exception):
         return f"{text}; {self.remedy}" if self.remedy else text
 
     def with_case(self, case: str) -> AtlasError:
-        """The same error, naming `case`; for a caller that knows which case was refused."""
+        """The same error for `case`, which the caller knows and the raiser does not."""
         return type(self)(
             self.what, case=case, expected=self.expected, got=self.got, remedy=self.remedy
         )
@@ -86,7 +86,7 @@ class Conflict(AtlasError):
 
 
 class Unavailable(AtlasError):
-    """A service or model that should be there does not answer now; trying again may help."""
+    """A service or model does not answer at the moment; trying again may help."""
 
 
 class ConfigurationError(AtlasError):

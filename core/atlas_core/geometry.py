@@ -1,4 +1,4 @@
-"""Where voxels lie: geometry without voxels.
+"""Geometry of a volume, without its voxels.
 
 World coordinates are millimetres in RAS+ (x to the patient's Right, y to Anterior, z to Superior),
 as in NIfTI. Arrays are indexed ``[i, j, k]`` in the file's own axis order; *canonical* means that
@@ -27,7 +27,7 @@ MAX_SPACING_MM = 100.0
 Shape3 = tuple[int, int, int]
 Float3 = tuple[float, float, float]
 Affine = tuple[tuple[float, float, float, float], ...]
-ScalarT = TypeVar("ScalarT", bound=np.generic)
+VoxelT = TypeVar("VoxelT", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class AxisMap:
     source: Shape3
     flip: tuple[bool, bool, bool]
 
-    def to_canonical(self, voxels: NDArray[ScalarT]) -> NDArray[ScalarT]:
+    def to_canonical(self, voxels: NDArray[VoxelT]) -> NDArray[VoxelT]:
         """View of `voxels` ``[i, j, k]`` (file order) as ``[x, y, z]`` (RAS+). Copies nothing."""
         turned = voxels.transpose(self.source)
         return turned[tuple(slice(None, None, -1 if back else 1) for back in self.flip)]
 
-    def from_canonical(self, voxels: NDArray[ScalarT]) -> NDArray[ScalarT]:
+    def from_canonical(self, voxels: NDArray[VoxelT]) -> NDArray[VoxelT]:
         """View of canonical `voxels` ``[x, y, z]`` in the file's own axis order. Copies nothing."""
         turned = voxels[tuple(slice(None, None, -1 if back else 1) for back in self.flip)]
         return turned.transpose(tuple(int(axis) for axis in np.argsort(self.source)))

@@ -1,4 +1,4 @@
-"""Logs as JSON lines on stderr: case ids and numbers, never what a file or a header says."""
+"""Logs as JSON lines on stderr: case ids and numbers, never the contents of files or headers."""
 
 from __future__ import annotations
 

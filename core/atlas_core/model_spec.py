@@ -1,4 +1,4 @@
-"""What every part must know of a served model: written by export, carried by Triton.
+"""The specification of a served model: written on export, carried by Triton.
 
 The graph itself holds its preprocessing and its head, so that a client sends Hounsfield units and
 receives bytes:
@@ -28,7 +28,7 @@ INPUT_NAME = "ct"
 OUTPUT_NAME = "soft"
 
 MAX_MODEL_STREAMS = 4
-"""Windows that a model on a CPU works on at once, at most, unless told otherwise (decision 24)."""
+"""Default limit of windows that a model on a CPU works on at once (decision 24)."""
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -72,7 +72,7 @@ class ModelSpec(FrozenModel):
 
 
 class ModelRef(FrozenModel):
-    """Which model produced something: enough to find it again and to tell two versions apart."""
+    """Names the model that produced something, unambiguously even if a version was rebuilt."""
 
     name: ModelName
     version: int = Field(ge=0)
@@ -122,6 +122,6 @@ def parse_ensemble(references: Sequence[str]) -> dict[str, int | None]:
 def ensemble_key(refs: tuple[ModelRef, ...] | list[ModelRef]) -> str:
     """Name of an ensemble, independent of the order of its models: ``nnunet@0-1a2b3c4d+unet@0-…``.
 
-    Used as the folder of its predictions and to tell whether a case was already scored by it.
+    Used as the folder of its predictions, and to see whether it has scored a case already.
     """
     return "+".join(sorted(str(ref) for ref in refs))

@@ -1,4 +1,4 @@
-"""Organs and their label ids: the one vocabulary of every mask, model, table and page.
+"""Organs and their label ids: the vocabulary that every mask, model, table and page shares.
 
 The default nine and their ids are those of the AbdomenAtlas 1.0 release. A site may work with
 others: everything that needs organs takes an `OrganScheme`.

@@ -1,13 +1,13 @@
 """The priority list (§3.2 ④): which cases need an annotator most.
 
 A case's attention size is the sum over its organs of the attention in that organ's map; organs
-that already have an original label count nothing, because that label wins over any pseudo label
+that already have an original label do not count, because that label overrides any pseudo label
 (§3.2 ⑥). Cases compare by millilitres: the same error in a CT of thinner slices has more voxels,
 not more volume.
 
 The sum grows with the patient: most of it lies along the surfaces of large organs. A list by
-*relative* attention asks instead how large an organ's attention is against the organ itself, and
-lets every organ count alike. It is offered beside the paper's, not in its place.
+*relative* attention instead compares an organ's attention with the volume of the organ, and weighs
+all organs equally. It is offered in addition to the paper's list.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from math import fsum
 from atlas_core.records import OrganScore, RankBy, RankedCase
 
 SMALLEST_ORGAN_ML = 1.0
-"""Volume of an organ that has less, where its attention is set against it: an organ that no model
-found still counts, by the millilitres of its attention."""
+"""Smallest volume that an organ's attention is divided by: an organ that no model found still
+counts, by the millilitres of its attention."""
 
 
 @dataclass(frozen=True)
 class CaseSizes:
-    """Attention of one scored case, and the organs that need none.
+    """Attention of one scored case, and the organs that do not count.
 
     Attributes:
         case_id, dataset: which case.
@@ -40,14 +40,15 @@ class CaseSizes:
 
 
 def rank(cases: Iterable[CaseSizes], by: RankBy = RankBy.SIZE) -> list[RankedCase]:
-    """Cases by falling attention; equal ones by case id, so that a list is reproducible.
+    """Cases by descending attention; equal ones by case id, so that a list is reproducible.
 
     Args:
         cases: any order, each case once.
         by: the paper's attention size, or the attention relative to the organs.
 
     Returns:
-        Ranks 1..n; organs of each case by falling size, those with an original label in `left_out`.
+        Ranks 1..n; organs of each case by descending size, those with an original label in
+        `left_out`.
 
     >>> sizes = [OrganScore(organ=o, attention_voxels=v, attention_ml=v / 1000, pseudo_label_ml=0)
     ...          for o, v in (("liver", 40), ("spleen", 2))]

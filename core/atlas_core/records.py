@@ -1,6 +1,6 @@
-"""What the catalog remembers, as values: datasets, cases, labels with provenance, models, scores.
+"""Records of the catalog: datasets, cases, labels with provenance, models, scores, iterations.
 
-These are plain frozen values; `atlas_core.catalog` stores and finds them.
+Plain frozen values; `atlas_core.catalog` stores and finds them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class LabelSource(StrEnum):
 
 
 class Dataset(FrozenModel):
-    """Where cases came from."""
+    """Where cases come from."""
 
     name: DatasetName
     title: str = ""
-    licence: str = Field(default="", description="SPDX id or the source's own words.")
+    licence: str = Field(default="", description="SPDX id, or the wording of the source.")
     url: str = ""
     organs: tuple[OrganName, ...] = Field(
         default=(), description="Organs that the original labels of this dataset cover."
@@ -85,7 +85,7 @@ class Label(FrozenModel):
 
 
 class Model(FrozenModel):
-    """One version of one model that was registered."""
+    """One registered version of a model."""
 
     spec: ModelSpec
     parent: ModelRef | None = Field(default=None, description="The version it was fine-tuned from.")
@@ -128,7 +128,7 @@ class RankBy(StrEnum):
 
 
 class RankedCase(FrozenModel):
-    """One row of the priority list: rank 1 needs revision most."""
+    """One row of the priority list; rank 1 needs revision most."""
 
     rank: int = Field(ge=1)
     case_id: CaseId

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
-from atlas_core.review import Annotator, RevisionQueue, Task, Wanted
+from atlas_core.review import Annotator, RevisionQueue, Task, TaskFilter
 
 MAX_BATCH: Final = 64
 
@@ -16,7 +16,7 @@ MAX_BATCH: Final = 64
 @dataclass(frozen=True)
 class _LeaseRequest:
     annotator: Annotator
-    wanted: Wanted
+    wanted: TaskFilter
     answer: asyncio.Future[Task | None]
 
 
@@ -29,7 +29,7 @@ class NextCases:
         self._worker: asyncio.Task[None] | None = None
         self._thread = anyio.CapacityLimiter(1)
 
-    async def take(self, annotator: Annotator, wanted: Wanted) -> Task | None:
+    async def take(self, annotator: Annotator, wanted: TaskFilter) -> Task | None:
         """See `RevisionQueue.next`."""
         request = _LeaseRequest(annotator, wanted, asyncio.get_running_loop().create_future())
         self._pending.append(request)

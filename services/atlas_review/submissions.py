@@ -40,7 +40,7 @@ def submit_mask(
         The new version, or, if it is the mask in force, that one.
 
     Raises:
-        StaleBase: its base is no longer in force; the mask is kept beside the label in force.
+        StaleBase: its base is not the latest version; the mask is kept beside the label in force.
         InvalidInput, NotFound: as `LabelVersions.submit`; nothing is kept.
     """
     case, mask = submission.case, submission.mask

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from atlas_attention.observability import AttentionMetrics
 from atlas_attention.settings import AttentionSettings
-from atlas_core.catalog.database import _engine
+from atlas_core.catalog.database import make_engine
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.settings import FlowSettings, Places
 from atlas_review.metrics import ReviewMetrics
@@ -121,7 +121,7 @@ def test_every_setting_of_attention_may_be_a_value(clean: pytest.MonkeyPatch) ->
 
 
 def _places_agree(places: Places, database: str, attention: str, prefect: str) -> None:
-    address = _engine(places.catalog_url).url
+    address = make_engine(places.catalog_url).url
     assert address.drivername == "postgresql+psycopg"
     assert (address.host, address.database, address.username) == (
         database, "atlasloop", "atlasloop",
@@ -171,7 +171,7 @@ def test_flows_read_their_configuration(values: str, clean: pytest.MonkeyPatch) 
         )
         key = SECRETS["control-key"] if values == "production" else None
         _models_agree(places, "site-atlasloop-triton:8001", key)
-        query = _engine(places.catalog_url).url.query
+        query = make_engine(places.catalog_url).url.query
         expected = {"production": "verify-full", "airgapped": "verify-ca"}.get(values, "disable")
         assert query["sslmode"] == expected
         if expected != "disable":
@@ -248,7 +248,7 @@ def test_review_reads_its_configuration(values: str, clean: pytest.MonkeyPatch) 
     settings = ReviewSettings()
     assert settings.secret is not None
     assert settings.secret.get_secret_value() == SECRETS["secret"]
-    assert _engine(settings.catalog_url.get_secret_value()).url.password is None
+    assert make_engine(settings.catalog_url.get_secret_value()).url.password is None
     if values == "production":
         assert settings.prefect_auth is not None
         assert settings.prefect_auth.get_secret_value() == SECRETS["prefect_auth"]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import write_volume
-from atlas_core.phantoms import Grid, write_phantoms
+from atlas_core.phantoms import PhantomGrid, write_phantoms
 from atlas_embedded import processes
 from atlas_embedded.settings import EmbeddedSettings
 
@@ -81,7 +81,7 @@ def test_phantoms(home: Path, tmp_path: Path) -> None:
 
 def test_own_cts_after_phantoms_in_the_same_home(home: Path, tmp_path: Path) -> None:
     cts = tmp_path / "cts"
-    write_phantoms(cts, 1, 77, labels="none", grid=Grid(columns=64, slice_mm=6))
+    write_phantoms(cts, 1, 77, labels="none", grid=PhantomGrid(columns=64, slice_mm=6))
     (cts / "broken.nii.gz").write_bytes(b"\x1f\x8b not a volume")
     four = VolumeGeometry.from_array((4, 4, 4), np.eye(4))
     write_volume(cts / "not-a-ct.nii.gz", np.full((4, 4, 4), 300, np.int16), four)

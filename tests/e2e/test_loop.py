@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
-from atlas_core.catalog import Catalog, evaluations, learnt, promotions
-from atlas_core.loop import steps_done
+from atlas_core.catalog import Catalog, evaluations, promotions, training_labels
+from atlas_core.loop import Iterations, steps_done
 from atlas_core.records import IterationState, LabelSource, Reading
-from atlas_core.review import Wanted
+from atlas_core.review import TaskFilter
 from atlas_core.review.views import RevisionViews
 from atlas_embedded.components import review_token
 from atlas_embedded.settings import EmbeddedSettings
@@ -92,7 +92,7 @@ class Site:
         psutil.wait_procs(children)
 
     def steps(self) -> dict[str, dict[str, Any]]:
-        return steps_done(self.catalog, 0) if self.catalog.iterations() else {}
+        return steps_done(self.catalog, 0) if Iterations(self.catalog).all() else {}
 
     def scored(self) -> dict[str, str]:
         """Case → when it was scored."""
@@ -184,7 +184,7 @@ def test_the_loop_survives_and_promotes(site: Site) -> None:
     assert last["state_name"] == "LoopFinished"
 
     assert site.running() == [], "the UI shows parts of killed runs as running"
-    (iteration,) = site.catalog.iterations()
+    (iteration,) = Iterations(site.catalog).all()
     assert iteration.state is IterationState.DONE
     repository = repository_of(site.settings)
     for name in MODELS:
@@ -204,9 +204,9 @@ def test_at_its_deadline_the_loop_goes_on_without_the_annotators(site: Site) -> 
     (at_deadline,) = set(site.runs("continue")) - set(asked_before)
     ended = site.await_end(at_deadline)
     assert ended["state_name"] == "LoopFinished", ended["state"]
-    newest = site.catalog.iterations()[-1]
+    newest = Iterations(site.catalog).all()[-1]
     assert newest.state is IterationState.DONE
-    assert len(site.catalog.iterations()) == 2
+    assert len(Iterations(site.catalog).all()) == 2
     for name in MODELS:
         assert repository_of(site.settings).in_service(name) == 2
 
@@ -234,7 +234,7 @@ def test_the_other_flows_start_from_their_own_forms(site: Site, tmp_path: Path) 
     revised = site.await_end(site.start("revise", dataset="work", share=1.0, again=True))
     assert revised["state_type"] == COMPLETED, revised["state"]["message"]
     ensemble = site.catalog.latest_ensemble(Reading.PAPER, "work")
-    _, tasks = RevisionViews(site.catalog).page(Wanted(dataset="work"), 0, 100)
+    _, tasks = RevisionViews(site.catalog).page(TaskFilter(dataset="work"), 0, 100)
     asked = {task.case_id for task in tasks if task.ensemble == ensemble}
     assert asked == {case.id for case in site.catalog.cases("work")}
 
@@ -242,7 +242,7 @@ def test_the_other_flows_start_from_their_own_forms(site: Site, tmp_path: Path) 
 def require_learnt_from_revisions(site: Site) -> None:
     """The new versions learnt from what the annotator handed in, and from pseudo labels."""
     (newest,) = (m for m in site.catalog.models(MODELS[0]) if m.spec.version == 1)
-    sources = {label.source for label in learnt(site.catalog, newest.spec.ref)}
+    sources = {label.source for label in training_labels(site.catalog, newest.spec.ref)}
     assert {LabelSource.REVISED, LabelSource.PSEUDO} <= sources
     authors = {
         label.annotator

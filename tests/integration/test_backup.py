@@ -19,6 +19,7 @@ from atlas_core.catalog import Catalog, tables
 from atlas_core.errors import ConfigurationError, Conflict, CorruptFile, NotFound
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume
+from atlas_core.loop import Iterations
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.store import CaseStore
@@ -79,7 +80,7 @@ def _fill(catalog: Catalog, store: CaseStore, cases: int = 3) -> None:
                 created_at=NOW,
             )
         )
-    catalog.start_iteration({"top": 0.05, "note": "50 % – ü"})
+    Iterations(catalog).start({"top": 0.05, "note": "50 % – ü"})
 
 
 def _content(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:

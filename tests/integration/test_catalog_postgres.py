@@ -16,6 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from atlas_core.catalog import Catalog, tables
 from atlas_core.errors import ConfigurationError, Conflict, InvalidInput, NotFound, Unavailable
+from atlas_core.loop import Iterations
 from atlas_core.model_spec import ModelRef, ModelSpec, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import (
@@ -284,7 +285,7 @@ def test_a_scored_case_without_organs_stays_in_the_list(catalog: Catalog) -> Non
 def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
     """8,448 cases × 9 organs (the paper's): counted are queries, not seconds."""
     cases = [a_case(f"{n:05}") for n in range(8448)]
-    with catalog._write() as connection:
+    with catalog.transaction(write=True) as connection:
         connection.execute(sa.insert(tables.cases), [case.model_dump() for case in cases])
         connection.execute(sa.insert(tables.ensembles), [{"key": ENSEMBLE}])
         c, scored = tables.cases.c, tables.scores
@@ -309,7 +310,7 @@ def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
     assert catalog.add_labels([a_label(case, "liver") for case in cases[:1000]]) == 1000
     statements: list[str] = []
     sa.event.listen(
-        catalog._engine,
+        catalog.engine,
         "before_cursor_execute",
         lambda conn, cursor, statement, *rest: statements.append(statement),
     )
@@ -322,25 +323,26 @@ def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
 
 
 def test_iterations_follow_each_other(catalog: Catalog) -> None:
-    first = catalog.start_iteration({"top": 0.05})
+    iterations = Iterations(catalog)
+    first = iterations.start({"top": 0.05})
     with pytest.raises(Conflict, match="iteration 0 is still open"):
-        catalog.start_iteration({})
+        iterations.start({})
     with pytest.raises(InvalidInput):
-        catalog.finish_iteration(0, IterationState.OPEN)
-    done = catalog.finish_iteration(0, IterationState.DONE)
+        iterations.finish(0, IterationState.OPEN)
+    done = iterations.finish(0, IterationState.DONE)
     with pytest.raises(Conflict, match="closed already"):
-        catalog.finish_iteration(0, IterationState.FAILED)
+        iterations.finish(0, IterationState.FAILED)
     with pytest.raises(NotFound):
-        catalog.finish_iteration(7, IterationState.DONE)
+        iterations.finish(7, IterationState.DONE)
     assert (first.t, first.state, first.parameters) == (0, IterationState.OPEN, {"top": 0.05})
     assert done.finished_at is not None
     assert done.finished_at >= first.started_at
-    assert catalog.start_iteration({}).t == 1
-    assert [iteration.t for iteration in catalog.iterations()] == [0, 1]
+    assert iterations.start({}).t == 1
+    assert [iteration.t for iteration in iterations.all()] == [0, 1]
 
 
 def test_the_migrations_build_the_tables_of_the_code(catalog: Catalog) -> None:
-    with catalog._read() as connection:
+    with catalog.transaction(write=False) as connection:
         context = MigrationContext.configure(
             connection,
             opts={"version_table": tables.VERSION_TABLE, "compare_type": True},
@@ -356,7 +358,7 @@ def test_opening_again_changes_nothing(catalog: Catalog, url: str) -> None:
 
 
 def test_a_newer_schema_is_refused(catalog: Catalog, url: str) -> None:
-    with catalog._write() as connection:
+    with catalog.transaction(write=True) as connection:
         connection.execute(sa.text(f"UPDATE {tables.VERSION_TABLE} SET version_num = '9999'"))
     for migrate in (True, False):
         with pytest.raises(ConfigurationError, match="newer than this version") as refused:

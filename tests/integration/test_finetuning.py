@@ -10,7 +10,7 @@ import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.importing import import_folder
-from atlas_core.phantoms import Grid, write_phantoms
+from atlas_core.phantoms import PhantomGrid, write_phantoms
 from atlas_core.store import CaseStore
 from atlas_embedded.triton_models import repository_of
 from atlas_flows.models import (
@@ -57,7 +57,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     """Four labelled phantoms, and version 0 of a tiny model in a repository that nobody serves."""
     settings = free_settings(tmp_path / "home", tmp_path / "none", ("triton",))
     settings.home.mkdir()
-    grid = Grid(columns=32, slice_mm=12.0)
+    grid = PhantomGrid(columns=32, slice_mm=12.0)
     write_phantoms(tmp_path / "p", 4, 3, labels="truth", grid=grid)
     here = Places(settings, FlowSettings())
     with Catalog.open(settings.catalog_url) as catalog:

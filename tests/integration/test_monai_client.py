@@ -17,7 +17,7 @@ import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.imaging import read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.review import LabelVersions, RevisionQueue, Wanted
+from atlas_core.review import LabelVersions, RevisionQueue, TaskFilter
 from numpy.typing import NDArray
 from ports import free_port
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
@@ -131,7 +131,7 @@ def test_a_label_that_was_saved_before_the_end_is_a_revision(
     again = make().save_label(done["sample"]["id"], str(tmp_path / "edited.nii.gz"))
     assert again["versions"] == {}
     with Catalog.open(running.place.catalog_url) as catalog:
-        counts = RevisionQueue(catalog).counts(Wanted())
+        counts = RevisionQueue(catalog).counts(TaskFilter())
     assert (counts.revised, counts.confirmed) == (1, 0)
 
 

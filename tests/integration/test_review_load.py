@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from atlas_core.catalog import Catalog
-from atlas_core.review import LabelVersions, RevisionQueue, Wanted
+from atlas_core.review import LabelVersions, RevisionQueue, TaskFilter
 from atlas_review.auth import Role
 from ports import free_port
 from review_load import ORGAN, a_mask, fill_catalog, hammer
@@ -29,7 +29,7 @@ def test_no_case_is_leased_twice_and_no_label_is_lost(tmp_path: Path, postgresql
     assert sorted(task for work in works for task in work.tasks) == list(range(1, CASES + 1))
     labels = [label for work in works for label in work.labels]
     with Catalog.open(postgresql_url) as catalog:
-        counts = RevisionQueue(catalog).counts(Wanted())
+        counts = RevisionQueue(catalog).counts(TaskFilter())
         versions = LabelVersions(catalog)
         for case_id, version_id in labels:
             version = versions.in_force(case_id)[ORGAN]

@@ -23,7 +23,6 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from atlas_core.assembly.priority import Candidate, assemble
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import read_label, read_volume, write_volume
@@ -33,6 +32,7 @@ from atlas_core.store import CaseStore
 from atlas_review.auth.sign_in_cache import CACHED_S
 from numpy.typing import NDArray
 from PIL import Image
+from reference_assembly import Candidate, assemble
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
 
 API = "/api/v1"

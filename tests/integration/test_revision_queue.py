@@ -26,9 +26,9 @@ from atlas_core.review import (
     RevisionQueue,
     StaleBase,
     Submission,
+    TaskFilter,
     TaskState,
     Verdict,
-    Wanted,
 )
 from review_load import ORGAN, fill_catalog
 
@@ -122,7 +122,7 @@ def test_each_annotator_gets_the_next_case_by_rank(queue: RevisionQueue) -> None
     assert (first.rank, second.rank) == (1, 2)
     assert first.state is TaskState.LEASED
     assert first.assignee == "ann"
-    counts = queue.counts(Wanted())
+    counts = queue.counts(TaskFilter())
     assert (counts.open, counts.leased) == (CASES - 2, 2)
 
 
@@ -166,7 +166,7 @@ def test_who_drew_longer_than_the_lease_may_still_hand_in(
 
 def test_nothing_is_left_when_others_hold_everything(queue: RevisionQueue) -> None:
     people = [Annotator(f"a{n}") for n in range(CASES)]
-    held = queue.next_for([(one, Wanted()) for one in people])
+    held = queue.next_for([(one, TaskFilter()) for one in people])
     assert len({task.id for task in held if task}) == CASES
     assert queue.next(ANN) is None
     kept = queue.next(people[0])
@@ -174,10 +174,10 @@ def test_nothing_is_left_when_others_hold_everything(queue: RevisionQueue) -> No
 
 
 def test_filters_and_the_strategy_of_an_organ(queue: RevisionQueue) -> None:
-    assert queue.next(ANN, Wanted(dataset="Other")) is None
-    assert queue.next(ANN, Wanted(organ="spleen")) is not None
-    assert queue.next(ANN, Wanted(organ="heart")) is None
-    assert queue.page(Wanted(state=TaskState.LEASED), 0, 10)[0] == 0
+    assert queue.next(ANN, TaskFilter(dataset="Other")) is None
+    assert queue.next(ANN, TaskFilter(organ="spleen")) is not None
+    assert queue.next(ANN, TaskFilter(organ="heart")) is None
+    assert queue.page(TaskFilter(state=TaskState.LEASED), 0, 10)[0] == 0
 
 
 def test_threads_never_share_a_case(queue: RevisionQueue) -> None:
@@ -291,7 +291,7 @@ def test_who_hands_in_a_label_and_confirms_has_revised(
     assert set(judged.values()) == {Verdict.CONFIRMED}
     end = queue.history(task.id)[-1]
     assert (end.action, end.detail["labels"]) == ("revised", {ORGAN: label.id})
-    assert (queue.counts(Wanted()).revised, queue.counts(Wanted()).confirmed) == (1, 0)
+    assert (queue.counts(TaskFilter()).revised, queue.counts(TaskFilter()).confirmed) == (1, 0)
     outcome = review_outcome(catalog, [task.id])
     assert (outcome.revised, outcome.confirmed_share, outcome.seconds) == (1, 0.0, 90)
     with catalog.transaction(write=False) as connection:
@@ -384,10 +384,8 @@ def test_a_base_of_another_case_is_refused(versions: LabelVersions) -> None:
     assert versions.versions("Many_00000") == []
 
 
-def test_a_revision_never_takes_the_place_of_an_original(
-    catalog: Catalog, versions: LabelVersions, clock: Clock
-) -> None:
-    original = Label(
+def original_liver(created_at: datetime) -> Label:
+    return Label(
         case_id="Many_00000",
         organ=ORGAN,
         source=LabelSource.ORIGINAL,
@@ -396,13 +394,36 @@ def test_a_revision_never_takes_the_place_of_an_original(
         sha256="f" * 64,
         voxels=5,
         volume_ml=0.5,
-        created_at=clock(),
+        created_at=created_at,
     )
-    catalog.add_labels([original])
+
+
+def test_a_revision_never_takes_the_place_of_an_original(
+    catalog: Catalog, versions: LabelVersions, clock: Clock
+) -> None:
+    catalog.add_labels([original_liver(clock())])
     base = versions.in_force("Many_00000")[ORGAN].id
     revised = versions.submit(handed_in("Many_00000", "ann", base))
     assert not revised.in_force
     assert versions.in_force("Many_00000")[ORGAN].source is LabelSource.ORIGINAL
+
+
+def test_two_revisions_of_an_original_are_a_conflict(
+    catalog: Catalog, versions: LabelVersions, clock: Clock
+) -> None:
+    """The original stays in force, so the version in force never shows that somebody was first."""
+    catalog.add_labels([original_liver(clock())])
+    base = versions.in_force("Many_00000")[ORGAN].id
+    assert versions.latest("Many_00000")[ORGAN].id == base
+    first = versions.submit(handed_in("Many_00000", "ann", base, 1))
+    with pytest.raises(StaleBase) as caught:
+        versions.submit(handed_in("Many_00000", "bob", base, 2))
+    assert caught.value.current == first
+    assert caught.value.submitted.author == "bob"
+    assert versions.latest("Many_00000") == {ORGAN: first}
+    second = versions.submit(handed_in("Many_00000", "bob", first.id, 3))
+    assert versions.latest("Many_00000") == {ORGAN: second}
+    assert versions.in_force("Many_00000")[ORGAN].id == base
 
 
 def test_a_slow_clock_does_not_make_a_new_label_old(versions: LabelVersions, clock: Clock) -> None:

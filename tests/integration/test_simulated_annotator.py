@@ -11,9 +11,9 @@ from atlas_core.catalog import Catalog
 from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.imaging import Volume, content_sha256, read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.phantoms import Grid, make_phantom
+from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_core.records import Label, LabelSource
-from atlas_core.review import LabelVersions, RevisionQueue, TaskCounts, Verdict, Wanted
+from atlas_core.review import LabelVersions, RevisionQueue, TaskCounts, TaskFilter, Verdict
 from atlas_flows.demos.simulated_annotator import (
     ACCOUNT,
     DIGEST_IN_ID,
@@ -52,7 +52,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
     folder = tmp_path_factory.mktemp("truth")
     maps = {}
     for seed in range(2):
-        phantom = make_phantom(seed, grid=Grid(columns=64, slice_mm=6.0))
+        phantom = make_phantom(seed, grid=PhantomGrid(columns=64, slice_mm=6.0))
         digest = content_sha256(Volume(phantom.ct, phantom.geometry))[:DIGEST_IN_ID]
         maps[digest] = folder / f"{seed}.nii.gz"
         write_volume(maps[digest], phantom.truth, phantom.geometry)
@@ -67,7 +67,7 @@ def revised(place: ReviewPlace) -> list[Label]:
 
 def counts(place: ReviewPlace) -> TaskCounts:
     with Catalog.open(place.catalog_url) as catalog:
-        return RevisionQueue(catalog).counts(Wanted())
+        return RevisionQueue(catalog).counts(TaskFilter())
 
 
 def test_wrong_labels_become_the_truth_and_nothing_else_changes(

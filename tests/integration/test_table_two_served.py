@@ -11,7 +11,7 @@ import pytest
 import torch
 from atlas_attention.triton import TritonOptions, TritonPredictor
 from atlas_core.model_spec import ModelSpec
-from atlas_core.phantoms import Grid, make_phantom
+from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_models.config import TrainingConfig, read_config
 from atlas_models.exporting import ServedNetwork, export_model, load_network, measure_parity
@@ -42,7 +42,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     """Both, trained on one phantom on the grid and the patch that ship."""
     root = tmp_path_factory.mktemp("table-two")
-    phantom = make_phantom(1, grid=Grid(64, 6.0))
+    phantom = make_phantom(1, grid=PhantomGrid(64, 6.0))
     found = {}
     for name in ARCHITECTURES:
         config = read_config(f"demo/{name}", {"steps": 3})

@@ -1,4 +1,4 @@
-"""Label assembly (§3.2 ⑥): of every organ the label that counts, put together into one map."""
+"""Label assembly (§3.2 ⑥): the preferred label of every organ, combined into one label map."""
 
 import lazy_loader
 

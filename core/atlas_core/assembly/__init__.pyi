@@ -1,8 +1,8 @@
 from .case_assembly import (
     AssemblyInputs,
-    Prediction,
+    PseudoLabelMap,
     assemble_case,
-    choose,
+    choose_labels,
     read_assembled,
     write_masks,
 )
@@ -17,9 +17,9 @@ __all__ = [
     "Assembly",
     "AssemblyInputs",
     "PostProcessing",
-    "Prediction",
+    "PseudoLabelMap",
     "assemble_case",
-    "choose",
+    "choose_labels",
     "preferred",
     "read_assembled",
     "write_masks",

@@ -1,7 +1,7 @@
-"""Assembly of one stored case: which labels count, and the map that is made of them (§3.2 ⑥).
+"""Assembly of one stored case: its labels in force, and the map that combines them (§3.2 ⑥).
 
-`choose` decides with values alone; `assemble_case` reads the labels in force one at a time, so that
-a case needs the memory of three label maps however many organs it has, and stores the result.
+`choose_labels` works on values only; `assemble_case` reads the labels in force one at a time, so
+that a case needs the memory of three label maps however many organs it has, and stores the result.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from atlas_core.records import Case, Label, LabelSource, Reading
 from atlas_core.store import CaseStore
 
 ASSEMBLY_FORMAT: Final = 1
-"""Raised whenever the same labels give another map: what was assembled before is then made anew."""
+"""Incremented whenever equal inputs give another map, so that every case is assembled anew."""
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The prediction whose pseudo labels count.
+class PseudoLabelMap:
+    """The stored pseudo labels of one prediction of a case.
 
     Attributes:
-        reading, ensemble: which.
-        path: its pseudo label map, relative to the case store.
+        reading, ensemble: of the prediction.
+        path: the label map, relative to the case store.
     """
 
     reading: Reading
@@ -46,19 +46,19 @@ class Prediction:
 
 @dataclass(frozen=True)
 class AssemblyInputs:
-    """All that an assembled map depends on.
+    """Everything that an assembled map depends on.
 
     Attributes:
-        case: whose.
-        labels: the label that counts of every organ that has one, in the order of painting.
-        prediction: whose pseudo labels are among them; None: the case is not scored.
+        case: the case that is assembled.
+        labels: the label in force of every organ that has one, in the order of painting.
+        prediction: the source of pseudo labels among them; None: the case is not scored.
         post_processing: organ → what is kept of its pseudo label.
         scheme: organs and their label ids.
     """
 
     case: Case
     labels: tuple[Label, ...]
-    prediction: Prediction | None
+    prediction: PseudoLabelMap | None
     post_processing: PostProcessingRules
     scheme: OrganScheme
 
@@ -69,7 +69,7 @@ class AssemblyInputs:
         return tuple(name for name in self.scheme.names if name not in there)
 
     def rule(self, label: Label) -> PostProcessing | None:
-        """What is applied to `label`: nothing to what people drew."""
+        """The post-processing of `label`; None for labels that people drew."""
         rule = self.post_processing.get(label.organ)
         if label.source is not LabelSource.PSEUDO or rule is None or rule.keeps_all:
             return None
@@ -96,21 +96,21 @@ class AssemblyInputs:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def choose(
+def choose_labels(
     case: Case,
     labels: Iterable[Label],
-    prediction: Prediction | None,
+    prediction: PseudoLabelMap | None,
     post_processing: PostProcessingRules,
     scheme: OrganScheme,
 ) -> AssemblyInputs:
-    """The label that counts of every organ: original over revised over this prediction's.
+    """The label in force of every organ: original over revised over the prediction's.
 
-    An original label of no voxels counts too: the patient lacks the organ, and what a model saw
-    there is cleared.
+    An original label without voxels counts too: the patient lacks the organ, and what a model
+    predicts there is cleared.
 
     Args:
         labels: all labels of the case; organs outside `scheme` are left out.
-        prediction: pseudo labels of other predictions are not looked at.
+        prediction: pseudo labels of other predictions are ignored.
 
     Raises:
         InvalidInput: the case is not scored, and its other labels do not cover every organ. A map
@@ -146,11 +146,11 @@ def choose(
 def assemble_case(store: CaseStore, inputs: AssemblyInputs) -> Assembly:
     """Make the label map of one case and store it with its provenance.
 
-    What is stored appears whole or not at all; the record that is returned is for the catalog
-    (`assemblies.Assemblies.record`). Equal inputs give equal files.
+    The files appear completely or not at all; the record returned is for the catalog
+    (`Assemblies.record`). Equal inputs give equal files.
 
     Raises:
-        NotFound: the CT or a label file is gone.
+        NotFound: the CT or a label file is missing.
         CorruptFile: a file is damaged, or not the one on record.
         GridMismatch: a label lies on another grid than the CT.
     """
@@ -186,7 +186,7 @@ def assemble_case(store: CaseStore, inputs: AssemblyInputs) -> Assembly:
 
 
 def provenance_json(assembly: Assembly) -> str:
-    """The record as a file beside the map, without the time: equal maps have equal files."""
+    """The record as the text of a file, without the time, so that equal maps have equal files."""
     return assembly.model_dump_json(indent=2, exclude={"created_at"}) + "\n"
 
 
@@ -194,14 +194,14 @@ def read_assembled(store: CaseStore, case: Case, assembly: Assembly) -> LabelVol
     """The assembled map of a case.
 
     Raises:
-        NotFound, CorruptFile: it is gone, or not the one on record.
+        NotFound, CorruptFile: it is missing, or not the file on record.
         GridMismatch: it lies on another grid than the CT.
     """
     return _read_recorded(store, case, assembly.path, assembly.sha256, "assembled map")
 
 
 def write_masks(store: CaseStore, case: Case, assembly: Assembly, scheme: OrganScheme) -> int:
-    """Store a mask per organ beside the assembled map; those that are there stay.
+    """Store a mask per organ next to the assembled map; existing ones stay.
 
     Returns:
         How many were written.

@@ -1,7 +1,6 @@
-"""Assembled label maps in the catalog, and what assembly must know of many cases at once.
+"""Records of assembled label maps in the catalog.
 
-Rows are only ever added: the newest of a case counts, and an older one says what was assembled
-before. Everything here takes many cases in one query, because an atlas has thousands.
+Rows are only added: the newest of a case is current, older ones are its history.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ class Assemblies:
         self._catalog = catalog
 
     def record(self, assembly: Assembly) -> None:
-        """Make `assembly` the one that counts for its case.
+        """Make `assembly` the current one of its case.
 
         Raises:
-            NotFound: the case was deleted meanwhile.
+            NotFound: the case has been deleted in the meantime.
         """
         row = assembly.model_dump(mode="json") | {"created_at": assembly.created_at}
         with self._catalog.transaction(write=True) as connection:
@@ -38,11 +37,11 @@ class Assemblies:
             connection.execute(sa.insert(t.assemblies).values(row))
 
     def current(self, case_id: str) -> Assembly | None:
-        """The assembly that counts for a case; None where it was never assembled."""
+        """The current assembly of a case; None if it was never assembled."""
         return self.of_cases([case_id]).get(case_id)
 
     def of_cases(self, case_ids: Collection[str]) -> dict[str, Assembly]:
-        """The assemblies that count, by case id; cases without any are left out."""
+        """The current assemblies by case id; cases without any are left out."""
         found: dict[str, Assembly] = {}
         for chunk in chunks(sorted(case_ids)):
             newest = sa.select(sa.func.max(_a.id)).where(_a.case_id.in_(chunk)).group_by(_a.case_id)

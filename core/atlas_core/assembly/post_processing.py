@@ -1,4 +1,4 @@
-"""Post-processing of pseudo labels: what is too small, or too many, to be the organ."""
+"""Post-processing of pseudo labels: drops components that are too small or too many."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from atlas_core.organs import OrganName
 
 
 class PostProcessing(FrozenModel):
-    """What is kept of the pseudo label of one organ. The defaults keep all of it."""
+    """Which components of an organ's pseudo label are kept. The defaults keep all."""
 
     largest: int | None = Field(
-        default=None, ge=1, description="Keep at most so many connected components. Empty: all."
+        default=None, ge=1, description="Keep at most this many connected components. Empty: all."
     )
     min_ml: float = Field(default=0.0, ge=0, description="Drop components smaller than this (ml).")
 
@@ -30,7 +30,7 @@ class PostProcessing(FrozenModel):
 
 
 PostProcessingRules = Mapping[OrganName, PostProcessing]
-"""Organ → what is kept of it; organs that are not named are left as they are."""
+"""Organ → its rule; organs that are not named are left unchanged."""
 
 
 def post_processed(mask: NDArray[Any], rule: PostProcessing, voxel_ml: float) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""What the catalog remembers of an assembled case: its label map, and where each organ is from."""
+"""Record of an assembled case: its label map, and the provenance of each organ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlas_core.records import CaseId, LabelSource, Reading
 
 
 class OrganProvenance(FrozenModel):
-    """Where one organ of an assembled map comes from, and what became of it."""
+    """Where one organ of an assembled map comes from, and what was changed in it."""
 
     organ: OrganName
     source: LabelSource
@@ -24,7 +24,7 @@ class OrganProvenance(FrozenModel):
     author: str | None = Field(default=None, description="Who revised it (revised).")
     voxels: int = Field(ge=0, description="In the assembled map.")
     volume_ml: float = Field(ge=0, description="In the assembled map.")
-    overlaps: int = Field(ge=0, description="Voxels that an organ of higher priority got.")
+    overlaps: int = Field(ge=0, description="Voxels lost to an organ of higher priority.")
     post_processing: PostProcessing | None = Field(
         default=None, description="What was applied to it; pseudo labels only."
     )
@@ -32,12 +32,12 @@ class OrganProvenance(FrozenModel):
 
 
 class Assembly(FrozenModel):
-    """One assembled label map of one case. Immutable: other inputs give another one."""
+    """One assembled label map of one case. Immutable: other inputs give another record."""
 
     case_id: CaseId
     path: str = Field(description="The label map, relative to the case store.")
     sha256: Sha256 = Field(description="Of the label map's file.")
-    inputs_sha256: Sha256 = Field(description="Of all it was made from; names its folder.")
+    inputs_sha256: Sha256 = Field(description="Of all its inputs; names its folder.")
     reading: Reading | None = Field(default=None, description="Of the pseudo labels.")
     ensemble: str | None = Field(default=None, description="Who predicted them. None: not scored.")
     organs: tuple[OrganProvenance, ...] = Field(description="In the scheme's order.")

@@ -1,6 +1,6 @@
-"""The catalog: what is known of every case, label, model and score, in SQLite or PostgreSQL.
+"""The catalog: cases, labels, models and scores, in SQLite or PostgreSQL.
 
-Whoever writes queries of their own takes the tables from `atlas_core.catalog.tables`.
+Modules with queries of their own take the tables from `atlas_core.catalog.tables`.
 """
 
 import lazy_loader

@@ -1,45 +1,46 @@
-from .bulk_reads import cases_by_id, chunks, labels_by_case, newest_ensembles
-from .catalog import ROWS_PER_STATEMENT, Catalog
+from .bulk_reads import cases_by_id, labels_by_case, newest_ensembles
+from .catalog import Catalog
+from .database import chunks, insert_new
 from .model_registry import (
     CaseAgreement,
     Evaluation,
-    LearntLabel,
     OrganAgreement,
     Promotion,
     PromotionKind,
+    TrainingLabel,
     evaluations,
     find_models,
-    learnt,
     next_version,
     now,
     promotions,
     record_evaluation,
-    record_learnt,
     record_promotion,
+    record_training_labels,
+    training_labels,
     truth_digest,
 )
 
 __all__ = [
-    "ROWS_PER_STATEMENT",
     "CaseAgreement",
     "Catalog",
     "Evaluation",
-    "LearntLabel",
     "OrganAgreement",
     "Promotion",
     "PromotionKind",
+    "TrainingLabel",
     "cases_by_id",
     "chunks",
     "evaluations",
     "find_models",
+    "insert_new",
     "labels_by_case",
-    "learnt",
     "newest_ensembles",
     "next_version",
     "now",
     "promotions",
     "record_evaluation",
-    "record_learnt",
     "record_promotion",
+    "record_training_labels",
+    "training_labels",
     "truth_digest",
 ]

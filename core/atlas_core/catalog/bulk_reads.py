@@ -1,9 +1,8 @@
-"""Reads of many cases in one query, because an atlas has thousands."""
+"""Queries for many cases at once, because an atlas has thousands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final, TypeVar
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -13,21 +12,9 @@ from atlas_core.catalog.catalog import Catalog
 from atlas_core.model_spec import parse_ensemble
 from atlas_core.records import Case, Label, Reading
 
-CASES_PER_QUERY: Final = 200
-"""Cases that are looked up at once: their labels are a few thousand rows."""
-
-
-T = TypeVar("T")
-
-
-def chunks(cases: Sequence[T], size: int = CASES_PER_QUERY) -> Iterator[Sequence[T]]:
-    """`cases` in pieces that fit one query."""
-    for start in range(0, len(cases), size):
-        yield cases[start : start + size]
-
 
 def cases_by_id(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, Case]:
-    """The cases of one chunk; those that are not in the catalog are left out."""
+    """The cases with these ids (at most one chunk); unknown ones are left out."""
     query = sa.select(t.cases).where(t.cases.c.id.in_(case_ids))
     with catalog.transaction(write=False) as connection:
         rows = list(connection.execute(query).mappings())
@@ -35,7 +22,7 @@ def cases_by_id(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, Case]:
 
 
 def labels_by_case(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, list[Label]]:
-    """All labels of the cases of one chunk, oldest first."""
+    """All labels of the cases with these ids (at most one chunk), oldest first."""
     query = sa.select(t.labels).where(t.labels.c.case_id.in_(case_ids)).order_by(t.labels.c.id)
     found: dict[str, list[Label]] = {case_id: [] for case_id in case_ids}
     with catalog.transaction(write=False) as connection:
@@ -48,11 +35,11 @@ def labels_by_case(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, list[
 def newest_ensembles(
     catalog: Catalog, case_ids: Sequence[str], reading: Reading, models: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The ensemble of the newest score of each case of one chunk, under `reading`.
+    """The ensemble of the newest score of each case (at most one chunk), under `reading`.
 
     Args:
         models: NAME (any version) or NAME@T; only ensembles of exactly these models count. Empty:
-            all do.
+            every ensemble counts.
 
     Raises:
         InvalidInput: see `parse_ensemble`.
@@ -62,7 +49,7 @@ def newest_ensembles(
     query = (
         sa.select(s.case_id, s.ensemble)
         .where(s.reading == reading.value, s.case_id.in_(case_ids))
-        # Of equally new ones the first by name, as the ranking has it.
+        # Of equally new ones the first by name, as in `Catalog.ranking`.
         .order_by(s.created_at, s.ensemble.desc())
     )
     with catalog.transaction(write=False) as connection:

@@ -1,7 +1,7 @@
-"""Life cycle of models in the catalog: what each learnt from, how good it is, when it served.
+"""Life cycle of models in the catalog: training labels, evaluations, promotions.
 
-Functions over a `Catalog`, kept apart from it as they are of no use to scoring or review. Rows are
-only added: a rollback is one more row, not an erased promotion.
+Functions over a `Catalog`, in a module of their own because scoring and review need none of them.
+Rows are only added: a rollback is one more row, not an erased promotion.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from atlas_core.catalog import tables as t
 from atlas_core.catalog.catalog import Catalog
+from atlas_core.catalog.database import insert_new
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelName, ModelRef, Sha256
 from atlas_core.organs import OrganName
@@ -32,19 +33,19 @@ class Promotion(FrozenModel):
     """One change of the version in service."""
 
     model: ModelRef
-    previous_version: int | None = Field(default=None, description="None: nothing served before.")
+    previous_version: int | None = Field(default=None, description="None: none was in service.")
     kind: PromotionKind
-    forced: bool = Field(default=False, description="In spite of what the evaluation said.")
-    who: str = Field(description="Account that gave the command.")
+    forced: bool = Field(default=False, description="Against the result of the evaluation.")
+    who: str = Field(description="Account that asked for it.")
     why: str = ""
     evidence: dict[str, float] = Field(
-        default_factory=dict, description="Figures that decided, for instance both mean Dice."
+        default_factory=dict, description="Figures that decided, such as both mean Dice."
     )
     created_at: datetime
 
 
 class OrganAgreement(FrozenModel):
-    """How one organ of one case agrees with the truth; None where both are empty."""
+    """Agreement of one organ of one case with the truth; None where both are empty."""
 
     organ: OrganName
     dice: float | None = Field(ge=0, le=1)
@@ -52,22 +53,22 @@ class OrganAgreement(FrozenModel):
 
 
 class CaseAgreement(FrozenModel):
-    """How one case agrees with its truth."""
+    """Agreement of one case with its truth."""
 
     case_id: CaseId
     organs: tuple[OrganAgreement, ...]
 
 
 class Evaluation(FrozenModel):
-    """One version of a model on cases with truth."""
+    """Results of one version of a model on cases with truth."""
 
     model: ModelRef
-    truth_sha256: Sha256 = Field(description="`truth_digest` of what it was compared with.")
+    truth_sha256: Sha256 = Field(description="`truth_digest` of the labels it was compared with.")
     cases: tuple[CaseAgreement, ...] = Field(min_length=1)
     created_at: datetime
 
 
-class LearntLabel(FrozenModel):
+class TrainingLabel(FrozenModel):
     """One label that a model was trained on."""
 
     case_id: CaseId
@@ -77,19 +78,19 @@ class LearntLabel(FrozenModel):
 
 
 def truth_digest(labels: Iterable[Label]) -> str:
-    """Names a set of labels, whatever their order: figures compare only on the same truth."""
+    """SHA-256 of a set of labels, whatever their order: figures compare only on the same truth."""
     lines = sorted(f"{label.case_id} {label.organ} {label.sha256}" for label in labels)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def find_models(catalog: Catalog, name: str, version: int | None = None) -> list[Model]:
-    """Registered versions of a model, oldest first; of one version, each graph it ever had."""
+    """Registered versions of a model, oldest first; of one version, every graph it has had."""
     found = catalog.models(name)
     return [model for model in found if version is None or model.spec.version == version]
 
 
 def record_promotion(catalog: Catalog, promotion: Promotion) -> None:
-    """Remember that the version in service changed."""
+    """Record that the version in service changed."""
     row = promotion.model_dump(mode="json", exclude={"model"}) | promotion.model.model_dump()
     _add(catalog, t.promotions, [row | {"created_at": promotion.created_at}])
 
@@ -99,7 +100,7 @@ def promotions(catalog: Catalog, name: str | None = None) -> list[Promotion]:
     columns = t.promotions.c
     wanted = sa.true() if name is None else columns.name == name
     query = sa.select(t.promotions).where(wanted).order_by(columns.id)
-    with catalog._read() as connection:
+    with catalog.transaction(write=False) as connection:
         return [
             Promotion.model_validate(_with_model(dict(row)))
             for row in connection.execute(query).mappings()
@@ -107,13 +108,13 @@ def promotions(catalog: Catalog, name: str | None = None) -> list[Promotion]:
 
 
 def record_evaluation(catalog: Catalog, evaluation: Evaluation) -> None:
-    """Remember how good a version is."""
+    """Record the results of a version."""
     row = evaluation.model_dump(mode="json", exclude={"model"}) | evaluation.model.model_dump()
     _add(catalog, t.model_evaluations, [row | {"created_at": evaluation.created_at}])
 
 
 def evaluations(catalog: Catalog, model: ModelRef) -> list[Evaluation]:
-    """What is known of how good a version is, newest first."""
+    """The results of a version, newest first."""
     columns = t.model_evaluations.c
     query = (
         sa.select(t.model_evaluations)
@@ -124,22 +125,24 @@ def evaluations(catalog: Catalog, model: ModelRef) -> list[Evaluation]:
         )
         .order_by(columns.id.desc())
     )
-    with catalog._read() as connection:
+    with catalog.transaction(write=False) as connection:
         return [
             Evaluation.model_validate(_with_model(dict(row)))
             for row in connection.execute(query).mappings()
         ]
 
 
-def record_learnt(catalog: Catalog, model: ModelRef, labels: Iterable[LearntLabel]) -> int:
-    """Remember which labels a model was trained on; how many were new."""
+def record_training_labels(
+    catalog: Catalog, model: ModelRef, labels: Iterable[TrainingLabel]
+) -> int:
+    """Record which labels a model was trained on; returns how many were new."""
     rows = [model.model_dump() | label.model_dump(mode="json") for label in labels]
-    with catalog._write() as connection:
-        return catalog._insert_new(connection, t.model_labels, rows)
+    with catalog.transaction(write=True) as connection:
+        return len(insert_new(connection, t.model_labels, rows))
 
 
-def learnt(catalog: Catalog, model: ModelRef) -> list[LearntLabel]:
-    """Labels that a model was trained on, by case and organ; empty where nobody recorded it."""
+def training_labels(catalog: Catalog, model: ModelRef) -> list[TrainingLabel]:
+    """Labels that a model was trained on, by case and organ; empty where none were recorded."""
     columns = t.model_labels.c
     query = (
         sa.select(columns.case_id, columns.organ, columns.label_sha256, columns.source)
@@ -150,30 +153,30 @@ def learnt(catalog: Catalog, model: ModelRef) -> list[LearntLabel]:
         )
         .order_by(columns.case_id, columns.organ)
     )
-    with catalog._read() as connection:
+    with catalog.transaction(write=False) as connection:
         return [
-            LearntLabel.model_validate(dict(row)) for row in connection.execute(query).mappings()
+            TrainingLabel.model_validate(dict(row)) for row in connection.execute(query).mappings()
         ]
 
 
 def now() -> datetime:
-    """This instant, as records keep it."""
+    """The current time in UTC, as records keep it."""
     return datetime.now(UTC)
 
 
 def next_version(catalog: Catalog, name: ModelName, served: Iterable[int] = ()) -> int:
-    """t of the next version of a model: one more than any that is known."""
+    """t of the next version of a model: one more than the highest known."""
     known = [model.spec.version for model in catalog.models(name)]
     return max([-1, *known, *served]) + 1
 
 
 def _add(catalog: Catalog, table: sa.Table, rows: list[dict[str, Any]]) -> None:
-    with catalog._write() as connection:
+    with catalog.transaction(write=True) as connection:
         connection.execute(sa.insert(table), rows)
 
 
 def _with_model(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its three columns of a model as one reference, without its number."""
+    """A row with the three columns that name a model as one reference, without its id."""
     own = ("name", "version", "sha256")
     return {
         "model": {key: row[key] for key in own},

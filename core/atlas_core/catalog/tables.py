@@ -1,6 +1,7 @@
 """The catalog's tables, the same on SQLite and PostgreSQL.
 
-The Alembic migrations under `atlas_core.migrations` build exactly this (a test compares both).
+The Alembic migrations under `atlas_core.catalog.migrations` build exactly these (a test compares
+both).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ REVISION = "0005"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
-"""Where the revision is kept: not Alembic's default name, which other programs use for theirs."""
+"""Table of the revision; other programs may use Alembic's default name in the same database."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -79,7 +80,7 @@ cases = Table(
     metadata,
     Column("id", String(100), primary_key=True),
     Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False, index=True),
-    # One CT is one case, whichever datasets it comes with: public datasets contain each other.
+    # One CT is one case, whichever datasets it came with: public datasets overlap.
     Column("content_sha256", String(64), nullable=False, unique=True),
     Column("shape", JSON, nullable=False),
     Column("affine", JSON, nullable=False),
@@ -205,7 +206,7 @@ revision_tasks = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     UniqueConstraint("case_id", "reading", "ensemble"),
-    # The next case is the first row of this index that nobody holds.
+    # The next case is the first row of this index without a lease.
     Index(
         "ix_revision_tasks_pending",
         "rank",
@@ -258,8 +259,8 @@ revision_work = Table(
     Column("finished_at", UtcDateTime, nullable=False),
 )
 
-# Every mask that somebody handed in. It became a label (`label_id`), or, made from a version that
-# was no longer in force, it is kept here alone, so that it never outranks what it did not see.
+# Every mask that was handed in. It became a label (`label_id`) or, if made from a version that was
+# not the latest, is kept here only, so that it never outranks a label its author has not seen.
 label_submissions = Table(
     "label_submissions",
     metadata,
@@ -332,7 +333,7 @@ outgoing_events = Table(
     "outgoing_events",
     metadata,
     Column("id", Integer, primary_key=True),
-    # What tells that two services speak of one and the same occurrence.
+    # Identifies the occurrence, so that two services record it once.
     Column("key", String(100), nullable=False, unique=True),
     Column("name", String(100), nullable=False),
     Column("payload", JSON, nullable=False),
@@ -375,7 +376,7 @@ model_evaluations = Table(
     Index("ix_model_evaluations_name_version_sha256", "name", "version", "sha256"),
 )
 
-# What a model learnt from, by value: a case may be deleted, what a model knows of it may not.
+# The labels a model was trained on, by value: the record outlives a deleted case.
 model_labels = Table(
     "model_labels",
     metadata,

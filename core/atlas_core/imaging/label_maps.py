@@ -1,4 +1,4 @@
-"""Label values of a dataset → organs: mapping, the split of one kidney label, volumes in ml."""
+"""Masks of organs from label values, and the split of one kidney label into left and right."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from scipy import ndimage
 
 from atlas_core.errors import GridMismatch, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.volume import distinct_values
-from atlas_core.organs import BACKGROUND, OrganScheme
+from atlas_core.organs import BACKGROUND
 
 SIDE_DISTANCE_MM = 40.0
 """Components whose centres lie further apart than this from left to right belong to different
@@ -33,34 +32,8 @@ TOUCHING = np.ones((3, 3, 3), dtype=np.uint8)
 """Voxels that share a face, edge or corner belong to one component."""
 
 
-def map_labels(
-    voxels: NDArray[Any], organs: Mapping[int, str | None]
-) -> dict[str, NDArray[np.bool_]]:
-    """Masks of a dataset's organs out of its label map.
-
-    Args:
-        voxels: label values ``[i, j, k]``, any integer type.
-        organs: label value → organ name; several values may name one organ and are joined (kidney,
-            its tumour and its cyst). None: a known value that is no organ of ours. The background
-            need not be named.
-
-    Returns:
-        Organ name → mask of the shape of `voxels`, for every organ named, also one that occurs
-        nowhere; in the order of `organs`.
-
-    Raises:
-        UnknownLabel: a value that `organs` does not name.
-    """
-    require_known_labels(distinct_values(voxels), organs)
-    names = dict.fromkeys(name for name in organs.values() if name is not None)
-    return {
-        name: organ_mask(voxels, [value for value, organ in organs.items() if organ == name])
-        for name in names
-    }
-
-
 def require_known_labels(values: Iterable[int], organs: Mapping[int, str | None]) -> None:
-    """Refuses label values that a dataset's map does not name.
+    """Refuse label values that a dataset's map does not name.
 
     Raises:
         UnknownLabel: naming the first of them.
@@ -84,16 +57,6 @@ def organ_mask(voxels: NDArray[Any], values: Iterable[int]) -> NDArray[np.bool_]
     return mask
 
 
-def volumes_ml(
-    labels: NDArray[Any], geometry: VolumeGeometry, scheme: OrganScheme
-) -> dict[str, float]:
-    """Volume of every organ of a label map in millilitres (0.0 for one that occurs nowhere)."""
-    counts = np.zeros(256, np.int64)
-    for k in range(labels.shape[2]):
-        counts += np.bincount(labels[..., k].ravel(order="K"), minlength=256)
-    return {organ.name: float(counts[organ.label]) * geometry.voxel_ml for organ in scheme}
-
-
 @dataclass(frozen=True)
 class _Component:
     """One connected piece of a mask.
@@ -112,7 +75,7 @@ class _Component:
 def split_left_right(
     mask: NDArray[Any], geometry: VolumeGeometry, *, midline_mm: float | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Splits one mask of both kidneys into the patient's left and right.
+    """Split one mask of both kidneys into the patient's left and right.
 
     Connected components are grouped by the patient's left-right axis: the largest is one kidney;
     what lies further than `SIDE_DISTANCE_MM` from it, towards the heavier side, is the other;
@@ -123,7 +86,7 @@ def split_left_right(
     Args:
         mask: ``[i, j, k]``, non-zero where a kidney (with its tumour or cyst) is.
         geometry: its grid; any axis order, also oblique.
-        midline_mm: x of the body's midline, used only where one kidney is alone. None: the middle
+        midline_mm: x of the body's midline, used only where there is one kidney. None: the middle
             of the grid, which is right as long as the scan is centred on the patient.
 
     Returns:
@@ -173,7 +136,7 @@ def _middle(geometry: VolumeGeometry) -> float:
 def _left_of(
     inside: NDArray[np.bool_], x_mm: NDArray[np.float32], midline_mm: float
 ) -> NDArray[np.bool_]:
-    """Which voxels belong to the left kidney; outside `inside` the answer means nothing."""
+    """Which voxels belong to the left kidney; undefined outside `inside`."""
     numbers, count = ndimage.label(inside, structure=TOUCHING)
     components = _components(numbers, count, x_mm)
     anchor = components[0]

@@ -1,4 +1,4 @@
-"""NIfTI headers, read with suspicion: shape, coding of voxels, geometry. Only this module knows
+"""NIfTI headers, parsed and checked: shape, coding of voxels, geometry. The only module that uses
 nibabel."""
 
 from __future__ import annotations
@@ -26,17 +26,14 @@ from atlas_core.imaging.voxel_decoder import (
 MAX_HEADER_BYTES = 1 << 24
 """Header extensions are skipped; 16 MiB is more than any tool writes."""
 
-
 SINGLE_FILE_OFFSET = 352
-"""Where voxels of a NIfTI-1 ``.nii`` begin: 348 bytes of header, 4 that say "no extension"."""
-
+"""Where voxels of a NIfTI-1 ``.nii`` begin: 348 bytes of header, 4 for "no extension"."""
 
 READABLE = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2",
     768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
 """NIfTI data type code → NumPy type, of the types that can be a CT or a label."""
-
 
 NOT_SCALAR = {
     1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 1792: "complex128",
@@ -46,19 +43,19 @@ NOT_SCALAR = {
 
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI unit code (unknown, metre, millimetre, micrometre) → mm. Unknown means mm in practice: it
-is what nibabel writes when nobody says."""
+is what nibabel writes by default."""
 
 
 @dataclass(frozen=True)
 class NiftiInfo:
-    """What a header says, checked.
+    """The checked content of a header.
 
     Attributes:
         geometry: grid in mm RAS+ (metres and micrometres are converted).
         coding: stored data type with its byte order, slope and intercept.
         voxel_offset: position of the first voxel in the decompressed bytes.
         compressed: the file is gzip, whatever its name says.
-        warnings: what is unusual but readable, in plain words.
+        warnings: unusual but readable properties, in plain words.
     """
 
     geometry: VolumeGeometry
@@ -85,8 +82,13 @@ class NiftiInfo:
         return self.geometry.voxels * int(self.coding.dtype.itemsize)
 
 
-def _parse_header(data: ByteStream) -> NiftiInfo:
-    """Header at the start of `data`; leaves `data` at the first voxel."""
+def parse_header(data: ByteStream) -> NiftiInfo:
+    """Parse the header at the start of `data`, and leave `data` at the first voxel.
+
+    Raises:
+        CorruptFile: it ends too early, or contradicts itself.
+        UnsupportedVolume: no NIfTI, or no 3D volume of numbers with a sound affine.
+    """
     block = data.take(4)
     header_class, order = _header_kind(block)
     block += data.take(header_class.template_dtype.itemsize - 4)
@@ -161,7 +163,7 @@ def _coding(header: Any, order: str) -> VoxelCoding:
         )
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0.0 or not np.isfinite(slope):
-        # The standard's way to say "not scaled"; NaN is how nibabel writes it.
+        # "Not scaled" by the standard; nibabel writes it as NaN.
         slope, intercept = 1.0, 0.0
     if not np.isfinite(intercept):
         raise CorruptFile("scl_inter is not finite", got=intercept, remedy="mend the header")
@@ -229,8 +231,12 @@ def _corners_apart_mm(
     return float(np.linalg.norm(geometry.corners_mm() - other.corners_mm(), axis=1).max())
 
 
-def _header_bytes(geometry: VolumeGeometry, dtype: np.dtype[Any], slope: float) -> bytes:
-    """A little-endian NIfTI-1 header and the four bytes that say "no extension"."""
+def header_bytes(geometry: VolumeGeometry, dtype: np.dtype[Any], slope: float) -> bytes:
+    """A little-endian NIfTI-1 header with the four bytes for "no extension".
+
+    Raises:
+        LimitExceeded: an axis of more than 32767 voxels.
+    """
     if max(geometry.shape) > np.iinfo(np.int16).max:
         raise LimitExceeded(
             "an axis is too long for NIfTI-1", expected="at most 32767", got=max(geometry.shape)

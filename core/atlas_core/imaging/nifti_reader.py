@@ -1,9 +1,9 @@
-"""NIfTI files: read with suspicion, written all or nothing.
+"""NIfTI files, read without trusting their headers.
 
-The only module that knows nibabel, and only for headers: voxels are streamed through ISA-L's gzip
-in pieces of bounded size, so that what a header claims is checked against the bytes as they come
-and never allocated on its word. Errors name the rule that was broken, never the file: callers,
-who know which case they read, add it by `AtlasError.with_case`.
+Voxels are streamed through ISA-L's gzip in pieces of bounded size, so that the claims of a header
+are checked against the bytes as they arrive, and memory is never allocated on its word. Errors name
+the rule that was broken, never the file: callers, who know which case they read, add it by
+`AtlasError.with_case`.
 
 Refused are: 4D volumes (trailing axes of one voxel are fine), colour and complex voxels, NaN and
 infinities, an affine that is missing (sform and qform code 0: the position would be a guess),
@@ -30,7 +30,7 @@ from atlas_core.errors import (
     UnsupportedVolume,
 )
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.nifti_header import NiftiInfo, _parse_header
+from atlas_core.imaging.nifti_header import NiftiInfo, parse_header
 from atlas_core.imaging.slab_reader import SlabReader, spool
 from atlas_core.imaging.volume import Volume, distinct_values
 from atlas_core.imaging.voxel_decoder import (
@@ -53,7 +53,7 @@ FIRST_ALLOCATION_BYTES = 1 << 26
 """A volume up to 64 MiB is allocated at once; a larger one grows with the bytes that came."""
 
 READ_AHEAD_BYTES = 1 << 20
-"""Block that the decompressing thread hands over: smaller ones cost time, larger ones memory."""
+"""Size of a decompressed block: smaller ones cost time, larger ones memory."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ def _opened(path: Path) -> Iterator[tuple[ByteStream, NiftiInfo]]:
                 igzip_threaded.open(file, "rb", threads=1, block_size=READ_AHEAD_BYTES)
             )
         data = ByteStream(stream)
-        info = replace(_parse_header(data), compressed=compressed)
+        info = replace(parse_header(data), compressed=compressed)
         _check_claim(info, size)
         yield data, info
 
 
 def _check_claim(info: NiftiInfo, file_bytes: int) -> None:
-    """Refuses at once what no number of bytes in this file can satisfy."""
+    """Refuse a header that claims more voxels than a file of this size can hold."""
     most = file_bytes * MAX_DEFLATE_RATIO if info.compressed else file_bytes
     if info.voxel_offset + info.voxel_bytes > most:
         raise CorruptFile(
@@ -157,7 +157,7 @@ def read_volume(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
 
 
 def _collect(data: ByteStream, info: NiftiInfo, values: VoxelDecoder) -> NDArray[Any]:
-    """All voxels in file order; memory grows with the bytes that came, never ahead of them."""
+    """All voxels in file order; memory grows with the bytes that arrived, never ahead of them."""
     total = info.geometry.voxels
     first = FIRST_ALLOCATION_BYTES // values.dtype.itemsize
     voxels = np.empty(min(total, first), values.dtype)

@@ -20,7 +20,7 @@ from atlas_core.errors import (
     InvalidInput,
 )
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.nifti_header import _header_bytes
+from atlas_core.imaging.nifti_header import header_bytes
 from atlas_core.imaging.slab_reader import CHUNK_BYTES
 
 GZIP_LEVEL = 2
@@ -57,7 +57,7 @@ class _Sink:
                 expected=f"one of {', '.join(WRITABLE)}",
                 got=self.dtype.name,
             )
-        header = _header_bytes(geometry, self.dtype, slope)
+        header = header_bytes(geometry, self.dtype, slope)
         self._path = path
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._sha256 = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Volumes onto other grids: one set of weights for training and serving.
+"""Resampling of volumes: one set of weights for training and serving.
 
 Along each axis the old and the new grid fill the same box, edge to edge
 (`VolumeGeometry.resampled`): new index ``j`` lies at ``p = (j + 0.5) · n_old / n_new − 0.5`` of the
@@ -28,11 +28,8 @@ from atlas_core.errors import GridMismatch, InvalidInput, UnknownLabel
 from atlas_core.geometry import GRID_TOLERANCE, VolumeGeometry
 from atlas_core.organs import BACKGROUND
 
-HU_WINDOW = (-175.0, 250.0)
-"""Hounsfield units that training scales to 0..1: soft tissue, as in the authors' preprocessing."""
-
 MAX_LABELS = 256
-"""Distinct values of a label map that is resampled: the size of the ballot box."""
+"""Limit of distinct values in a label map that is resampled: the size of the tally."""
 
 POSITION_STEPS = 4096
 """Fractions of a voxel between two arbitrary grids are rounded to 1/4096, so that votes are whole
@@ -162,7 +159,7 @@ def _in_threads(work: Callable[[int, int], None], length: int) -> None:
 
 
 def resample_planes(block: NDArray[Any], y: AxisWeights, x: AxisWeights) -> NDArray[np.float32]:
-    """Resamples the in-plane axes of every slice, one slice like the other.
+    """Resample the in-plane axes of every slice in the same way.
 
     Args:
         block: ``[z, y, x]``, C order, any real type.
@@ -190,8 +187,7 @@ def resample_across(
 
     Args:
         planes: ``[z, y, x]`` of `resample_planes`; its first slice is old slice `first`, and it
-        holds
-            ``z.source_range(start, stop)``.
+            holds ``z.source_range(start, stop)``.
 
     Returns:
         float32 ``[stop - start, y, x]``.
@@ -336,7 +332,7 @@ def _by_rank(
 
 @njit(cache=True, nogil=True)
 def _winner(tally, seen, distinct):  # type: ignore[no-untyped-def]
-    """The label with the most votes, the lowest on a tie; empties the ballot box."""
+    """The label with the most votes, the lowest on a tie; resets the tally."""
     best, most = 0, np.int64(-1)
     for n in range(distinct):
         label = seen[n]
@@ -419,16 +415,3 @@ def _vote_points(block, index, start, out):  # type: ignore[no-untyped-def]
                             distinct += 1
                         tally[label] += votes
                 out[k, j, i] = _winner(tally, seen, distinct)
-
-
-def normalise_hu(
-    voxels: NDArray[Any], window: tuple[float, float] = HU_WINDOW
-) -> NDArray[np.float32]:
-    """Hounsfield units, clipped to `window` and scaled to [0, 1]; any shape, float32.
-
-    >>> normalise_hu(np.array([-1000.0, 37.5, 1000.0])).tolist()
-    [0.0, 0.5, 1.0]
-    """
-    low, high = window
-    scaled = (np.asarray(voxels, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
-    return np.clip(scaled, 0.0, 1.0)

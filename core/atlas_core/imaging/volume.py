@@ -1,4 +1,4 @@
-"""A volume in memory: voxels with their geometry, and the hash that names its content."""
+"""A volume in memory: voxels with their geometry, and a hash of its content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlas_core.errors import GridMismatch
 from atlas_core.geometry import VolumeGeometry
 
 HASHED_VOXELS = 1 << 20
-"""Voxels looked at in one go: a few MiB, so that hashing needs no second copy of the volume."""
+"""Voxels processed at a time: a few MiB, so that hashing needs no second copy of the volume."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Voxels as a stream of bytes: what was claimed is checked against what comes, piece by piece."""
+"""Decoding of voxels from a stream of bytes, checked against the header's claims piece by piece."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from atlas_core.errors import CorruptFile, UnsupportedVolume
 
 MAX_TRAILING_BYTES = 4096
-"""Some writers pad to a block; more than that behind the voxels contradicts the header."""
+"""Some writers pad to a block; more bytes than this after the voxels contradict the header."""
 
 PIECE_VOXELS = 1 << 20
 """Voxels decoded in one go: a few MiB, which stay in the processor's cache."""
@@ -54,7 +54,7 @@ class ByteStream:
         self._stream = stream
 
     def fill(self, view: memoryview) -> int:
-        """Reads until `view` is full or the bytes end; returns how many came.
+        """Read until `view` is full or the bytes end; returns the number read.
 
         Raises:
             CorruptFile: the gzip stream is damaged or cut off.
@@ -118,7 +118,7 @@ def stored_pieces(
 
 
 class VoxelDecoder:
-    """Decodes stored numbers and remembers what it saw."""
+    """Decodes stored numbers; keeps their range and counts values that are not finite."""
 
     def __init__(self, coding: VoxelCoding) -> None:
         self._coding = coding
@@ -160,7 +160,7 @@ class VoxelDecoder:
         return values
 
     def inspect(self, stored: NDArray[Any]) -> None:
-        """Looks at one-dimensional `stored` for what `decode` would refuse, in little memory."""
+        """Check one-dimensional `stored` for what `decode` would refuse, in little memory."""
         if self._as_stored and self.dtype.kind != "f":
             return
         for start in range(0, stored.size, PIECE_VOXELS):

@@ -1,4 +1,4 @@
-"""Import: which files of a folder are a case, what their labels mean, and whether both can be."""
+"""Import: finds the cases in a folder, interprets their labels, and checks both."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""Import: CTs and their original labels, out of the layouts people have, into store and catalog.
+"""Import: CTs and their original labels, from common folder layouts into store and catalog.
 
 A case is written to the store first and to the catalog last, so an import that was killed at any
-moment is completed by the next one. The same content is never taken twice, whatever its file is
-called and whichever dataset it comes with; labels that are new come with it.
+moment is completed by the next one. The same CT is never imported twice, whatever the name of its
+file and its dataset; only labels that are new are added.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from atlas_core.records import Case, Dataset, Label, LabelSource
 from atlas_core.store import CaseStore
 
 NAMES_SHOWN: Final = 8
-"""How many names of many a warning lists."""
+"""Limit of the names that a warning lists."""
 
 WORKERS: Final = 2
 """Cases worked on at once: one is decompressed while another is compressed. Each holds its CT in
@@ -50,9 +50,9 @@ class ImportedCase:
     """A CT that is in the catalog now.
 
     Attributes:
-        source: what was imported, relative to what the user passed.
+        source: imported file or folder, relative to what the user passed.
         case_id: its case.
-        organs: original labels that came with it now.
+        organs: organs whose original labels this import added.
     """
 
     source: str
@@ -62,11 +62,11 @@ class ImportedCase:
 
 @dataclass(frozen=True)
 class Note:
-    """What was refused, skipped or noticed.
+    """A file that was refused or skipped, or deserves a look.
 
     Attributes:
         source: file or folder, relative to what the user passed.
-        reason: why, with what to do about it.
+        reason: why, with the remedy.
     """
 
     source: str
@@ -78,12 +78,12 @@ class ImportSummary:
     """What an import did.
 
     Attributes:
-        dataset: into which dataset.
+        dataset: that the cases were imported into.
         taken: new cases.
-        present: cases that were there already.
-        refused: CTs and label files that could not be taken. The CT of a refused label is taken.
-        skipped: files that are no CTs by their nature, such as label maps without a CT.
-        warnings: what was taken but deserves a look.
+        present: cases that were in the catalog before.
+        refused: CTs and label files that could not be imported. The CT of a refused label is.
+        skipped: files that are not CTs, such as label maps without a CT.
+        warnings: files that were imported but deserve a look.
     """
 
     dataset: str
@@ -120,22 +120,22 @@ def import_folder(
 
     Args:
         path: a NIfTI file or a folder.
-        dataset: name of the dataset they belong to; made if it is new.
-        preset_name: what its label values mean (`presets`). None: what the dataset was imported
-            with before; else our own ids and names, or nnU-Net's dataset.json.
+        dataset: name of the dataset they belong to; created if it is new.
+        preset_name: preset with the meaning of its label values (`presets`). None: the one that the
+            dataset was imported with before; else our own ids and names, or nnU-Net's dataset.json.
         scheme: organs of this site.
-        force: take volumes whose values are not plausible Hounsfield units, with a warning.
+        force: import volumes whose values are not plausible Hounsfield units, with a warning.
         resample: put a label that lies on another grid onto its CT's instead of refusing it.
         on_progress: called after each candidate, in this thread.
         workers: cases worked on at once.
 
     Returns:
-        What was taken, and what was not and why. One bad file never stops the rest.
+        What was imported, and what was not and why. One bad file never stops the rest.
 
     Raises:
         NotFound: nothing at `path`, or no such preset.
         InvalidInput: no volume at all below `path`.
-        Unavailable: the store or the catalog cannot be written; what was taken until then stays.
+        Unavailable: the store or the catalog cannot be written; earlier cases stay.
     """
     known = preset(preset_name) if preset_name else _preset_of(catalog, dataset)
     found = discover(path)
@@ -158,7 +158,7 @@ def import_folder(
         resample=resample,
     )
     outcomes: list[_Outcome] = []
-    # closing: if `on_progress` raises, what has not begun is not begun any more
+    # closing: if `on_progress` raises, candidates that have not begun are cancelled
     with closing(_each(job, found.candidates, workers)) as each:
         for outcome in each:
             outcomes.append(outcome)
@@ -193,7 +193,7 @@ def _each(
 
 @dataclass
 class _Outcome:
-    """What became of one candidate."""
+    """Outcome of one candidate."""
 
     source: str
     taken: ImportedCase | None = None
@@ -201,7 +201,7 @@ class _Outcome:
     refused: list[Note] = field(default_factory=list)
     skipped: list[Note] = field(default_factory=list)
     warnings: list[Note] = field(default_factory=list)
-    left_out: frozenset[str] = frozenset()  # names of masks that are no organs of ours
+    left_out: frozenset[str] = frozenset()  # names of masks that are not organs of the scheme
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -227,7 +227,7 @@ def _summary(
 
 
 def _left_out(path: Path, outcomes: list[_Outcome]) -> list[Note]:
-    """One warning for all cases about masks whose names nobody declared."""
+    """One warning for all cases about masks with undeclared names."""
     names = sorted({name for outcome in outcomes for name in outcome.left_out})
     if not names:
         return []
@@ -239,7 +239,7 @@ def _left_out(path: Path, outcomes: list[_Outcome]) -> list[Note]:
 
 @dataclass(frozen=True)
 class _Import:
-    """One import: where from, where to, by which rules."""
+    """One import: its source, target and options."""
 
     root: Path
     dataset: str
@@ -251,14 +251,14 @@ class _Import:
     resample: bool
 
     def run(self, candidate: Candidate) -> _Outcome:
-        """Takes one candidate, or says why not."""
+        """Import one candidate, or record why not."""
         outcome = _Outcome(candidate.name)
         try:
             ct = _read_ct(candidate)
             if self._is_ct(candidate, ct, outcome):
                 self._take(candidate, ct, outcome)
         except Unavailable:
-            raise  # of no file's making: the next one would meet the same
+            raise  # not the fault of this file: the next one would fail too
         except AtlasError as error:
             outcome.refused.append(Note(candidate.name, str(error)))
         except OSError as error:
@@ -325,7 +325,7 @@ class _Import:
         try:
             return self.catalog.add_case(case, labels)
         except Conflict:
-            # The catalog knows this CT by the other dataset's name: nobody will ask for our files.
+            # The catalog has this CT under the other dataset: these files would never be used.
             self.store.delete_case(case_id)
             raise
 
@@ -402,7 +402,7 @@ def _read_ct(candidate: Candidate) -> Volume:
 
 
 def _organs_of(files: LabelFiles) -> set[str]:
-    """Organs that the files can have."""
+    """Organs that the files can contain."""
     meaning = files.meaning
     structures = [meaning.masks[name] for name in files.masks if name in meaning.masks]
     if files.label_map is not None:

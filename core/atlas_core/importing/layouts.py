@@ -1,6 +1,6 @@
-"""Which files of a folder are CTs, and which label files belong to them. No volume is opened here.
+"""Finds the CTs in a folder and the label files that belong to them, without opening a volume.
 
-Known are, at any depth and side by side:
+Recognised, at any depth and in any mixture:
 
     case folders    ct.nii.gz with segmentations/<organ>.nii.gz and/or combined_labels.nii.gz
                     (AbdomenAtlas, TotalSegmentator); imaging.nii.gz with segmentation.nii.gz (KiTS)
@@ -10,7 +10,7 @@ Known are, at any depth and side by side:
     loose NIfTIs    paired with their labels where the names say so (volume-3 with segmentation-3,
                     img0003 with label0003, x_0000 with x, images/x with labels/x)
 
-A loose file may turn out to be a label map when it is read: `Candidate.certain` tells.
+A loose file may turn out to be a label map when it is read; see `Candidate.certain`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ DICOM_PREAMBLE: Final = 128
 
 @dataclass(frozen=True)
 class Candidate:
-    """Files that may make a case.
+    """Files that may form a case.
 
     Attributes:
         name: of the CT, relative to what the user passed.
@@ -72,8 +72,8 @@ class Candidate:
         masks: file name without suffix → mask of one structure.
         label_map: all structures in one file.
         label_names: nnU-Net's dataset.json, which says what the label map's values mean.
-        our_ids: the label map is called as ours are, so its values are our label ids.
-        certain: the layout says that this is a CT; otherwise it is a loose file.
+        our_ids: the label map has the name that we use, so its values are our label ids.
+        certain: the layout shows that this is a CT; otherwise it is a loose file.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SetAside:
-    """What cannot be a case, and why.
+    """A file or folder that cannot be a case, and why.
 
     Attributes:
         name: relative to what the user passed.
@@ -100,7 +100,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found below a path, in the order of the names."""
+    """The result of a search, in the order of the names."""
 
     candidates: tuple[Candidate, ...]
     set_aside: tuple[SetAside, ...]
@@ -131,7 +131,7 @@ class _Search:
         self._root = root
         self._candidates: list[Candidate] = []
         self._set_aside: list[SetAside] = []
-        self._labels: set[Path] = set()  # files that turned out to be somebody's label map
+        self._labels: set[Path] = set()  # loose files that are the label map of another
         self._seen: set[tuple[int, int]] = set()
 
     def result(self) -> Discovery:
@@ -170,7 +170,7 @@ class _Search:
         return self._root.name if path == self._root else path.relative_to(self._root).as_posix()
 
     def _case_folder(self, files: list[Path], folders: list[Path]) -> bool:
-        """Takes a case folder, or masks that lost their CT; False if it is neither."""
+        """Handle a case folder, or masks without a CT; False if it is neither."""
         masks = next((inner for inner in folders if inner.name == MASKS_FOLDER), None)
         volumes = _by_stem(files)
         ct = _ct_of_case(volumes, beside_masks=masks is not None)
@@ -314,7 +314,7 @@ def _label_folders(folder: Path) -> list[Path]:
 
 
 def _label_beside(folder: Path, beside: list[Path], stem: str) -> Path | None:
-    """The label map that the names pair with a loose CT called `stem`."""
+    """The label map that belongs to a loose CT called `stem` by its name."""
     for pattern, names in PAIRS:
         if (match := pattern.fullmatch(stem)) is not None:
             wanted = [name.format(*match.groups()) for name in names]

@@ -1,4 +1,4 @@
-"""The original labels of one case: out of its mask files and label map, organ by organ."""
+"""The original labels of one case, read from its mask files and label map, organ by organ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LabelFiles:
     Attributes:
         masks: file name without suffix → mask of one structure.
         label_map: all structures in one file.
-        meaning: of names and values.
+        meaning: the organs behind names and values.
     """
 
     masks: Mapping[str, Path]
@@ -37,7 +37,7 @@ class LabelFiles:
 
 @dataclass(frozen=True)
 class Reports:
-    """Where to say what could not be taken, and what deserves a look.
+    """Callbacks for files that are refused, or deserve a look.
 
     Attributes:
         refuse, warn: called with the file and the reason.
@@ -52,10 +52,9 @@ def original_masks(
 ) -> Iterator[tuple[str, Mask]]:
     """Every annotated organ with its mask on the grid of `ct`, one at a time.
 
-    A mask file counts for its organ also if it is empty: it says that the patient lacks the organ.
-    So does a label map without the organ's value, unless its dataset is annotated in parts. Where
-    both kinds of file have an organ, the mask file counts. A file that cannot be taken is reported,
-    the others are taken.
+    An empty mask file counts too: it states that the patient lacks the organ. So does a label map
+    without the organ's value, unless its dataset is partially annotated. Where both kinds of file
+    have an organ, the mask file is used. A file that cannot be used is reported and left out.
 
     Args:
         resample: put a label that lies on another grid onto the CT's instead of refusing it.
@@ -74,7 +73,7 @@ def original_masks(
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads label files onto the grid of one CT and reports those that cannot be taken."""
+    """Reads label files onto the grid of one CT and reports those that cannot be used."""
 
     ct: Volume
     reports: Reports

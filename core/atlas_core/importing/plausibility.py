@@ -1,4 +1,4 @@
-"""Is this a CT? What voxel values alone can tell, for files whose format does not say."""
+"""Whether voxel values are those of a CT, for formats that do not record the modality."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ AIR_HU: Final = -200
 
 MIN_AIR: Final = 0.001
 """Share of a CT's voxels below `AIR_HU`, at least: a CT shows the air around and inside the body.
-Real CTs of chest and abdomen have 37-76 %; an MR has none, its values begin at 0 or a little below,
-and neither has a CT whose −1024 was lost on the way."""
+Real CTs of chest and abdomen have 37-76 %. An MR has none, as its values begin at 0 or a little
+below; nor has a CT that lost its offset of −1024 in a conversion."""
 
 MAX_LABEL_VALUES: Final = 128
 """Whole numbers from 0 to 255, at most so many distinct ones: a label map (TotalSegmentator has
@@ -23,7 +23,7 @@ MAX_LABEL_VALUES: Final = 128
 
 
 def hounsfield_doubt(voxels: NDArray[Any]) -> str | None:
-    """Why `voxels` ``[i, j, k]`` are hardly Hounsfield units; None if they may be."""
+    """Why `voxels` ``[i, j, k]`` are not plausible Hounsfield units; None if they are."""
     air = int(np.count_nonzero(voxels < AIR_HU))
     if air == voxels.size:
         return f"every voxel lies below {AIR_HU}"

@@ -1,4 +1,4 @@
-"""Presets: what the label values and file names of known datasets mean.
+"""Presets: the meaning of label values and file names in known datasets.
 
 The presets themselves are data (``presets.yaml``, with their sources and doubts): the 16 public
 datasets of the paper's Table 3, TotalSegmentator v2, AbdomenAtlas and our own phantoms.
@@ -147,7 +147,7 @@ def preset(name: str) -> Preset:
 def scheme_map(scheme: OrganScheme) -> LabelMap:
     """Without a preset: our own label ids and organ names.
 
-    A label map says nothing of the organs that do not occur in it: nobody declared them annotated.
+    Organs that do not occur in a label map count as not annotated, as nothing declares them absent.
     """
     return LabelMap(
         labels={organ.label: organ.name for organ in scheme},
@@ -185,7 +185,7 @@ def nnunet_map(dataset_json: str, scheme: OrganScheme) -> LabelMap:
 
 
 def structure_of(name: str, scheme: OrganScheme) -> str | None:
-    """The structure that people call `name`, or None: "Left Kidney" → ``kidney_left``."""
+    """The structure that goes by `name`, or None: "Left Kidney" → ``kidney_left``."""
     words = _plain(name)
     by_name = {_plain(organ): organ for organ in scheme.names}
     structure = by_name.get(words) or _SYNONYMS.get(words)

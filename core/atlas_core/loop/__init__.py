@@ -1,4 +1,4 @@
-"""What of an iteration of the loop is done, and what its review came to."""
+"""The iterations of the loop: their steps so far, and the outcome of their review."""
 
 import lazy_loader
 

@@ -1,3 +1,4 @@
+from .iterations import Iterations
 from .steps import (
     PriorityListName,
     ReviewOutcome,
@@ -9,6 +10,7 @@ from .steps import (
 )
 
 __all__ = [
+    "Iterations",
     "PriorityListName",
     "ReviewOutcome",
     "cases_seen",

@@ -1,12 +1,12 @@
-"""What an iteration of the loop has done so far, and what became of the cases it queued.
+"""The steps an iteration of the loop has completed, and the outcome of the cases it queued.
 
-A step is recorded when it is done, once; whoever takes up an iteration that was interrupted reads
-here what is left. Functions over a `Catalog`, as only the loop needs them.
+A step is recorded once, when it is done; a run that resumes an interrupted iteration reads here
+what is left to do. Functions over a `Catalog`, as only the loop needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import Field
 
-from atlas_core.catalog import ROWS_PER_STATEMENT, Catalog
+from atlas_core.catalog import Catalog, chunks, insert_new
 from atlas_core.catalog import tables as t
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import Reading
@@ -24,22 +24,22 @@ _k = t.revision_tasks.c
 _s = t.iteration_steps.c
 
 SEEN = (TaskState.REVISED, TaskState.CONFIRMED)
-"""What an annotator looked at to the end; a case that was skipped may come again."""
+"""States of cases that an annotator has judged; a skipped case may be queued again."""
 
 
 def record_step(catalog: Catalog, iteration: int, step: str, result: Mapping[str, Any]) -> bool:
-    """Remember that a step is done.
+    """Record that a step is done.
 
     Returns:
         False if it was recorded before: what was recorded first stays.
     """
     row = {"t": iteration, "step": step, "result": dict(result), "done_at": datetime.now(UTC)}
-    with catalog._write() as connection:
-        return catalog._insert_new(connection, t.iteration_steps, [row]) == 1
+    with catalog.transaction(write=True) as connection:
+        return bool(insert_new(connection, t.iteration_steps, [row]))
 
 
 def steps_done(catalog: Catalog, iteration: int) -> dict[str, dict[str, Any]]:
-    """Step → what came of it, in the order in which they were done."""
+    """Step → its result, in the order of completion."""
     query = sa.select(_s.step, _s.result).where(_s.t == iteration).order_by(_s.done_at, _s.step)
     with catalog.transaction(write=False) as connection:
         return {row.step: dict(row.result) for row in connection.execute(query)}
@@ -47,7 +47,7 @@ def steps_done(catalog: Catalog, iteration: int) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class PriorityListName:
-    """Which priority list tasks were opened from.
+    """Identifies the priority list that tasks were opened from.
 
     Attributes:
         dataset: only its cases; None: all.
@@ -59,7 +59,7 @@ class PriorityListName:
 
 
 class ReviewOutcome(FrozenModel):
-    """What became of tasks."""
+    """Outcomes of tasks, counted."""
 
     revised: int = 0
     confirmed: int = 0
@@ -70,7 +70,7 @@ class ReviewOutcome(FrozenModel):
 
     @property
     def confirmed_share(self) -> float:
-        """Of the cases that were judged, those whose labels needed no revision; 0 if none was."""
+        """Share of the judged cases whose labels needed no revision; 0 if none was judged."""
         judged = self.revised + self.confirmed
         return self.confirmed / judged if judged else 0.0
 
@@ -89,8 +89,8 @@ def tasks_of(
 
 
 def cases_seen(catalog: Catalog, name: PriorityListName, before: Collection[int] = ()) -> set[str]:
-    """Cases that an annotator has revised or confirmed, not counting what this list (but for the
-    tasks `before`) brought up: the same answer however often an iteration is taken up again."""
+    """Cases that an annotator has revised or confirmed. Those that this list queued after the tasks
+    `before` do not count, so that a resumed iteration gets the same answer."""
     query = sa.select(_k.id, _k.case_id, _of_list(name)).where(
         _k.state.in_([state.value for state in SEEN])
     )
@@ -100,11 +100,11 @@ def cases_seen(catalog: Catalog, name: PriorityListName, before: Collection[int]
 
 
 def review_outcome(catalog: Catalog, tasks: Sequence[int]) -> ReviewOutcome:
-    """What became of `tasks` until now."""
+    """Outcomes of `tasks` so far."""
     states: dict[str, int] = {}
     seconds = 0.0
     with catalog.transaction(write=False) as connection:
-        for ids in _in_batches(tasks):
+        for ids in chunks(tasks):
             counted = sa.select(_k.state, sa.func.count()).where(_k.id.in_(ids)).group_by(_k.state)
             for state, count in connection.execute(counted):
                 states[state] = states.get(state, 0) + count
@@ -123,8 +123,3 @@ def review_outcome(catalog: Catalog, tasks: Sequence[int]) -> ReviewOutcome:
 def _of_list(name: PriorityListName) -> sa.ColumnElement[bool]:
     wanted = (_k.reading == name.reading.value) & (_k.ensemble == name.ensemble)
     return wanted if name.dataset is None else wanted & (_k.dataset == name.dataset)
-
-
-def _in_batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(ids), ROWS_PER_STATEMENT):
-        yield ids[start : start + ROWS_PER_STATEMENT]

@@ -1,7 +1,7 @@
-"""The anatomy of a procedural abdomen: which tissue lies where, before any scanner looks at it.
+"""The anatomy of a procedural abdomen: the tissue of every voxel, before it is scanned.
 
 Everything is a level function in millimetres (negative inside) of a few primitives, drawn in a
-fixed order on a grid whose coordinates were bent by a smooth random warp. Lengths and positions
+fixed order on a grid whose coordinates are bent by a smooth random warp. Lengths and positions
 describe a standard patient: x to the Right, y to Anterior, z to Superior, the origin in the middle
 of the body at the height of the first lumbar vertebra (the transpyloric plane). Arrays run
 ``[z, y, x]``, C-order.
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
-Box = tuple[slice, slice, slice]
+SliceBox = tuple[slice, slice, slice]
 
 
 class Tissue(IntEnum):
-    """What a voxel is made of. Organs with an inner structure have several."""
+    """Tissue of a voxel. Organs with an inner structure have several."""
 
     AIR = 0
     SKIN = 1
@@ -338,7 +338,7 @@ class Canvas:
     margin_mm: float
     tissue: NDArray[np.uint8]
 
-    def box(self, low: Float64Array, high: Float64Array) -> Box:
+    def box(self, low: Float64Array, high: Float64Array) -> SliceBox:
         """Voxels that can lie between the corners `low` and `high` (x, y, z), and a band around."""
         slices = []
         for axis, lower, upper in zip(self.axes, low[::-1], high[::-1], strict=True):
@@ -346,10 +346,12 @@ class Canvas:
             slices.append(slice(int(start), int(stop)))
         return (slices[0], slices[1], slices[2])
 
-    def everywhere(self) -> Box:
+    def everywhere(self) -> SliceBox:
         return (slice(None), slice(None), slice(None))
 
-    def ellipsoid(self, shape: Ellipsoid, box: Box | None = None) -> tuple[Box, Float32Array]:
+    def ellipsoid(
+        self, shape: Ellipsoid, box: SliceBox | None = None
+    ) -> tuple[SliceBox, Float32Array]:
         """Level function of `shape` in `box` (by default the box around it)."""
         box = self.box(*shape.reach) if box is None else box
         level = np.empty_like(self.x[box], order="C")
@@ -357,7 +359,7 @@ class Canvas:
         _ellipsoid_level(self.x[box], self.y[box], self.z[box], shape.centre, to_unit, level)
         return box, level
 
-    def tube(self, shape: Tube) -> tuple[Box, Float32Array, Float32Array]:
+    def tube(self, shape: Tube) -> tuple[SliceBox, Float32Array, Float32Array]:
         """Level function of `shape` in the box around it (`FAR_MM` where it is far), and the
         position along its chain of points."""
         box = self.box(*shape.reach)
@@ -387,7 +389,7 @@ class Canvas:
     def _reach(self) -> float:
         return self.margin_mm + BAND_MM
 
-    def paint(self, box: Box, where: NDArray[np.bool_], tissue: Tissue) -> None:
+    def paint(self, box: SliceBox, where: NDArray[np.bool_], tissue: Tissue) -> None:
         self.tissue[box][where] = tissue
 
     def draw_tube(self, shape: Tube, tissue: Tissue) -> None:

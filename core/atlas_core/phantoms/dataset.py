@@ -17,7 +17,7 @@ from atlas_core.errors import Conflict, InvalidInput
 from atlas_core.imaging import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms.organs import HARD_KINDS, Kind
-from atlas_core.phantoms.scanner import Grid, Phantom, make_phantom
+from atlas_core.phantoms.scanner import Phantom, PhantomGrid, make_phantom
 
 Labels = Literal["truth", "none", "partial"]
 
@@ -84,7 +84,7 @@ def write_phantoms(
     hard_share: float = 0.1,
     labels: Labels = "truth",
     truth_folder: Path | None = None,
-    grid: Grid | None = None,
+    grid: PhantomGrid | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, object]]:
     """Write phantoms as a dataset in the AbdomenAtlas layout; complete cases are kept.
@@ -102,7 +102,7 @@ def write_phantoms(
     Returns:
         The list as written, one entry per case.
     """
-    run = _Run(folder, seed, hard_share, labels, truth_folder, grid or Grid())
+    run = _Run(folder, seed, hard_share, labels, truth_folder, grid or PhantomGrid())
     entries = run.written()
     for number in range(1, cases + 1):
         plan = case_plan(number, seed, hard_share)
@@ -124,7 +124,7 @@ class _Run:
     hard_share: float
     labels: Labels
     truth_folder: Path | None
-    grid: Grid
+    grid: PhantomGrid
 
     @property
     def _settings(self) -> dict[str, object]:

@@ -27,7 +27,7 @@ from atlas_core.phantoms.anatomy import (
 
 
 class Kind(StrEnum):
-    """What makes a case hard (Fig. 5), or that nothing does."""
+    """What makes a case hard (Fig. 5), or ordinary."""
 
     ORDINARY = "ordinary"
     ENLARGED_GALL_BLADDER = "enlarged_gall_bladder"
@@ -468,7 +468,7 @@ def _draw_pancreas(canvas: Canvas, organs: Organs) -> None:
 def _is_hollow(
     canvas: Canvas, box: tuple[slice, slice, slice]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Where bowel or stomach lies, which a mass pushes away."""
+    """Where bowel or stomach is, which a mass displaces."""
     around = canvas.tissue[box]
     bowel = (around >= Tissue.BOWEL_WALL) & (around <= Tissue.FAECES)
     return bowel | ((around >= Tissue.STOMACH_WALL) & (around <= Tissue.STOMACH_GAS))

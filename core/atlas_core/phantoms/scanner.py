@@ -4,7 +4,7 @@ A phantom has a body with skin, fat, muscle, spine, ribs, bowel and vessels, and
 `organs.ABDOMEN_ATLAS`; attenuation follows the contrast phase; a scanner blurs it and adds noise.
 Hard cases carry one of the irregularities that the paper's Fig. 5 names, and say which.
 
-Everything follows from one seed, to the byte on one platform.
+Everything follows from one seed, on one platform to the byte.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ _SLAB = 48
 
 
 @dataclass(frozen=True)
-class Grid:
+class PhantomGrid:
     """Sampling of a phantom; None leaves a choice to the seed.
 
     Attributes:
@@ -215,7 +215,10 @@ class _Scan:
 
 
 def make_phantom(
-    seed: int, kind: Kind = Kind.ORDINARY, phase: Phase | None = None, grid: Grid | None = None
+    seed: int,
+    kind: Kind = Kind.ORDINARY,
+    phase: Phase | None = None,
+    grid: PhantomGrid | None = None,
 ) -> Phantom:
     """The phantom of `seed`.
 
@@ -225,7 +228,7 @@ def make_phantom(
         phase: contrast phase; by default drawn with `PHASE_SHARES`.
         grid: sampling; by default about 160 × 160 × 120 voxels of 2.2 × 2.2 × 2.9 mm.
     """
-    grid = grid or Grid()
+    grid = grid or PhantomGrid()
     # One stream per concern, so that a finer grid or another phase leaves the body as it was.
     body, acquisition, noise = (
         np.random.Generator(np.random.PCG64(child))
@@ -268,7 +271,7 @@ def _sample_phase(rng: np.random.Generator, kind: Kind) -> Phase:
 
 
 def _sample_scan(
-    rng: np.random.Generator, patient: _Patient, kind: Kind, phase: Phase, grid: Grid
+    rng: np.random.Generator, patient: _Patient, kind: Kind, phase: Phase, grid: PhantomGrid
 ) -> _Scan:
     trunk, size = patient.trunk, patient.size
     shell = trunk.wall_mm + 1.2 * trunk.fat_mm + 6.0
@@ -378,7 +381,7 @@ def _draw_table(canvas: Canvas, top_mm: float) -> None:
 def _acquire(
     patient: _Patient, scan: _Scan, tissue: NDArray[np.uint8], rng: np.random.Generator
 ) -> NDArray[np.int16]:
-    """What a scanner makes of `tissue`: blurred, noisy HU, int16 ``[z, y, x]``."""
+    """The simulated scan of `tissue`: blurred, noisy HU, int16 ``[z, y, x]``."""
     x, y, z = scan.axes
     pixel_mm = float(x[1] - x[0])
     slice_mm = float(z[1] - z[0])
@@ -405,7 +408,7 @@ def _acquire(
 
 
 FINE_GRAIN, COARSE_GRAIN = 0.6, 1.8
-"""Grain of noise (sigma, voxels): what a soft kernel leaves, and what comes of too low a dose."""
+"""Grain of noise (sigma, voxels): that of a soft kernel, and that of too low a dose."""
 
 
 def _noise(
@@ -466,6 +469,3 @@ def _geometry(scan: _Scan) -> VolumeGeometry:
         matrix[world_axis, 3] += axis[-1] if back else axis[0]
         shape.append(len(axis))
     return VolumeGeometry.from_array(tuple(shape), matrix)
-
-
-# --- folders of phantoms --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The dataset card of a release: what it holds, where it is from, and what may be done with it."""
+"""The dataset card of a release: contents, provenance and licences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from atlas_core.records import LabelSource
 from atlas_core.release.plan import CtFiles, ReleaseFormat, ReleasePlan
 from atlas_core.release.splits import PAPER_CASES, Split
-from atlas_core.release.statistics import OrganVolumes, volume_statistics
+from atlas_core.release.statistics import VolumeStatistics, volume_statistics
 
 
 def release_card(plan: ReleasePlan) -> str:
@@ -105,7 +105,7 @@ def _volumes(plan: ReleasePlan) -> str:
     return _table(("dataset", "organ", "CTs", "absent", "median (ml)", "quartiles (ml)"), rows)
 
 
-def _volume_row(row: OrganVolumes) -> Sequence[str]:
+def _volume_row(row: VolumeStatistics) -> Sequence[str]:
     head = (row.dataset, row.organ, str(row.cases), str(row.absent))
     if row.median is None or row.q1 is None or row.q3 is None:
         return (*head, "", "")

@@ -51,7 +51,7 @@ def write_case(
     """Write the files of one case into the release `folder`.
 
     Raises:
-        NotFound, CorruptFile: the assembled map or the CT is gone or damaged.
+        NotFound, CorruptFile: the assembled map or the CT is missing or damaged.
         GridMismatch: the map lies on another grid than the CT.
     """
     if plan.options.format is ReleaseFormat.NNUNET:
@@ -62,7 +62,7 @@ def write_case(
 def write_tables(
     folder: Path, plan: ReleasePlan, store: CaseStore, cases: Iterable[WrittenFile]
 ) -> tuple[WrittenFile, ...]:
-    """Write what describes the whole release, at last its checksums.
+    """Write the files that describe the whole release, the checksums last.
 
     Args:
         cases: what `write_case` wrote.
@@ -95,7 +95,7 @@ def require_writable_as(plan: ReleasePlan) -> None:
     """Refuse label ids that the format cannot hold.
 
     Raises:
-        InvalidInput: nnU-Net wants 1, 2, 3, … without a gap.
+        InvalidInput: nnU-Net requires 1, 2, 3, … without a gap.
     """
     labels = sorted(plan.options.scheme.labels)
     if plan.options.format is ReleaseFormat.NNUNET and labels != [*range(1, len(labels) + 1)]:
@@ -137,7 +137,7 @@ def _nnunet_case(
 
 
 def _require_recorded_sizes(released: ReleasedCase, voxels: Any, scheme: OrganScheme) -> None:
-    """Every organ of the map has as many voxels as its record says."""
+    """Refuse a map in which an organ has another number of voxels than on record."""
     counts = np.zeros(256, np.int64)
     for k in range(voxels.shape[2]):
         counts += np.bincount(voxels[..., k].ravel(order="K"), minlength=256)
@@ -223,7 +223,7 @@ def _dataset_json(plan: ReleasePlan) -> Mapping[str, Any]:
 
 
 def _fold(plan: ReleasePlan) -> Mapping[str, Sequence[str]]:
-    """nnU-Net's way to say which training cases validate."""
+    """The split of training and validation cases, as one fold of nnU-Net."""
     return {
         key: [case.number for case in plan.cases if case.split is split]
         for key, split in (("train", Split.TRAIN), ("val", Split.VALIDATION))

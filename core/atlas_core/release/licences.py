@@ -1,7 +1,7 @@
 """What the licences of datasets forbid when their masks are released together.
 
-No legal advice: four rules that a person can check, each of which somebody must wave through by
-name. The rules look at the licence texts that presets and the catalog hold.
+No legal advice: four rules that a person can check, each of which must be accepted by name where it
+is broken. The rules look at the licences recorded in presets and in the catalog.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class LicenceRisk(StrEnum):
     """Why a release may not be allowed."""
 
     UNKNOWN = "unknown"
-    """Nobody wrote down a licence, or it is none that is known here."""
+    """No licence is recorded, or it is not one of those known here."""
     NO_DERIVATIVES = "no-derivatives"
-    """Masks drawn on a CT derive from it; the licence forbids to publish what derives from it."""
+    """Masks drawn on a CT derive from it; the licence forbids publishing derivatives."""
     NON_COMMERCIAL_MIX = "non-commercial-mix"
-    """Some datasets forbid commercial use and others allow it: whoever reads the permissive licence
-    of a part takes it for that of the whole."""
+    """Some datasets forbid commercial use and others allow it: the permissive licence of a part may
+    be mistaken for that of the whole."""
     SHARE_ALIKE = "share-alike"
-    """Two licences each demand that the whole is released under themselves."""
+    """Two licences each require the whole to be released under themselves."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ _COPYLEFT: Final = frozenset({"GPL", "AGPL", "LGPL"})
 
 
 def licence_problems(datasets: Iterable[Dataset]) -> tuple[LicenceProblem, ...]:
-    """The rules that releasing these datasets together breaks; none for an empty answer.
+    """The rules that releasing these datasets together breaks; empty if it breaks none.
 
     >>> [p.risk.value for p in licence_problems([Dataset(name="a", licence="CC-BY-NC-ND-4.0")])]
     ['no-derivatives']

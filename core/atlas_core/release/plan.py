@@ -1,6 +1,6 @@
-"""What a release holds: which cases, under which numbers, in which split, and whether it may.
+"""Plan of a release: its cases, their numbers and splits, and whether licences allow it.
 
-Everything is decided here, before a file is written; `release_files` writes it.
+Everything is decided here, before a file is written; `release.files` writes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atlas_core.release.splits import Member, Split, split_cases
 from atlas_core.store import CaseStore
 
 SHOWN: Final = 5
-"""Problems that a message names; the exception holds all."""
+"""Limit of the problems that a message lists; the exception holds all."""
 
 
 class ReleaseFormat(StrEnum):
@@ -32,27 +32,27 @@ class ReleaseFormat(StrEnum):
 
 
 class CtFiles(StrEnum):
-    """What a release holds of the CTs."""
+    """How a release includes the CTs."""
 
     NONE = "none"
-    """Masks only; a table says where the CTs are."""
+    """Not at all; a table names the CTs."""
     LINK = "link"
-    """Symbolic links into the case store; for this machine."""
+    """As symbolic links into the case store; valid on this machine only."""
     COPY = "copy"
 
 
 @dataclass(frozen=True)
 class ReleaseOptions:
-    """What is to be released.
+    """Options of a release.
 
     Attributes:
         name: of the release, for its card.
         datasets: only these; empty: all.
         format: layout.
-        cts: what it holds of the CTs.
-        accepted: what licences forbid and is done all the same.
-        leave_out: leave out cases that are not complete, instead of refusing the release.
-        patients: case id → patient, where known; decides splits and is not released.
+        cts: how CTs are included.
+        accepted: licence risks that are accepted.
+        leave_out: leave out incomplete cases instead of refusing the release.
+        patients: case id → patient, where known; used for the splits and not released.
         scheme: organs that every case must have.
     """
 
@@ -72,8 +72,8 @@ class ReleasedCase:
 
     Attributes:
         number: its name in the release, ``BDMAP_00000001``.
-        case, assembly: what it is.
-        split: where it belongs.
+        case, assembly: its records.
+        split: its split.
     """
 
     number: str
@@ -88,7 +88,7 @@ class Incomplete:
 
     Attributes:
         case_id: which.
-        why: what is missing, and what to do about it.
+        why: what is missing, and the remedy.
     """
 
     case_id: str
@@ -97,14 +97,14 @@ class Incomplete:
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """All that a release is made of.
+    """The content of a release.
 
     Attributes:
         options: what was asked for.
         cases: in the order of their numbers.
         datasets: of these cases, by name.
-        licence_problems: what was accepted.
-        left_out: cases that are not complete.
+        licence_problems: the accepted ones.
+        left_out: incomplete cases.
     """
 
     options: ReleaseOptions
@@ -115,7 +115,7 @@ class ReleasePlan:
 
 
 class NotComplete(AtlasError):
-    """Some cases lack what a release needs; `cases` holds all of them."""
+    """Some cases are incomplete; `cases` holds all of them."""
 
     def __init__(self, cases: Sequence[Incomplete], total: int) -> None:
         self.cases = tuple(cases)
@@ -128,7 +128,7 @@ class NotComplete(AtlasError):
 
 
 def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) -> ReleasePlan:
-    """Decide a release, and check that it may be made.
+    """Plan a release, and check that it is allowed.
 
     Cases are numbered by the time of their import, so that a later release with more cases keeps
     the numbers of the earlier one.
@@ -136,7 +136,7 @@ def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) ->
     Raises:
         NotFound: an unknown dataset; no case at all.
         NotComplete: a case without an assembled map of every organ on the grid of its CT.
-        InvalidInput: what the licences forbid and was not accepted; a patient of an unknown case.
+        InvalidInput: a licence risk that was not accepted; a patient of an unknown case.
     """
     for name in options.datasets:
         catalog.dataset(name)
@@ -232,7 +232,7 @@ def _problem(
 
 
 def _drawn(labels: Sequence[Label]) -> dict[str, Label]:
-    """The label that counts of every organ that people drew."""
+    """The label in force of every organ that people drew."""
     drawn = [label for label in labels if label.source is not LabelSource.PSEUDO]
     return {
         organ: preferred(label for label in drawn if label.organ == organ)

@@ -21,12 +21,12 @@ PAPER_CASES: Final = {Split.TRAIN: 5500, Split.VALIDATION: 500, Split.TEST: 2448
 
 @dataclass(frozen=True)
 class Member:
-    """A case that is to be put into a split.
+    """A case to be assigned to a split.
 
     Attributes:
         case_id: which.
-        dataset: where it came from; every dataset is split in the same proportions.
-        patient: whose CT it is; None: not known, the case stands for itself.
+        dataset: its dataset; every dataset is split in the same proportions.
+        patient: whose CT it is; None: unknown, and the case is treated as a patient of its own.
     """
 
     case_id: str
@@ -37,9 +37,9 @@ class Member:
 def split_cases(members: Iterable[Member]) -> dict[str, Split]:
     """The split of every case, by case id; the same for the same cases in any order.
 
-    Patients are taken dataset by dataset, in an order that a checksum of their names gives, and
-    each with all its CTs goes where most is missing to `PAPER_CASES`. So no patient is in two
-    splits, and the whole and every dataset (but for a CT or two) have the paper's proportions.
+    Patients are taken dataset by dataset, in the order of a checksum of their names; each, with all
+    their CTs, is assigned to the split that falls shortest of `PAPER_CASES`. So no patient is in
+    two splits, and the whole and every dataset (give or take a CT) have the paper's proportions.
     """
     groups: dict[str, list[Member]] = {}
     for member in sorted(members, key=lambda m: m.case_id):

@@ -11,17 +11,17 @@ import numpy as np
 from atlas_core.release.plan import ReleasePlan
 
 ALL: Final = "(all)"
-"""Row over every dataset; no dataset can be called so."""
+"""Name of the row over all datasets; not a valid dataset name."""
 
 
 @dataclass(frozen=True)
-class OrganVolumes:
+class VolumeStatistics:
     """Volumes of one organ in one dataset, in millilitres, over the cases that have the organ.
 
     Attributes:
-        dataset, organ: whose.
-        cases: that have it.
-        absent: cases without it.
+        dataset, organ: which.
+        cases: number of cases with the organ.
+        absent: number of cases without it.
         minimum, q1, median, q3, maximum, mean: None where no case has it.
     """
 
@@ -37,7 +37,7 @@ class OrganVolumes:
     mean: float | None
 
     def as_row(self) -> dict[str, object]:
-        """For a table: three decimals."""
+        """The row of a table, volumes with three decimals."""
         numbers = {
             "min_ml": self.minimum,
             "q1_ml": self.q1,
@@ -55,7 +55,7 @@ class OrganVolumes:
         }
 
 
-def volume_statistics(plan: ReleasePlan) -> tuple[OrganVolumes, ...]:
+def volume_statistics(plan: ReleasePlan) -> tuple[VolumeStatistics, ...]:
     """One row per organ over all datasets, then one per dataset and organ.
 
     Quartiles are interpolated linearly between the nearest values.
@@ -70,11 +70,11 @@ def volume_statistics(plan: ReleasePlan) -> tuple[OrganVolumes, ...]:
     return tuple(found)
 
 
-def _row(dataset: str, organ: str, volumes: Sequence[float]) -> OrganVolumes:
+def _row(dataset: str, organ: str, volumes: Sequence[float]) -> VolumeStatistics:
     there = sorted(ml for ml in volumes if ml > 0)
     absent = len(volumes) - len(there)
     if not there:
-        return OrganVolumes(dataset, organ, 0, absent, None, None, None, None, None, None)
+        return VolumeStatistics(dataset, organ, 0, absent, None, None, None, None, None, None)
     low, q1, median, q3, high = (float(ml) for ml in np.percentile(there, (0, 25, 50, 75, 100)))
     mean = sum(there) / len(there)
-    return OrganVolumes(dataset, organ, len(there), absent, low, q1, median, q3, high, mean)
+    return VolumeStatistics(dataset, organ, len(there), absent, low, q1, median, q3, high, mean)

@@ -1,5 +1,5 @@
 from .audit_log import AuditLog
-from .case_status import CaseBrief, CaseReview, CasesWanted, Prediction
+from .case_status import CaseAttention, CaseBrief, CaseFilter, CaseReview
 from .drafts import Drafts
 from .error_taxonomy import ERROR_TYPES, ErrorType
 from .filling import Portion
@@ -25,7 +25,7 @@ from .records import (
 )
 from .sign_ins import SignIn, SignIns
 from .statistics import CaseSize, OrganVolumes, ReviewStatistics
-from .views import Wanted
+from .views import TaskFilter
 
 __all__ = [
     "ERROR_TYPES",
@@ -39,10 +39,11 @@ __all__ = [
     "Annotator",
     "AuditEntry",
     "AuditLog",
+    "CaseAttention",
     "CaseBrief",
+    "CaseFilter",
     "CaseReview",
     "CaseSize",
-    "CasesWanted",
     "Draft",
     "Drafts",
     "ErrorType",
@@ -53,7 +54,6 @@ __all__ = [
     "OutgoingEvent",
     "OutgoingEvents",
     "Portion",
-    "Prediction",
     "ReviewStatistics",
     "RevisionQueue",
     "SignIn",
@@ -62,9 +62,9 @@ __all__ = [
     "Submission",
     "Task",
     "TaskCounts",
+    "TaskFilter",
     "TaskState",
     "Throughput",
     "UserName",
     "Verdict",
-    "Wanted",
 ]

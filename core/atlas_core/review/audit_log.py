@@ -17,20 +17,20 @@ _INSERT: Final = sa.insert(t.audit_log)
 
 
 def note(connection: Connection, *entries: AuditEntry) -> None:
-    """Add `entries`; they are there exactly if the transaction is."""
+    """Add `entries` within the transaction of `connection`."""
     if entries:
         connection.execute(_INSERT, [entry.model_dump() for entry in entries])
 
 
 def task_history(connection: Connection, task_id: int) -> list[AuditEntry]:
-    """What was done to one task, first to last."""
+    """The entries of one task, oldest first."""
     a = t.audit_log.c
     query = sa.select(t.audit_log).where(a.task_id == task_id).order_by(a.id)
     return [_entry(row) for row in connection.execute(query).mappings()]
 
 
 class AuditLog:
-    """Reads and writes the log by itself, outside of another transaction."""
+    """Reads and writes the log in transactions of its own."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -38,7 +38,7 @@ class AuditLog:
     def add(
         self, at: datetime, who: str, action: str, detail: Mapping[str, Any] | None = None
     ) -> None:
-        """Note what touches no case: a sign-in, a sign-out."""
+        """Add an entry that concerns no case, such as a sign-in."""
         with self._catalog.transaction(write=True) as connection:
             note(connection, AuditEntry(at=at, who=who, action=action, detail=dict(detail or {})))
 

@@ -1,10 +1,8 @@
-"""Cases as reviewers see them: in which state, flagged or not, with which attention."""
+"""Cases as reviewers see them: state, flag and attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +14,7 @@ from atlas_core.errors import NotFound
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import OrganScore, Reading
 from atlas_core.review.audit_log import note
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.records import AuditEntry
 
 NOT_QUEUED = "not_queued"
@@ -39,8 +38,8 @@ class CaseBrief(FrozenModel):
 
 
 @dataclass(frozen=True)
-class CasesWanted:
-    """Which cases a list shows; None: any."""
+class CaseFilter:
+    """Selects cases for a list; None: any."""
 
     dataset: str | None = None
     state: str | None = None
@@ -48,11 +47,11 @@ class CasesWanted:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Which attention maps belong to a case.
+class CaseAttention:
+    """The attention of one ensemble to a case, under one reading.
 
     Attributes:
-        reading, ensemble: where the case store has them.
+        reading, ensemble: name the maps in the case store.
         organs: attention size by organ, largest first.
     """
 
@@ -64,14 +63,12 @@ class Prediction:
 class CaseReview:
     """Lists and flags over a catalog. Safe to share between threads."""
 
-    def __init__(
-        self, catalog: Catalog, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
         self._catalog = catalog
         self._now = clock
 
-    def page(self, wanted: CasesWanted, offset: int, limit: int) -> tuple[int, list[CaseBrief]]:
-        """Number of cases that are `wanted`, and `limit` of them from `offset` on, by id."""
+    def page(self, wanted: CaseFilter, offset: int, limit: int) -> tuple[int, list[CaseBrief]]:
+        """Number of matching cases, and `limit` of them from `offset` on, by id."""
         newest = _newest_tasks()
         state = sa.func.coalesce(newest.c.state, NOT_QUEUED)
         query = (
@@ -94,7 +91,7 @@ class CaseReview:
             return total or 0, [_brief(row) for row in rows]
 
     def states(self) -> dict[str, int]:
-        """Cases by state."""
+        """Number of cases by state."""
         newest = _newest_tasks()
         state = sa.func.coalesce(newest.c.state, NOT_QUEUED)
         query = (
@@ -111,7 +108,7 @@ class CaseReview:
             return set(connection.scalars(sa.select(t.labels.c.case_id).distinct()))
 
     def stamps(self) -> dict[str, str]:
-        """By id of every case that has a label: a text that changes with its labels and scores."""
+        """Id of every case that has a label → a text that changes with its labels and scores."""
         labels, scores = t.labels.c, t.scores.c
         last_label = sa.select(labels.case_id, sa.func.max(labels.id)).group_by(labels.case_id)
         last_score = sa.select(scores.case_id, sa.func.max(scores.created_at)).group_by(
@@ -123,7 +120,7 @@ class CaseReview:
         return {case_id: f"{number} {scored.get(case_id)}" for case_id, number in newest}
 
     def flag(self, case_id: str, who: str, flagged: bool, reason: str) -> None:
-        """Mark a case for another look, or take the mark away.
+        """Flag a case for another look, or remove its flag.
 
         Raises:
             NotFound: there is no such case.
@@ -148,7 +145,7 @@ class CaseReview:
         with self._catalog.transaction(write=False) as connection:
             return connection.scalar(sa.select(_f.reason).where(_f.case_id == case_id))
 
-    def predictions(self, case_id: str) -> list[Prediction]:
+    def predictions(self, case_id: str) -> list[CaseAttention]:
         """The newest prediction of each reading of a case, by reading."""
         s = t.scores.c
         query = (
@@ -161,7 +158,7 @@ class CaseReview:
             for reading, ensemble in connection.execute(query):
                 newest.setdefault(reading, ensemble)
             return [
-                Prediction(
+                CaseAttention(
                     Reading(reading), ensemble, _organ_sizes(connection, case_id, reading, ensemble)
                 )
                 for reading, ensemble in newest.items()
@@ -186,7 +183,7 @@ def _newest_tasks() -> sa.Subquery:
     return sa.select(_k.id, _k.case_id, _k.state, _k.attention_ml).where(_k.id.in_(last)).subquery()
 
 
-def _conditions(wanted: CasesWanted, state: sa.ColumnElement[Any]) -> list[sa.ColumnElement[bool]]:
+def _conditions(wanted: CaseFilter, state: sa.ColumnElement[Any]) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = []
     if wanted.dataset is not None:
         conditions.append(_c.dataset == wanted.dataset)

@@ -1,4 +1,4 @@
-"""Drafts: unfinished drawings, so that a closed tab loses nothing. Each has one author."""
+"""Drafts: unfinished drawings, kept so that a closed tab loses nothing. Each has one author."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _d = t.revision_drafts.c
 
 
 class Drafts:
-    """The drafts in a catalog. Files are the case store's business: written before, removed after.
+    """The drafts in a catalog. Their files are the caller's to write before and remove after.
 
     Safe to share between threads.
     """
@@ -22,7 +22,7 @@ class Drafts:
         self._catalog = catalog
 
     def save(self, draft: Draft) -> str | None:
-        """Keep `draft` instead of what its author had for this task.
+        """Save `draft` in place of its author's previous one for this task.
 
         Returns:
             Path of the file that is no longer needed; None if there was none.
@@ -34,10 +34,10 @@ class Drafts:
         return old
 
     def find(self, task_id: int, author: str) -> Draft:
-        """What `author` left.
+        """The draft of `author`.
 
         Raises:
-            NotFound: nothing.
+            NotFound: there is none.
         """
         query = sa.select(t.revision_drafts).where(_d.task_id == task_id, _d.author == author)
         with self._catalog.transaction(write=False) as connection:
@@ -47,7 +47,7 @@ class Drafts:
         return Draft.model_validate(dict(row))
 
     def drop(self, task_id: int, author: str) -> str | None:
-        """Forget what `author` left; the path of its file, or None."""
+        """Delete the draft of `author`; returns the path of its file, or None."""
         mine = (_d.task_id == task_id) & (_d.author == author)
         with self._catalog.transaction(write=True) as connection:
             return connection.scalar(sa.delete(t.revision_drafts).where(mine).returning(_d.path))

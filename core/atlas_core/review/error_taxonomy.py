@@ -1,4 +1,4 @@
-"""What can be wrong with a label: the error taxonomy of the paper (Fig. 5a, §4.2)."""
+"""Kinds of label errors: the taxonomy of the paper (Fig. 5a, §4.2)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from atlas_core.frozen_model import FrozenModel
 
 
 class ErrorGroup(StrEnum):
-    """Whose error it is."""
+    """Origin of an error."""
 
     PSEUDO_LABEL = "pseudo_label"
-    """Of the models."""
+    """Made by the models."""
     GROUND_TRUTH = "ground_truth"
-    """Of the human labels that the models were trained on."""
+    """In the human labels that the models were trained on."""
 
 
 ErrorCode = Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,62}$")]
@@ -93,7 +93,7 @@ ERROR_TYPES = (
         "None of the above; say in the note what it is.",
     ),
 )
-"""The kinds an annotator chooses from, pseudo-label errors first."""
+"""The kinds that annotators choose from, pseudo-label errors first."""
 
 
 def require_error_type(code: str) -> str:

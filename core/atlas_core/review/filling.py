@@ -10,9 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 
-from atlas_core.catalog import ROWS_PER_STATEMENT
+from atlas_core.catalog import insert_new
 from atlas_core.catalog import tables as t
 from atlas_core.errors import InvalidInput
 from atlas_core.ranking import CaseSizes, rank
@@ -58,12 +57,12 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Where a priority list comes from.
+class PriorityListSource:
+    """What a priority list is computed from.
 
     Attributes:
-        reading: of the attention.
-        ensemble: which scored the cases.
+        reading: of the attention maps.
+        ensemble: that scored the cases.
     """
 
     reading: Reading
@@ -71,15 +70,19 @@ class Scored:
 
 
 def insert_tasks(
-    connection: Connection, top: Sequence[RankedCase], scored: Scored, who: str, now: datetime
+    connection: Connection,
+    top: Sequence[RankedCase],
+    source: PriorityListSource,
+    who: str,
+    now: datetime,
 ) -> OpenedTasks:
     """A task for each case of `top` that has none; see `RevisionQueue.open_tasks`."""
     rows = [
         {
             "case_id": case.case_id,
             "dataset": case.dataset,
-            "reading": scored.reading.value,
-            "ensemble": scored.ensemble,
+            "reading": source.reading.value,
+            "ensemble": source.ensemble,
             "rank": case.rank,
             "attention_ml": case.attention_ml,
             "state": TaskState.OPEN.value,
@@ -108,7 +111,7 @@ def insert_tasks(
 
 
 def ranked_by(ranked: Sequence[RankedCase], organs: Collection[str]) -> list[RankedCase]:
-    """The priority list as if only `organs` counted."""
+    """The priority list by the attention to `organs` only."""
     return rank(
         CaseSizes(
             case.case_id,
@@ -120,15 +123,9 @@ def ranked_by(ranked: Sequence[RankedCase], organs: Collection[str]) -> list[Ran
 
 
 def _insert_tasks(connection: Connection, rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Insert those whose case has no task yet; case id → id of its new task."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    ids: dict[str, int] = {}
-    for start in range(0, len(rows), ROWS_PER_STATEMENT):
-        chunk = rows[start : start + ROWS_PER_STATEMENT]
-        query = dialect.insert(t.revision_tasks).values(chunk).on_conflict_do_nothing()
-        new = connection.execute(query.returning(_k.case_id, _k.id))
-        ids |= {row.case_id: row.id for row in new}
-    return ids
+    """Insert the rows whose case has no task yet; case id → id of its new task."""
+    new = insert_new(connection, t.revision_tasks, rows, _k.case_id, _k.id)
+    return {row.case_id: row.id for row in new}
 
 
 def _insert_organs(connection: Connection, tasks: Mapping[int, RankedCase]) -> None:

@@ -1,15 +1,14 @@
-"""Label versions: what every source says of an organ, and the labels that annotators hand in.
+"""Label versions: every label of an organ, from each source, and the labels annotators submit.
 
-A version never changes. A label that is handed in names the version it was made from; if that is
-no longer the one in force, both are kept and nobody's work is lost: the newcomer stays a
+A version never changes. A label that is handed in names the version it was made from, its base. If
+that is no longer the latest version, both are kept and no work is lost: the new label stays a
 submission of its own, which assembly does not see, until somebody has compared the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
@@ -21,6 +20,7 @@ from atlas_core.catalog import tables as t
 from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.records import Label, LabelSource
 from atlas_core.review.audit_log import note
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.records import AuditEntry, LabelVersion
 
 NO_BASE: Final = "none"
@@ -33,10 +33,10 @@ _s = t.label_submissions.c
 
 
 class StaleBase(Conflict):
-    """A label was made from a version that another one has replaced. Both are kept.
+    """A label was made from a version that is no longer the latest. Both are kept.
 
     Attributes:
-        current: the version in force; None if the organ has none.
+        current: the latest version; None if the organ has none.
         submitted: what was handed in, as it is kept.
     """
 
@@ -48,7 +48,7 @@ class StaleBase(Conflict):
             case=submitted.case_id,
             expected=f"base {current.id if current else NO_BASE}",
             got=f"base {submitted.base or NO_BASE}",
-            remedy="compare the two, and hand in a label that is made from the one in force",
+            remedy="compare the two, and hand in a label that is made from the latest version",
         )
 
 
@@ -57,12 +57,12 @@ class Submission:
     """A mask that is in the store and not yet on record.
 
     Attributes:
-        case_id, organ: what it is of.
-        path, sha256: the file in the case store; its own, no other label's.
+        case_id, organ: what it segments.
+        path, sha256: its file in the case store, shared with no other label.
         voxels, volume_ml: its size.
         author: who drew it.
         base: id of the version that it was made from, or `NO_BASE`.
-        task_id: in whose course, if any.
+        task_id: the task that it was drawn for, if any.
     """
 
     case_id: str
@@ -79,17 +79,15 @@ class Submission:
 class LabelVersions:
     """The label versions in a catalog. Safe to share between threads."""
 
-    def __init__(
-        self, catalog: Catalog, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
         self._catalog = catalog
         self._now = clock
 
     def versions(
         self, case_id: str, organ: str | None = None, source: LabelSource | None = None
     ) -> list[LabelVersion]:
-        """Every version of a case (of one organ, of one source), oldest first, submissions that are
-        no labels included."""
+        """Every version of a case (of one organ, of one source), conflicts included, oldest
+        first."""
         with self._catalog.transaction(write=False) as connection:
             found = _versions(connection, case_id)
         return [
@@ -99,7 +97,7 @@ class LabelVersions:
         ]
 
     def authored_cases(self) -> list[str]:
-        """Ids of the cases of which somebody has handed in a label, sorted."""
+        """Ids of the cases for which somebody has handed in a label, sorted."""
         by_people = sa.union(
             sa.select(_l.case_id).where(_l.annotator.is_not(None)), sa.select(_s.case_id)
         )
@@ -109,6 +107,15 @@ class LabelVersions:
     def in_force(self, case_id: str) -> dict[str, LabelVersion]:
         """The version that assembly takes, of every organ that has one."""
         return {version.organ: version for version in self.versions(case_id) if version.in_force}
+
+    def latest(self, case_id: str) -> dict[str, LabelVersion]:
+        """The version that a new label is to be made from, of every organ that has one: the newest
+        revision, also where an original label is in force; without any, the version in force."""
+        by_organ: dict[str, list[LabelVersion]] = {}
+        for version in self.versions(case_id):
+            by_organ.setdefault(version.organ, []).append(version)
+        found = {organ: _latest(versions) for organ, versions in by_organ.items()}
+        return {organ: version for organ, version in found.items() if version is not None}
 
     def version(self, case_id: str, version_id: str) -> LabelVersion:
         """One version.
@@ -124,24 +131,27 @@ class LabelVersions:
     def submit(self, submission: Submission) -> LabelVersion:
         """Put a label on record: as the revised label of its organ, or as a conflict.
 
-        The same mask as the one in force (a client that did not hear the answer and sends again) is
-        that one.
+        The same mask as the newest revision (from a client that missed the answer and sends again)
+        is no new version: that revision is returned.
 
         Raises:
             NotFound: no such case.
             InvalidInput: the base is no version of this case and organ.
-            StaleBase: the base is no longer in force. What was handed in is on record.
+            StaleBase: the base is not the latest version. What was handed in is on record.
         """
         with self._catalog.transaction(write=True) as connection:
             _lock_case(connection, submission.case_id)
             known = _versions(connection, submission.case_id)
             known = [version for version in known if version.organ == submission.organ]
-            current = next((version for version in known if version.in_force), None)
+            latest = _latest(known)
             base_id = _base_id(submission, known)
-            newest = [v for v in known if v.source is LabelSource.REVISED and not _is_conflict(v)]
-            if newest and newest[-1].sha256 == submission.sha256:
-                return newest[-1]
-            fresh = submission.base == (current.id if current else NO_BASE)
+            if (
+                latest is not None
+                and latest.source is LabelSource.REVISED
+                and latest.sha256 == submission.sha256
+            ):
+                return latest
+            fresh = submission.base == (latest.id if latest else NO_BASE)
             now = max([self._now(), *(v.created_at + timedelta(microseconds=1) for v in known)])
             label_id = _insert_label(connection, submission, now) if fresh else None
             submission_id = _insert_submission(connection, submission, now, base_id, label_id)
@@ -150,7 +160,7 @@ class LabelVersions:
             found = _versions(connection, submission.case_id)
         submitted = next(version for version in found if version.id == identity)
         if not fresh:
-            raise StaleBase(current, submitted)
+            raise StaleBase(latest, submitted)
         return submitted
 
 
@@ -158,8 +168,15 @@ def _is_conflict(version: LabelVersion) -> bool:
     return version.id.startswith(CONFLICT_PREFIX)
 
 
+def _latest(versions: list[LabelVersion]) -> LabelVersion | None:
+    """The newest revision among the versions of one organ, oldest first; without any, the version
+    in force."""
+    revised = [v for v in versions if v.source is LabelSource.REVISED and not _is_conflict(v)]
+    return revised[-1] if revised else next((v for v in versions if v.in_force), None)
+
+
 def _lock_case(connection: Connection, case_id: str) -> None:
-    """Submissions of one case follow one another."""
+    """Let submissions for one case follow one another."""
     query = sa.select(t.cases.c.id).where(t.cases.c.id == case_id).with_for_update()
     if connection.scalar(query) is None:
         raise NotFound("no such case in the catalog", case=case_id)

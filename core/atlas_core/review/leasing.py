@@ -1,8 +1,8 @@
-"""Which waiting case goes to whom: the busiest statement of the queue, for many who ask at once.
+"""Leasing pending cases to annotators: the busiest statements of the queue.
 
-Statements are built once; building one takes as long as running it. What tells that a task waits
-is spelled out in them, as in the partial index, because a database can only use the index if it
-sees that at planning time.
+Statements are built once, as building one takes as long as running it. The condition that a task is
+pending is spelled out in them exactly as in the partial index, because a database can only use the
+index if it sees the condition at planning time.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ _FREE: Final = (
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a group of people asks for.
+class LeaseRequest:
+    """What a group of annotators asks for.
 
     Attributes:
-        names: who; one if `second_reader`.
-        dataset, organ: of this dataset, with this organ; None: any.
-        second_reader: also what another was unsure of.
+        names: the annotators; exactly one if `second_reader`.
+        dataset, organ: only cases of this dataset, with this organ; None: any.
+        second_reader: also cases that wait for a second reader.
     """
 
     names: tuple[str, ...]
@@ -69,29 +69,31 @@ class Wish:
 
 
 def pick(
-    connection: Connection, wish: Wish, now: datetime, expires: datetime
+    connection: Connection, request: LeaseRequest, now: datetime, expires: datetime
 ) -> dict[str, dict[str, Any]]:
-    """Lease the best waiting cases, one to each of `wish.names` as long as there are any.
+    """Lease the best pending cases, one to each of `request.names` while there are any.
 
     On PostgreSQL a row that another transaction has just picked is skipped. SQLite has no row locks
-    and needs none: this transaction is alone.
+    and needs none: there is one writing transaction at a time.
 
     Returns:
         Name → row of the task as it is now.
     """
-    statement = _statement(wish.dataset is not None, wish.organ is not None, wish.second_reader)
-    parameters = {"now": now, "limit": len(wish.names)}
-    if wish.dataset is not None:
-        parameters["dataset"] = wish.dataset
-    if wish.organ is not None:
-        parameters["organ"] = wish.organ
-    if wish.second_reader:
-        parameters["me"] = wish.names[0]
+    statement = _statement(
+        request.dataset is not None, request.organ is not None, request.second_reader
+    )
+    parameters = {"now": now, "limit": len(request.names)}
+    if request.dataset is not None:
+        parameters["dataset"] = request.dataset
+    if request.organ is not None:
+        parameters["organ"] = request.organ
+    if request.second_reader:
+        parameters["me"] = request.names[0]
     rows = connection.execute(statement, parameters).mappings().all()
     change = {"lease_expires_at": expires, "updated_at": now}
     picked = {
         name: {**row, "assignee": name, **change}
-        for name, row in zip(wish.names, rows, strict=False)
+        for name, row in zip(request.names, rows, strict=False)
     }
     if picked:
         connection.execute(
@@ -107,7 +109,7 @@ def pick(
 def give_back(
     connection: Connection, names: Sequence[str], but: Sequence[int], now: datetime
 ) -> Sequence[sa.RowMapping]:
-    """Free what `names` hold, but the tasks `but`; id, case and holder of each."""
+    """Release the tasks that `names` hold, except `but`; returns id, case and holder of each."""
     parameters = {"names": list(names), "but": list(but)}
     held = connection.execute(_HELD, parameters).mappings().all()
     if held:  # rarely: people finish what they have before they ask for more

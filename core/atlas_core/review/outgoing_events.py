@@ -1,17 +1,16 @@
-"""Events for the orchestrator: recorded once, delivered at least once, however long it is away."""
+"""Events for the orchestrator: recorded once, delivered at least once, also after long outages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, insert_new
 from atlas_core.catalog import tables as t
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.records import PENDING
 
 QUEUE_DRAINED: Final = "atlasloop.queue.drained"
@@ -21,7 +20,7 @@ FIRST_PAUSE: Final = timedelta(seconds=2)
 LONGEST_PAUSE: Final = timedelta(minutes=5)
 
 DELIVERY_LEASE: Final = timedelta(seconds=30)
-"""One replica delivers; if it dies meanwhile, another tries after this."""
+"""One replica delivers; if it dies meanwhile, another tries after this time."""
 
 _e = t.outgoing_events.c
 _k = t.revision_tasks.c
@@ -33,7 +32,7 @@ class OutgoingEvent:
 
     Attributes:
         id: of its row.
-        key: the same for all who speak of the same occurrence.
+        key: identifies the occurrence, so that two replicas record it once.
         name: as the orchestrator knows it.
         payload: JSON.
         occurred_at: when.
@@ -51,20 +50,18 @@ class OutgoingEvent:
 class OutgoingEvents:
     """The events in a catalog. Safe to share between threads and processes."""
 
-    def __init__(
-        self, catalog: Catalog, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
         self._catalog = catalog
         self._now = clock
 
     def note_drained(self) -> bool:
         """Record that the queue is empty, once for each time that it has become so.
 
-        Whether it is empty is seen from outside, not by whoever finishes a task: of two who finish
-        the last two tasks at once, each still sees the other's.
+        The queue is inspected from outside, not by the transaction that finishes a task: of two
+        that finish the last two tasks at once, each still sees the other's.
 
         Returns:
-            True if that is news.
+            True if it was recorded now.
         """
         with self._catalog.transaction(write=False) as connection:
             last = connection.scalar(sa.select(sa.func.max(t.revision_work.c.id)))
@@ -88,12 +85,10 @@ class OutgoingEvents:
             "last_error": "",
         }
         with self._catalog.transaction(write=True) as connection:
-            dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-            query = dialect.insert(t.outgoing_events).values(row).on_conflict_do_nothing()
-            return bool(connection.execute(query.returning(_e.id)).all())
+            return bool(insert_new(connection, t.outgoing_events, [row]))
 
     def take_due(self) -> OutgoingEvent | None:
-        """The oldest event whose turn it is, kept from others while it is delivered."""
+        """The oldest event that is due, leased to the caller while it is delivered."""
         now = self._now()
         due = (
             sa.select(_e.id)
@@ -113,11 +108,11 @@ class OutgoingEvents:
         return None if row is None else OutgoingEvent(**row)
 
     def delivered(self, event: OutgoingEvent) -> None:
-        """It has arrived."""
+        """Record that `event` has arrived."""
         self._set(event, delivered_at=self._now(), last_error="")
 
     def failed(self, event: OutgoingEvent, reason: str) -> None:
-        """It has not arrived; it is tried again later, ever more rarely, without end."""
+        """Record that `event` has not arrived; it is retried indefinitely, at growing intervals."""
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(event.attempts - 1, 16))
         self._set(event, next_attempt_at=self._now() + pause, last_error=reason)
 

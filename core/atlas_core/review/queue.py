@@ -1,8 +1,8 @@
-"""The revision queue: which case comes next, who has it, and what became of it (§3.2 ⑤).
+"""The revision queue: which case comes next, who holds it, and how it was decided (§3.2 ⑤).
 
-Every call is one transaction, and its entry in the audit log is part of it. A case is held by a
-lease that ends by itself; of two annotators who ask at once each gets a case of his own: on
-PostgreSQL rows that another transaction has picked are skipped (``FOR UPDATE SKIP LOCKED``), on
+Every call is one transaction, which includes its entry in the audit log. A case is held by a lease
+that expires by itself. Two annotators who ask at once get different cases: on PostgreSQL rows that
+another transaction has picked are skipped (``FOR UPDATE SKIP LOCKED``), on
 SQLite transactions that write follow one another (``BEGIN IMMEDIATE``).
 """
 
@@ -22,17 +22,16 @@ from atlas_core.catalog import tables as t
 from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.records import LabelSource, Reading
 from atlas_core.review.audit_log import note
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.error_taxonomy import require_error_type
-from atlas_core.review.filling import Portion, Scored, insert_tasks, ranked_by
-from atlas_core.review.leasing import IS_PENDING, Wish, give_back, pick
+from atlas_core.review.filling import Portion, PriorityListSource, insert_tasks, ranked_by
+from atlas_core.review.leasing import IS_PENDING, LeaseRequest, give_back, pick
 from atlas_core.review.records import FINISHED, PENDING, OpenedTasks, Task, TaskState, Verdict
 from atlas_core.review.rows import TaskRow, audit_entry
-from atlas_core.review.views import ANYTHING, Clock, RevisionViews, Wanted, utc_now
-
-__all__ = ["ANYTHING", "DEFAULT_LEASE", "Annotator", "Portion", "RevisionQueue", "Wanted"]
+from atlas_core.review.views import ANY_TASK, RevisionViews, TaskFilter
 
 DEFAULT_LEASE: Final = timedelta(minutes=10)
-"""A page renews its lease every minute; after a crash nobody waits for long."""
+"""A page renews its lease every minute, so a crash blocks its case for a short time only."""
 
 _k = t.revision_tasks.c
 _o = t.revision_task_organs.c
@@ -40,11 +39,11 @@ _o = t.revision_task_organs.c
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who works.
+    """An annotator.
 
     Attributes:
         name: unique.
-        second_reader: may take what another annotator was unsure of.
+        second_reader: may take cases that another annotator was unsure of.
     """
 
     name: str
@@ -52,11 +51,11 @@ class Annotator:
 
 
 class RevisionQueue(RevisionViews):
-    """The tasks in a catalog. Safe to share between threads; any number of processes may work.
+    """The tasks in a catalog. Safe to share between threads; any number of processes may share it.
 
     Args:
-        lease: how long a case is held without a word from its annotator.
-        clock: the time now, in UTC.
+        lease: how long a case is held without a sign of its annotator.
+        clock: the current time, in UTC.
     """
 
     def __init__(
@@ -80,16 +79,16 @@ class RevisionQueue(RevisionViews):
     ) -> OpenedTasks:
         """Open a task for each case at the top of the priority list that has none.
 
-        A case that this ensemble's list brought up before is left as it is, whatever became of it,
-        and so is one that still waits because of another ensemble.
+        A case that was queued from this ensemble's list before is left as it is, whatever its
+        outcome, and so is one that is still pending because of another ensemble.
 
         Args:
             portion: how much of the list.
-            who: asks.
-            ensemble: whose list; None: the one that scored last.
+            who: the user who asks.
+            ensemble: that ranks the cases; None: the one that scored last.
             dataset: only its cases; None: all.
-            organs: the list counts only these, and the tasks are about these; empty: all.
-            without: cases that are passed over; the next ones of the list take their places.
+            organs: only these count in the list and appear in the tasks; empty: all.
+            without: cases that are passed over; the next ones in the list take their places.
 
         Raises:
             NotFound: nothing is scored under this reading.
@@ -106,34 +105,33 @@ class RevisionQueue(RevisionViews):
             ranked = ranked_by(ranked, frozenset(organs))
         left = [case for case in ranked if case.case_id not in without]
         top = left[: portion.of(len(ranked))]
-        scored = Scored(reading, ensemble)
+        source = PriorityListSource(reading, ensemble)
         with self._catalog.transaction(write=True) as connection:
-            return insert_tasks(connection, top, scored, who, self._now())
+            return insert_tasks(connection, top, source, who, self._now())
 
     # Leases
 
-    def next(self, annotator: Annotator, wanted: Wanted = ANYTHING) -> Task | None:
-        """Lease the wanted case of the best rank that nobody holds; with an organ, the one with
-        most attention there.
+    def next(self, annotator: Annotator, wanted: TaskFilter = ANY_TASK) -> Task | None:
+        """Lease the free case of the best rank that matches; with an organ, the one with the most
+        attention there.
 
-        What the annotator held before is given back. If nothing else is left, it is kept.
+        What the annotator held before is given back, or kept if no other case is left.
         """
         return self.next_for([(annotator, wanted)])[0]
 
-    def next_for(self, asks: Sequence[tuple[Annotator, Wanted]]) -> list[Task | None]:
-        """`next` for several annotators in one transaction: many who ask at once cost little more
-        than one.
+    def next_for(self, asks: Sequence[tuple[Annotator, TaskFilter]]) -> list[Task | None]:
+        """`next` for several annotators in one transaction, which costs little more than for one.
 
         Args:
-            asks: each annotator once.
+            asks: each annotator at most once.
         """
         now = self._now()
         expires = now + self._lease
         names = [annotator.name for annotator, _ in asks]
         with self._catalog.transaction(write=True) as connection:
             picked: dict[str, TaskRow] = {}
-            for wish in _wishes(asks):
-                picked |= pick(connection, wish, now, expires)
+            for request in _lease_requests(asks):
+                picked |= pick(connection, request, now, expires)
             entries = [audit_entry(now, name, "lease", row) for name, row in picked.items()]
             for annotator, wanted in asks:
                 if annotator.name not in picked:
@@ -151,7 +149,7 @@ class RevisionQueue(RevisionViews):
 
         Raises:
             NotFound: there is no such task.
-            Conflict: another annotator holds it, it is finished, or it waits for somebody else.
+            Conflict: another annotator holds it, it is finished, or it waits for a second reader.
         """
         now = self._now()
         with self._catalog.transaction(write=True) as connection:
@@ -164,7 +162,7 @@ class RevisionQueue(RevisionViews):
                 assignee=annotator.name,
                 lease_expires_at=now + self._lease,
             )
-            if not renewed:  # a page renews every minute: that is no news
+            if not renewed:  # a page renews every minute: not worth a log entry
                 note(connection, audit_entry(now, annotator.name, "lease", row))
             return self._tasks(connection, [changed])[0]
 
@@ -193,7 +191,7 @@ class RevisionQueue(RevisionViews):
         error_type: str | None = None,
         comment: str = "",
     ) -> Task:
-        """Say of one organ whether its label is right, and if not, what is wrong (Fig. 5).
+        """Record whether the label of one organ is right, and if not, what is wrong (Fig. 5).
 
         Raises:
             NotFound: no such task, or it is not about this organ.
@@ -226,13 +224,13 @@ class RevisionQueue(RevisionViews):
             return self._tasks(connection, [changed])[0]
 
     def confirm(self, task_id: int, annotator: Annotator, seconds: float) -> Task:
-        """Nothing (more) is to be revised; organs without a verdict are confirmed.
+        """Finish a task that needs no (further) revision; organs without a verdict are confirmed.
 
-        Where a label was handed in for the task, the case did need revision: it ends as revised.
+        Where a label was handed in for the task, the case did need revision and ends as revised.
 
         Raises:
             NotFound: there is no such task.
-            Conflict: as `lease`; also an organ that was said to need revision and got none.
+            Conflict: as `lease`; also an organ that was judged to need revision and got none.
         """
         now = self._now()
         with self._catalog.transaction(write=True) as connection:
@@ -262,15 +260,15 @@ class RevisionQueue(RevisionViews):
     def revise(
         self, task_id: int, annotator: Annotator, seconds: float, labels: Mapping[str, str]
     ) -> Task:
-        """The labels that were handed in are the revision.
+        """Finish a task with the labels that were handed in as its revision.
 
         Args:
             labels: organ → id of its new label version; see `label_versions`.
 
         Raises:
-            NotFound: there is no such task, or a version that is none of this case and organ.
+            NotFound: there is no such task, or no such version of this case and organ.
             InvalidInput: no label at all.
-            Conflict: as `lease`; also a version that another one has replaced.
+            Conflict: as `lease`; also a version that is not the newest revision.
         """
         if not labels:
             raise InvalidInput(
@@ -286,7 +284,7 @@ class RevisionQueue(RevisionViews):
             return self._finish_by(connection, row, annotator, seconds, revised)
 
     def skip(self, task_id: int, annotator: Annotator, reason: str, seconds: float = 0.0) -> Task:
-        """Leave the case as it is, for a reason.
+        """Finish a task without a judgement, for a reason.
 
         Raises:
             NotFound, Conflict: as `lease`.
@@ -302,7 +300,7 @@ class RevisionQueue(RevisionViews):
     def ask_second_reader(
         self, task_id: int, annotator: Annotator, comment: str, seconds: float = 0.0
     ) -> Task:
-        """Let somebody else look at the case.
+        """Pass the case on to a second reader.
 
         Raises:
             NotFound, Conflict: as `lease`.
@@ -327,7 +325,7 @@ class RevisionQueue(RevisionViews):
             return self._tasks(connection, [changed])[0]
 
     def reopen(self, task_id: int, who: str, reason: str) -> Task:
-        """Put a finished task back into the queue; its verdicts stay to be seen.
+        """Put a finished task back into the queue; its verdicts stay visible.
 
         Raises:
             NotFound: there is no such task.
@@ -357,12 +355,12 @@ class RevisionQueue(RevisionViews):
             note(connection, audit_entry(now, who, "reopen", row, {"reason": reason}))
             return self._tasks(connection, [changed])[0]
 
-    # How it is done
+    # Internals
 
     def _kept(
-        self, connection: Connection, annotator: Annotator, wanted: Wanted, now: datetime
+        self, connection: Connection, annotator: Annotator, wanted: TaskFilter, now: datetime
     ) -> sa.RowMapping | None:
-        """The case that the annotator holds, if it is a wanted one; its lease is renewed."""
+        """The task that the annotator holds, if it matches; its lease is renewed."""
         chosen = self._chosen(replace(wanted, state=TaskState.LEASED, assignee=annotator.name))
         query = sa.select(_k.id).where(chosen).order_by(_k.rank, _k.id).limit(1)
         task_id = connection.scalar(query)
@@ -382,8 +380,8 @@ class RevisionQueue(RevisionViews):
     ) -> sa.RowMapping:
         """The task, locked, if the annotator holds it or may take it now.
 
-        A lease that ended while its annotator was drawing hurts nobody as long as nobody else took
-        the case.
+        A lease that expired while its annotator was drawing does no harm unless somebody else has
+        taken the case.
         """
         row = self._locked(connection, task_id)
         case = row["case_id"]
@@ -420,7 +418,7 @@ class RevisionQueue(RevisionViews):
     def _touch(
         self, connection: Connection, row: sa.RowMapping, annotator: Annotator, now: datetime
     ) -> sa.RowMapping:
-        """Working on a case renews the lease."""
+        """Renew the lease, as any work on a case does."""
         expires = now + self._lease
         return self._change(
             connection, row["id"], now, assignee=annotator.name, lease_expires_at=expires
@@ -434,8 +432,7 @@ class RevisionQueue(RevisionViews):
         now: datetime,
         organs: Collection[str],
     ) -> None:
-        """Organs that got a label needed one, whatever was said of them before: who hands in a
-        label has changed his mind."""
+        """Organs for which a label was handed in needed revision, whatever was judged before."""
         verdict = Verdict.NEEDS_REVISION
         concerned = _o.organ.in_(organs) & _o.verdict.is_distinct_from(verdict.value)
         self._judge_where(connection, task_id, annotator, now, verdict, concerned)
@@ -463,7 +460,7 @@ class RevisionQueue(RevisionViews):
         seconds: float,
         revised: Mapping[str, str],
     ) -> Task:
-        """The end of a task whose case was looked at: revised, if any organ was."""
+        """Finish a task whose case was judged: as revised, if any organ was."""
         if not revised:
             return self._finish(connection, row, annotator, TaskState.CONFIRMED, seconds)
         detail = {"labels": dict(revised)}
@@ -514,18 +511,19 @@ class RevisionQueue(RevisionViews):
         )
 
 
-def _wishes(asks: Sequence[tuple[Annotator, Wanted]]) -> list[Wish]:
-    """Those who want the same, together; a second reader by himself, who may not have every case
-    that others may."""
-    together: dict[tuple[str | None, str | None], list[str]] = {}
-    alone = []
+def _lease_requests(asks: Sequence[tuple[Annotator, TaskFilter]]) -> list[LeaseRequest]:
+    """One request for all annotators who ask for the same; a second reader gets a request of their
+    own, as they may not take every case that others may."""
+    groups: dict[tuple[str | None, str | None], list[str]] = {}
+    single = []
     for annotator, wanted in asks:
         if annotator.second_reader:
-            alone.append(Wish((annotator.name,), wanted.dataset, wanted.organ, True))
+            single.append(LeaseRequest((annotator.name,), wanted.dataset, wanted.organ, True))
         else:
-            together.setdefault((wanted.dataset, wanted.organ), []).append(annotator.name)
-    return alone + [
-        Wish(tuple(names), dataset, organ, False) for (dataset, organ), names in together.items()
+            groups.setdefault((wanted.dataset, wanted.organ), []).append(annotator.name)
+    return single + [
+        LeaseRequest(tuple(names), dataset, organ, False)
+        for (dataset, organ), names in groups.items()
     ]
 
 
@@ -550,8 +548,8 @@ def _require_text(what: str, text: str) -> None:
 
 
 def _handed_in(connection: Connection, task: sa.RowMapping) -> dict[str, str]:
-    """Organ → newest label that became one in the course of a task: under its id, or under none
-    since it was opened, as by a program that knows of no tasks."""
+    """Organ → newest label that was handed in for a task: under its id or, by a program that knows
+    no tasks, under none since the task was opened."""
     s = t.label_submissions.c
     of_task = (s.task_id == task["id"]) | (
         s.task_id.is_(None) & (s.created_at >= task["created_at"])

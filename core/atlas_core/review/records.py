@@ -1,4 +1,4 @@
-"""Revision as values: tasks of the queue, verdicts, label versions, the audit log (§3.2 ⑤).
+"""Records of review: tasks of the queue, verdicts, label versions, the audit log (§3.2 ⑤).
 
 `atlas_core.review.queue` and `atlas_core.review.label_versions` store and find them.
 """
@@ -21,18 +21,18 @@ USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$"
 UserName = Annotated[str, Field(pattern=USER_NAME)]
 
 MINUTES_PER_CASE = 15
-"""What the paper reckons for one case (§4.2)."""
+"""Annotation time per case in the paper (§4.2)."""
 
 TOP_SHARE = 0.05
-"""Share of the cases that are revised (§4.2)."""
+"""Share of the cases that are revised in the paper (§4.2)."""
 
 
 class TaskState(StrEnum):
-    """Where a revision stands."""
+    """State of a task."""
 
     OPEN = "open"
     LEASED = "leased"
-    """Somebody works on it: open or in second reading, with a lease that has not ended."""
+    """Being worked on: open or in second reading, with a lease that has not expired."""
     SECOND_READING = "second_reading"
     """Waits for somebody other than the first reader."""
     REVISED = "revised"
@@ -46,7 +46,7 @@ FINISHED = (TaskState.REVISED, TaskState.CONFIRMED, TaskState.SKIPPED)
 
 
 class Verdict(StrEnum):
-    """What an annotator says of one organ of a case."""
+    """Judgement of an annotator on one organ of a case."""
 
     CONFIRMED = "confirmed"
     NEEDS_REVISION = "needs_revision"
@@ -63,7 +63,7 @@ class TaskOrgan(FrozenModel):
 
 
 class Task(FrozenModel):
-    """One case that waits for an annotator, or was with one."""
+    """One case that was queued for revision."""
 
     id: int
     case_id: CaseId
@@ -96,7 +96,7 @@ class TaskCounts(FrozenModel):
 
 
 class OpenedTasks(FrozenModel):
-    """What came of asking for tasks."""
+    """Result of opening tasks."""
 
     created: int
     already: int = Field(description="Cases of that part of the list that had a task before.")
@@ -104,7 +104,7 @@ class OpenedTasks(FrozenModel):
 
 
 class AuditEntry(FrozenModel):
-    """Who did what, when."""
+    """One entry of the audit log."""
 
     at: datetime
     who: str
@@ -115,7 +115,7 @@ class AuditEntry(FrozenModel):
 
 
 class LabelVersion(FrozenModel):
-    """One label of one organ of one case, with where it comes from. Immutable."""
+    """One label of one organ of one case, with its provenance. Immutable."""
 
     id: str = Field(description="Of a label, or ``conflict-N`` for a submission that is none.")
     case_id: CaseId
@@ -134,7 +134,7 @@ class LabelVersion(FrozenModel):
 
 
 class Draft(FrozenModel):
-    """Unfinished drawing of one annotator."""
+    """Unfinished drawing of one annotator for one task."""
 
     task_id: int
     author: str
@@ -145,7 +145,7 @@ class Draft(FrozenModel):
 
 
 class WorkDay(FrozenModel):
-    """What one annotator did on one day (UTC)."""
+    """Work of one annotator on one day (UTC)."""
 
     day: str
     tasks: int
@@ -153,7 +153,7 @@ class WorkDay(FrozenModel):
 
 
 class Throughput(FrozenModel):
-    """What one annotator did."""
+    """Work of one annotator."""
 
     annotator: str
     tasks: int

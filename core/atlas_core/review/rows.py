@@ -1,4 +1,4 @@
-"""Rows of the revision tables as values, and what is noted of them in the audit log."""
+"""Rows of the revision tables as records, and their entries in the audit log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ORGANS_OF: Final = (
 
 
 def tasks_of(connection: Connection, rows: Sequence[TaskRow], now: datetime) -> list[Task]:
-    """Rows of the table with their organs, as values."""
+    """Rows of `revision_tasks` as tasks, with their organs."""
     organs: dict[int, list[TaskOrgan]] = {row["id"]: [] for row in rows}
     query = connection.execute(_ORGANS_OF, {"tasks": list(organs)})
     for task_id, organ, attention_ml, verdict, error_type, text in query:
@@ -74,7 +74,7 @@ def audit_entry(
     row: TaskRow,
     detail: Mapping[str, Any] | None = None,
 ) -> AuditEntry:
-    """What somebody did to the task in `row`."""
+    """The entry for an action on the task in `row`."""
     return AuditEntry(
         at=at,
         who=who,

@@ -1,18 +1,20 @@
-"""Sign-ins: who has proved to be whom, until when. Kept in the catalog, so that any replica of a
-service knows them and a sign-out holds everywhere. Secrets are stored as hashes only."""
+"""Sign-ins: authenticated users with the time their sign-in expires. Kept in the catalog, so that
+every replica of a service knows them and a sign-out holds everywhere. Secrets are stored as hashes
+only."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
 from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
+from atlas_core.review.clock import Clock, utc_now
 
 _i = t.sign_ins.c
 
@@ -25,8 +27,8 @@ class SignIn:
 
     Attributes:
         user: name.
-        roles: as they were at sign-in.
-        csrf_token: what a page must repeat with every write.
+        roles: at the time of the sign-in.
+        csrf_token: to be sent with every write of a page.
         expires_at: when it ends.
     """
 
@@ -39,19 +41,17 @@ class SignIn:
 class SignIns:
     """The sign-ins in a catalog. Safe to share between threads."""
 
-    def __init__(
-        self, catalog: Catalog, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
         self._catalog = catalog
         self._now = clock
 
     def start(
         self, kind: str, user: str, roles: Sequence[str], lasts: timedelta
     ) -> tuple[str, SignIn]:
-        """A new sign-in and its secret, which nobody can find out later.
+        """A new sign-in and its secret, which cannot be retrieved later.
 
         Args:
-            kind: "session" or "bearer"; a secret of one kind is none of the other.
+            kind: "session" or "bearer"; a secret is valid for its own kind only.
         """
         secret = secrets.token_urlsafe(SECRET_BYTES)
         sign_in = SignIn(
@@ -72,7 +72,7 @@ class SignIns:
         return secret, sign_in
 
     def find(self, kind: str, secret: str) -> SignIn | None:
-        """The sign-in of this secret, if it has not ended."""
+        """The sign-in of this secret, if it has not expired."""
         query = sa.select(_i.user_name, _i.roles, _i.csrf_token, _i.expires_at).where(
             _i.secret_sha256 == _hash(secret), _i.kind == kind, _i.expires_at > self._now()
         )
@@ -83,16 +83,16 @@ class SignIns:
         return SignIn(row.user_name, tuple(row.roles), row.csrf_token, row.expires_at)
 
     def end(self, secret: str) -> None:
-        """Sign out."""
+        """End the sign-in of this secret."""
         with self._catalog.transaction(write=True) as connection:
             connection.execute(sa.delete(t.sign_ins).where(_i.secret_sha256 == _hash(secret)))
 
     def end_all(self, user: str) -> int:
-        """Sign somebody out everywhere; returns how many sign-ins ended."""
+        """Sign a user out everywhere; returns the number of sign-ins that ended."""
         with self._catalog.transaction(write=True) as connection:
             return connection.execute(sa.delete(t.sign_ins).where(_i.user_name == user)).rowcount
 
 
 def _hash(secret: str) -> str:
-    # A plain hash is enough: the secret has 256 random bits, nobody tries them out.
+    # A plain hash is enough: 256 random bits cannot be guessed.
     return hashlib.sha256(secret.encode()).hexdigest()

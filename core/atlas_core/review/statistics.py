@@ -1,5 +1,5 @@
 """The state of the atlas in numbers: attention sizes (Fig. 4), organ volumes (Fig. 1b, 9), and
-what annotators did."""
+the throughput of annotators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atlas_core.records import LabelSource, RankedCase, Reading
 from atlas_core.review.records import TOP_SHARE, Throughput, WorkDay
 
 VOLUMES_SHOWN = 1000
-"""Volumes of one organ that are given one by one; of more, every n-th by size."""
+"""Limit of the volumes that are listed per organ; of more, every n-th by size."""
 
 
 class CaseSize(FrozenModel):
@@ -40,25 +40,25 @@ class OrganVolumes(FrozenModel):
 
 
 class ReviewStatistics:
-    """Reads the numbers off a catalog. Safe to share between threads."""
+    """Computes the statistics of a catalog. Safe to share between threads."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
     def attention_by_dataset(self, reading: Reading) -> dict[str, list[CaseSize]]:
-        """Cases of each dataset by falling attention size (Fig. 4); the top 5 % of the whole
+        """Cases of each dataset by descending attention size (Fig. 4); the top 5 % of the whole
         priority list are marked."""
         ranked = self._catalog.ranking(reading)
         return _by_dataset(ranked, math.ceil(round(TOP_SHARE * len(ranked), 6)))
 
     def organ_volumes(self) -> dict[str, OrganVolumes]:
-        """Volumes of the labels in force; an organ that the patient lacks is not counted."""
+        """Volumes of the labels in force, without organs that the patient lacks."""
         with self._catalog.transaction(write=False) as connection:
             volumes = _volumes_in_force(connection)
         return {organ: _spread(sorted(found)) for organ, found in sorted(volumes.items())}
 
     def throughput(self) -> list[Throughput]:
-        """What every annotator finished, by name and day (UTC)."""
+        """Finished work of every annotator, by name and day (UTC)."""
         w = t.revision_work.c
         query = sa.select(w.annotator, w.finished_at, w.seconds).order_by(
             w.annotator, w.finished_at

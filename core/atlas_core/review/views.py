@@ -1,10 +1,9 @@
-"""Looking at the revision queue: which tasks there are, in which state, with whom."""
+"""Reading the revision queue: its tasks, their states and their assignees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final
 
 import sqlalchemy as sa
@@ -14,28 +13,22 @@ from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
 from atlas_core.errors import NotFound
 from atlas_core.review.audit_log import task_history
+from atlas_core.review.clock import Clock, utc_now
 from atlas_core.review.leasing import IS_PENDING
 from atlas_core.review.records import AuditEntry, Task, TaskCounts, TaskState
 from atlas_core.review.rows import TaskRow, tasks_of
-
-Clock = Callable[[], datetime]
 
 _k = t.revision_tasks.c
 _o = t.revision_task_organs.c
 
 
-def utc_now() -> datetime:
-    """The time now, in UTC."""
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """Which tasks somebody wants to see or to have; None: any.
+class TaskFilter:
+    """Selects tasks; None: any.
 
     Attributes:
-        dataset, organ: of this dataset, with this organ.
-        state, assignee: for lists.
+        dataset, organ: tasks of this dataset, with this organ.
+        state, assignee: in lists only.
     """
 
     dataset: str | None = None
@@ -44,14 +37,14 @@ class Wanted:
     assignee: str | None = None
 
 
-ANYTHING: Final = Wanted()
+ANY_TASK: Final = TaskFilter()
 
 
 class RevisionViews:
-    """What the tasks in a catalog are now. Safe to share between threads.
+    """The current tasks in a catalog. Safe to share between threads.
 
     Args:
-        clock: the time now, in UTC.
+        clock: the current time, in UTC.
     """
 
     def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
@@ -68,12 +61,12 @@ class RevisionViews:
             return self._task(connection, task_id)
 
     def history(self, task_id: int) -> list[AuditEntry]:
-        """What was done to a task, first to last."""
+        """The audit entries of a task, oldest first."""
         with self._catalog.transaction(write=False) as connection:
             return task_history(connection, task_id)
 
-    def page(self, wanted: Wanted, offset: int, limit: int) -> tuple[int, list[Task]]:
-        """Number of tasks that are `wanted`, and `limit` of them from `offset` on, by rank."""
+    def page(self, wanted: TaskFilter, offset: int, limit: int) -> tuple[int, list[Task]]:
+        """Number of matching tasks, and `limit` of them from `offset` on, by rank."""
         chosen = self._chosen(wanted)
         with self._catalog.transaction(write=False) as connection:
             total = connection.scalar(
@@ -89,8 +82,8 @@ class RevisionViews:
             rows = connection.execute(query).mappings().all()
             return total or 0, self._tasks(connection, rows)
 
-    def counts(self, wanted: Wanted) -> TaskCounts:
-        """Tasks by state; `wanted.state` and `wanted.assignee` do not matter."""
+    def counts(self, wanted: TaskFilter) -> TaskCounts:
+        """Tasks by state; `wanted.state` and `wanted.assignee` are ignored."""
         state = self._state_now()
         chosen = self._chosen(replace(wanted, state=None, assignee=None))
         query = sa.select(state, sa.func.count()).where(chosen).group_by(state)
@@ -125,11 +118,11 @@ class RevisionViews:
             return None if row is None else self._tasks(connection, [row])[0]
 
     def _state_now(self) -> sa.ColumnElement[str]:
-        """The state as people see it: a lease that has not ended makes a task "leased"."""
+        """The state as shown to users: a task with a lease that has not expired is "leased"."""
         leased = IS_PENDING & (_k.lease_expires_at > self._now())
         return sa.case((leased, TaskState.LEASED.value), else_=_k.state)
 
-    def _chosen(self, wanted: Wanted) -> sa.ColumnElement[bool]:
+    def _chosen(self, wanted: TaskFilter) -> sa.ColumnElement[bool]:
         chosen = sa.true() if wanted.dataset is None else _k.dataset == wanted.dataset
         if wanted.organ is not None:
             about = sa.select(_o.task_id).where(_o.organ == wanted.organ)

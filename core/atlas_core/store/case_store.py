@@ -229,8 +229,8 @@ class CaseStore:
         return StoredLabel(self.relative(target), sha256)
 
     def write_submission(self, case_id: str, organ: str, mask: Volume) -> StoredLabel:
-        """Store a binary mask that somebody handed in, in a file of its own: two hand-ins of the
-        same mask are two versions."""
+        """Store a binary mask that somebody handed in, in a file of its own, also where an equal
+        one is stored; whether it is a new version is for `LabelVersions.submit` to say."""
         with self._incoming() as folder:
             draft = folder / "label.nii.gz"
             sha256 = write_volume(draft, mask.voxels, mask.geometry)

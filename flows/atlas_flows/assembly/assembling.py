@@ -15,9 +15,9 @@ from atlas_core.assembly import (
     Assembly,
     AssemblyInputs,
     PostProcessing,
-    Prediction,
+    PseudoLabelMap,
     assemble_case,
-    choose,
+    choose_labels,
     write_masks,
 )
 from atlas_core.catalog import Catalog, cases_by_id, chunks, labels_by_case, newest_ensembles
@@ -149,7 +149,7 @@ def inputs_of(
             prediction = _prediction(request, store, case_id, ensembles.get(case_id))
             yield (
                 case_id,
-                choose(
+                choose_labels(
                     cases[case_id],
                     labels[case_id],
                     prediction,
@@ -200,7 +200,7 @@ def _count(counts: dict[str, dict[str, int]], assembly: Assembly) -> None:
 
 def _prediction(
     request: AssemblyRequest, store: CaseStore, case_id: str, ensemble: str | None
-) -> Prediction | None:
+) -> PseudoLabelMap | None:
     if ensemble is None:
         if request.models:
             raise InvalidInput(
@@ -211,7 +211,7 @@ def _prediction(
             )
         return None
     path = store.pseudo_label_path(case_id, request.reading, ensemble)
-    return Prediction(request.reading, ensemble, store.relative(path))
+    return PseudoLabelMap(request.reading, ensemble, store.relative(path))
 
 
 def _up_to_date(

@@ -128,7 +128,7 @@ def phantoms(
 
     Example: atlasloop phantoms phantoms --cases 20 --seed 7
     """
-    from atlas_core.phantoms import Grid, write_phantoms
+    from atlas_core.phantoms import PhantomGrid, write_phantoms
 
     from atlas_flows.evaluation import TRUTH_FOLDER
 
@@ -140,7 +140,7 @@ def phantoms(
             hard_share=hard,
             labels=labels,
             truth_folder=folder / TRUTH_FOLDER,
-            grid=Grid(columns=columns),
+            grid=PhantomGrid(columns=columns),
             on_progress=on_progress,
         )
     difficult = sum(entry["kind"] != "ordinary" for entry in entries)

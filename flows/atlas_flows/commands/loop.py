@@ -97,11 +97,12 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
     Example: atlasloop iterations
     """
     from atlas_core.catalog import Catalog
+    from atlas_core.loop import Iterations
 
     from atlas_flows.loop import next_step, standing_of, told
 
     with Catalog.open(places(context).catalog_url) as catalog:
-        known = [(one, standing_of(catalog, one)) for one in catalog.iterations()]
+        known = [(one, standing_of(catalog, one)) for one in Iterations(catalog).all()]
     if as_json:
         rows = [one.model_dump(mode="json") | {"done": dict(s.done)} for one, s in known]
         write_text(None, json.dumps(rows, indent=2))

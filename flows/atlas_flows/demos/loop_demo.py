@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from atlas_core.catalog import Catalog
 from atlas_core.importing import import_folder
-from atlas_core.loop import steps_done
-from atlas_core.phantoms import Grid, write_phantoms
+from atlas_core.loop import Iterations, steps_done
+from atlas_core.phantoms import PhantomGrid, write_phantoms
 from atlas_core.records import IterationState
 from atlas_core.store import CaseStore
 from atlas_embedded import stack
@@ -201,7 +201,7 @@ def _bring_in_cases(demo: _Demo, catalog: Catalog) -> None:
             hard_share=hard,
             labels=labels,  # type: ignore[arg-type]  # one of its literals
             truth_folder=folder / TRUTH_FOLDER,
-            grid=Grid(columns=COLUMNS),
+            grid=PhantomGrid(columns=COLUMNS),
         )
         import_folder(folder, dataset, "phantoms", catalog=catalog, store=store)
         demo.console.print(f"  {dataset}: {cases} phantoms, labels: {labels}")
@@ -258,7 +258,7 @@ def _iterate(demo: _Demo, catalog: Catalog) -> None:
             demo.console.print(f"  {run_iterate(demo.places, given)}", markup=False)
         if _ended(catalog):
             return
-        number = len(catalog.iterations()) - 1
+        number = len(Iterations(catalog).all()) - 1
         with demo.step(f"simulated annotator, iteration {number}"):
             token = review_token(demo.settings, ACCOUNT)
             with ReviewApi.open(demo.settings.review_url, token) as api:
@@ -271,7 +271,7 @@ def _iterate(demo: _Demo, catalog: Catalog) -> None:
 
 def _ended(catalog: Catalog) -> bool:
     """Whether the loop is over: its limit is reached, or annotators confirmed the top."""
-    known = catalog.iterations()
+    known = Iterations(catalog).all()
     if not known or known[-1].state is IterationState.OPEN:
         return False
     closed = steps_done(catalog, known[-1].t).get("close", {})
@@ -319,7 +319,7 @@ def mean_dice(catalog: Catalog) -> dict[str, float]:
     """Mean Dice of the models in service before the loop and after each iteration, on held-out
     cases, by what their promotions recorded; the mean over the models."""
     means: dict[str, float] = {}
-    for iteration in catalog.iterations():
+    for iteration in Iterations(catalog).all():
         parameters = LoopParameters.model_validate(iteration.parameters)
         standing = Standing(iteration.t, parameters, steps_done(catalog, iteration.t))
         tried = [standing.promoted(model) for model in standing.versions]

@@ -19,6 +19,7 @@ from atlas_core.errors import AtlasError
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.imaging import read_label, read_stored
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.overlap import dice
 from atlas_core.records import Case, Label, LabelSource, Reading, Score
 from atlas_core.store import CaseStore
 from atlas_models.evaluation import organ_agreement
@@ -231,9 +232,7 @@ def _agreement(
         return OrganAgreement(organ=organ, dice=1.0, nsd=1.0 if what.nsd else None)
     if what.nsd:
         return organ_agreement(organ, mask[box], truth[box], case.geometry.spacing_mm)
-    size = int(np.count_nonzero(mask)) + int(np.count_nonzero(truth))
-    both = int(np.count_nonzero(mask[box] & truth[box]))
-    return OrganAgreement(organ=organ, dice=2.0 * both / size if size else None, nsd=None)
+    return OrganAgreement(organ=organ, dice=dice(mask[box], truth[box]), nsd=None)
 
 
 def _people_labels(labels: Iterable[Label], until: datetime | None) -> Mapping[str, Label]:

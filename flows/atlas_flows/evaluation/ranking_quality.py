@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from atlas_core.errors import InvalidInput
 from atlas_core.frozen_model import FrozenModel
+from atlas_core.overlap import dice
 from atlas_core.records import RankBy
 from numpy.typing import NDArray
 from pydantic import Field
@@ -97,7 +98,7 @@ class RankingEvaluation(FrozenModel):
 def dice_by_organ(
     pseudo: NDArray[np.uint8], truth: Mapping[str, NDArray[np.bool_]], labels: Mapping[str, int]
 ) -> dict[str, float]:
-    """Dice 2|A∩B| / (|A|+|B|) per organ of `labels`.
+    """Dice per organ of `labels`.
 
     Args:
         pseudo: label ids of the prediction, any shape.
@@ -110,13 +111,10 @@ def dice_by_organ(
     result: dict[str, float] = {}
     for organ, label in labels.items():
         predicted = pseudo == label
-        true = truth.get(organ)
-        size = int(np.count_nonzero(predicted)) + (
-            0 if true is None else int(np.count_nonzero(true))
-        )
-        if size:
-            shared = 0 if true is None else int(np.count_nonzero(predicted & true))
-            result[organ] = 2.0 * shared / size
+        true = truth[organ] if organ in truth else np.zeros_like(predicted)
+        overlap = dice(predicted, true)
+        if overlap is not None:
+            result[organ] = overlap
     return result
 
 

@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 from atlas_core.frozen_model import FrozenModel
+from atlas_core.overlap import dice
 from atlas_models.evaluation import Spread
 from numpy.typing import NDArray
 from pydantic import Field
@@ -58,22 +59,16 @@ class DiceMatrix(FrozenModel):
 
 
 def pair_dice(case_id: str, organ: str, masks: Mapping[str, NDArray[np.bool_]]) -> list[PairDice]:
-    """Dice 2|A∩B| / (|A|+|B|) of every two masks; pairs that are both empty are left out.
+    """Dice of every two masks; pairs that are both empty are left out.
 
     Args:
         masks: source → ``[i, j, k]``, all on one grid.
     """
-    sizes = {name: int(np.count_nonzero(mask)) for name, mask in masks.items()}
-    found = []
-    for one, other in combinations(masks, 2):
-        size = sizes[one] + sizes[other]
-        if not size:
-            continue
-        both = int(np.count_nonzero(masks[one] & masks[other]))
-        found.append(
-            PairDice(case_id=case_id, organ=organ, one=one, other=other, dice=2.0 * both / size)
-        )
-    return found
+    return [
+        PairDice(case_id=case_id, organ=organ, one=one, other=other, dice=overlap)
+        for one, other in combinations(masks, 2)
+        if (overlap := dice(masks[one], masks[other])) is not None
+    ]
 
 
 def dice_matrix(

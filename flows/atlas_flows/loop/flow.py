@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from atlas_core.catalog import Catalog
-from atlas_core.loop import record_step, review_outcome, steps_done
+from atlas_core.loop import Iterations, record_step, review_outcome, steps_done
 from atlas_core.model_spec import ModelName
 from atlas_core.organs import OrganName
 from atlas_core.records import Iteration, IterationState, LabelSource, Reading
@@ -179,7 +179,7 @@ class _Loop:
     # Iterations
 
     def _begin(self, wanted: LoopParameters, mode: Mode) -> Iteration | None:
-        known = self._catalog.iterations()
+        known = Iterations(self._catalog).all()
         last = known[-1] if known else None
         closed = None if last is None else self._closed(last.t)
         match loop.beginning(last, closed, mode):
@@ -192,12 +192,12 @@ class _Loop:
                 return self._open(LoopParameters.model_validate(last.parameters))
             case Begin.CLOSE_AND_OPEN_FIRST:
                 assert last is not None
-                self._catalog.finish_iteration(last.t, IterationState.FAILED)
+                Iterations(self._catalog).finish(last.t, IterationState.FAILED)
         return self._open(wanted.model_copy(update={"first": 0 if last is None else last.t + 1}))
 
     def _open(self, parameters: LoopParameters) -> Iteration:
         _ = parameters.portion  # refuses what cannot work before anything is done
-        return self._catalog.start_iteration(parameters.model_dump(mode="json"))
+        return Iterations(self._catalog).start(parameters.model_dump(mode="json"))
 
     def _closed(self, t: int) -> loop.Closed | None:
         found = steps_done(self._catalog, t).get(StepKind.CLOSE.value)
@@ -230,7 +230,7 @@ class _Loop:
             occasion=closed.ending.value,
             why=closed.why,
         )
-        self._catalog.finish_iteration(standing.t, closed.state)
+        Iterations(self._catalog).finish(standing.t, closed.state)
         self._log.info("iteration %d ended: %s", standing.t, closed.why)
         return closed
 
@@ -334,7 +334,7 @@ class _Loop:
         return queued.model_copy(update={"deadline": deadline})
 
     def _earlier_tasks(self, t: int) -> list[int]:
-        earlier = [done.t for done in self._catalog.iterations() if done.t < t]
+        earlier = [done.t for done in Iterations(self._catalog).all() if done.t < t]
         records = [steps_done(self._catalog, one).get(StepKind.QUEUE.value) for one in earlier]
         return [task for record in records if record is not None for task in record["tasks"]]
 

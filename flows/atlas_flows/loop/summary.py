@@ -8,7 +8,7 @@ from itertools import groupby
 
 from atlas_core.catalog import Catalog
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.loop import review_outcome, steps_done
+from atlas_core.loop import Iterations, review_outcome, steps_done
 from atlas_core.records import Iteration, RankedCase
 from atlas_core.review import MINUTES_PER_CASE
 
@@ -138,7 +138,7 @@ def _cell(text: str) -> str:
 
 def dry_run_markdown(catalog: Catalog, wanted: LoopParameters, mode: Mode) -> str:
     """What a run would do now, without doing it."""
-    known = catalog.iterations()
+    known = Iterations(catalog).all()
     last = known[-1] if known else None
     begin = beginning(last, None if last is None else _closed(catalog, last), mode)
     if begin is Begin.NOTHING:

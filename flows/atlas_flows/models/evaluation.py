@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from atlas_core.assembly import preferred
-from atlas_core.catalog import CaseAgreement, Catalog, Evaluation, learnt, now, truth_digest
+from atlas_core.catalog import (
+    CaseAgreement,
+    Catalog,
+    Evaluation,
+    now,
+    training_labels,
+    truth_digest,
+)
 from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
 from atlas_core.imaging import read_label
 from atlas_core.model_spec import ModelRef, ModelSpec
@@ -50,7 +57,7 @@ def true_cases(
     Raises:
         NotFound: there is none.
     """
-    seen = {label.case_id for model in without for label in learnt(catalog, model)}
+    seen = {label.case_id for model in without for label in training_labels(catalog, model)}
     found = []
     for case in catalog.cases(dataset):
         if case.id in seen:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from atlas_core.catalog import Catalog, LearntLabel, next_version, now, record_learnt
+from atlas_core.catalog import Catalog, TrainingLabel, next_version, now, record_training_labels
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.model_spec import ModelRef, ModelSpec
 from atlas_core.records import LabelSource, Model
@@ -115,7 +115,7 @@ def train_version(
             metrics=outcome.metrics,
             provenance=outcome.provenance,
         )
-    record_learnt(catalog, spec.ref, _learnt(store.folder(name, version)))
+    record_training_labels(catalog, spec.ref, _learnt(store.folder(name, version)))
     return spec
 
 
@@ -135,7 +135,7 @@ def _taken(
             created_at=now(),
         )
     )
-    record_learnt(catalog, spec.ref, _learnt(folder))
+    record_training_labels(catalog, spec.ref, _learnt(folder))
     return spec
 
 
@@ -162,11 +162,11 @@ def _parent(
     return spec.ref, folder
 
 
-def _learnt(folder: Path) -> list[LearntLabel]:
+def _learnt(folder: Path) -> list[TrainingLabel]:
     """The labels of the training cases, by the provenance that training wrote."""
     content = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
     return [
-        LearntLabel(
+        TrainingLabel(
             case_id=case_id, organ=organ, label_sha256=label["sha256"], source=label["source"]
         )
         for case_id, case in content["cases"].items()

@@ -3,7 +3,7 @@
 NSD is MONAI's `compute_surface_dice` with subvoxel surfaces, which are those of DeepMind's
 `surface-distance`: surface elements lie between voxels and count by their area in mm², whatever the
 spacing. That package itself is not maintained (it needs NumPy 1), and counting border voxels, the
-usual shortcut, makes the figure depend on how a CT was cut. Dice is counted here: two sums.
+usual shortcut, makes the figure depend on how a CT was cut. Dice is `atlas_core.overlap.dice`.
 
 Torch and MONAI are imported where NSD is computed; everything else does without.
 """
@@ -22,6 +22,7 @@ import numpy as np
 from atlas_core.catalog import CaseAgreement, OrganAgreement
 from atlas_core.errors import GridMismatch, InvalidInput
 from atlas_core.geometry import Float3
+from atlas_core.overlap import dice
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -35,7 +36,7 @@ _MARGIN = 2
 def organ_agreement(
     organ: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Float3
 ) -> OrganAgreement:
-    """Dice 2|A∩B| / (|A|+|B|) and NSD of one organ; None, not 1, where both masks are empty.
+    """Dice and NSD of one organ; None, not 1, where both masks are empty.
 
     Args:
         predicted, truth: masks ``[i, j, k]`` on one grid.
@@ -48,15 +49,9 @@ def organ_agreement(
         raise GridMismatch(
             f"masks of {organ} have different shapes", expected=truth.shape, got=predicted.shape
         )
-    size = int(predicted.sum()) + int(truth.sum())
-    if size == 0:
-        return OrganAgreement(organ=organ, dice=None, nsd=None)
-    both = int((predicted & truth).sum())
-    return OrganAgreement(
-        organ=organ,
-        dice=2.0 * both / size,
-        nsd=surface_dice(predicted, truth, spacing_mm),
-    )
+    overlap = dice(predicted, truth)
+    nsd = None if overlap is None else surface_dice(predicted, truth, spacing_mm)
+    return OrganAgreement(organ=organ, dice=overlap, nsd=nsd)
 
 
 def surface_dice(

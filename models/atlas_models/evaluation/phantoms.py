@@ -21,6 +21,7 @@ from atlas_attention.scoring import Predictor, attend
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.overlap import dice
 from atlas_core.phantoms import Kind, Phantom
 from numpy.typing import NDArray
 
@@ -131,17 +132,14 @@ def dice_by_organ(
     organs: Iterable[str],
     scheme: OrganScheme = ABDOMEN_ATLAS,
 ) -> dict[str, float | None]:
-    """Dice coefficient 2|A∩B| / (|A|+|B|) of each organ; None where both are empty.
+    """Dice coefficient of each organ; None where it is in neither label map.
 
     >>> dice_by_organ(np.array([1, 1, 0], np.uint8), np.array([1, 0, 0], np.uint8), ["aorta"])
     {'aorta': 0.6666666666666666}
     """
-    dice: dict[str, float | None] = {}
-    for organ in organs:
-        a, b = label == scheme[organ].label, truth == scheme[organ].label
-        size = int(a.sum()) + int(b.sum())
-        dice[organ] = 2.0 * int((a & b).sum()) / size if size else None
-    return dice
+    return {
+        organ: dice(label == scheme[organ].label, truth == scheme[organ].label) for organ in organs
+    }
 
 
 @dataclass(frozen=True)
@@ -161,13 +159,13 @@ def evaluate_phantom(phantom: Phantom, predictor: LocalPredictor) -> CaseResult:
     source = ArraySource(phantom.ct, phantom.geometry)
     organs = predictor.specs[0].organs
     predictor.forget()
-    dice = {}
+    by_model = {}
     for spec in predictor.specs:
         alone = predict(source, [spec], predictor)
-        dice[spec.name] = dice_by_organ(alone.label, phantom.truth, organs)
+        by_model[spec.name] = dice_by_organ(alone.label, phantom.truth, organs)
     together = predict(source, predictor.specs, predictor)
-    dice[ENSEMBLE] = dice_by_organ(together.label, phantom.truth, organs)
-    return CaseResult(phantom.kind, dice, sum(together.attention_ml.values()))
+    by_model[ENSEMBLE] = dice_by_organ(together.label, phantom.truth, organs)
+    return CaseResult(phantom.kind, by_model, sum(together.attention_ml.values()))
 
 
 def summarise(results: Sequence[CaseResult]) -> dict[str, object]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from atlas_core.overlap import dice
 from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 
@@ -53,9 +54,9 @@ def dice_sums(
         found = _prediction(logits_of, case, config, device)
         for channel in np.flatnonzero(case.labelled):
             truth = case.target[channel] > HALF
-            size = int(truth.sum()) + int(found[channel].sum())
-            if size:
-                sums[0, channel] += 2.0 * int((truth & found[channel]).sum()) / size
+            overlap = dice(truth, found[channel])
+            if overlap is not None:
+                sums[0, channel] += overlap
                 sums[1, channel] += 1
     return sums
 

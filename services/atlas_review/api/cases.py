@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from atlas_core.records import Case
-from atlas_core.review import CaseBrief, CasesWanted
+from atlas_core.review import CaseBrief, CaseFilter
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -107,7 +107,7 @@ def see_cases(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
 ) -> CaseList:
     """Cases by id, for the gallery."""
-    total, cases = review.cases.page(CasesWanted(dataset, state, flagged), offset, limit)
+    total, cases = review.cases.page(CaseFilter(dataset, state, flagged), offset, limit)
     return CaseList(total=total, cases=cases)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atlas_core.errors import Unavailable
-from atlas_core.review import Wanted
+from atlas_core.review import TaskFilter
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
@@ -28,7 +28,7 @@ async def alive() -> Health:
 @router.get("/readyz")
 def ready(review: TheReview) -> Health:
     """The database and the case store can be reached."""
-    review.queue.counts(Wanted())
+    review.queue.counts(TaskFilter())
     if not review.store.root.is_dir():
         raise Unavailable("the case store is missing")
     return Health(status="ok")
@@ -37,6 +37,6 @@ def ready(review: TheReview) -> Health:
 @router.get("/metrics", include_in_schema=False)
 def metrics(review: TheReview) -> Response:
     """For Prometheus."""
-    for state, number in review.queue.counts(Wanted()).model_dump().items():
+    for state, number in review.queue.counts(TaskFilter()).model_dump().items():
         review.metrics.tasks.labels(state).set(number)
     return Response(generate_latest(review.metrics.registry), media_type=CONTENT_TYPE_LATEST)

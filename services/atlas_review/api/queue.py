@@ -11,9 +11,9 @@ from atlas_core.review import (
     Portion,
     Task,
     TaskCounts,
+    TaskFilter,
     TaskState,
     Verdict,
-    Wanted,
 )
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -131,7 +131,7 @@ def see_queue(
     limit: Limit = 50,
 ) -> QueueView:
     """Progress, and the tasks that match the filters, most urgent first."""
-    wanted = Wanted(dataset, organ, state, assignee)
+    wanted = TaskFilter(dataset, organ, state, assignee)
     total, tasks = review.queue.page(wanted, offset, limit)
     return QueueView(
         counts=review.queue.counts(wanted),
@@ -161,7 +161,7 @@ def open_tasks(review: TheReview, who: AsManager, body: OpenTasks) -> OpenedTask
 )
 async def next_task(review: TheReview, who: SignedIn, body: NextTask | None = None) -> Response:
     """Lease the next case; a task that you held before is released."""
-    wanted = Wanted(body.dataset, body.organ) if body else Wanted()
+    wanted = TaskFilter(body.dataset, body.organ) if body else TaskFilter()
     task = await review.next_cases.take(annotator_of(who), wanted)
     if task is None:
         return Response(status_code=204)

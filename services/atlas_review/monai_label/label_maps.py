@@ -32,7 +32,7 @@ class LabelMapSubmission:
         annotator: who sends it.
         segments: names, the k-th being that of voxel value k; None: the organs of the atlas.
         bases: organ → id of the version that the sender was given; None: not known, taken as the
-            version in force.
+            latest.
         final: it ends the task that the sender holds.
     """
 
@@ -77,13 +77,13 @@ def submit_label_map(review: Review, submission: LabelMapSubmission) -> dict[str
     organs = _values_of_organs(review, submission, label.values)
     stored = review.files.read_label_map(case).voxels
     versions = {version.id: version for version in review.versions.versions(case.id)}
-    in_force = {version.organ: version for version in versions.values() if version.in_force}
+    latest = review.versions.latest(case.id)
     task = review.queue.held_by(author, case.id)
     changed: dict[str, str] = {}
     stale: StaleBase | None = None
     for organ, value in organs.items():
         mask = label.voxels == value
-        current = in_force.get(organ)
+        current = latest.get(organ)
         before = stored == review.settings.organs[organ].label
         if current is not None and np.array_equal(mask, before):
             continue

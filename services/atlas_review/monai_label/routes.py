@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from atlas_core.errors import InvalidInput, NotFound
-from atlas_core.review import USER_NAME, Task, TaskState, Wanted
+from atlas_core.review import USER_NAME, Task, TaskFilter, TaskState
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -122,7 +122,7 @@ async def next_sample(
     review: TheReview, who: SignedIn, ids: Ids, strategy: str, params: Params = None
 ) -> dict[str, Any]:
     """The next case of the queue, leased to the caller; {} if none is left."""
-    wanted = Wanted(organ=_organ_of(review, strategy))
+    wanted = TaskFilter(organ=_organ_of(review, strategy))
     task = await review.next_cases.take(annotator_of(_acting_identity(who, params)), wanted)
     if task is None:
         return {}

@@ -22,7 +22,7 @@ from atlas_core.errors import AtlasError, NotFound
 from atlas_core.imaging import Volume, read_label, read_stored, write_volume
 from atlas_core.organs import BACKGROUND
 from atlas_core.records import Case, LabelSource
-from atlas_core.review import CaseReview, LabelVersion, LabelVersions, Prediction
+from atlas_core.review import CaseAttention, CaseReview, LabelVersion, LabelVersions
 from atlas_core.store import CaseStore
 from numpy.typing import NDArray
 
@@ -114,7 +114,7 @@ class CaseFiles:
                     self._checksums.popitem(last=False)
         return checksum
 
-    def _prediction(self, case_id: str) -> Prediction | None:
+    def _prediction(self, case_id: str) -> CaseAttention | None:
         """The one whose attention maps are shown: of the configured reading, else of another."""
         found = self._cases.predictions(case_id)
         preferred = [one for one in found if one.reading is self._settings.reading]

@@ -67,7 +67,7 @@ def show(context: typer.Context, reference: ReferenceArgument, as_json: JsonOpti
 
     Example: atlasloop models show unet@1
     """
-    from atlas_core.catalog import learnt, promotions
+    from atlas_core.catalog import promotions, training_labels
 
     here = places(context)
     with open_catalog(here) as catalog:
@@ -78,7 +78,9 @@ def show(context: typer.Context, reference: ReferenceArgument, as_json: JsonOpti
             "spec": model.spec.model_dump(mode="json"),
             "provenance": model.provenance,
             "metrics": model.metrics,
-            "learnt_from": [label.model_dump(mode="json") for label in learnt(catalog, ref)],
+            "learnt_from": [
+                label.model_dump(mode="json") for label in training_labels(catalog, ref)
+            ],
             "promotions": [
                 promotion.model_dump(mode="json")
                 for promotion in promotions(catalog, ref.name)

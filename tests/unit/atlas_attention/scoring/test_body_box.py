@@ -9,7 +9,7 @@ import pytest
 from atlas_attention.fusion import Box
 from atlas_attention.scoring.body_box import RASTER_MM, body_box, on_grid
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.phantoms import Grid, make_phantom
+from atlas_core.phantoms import PhantomGrid, make_phantom
 from numpy.typing import NDArray
 
 AIR, TISSUE, ABOVE = -1000.0, 40.0, -175.0
@@ -69,7 +69,7 @@ def test_all_air_has_no_body() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_organ_of_a_phantom_lies_outside(seed: int) -> None:
-    phantom = make_phantom(seed, grid=Grid(columns=128, slice_mm=4.0, axis_codes="RAS"))
+    phantom = make_phantom(seed, grid=PhantomGrid(columns=128, slice_mm=4.0, axis_codes="RAS"))
     ct = Slices(phantom.ct.transpose(2, 1, 0).astype(np.float32), phantom.geometry.spacing_mm)
     box = body_box(ct, ABOVE)
     assert box is not None

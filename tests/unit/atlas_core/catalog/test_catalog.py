@@ -1,4 +1,4 @@
-"""What the catalog says of addresses and databases that cannot work. (Its laws, on SQLite and on
+"""Errors of the catalog for addresses and databases that cannot work. (Its laws, on SQLite and on
 PostgreSQL, are in tests/integration/test_catalog_postgres.py.)"""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_addresses_that_cannot_work_are_refused(url: str) -> None:
         Catalog.open(url)
 
 
-def test_a_database_that_is_away_is_named_without_its_password() -> None:
+def test_an_unreachable_database_is_named_without_its_password() -> None:
     password = secrets.token_hex()  # in a variable: a traceback quotes the lines of this file
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
@@ -63,7 +63,7 @@ def test_sqlite_is_prepared_for_many_readers_and_one_writer(tmp_path: Path) -> N
     file = tmp_path / "new" / "catalog.sqlite"
     with Catalog.open(f"sqlite:///{file}") as catalog:
         catalog.add_dataset(Dataset(name="lits"))
-        with catalog._read() as connection:
+        with catalog.transaction(write=False) as connection:
             asked = {
                 name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
                 for name in ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
@@ -76,7 +76,7 @@ def test_sqlite_is_prepared_for_many_readers_and_one_writer(tmp_path: Path) -> N
 def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     with Catalog.open(f"sqlite:///{tmp_path}/catalog.sqlite") as catalog:
         catalog.add_dataset(Dataset(name="lits"))
-        with catalog._write():
+        with catalog.transaction(write=True):
             assert [dataset.name for dataset in catalog.datasets()] == ["lits"]
 
 

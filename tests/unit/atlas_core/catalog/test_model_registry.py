@@ -10,18 +10,18 @@ from atlas_core.catalog import (
     CaseAgreement,
     Catalog,
     Evaluation,
-    LearntLabel,
     OrganAgreement,
     Promotion,
     PromotionKind,
+    TrainingLabel,
     evaluations,
-    learnt,
     next_version,
     now,
     promotions,
     record_evaluation,
-    record_learnt,
     record_promotion,
+    record_training_labels,
+    training_labels,
     truth_digest,
 )
 from atlas_core.model_spec import ModelRef
@@ -77,18 +77,18 @@ def test_evaluations_are_of_one_graph_newest_first(catalog: Catalog) -> None:
     assert evaluations(catalog, OTHER) == []
 
 
-def test_what_a_model_learnt_from_is_recorded_once(catalog: Catalog) -> None:
+def test_training_labels_are_recorded_once(catalog: Catalog) -> None:
     labels = [
-        LearntLabel(case_id=f"c{n}", organ="liver", label_sha256=f"{n}" * 64, source="original")
+        TrainingLabel(case_id=f"c{n}", organ="liver", label_sha256=f"{n}" * 64, source="original")
         for n in range(3)
     ]
-    assert record_learnt(catalog, REF, labels) == 3
-    assert record_learnt(catalog, REF, labels[::-1]) == 0
-    assert learnt(catalog, REF) == labels
-    assert learnt(catalog, OTHER) == []
+    assert record_training_labels(catalog, REF, labels) == 3
+    assert record_training_labels(catalog, REF, labels[::-1]) == 0
+    assert training_labels(catalog, REF) == labels
+    assert training_labels(catalog, OTHER) == []
 
 
-def test_versions_are_never_given_twice(catalog: Catalog) -> None:
+def test_a_version_number_is_never_reused(catalog: Catalog) -> None:
     assert next_version(catalog, "unet") == 0
     assert next_version(catalog, "unet", served=[4, 2]) == 5
 

@@ -265,7 +265,7 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
         read_series(write_series(tmp_path / "one", slices=1))
 
 
-def test_series_of_one_folder_are_told_apart(tmp_path: Path) -> None:
+def test_series_of_one_folder_are_distinguished(tmp_path: Path) -> None:
     other = generate_uid()
     write_series(tmp_path / "a", slices=4)
     write_series(tmp_path / "b", lambda dataset, k: setattr(dataset, "SeriesInstanceUID", other), 3)

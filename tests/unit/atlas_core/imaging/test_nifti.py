@@ -140,7 +140,7 @@ def test_slope_and_intercept_are_applied(
     assert np.allclose(volume.voxels, expected, rtol=1e-6)
 
 
-def test_compression_is_told_by_content_not_by_name(tmp_path: Path) -> None:
+def test_compression_is_detected_by_content_not_by_name(tmp_path: Path) -> None:
     path = stored(tmp_path, gzip.compress(nifti(numbers())), "really_gzip.nii")
     assert read_header(path).compressed
     assert np.array_equal(read_volume(path).voxels, numbers())
@@ -322,7 +322,7 @@ def test_header_pairs_and_analyze_are_refused(tmp_path: Path, magic: bytes) -> N
         read_header(stored(tmp_path, nifti(numbers(), change=setting(magic=magic))))
 
 
-def test_a_missing_file_and_a_folder_are_told_apart_from_damage(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_distinguished_from_damage(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.nii.gz", tmp_path):
         with pytest.raises(NotFound):
             read_volume(path)

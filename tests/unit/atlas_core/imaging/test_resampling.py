@@ -12,7 +12,6 @@ from atlas_core.errors import GridMismatch, InvalidInput, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.resampling import (
     axis_weights,
-    normalise_hu,
     resample_across,
     resample_image,
     resample_label,
@@ -147,9 +146,3 @@ def test_several_threads_may_resample_at_once() -> None:
     with ThreadPoolExecutor(6) as pool:
         results = list(pool.map(lambda _: resample_image(voxels, FINE, target), range(12)))
     assert all(np.array_equal(result, expected) for result in results)
-
-
-def test_hounsfield_units_are_clipped_and_scaled() -> None:
-    result = normalise_hu(np.array([-3024, -175, 37, 250, 3071], np.int16))
-    assert result.dtype == np.float32
-    assert np.allclose(result, [0, 0, 212 / 425, 1, 1])

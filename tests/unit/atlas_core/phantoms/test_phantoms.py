@@ -16,9 +16,9 @@ from atlas_core.imaging import read_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import (
     HARD_KINDS,
-    Grid,
     Kind,
     Phantom,
+    PhantomGrid,
     case_plan,
     make_phantom,
     write_phantoms,
@@ -26,7 +26,7 @@ from atlas_core.phantoms import (
 from atlas_core.phantoms.dataset import PARTIAL_DATASETS
 from atlas_core.phantoms.scanner import PHASE_SHARES, Phase
 
-COARSE = Grid(columns=64, slice_mm=6.0)
+COARSE = PhantomGrid(columns=64, slice_mm=6.0)
 """A tenth of a second each; organs are still some voxels wide."""
 
 
@@ -55,8 +55,8 @@ def test_a_phantom_follows_from_its_seed_to_the_byte() -> None:
 
 def test_another_process_makes_the_same_phantom() -> None:
     script = (
-        "import hashlib; from atlas_core.phantoms.scanner import Grid, make_phantom;"
-        "p = make_phantom(3, grid=Grid(columns=64, slice_mm=6.0));"
+        "import hashlib; from atlas_core.phantoms.scanner import PhantomGrid, make_phantom;"
+        "p = make_phantom(3, grid=PhantomGrid(columns=64, slice_mm=6.0));"
         "print(hashlib.sha256(p.ct.tobytes(order='F')).hexdigest())"
     )
     printed = subprocess.run(
@@ -111,9 +111,9 @@ def test_another_phase_leaves_the_body_as_it_was() -> None:
 
 
 def test_orientations_describe_the_same_body() -> None:
-    upright = make_phantom(7, grid=Grid(64, 6.0, "RAS"))
+    upright = make_phantom(7, grid=PhantomGrid(64, 6.0, "RAS"))
     for codes in ("LPS", "IPL", "SAR", "PIR"):
-        turned = make_phantom(7, grid=Grid(64, 6.0, codes))
+        turned = make_phantom(7, grid=PhantomGrid(64, 6.0, codes))
         assert turned.geometry.axis_codes == codes
         axes = turned.geometry.axis_map
         assert np.array_equal(axes.to_canonical(turned.ct), upright.ct)
@@ -159,7 +159,7 @@ def test_hounsfield_units_are_those_of_a_ct(ordinary: list[Phantom]) -> None:
 
 
 def test_a_phantom_may_be_as_fine_as_a_clinical_ct() -> None:
-    phantom = make_phantom(2, grid=Grid(columns=512, slice_mm=20.0))
+    phantom = make_phantom(2, grid=PhantomGrid(columns=512, slice_mm=20.0))
     assert max(phantom.geometry.shape) == 512
     assert all(volume > 0 for volume in phantom.volumes_ml().values())
 
@@ -167,7 +167,7 @@ def test_a_phantom_may_be_as_fine_as_a_clinical_ct() -> None:
 def test_implausible_grids_are_refused() -> None:
     for wrong in ({"columns": 4}, {"slice_mm": 0.0}, {"axis_codes": "RAA"}, {"axis_codes": "RA"}):
         with pytest.raises(InvalidInput):
-            Grid(**wrong)  # type: ignore[arg-type]
+            PhantomGrid(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_plan_spreads_hard_cases_evenly_and_ignores_the_number_of_cases() -> None:

@@ -166,7 +166,7 @@ def _scored(
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from atlas_core.phantoms import Grid
+    from atlas_core.phantoms import PhantomGrid
 
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantoms(
@@ -176,7 +176,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hard_share=0.5,
         labels="none",
         truth_folder=folder / "truth",
-        grid=Grid(columns=32, slice_mm=20),
+        grid=PhantomGrid(columns=32, slice_mm=20),
     )
     return folder
 

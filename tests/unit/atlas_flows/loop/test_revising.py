@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from atlas_core.errors import NotFound
-from atlas_core.loop import ReviewOutcome, record_step, review_outcome, steps_done
-from atlas_core.review import Annotator, Portion, RevisionQueue, TaskState, Wanted
+from atlas_core.loop import Iterations, ReviewOutcome, record_step, review_outcome, steps_done
+from atlas_core.review import Annotator, Portion, RevisionQueue, TaskFilter, TaskState
 from atlas_flows.loop.revising import QueueRequest, open_queue
 from labelled_site import UNET, UNET_1, LabelledSite, cube, open_site
 
@@ -109,7 +109,7 @@ def test_what_became_of_tasks_also_of_deleted_cases(site: LabelledSite) -> None:
 
 
 def test_a_step_is_recorded_once(site: LabelledSite) -> None:
-    opened = site.catalog.start_iteration({})
+    opened = Iterations(site.catalog).start({})
     assert record_step(site.catalog, opened.t, "score", {"cases": 1})
     assert not record_step(site.catalog, opened.t, "score", {"cases": 2})
     record_step(site.catalog, opened.t, "queue", {})
@@ -118,7 +118,7 @@ def test_a_step_is_recorded_once(site: LabelledSite) -> None:
 
 def finish_all(site: LabelledSite) -> None:
     queue = RevisionQueue(site.catalog)
-    while queue.page(Wanted(state=TaskState.OPEN), 0, 1)[0]:
+    while queue.page(TaskFilter(state=TaskState.OPEN), 0, 1)[0]:
         task = queue.next(ANN)
         assert task is not None
         queue.confirm(task.id, ANN, 60.0)

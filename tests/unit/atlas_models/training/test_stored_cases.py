@@ -15,7 +15,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.errors import ConfigurationError, InvalidInput, NotFound
 from atlas_core.imaging import Volume, content_sha256
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.phantoms import Grid, Phantom, make_phantom
+from atlas_core.phantoms import Phantom, PhantomGrid, make_phantom
 from atlas_core.records import Case, Dataset, Label, LabelSource
 from atlas_core.store import CaseStore
 from atlas_models.config import LabelWeights, TrainingConfig
@@ -54,7 +54,7 @@ class Site:
     catalog: Catalog
 
     def add_case(self, number: int, dataset: str) -> Phantom:
-        phantom = make_phantom(number, grid=Grid(40, 10.0))
+        phantom = make_phantom(number, grid=PhantomGrid(40, 10.0))
         ct = Volume(phantom.ct, phantom.geometry)
         self.catalog.add_dataset(Dataset(name=dataset))
         self.store.write_ct(f"case-{number}", ct)
@@ -134,8 +134,8 @@ def test_cases_carry_weights_and_volumes_and_come_back_from_the_cache(
     fresh = load_cases(site.store, chosen, config, validation_share=0.0)
     assert [case.weight.tolist() for case in fresh.training] == [[1.0, 0.5, 0.0], [0.0, 0.25, 0.0]]
     liver_ml = fresh.training[0].target[0].sum() / 255.0 * 16.0**3 / 1000.0
-    assert liver_ml == pytest.approx(make_phantom(1, grid=Grid(40, 10.0)).volumes_ml()["liver"],
-                                     rel=0.05)  # fmt: skip
+    phantom = make_phantom(1, grid=PhantomGrid(40, 10.0))
+    assert liver_ml == pytest.approx(phantom.volumes_ml()["liver"], rel=0.05)
     for _ in range(2):  # written, then read
         kept = load_cases(site.store, chosen, config, validation_share=0.0, cache=tmp_path)
         for case, other in zip(kept.training, fresh.training, strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from atlas_core.assembly import Assemblies, Prediction, assemble_case, choose
+from atlas_core.assembly import Assemblies, PseudoLabelMap, assemble_case, choose_labels
 from atlas_core.errors import InvalidInput
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import LabelSource, Reading
@@ -33,8 +33,8 @@ def site(tmp_path: Path) -> Iterator[LabelledSite]:
         ensemble = site.add_prediction("a", masks)
         site.add_label("a", "liver", LabelSource.REVISED, cube(0, 4))
         path = site.store.pseudo_label_path("a", Reading.PAPER, ensemble)
-        prediction = Prediction(Reading.PAPER, ensemble, site.store.relative(path))
-        inputs = choose(case, site.catalog.labels("a"), prediction, {}, ABDOMEN_ATLAS)
+        prediction = PseudoLabelMap(Reading.PAPER, ensemble, site.store.relative(path))
+        inputs = choose_labels(case, site.catalog.labels("a"), prediction, {}, ABDOMEN_ATLAS)
         Assemblies(site.catalog).record(assemble_case(site.store, inputs))
         site.add_case("b")
         site.add_label("b", "liver", LabelSource.ORIGINAL, cube(0, 4))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from atlas_core.errors import ConfigurationError
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.phantoms import Grid, make_phantom
+from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_models.config import Architecture, TrainingConfig, read_config
 from atlas_models.networks import build_network
 from atlas_models.training import PatchSampler, Trained, TrainingCase, phantom_case, train
@@ -28,7 +28,7 @@ TINY = tiny_config(patch=(32, 32, 32), steps=3)
 
 @pytest.fixture(scope="module")
 def case() -> TrainingCase:
-    return phantom_case(make_phantom(1, grid=Grid(64, 6.0)), TINY)
+    return phantom_case(make_phantom(1, grid=PhantomGrid(64, 6.0)), TINY)
 
 
 def loss_with(logits: torch.Tensor, target: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_a_configuration_that_cannot_work_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_case_keeps_the_volume_of_its_organs(case: TrainingCase) -> None:
-    phantom = make_phantom(1, grid=Grid(64, 6.0))
+    phantom = make_phantom(1, grid=PhantomGrid(64, 6.0))
     voxel_ml = phantom.geometry.canonical().resampled(TINY.spacing_mm).voxel_ml
     for channel, organ in enumerate(TINY.organs):
         volume = case.target[channel].sum() / 255.0 * voxel_ml
@@ -116,13 +116,13 @@ def test_a_case_keeps_the_volume_of_its_organs(case: TrainingCase) -> None:
 
 def test_a_case_does_not_depend_on_the_files_axis_order(case: TrainingCase) -> None:
     for codes in ("RAS", "IPL"):
-        turned = phantom_case(make_phantom(1, grid=Grid(64, 6.0, codes)), TINY)
+        turned = phantom_case(make_phantom(1, grid=PhantomGrid(64, 6.0, codes)), TINY)
         assert np.array_equal(turned.ct, case.ct)
         assert np.array_equal(turned.target, case.target)
 
 
 def test_a_case_on_its_own_grid_is_taken_as_it_is() -> None:
-    phantom = make_phantom(1, grid=Grid(64, 6.0, "RAS"))
+    phantom = make_phantom(1, grid=PhantomGrid(64, 6.0, "RAS"))
     case = prepare_case(
         phantom.ct, phantom.truth, phantom.geometry, phantom.geometry.spacing_mm,
         ("liver", "aorta"), labelled=("liver",),
