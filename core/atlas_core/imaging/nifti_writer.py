@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,8 @@ import numpy as np
 from isal import igzip_threaded
 from numpy.typing import DTypeLike, NDArray
 
-from atlas_core.errors import (
-    GridMismatch,
-    InvalidInput,
-)
+from atlas_core.atomic_writes import AtomicFile
+from atlas_core.errors import GridMismatch, InvalidInput
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.nifti_header import _header_bytes
 from atlas_core.imaging.slab_reader import CHUNK_BYTES
@@ -58,10 +54,8 @@ class _Sink:
                 got=self.dtype.name,
             )
         header = _header_bytes(geometry, self.dtype, slope)
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._sha256 = hashlib.sha256()
-        self._file = self._partial.open("xb")
+        self._file = AtomicFile(path)
         self._compressor: IO[bytes] | None = None
         self._block = bytearray()
         if path.suffix != ".nii":
@@ -113,15 +107,7 @@ class _Sink:
         if self._compressor is not None:
             self._compress_block()
             self._compressor.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._partial.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self._file.commit()
         return self._sha256.hexdigest()
 
     def discard(self) -> None:
@@ -130,8 +116,7 @@ class _Sink:
             if self._compressor is not None:
                 self._compressor.close()
         finally:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
+            self._file.discard()
 
 
 def write_volume(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from atlas_core.atomic_writes import new_folder, replace_file
 from atlas_core.errors import Conflict, InvalidInput
 from atlas_core.imaging import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
@@ -189,7 +188,7 @@ class _Run:
         text = json.dumps({**self._settings, "cases": list(entries.values())}, indent=1)
         for place in (self.folder, self.truth_folder):
             if place is not None:
-                _replace_text(place / INDEX_NAME, text + "\n")
+                replace_file(place / INDEX_NAME, f"{text}\n".encode(), mode=0o600)
 
 
 def _dataset_of(plan: PlannedCase, labels: Labels) -> tuple[str, tuple[str, ...]]:
@@ -202,12 +201,9 @@ def _dataset_of(plan: PlannedCase, labels: Labels) -> tuple[str, tuple[str, ...]
 
 
 def _write_case(case_folder: Path, phantom: Phantom, organs: Sequence[str]) -> None:
-    """Write a case folder beside its place and rename it in: it is there completely or not."""
-    case_folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=case_folder.parent, prefix=".phantom-") as scratch:
-        fresh = Path(scratch) / case_folder.name
+    """Write a case folder: it is there completely or not at all."""
+    with new_folder(case_folder) as fresh:
         masks = fresh / "segmentations"
-        fresh.mkdir()
         write_volume(fresh / CT_NAME, phantom.ct, phantom.geometry)
         for organ in organs:
             masks.mkdir(exist_ok=True)
@@ -216,16 +212,3 @@ def _write_case(case_folder: Path, phantom: Phantom, organs: Sequence[str]) -> N
         if case_folder.exists():
             # Left by a run that ended before it was listed, or whose truth was removed since.
             shutil.rmtree(case_folder)
-        fresh.rename(case_folder)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)

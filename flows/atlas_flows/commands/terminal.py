@@ -110,34 +110,11 @@ def write_text(path: Path | None, text: str) -> None:
     if path is None:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
         return
-    write_atomically(path, text.encode("utf-8"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """`content` to `path` by temporary file, fsync and rename, so that no reader sees half of it.
-
-    Raises:
-        ConfigurationError: the folder cannot be written to.
-    """
-    import os
-    import tempfile
-
+    from atlas_core.atomic_writes import replace_file
     from atlas_core.errors import ConfigurationError
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                # Temporary files are private; a report is meant to be passed on.
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        replace_file(path, text.encode("utf-8"))
     except OSError as error:
         raise ConfigurationError(
             f"cannot write {path.name}",

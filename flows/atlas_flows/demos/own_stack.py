@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ from types import FrameType
 
 from atlas_core.errors import Conflict
 from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
+from filelock import FileLock, Timeout
 
 
 def own_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -> EmbeddedSettings:
@@ -64,14 +64,18 @@ def enter(settings: EmbeddedSettings) -> None:
 
 @contextlib.contextmanager
 def only_one(home: Path) -> Iterator[None]:
-    """Keeps a second demo out; the kernel lifts the lock if we die."""
-    with (home / "demo.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "another demo is running here", remedy="wait for it, or use another --home"
-            ) from None
+    """Keep a second demo out; the kernel releases the lock if this process dies.
+
+    Raises:
+        Conflict: another demo is running.
+    """
+    try:
+        held = FileLock(home / "demo.lock").acquire(blocking=False)
+    except Timeout:
+        raise Conflict(
+            "another demo is running here", remedy="wait for it, or use another --home"
+        ) from None
+    with held:
         yield
 
 

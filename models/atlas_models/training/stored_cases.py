@@ -10,10 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from atlas_core.assembly import Assemblies, Assembly, preferred
+from atlas_core.atomic_writes import move_folder, scratch_folder, sync, synced_file
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, CorruptFile, InvalidInput, UnknownLabel
 from atlas_core.imaging import LabelVolume, read_label, read_volume
@@ -318,22 +316,11 @@ def _cache_name(chosen: ChosenCase, config: TrainingConfig, scheme: OrganScheme)
 
 def _keep(case: TrainingCase, folder: Path) -> None:
     """Write a prepared case, all or nothing; another process may do the same at the same time."""
-    with _draft(folder.parent) as draft:
+    with scratch_folder(folder.parent, prefix=".", mode=0o777) as draft:
         for name, array in (("ct", case.ct), ("target", case.target), ("weight", case.weight)):
-            with (draft / f"{name}.npy").open("wb") as file:
+            with synced_file(draft / f"{name}.npy") as file:
                 np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-        # The other process's copy is as good, and stands.
-        with contextlib.suppress(FileExistsError, OSError):
-            draft.rename(folder)
-
-
-@contextlib.contextmanager
-def _draft(parent: Path) -> Iterator[Path]:
-    draft = parent / f".{secrets.token_hex(8)}"
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        sync(draft)
+        # The other process's copy is as good, and stays.
+        with contextlib.suppress(FileExistsError):
+            move_folder(draft, folder)
