@@ -25,8 +25,8 @@ GZIP_LEVEL = 2
 
 
 BLOCK_BYTES = 1 << 20
-"""Blocks that are compressed side by side. Their boundaries show in the bytes of the file, so that
-they are fixed: a file written slab by slab equals the one written whole."""
+"""Blocks that are compressed side by side. Their boundaries show in the bytes of the file, so they
+are fixed: a file written slab by slab equals the one written whole."""
 
 
 GZIP_THREADS = 2
@@ -37,10 +37,10 @@ WRITABLE = ("uint8", "int8", "int16", "uint16", "int32", "float32")
 
 
 class _Sink:
-    """A NIfTI file in the making: bytes go to a hidden neighbour, which takes the name at the end.
+    """A NIfTI file being written; it appears under its name when it is committed.
 
-    The header says shape, data type, slope, sform and (for grids without shear) qform, millimetres,
-    and nothing else: free text is where patient data hides. Equal input gives equal bytes.
+    The header states shape, data type, slope, sform and (for grids without shear) qform,
+    millimetres, and nothing else: free text is where patient data hides. Equal input gives equal bytes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A folder of phantoms as a dataset: which cases, which labels of theirs are known, the truth."""
+"""Phantoms as a dataset in a folder: which cases, which of their organs are labelled, the truth."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class _Run:
 
     @property
     def _settings(self) -> dict[str, object]:
-        """What a second call must repeat to go on in the same folder."""
+        """What a second call must repeat to continue in the same folder."""
         return {
             "seed": self.seed,
             "hard_share": self.hard_share,
@@ -138,7 +138,7 @@ class _Run:
         }
 
     def written(self) -> dict[str, dict[str, object]]:
-        """Entries of the cases that are there, complete, by name.
+        """Entries of the cases that are complete, by name.
 
         Raises:
             Conflict: the folder holds phantoms made with other settings.
@@ -164,7 +164,7 @@ class _Run:
         return all(path.exists() for path in paths)
 
     def write(self, plan: PlannedCase) -> dict[str, object]:
-        """Make and write one case; its entry in the list."""
+        """Make and write one case; returns its entry in the list."""
         phantom = make_phantom(plan.seed, plan.kind, grid=self.grid)
         dataset, organs = _dataset_of(plan, self.labels)
         if self.truth_folder is not None:

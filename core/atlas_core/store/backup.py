@@ -1,8 +1,8 @@
 """Backup and restore of the catalog, with a verified list of the case store's files.
 
 The volumes themselves are left to the storage system (a snapshot, or a copy of the folder): they
-are large, never change, and are named by their content. What is made here tells whether such a copy
-is complete and unharmed. See `atlas_core.store.backup_format` for the files.
+are large, never change, and are named by their content. The list made here shows whether such a
+copy is complete and undamaged. See `atlas_core.store.backup_format` for the files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ HASHING_THREADS: Final = 4
 """A disk array gains from a few readers; SHA-256 releases the interpreter lock."""
 
 OnFile = Callable[[StoredFile], None]
-"""Told of each file of the store that was read."""
+"""Called with each file of the store that was read."""
 
 _NAMED_FILES: Final = ("labels", "label_submissions", "assemblies")
 """Tables whose column `path` names a file of the store that stays as long as the row."""
@@ -98,7 +98,7 @@ def write_backup(
 
 
 def verify_backup(source: Path) -> Manifest:
-    """Check that the backup in folder `source` is whole, unharmed, and of this schema version.
+    """Check that the backup in folder `source` is complete, undamaged, and of this schema version.
 
     Raises:
         NotFound: there is none.
@@ -120,7 +120,7 @@ def verify_backup(source: Path) -> Manifest:
 def verify_store(source: Path, store: CaseStore, on_file: OnFile = _silent) -> int:
     """Compare `store` with the list in the backup, file by file and byte by byte.
 
-    Files that the list does not know are no harm: they came after the backup.
+    Files that are not on the list do no harm: they were added after the backup.
 
     Returns:
         How many files were compared.

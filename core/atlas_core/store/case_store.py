@@ -56,7 +56,7 @@ MAX_FOLDER_NAME: Final = 200
 """File systems allow 255 bytes; the rest is left for tools that add a suffix."""
 
 SWEEP_AFTER_HOURS: Final = 24.0
-"""Nobody writes one prediction for a day: what is older was left by a crash, on any machine."""
+"""No prediction takes a day to write: what is older was left by a crash, on any machine."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class CaseStore:
         return self._case_dir(case_id) / "labels" / _organ(organ) / name
 
     def derived_path(self, case_id: str, name: str) -> Path:
-        """Something computed from other files of the case; its name says from which."""
+        """Something computed from other files of the case; its name says which."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,150}", name):
             raise InvalidInput("malformed name of a derived file", case=case_id, got=name)
         return self._case_dir(case_id) / "derived" / name
@@ -188,10 +188,10 @@ class CaseStore:
                 yield Path(folder, name)
 
     def require_usable(self) -> None:
-        """Prove by a small file that the store can be written to; made for the start of a process.
+        """Prove with a small file that the store can be written to; for the start of a process.
 
         Raises:
-            ConfigurationError: it cannot: a read-only or full disk, or missing rights.
+            ConfigurationError: it cannot: a read-only or full disk, or missing permissions.
         """
         try:
             with self.incoming() as folder:
@@ -350,8 +350,8 @@ class CaseStore:
     def sweep(self, older_than_hours: float = SWEEP_AFTER_HOURS) -> int:
         """Remove what crashed writers left behind; safe while others write.
 
-        Removed is what belongs to a process of this machine that no longer lives, and what nobody
-        has written to for `older_than_hours`.
+        Removes what belongs to a process of this machine that has ended, and what was not written
+        to for `older_than_hours`.
 
         Returns:
             How many folders were removed.
@@ -364,7 +364,7 @@ class CaseStore:
             shutil.rmtree(folder, ignore_errors=True)
         return len(stale)
 
-    # How it is done
+    # Internals
 
     def _case_dir(self, case_id: str) -> Path:
         return self.root / "cases" / _checked(_case_ids(), "case id", case_id)

@@ -1,4 +1,4 @@
-"""What commands share: their options, their settings, and how they speak to a terminal."""
+"""What commands share: options, settings, and output to a terminal."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 PIPED_WIDTH = 160
-"""Columns of a table that goes into a file or a log: what reads it wraps by itself."""
+"""Columns of a table that goes into a file or a log: whatever shows it wraps the lines itself."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Options that stand before the command's name."""
+    """Options given before the command's name."""
 
     home: Path | None = None
     debug: bool = False
 
 
 def places(context: typer.Context) -> Places:
-    """Settings of this process: environment variables, and what stands on the command line.
+    """Settings of this process: environment variables, and options of the command line.
 
     Raises:
         ConfigurationError: a setting that cannot work.
@@ -57,8 +57,8 @@ def progress_bar(what: str, *, remaining: bool = True) -> Iterator[Progress]:
     """A bar on stderr, with counts and times.
 
     Args:
-        what: stands before it.
-        remaining: also the time that is left.
+        what: label before the bar.
+        remaining: also show the time that is left.
     """
     from rich.progress import (
         BarColumn,
@@ -102,7 +102,7 @@ def print_table(title: str, rows: Sequence[dict[str, str]], *, numbers: Sequence
 
 
 def write_text(path: Path | None, text: str) -> None:
-    """`text` to `path`, all or nothing, or to stdout without one.
+    """Write `text` to `path`, all or nothing; without a path, to stdout.
 
     Raises:
         ConfigurationError: the folder cannot be written to.

@@ -9,8 +9,8 @@ Triton may read the repository while it changes: a version folder appears by one
 then does a new ``config.pbtxt``, replaced in one step, name it. Removal goes the other way round.
 ``config.pbtxt`` carries the `ModelSpec` of every version it serves as the parameter
 ``atlasloop.spec.<triton version>``, so that a client of Triton learns everything from Triton, and
-in ``atlasloop.in_service`` which of them answers when none is asked for. The others are loaded
-beside it: a new version until it has proved itself, the last one for a quick way back. Versions
+in ``atlasloop.in_service`` which of them answers when no version is asked for. The others are
+loaded beside it: a new version until it has proved itself, the last one for a quick way back. Versions
 that ``config.pbtxt`` does not name lie on disk only.
 
 One graph, two targets: `CpuServing` runs it by OpenVINO in Triton's Python backend, `GpuServing` by
@@ -79,10 +79,10 @@ class TritonRepository:
 
     @classmethod
     def prepared(cls, root: Path) -> Self:
-        """A repository as `configure` left it, for who only changes which versions it serves.
+        """A repository as `configure` left it, for callers that only change what it serves.
 
         Raises:
-            ConfigurationError: it was not configured, or is not there.
+            ConfigurationError: it was not configured, or does not exist.
             CorruptFile: it does not say how it is served.
         """
         try:
@@ -107,7 +107,7 @@ class TritonRepository:
         """Adds the exported model in folder `exported`, and puts it into service if it is newer.
 
         Versions that are served already stay loaded beside it. Installing the same file again
-        changes nothing but ``config.pbtxt``, which is written anew.
+        changes nothing but ``config.pbtxt``, which is written again.
 
         Raises:
             CorruptFile: the graph's SHA-256 is not the one that ``model.json`` states.
@@ -154,10 +154,10 @@ class TritonRepository:
             self._write_config(model_config(specs, self.serving, in_service))
 
     def remove(self, name: str, version: int) -> None:
-        """Takes version t = `version` of model `name` out; with its last version the model goes.
+        """Removes version t = `version` of model `name`; with its last version the model goes.
 
-        If it was in service, the newest that is left is. Triton keeps serving what it has loaded
-        until it is told to load the model again.
+        If it was in service, the newest of the rest takes its place. Triton keeps serving what it
+        has loaded until it is told to load the model again.
 
         Raises:
             NotFound: there is no such version.
@@ -202,7 +202,7 @@ class TritonRepository:
         return tuple(spec for spec in installed if spec.triton_version in versions)
 
     def in_service(self, name: str) -> int | None:
-        """t of the version of model `name` that answers when none is asked for; None: none."""
+        """t of the version of model `name` that answers when no version is asked for, if any."""
         config = self._config(name)
         if config is not None:
             return in_service_of(config)

@@ -168,7 +168,7 @@ def assembled_labels(assembly: Assembly, scheme: OrganScheme) -> list[Label]:
 
 
 def is_validation(case_id: str, share: float) -> bool:
-    """Whether a case is held out: decided by its id alone, so that it stays what it is when other
+    """Whether a case is held out: decided only by its id, so that it stays what it is when other
     cases come or go, and no fine-tuning ever learns from what an earlier version was measured on.
 
     >>> [is_validation(f"case-{n}", 0.5) for n in range(4)]
@@ -188,13 +188,13 @@ def load_cases(
     scheme: OrganScheme = ABDOMEN_ATLAS,
     on_case: Callable[[int, int], None] | None = None,
 ) -> StoredCases:
-    """Read and prepare cases. One that is damaged is left out and named; the others go on.
+    """Read and prepare cases. A damaged one is left out and named; the others are used.
 
     Args:
         validation_share: of the cases, held out by id.
         cache: folder where prepared cases are kept; they are then read from there piece by piece
             (memory-mapped), so that a data set need not fit into memory. None: held in memory.
-        on_case: told how many of how many are ready.
+        on_case: called with the number of cases that are ready, and of all.
 
     Raises:
         InvalidInput: none is left to train on.

@@ -36,7 +36,7 @@ _LOG_N, _BLOCK, _PARALLEL = 15, 8, 1
 
 
 class User(FrozenModel):
-    """Somebody with a password."""
+    """A person with a password."""
 
     name: UserName
     password: str = Field(description="scrypt$log2(N)$r$p$salt$hash, the last two in base64.")
@@ -75,8 +75,7 @@ class Accounts:
         """Make the file with one manager, if there is none.
 
         Returns:
-            The password of `FIRST_USER`, which nobody can find out later; None if the file was
-            there.
+            The password of `FIRST_USER`, which cannot be recovered later; None if the file existed.
         """
         password = secrets.token_urlsafe(12)
         with self._locked():
@@ -87,7 +86,7 @@ class Accounts:
         return password
 
     def add_user(self, name: str, password: str, roles: tuple[Role, ...]) -> None:
-        """Add somebody, or give him another password and other roles."""
+        """Add a user, or give an existing one a new password and new roles."""
         if len(password) < MIN_PASSWORD:
             raise ConfigurationError(
                 "the password is too short", expected=f"at least {MIN_PASSWORD} characters"
@@ -100,7 +99,7 @@ class Accounts:
             self._write(now.model_copy(update={"users": (*others, user)}))
 
     def add_token(self, name: str, roles: tuple[Role, ...]) -> str:
-        """Add a machine, or give it a new token; returns the token, which nobody can find out
+        """Add a machine, or give it a new token; returns the token, which cannot be recovered
         later."""
         secret = secrets.token_urlsafe(32)
         digest = hashlib.sha256(secret.encode()).hexdigest()
@@ -113,7 +112,7 @@ class Accounts:
         return secret
 
     def remove(self, name: str) -> bool:
-        """Remove a user or a machine; False if there was none. Sign-ins go on."""
+        """Remove a user or a machine; False if there was none. Sign-ins stay valid."""
         with self._locked():
             now = self.content()
             users = tuple(user for user in now.users if user.name != name)
@@ -124,13 +123,13 @@ class Accounts:
         return True
 
     def by_password(self, name: str, password: str) -> User | None:
-        """Who this is; None if nobody. Takes as long for a name that does not exist."""
+        """The user of this name and password, or None; just as slow for a name that is unknown."""
         user = next((user for user in self.content().users if user.name == name), None)
         good = verify_password(password, user.password if user else _NOBODY)
         return user if good and user else None
 
     def by_token(self, secret: str) -> Identity | None:
-        """Which machine this is, or None."""
+        """The machine with this token, or None."""
         digest = hashlib.sha256(secret.encode()).hexdigest()
         for token in self.content().tokens:
             if hmac.compare_digest(token.sha256, digest):
@@ -174,7 +173,7 @@ def hash_password(password: str) -> str:
 
 
 def verify_password(password: str, kept: str) -> bool:
-    """Whether `kept` was made of `password`."""
+    """Whether `kept` is a hash of `password`."""
     kind, *numbers, salt, digest = kept.split("$")
     if kind != "scrypt" or numbers != [str(_LOG_N), str(_BLOCK), str(_PARALLEL)]:
         return False

@@ -1,4 +1,4 @@
-"""Contact sheets made before anybody asks: a reader who goes through a whole atlas waits for none.
+"""Contact sheets rendered ahead, so that reading through a whole atlas never waits for one.
 
 One process beside the service, at a low priority, renders one sheet after the other. It is not
 a thread: rendering would hold the interpreter for whole milliseconds while requests wait. Where
@@ -40,14 +40,14 @@ def beside(settings: ReviewSettings) -> Iterator[None]:
     if not settings.sheet_interval_s:
         yield
         return
-    # It reads its input, which ends when nobody holds the other end: also after a kill -9.
+    # It reads its input, which ends when this process does, even by a kill -9.
     command = [sys.executable, "-m", "atlas_review.volumes.contact_sheet_worker"]
     with subprocess.Popen(command, stdin=subprocess.PIPE):
         yield
 
 
 class SheetsAhead:
-    """Makes the sheets of cases that have changed since the last look."""
+    """Renders the sheets of cases that have changed since the last look."""
 
     def __init__(self, catalog: Catalog, store: CaseStore, settings: ReviewSettings) -> None:
         self._catalog = catalog
@@ -56,7 +56,7 @@ class SheetsAhead:
         self._seen: dict[str, str] = {}
 
     def look(self) -> int:
-        """One turn; returns for how many cases a sheet was made or found."""
+        """One round; returns for how many cases a sheet was rendered or found."""
         stamps = self._cases.stamps()
         changed = [case_id for case_id, stamp in stamps.items() if self._seen.get(case_id) != stamp]
         done = 0

@@ -12,7 +12,7 @@ import pytest
 from atlas_core.errors import Conflict
 from atlas_embedded import stack
 from atlas_embedded.settings import EmbeddedSettings
-from atlas_flows.demos import only_one
+from atlas_flows.demos import exclusive_demo
 from atlas_flows.models import promotion
 from atlas_flows.runs import exclusive_run
 from atlas_models.serving import CpuServing, TritonRepository
@@ -67,10 +67,10 @@ def test_a_second_demo_is_refused(tmp_path: Path) -> None:
     with (
         held_elsewhere(tmp_path / "demo.lock"),
         pytest.raises(Conflict, match="another demo is running here"),
-        only_one(tmp_path),
+        exclusive_demo(tmp_path),
     ):
         pass
-    with only_one(tmp_path):
+    with exclusive_demo(tmp_path):
         pass
 
 
