@@ -40,7 +40,8 @@ class _Sink:
     """A NIfTI file being written; it appears under its name when it is committed.
 
     The header states shape, data type, slope, sform and (for grids without shear) qform,
-    millimetres, and nothing else: free text is where patient data hides. Equal input gives equal bytes.
+    millimetres, and nothing else: free text is where patient data hides. Equal input gives equal
+    bytes.
     """
 
     def __init__(

@@ -10,8 +10,8 @@ then does a new ``config.pbtxt``, replaced in one step, name it. Removal goes th
 ``config.pbtxt`` carries the `ModelSpec` of every version it serves as the parameter
 ``atlasloop.spec.<triton version>``, so that a client of Triton learns everything from Triton, and
 in ``atlasloop.in_service`` which of them answers when no version is asked for. The others are
-loaded beside it: a new version until it has proved itself, the last one for a quick way back. Versions
-that ``config.pbtxt`` does not name lie on disk only.
+loaded beside it: a new version until it has proved itself, the last one for a quick way back.
+Versions that ``config.pbtxt`` does not name lie on disk only.
 
 One graph, two targets: `CpuServing` runs it by OpenVINO in Triton's Python backend, `GpuServing` by
 ONNX Runtime with TensorRT. Names, shapes and bytes on the wire are the same. Which of them and how
