@@ -435,7 +435,7 @@ def test_who_makes_sheets_ahead_ends_with_the_service(tmp_path: Path) -> None:
     place = make_place(tmp_path / "place", cases=1, columns=32)
     with running_review(place, sheet_interval_s=0.1) as running:
         service = psutil.Process(running.process.pid)
-        (ahead,) = [one for one in service.children() if "sheets_ahead" in str(one.cmdline())]
+        (ahead,) = [one for one in service.children() if "contact_sheet_worker" in str(one.cmdline())]
         running.process.send_signal(signal.SIGKILL)
         running.process.wait()
         ahead.wait()
