@@ -19,7 +19,7 @@ from rich.console import Console
 
 from atlas_flows.cli import app
 from atlas_flows.commands.terminal import print_table, show_error
-from atlas_flows.demos import enter, only_one, own_settings, stopped_by_sigterm, undisturbed
+from atlas_flows.demos import enter, exclusive_demo, own_settings, stopped_by_sigterm, undisturbed
 from atlas_flows.demos.demo import forget
 from atlas_flows.settings import Places
 
@@ -96,7 +96,7 @@ def run_model_demo(places: Places, **sizes: int) -> None:
     home = places.embedded.home / "models-demo"
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    with only_one(home), stopped_by_sigterm():
+    with exclusive_demo(home), stopped_by_sigterm():
         # What a demo that was killed has left; its ports become free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
         forget(home)

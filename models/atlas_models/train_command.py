@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from atlas_core.atomic_writes import replace_file
+from atlas_core.atomic_writes import discard_folder, move_folder, replace_file, scratch_folder
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, ConfigurationError, InvalidInput
 from atlas_core.frozen_model import FrozenModel
@@ -210,17 +209,15 @@ def _exported(
     request: TrainRequest, config: TrainingConfig, cases: StoredCases, trained: Trained
 ) -> TrainOutcome:
     folder = request.output or request.run_folder / MODEL_FOLDER
-    folder.parent.mkdir(parents=True, exist_ok=True)
     metrics, provenance = _metrics(trained), _provenance(request, config, cases, trained)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".model-") as draft:
-        fresh = Path(draft) / "fresh"
+    with scratch_folder(folder.parent, prefix=".model-") as scratch:
+        fresh = scratch / "fresh"
         spec = export_model(trained.network, config, fresh, version=request.version)
         window = PatchSampler(cases.training, config.patch, config.seed).draw(0, 1).hu[0, 0]
         measure_parity(trained.network, config, fresh, [window])
         replace_file(fresh / PROVENANCE_FILE, _as_json(spec, metrics, provenance, cases))
-        if folder.exists():  # what an earlier export of this run left
-            folder.rename(Path(draft) / "former")
-        fresh.rename(folder)
+        discard_folder(folder, scratch)  # what an earlier export of this run left
+        move_folder(fresh, folder)
     return TrainOutcome(folder, spec, metrics, provenance, cases.refused)
 
 

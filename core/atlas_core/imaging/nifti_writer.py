@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,8 @@ import numpy as np
 from isal import igzip_threaded
 from numpy.typing import DTypeLike, NDArray
 
-from atlas_core.errors import (
-    GridMismatch,
-    InvalidInput,
-)
+from atlas_core.atomic_writes import AtomicFile
+from atlas_core.errors import GridMismatch, InvalidInput
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.nifti_header import header_bytes
 from atlas_core.imaging.slab_reader import CHUNK_BYTES
@@ -29,8 +25,8 @@ GZIP_LEVEL = 2
 
 
 BLOCK_BYTES = 1 << 20
-"""Blocks that are compressed side by side. Their boundaries show in the bytes of the file, so that
-they are fixed: a file written slab by slab equals the one written whole."""
+"""Blocks that are compressed side by side. Their boundaries show in the bytes of the file, so they
+are fixed: a file written slab by slab equals the one written whole."""
 
 
 GZIP_THREADS = 2
@@ -41,10 +37,11 @@ WRITABLE = ("uint8", "int8", "int16", "uint16", "int32", "float32")
 
 
 class _Sink:
-    """A NIfTI file in the making: bytes go to a hidden neighbour, which takes the name at the end.
+    """A NIfTI file being written; it appears under its name when it is committed.
 
-    The header says shape, data type, slope, sform and (for grids without shear) qform, millimetres,
-    and nothing else: free text is where patient data hides. Equal input gives equal bytes.
+    The header states shape, data type, slope, sform and (for grids without shear) qform,
+    millimetres, and nothing else: free text is where patient data hides. Equal input gives equal
+    bytes.
     """
 
     def __init__(
@@ -58,10 +55,8 @@ class _Sink:
                 got=self.dtype.name,
             )
         header = header_bytes(geometry, self.dtype, slope)
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._sha256 = hashlib.sha256()
-        self._file = self._partial.open("xb")
+        self._file = AtomicFile(path)
         self._compressor: IO[bytes] | None = None
         self._block = bytearray()
         if path.suffix != ".nii":
@@ -113,15 +108,7 @@ class _Sink:
         if self._compressor is not None:
             self._compress_block()
             self._compressor.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._partial.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self._file.commit()
         return self._sha256.hexdigest()
 
     def discard(self) -> None:
@@ -130,8 +117,7 @@ class _Sink:
             if self._compressor is not None:
                 self._compressor.close()
         finally:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
+            self._file.discard()
 
 
 def write_volume(

@@ -1,11 +1,9 @@
-"""A folder of phantoms as a dataset: which cases, which labels of theirs are known, the truth."""
+"""Phantoms as a dataset in a folder: which cases, which of their organs are labelled, the truth."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from atlas_core.atomic_writes import new_folder, replace_file
 from atlas_core.errors import Conflict, InvalidInput
 from atlas_core.imaging import write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
@@ -128,7 +127,7 @@ class _Run:
 
     @property
     def _settings(self) -> dict[str, object]:
-        """What a second call must repeat to go on in the same folder."""
+        """What a second call must repeat to continue in the same folder."""
         return {
             "seed": self.seed,
             "hard_share": self.hard_share,
@@ -139,7 +138,7 @@ class _Run:
         }
 
     def written(self) -> dict[str, dict[str, object]]:
-        """Entries of the cases that are there, complete, by name.
+        """Entries of the cases that are complete, by name.
 
         Raises:
             Conflict: the folder holds phantoms made with other settings.
@@ -165,7 +164,7 @@ class _Run:
         return all(path.exists() for path in paths)
 
     def write(self, plan: PlannedCase) -> dict[str, object]:
-        """Make and write one case; its entry in the list."""
+        """Make and write one case; returns its entry in the list."""
         phantom = make_phantom(plan.seed, plan.kind, grid=self.grid)
         dataset, organs = _dataset_of(plan, self.labels)
         if self.truth_folder is not None:
@@ -189,7 +188,7 @@ class _Run:
         text = json.dumps({**self._settings, "cases": list(entries.values())}, indent=1)
         for place in (self.folder, self.truth_folder):
             if place is not None:
-                _replace_text(place / INDEX_NAME, text + "\n")
+                replace_file(place / INDEX_NAME, f"{text}\n".encode(), mode=0o600)
 
 
 def _dataset_of(plan: PlannedCase, labels: Labels) -> tuple[str, tuple[str, ...]]:
@@ -202,12 +201,9 @@ def _dataset_of(plan: PlannedCase, labels: Labels) -> tuple[str, tuple[str, ...]
 
 
 def _write_case(case_folder: Path, phantom: Phantom, organs: Sequence[str]) -> None:
-    """Write a case folder beside its place and rename it in: it is there completely or not."""
-    case_folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=case_folder.parent, prefix=".phantom-") as scratch:
-        fresh = Path(scratch) / case_folder.name
+    """Write a case folder: it is there completely or not at all."""
+    with new_folder(case_folder) as fresh:
         masks = fresh / "segmentations"
-        fresh.mkdir()
         write_volume(fresh / CT_NAME, phantom.ct, phantom.geometry)
         for organ in organs:
             masks.mkdir(exist_ok=True)
@@ -216,16 +212,3 @@ def _write_case(case_folder: Path, phantom: Phantom, organs: Sequence[str]) -> N
         if case_folder.exists():
             # Left by a run that ended before it was listed, or whose truth was removed since.
             shutil.rmtree(case_folder)
-        fresh.rename(case_folder)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)

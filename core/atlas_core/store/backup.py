@@ -1,15 +1,14 @@
 """Backup and restore of the catalog, with a verified list of the case store's files.
 
 The volumes themselves are left to the storage system (a snapshot, or a copy of the folder): they
-are large, never change, and are named by their content. What is made here tells whether such a copy
-is complete and unharmed. See `atlas_core.store.backup_format` for the files.
+are large, never change, and are named by their content. The list made here shows whether such a
+copy is complete and undamaged. See `atlas_core.store.backup_format` for the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from atlas_core.atomic_writes import appearing, write_synced
+from atlas_core.atomic_writes import new_folder, synced_file, write_synced
 from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
 from atlas_core.errors import ConfigurationError, Conflict, CorruptFile, NotFound
@@ -47,7 +46,7 @@ HASHING_THREADS: Final = 4
 """A disk array gains from a few readers; SHA-256 releases the interpreter lock."""
 
 OnFile = Callable[[StoredFile], None]
-"""Told of each file of the store that was read."""
+"""Called with each file of the store that was read."""
 
 _NAMED_FILES: Final = ("labels", "label_submissions", "assemblies")
 """Tables whose column `path` names a file of the store that stays as long as the row."""
@@ -79,7 +78,7 @@ def write_backup(
             "there is something of this name already", got=target, remedy="name a new folder"
         )
     # Ids, names of annotators: for its owner only.
-    with _writing_errors(target), appearing(target, mode=0o700) as folder:
+    with _writing_errors(target), new_folder(target, mode=0o700) as folder:
         (folder / CATALOG_FOLDER).mkdir()
         named: set[str] = set()
         with catalog.transaction(write=False) as connection:
@@ -99,7 +98,7 @@ def write_backup(
 
 
 def verify_backup(source: Path) -> Manifest:
-    """Check that the backup in folder `source` is whole, unharmed, and of this schema version.
+    """Check that the backup in folder `source` is complete, undamaged, and of this schema version.
 
     Raises:
         NotFound: there is none.
@@ -121,7 +120,7 @@ def verify_backup(source: Path) -> Manifest:
 def verify_store(source: Path, store: CaseStore, on_file: OnFile = _silent) -> int:
     """Compare `store` with the list in the backup, file by file and byte by byte.
 
-    Files that the list does not know are no harm: they came after the backup.
+    Files that are not on the list do no harm: they were added after the backup.
 
     Returns:
         How many files were compared.
@@ -182,7 +181,7 @@ def _dump_table(
     connection: Connection, table: sa.Table, folder: Path, named: set[str]
 ) -> TableDump:
     digest, checksum = RowsDigest(), hashlib.sha256()
-    with _table_file(folder, table.name).open("wb") as file:
+    with synced_file(_table_file(folder, table.name)) as file:
         for row in _rows(connection, table):
             line = row_as_line(row)
             digest.add(line)
@@ -190,15 +189,13 @@ def _dump_table(
             file.write(line)
             if table.name in _NAMED_FILES:
                 named.add(row["path"])
-        file.flush()
-        os.fsync(file.fileno())
     return TableDump(rows=digest.rows, sha256=checksum.hexdigest(), content=digest.hexdigest())
 
 
 def _dump_store(store: CaseStore, folder: Path, named: set[str], on_file: OnFile) -> StoreDump:
     checksum, files, size = hashlib.sha256(), 0, 0
     missing = set(named)
-    with (folder / STORE_FILE).open("wb") as file, ThreadPoolExecutor(HASHING_THREADS) as pool:
+    with synced_file(folder / STORE_FILE) as file, ThreadPoolExecutor(HASHING_THREADS) as pool:
         for found in pool.map(lambda path: _look(store, path), store.files()):
             if found is None:
                 continue  # deleted in between; if a row names it, that is noticed below
@@ -208,8 +205,6 @@ def _dump_store(store: CaseStore, folder: Path, named: set[str], on_file: OnFile
             files, size = files + 1, size + found.size
             missing.discard(found.path)
             on_file(found)
-        file.flush()
-        os.fsync(file.fileno())
     if missing:
         raise NotFound(
             f"the case store lacks {len(missing)} files that the catalog names",

@@ -43,7 +43,7 @@ class TableDump(FrozenModel):
     rows: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the file's bytes.")
     content: str = Field(
-        pattern="^[0-9a-f]{64}$", description="`rows_digest`: of the rows, in any order."
+        pattern="^[0-9a-f]{64}$", description="`RowsDigest` of the rows, in any order."
     )
 
 
@@ -60,7 +60,7 @@ class Manifest(FrozenModel):
 
     format: Literal[1] = 1
     made_at: datetime
-    version: str = Field(description="Of Atlas Loop that made it.")
+    version: str = Field(description="Of the Atlas Loop that made it.")
     revision: str = Field(description="Of the catalog's schema.")
     tables: dict[str, TableDump]
     store: StoreDump | None = Field(description="None: the case store was left out.")
@@ -70,7 +70,7 @@ def read_manifest(text: str) -> Manifest:
     """The manifest in `text`.
 
     Raises:
-        CorruptFile: it is none, or one of another format.
+        CorruptFile: it is not a manifest, or has another format.
     """
     try:
         return Manifest.model_validate_json(text)
@@ -83,11 +83,11 @@ def read_manifest(text: str) -> Manifest:
 
 
 def require_same_schema(manifest: Manifest, revision: str, tables: Iterable[str]) -> None:
-    """Refuse a backup of another schema: rows are not guessed into shape.
+    """Refuse a backup of another schema: rows are never converted.
 
     Raises:
         ConfigurationError: made by another schema version.
-        CorruptFile: a table is missing, or one too many.
+        CorruptFile: a table is missing, or there is one too many.
     """
     if manifest.revision != revision:
         raise ConfigurationError(
@@ -106,7 +106,7 @@ def require_same_schema(manifest: Manifest, revision: str, tables: Iterable[str]
 
 
 def row_as_line(row: Mapping[str, Any]) -> bytes:
-    """One row as one line of JSON, the same for the same values whatever database they are from."""
+    """One row as one line of JSON, the same for equal values, whatever database they come from."""
     values = {
         name: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
         for name, value in row.items()
@@ -126,8 +126,10 @@ class RowsDigest:
         self._sum = 0
 
     def add(self, line: bytes) -> None:
+        """Include one row, in the form of `row_as_line`."""
         self.rows += 1
         self._sum = (self._sum + int.from_bytes(hashlib.sha256(line).digest())) % _DIGEST_SIZE
 
     def hexdigest(self) -> str:
+        """The checksum of the rows so far, 64 hex digits."""
         return f"{self._sum:064x}"

@@ -21,7 +21,7 @@ volume, may write at once.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import filecmp
 import hashlib
 import os
@@ -29,7 +29,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,16 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from atlas_core.atomic_writes import draft_name, is_stale, sync, sync_tree
+from atlas_core.atomic_writes import (
+    discard_folder,
+    is_stale,
+    move_file,
+    move_folder,
+    scratch_folder,
+    sync,
+    sync_tree,
+    write_synced,
+)
 from atlas_core.errors import ConfigurationError, InvalidInput, NotFound
 from atlas_core.imaging import Volume, write_volume
 from atlas_core.organs import OrganName
@@ -47,7 +56,7 @@ MAX_FOLDER_NAME: Final = 200
 """File systems allow 255 bytes; the rest is left for tools that add a suffix."""
 
 SWEEP_AFTER_HOURS: Final = 24.0
-"""Nobody writes one prediction for a day: what is older was left by a crash, on any machine."""
+"""No prediction takes a day to write: what is older was left by a crash, on any machine."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class CaseStore:
         return self._case_dir(case_id) / "labels" / _organ(organ) / name
 
     def derived_path(self, case_id: str, name: str) -> Path:
-        """Something computed from other files of the case; its name says from which."""
+        """Something computed from other files of the case; its name says which."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,150}", name):
             raise InvalidInput("malformed name of a derived file", case=case_id, got=name)
         return self._case_dir(case_id) / "derived" / name
@@ -179,16 +188,14 @@ class CaseStore:
                 yield Path(folder, name)
 
     def require_usable(self) -> None:
-        """Prove by a small file that the store can be written to; made for the start of a process.
+        """Prove with a small file that the store can be written to; for the start of a process.
 
         Raises:
-            ConfigurationError: it cannot: a read-only or full disk, or missing rights.
+            ConfigurationError: it cannot: a read-only or full disk, or missing permissions.
         """
         try:
-            with self._incoming() as folder, (folder / "probe").open("wb") as file:
-                file.write(b"\0" * 4096)
-                file.flush()
-                os.fsync(file.fileno())
+            with self.incoming() as folder:
+                write_synced(folder / "probe", b"\0" * 4096)
         except OSError as error:
             raise ConfigurationError(
                 f"the case store {self.root} cannot be written to",
@@ -209,9 +216,9 @@ class CaseStore:
             SHA-256 of the file's bytes, hex.
         """
         target = self.ct_path(case_id)
-        with self._incoming() as folder:
+        with self.incoming() as folder:
             sha256 = write_volume(folder / target.name, ct.voxels, ct.geometry)
-            _move_in(folder / target.name, target)
+            move_file(folder / target.name, target)
         return sha256
 
     def write_label(
@@ -221,49 +228,49 @@ class CaseStore:
 
         Writing the same mask again gives the same file.
         """
-        with self._incoming() as folder:
+        with self.incoming() as folder:
             draft = folder / "label.nii.gz"
             sha256 = write_volume(draft, mask.voxels, mask.geometry)
             target = self.label_path(case_id, organ, source, sha256)
-            _move_in(draft, target)
+            move_file(draft, target)
         return StoredLabel(self.relative(target), sha256)
 
     def write_submission(self, case_id: str, organ: str, mask: Volume) -> StoredLabel:
         """Store a binary mask that somebody handed in, in a file of its own, also where an equal
         one is stored; whether it is a new version is for `LabelVersions.submit` to say."""
-        with self._incoming() as folder:
+        with self.incoming() as folder:
             draft = folder / "label.nii.gz"
             sha256 = write_volume(draft, mask.voxels, mask.geometry)
             plain = self.label_path(case_id, organ, LabelSource.REVISED, sha256)
             name = f"{plain.name.removesuffix('.nii.gz')}-{secrets.token_hex(4)}.nii.gz"
             target = plain.with_name(name)
-            _move_in(draft, target)
+            move_file(draft, target)
         return StoredLabel(self.relative(target), sha256)
 
     def write_draft(self, case_id: str, label_map: Volume) -> StoredLabel:
         """Store somebody's unfinished label map in a file of its own."""
-        with self._incoming() as folder:
+        with self.incoming() as folder:
             draft = folder / "draft.nii.gz"
             sha256 = write_volume(draft, label_map.voxels, label_map.geometry)
             target = self._case_dir(case_id) / "drafts" / f"{secrets.token_hex(8)}.nii.gz"
-            _move_in(draft, target)
+            move_file(draft, target)
         return StoredLabel(self.relative(target), sha256)
 
     def write_derived(self, case_id: str, name: str, write: Callable[[Path], object]) -> Path:
         """Make a derived file by calling `write` with the path to write to."""
         target = self.derived_path(case_id, name)
-        with self._incoming() as folder:
+        with self.incoming() as folder:
             draft = folder / target.name
             write(draft)
             sync(draft)
-            _move_in(draft, target)
+            move_file(draft, target)
         return target
 
-    @contextmanager
-    def incoming(self) -> Iterator[Path]:
-        """A folder for what is not checked yet, removed at the end."""
-        with self._incoming() as folder:
-            yield folder
+    def incoming(self) -> AbstractContextManager[Path]:
+        """A new folder on the store's file system, removed with its content at the end: for what is
+        being written, or not checked yet."""
+        # Other users of a shared volume, whom the umask may let in, sweep it.
+        return scratch_folder(self.root / _INCOMING, mode=0o777)
 
     @contextmanager
     def new_prediction(
@@ -278,14 +285,16 @@ class CaseStore:
             NotFound: the block ended without writing ``result.json``.
         """
         target = self.prediction_dir(case_id, reading, ensemble)
-        with self._incoming() as folder:
+        with self.incoming() as folder:
             draft = PredictionDraft(folder / "prediction")
             (draft.folder / _ATTENTION).mkdir(parents=True)
             yield draft
             if not draft.result_path.is_file():
                 raise NotFound("the prediction has no result.json", case=case_id)
             sync_tree(draft.folder)
-            draft.published = _move_folder_in(draft.folder, target)
+            with contextlib.suppress(FileExistsError):
+                move_folder(draft.folder, target)
+                draft.published = True
 
     def write_assembly(
         self, case_id: str, inputs_sha256: str, label_map: Volume, provenance: Callable[[str], str]
@@ -299,15 +308,19 @@ class CaseStore:
                 ``provenance.json``.
         """
         target = self.assembly_dir(case_id, inputs_sha256)
-        with self._incoming() as incoming:
+        with self.incoming() as incoming:
             draft = incoming / target.name
             draft.mkdir()
             sha256 = write_volume(draft / COMBINED_LABELS, label_map.voxels, label_map.geometry)
             (draft / PROVENANCE).write_text(provenance(sha256), encoding="utf-8")
             sync_tree(draft)
-            if not _move_folder_in(draft, target) and not _same_files(draft, target):
-                target.rename(incoming / "damaged")
-                _move_folder_in(draft, target)
+            try:
+                move_folder(draft, target)
+            except FileExistsError:
+                if not _same_files(draft, target):
+                    discard_folder(target, incoming)
+                    with contextlib.suppress(FileExistsError):  # another writer mended it as well
+                        move_folder(draft, target)
         return StoredLabel(self.relative(target / COMBINED_LABELS), sha256)
 
     def write_assembled_mask(
@@ -315,9 +328,9 @@ class CaseStore:
     ) -> Path:
         """Store the mask of one organ beside the label map that it was taken from."""
         target = self.assembled_mask_path(case_id, inputs_sha256, organ)
-        with self._incoming() as folder:
+        with self.incoming() as folder:
             write_volume(folder / target.name, mask.voxels, mask.geometry)
-            _move_in(folder / target.name, target)
+            move_file(folder / target.name, target)
         return target
 
     # Deleting
@@ -337,8 +350,8 @@ class CaseStore:
     def sweep(self, older_than_hours: float = SWEEP_AFTER_HOURS) -> int:
         """Remove what crashed writers left behind; safe while others write.
 
-        Removed is what belongs to a process of this machine that no longer lives, and what nobody
-        has written to for `older_than_hours`.
+        Removes what belongs to a process of this machine that has ended, and what was not written
+        to for `older_than_hours`.
 
         Returns:
             How many folders were removed.
@@ -351,29 +364,14 @@ class CaseStore:
             shutil.rmtree(folder, ignore_errors=True)
         return len(stale)
 
-    # How it is done
+    # Internals
 
     def _case_dir(self, case_id: str) -> Path:
         return self.root / "cases" / _checked(_case_ids(), "case id", case_id)
 
-    @contextmanager
-    def _incoming(self) -> Iterator[Path]:
-        """A folder of our own on the same file system, removed at the end."""
-        folder = self.root / _INCOMING / draft_name()
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
     def _delete(self, folder: Path) -> bool:
-        with self._incoming() as incoming:
-            try:
-                folder.rename(incoming / "deleted")
-            except FileNotFoundError:
-                return False
-        _sync_folder(folder.parent)
-        return True
+        with self.incoming() as incoming:
+            return discard_folder(folder, incoming)
 
 
 _INCOMING: Final = ".incoming"
@@ -423,27 +421,6 @@ def _ensemble_folder(ensemble: str) -> str:
     return f"ensemble-{hashlib.sha256(ensemble.encode()).hexdigest()}"
 
 
-def _move_in(file: Path, target: Path) -> None:
-    """Rename a file that is on disk already into place, and make the renaming last."""
-    _make_folders(target.parent)
-    file.replace(target)
-    _sync_folder(target.parent)
-
-
-def _move_folder_in(folder: Path, target: Path) -> bool:
-    """Rename a folder into place; False (and nothing done) if a folder is there already."""
-    _make_folders(target.parent)
-    try:
-        folder.rename(target)
-    except OSError as error:
-        # What POSIX says of a target that is not empty.
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    _sync_folder(target.parent)
-    return True
-
-
 def _same_files(folder: Path, other: Path) -> bool:
     """Whether every file of `folder` lies in `other` with the same bytes."""
     names = [path.name for path in folder.iterdir()]
@@ -451,16 +428,3 @@ def _same_files(folder: Path, other: Path) -> bool:
         (other / name).is_file() and filecmp.cmp(folder / name, other / name, shallow=False)
         for name in names
     )
-
-
-def _make_folders(folder: Path) -> None:
-    """`folder` and its missing parents, each made to last."""
-    missing = [f for f in (folder, *folder.parents) if not f.is_dir()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in missing:
-        _sync_folder(made.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put a folder's entries on disk; without that, a power cut can undo a renaming."""
-    sync(folder)

@@ -12,13 +12,13 @@ import contextlib
 import json
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from atlas_core.atomic_writes import replace_file
 
 STACK_VARIABLE = "ATLASLOOP_STACK_ID"
 COMPONENT_VARIABLE = "ATLASLOOP_STACK_COMPONENT"
@@ -97,10 +97,7 @@ def start(
 
 def save(record: ProcessRecord, path: Path) -> None:
     """Writes `record` to `path`, all or nothing."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(record), file)
-    Path(name).replace(path)
+    replace_file(path, json.dumps(asdict(record)).encode(), mode=0o600)
 
 
 def load(path: Path) -> ProcessRecord | None:

@@ -7,7 +7,6 @@ works on it, may be killed at any moment, and the next `up` or `down` puts thing
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Literal
 import psutil
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound, Unavailable
 from atlas_core.frozen_model import FrozenModel
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 from atlas_embedded import processes
@@ -346,25 +346,22 @@ def _log(settings: EmbeddedSettings, name: ComponentName) -> Path:
 
 @contextlib.contextmanager
 def _locked(settings: EmbeddedSettings) -> Iterator[None]:
-    """Keeps other calls of `up` and `down` on this stack waiting; the kernel lifts it if we die."""
-    settings.run.mkdir(parents=True, exist_ok=True)
-    # As long as the other call may need to bring up one part after the other.
-    deadline = time.monotonic() + settings.start_timeout_s * len(settings.components)
-    with (settings.run / "lock").open("a+", encoding="ascii") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise Conflict(
-                        "another `up` or `down` of this stack does not end",
-                        got=f"process {file.read().strip() or 'unknown'}",
-                        remedy="wait for it, or end it",
-                    ) from None
-                time.sleep(_POLL_S)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    """Makes other calls of `up` and `down` on this stack wait; the kernel releases the lock if this
+    process dies.
+
+    Raises:
+        Conflict: the other call takes longer than bringing up one part after the other may take.
+    """
+    lock = settings.run / "lock"
+    patience_s = settings.start_timeout_s * len(settings.components)
+    try:
+        held = FileLock(lock, patience_s, poll_interval=_POLL_S).acquire()
+    except Timeout:
+        raise Conflict(
+            "another `up` or `down` of this stack does not end",
+            got=f"process {lock.read_text(encoding='ascii').strip() or 'unknown'}",
+            remedy="wait for it, or end it",
+        ) from None
+    with held:
+        lock.write_text(str(os.getpid()), encoding="ascii")
         yield

@@ -1,4 +1,4 @@
-"""What commands share: their options, their settings, and how they speak to a terminal."""
+"""What commands share: options, settings, and output to a terminal."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 PIPED_WIDTH = 160
-"""Columns of a table that goes into a file or a log: what reads it wraps by itself."""
+"""Columns of a table that goes into a file or a log: whatever shows it wraps the lines itself."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Options that stand before the command's name."""
+    """Options given before the command's name."""
 
     home: Path | None = None
     debug: bool = False
 
 
 def places(context: typer.Context) -> Places:
-    """Settings of this process: environment variables, and what stands on the command line.
+    """Settings of this process: environment variables, and options of the command line.
 
     Raises:
         ConfigurationError: a setting that cannot work.
@@ -57,8 +57,8 @@ def progress_bar(what: str, *, remaining: bool = True) -> Iterator[Progress]:
     """A bar on stderr, with counts and times.
 
     Args:
-        what: stands before it.
-        remaining: also the time that is left.
+        what: label before the bar.
+        remaining: also show the time that is left.
     """
     from rich.progress import (
         BarColumn,
@@ -102,7 +102,7 @@ def print_table(title: str, rows: Sequence[dict[str, str]], *, numbers: Sequence
 
 
 def write_text(path: Path | None, text: str) -> None:
-    """`text` to `path`, all or nothing, or to stdout without one.
+    """Write `text` to `path`, all or nothing; without a path, to stdout.
 
     Raises:
         ConfigurationError: the folder cannot be written to.
@@ -110,34 +110,11 @@ def write_text(path: Path | None, text: str) -> None:
     if path is None:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
         return
-    write_atomically(path, text.encode("utf-8"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """`content` to `path` by temporary file, fsync and rename, so that no reader sees half of it.
-
-    Raises:
-        ConfigurationError: the folder cannot be written to.
-    """
-    import os
-    import tempfile
-
+    from atlas_core.atomic_writes import replace_file
     from atlas_core.errors import ConfigurationError
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                # Temporary files are private; a report is meant to be passed on.
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        replace_file(path, text.encode("utf-8"))
     except OSError as error:
         raise ConfigurationError(
             f"cannot write {path.name}",

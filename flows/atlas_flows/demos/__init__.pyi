@@ -1,8 +1,8 @@
-from .own_stack import enter, only_one, own_settings, stopped_by_sigterm, undisturbed
+from .own_stack import enter, exclusive_demo, own_settings, stopped_by_sigterm, undisturbed
 
 __all__ = [
     "enter",
-    "only_one",
+    "exclusive_demo",
     "own_settings",
     "stopped_by_sigterm",
     "undisturbed",

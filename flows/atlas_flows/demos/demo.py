@@ -26,7 +26,7 @@ from atlas_flows.commands.scoring import run_score, show_summary
 from atlas_flows.commands.terminal import print_table, write_text
 from atlas_flows.demos.own_stack import (
     enter,
-    only_one,
+    exclusive_demo,
     own_settings,
     stopped_by_sigterm,
     undisturbed,
@@ -115,7 +115,7 @@ def run_demo(places: Places, request: DemoRequest) -> Path:
     home = places.embedded.home / "demo"
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    with only_one(home), stopped_by_sigterm():
+    with exclusive_demo(home), stopped_by_sigterm():
         # What a demo that was killed has left; its ports become free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
         forget(home)

@@ -30,7 +30,7 @@ from atlas_flows.commands.scoring import run_score
 from atlas_flows.commands.terminal import print_table, write_text
 from atlas_flows.demos.own_stack import (
     enter,
-    only_one,
+    exclusive_demo,
     own_settings,
     stopped_by_sigterm,
     undisturbed,
@@ -143,7 +143,7 @@ def run_loop_demo(
     """
     home = (places.embedded.home / ("loop-demo-quick" if quick else "loop-demo")).absolute()
     home.mkdir(parents=True, exist_ok=True)
-    with only_one(home), stopped_by_sigterm():
+    with exclusive_demo(home), stopped_by_sigterm():
         stack.down(EmbeddedSettings(home=home))  # what a demo that was killed has left
         settings = own_settings(home, PARTS, models_dir=home / "M0")
         enter(settings)

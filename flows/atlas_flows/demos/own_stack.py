@@ -1,9 +1,8 @@
-"""A stack of a demonstration's own: data and ports that nobody else uses."""
+"""The stack of a demonstration: its own data, and ports that nothing else uses."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ from types import FrameType
 
 from atlas_core.errors import Conflict
 from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
+from filelock import FileLock, Timeout
 
 
 def own_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -> EmbeddedSettings:
@@ -35,7 +35,7 @@ def own_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -
 
 
 def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
-    """`wanted` if it is free, else one that the system gives; held so that none is given twice."""
+    """`wanted` if it is free, else one that the system picks; held so that none is picked twice."""
     for port in (wanted, 0):
         listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,7 +48,7 @@ def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
 
 
 def enter(settings: EmbeddedSettings) -> None:
-    """This process works with the demo's stack, whatever addresses its environment names."""
+    """Make this process work with the demo's stack, whatever addresses its environment names."""
     os.environ.update(settings.environment())
     for elsewhere in ("TRITON_ADDRESS", "TRITON_CONTROL_KEY", "MODEL_REPOSITORY", "MODEL_STORE",
                       "TRAINING_RUNS"):  # fmt: skip
@@ -63,15 +63,19 @@ def enter(settings: EmbeddedSettings) -> None:
 
 
 @contextlib.contextmanager
-def only_one(home: Path) -> Iterator[None]:
-    """Keeps a second demo out; the kernel lifts the lock if we die."""
-    with (home / "demo.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "another demo is running here", remedy="wait for it, or use another --home"
-            ) from None
+def exclusive_demo(home: Path) -> Iterator[None]:
+    """Keep a second demo out; the kernel releases the lock if this process dies.
+
+    Raises:
+        Conflict: another demo is running.
+    """
+    try:
+        held = FileLock(home / "demo.lock").acquire(blocking=False)
+    except Timeout:
+        raise Conflict(
+            "another demo is running here", remedy="wait for it, or use another --home"
+        ) from None
+    with held:
         yield
 
 

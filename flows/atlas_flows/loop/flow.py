@@ -46,7 +46,7 @@ from atlas_flows.loop.summary import (
 from atlas_flows.loop.wake_up import wake_up_at
 from atlas_flows.models import Promoted, Trained, TrainingPlan, Tuning, plan_versions
 from atlas_flows.models.finetune_flow import bring_in, train
-from atlas_flows.runs import CasesFailed, Outcome, alone
+from atlas_flows.runs import CasesFailed, Outcome, exclusive_run
 from atlas_flows.runs.crashed_runs import mark_interrupted_runs, process_tag
 from atlas_flows.runs.events import Event, emit
 from atlas_flows.scoring import ScoreSummary
@@ -139,7 +139,7 @@ def iterate(
             told = dry_run_markdown(catalog, wanted, mode)
             create_markdown_artifact(told, key="iteration-plan", description="What would be done")
             return Completed(name="DryRun", message=told.splitlines()[0])
-        with alone(places.embedded.home / "iterate.lock", get_run_logger().info):
+        with exclusive_run(places.embedded.home / "iterate.lock", get_run_logger().info):
             # What a killed run of the loop had under way would seem to go on for ever.
             for part in (score, revise, assemble):
                 mark_interrupted_runs(part.name)

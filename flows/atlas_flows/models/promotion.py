@@ -9,7 +9,6 @@ it began with, which stays loaded.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import getpass
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +34,7 @@ from atlas_embedded.triton_models import TritonModels
 from atlas_models.evaluation import summarise
 from atlas_models.serving import TritonRepository, read_spec
 from atlasloop.client import AttentionClient
+from filelock import FileLock, Timeout
 
 from atlas_flows.models.evaluation import evaluate, true_cases
 from atlas_flows.models.server import triton_models
@@ -117,7 +117,7 @@ def promote(
     """
     spec = read_spec(exported)
     repository = site.repository
-    with _alone(repository):
+    with _exclusive_change(repository):
         before = _State.of(repository, spec.name)
         if before.in_service == spec.version:
             raise Conflict(f"model {spec.name}@{spec.version} is in service already")
@@ -147,7 +147,7 @@ def rollback(
         ConfigurationError, Unavailable: it does not answer any more; the present one stays.
     """
     repository = site.repository
-    with _alone(repository):
+    with _exclusive_change(repository):
         before = _State.of(repository, name)
         target = _before(name, before, site) if to is None else to
         if target == before.in_service:
@@ -318,14 +318,16 @@ def _user() -> str:
 
 
 @contextlib.contextmanager
-def _alone(repository: TritonRepository) -> Iterator[None]:
-    """One change of what is in service at a time; the kernel lifts the lock if we die."""
-    repository.root.mkdir(parents=True, exist_ok=True)
-    with (repository.root / ".promotion.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "another promotion or rollback is under way", remedy="wait for it"
-            ) from None
+def _exclusive_change(repository: TritonRepository) -> Iterator[None]:
+    """One change of what is in service at a time; the kernel releases the lock if this process
+    dies.
+
+    Raises:
+        Conflict: another change is under way.
+    """
+    try:
+        held = FileLock(repository.root / ".promotion.lock").acquire(blocking=False)
+    except Timeout:
+        raise Conflict("another promotion or rollback is under way", remedy="wait for it") from None
+    with held:
         yield

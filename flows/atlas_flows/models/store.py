@@ -6,10 +6,11 @@ Triton's repository holds what is served; this holds what a version was made of,
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from atlas_core.atomic_writes import move_folder, new_folder, scratch_folder, sync_tree
 from atlas_core.catalog import Catalog, now
 from atlas_core.errors import Conflict, NotFound
 from atlas_core.model_spec import ModelRef, ModelSpec
@@ -84,8 +85,7 @@ class ModelStore:
                 f"there is a model {spec.name}@{spec.version} already",
                 remedy="leave --version out: the next one is taken",
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        exported.rename(target)
+        move_folder(exported, target)
         try:
             catalog.register_model(
                 Model(
@@ -98,14 +98,13 @@ class ModelStore:
             )
         except BaseException:
             # Else the number would be taken by a version of which nobody knows what it was made of.
-            target.rename(exported)
+            move_folder(target, exported)
             raise
         return spec
 
-    def incoming(self) -> tempfile.TemporaryDirectory[str]:
+    def incoming(self) -> AbstractContextManager[Path]:
         """A folder on the same file system, for a model that is being made."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=".incoming-", dir=self.root)
+        return scratch_folder(self.root, prefix=".incoming-")
 
     def copy_to(self, name: str, version: int | None, target: Path) -> ModelSpec:
         """Copy a version to a folder that does not exist yet, all or nothing.
@@ -117,12 +116,11 @@ class ModelStore:
         spec, folder = self.find(name, version)
         if target.exists():
             raise Conflict("the folder exists already", case=target.name, remedy="name another")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as name_:
-            fresh = Path(name_) / target.name
+        with new_folder(target) as fresh:
             # Triton's own files are made for one repository.
-            shutil.copytree(folder, fresh, ignore=shutil.ignore_patterns("model.py"))
-            fresh.rename(target)
+            ignored = shutil.ignore_patterns("model.py")
+            shutil.copytree(folder, fresh, ignore=ignored, dirs_exist_ok=True)
+            sync_tree(fresh)
         return spec
 
     def _everywhere(self, name: str) -> Iterator[tuple[ModelSpec, Path]]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atlas_core.atomic_writes import appearing
+from atlas_core.atomic_writes import new_folder
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, InvalidInput, NotFound
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.release import (
@@ -88,7 +88,7 @@ def new_release(target: Path, plan: ReleasePlan) -> Iterator[Path]:
         )
     require_writable_as(plan)
     try:
-        with appearing(target) as folder:
+        with new_folder(target) as folder:
             yield folder
     except OSError as error:
         raise ConfigurationError(

@@ -7,7 +7,7 @@ from .case_outcomes import (
     candidates,
     observed_by,
 )
-from .file_lock import alone
+from .file_lock import exclusive_run
 
 __all__ = [
     "CaseOutcome",
@@ -15,7 +15,7 @@ __all__ = [
     "Outcome",
     "Progress",
     "RunSummary",
-    "alone",
     "candidates",
+    "exclusive_run",
     "observed_by",
 ]

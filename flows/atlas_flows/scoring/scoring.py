@@ -23,6 +23,7 @@ from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.store import CaseStore
 from atlasloop.answers import CaseResult, ServiceInfo
 from atlasloop.client import AttentionServiceError
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay
 
 from atlas_flows.runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
 
@@ -371,24 +372,41 @@ def _patiently(call: Callable[[], ResultT], patience: Patience, stop: threading.
         Unavailable: still away when `patience` is over, or `stop` was set meanwhile.
         AttentionServiceError: refused for good.
     """
-    deadline = time.monotonic() + patience.total_s
-    attempt = 0
-    while True:
-        try:
-            return call()
-        except AttentionServiceError as error:
-            pause = patience.pause_s(attempt)
-            # A service that is told to stop cancels the calls it works on.
-            cancelled = error.status is grpc.StatusCode.CANCELLED and not stop.is_set()
-            if not (error.retryable or cancelled):
-                raise
-            if time.monotonic() + pause > deadline:
-                raise Unavailable(
-                    f"the attention service is away for more than {patience.total_s:.0f} s: "
-                    f"{error.message}",
-                    remedy="see `atlasloop status`, then run again: what is scored stays scored",
-                ) from None
-            log.warning("attention service: %s; trying again in %.1f s", error.message, pause)
-        if stop.wait(pause):
+
+    def may_pass(error: BaseException) -> bool:
+        if not isinstance(error, AttentionServiceError):
+            return False
+        # A service that is shutting down cancels the calls it works on.
+        cancelled = error.status is grpc.StatusCode.CANCELLED and not stop.is_set()
+        return error.retryable or cancelled
+
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
             raise Unavailable("the run was stopped")
-        attempt += 1
+
+    def give_up(state: RetryCallState) -> ResultT:
+        raise Unavailable(
+            f"the attention service is away for more than {patience.total_s:.0f} s: "
+            f"{_error_of(state).message}",
+            remedy="see `atlasloop status`, then run again: what is scored stays scored",
+        )
+
+    retrying = Retrying(
+        retry=retry_if_exception(may_pass),
+        wait=lambda state: patience.pause_s(state.attempt_number - 1),
+        stop=stop_before_delay(patience.total_s),
+        sleep=pause,
+        before_sleep=lambda state: log.warning(
+            "attention service: %s; trying again in %.1f s",
+            _error_of(state).message,
+            state.upcoming_sleep,
+        ),
+        retry_error_callback=give_up,
+    )
+    return retrying(call)
+
+
+def _error_of(state: RetryCallState) -> AttentionServiceError:
+    error = None if state.outcome is None else state.outcome.exception()
+    assert isinstance(error, AttentionServiceError)
+    return error

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from atlas_core.atomic_writes import replace_file
+from atlas_core.atomic_writes import move_file, move_folder, replace_file, scratch_folder
 from atlas_core.errors import InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from numpy.typing import NDArray
@@ -138,9 +137,8 @@ def write_graph(
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString(deterministic=True)
     spec = spec.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        fresh = Path(name) / folder.name
+    with scratch_folder(folder.parent, prefix=f".{folder.name}-") as scratch:
+        fresh = scratch / folder.name
         fresh.mkdir()
         if weights_of is not None:
             write_weights(*weights_of, fresh)
@@ -152,11 +150,11 @@ def write_graph(
 
 def _move_in(fresh: Path, folder: Path) -> None:
     if not folder.exists():
-        fresh.rename(folder)
+        move_folder(fresh, folder)
         return
     for name in (WEIGHTS_FILE, GRAPH_FILE, SPEC_FILE):
         if (fresh / name).exists():
-            (fresh / name).replace(folder / name)
+            move_file(fresh / name, folder / name)
 
 
 def _spec(config: TrainingConfig, version: int) -> ModelSpec:

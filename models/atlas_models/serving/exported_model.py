@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from atlas_core.errors import (
-    CorruptFile,
-    NotFound,
-)
+from atlas_core.errors import CorruptFile, NotFound
 from atlas_core.model_spec import ModelSpec
 from pydantic import ValidationError
 
@@ -32,7 +29,7 @@ def read_spec(exported: Path) -> ModelSpec:
 
     Raises:
         NotFound: ``model.onnx`` or ``model.json`` is missing.
-        CorruptFile: ``model.json`` is no `ModelSpec`, or the graph is another one.
+        CorruptFile: ``model.json`` is not a `ModelSpec`, or describes another graph.
     """
     spec = _read_spec(exported)
     _require_sha256(exported / GRAPH_FILE, spec)

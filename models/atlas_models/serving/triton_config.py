@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from atlas_core.errors import (
-    CorruptFile,
-    InvalidInput,
-)
+from atlas_core.errors import CorruptFile, InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.triton_parameters import (
@@ -49,7 +46,7 @@ class CpuServing(_Serving):
     threads: int = Field(default=0, ge=0, le=1024, description="Of one window; 0: all cores.")
     streams: int = Field(default=1, ge=1, le=64, description="Windows that run at once.")
     cache_dir: Path | None = Field(
-        default=None, description="Compiled graphs; a Swin UNETR takes seconds to compile anew."
+        default=None, description="Compiled graphs; a Swin UNETR takes seconds to compile."
     )
 
 
@@ -91,7 +88,7 @@ def model_config(
     All versions share one input and output description, so they must agree on organs and patch.
 
     Args:
-        in_service: t of the version that answers when none is asked for; None: none of them.
+        in_service: t of the version that answers when no version is asked for; None: none does.
 
     Raises:
         InvalidInput: no version, a version twice, two names, versions of different shapes, or a
@@ -147,7 +144,7 @@ def in_service_of(config: pb.ModelConfig) -> int | None:
     """t of the version in service by `config`; None: none. Without the parameter: the newest.
 
     Raises:
-        CorruptFile: the parameter is no number.
+        CorruptFile: the parameter is not a number.
     """
     text = _parameters(config).get(IN_SERVICE_PARAMETER, "")
     if not text:
@@ -189,7 +186,7 @@ def _require_one_model(specs: Sequence[ModelSpec]) -> ModelSpec:
 def _serve_on_cpu(config: pb.ModelConfig, serving: CpuServing) -> None:
     config.backend = "python"
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    # Nobody waits for a fuller batch; what did wait is run side by side, a window per stream.
+    # No request waits for a fuller batch; those that queued run side by side, a window per stream.
     config.dynamic_batching.preferred_batch_size.append(
         min(serving.streams, serving.max_batch_size)
     )
@@ -199,7 +196,7 @@ def _serve_on_cpu(config: pb.ModelConfig, serving: CpuServing) -> None:
         "threads": str(serving.threads),
         "streams": str(serving.streams),
         "cache_dir": str(serving.cache_dir.absolute()) if serving.cache_dir else "",
-        # Only tells a server that loaded an older one that there is something new to load.
+        # Only so that a server with an older backend sees that there is a new one to load.
         "backend": hashlib.sha256(_BACKEND_SOURCE.read_bytes()).hexdigest()[:12],
     }
     for key, value in options.items():

@@ -9,9 +9,9 @@ Triton may read the repository while it changes: a version folder appears by one
 then does a new ``config.pbtxt``, replaced in one step, name it. Removal goes the other way round.
 ``config.pbtxt`` carries the `ModelSpec` of every version it serves as the parameter
 ``atlasloop.spec.<triton version>``, so that a client of Triton learns everything from Triton, and
-in ``atlasloop.in_service`` which of them answers when none is asked for. The others are loaded
-beside it: a new version until it has proved itself, the last one for a quick way back. Versions
-that ``config.pbtxt`` does not name lie on disk only.
+in ``atlasloop.in_service`` which of them answers when no version is asked for. The others are
+loaded beside it: a new version until it has proved itself, the last one for a quick way back.
+Versions that ``config.pbtxt`` does not name lie on disk only.
 
 One graph, two targets: `CpuServing` runs it by OpenVINO in Triton's Python backend, `GpuServing` by
 ONNX Runtime with TensorRT. Names, shapes and bytes on the wire are the same. Which of them and how
@@ -20,22 +20,23 @@ lies in ``<root>/.serving.json``: whoever adds a version to a repository keeps t
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
-from atlas_core.errors import (
-    ConfigurationError,
-    Conflict,
-    CorruptFile,
-    NotFound,
+from atlas_core.atomic_writes import (
+    discard_folder,
+    move_file,
+    move_folder,
+    scratch_folder,
+    sync_tree,
+    write_synced,
 )
+from atlas_core.errors import ConfigurationError, Conflict, CorruptFile, NotFound
 from atlas_core.model_spec import ModelSpec
+from filelock import FileLock
 from google.protobuf import text_format
 from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
@@ -78,10 +79,10 @@ class TritonRepository:
 
     @classmethod
     def prepared(cls, root: Path) -> Self:
-        """A repository as `configure` left it, for who only changes which versions it serves.
+        """A repository as `configure` left it, for callers that only change what it serves.
 
         Raises:
-            ConfigurationError: it was not configured, or is not there.
+            ConfigurationError: it was not configured, or does not exist.
             CorruptFile: it does not say how it is served.
         """
         try:
@@ -106,7 +107,7 @@ class TritonRepository:
         """Adds the exported model in folder `exported`, and puts it into service if it is newer.
 
         Versions that are served already stay loaded beside it. Installing the same file again
-        changes nothing but ``config.pbtxt``, which is written anew.
+        changes nothing but ``config.pbtxt``, which is written again.
 
         Raises:
             CorruptFile: the graph's SHA-256 is not the one that ``model.json`` states.
@@ -153,10 +154,10 @@ class TritonRepository:
             self._write_config(model_config(specs, self.serving, in_service))
 
     def remove(self, name: str, version: int) -> None:
-        """Takes version t = `version` of model `name` out; with its last version the model goes.
+        """Removes version t = `version` of model `name`; with its last version the model goes.
 
-        If it was in service, the newest that is left is. Triton keeps serving what it has loaded
-        until it is told to load the model again.
+        If it was in service, the newest of the rest takes its place. Triton keeps serving what it
+        has loaded until it is told to load the model again.
 
         Raises:
             NotFound: there is no such version.
@@ -179,7 +180,7 @@ class TritonRepository:
     def configure(self) -> None:
         """Brings configurations and backend files up to date with `serving` and this package."""
         with self._writing():
-            self._write(self.root / SERVING_FILE, self.serving.model_dump_json())
+            self._replace(self.root / SERVING_FILE, self.serving.model_dump_json().encode())
             for name in self.models():
                 for spec in self.installed(name):
                     self._refresh_backend(self.root / name / str(spec.triton_version))
@@ -201,7 +202,7 @@ class TritonRepository:
         return tuple(spec for spec in installed if spec.triton_version in versions)
 
     def in_service(self, name: str) -> int | None:
-        """t of the version of model `name` that answers when none is asked for; None: none."""
+        """t of the version of model `name` that answers when no version is asked for, if any."""
         config = self._config(name)
         if config is not None:
             return in_service_of(config)
@@ -265,69 +266,44 @@ class TritonRepository:
             ) from None
 
     def _place(self, exported: Path, spec: ModelSpec) -> None:
-        """Copies into a hidden folder, checks the copy, and renames it to the version."""
-        folder = self.root / spec.name
-        folder.mkdir(exist_ok=True)
+        """Copies into a hidden folder, checks the copy, and moves it to the version's place."""
         with self._incoming() as incoming:
             shutil.copyfile(exported / GRAPH_FILE, incoming / GRAPH_FILE)
             shutil.copyfile(exported / SPEC_FILE, incoming / SPEC_FILE)
             shutil.copyfile(_BACKEND_SOURCE, incoming / BACKEND_FILE)
             _require_sha256(incoming / GRAPH_FILE, spec)
-            for path in (*incoming.iterdir(), incoming):
-                _sync(path)
-            incoming.chmod(0o755)  # mkdtemp made it private; Triton may run as another user
-            incoming.rename(folder / str(spec.triton_version))
-            _sync(folder)
+            sync_tree(incoming)
+            incoming.chmod(0o755)  # it was private; Triton may run as another user
+            move_folder(incoming, self.root / spec.name / str(spec.triton_version))
 
     def _refresh_backend(self, version: Path) -> None:
         source = _BACKEND_SOURCE.read_bytes()
         backend = version / BACKEND_FILE
         if not backend.exists() or backend.read_bytes() != source:
-            with self._incoming() as incoming:
-                (incoming / BACKEND_FILE).write_bytes(source)
-                _sync(incoming / BACKEND_FILE)
-                (incoming / BACKEND_FILE).replace(backend)
+            self._replace(backend, source)
 
     def _write_config(self, config: pb.ModelConfig) -> None:
-        self._write(self.root / config.name / CONFIG_FILE, config_text(config))
+        self._replace(self.root / config.name / CONFIG_FILE, config_text(config).encode())
 
-    def _write(self, target: Path, text: str) -> None:
-        """Replaces the file `target` in one step."""
+    def _replace(self, target: Path, content: bytes) -> None:
+        """Replaces the file `target` in one step; its draft never lies where Triton looks."""
         with self._incoming() as incoming:
-            path = incoming / target.name
-            path.write_text(text, encoding="utf-8")
-            _sync(path)
-            path.replace(target)
-            _sync(target.parent)
+            draft = incoming / target.name
+            write_synced(draft, content)
+            move_file(draft, target)
 
     def _discard(self, folder: Path) -> None:
-        """Removes `folder` so that nobody ever sees half of it."""
-        with self._incoming() as aside:
-            folder.rename(aside / folder.name)
+        """Removes `folder` so that no reader sees a part of it."""
+        with self._incoming() as incoming:
+            discard_folder(folder, incoming)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """One writer at a time: what is there decides what is written."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / _LOCK).open("a", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.root / _LOCK):
             for left_by_a_crash in self.root.glob(f"{_INCOMING}*"):
                 shutil.rmtree(left_by_a_crash)
             yield
 
-    @contextmanager
-    def _incoming(self) -> Iterator[Path]:
-        """A hidden folder, on the same file system so that a rename out of it is one step."""
-        path = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.root))
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _incoming(self) -> AbstractContextManager[Path]:
+        return scratch_folder(self.root, prefix=_INCOMING)

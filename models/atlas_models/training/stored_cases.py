@@ -10,10 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from atlas_core.assembly import Assemblies, Assembly, preferred
+from atlas_core.atomic_writes import move_folder, scratch_folder, sync, synced_file
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, CorruptFile, InvalidInput, UnknownLabel
 from atlas_core.imaging import LabelVolume, read_label, read_volume
@@ -170,7 +168,7 @@ def assembled_labels(assembly: Assembly, scheme: OrganScheme) -> list[Label]:
 
 
 def is_validation(case_id: str, share: float) -> bool:
-    """Whether a case is held out: decided by its id alone, so that it stays what it is when other
+    """Whether a case is held out: decided only by its id, so that it stays what it is when other
     cases come or go, and no fine-tuning ever learns from what an earlier version was measured on.
 
     >>> [is_validation(f"case-{n}", 0.5) for n in range(4)]
@@ -190,13 +188,13 @@ def load_cases(
     scheme: OrganScheme = ABDOMEN_ATLAS,
     on_case: Callable[[int, int], None] | None = None,
 ) -> StoredCases:
-    """Read and prepare cases. One that is damaged is left out and named; the others go on.
+    """Read and prepare cases. A damaged one is left out and named; the others are used.
 
     Args:
         validation_share: of the cases, held out by id.
         cache: folder where prepared cases are kept; they are then read from there piece by piece
             (memory-mapped), so that a data set need not fit into memory. None: held in memory.
-        on_case: told how many of how many are ready.
+        on_case: called with the number of cases that are ready, and of all.
 
     Raises:
         InvalidInput: none is left to train on.
@@ -318,22 +316,11 @@ def _cache_name(chosen: ChosenCase, config: TrainingConfig, scheme: OrganScheme)
 
 def _keep(case: TrainingCase, folder: Path) -> None:
     """Write a prepared case, all or nothing; another process may do the same at the same time."""
-    with _draft(folder.parent) as draft:
+    with scratch_folder(folder.parent, prefix=".", mode=0o777) as draft:
         for name, array in (("ct", case.ct), ("target", case.target), ("weight", case.weight)):
-            with (draft / f"{name}.npy").open("wb") as file:
+            with synced_file(draft / f"{name}.npy") as file:
                 np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-        # The other process's copy is as good, and stands.
-        with contextlib.suppress(FileExistsError, OSError):
-            draft.rename(folder)
-
-
-@contextlib.contextmanager
-def _draft(parent: Path) -> Iterator[Path]:
-    draft = parent / f".{secrets.token_hex(8)}"
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        sync(draft)
+        # The other process's copy is as good, and stays.
+        with contextlib.suppress(FileExistsError):
+            move_folder(draft, folder)

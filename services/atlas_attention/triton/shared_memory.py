@@ -1,9 +1,13 @@
 """Regions of POSIX shared memory that a model server on the same machine can map too.
 
-A region is a file in ``/dev/shm`` whose name carries the process id, for people who look there. Who
-owns it is told by a lock: a living owner holds an exclusive `flock` on its file, and the kernel
-drops it however the owner ends. So regions of dead processes are found without trusting process
-ids, which repeat and mean something else in every container that shares the folder.
+A region is a file in ``/dev/shm`` whose name carries the process id, for people who look there. A
+living owner holds an exclusive `flock` on the file, which the kernel releases however the owner
+ends. So the regions of dead processes are found without trusting process ids, which repeat and mean
+something else in every container that shares the folder.
+
+This is no lock file, for which `filelock` would do: the lock must be on the region itself, by the
+descriptor that maps it. `filelock` opens a file of its own, creates it where it is missing, takes
+over one that exists, and may unlock it while the region is still mapped.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ ElementT = TypeVar("ElementT", bound=np.generic)
 
 
 class SharedRegion:
-    """One region: made, locked and mapped here; unlinked by `close`.
+    """One region: created, locked and mapped here; unlinked by `close`.
 
     Attributes:
         name: file in `SHARED_MEMORY`; its POSIX key is ``"/" + name``.
@@ -67,7 +71,7 @@ class SharedRegion:
         return np.frombuffer(self._map, dtype=dtype, count=count).reshape(shape)
 
     def write(self, values: NDArray[np.float32]) -> None:
-        """Puts `values` at the beginning."""
+        """Copy `values` to the beginning of the region."""
         np.copyto(self.view(np.float32, values.shape), values)
 
     def read(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -75,7 +79,7 @@ class SharedRegion:
         return self.view(np.uint8, shape).copy()
 
     def close(self) -> None:
-        """Unlink and unmap; its memory is free once no server maps it any more."""
+        """Unlink and unmap; the memory is free once no server maps it any more."""
         if self._descriptor < 0:
             return
         # A view that is still alive keeps the mapping; it goes with the view.
@@ -94,14 +98,14 @@ def sweep(folder: Path = SHARED_MEMORY) -> tuple[str, ...]:
     """Unlink regions whose owner is dead.
 
     Returns:
-        their names.
+        The names of the regions.
     """
     swept = []
     for path in sorted(folder.glob(f"{PREFIX}*")):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except (FileNotFoundError, PermissionError):
-            continue  # gone in between, or another user's
+            continue  # gone by now, or another user's
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
@@ -114,10 +118,11 @@ def sweep(folder: Path = SHARED_MEMORY) -> tuple[str, ...]:
 
 
 def _locked_file(folder: Path) -> tuple[int, str]:
-    """A new file that is locked and still linked: a sweep may come between making and locking."""
+    """Descriptor and name of a new file that is locked and still linked: a sweep may come between
+    creating and locking it."""
     while True:
         name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-        # Group and others get nothing: voxels pass through here.
+        # Nobody else may read it: voxels pass through here.
         descriptor = os.open(
             folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )

@@ -7,20 +7,18 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import hmac
-import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from atlas_core.atomic_writes import replace_file
 from atlas_core.errors import ConfigurationError, Conflict
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.review import UserName
+from filelock import FileLock
 from pydantic import BaseModel, Field, ValidationError
 
 from atlas_review.auth.roles import Identity, Role
@@ -38,7 +36,7 @@ _LOG_N, _BLOCK, _PARALLEL = 15, 8, 1
 
 
 class User(FrozenModel):
-    """Somebody with a password."""
+    """A person with a password."""
 
     name: UserName
     password: str = Field(description="scrypt$log2(N)$r$p$salt$hash, the last two in base64.")
@@ -161,24 +159,14 @@ class Accounts:
     def _write(self, content: AccountFile) -> None:
         write_private(self.path, content.model_dump_json(indent=2).encode())
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> FileLock:
+        """One writer at a time: what the file holds decides what is written."""
+        return FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner can read, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace_file(path, data, mode=0o600)
 
 
 def hash_password(password: str) -> str:

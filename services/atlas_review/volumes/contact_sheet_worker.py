@@ -8,7 +8,6 @@ several services share a store, one of them renders.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import subprocess
@@ -23,6 +22,7 @@ from atlas_core.errors import AtlasError
 from atlas_core.json_logs import log_to_stderr
 from atlas_core.review import CaseReview, LabelVersions
 from atlas_core.store import CaseStore
+from filelock import FileLock
 
 from atlas_review.settings import ReviewSettings
 from atlas_review.volumes.case_files import CaseFiles
@@ -81,17 +81,18 @@ def main() -> None:
     threading.Thread(target=_exit_with_input, args=(sys.stdin.buffer,), daemon=True).start()
     os.nice(LOW_PRIORITY)
     store = CaseStore(settings.store)
-    store.root.mkdir(parents=True, exist_ok=True)
-    with (store.root / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another service renders
-        with Catalog.open(settings.catalog_url.get_secret_value()) as catalog:
-            renderer = ContactSheetRenderer(catalog, store, settings)
-            while True:
-                try:
-                    renderer.render_changed()
-                except AtlasError as error:
-                    _log.warning("contact sheets wait: %s", error)
-                time.sleep(settings.sheet_interval_s)
+    with (
+        # Waits while another service renders.
+        FileLock(store.root / LOCK, poll_interval=settings.sheet_interval_s),
+        Catalog.open(settings.catalog_url.get_secret_value()) as catalog,
+    ):
+        renderer = ContactSheetRenderer(catalog, store, settings)
+        while True:
+            try:
+                renderer.render_changed()
+            except AtlasError as error:
+                _log.warning("contact sheets wait: %s", error)
+            time.sleep(settings.sheet_interval_s)
 
 
 def _exit_with_input(stdin: IO[bytes]) -> None:

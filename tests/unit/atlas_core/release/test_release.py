@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from atlas_core.assembly import Assemblies, read_assembled
-from atlas_core.atomic_writes import appearing
+from atlas_core.atomic_writes import new_folder
 from atlas_core.catalog import Catalog
 from atlas_core.errors import Conflict, CorruptFile, InvalidInput, NotFound
 from atlas_core.imaging import read_header, read_label
@@ -239,15 +239,15 @@ def test_what_is_there_is_not_overwritten(site: LabelledSite, tmp_path: Path) ->
 def test_a_killed_release_leaves_a_draft_that_the_next_one_removes(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from atlas_core.atomic_writes import appearing\n"
-        "with appearing(Path(sys.argv[1])) as folder:\n"
+        "from atlas_core.atomic_writes import new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "atlas")], check=False)
     (draft,) = tmp_path.iterdir()
     assert draft.name.startswith(".atlas.")
-    with appearing(tmp_path / "atlas") as folder:
+    with new_folder(tmp_path / "atlas") as folder:
         (folder / "whole").write_text("")
     assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
 
