@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from atlas_embedded import stack
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.demos import enter, own_settings
@@ -23,6 +22,7 @@ from atlas_flows.demos.loop_demo import run_loop_demo
 from atlas_flows.settings import Places
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from prefect_api import ask_prefect
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = {"width": 1280, "height": 860}
@@ -53,8 +53,7 @@ def prefect_after(home: Path) -> Iterator[EmbeddedSettings]:
 
 def identity(settings: EmbeddedSettings, path: str) -> str:
     """Id of what Prefect's API has at `path`."""
-    answer = httpx.get(f"{settings.prefect_api_url}/{path}", trust_env=False)
-    return str(answer.raise_for_status().json()["id"])
+    return str(ask_prefect(settings, f"/{path}")["id"])
 
 
 def new_page(browser: Browser, height: int, scheme: str = "light") -> Page:

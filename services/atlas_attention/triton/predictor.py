@@ -31,6 +31,7 @@ from atlas_core.errors import (
     Unavailable,
 )
 from atlas_core.model_spec import ModelRef, ModelSpec
+from atlas_core.tls import TlsFiles, tritonclient_arguments
 from tritonclient.utils import InferenceServerException
 
 from atlas_attention.fusion import DeviceName
@@ -94,6 +95,7 @@ class TritonOptions:
         windows_in_flight: windows on their way at once, each to all models.
         inference_timeout_s: deadline of one inference, and of the wait for a berth.
         device: where answers are wanted; by ``cuda`` shared memory they never leave the GPU.
+        tls: this end of mutual TLS; None: the connection is neither encrypted nor proved.
     """
 
     address: str
@@ -101,6 +103,7 @@ class TritonOptions:
     windows_in_flight: int = 4
     inference_timeout_s: float = 60.0
     device: DeviceName = "cpu"
+    tls: TlsFiles | None = None
 
 
 class TritonPredictor:
@@ -121,7 +124,9 @@ class TritonPredictor:
         self._options = options
         self._on_answer = on_answer
         self._client = triton.InferenceServerClient(
-            options.address, channel_args=list(CHANNEL_OPTIONS)
+            options.address,
+            channel_args=list(CHANNEL_OPTIONS),
+            **tritonclient_arguments(options.tls),
         )
         self._berths = [_Berth() for _ in range(options.windows_in_flight)]
         self._changed = threading.Condition(threading.RLock())
