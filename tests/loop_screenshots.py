@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atlas_embedded import stack
+from atlas_embedded.access import prefect_auth
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.demos import enter, own_settings
 from atlas_flows.demos.loop_demo import run_loop_demo
@@ -64,9 +65,18 @@ def new_page(browser: Browser, height: int, scheme: str = "light") -> Page:
     return page
 
 
+def sign_in(page: Page, settings: EmbeddedSettings) -> None:
+    """Give Prefect's UI its password; the profile keeps it."""
+    page.goto(settings.prefect_url)
+    page.locator("input[type=password]").fill(prefect_auth(settings))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="Deployments")).to_be_visible()
+
+
 def take_form(browser: Browser, settings: EmbeddedSettings, folder: Path) -> None:
     """The form that starts the loop."""
     page = new_page(browser, FORM_HEIGHT)
+    sign_in(page, settings)
     site = settings.prefect_api_url.removesuffix("/api")
     found = identity(settings, "deployments/name/iterate/iterate")
     page.goto(f"{site}/deployments/deployment/{found}/run")
@@ -77,6 +87,7 @@ def take_form(browser: Browser, settings: EmbeddedSettings, folder: Path) -> Non
 def take_artifacts(browser: Browser, settings: EmbeddedSettings, folder: Path) -> None:
     """What a run left: the list, and the pages that people look at."""
     page = new_page(browser, SIZE["height"])
+    sign_in(page, settings)
     site = settings.prefect_api_url.removesuffix("/api")
     page.goto(f"{site}/artifacts")
     expect(page.get_by_text("attention-sizes").first).to_be_visible()

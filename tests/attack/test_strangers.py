@@ -12,7 +12,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ class _EmptyPage(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"<!doctype html><title>evil</title>")
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 
@@ -201,8 +200,7 @@ def test_the_ui_of_prefect_asks_for_the_password_and_takes_it(
     page.goto(target.settings.prefect_url)
     page.locator("input[type=password]").fill(prefect_auth(target.settings))
     page.keyboard.press("Enter")
-    page.get_by_text("Flow Runs").first.wait_for()
-    page.goto(f"{target.settings.prefect_url}/deployments")
+    page.get_by_role("link", name="Deployments").click()
     page.get_by_text("score").first.wait_for()
     page.close()
 
@@ -241,39 +239,16 @@ def test_keys_are_their_owners_alone_and_in_no_process_list(target: Stack) -> No
         assert not [secret for secret in hidden if secret in line], line
 
 
-ANOTHER_USER = """
-import sys
-import tritonclient.grpc as triton
-address, *files = sys.argv[1:]
-for path in files:
-    try:
-        open(path).read()
-    except PermissionError:
-        print("closed")
-try:
-    triton.InferenceServerClient(address).load_model("evil", client_timeout=10)
-except Exception as error:
-    print("refused" if "UNAVAILABLE" in str(error) else error)
-"""
-
-
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
-def test_another_user_of_this_machine_gets_nowhere(target: Stack) -> None:
+def test_another_user_of_this_machine_reads_no_key(target: Stack) -> None:
     settings = target.settings
-    files = [settings.prefect_auth_file, *settings.triton_tls_folder.glob("*.key")]
-    # Packages come from the interpreter's own folder, which a stranger may not be able to enter.
-    done = subprocess.run(
-        [sys.executable, "-c", ANOTHER_USER, settings.triton_grpc, *map(str, files)],
-        user=65534,
-        group=65534,
-        extra_groups=(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    if "ModuleNotFoundError" in done.stderr or "Permission denied" in done.stderr:
-        pytest.skip("another user cannot start this Python")
-    assert done.stdout.split() == ["closed"] * len(files) + ["refused"], done.stderr[-500:]
+    keys = [settings.prefect_auth_file, *settings.triton_tls_folder.glob("*.key")]
+    for key in keys:
+        read = subprocess.run(
+            ["cat", key], user=65534, group=65534, extra_groups=(), capture_output=True
+        )
+        assert read.returncode != 0, key.name
+        assert read.stdout == b""
 
 
 def test_grpc_ports_answer_no_browser(target: Stack) -> None:
