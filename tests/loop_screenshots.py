@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from atlas_embedded import stack
+from atlas_embedded.access import prefect_auth
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.demos import enter, own_settings
 from atlas_flows.demos.loop_demo import run_loop_demo
 from atlas_flows.settings import Places
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from prefect_api import ask_prefect
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = {"width": 1280, "height": 860}
@@ -53,8 +54,7 @@ def prefect_after(home: Path) -> Iterator[EmbeddedSettings]:
 
 def identity(settings: EmbeddedSettings, path: str) -> str:
     """Id of what Prefect's API has at `path`."""
-    answer = httpx.get(f"{settings.prefect_api_url}/{path}", trust_env=False)
-    return str(answer.raise_for_status().json()["id"])
+    return str(ask_prefect(settings, f"/{path}")["id"])
 
 
 def new_page(browser: Browser, height: int, scheme: str = "light") -> Page:
@@ -65,9 +65,18 @@ def new_page(browser: Browser, height: int, scheme: str = "light") -> Page:
     return page
 
 
+def sign_in(page: Page, settings: EmbeddedSettings) -> None:
+    """Give Prefect's UI its password; the profile keeps it."""
+    page.goto(settings.prefect_url)
+    page.locator("input[type=password]").fill(prefect_auth(settings))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="Deployments")).to_be_visible()
+
+
 def take_form(browser: Browser, settings: EmbeddedSettings, folder: Path) -> None:
     """The form that starts the loop."""
     page = new_page(browser, FORM_HEIGHT)
+    sign_in(page, settings)
     site = settings.prefect_api_url.removesuffix("/api")
     found = identity(settings, "deployments/name/iterate/iterate")
     page.goto(f"{site}/deployments/deployment/{found}/run")
@@ -78,6 +87,7 @@ def take_form(browser: Browser, settings: EmbeddedSettings, folder: Path) -> Non
 def take_artifacts(browser: Browser, settings: EmbeddedSettings, folder: Path) -> None:
     """What a run left: the list, and the pages that people look at."""
     page = new_page(browser, SIZE["height"])
+    sign_in(page, settings)
     site = settings.prefect_api_url.removesuffix("/api")
     page.goto(f"{site}/artifacts")
     expect(page.get_by_text("attention-sizes").first).to_be_visible()

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+from atlas_embedded.access import prefect_auth
+from atlas_embedded.settings import EmbeddedSettings
 
 
-def ask_prefect(api_url: str, path: str, body: object = None) -> Any:
+def as_operator(settings: EmbeddedSettings) -> tuple[str, str]:
+    """User and password of the stack's Prefect server."""
+    user, _, password = prefect_auth(settings).partition(":")
+    return user, password
+
+
+def ask_prefect(settings: EmbeddedSettings, path: str, body: object = None) -> Any:
     """The answer to a GET, or to a POST where there is a `body`.
 
     A server on SQLite that finds it locked answers 503; asked again, as by Prefect's own clients.
@@ -15,7 +23,12 @@ def ask_prefect(api_url: str, path: str, body: object = None) -> Any:
     Raises:
         httpx.HTTPStatusError: refused.
     """
-    with httpx.Client(base_url=api_url, trust_env=False, timeout=None) as client:
+    with httpx.Client(
+        base_url=settings.prefect_api_url,
+        auth=as_operator(settings),
+        trust_env=False,
+        timeout=None,
+    ) as client:
         while True:
             answer = client.get(path) if body is None else client.post(path, json=body)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import tritonclient.grpc as triton
+from atlas_core.tls import tritonclient_arguments
 from atlas_embedded import processes
 from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from atlas_embedded.stack import ComponentStatus, down, status, up
@@ -47,6 +49,12 @@ class Stack:
     @property
     def prefect_api_url(self) -> str:
         return self.settings.prefect_api_url
+
+    def triton_client(self) -> triton.InferenceServerClient:
+        """A client that this stack's Triton lets in."""
+        return triton.InferenceServerClient(
+            self.triton_grpc, **tritonclient_arguments(self.settings.triton_client_tls)
+        )
 
     def status(self) -> dict[str, ComponentStatus]:
         return {row.name: row for row in status(self.settings)}

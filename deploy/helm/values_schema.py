@@ -25,7 +25,7 @@ Schema = dict[str, Any]
 
 DECIDED_BY_CHART = {
     "attention": {
-        "listen", "metrics_listen", "allow_remote", "triton", "store", "spool_folder",
+        "listen", "metrics_listen", "allow_remote", "triton", "triton_tls", "store", "spool_folder",
         "stop_grace_s",
     },
     "review": {

@@ -100,6 +100,8 @@ class Places:
         self.score_schedule = flow.score_schedule or None
         self.promotion_margin = flow.promotion_margin
         self.triton_address = flow.triton_address or embedded.triton_grpc
+        # Its own Triton lets nobody else in; one that somebody else runs is reached as it is.
+        self.triton_tls = embedded.triton_client_tls if flow.triton_address is None else None
         self.triton_control_key = flow.triton_control_key
         self.triton_load_timeout_s = flow.triton_load_timeout_s or embedded.start_timeout_s
         self.model_repository = flow.model_repository
@@ -133,7 +135,11 @@ class Places:
         # Not above: it loads the model server's client, which most commands do without.
         from atlas_embedded.components import prefect_variables
 
-        os.environ.update(prefect_variables(self.embedded))
+        variables = prefect_variables(self.embedded)
+        if self.prefect_api_url != self.embedded.prefect_api_url:
+            # The password is for our own server: another one brings its own, if it has any.
+            del variables["PREFECT_API_AUTH_STRING"]
+        os.environ.update(variables)
         os.environ["PREFECT_API_URL"] = self.prefect_api_url
         os.environ["ATLASLOOP_HOME"] = str(self.embedded.home.absolute())
         if quiet:

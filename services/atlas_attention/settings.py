@@ -8,6 +8,7 @@ from typing import Literal, Self
 from atlas_core.addresses import Address, is_loopback
 from atlas_core.imaging import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.tls import TlsFiles
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -32,6 +33,11 @@ class AttentionSettings(BaseSettings):
     )
     triton: Address = Field(
         default="127.0.0.1:18001", description="gRPC endpoint of the model server."
+    )
+    triton_tls: TlsFiles | None = Field(
+        default=None,
+        description="This end of mutual TLS with the model server, as JSON: PEM files authority, "
+        "certificate and key; empty: neither encrypted nor proved.",
     )
     store: Path = Field(default=Path(".atlasloop/store"), description="Root of the case store.")
     spool_folder: Path | None = Field(

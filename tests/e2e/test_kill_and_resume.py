@@ -118,7 +118,7 @@ class Bench:
     def prefect_runs(self, state: str) -> list[str]:
         """Ids of the runs that the Prefect UI shows in that state."""
         of_state = {"flow_runs": {"state": {"type": {"any_": [state]}}}}
-        runs = ask_prefect(self.stack.prefect_api_url, "/flow_runs/filter", of_state)
+        runs = ask_prefect(self.stack.settings, "/flow_runs/filter", of_state)
         return [run["id"] for run in runs]
 
     def require_recovery(self) -> None:

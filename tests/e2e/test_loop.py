@@ -107,7 +107,7 @@ class Site:
         return found
 
     def _ask(self, path: str, body: object = None) -> Any:
-        return ask_prefect(self.settings.prefect_api_url, path, body)
+        return ask_prefect(self.settings, path, body)
 
 
 def await_that(ready: Callable[[], bool]) -> None:

@@ -66,7 +66,7 @@ def atlasloop(stack: Stack, *arguments: str) -> tuple[int, str, str]:
 
 def artifact(stack: Stack, key: str) -> dict[str, Any]:
     """The newest artifact of this key, as the UI shows it."""
-    return dict(ask_prefect(stack.prefect_api_url, f"/artifacts/{key}/latest"))
+    return dict(ask_prefect(stack.settings, f"/artifacts/{key}/latest"))
 
 
 def test_a_run_that_is_killed_is_completed_by_the_next_one(

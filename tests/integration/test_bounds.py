@@ -23,7 +23,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
 from atlasloop.attention.v1 import attention_pb2 as pb
 from atlasloop.attention.v1 import attention_pb2_grpc as stubs
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -106,6 +105,7 @@ def service(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "LISTEN": f"127.0.0.1:{grpc_port}",
         "METRICS_LISTEN": f"127.0.0.1:{metrics_port}",
         "TRITON": stack.triton_grpc,
+        "TRITON_TLS": stack.settings.triton_client_tls.model_dump_json(),
         "STORE": str(folder / "store"),
         "IDLE_TIMEOUT_S": str(IDLE_TIMEOUT_S),
         "MAX_VOXELS": str(MAX_VOXELS),
@@ -280,7 +280,7 @@ def test_two_hundred_aborted_calls_leave_nothing_behind(service: Service, stack:
 
 def _registered(stack: Stack, service: Service) -> int:
     """How many regions of this service Triton maps; others come and go beside it."""
-    with triton.InferenceServerClient(stack.triton_grpc) as client:
+    with stack.triton_client() as client:
         regions = client.get_system_shared_memory_status().regions
     return sum(name.startswith(f"atlasloop-{service.pid}-") for name in regions)
 

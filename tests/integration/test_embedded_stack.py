@@ -31,6 +31,7 @@ from atlas_embedded.triton_models import repository_of
 from atlas_models.serving import TritonRepository, read_spec
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from prefect_api import ask_prefect
 from stack import Stack, free_settings, open_stack
 from triton_server import export_tiny_model
 
@@ -57,8 +58,8 @@ def window(spec: ModelSpec) -> NDArray[np.float32]:
     return random.normal(40, 120, (1, 1, *reversed(spec.patch))).astype(np.float32)
 
 
-def infer(address: str, spec: ModelSpec, data: NDArray[np.float32]) -> NDArray[np.uint8]:
-    with triton.InferenceServerClient(address) as client:
+def infer(stack: Stack, spec: ModelSpec, data: NDArray[np.float32]) -> NDArray[np.uint8]:
+    with stack.triton_client() as client:
         tensor = triton.InferInput(INPUT_NAME, list(data.shape), "FP32")
         tensor.set_data_from_numpy(data)
         answer = client.infer(
@@ -114,7 +115,7 @@ def test_models_answer_as_their_graphs_do(triton_stack: Stack, stack_models: Pat
         data = window(spec)
         session = onnxruntime.InferenceSession(folder / "model.onnx")
         (expected,) = session.run(None, {INPUT_NAME: data})
-        got = infer(triton_stack.triton_grpc, spec, data)
+        got = infer(triton_stack, spec, data)
         assert got.dtype == np.uint8
         # Two float32 runtimes may fall on either side of a rounding boundary.
         assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
@@ -125,10 +126,10 @@ def test_a_batch_is_its_windows(triton_stack: Stack, stack_models: Path) -> None
     spec = read_spec(stack_models / "conv_a")
     one = window(spec)
     batch = np.concatenate([one, one[:, :, ::-1], np.full_like(one, -1000)])
-    together = infer(triton_stack.triton_grpc, spec, batch)
+    together = infer(triton_stack, spec, batch)
     for index in range(3):
         alone = np.ascontiguousarray(batch[index : index + 1])
-        answer = infer(triton_stack.triton_grpc, spec, alone)
+        answer = infer(triton_stack, spec, alone)
         assert np.array_equal(together[index : index + 1], answer)
 
 
@@ -153,7 +154,7 @@ def test_up_again_leaves_a_healthy_stack_alone(triton_stack: Stack) -> None:
 
 def test_everything_listens_on_this_machine_only(triton_stack: Stack) -> None:
     given = triton_stack.settings
-    ports = {given.triton_http_port, given.triton_grpc_port, given.triton_metrics_port}
+    ports = {given.triton_grpc_port, given.triton_metrics_port}
     connections = psutil.Process(server_pid(triton_stack)).net_connections()
     listening = [c for c in connections if c.status == psutil.CONN_LISTEN]
     assert {c.laddr.port for c in listening} == ports
@@ -191,7 +192,7 @@ def test_lost_record_and_unloaded_model_are_no_obstacle(triton_stack: Stack) -> 
     assert "left" in triton_stack.status()["triton"].detail
     triton_stack.restart()
     assert not before & triton_stack.pids()
-    with triton.InferenceServerClient(triton_stack.triton_grpc) as client:
+    with triton_stack.triton_client() as client:
         client.unload_model("conv_b")
         require(lambda: not client.is_model_ready("conv_b"), "conv_b is unloaded")
     assert triton_stack.status()["triton"].state == "unhealthy"
@@ -208,7 +209,7 @@ def test_other_settings_reach_a_running_stack(triton_stack: Stack) -> None:
 
 
 def test_models_share_the_cores(triton_stack: Stack) -> None:
-    with triton.InferenceServerClient(triton_stack.triton_grpc) as client:
+    with triton_stack.triton_client() as client:
         config = client.get_model_config("conv_a").config
     share = int(config.parameters["atlasloop.threads"].string_value)
     cores = len(os.sched_getaffinity(0))
@@ -326,7 +327,7 @@ def test_broken_version_leaves_the_old_one_in_service(
     with pytest.raises(ConfigurationError, match="conv_a"):
         up(settings)
     assert server_pid(Stack(settings)) == before
-    assert infer(settings.triton_grpc, spec, window(spec)).any()
+    assert infer(Stack(settings), spec, window(spec)).any()
     repository.remove("conv_a", 1)
     up(settings)
     assert status(settings)[0].state == "healthy"
@@ -341,7 +342,7 @@ def test_new_version_comes_into_service_beside_the_old_one(
     repository_of(settings).install(tmp_path / "newer")
     assert "conv_a@0, conv_a@1" in up(settings)[0].detail
     assert server_pid(Stack(settings)) == before
-    assert infer(settings.triton_grpc, spec, window(spec)).any()
+    assert infer(Stack(settings), spec, window(spec)).any()
 
 
 def test_damaged_cache_of_compiled_models_only_costs_time(settings: EmbeddedSettings) -> None:
@@ -368,7 +369,7 @@ def test_graph_that_openvino_cannot_run_falls_back_and_says_so(settings: Embedde
     (folder / "model.onnx").write_bytes(content)
     (folder / "model.json").write_text(spec.model_dump_json())
     assert up(settings)[0].detail == "conv_a@0 by onnxruntime f32"
-    assert infer(settings.triton_grpc, spec, window(spec)).any()
+    assert infer(Stack(settings), spec, window(spec)).any()
     assert any("openvino cannot run" in line for line in logs(settings, "triton", lines=1000))
 
 
@@ -431,8 +432,8 @@ def test_prefect_server_lets_browsers_talk_to_nobody_else(whole_stack: Stack) ->
         policy = page.headers["Content-Security-Policy"]
     assert policy.startswith("connect-src 'self'")
     assert "amplitude" not in policy
-    with urllib.request.urlopen(f"{whole_stack.prefect_api_url}/admin/settings") as answer:
-        assert json.load(answer)["server"]["analytics_enabled"] is False
+    said = ask_prefect(whole_stack.settings, "/admin/settings")
+    assert said["server"]["analytics_enabled"] is False
 
 
 def test_flow_is_served(whole_stack: Stack) -> None:

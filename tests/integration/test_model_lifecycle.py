@@ -58,7 +58,9 @@ def catalog(lifecycle_stack: Stack, tmp_path_factory: pytest.TempPathFactory) ->
 def site(lifecycle_stack: Stack, catalog: Catalog) -> Iterator[Site]:
     """Version 0 alone in service, before and after."""
     settings = lifecycle_stack.settings
-    triton = TritonModels(settings.triton_grpc, repository_of(settings), 60.0)
+    triton = TritonModels(
+        settings.triton_grpc, repository_of(settings), 60.0, tls=settings.triton_client_tls
+    )
     yield Site(triton, catalog, CaseStore(settings.store), settings.attention_address, 0.01)
     repository = triton.repository
     repository.serve_only(NAME, [0], 0)

@@ -63,7 +63,7 @@ def atlasloop(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def prefect(stack: Stack, path: str, body: object = None) -> Any:
-    return ask_prefect(stack.prefect_api_url, path, body)
+    return ask_prefect(stack.settings, path, body)
 
 
 def newest_run(stack: Stack) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from atlas_attention.triton.shared_memory import sweep as sweep_attention_region
 from atlas_review.auth import ACCOUNTS_FILE, FIRST_USER, Accounts, Role
 
 from atlas_embedded import probes
+from atlas_embedded.access import make_access, prefect_auth
 from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE, marked
 from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
 from atlas_embedded.triton_environment import TritonEnvironment, find_triton
@@ -118,10 +119,12 @@ def _triton(settings: EmbeddedSettings) -> Component:
 
     def prepare() -> None:
         found()
+        make_access(settings)
         install_models(settings)
 
     def launch() -> Launch:
         environment = found()
+        tls = settings.triton_server_tls
         command = (
             str(environment.binary),
             f"--model-repository={settings.repository}",
@@ -132,9 +135,16 @@ def _triton(settings: EmbeddedSettings) -> Component:
             # One broken model must not take the others out of service.
             "--strict-readiness=false",
             f"--exit-timeout-secs={max(1, int(settings.stop_timeout_s) // 2)}",
-            *(f"--{kind}-address={HOST}" for kind in ("grpc", "http", "metrics")),
+            # A model brings code along: only who has this stack's client key may come near. The
+            # HTTP endpoint could tell a web page from nobody, and nothing here needs it.
+            "--allow-http=false",
+            "--grpc-use-ssl=true",
+            "--grpc-use-ssl-mutual=true",
+            f"--grpc-root-cert={tls.authority}",
+            f"--grpc-server-cert={tls.certificate}",
+            f"--grpc-server-key={tls.key}",
+            *(f"--{kind}-address={HOST}" for kind in ("grpc", "metrics")),
             f"--grpc-port={settings.triton_grpc_port}",
-            f"--http-port={settings.triton_http_port}",
             f"--metrics-port={settings.triton_metrics_port}",
             # By this name the regions of this very stack are found after a crash.
             f"--backend-config=python,shm-region-prefix-name={_region_prefix(settings)}",
@@ -147,6 +157,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
             repository_of(settings),
             settings.start_timeout_s,
             metrics_port=settings.triton_metrics_port,
+            tls=settings.triton_client_tls,
         )
 
     def settle() -> None:
@@ -156,7 +167,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
     return Component(
         name="triton",
         address=settings.triton_grpc,
-        port_fields=("triton_http_port", "triton_grpc_port", "triton_metrics_port"),
+        port_fields=("triton_grpc_port", "triton_metrics_port"),
         prepare=prepare,
         launch=launch,
         answers=lambda: models().require_alive(),
@@ -168,10 +179,12 @@ def _triton(settings: EmbeddedSettings) -> Component:
 
 def _attention(settings: EmbeddedSettings) -> Component:
     def launch() -> Launch:
+        tls = settings.triton_client_tls
         variables = {
             "ATLAS_ATTENTION_LISTEN": settings.attention_address,
             "ATLAS_ATTENTION_METRICS_LISTEN": f"{HOST}:{settings.attention_metrics_port}",
             "ATLAS_ATTENTION_TRITON": settings.triton_grpc,
+            "ATLAS_ATTENTION_TRITON_TLS": tls.model_dump_json(),
             "ATLAS_ATTENTION_STORE": str(settings.store),
         }
         return Launch(
@@ -206,6 +219,7 @@ def _review(settings: EmbeddedSettings) -> Component:
         }
         if "prefect" in settings.components:
             variables["ATLAS_REVIEW_PREFECT_API_URL"] = settings.prefect_api_url
+            variables["ATLAS_REVIEW_PREFECT_AUTH"] = prefect_auth(settings)
         return Launch((sys.executable, "-m", "atlas_review"), variables)
 
     def probe() -> str:
@@ -246,7 +260,7 @@ def _prefect(settings: EmbeddedSettings) -> Component:
         sources = " ".join(f"http://{origin} ws://{origin}" for origin in origins)
         command = (
             sys.executable,
-            *("-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+            *("-m", "uvicorn", "--factory", "atlas_flows.prefect_server:create_app"),
             *("--host", HOST, "--port", str(settings.prefect_port)),
             # The UI would let browsers talk to an analytics host; its server has no switch for it.
             *("--header", f"Content-Security-Policy:connect-src 'self' {sources}"),
@@ -257,6 +271,8 @@ def _prefect(settings: EmbeddedSettings) -> Component:
             "PREFECT__SERVER_FINAL": "1",
             "PREFECT_SERVER_API_HOST": HOST,
             "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
+            "PREFECT_SERVER_API_AUTH_STRING": prefect_auth(settings),
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{own}" for own in origins),
         }
         return Launch(command, variables)
 
@@ -273,7 +289,7 @@ def _prefect(settings: EmbeddedSettings) -> Component:
 
 def _flows(settings: EmbeddedSettings) -> Component:
     def probe() -> str:
-        return probes.flows_served(settings.prefect_port)
+        return probes.flows_served(settings.prefect_port, prefect_auth(settings))
 
     return Component(
         name="flows",
@@ -297,6 +313,7 @@ def prefect_variables(settings: EmbeddedSettings) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(settings.prefect_home),
         "PREFECT_API_URL": settings.prefect_api_url,
+        "PREFECT_API_AUTH_STRING": prefect_auth(settings),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }

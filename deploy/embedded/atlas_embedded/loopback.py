@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+from base64 import b64encode
 
 from atlas_core.errors import Unavailable
 
@@ -12,12 +13,18 @@ TIMEOUT_S = 10.0
 """A busy server on a busy machine answers late, not never."""
 
 
-def fetch(port: int, path: str, json_body: str | None = None) -> bytes:
+def fetch(port: int, path: str, json_body: str | None = None, auth: str | None = None) -> bytes:
     """The answer to a GET, or to a POST of `json_body`.
+
+    Args:
+        auth: ``user:password`` for HTTP's Basic authentication.
 
     Raises:
         Unavailable: no answer, or one that is no success.
     """
+    headers = {"Content-Type": "application/json"}
+    if auth is not None:
+        headers["Authorization"] = f"Basic {b64encode(auth.encode()).decode()}"
     # http.client, not urllib: a proxy from the environment must not come between.
     connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
     try:
@@ -25,7 +32,7 @@ def fetch(port: int, path: str, json_body: str | None = None) -> bytes:
             "GET" if json_body is None else "POST",
             path,
             body=json_body,
-            headers={"Content-Type": "application/json"},
+            headers=headers,
         )
         answer = connection.getresponse()
         content = answer.read()

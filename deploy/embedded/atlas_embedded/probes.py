@@ -64,13 +64,16 @@ def prefect_answers(port: int) -> str:
     return "healthy"
 
 
-def flows_served(port: int) -> str:
+def flows_served(port: int, auth: str) -> str:
     """Asks Prefect which deployments a living process serves.
+
+    Args:
+        auth: ``user:password`` of the Prefect server.
 
     Raises:
         Unavailable: none, or the Prefect server does not answer.
     """
-    deployments = json.loads(fetch(port, "/api/deployments/filter", "{}"))
+    deployments = json.loads(fetch(port, "/api/deployments/filter", "{}", auth))
     names = sorted({d["name"] for d in deployments if d.get("status") == "READY"})
     if not names:
         raise Unavailable("no flow is served", got=f"{len(deployments)} deployments, none ready")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from atlas_core.tls import TlsFiles
 from pydantic import Field
 from pydantic_settings import (
     BaseSettings,
@@ -16,10 +17,13 @@ from pydantic_settings import (
 )
 
 HOST = "127.0.0.1"
-"""Everything listens here only: there is no TLS, and only the review service has a login."""
+"""Everything listens here only; `access` says who is let in."""
 
 ENV_PREFIX = "ATLASLOOP_"
 CONFIG_FILE = "config.toml"
+
+TLS_AUTHORITY, TLS_SERVER, TLS_CLIENT = "authority", "server", "client"
+"""Names of files in the folder of keys and certificates."""
 
 ComponentName = Literal["triton", "attention", "review", "prefect", "flows"]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -46,7 +50,6 @@ class EmbeddedSettings(BaseSettings):
         min_length=1,
         description="Which parts run here.",
     )
-    triton_http_port: Port = 18000
     triton_grpc_port: Port = 18001
     triton_metrics_port: Port = 18002
     attention_port: Port = 18010
@@ -113,6 +116,34 @@ class EmbeddedSettings(BaseSettings):
     def compiled_models(self) -> Path:
         """Graphs as OpenVINO compiled them for this CPU."""
         return self.home / "compiled-models"
+
+    @property
+    def access_folder(self) -> Path:
+        """Keys, certificates and password of the stack; owner-only."""
+        return self.home / "access"
+
+    @property
+    def triton_server_tls(self) -> TlsFiles:
+        """Triton's own end."""
+        return self._tls_files(TLS_SERVER)
+
+    @property
+    def triton_client_tls(self) -> TlsFiles:
+        """The end of whoever may use, and control, this stack's Triton."""
+        return self._tls_files(TLS_CLIENT)
+
+    def _tls_files(self, end: str) -> TlsFiles:
+        folder = self.access_folder
+        return TlsFiles(
+            authority=folder / f"{TLS_AUTHORITY}.crt",
+            certificate=folder / f"{end}.crt",
+            key=folder / f"{end}.key",
+        )
+
+    @property
+    def prefect_auth_file(self) -> Path:
+        """``user:password`` of the Prefect server, which its UI asks for; owner-only."""
+        return self.access_folder / "prefect-auth"
 
     @property
     def prefect_home(self) -> Path:

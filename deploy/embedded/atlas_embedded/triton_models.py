@@ -19,6 +19,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.model_spec import INPUT_NAME, MAX_MODEL_STREAMS, OUTPUT_NAME, ModelSpec
+from atlas_core.tls import TlsFiles, tritonclient_arguments
 from atlas_models.serving import (
     CpuServing,
     TritonRepository,
@@ -120,6 +121,7 @@ class TritonModels:
         load_timeout_s: for loading one model; a cold compilation takes seconds.
         metrics_port: of a server on this machine, which says there by what each model runs.
         control_key: secret of the server's restricted model control; None: it has none.
+        tls: this end of the connection; None: neither encrypted nor proved.
         seen_timeout_s: until the server sees what was written to its repository; a client of NFS
             looks again after a minute.
     """
@@ -129,11 +131,24 @@ class TritonModels:
     load_timeout_s: float
     metrics_port: int | None = None
     control_key: str | None = field(default=None, repr=False)
+    tls: TlsFiles | None = None
     seen_timeout_s: float = 90.0
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[triton.InferenceServerClient]:
+        client = triton.InferenceServerClient(
+            self.address, channel_args=_CHANNEL, **tritonclient_arguments(self.tls)
+        )
+        try:
+            yield client
+        except InferenceServerException as error:
+            raise Unavailable("the model server does not answer", got=error.message()) from None
+        finally:
+            client.close()
 
     def require_alive(self) -> str:
         """Raises `Unavailable` unless the server answers."""
-        with _client(self.address) as client:
+        with self._client() as client:
             if not client.is_server_live(client_timeout=_CALL_TIMEOUT_S):
                 raise Unavailable("the server answers, but is not live")
         return "live"
@@ -146,7 +161,7 @@ class TritonModels:
             Unavailable: the server is away, or a model answers wrongly even after a reload.
         """
         names = self.repository.models()
-        with _client(self.address) as client, ThreadPoolExecutor(len(names)) as pool:
+        with self._client() as client, ThreadPoolExecutor(len(names)) as pool:
             # One model waits for the disk while another is compiled.
             list(pool.map(lambda name: self._settle(client, name), names))
 
@@ -158,7 +173,7 @@ class TritonModels:
         """
         runtimes = self._runtimes()
         by_runtime: dict[str, list[str]] = {}
-        with _client(self.address) as client:
+        with self._client() as client:
             for name in self.repository.models():
                 for spec in self.repository.served(name):
                     self._infer(client, spec)
@@ -189,7 +204,7 @@ class TritonModels:
             ConfigurationError: the server refuses it, or reads another repository.
             Unavailable: the server is away.
         """
-        with _client(self.address) as client:
+        with self._client() as client:
             self._load(client, name)
             deadline = time.monotonic() + self.seen_timeout_s
             while not self._has_seen(client, name):
@@ -208,7 +223,7 @@ class TritonModels:
         Raises:
             Unavailable: the server is away, or does not unload it.
         """
-        with _client(self.address) as client:
+        with self._client() as client:
             self._unload(client, name, self.repository.installed(name))
 
     def prove(self, spec: ModelSpec) -> None:
@@ -219,7 +234,7 @@ class TritonModels:
         """
         z, y, x = reversed(spec.patch)
         noise = np.random.default_rng(0).normal(40.0, 200.0, (z, y, x)).astype(np.float32)
-        with _client(self.address) as client:
+        with self._client() as client:
             on_air = self._infer(client, spec)
             on_noise = self._infer(client, spec, noise)
         if np.array_equal(on_air, on_noise):
@@ -351,14 +366,3 @@ class TritonModels:
                 got=None if answer is None else f"{answer.dtype} {answer.shape}",
             )
         return np.asarray(answer)
-
-
-@contextlib.contextmanager
-def _client(address: str) -> Iterator[triton.InferenceServerClient]:
-    client = triton.InferenceServerClient(address, channel_args=_CHANNEL)
-    try:
-        yield client
-    except InferenceServerException as error:
-        raise Unavailable("the model server does not answer", got=error.message()) from None
-    finally:
-        client.close()

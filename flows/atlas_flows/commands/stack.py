@@ -45,7 +45,11 @@ def up(context: typer.Context) -> None:
         register_installed(repository_of(here.embedded), here.embedded.models_dir, catalog)
     _show(parts)
     if "prefect" in here.embedded.components:
-        console().print(f"Prefect UI: {here.embedded.prefect_url}")
+        console().print(
+            f"Prefect UI: {here.embedded.prefect_url}; sign in with what stands in "
+            f"{here.embedded.prefect_auth_file}",
+            soft_wrap=True,
+        )
     if "review" in here.embedded.components:
         console().print(f"Review: {here.embedded.review_url}")
 

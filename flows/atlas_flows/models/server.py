@@ -31,6 +31,7 @@ def triton_models(here: Places) -> TritonModels:
         here.triton_address,
         model_repository(here),
         here.triton_load_timeout_s,
+        tls=here.triton_tls,
         control_key=None if key is None else key.get_secret_value(),
     )
 

@@ -62,6 +62,7 @@ class AttentionServer:
                     settings.windows_in_flight or default_windows_in_flight(),
                     settings.inference_timeout_s,
                     settings.device,
+                    settings.triton_tls,
                 ),
                 metrics.inference,
             )

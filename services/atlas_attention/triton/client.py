@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tritonclient.grpc as triton
+from atlas_core.tls import TlsFiles, tritonclient_arguments
 
 CONTROL_TIMEOUT_S = 5.0
 """For calls that the server answers from memory: statistics, configuration, registering a
@@ -19,6 +20,12 @@ CHANNEL_OPTIONS = [
 ]
 
 
-def open_client(address: str) -> triton.InferenceServerClient:
-    """A client of the server at `address` (host:port); it connects at its first call."""
-    return triton.InferenceServerClient(address, channel_args=list(CHANNEL_OPTIONS))
+def open_client(address: str, tls: TlsFiles | None = None) -> triton.InferenceServerClient:
+    """A client of the server at `address` (host:port); it connects at its first call.
+
+    Args:
+        tls: this end of mutual TLS; None: the connection is neither encrypted nor authenticated.
+    """
+    return triton.InferenceServerClient(
+        address, channel_args=list(CHANNEL_OPTIONS), **tritonclient_arguments(tls)
+    )

@@ -17,6 +17,7 @@ from atlas_core.errors import (
     Unavailable,
 )
 from atlas_core.model_spec import ModelRef, ModelSpec
+from atlas_core.tls import TlsFiles
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
@@ -51,6 +52,7 @@ class TritonOptions:
         windows_in_flight: most windows with the models at once, each with all of them.
         inference_timeout_s: deadline of one inference, and of the wait for free buffers.
         device: where answers are wanted; by ``cuda`` shared memory they never leave the GPU.
+        tls: this end of mutual TLS; None: the connection is neither encrypted nor proved.
     """
 
     address: str
@@ -58,6 +60,7 @@ class TritonOptions:
     windows_in_flight: int = 4
     inference_timeout_s: float = 60.0
     device: DeviceName = "cpu"
+    tls: TlsFiles | None = None
 
 
 @dataclass(eq=False)
@@ -87,7 +90,7 @@ class TritonPredictor:
     ) -> None:
         self._options = options
         self._on_answer = on_answer
-        self._client = open_client(options.address)
+        self._client = open_client(options.address, options.tls)
         self._pool = BufferPool(
             self._client, options.windows_in_flight, options.inference_timeout_s
         )
