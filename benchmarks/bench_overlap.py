@@ -25,7 +25,7 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import Phantom
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.demo import held_out
-from atlas_models.evaluation.phantoms import ArraySource, dice_by_organ, predict
+from atlas_models.evaluation.phantom_evaluation import ArraySource, dice_by_organ, predict
 from atlas_models.serving import exported_models, read_spec
 from measurement import machine, report, say
 from numpy.typing import NDArray

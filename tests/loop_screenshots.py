@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 from atlas_embedded import stack
 from atlas_embedded.settings import EmbeddedSettings
-from atlas_flows.demos import enter, own_settings
+from atlas_flows.demos import demo_settings, enter
 from atlas_flows.demos.loop_demo import run_loop_demo
 from atlas_flows.settings import Places
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
@@ -42,7 +42,7 @@ DEMO = "loop-demo"
 @contextmanager
 def prefect_after(home: Path) -> Iterator[EmbeddedSettings]:
     """Prefect with its deployments, on what the demo in `home` has left."""
-    settings = own_settings(home / DEMO, ("prefect", "flows"), models_dir=home / DEMO / "M0")
+    settings = demo_settings(home / DEMO, ("prefect", "flows"), models_dir=home / DEMO / "M0")
     enter(settings)
     try:
         stack.up(settings)

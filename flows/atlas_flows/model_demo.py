@@ -19,8 +19,14 @@ from rich.console import Console
 
 from atlas_flows.cli import app
 from atlas_flows.commands.terminal import print_table, show_error
-from atlas_flows.demos import enter, only_one, own_settings, stopped_by_sigterm, undisturbed
-from atlas_flows.demos.demo import forget
+from atlas_flows.demos import (
+    demo_settings,
+    only_one,
+    signals_ignored,
+    sigterm_as_interrupt,
+    use_stack,
+)
+from atlas_flows.demos.scoring_demo import delete_results
 from atlas_flows.settings import Places
 
 
@@ -96,18 +102,18 @@ def run_model_demo(places: Places, **sizes: int) -> None:
     home = places.embedded.home / "models-demo"
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    with only_one(home), stopped_by_sigterm():
+    with only_one(home), sigterm_as_interrupt():
         # What a demo that was killed has left; its ports become free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
-        forget(home)
-        settings = own_settings(home, ("triton", "attention"))
-        enter(settings)
+        delete_results(home)
+        settings = demo_settings(home, ("triton", "attention"))
+        use_stack(settings)
         started, rows = time.monotonic(), list[dict[str, str]]()
         try:
             for number, step in enumerate(demo_steps(_fresh(home), **sizes), start=1):
                 rows.append(_run(number, step, console))
         finally:
-            with undisturbed():
+            with signals_ignored():
                 console.print("stopping the stack")
                 stack.down(settings)
     rows.append({"step": "total", "seconds": f"{time.monotonic() - started:.1f}"})

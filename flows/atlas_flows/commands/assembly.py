@@ -128,7 +128,7 @@ def run_assemble(here: Places, request: AssemblyRequest, *, in_flight: int) -> A
     """
     with (
         run_here(here, "assemble", "what is assembled stays assembled"),
-        case_progress("assembling", "atlas_flows.assembly.assembling"),
+        case_progress("assembling"),
     ):
         from atlas_flows.assembly.flow import assemble as assemble_flow
 

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from atlas_core.store import CaseStore
     from pydantic import BaseModel
 
-    from atlas_flows.evaluation import CaseMeasures, Compared, DiceMatrix, EvaluationScope, Truth
+    from atlas_flows.evaluation import (
+        CaseMeasures,
+        ComparisonScope,
+        DiceMatrix,
+        EvaluationScope,
+        GroundTruth,
+    )
     from atlas_flows.reports.evaluation_rows import Rows
     from atlas_flows.settings import Places
 
@@ -63,27 +69,27 @@ class _Opened:
     catalog: Catalog
     store: CaseStore
 
-    def truth(self, folder: Path | None) -> Truth:
-        from atlas_flows.evaluation import known_truth
+    def truth(self, folder: Path | None) -> GroundTruth:
+        from atlas_flows.evaluation import open_ground_truth
 
-        return known_truth(folder, self.catalog, self.store)
+        return open_ground_truth(folder, self.catalog, self.store)
 
-    def compared(self, reading: Reading, truth: Path | None) -> Compared:
+    def compared(self, reading: Reading, truth: Path | None) -> ComparisonScope:
         """The newest ensemble; without a folder no truth."""
-        from atlas_flows.evaluation import Compared, iterations_of
+        from atlas_flows.evaluation import ComparisonScope, iterations_of
 
         newest = iterations_of(self.catalog, _scope(reading))[-1].ensemble
         known = self.truth(truth) if truth else None
-        return Compared(self.catalog, self.store, known, reading, newest)
+        return ComparisonScope(self.catalog, self.store, known, reading, newest)
 
     def measured(
         self, truth: Path | None, scope: EvaluationScope, *, attention: bool = False
     ) -> Iterator[CaseMeasures]:
         """The cases of the last iteration of `scope`."""
-        from atlas_flows.evaluation import iterations_of, measure_turn
+        from atlas_flows.evaluation import iterations_of, measure_iteration
 
         turn = iterations_of(self.catalog, scope)[-1]
-        return measure_turn(
+        return measure_iteration(
             self.catalog, self.store, self.truth(truth), scope, turn, attention=attention
         )
 

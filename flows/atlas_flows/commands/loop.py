@@ -98,10 +98,10 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
     """
     from atlas_core.catalog import Catalog
 
-    from atlas_flows.loop import next_step, standing_of, told
+    from atlas_flows.loop import iteration_status, next_step, told
 
     with Catalog.open(places(context).catalog_url) as catalog:
-        known = [(one, standing_of(catalog, one)) for one in catalog.iterations()]
+        known = [(one, iteration_status(catalog, one)) for one in catalog.iterations()]
     if as_json:
         rows = [one.model_dump(mode="json") | {"done": dict(s.done)} for one, s in known]
         write_text(None, json.dumps(rows, indent=2))
@@ -113,9 +113,9 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
                 "t": str(one.t),
                 "state": one.state.value,
                 "started": f"{one.started_at:%Y-%m-%d %H:%M}",
-                "next": next_step(standing).key if one.state.value == "open" else "–",
-                "what": told(standing),
+                "next": next_step(status).key if one.state.value == "open" else "–",
+                "what": told(status),
             }
-            for one, standing in known
+            for one, status in known
         ],
     )

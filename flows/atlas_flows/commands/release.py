@@ -86,7 +86,7 @@ def run_release(
     """
     with (
         run_here(here, "release"),
-        case_progress("releasing", "atlas_flows.release.releasing"),
+        case_progress("releasing"),
     ):
         from atlas_flows.release.flow import release as release_flow
 

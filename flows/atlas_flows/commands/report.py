@@ -85,10 +85,10 @@ def _evaluation_page(
     with_truth: bool,
     nsd: bool,
 ) -> str:
-    from atlas_flows.evaluation import EvaluationScope, evaluate_all, known_truth
+    from atlas_flows.evaluation import EvaluationScope, evaluate_all, open_ground_truth
     from atlas_flows.reports import build_loop_report
 
-    truth = known_truth(folder, catalog, store) if with_truth else None
+    truth = open_ground_truth(folder, catalog, store) if with_truth else None
     with console(stderr=True).status("evaluating") as status:
         found = evaluate_all(
             catalog,

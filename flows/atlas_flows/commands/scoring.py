@@ -72,9 +72,11 @@ def run_score(
         Unavailable: no Prefect server, or no attention service.
         CasesFailed: some cases are not scored.
     """
+    from atlas_flows.scoring import log
+
     with (
         run_here(here, "score", "what is scored stays scored"),
-        case_progress("scoring", "atlas_flows.scoring.scoring"),
+        case_progress("scoring", log),
     ):
         from atlas_flows.scoring.flow import score as score_flow
 

@@ -1,9 +1,9 @@
-from .own_stack import enter, only_one, own_settings, stopped_by_sigterm, undisturbed
+from .demo_stack import demo_settings, only_one, signals_ignored, sigterm_as_interrupt, use_stack
 
 __all__ = [
-    "enter",
+    "demo_settings",
     "only_one",
-    "own_settings",
-    "stopped_by_sigterm",
-    "undisturbed",
+    "signals_ignored",
+    "sigterm_as_interrupt",
+    "use_stack",
 ]

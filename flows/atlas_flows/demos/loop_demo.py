@@ -28,16 +28,22 @@ from rich.console import Console
 from atlas_flows.commands.loop import run_iterate
 from atlas_flows.commands.scoring import run_score
 from atlas_flows.commands.terminal import print_table, write_text
-from atlas_flows.demos.own_stack import (
-    enter,
+from atlas_flows.demos.demo_stack import (
+    demo_settings,
     only_one,
-    own_settings,
-    stopped_by_sigterm,
-    undisturbed,
+    signals_ignored,
+    sigterm_as_interrupt,
+    use_stack,
 )
-from atlas_flows.demos.simulated_annotator import ACCOUNT, Diligence, ReviewApi, Truth, work
+from atlas_flows.demos.simulated_annotator import (
+    ACCOUNT,
+    AnnotatorPolicy,
+    PhantomLabels,
+    ReviewApi,
+    work,
+)
 from atlas_flows.evaluation import TRUTH_FOLDER, EvaluationScope, PaperEvaluation
-from atlas_flows.loop import LoopParameters, Standing
+from atlas_flows.loop import IterationStatus, LoopParameters
 from atlas_flows.models import TrainingOrder, model_store, train_version
 from atlas_flows.scoring import ScoreRequest
 from atlas_flows.settings import Places
@@ -143,10 +149,10 @@ def run_loop_demo(
     """
     home = (places.embedded.home / ("loop-demo-quick" if quick else "loop-demo")).absolute()
     home.mkdir(parents=True, exist_ok=True)
-    with only_one(home), stopped_by_sigterm():
+    with only_one(home), sigterm_as_interrupt():
         stack.down(EmbeddedSettings(home=home))  # what a demo that was killed has left
-        settings = own_settings(home, PARTS, models_dir=home / "M0")
-        enter(settings)
+        settings = demo_settings(home, PARTS, models_dir=home / "M0")
+        use_stack(settings)
         size = QUICK if quick else FULL
         demo = _Demo(settings, output, seed, size, Console(highlight=False, stderr=True))
         with Catalog.open(settings.catalog_url) as catalog:
@@ -156,7 +162,7 @@ def run_loop_demo(
 def _run(demo: _Demo, catalog: Catalog) -> dict[str, Any]:
     started = time.monotonic()
     with demo.step("phantoms"):
-        _bring_in_cases(demo, catalog)
+        _import_cases(demo, catalog)
     _train_first(demo, catalog)
     try:
         with demo.step("stack"):
@@ -170,7 +176,7 @@ def _run(demo: _Demo, catalog: Catalog) -> dict[str, Any]:
                 patience_s=PATIENCE_S,
             )
     finally:
-        with undisturbed():
+        with signals_ignored():
             stack.down(demo.settings)
     with demo.step("report"):
         evaluation = _report(demo, catalog)
@@ -186,7 +192,7 @@ def _run(demo: _Demo, catalog: Catalog) -> dict[str, Any]:
     }
 
 
-def _bring_in_cases(demo: _Demo, catalog: Catalog) -> None:
+def _import_cases(demo: _Demo, catalog: Catalog) -> None:
     store = CaseStore(demo.settings.store)
     plans = (
         (WORK, demo.size.work_cases, HARD_SHARE, "partial"),
@@ -240,7 +246,7 @@ def _said(demo: _Demo) -> Any:
 
 def _iterate(demo: _Demo, catalog: Catalog) -> None:
     """The loop to its end: the flow as far as it goes, then the simulated annotator, and again."""
-    truth = Truth.of(demo.phantoms / WORK)
+    truth = PhantomLabels.of(demo.phantoms / WORK)
     given = {
         "mode": "run",
         "dataset": WORK,
@@ -262,8 +268,8 @@ def _iterate(demo: _Demo, catalog: Catalog) -> None:
         with demo.step(f"simulated annotator, iteration {number}"):
             token = review_token(demo.settings, ACCOUNT)
             with ReviewApi.open(demo.settings.review_url, token) as api:
-                wish = Diligence(MINUTES, WRONG_BELOW_DICE, WORK)
-                done = work(api, truth, wish, lambda line: demo.console.print(f"  {line}"))
+                policy = AnnotatorPolicy(MINUTES, WRONG_BELOW_DICE, WORK)
+                done = work(api, truth, policy, lambda line: demo.console.print(f"  {line}"))
             demo.console.print(
                 f"  {done.revised} revised, {done.confirmed} confirmed, {done.minutes:.0f} minutes"
             )
@@ -279,11 +285,11 @@ def _ended(catalog: Catalog) -> bool:
 
 
 def _report(demo: _Demo, catalog: Catalog) -> PaperEvaluation:
-    from atlas_flows.evaluation import evaluate_all, known_truth
+    from atlas_flows.evaluation import evaluate_all, open_ground_truth
     from atlas_flows.reports import build_loop_report
 
     store = CaseStore(demo.settings.store)
-    truth = known_truth(demo.phantoms / WORK, catalog, store)
+    truth = open_ground_truth(demo.phantoms / WORK, catalog, store)
     evaluation = evaluate_all(catalog, store, truth, EvaluationScope(nsd=False))
     note = "Phantoms and a simulated annotator: these figures say nothing about patients."
     page = build_loop_report(evaluation, title="The loop on phantoms", notes=[note])
@@ -321,8 +327,8 @@ def mean_dice(catalog: Catalog) -> dict[str, float]:
     means: dict[str, float] = {}
     for iteration in catalog.iterations():
         parameters = LoopParameters.model_validate(iteration.parameters)
-        standing = Standing(iteration.t, parameters, steps_done(catalog, iteration.t))
-        tried = [standing.promoted(model) for model in standing.versions]
+        status = IterationStatus(iteration.t, parameters, steps_done(catalog, iteration.t))
+        tried = [status.promoted(model) for model in status.versions]
         evidence = [one for one in tried if one is not None and one.evidence]
         if not evidence:
             continue

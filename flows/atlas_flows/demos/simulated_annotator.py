@@ -25,7 +25,7 @@ from atlas_core.review import MINUTES_PER_CASE, Task, Verdict
 from numpy.typing import NDArray
 from pydantic import Field
 
-from atlas_flows.evaluation import dice_by_organ, true_cases
+from atlas_flows.evaluation import dice_by_organ, truth_files
 
 ACCOUNT: Final = "simulated-annotator"
 
@@ -53,7 +53,7 @@ class SimulatedWork(FrozenModel):
 
 
 @dataclass(frozen=True)
-class Diligence:
+class AnnotatorPolicy:
     """How much the simulated annotator does, and what it takes for wrong.
 
     Attributes:
@@ -67,7 +67,7 @@ class Diligence:
     dataset: str | None = None
 
 
-class Truth:
+class PhantomLabels:
     """True label maps of a folder of phantoms, found by the content of their CTs."""
 
     def __init__(self, maps: Mapping[str, Path]) -> None:
@@ -82,7 +82,7 @@ class Truth:
         """
         maps = {
             content_sha256(read_volume(case.ct))[:DIGEST_IN_ID]: case.combined
-            for case in true_cases(folder)
+            for case in truth_files(folder)
             if case.ct is not None and case.combined is not None
         }
         if not maps:
@@ -182,7 +182,10 @@ class ReviewApi:
 
 
 def work(
-    api: ReviewApi, truth: Truth, diligence: Diligence, on_task: OnTask = lambda line: None
+    api: ReviewApi,
+    truth: PhantomLabels,
+    policy: AnnotatorPolicy,
+    on_task: OnTask = lambda line: None,
 ) -> SimulatedWork:
     """Take cases until the queue or the time is over.
 
@@ -190,13 +193,13 @@ def work(
         Unavailable, ConfigurationError: see `ReviewApi`. What was handed in stays.
     """
     done = SimulatedWork()
-    while (task := api.next(diligence.dataset)) is not None:
+    while (task := api.next(policy.dataset)) is not None:
         minutes = MINUTES_PER_ORGAN * len(task.organs)
-        if done.minutes + minutes > diligence.minutes:
+        if done.minutes + minutes > policy.minutes:
             api.give_back(task)
             return done.model_copy(update={"budget_spent": True})
         try:
-            done, told = _one(api, truth, diligence, task, done)
+            done, told = _one(api, truth, policy, task, done)
         except (NotFound, Conflict) as error:
             told = f"{task.case_id}: left, as it was deleted or taken: {error}"
         on_task(told)
@@ -204,7 +207,7 @@ def work(
 
 
 def _one(
-    api: ReviewApi, truth: Truth, diligence: Diligence, task: Task, done: SimulatedWork
+    api: ReviewApi, truth: PhantomLabels, policy: AnnotatorPolicy, task: Task, done: SimulatedWork
 ) -> tuple[SimulatedWork, str]:
     """One case; the work so far with it, and a line about it."""
     minutes = MINUTES_PER_ORGAN * len(task.organs)
@@ -213,7 +216,7 @@ def _one(
         api.finish(task, "skip", reason="simulated annotator: its truth is not at hand")
         return _more(done, skipped=1), f"{task.case_id}: skipped, its truth is not at hand"
     with tempfile.TemporaryDirectory(prefix="simulated-") as name:
-        versions = _replace_wrong(api, diligence, task, true_map, Path(name))
+        versions = _replace_wrong(api, policy, task, true_map, Path(name))
     spent = {"seconds_spent": 60.0 * minutes}
     if not versions:
         api.finish(task, "confirm", **spent)
@@ -225,7 +228,7 @@ def _one(
 
 
 def _replace_wrong(
-    api: ReviewApi, diligence: Diligence, task: Task, true_map: NDArray[np.uint8], folder: Path
+    api: ReviewApi, policy: AnnotatorPolicy, task: Task, true_map: NDArray[np.uint8], folder: Path
 ) -> dict[str, str]:
     """Hand in the truth of every organ whose label is wrong; organ → its new version."""
     case = api.case(task)
@@ -238,7 +241,7 @@ def _replace_wrong(
         if organ.verdict is Verdict.NEEDS_REVISION
         and in_force.get(organ.organ, {}).get("author") == ACCOUNT
     }
-    for organ in _wrong(api.label_map(task.case_id, folder), true_map, task, diligence.dice):
+    for organ in _wrong(api.label_map(task.case_id, folder), true_map, task, policy.dice):
         mask = (true_map == ABDOMEN_ATLAS[organ].label).astype(np.uint8)
         path = folder / f"{organ}.nii.gz"
         write_volume(path, np.asfortranarray(mask), ct)

@@ -34,7 +34,7 @@ from atlas_flows.evaluation.attention_regions import (
 )
 from atlas_flows.evaluation.error_found import ErrorOfCase
 from atlas_flows.evaluation.false_positives import FalseRegions
-from atlas_flows.evaluation.ground_truth import KnownCase, label_masks
+from atlas_flows.evaluation.ground_truth import GroundTruthCase, label_masks
 from atlas_flows.evaluation.label_quality import LabelKind
 
 
@@ -99,7 +99,7 @@ class CaseMeasures(FrozenModel):
 
 
 @dataclass(frozen=True)
-class Measuring:
+class MeasurementOptions:
     """What is measured.
 
     Attributes:
@@ -118,12 +118,12 @@ class Measuring:
 
 
 def measure_cases(
-    known: Iterable[KnownCase],
+    known: Iterable[GroundTruthCase],
     catalog: Catalog,
     store: CaseStore,
     reading: Reading,
     ensemble: str,
-    what: Measuring,
+    what: MeasurementOptions,
 ) -> Iterator[CaseMeasures]:
     """Measure cases one after another; cases that `ensemble` has not scored are passed over.
 
@@ -141,7 +141,11 @@ def measure_cases(
 
 
 def _measure(
-    known: KnownCase, catalog: Catalog, store: CaseStore, score: Score, what: Measuring
+    known: GroundTruthCase,
+    catalog: Catalog,
+    store: CaseStore,
+    score: Score,
+    what: MeasurementOptions,
 ) -> CaseMeasures:
     case = known.case
     pseudo = _read_on_grid(case, store, score)
@@ -180,7 +184,7 @@ def _organ(
     store: CaseStore,
     masks: _Masks,
     held: Label | None,
-    what: Measuring,
+    what: MeasurementOptions,
 ) -> OrganMeasure:
     voxel_ml = case.geometry.voxel_ml
     truth_voxels = int(np.count_nonzero(masks.truth))
@@ -207,7 +211,7 @@ def _assembled(
     truth: NDArray[np.bool_],
     held: Label | None,
     pseudo: OrganAgreement,
-    what: Measuring,
+    what: MeasurementOptions,
 ) -> OrganAgreement | None:
     if held is None:
         return pseudo
@@ -222,7 +226,7 @@ def _agreement(
     mask: NDArray[np.bool_],
     truth: NDArray[np.bool_],
     case: Case,
-    what: Measuring,
+    what: MeasurementOptions,
 ) -> OrganAgreement:
     # The figures do not change within the box around both; the time does.
     box = box_around(mask, truth)
@@ -252,7 +256,7 @@ def _read_on_grid(case: Case, store: CaseStore, score: Score) -> NDArray[np.inte
 
 
 def _attended(
-    case: Case, store: CaseStore, score: Score, organ: str, what: Measuring
+    case: Case, store: CaseStore, score: Score, organ: str, what: MeasurementOptions
 ) -> NDArray[np.bool_]:
     volume = read_stored(store.attention_path(case.id, score.reading, score.ensemble, organ))
     case.geometry.require_same_grid(volume.geometry, this="CT", that="attention", case=case.id)

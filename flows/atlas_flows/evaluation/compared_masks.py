@@ -21,9 +21,9 @@ from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
 from numpy.typing import NDArray
 
-from atlas_flows.evaluation.ground_truth import KnownCase, NothingToCompare, Truth
+from atlas_flows.evaluation.ground_truth import GroundTruth, GroundTruthCase, NothingToCompare
 from atlas_flows.evaluation.rater_agreement import DiceMatrix, PairDice, dice_matrix, pair_dice
-from atlas_flows.models.evaluation import predicted_label
+from atlas_flows.models.version_evaluation import predicted_label
 
 # With a space: no model and no annotator can have such a name.
 ENSEMBLE = "ensemble mean"
@@ -35,7 +35,7 @@ OnCase = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonScope:
     """Where labels are compared.
 
     Attributes:
@@ -45,14 +45,14 @@ class Compared:
 
     catalog: Catalog
     store: CaseStore
-    truth: Truth | None
+    truth: GroundTruth | None
     reading: Reading
     ensemble: str
     scheme: OrganScheme = ABDOMEN_ATLAS
 
 
 def architecture_matrix(
-    where: Compared,
+    where: ComparisonScope,
     client: AttentionClient | None = None,
     *,
     limit: int | None = None,
@@ -88,7 +88,7 @@ def architecture_matrix(
     return dice_matrix([*names, ENSEMBLE, *([TRUTH] if where.truth else [])], pairs)
 
 
-def annotator_matrix(where: Compared, *, independent: bool = True) -> DiceMatrix:
+def annotator_matrix(where: ComparisonScope, *, independent: bool = True) -> DiceMatrix:
     """Fig. 8b: Dice between annotators, with the pseudo label, and with the truth if there is one.
 
     Of every case and organ the newest label version of each author counts, also one that is kept
@@ -117,13 +117,13 @@ def annotator_matrix(where: Compared, *, independent: bool = True) -> DiceMatrix
     return dice_matrix(raters, pairs, left_out=left_out)
 
 
-def _scored(where: Compared) -> list[KnownCase]:
+def _scored(where: ComparisonScope) -> list[GroundTruthCase]:
     scored = where.catalog.scored_cases(where.reading, where.ensemble)
     if where.truth is not None:
         return [known for known in where.truth.cases() if known.case.id in scored]
     original = where.catalog.original_organs()
     return [
-        KnownCase(
+        GroundTruthCase(
             case=case,
             kind="",
             organs=tuple(n for n in where.scheme.names if n not in original.get(case.id, ())),
@@ -134,13 +134,13 @@ def _scored(where: Compared) -> list[KnownCase]:
     ]
 
 
-def _organs(known: KnownCase, score: Score) -> list[str]:
+def _organs(known: GroundTruthCase, score: Score) -> list[str]:
     predicted = {size.organ for size in score.organs}
     return [organ for organ in known.organs if organ in predicted]
 
 
 def _pairs(
-    known: KnownCase,
+    known: GroundTruthCase,
     maps: Mapping[str, NDArray[np.integer]],
     scheme: OrganScheme,
     organs: Sequence[str],
@@ -154,7 +154,7 @@ def _pairs(
 
 
 def _maps_alone(
-    where: Compared, case: Case, score: Score, client: AttentionClient | None
+    where: ComparisonScope, case: Case, score: Score, client: AttentionClient | None
 ) -> dict[str, NDArray[np.integer]] | None:
     """Label map of every model of the ensemble; None if one is neither kept nor to be had."""
     maps = {}
@@ -169,7 +169,7 @@ def _maps_alone(
     return maps
 
 
-def _kept(where: Compared, case: Case, ref: ModelRef) -> NDArray[np.integer] | None:
+def _kept(where: ComparisonScope, case: Case, ref: ModelRef) -> NDArray[np.integer] | None:
     """Of a case that this model alone has scored, or that was predicted for an earlier matrix."""
     scored = where.store.pseudo_label_path(case.id, where.reading, ensemble_key([ref]))
     for path in (scored, where.store.derived_path(case.id, _name_alone(ref))):
@@ -180,7 +180,7 @@ def _kept(where: Compared, case: Case, ref: ModelRef) -> NDArray[np.integer] | N
     return None
 
 
-def _keep(where: Compared, case: Case, ref: ModelRef, labels: NDArray[np.integer]) -> None:
+def _keep(where: ComparisonScope, case: Case, ref: ModelRef, labels: NDArray[np.integer]) -> None:
     where.store.write_derived(
         case.id, _name_alone(ref), lambda path: write_volume(path, labels, case.geometry)
     )
@@ -190,12 +190,12 @@ def _name_alone(ref: ModelRef) -> str:
     return f"alone-{ref.name}-{ref.version}-{ref.sha256[:12]}.nii.gz"
 
 
-def _pseudo_label(where: Compared, case: Case) -> NDArray[np.integer]:
+def _pseudo_label(where: ComparisonScope, case: Case) -> NDArray[np.integer]:
     return read_label(where.store.pseudo_label_path(case.id, where.reading, where.ensemble)).voxels
 
 
 def _drawn_pairs(
-    where: Compared, case: Case, drawn: Sequence[LabelVersion], known: KnownCase | None
+    where: ComparisonScope, case: Case, drawn: Sequence[LabelVersion], known: GroundTruthCase | None
 ) -> list[PairDice]:
     """Every pair of sources of one case, organ by organ."""
     newest: dict[str, dict[str, LabelVersion]] = {}
@@ -216,7 +216,7 @@ def _drawn_pairs(
     return pairs
 
 
-def _mask(where: Compared, case: Case, version: LabelVersion) -> NDArray[np.bool_]:
+def _mask(where: ComparisonScope, case: Case, version: LabelVersion) -> NDArray[np.bool_]:
     try:
         volume = read_label(where.store.path(version.path))
     except AtlasError as error:

@@ -22,7 +22,7 @@ from atlas_core.records import Case, Label, LabelSource
 from atlas_core.store import CaseStore
 from numpy.typing import NDArray
 
-from atlas_flows.evaluation.phantom_truth import TrueCase, matched_cases, truth_masks
+from atlas_flows.evaluation.phantom_truth import TruthFiles, matched_cases, truth_masks
 from atlas_flows.evaluation.ranking_quality import ORDINARY
 
 Masks = Mapping[str, NDArray[np.bool_]]
@@ -33,7 +33,7 @@ class NothingToCompare(NotFound):
 
 
 @dataclass(frozen=True)
-class KnownCase:
+class GroundTruthCase:
     """A case whose truth is known.
 
     Attributes:
@@ -49,7 +49,7 @@ class KnownCase:
     masks: Callable[[], Masks]
 
 
-class Truth(Protocol):
+class GroundTruth(Protocol):
     """Something that knows the true labels of some cases."""
 
     @property
@@ -57,7 +57,7 @@ class Truth(Protocol):
         """Where the truth comes from, for people."""
         ...
 
-    def cases(self) -> list[KnownCase]:
+    def cases(self) -> list[GroundTruthCase]:
         """The cases of the catalog whose truth is known, by id."""
         ...
 
@@ -74,8 +74,8 @@ class FolderTruth:
     def title(self) -> str:
         return "true masks of a folder; organs with an original label are left out"
 
-    def cases(self) -> list[KnownCase]:
-        """See `Truth.cases`.
+    def cases(self) -> list[GroundTruthCase]:
+        """See `GroundTruth.cases`.
 
         Raises:
             NotFound: the folder holds no truth.
@@ -88,7 +88,9 @@ class FolderTruth:
         }
         return [matched[case_id] for case_id in sorted(matched)]
 
-    def _known(self, true_case: TrueCase, case: Case, original: frozenset[str]) -> KnownCase:
+    def _known(
+        self, true_case: TruthFiles, case: Case, original: frozenset[str]
+    ) -> GroundTruthCase:
         organs = tuple(name for name in self.scheme.names if name not in original)
 
         def masks() -> Masks:
@@ -97,7 +99,7 @@ class FolderTruth:
             except AtlasError as error:
                 raise error.with_case(case.id) from None
 
-        return KnownCase(case, true_case.kind, organs, masks)
+        return GroundTruthCase(case, true_case.kind, organs, masks)
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,19 @@ class OriginalTruth:
     def title(self) -> str:
         return "original labels of the store"
 
-    def cases(self) -> list[KnownCase]:
-        """See `Truth.cases`."""
+    def cases(self) -> list[GroundTruthCase]:
+        """See `GroundTruth.cases`."""
         original = self.catalog.original_organs()
         return [self._known(case) for case in self.catalog.cases() if case.id in original]
 
-    def _known(self, case: Case) -> KnownCase:
+    def _known(self, case: Case) -> GroundTruthCase:
         labels = self.catalog.labels(case.id, LabelSource.ORIGINAL)
         by_organ = {
             name: preferred(found)
             for name in self.scheme.names
             if (found := [label for label in labels if label.organ == name])
         }
-        return KnownCase(
+        return GroundTruthCase(
             case, ORDINARY, tuple(by_organ), lambda: label_masks(case, self.store, by_organ)
         )
 
@@ -146,12 +148,14 @@ def label_masks(case: Case, store: CaseStore, labels: Mapping[str, Label]) -> Ma
     return masks
 
 
-def known_truth(folder: Path | None, catalog: Catalog, store: CaseStore) -> Truth:
+def open_ground_truth(folder: Path | None, catalog: Catalog, store: CaseStore) -> GroundTruth:
     """The truth of a folder, or, without one, that of the store's original labels."""
     return OriginalTruth(catalog, store) if folder is None else FolderTruth(folder, catalog)
 
 
-def require_cases(truth: Truth, among: Mapping[str, object] | set[str]) -> Sequence[KnownCase]:
+def require_cases(
+    truth: GroundTruth, among: Mapping[str, object] | set[str]
+) -> Sequence[GroundTruthCase]:
     """The known cases that are also in `among`.
 
     Raises:

@@ -23,8 +23,12 @@ from atlasloop.client import AttentionClient
 from pydantic import Field
 
 from atlas_flows.evaluation.attention_regions import DetectionTable, RegionRule, tabulate
-from atlas_flows.evaluation.case_measures import CaseMeasures, Measuring, measure_cases
-from atlas_flows.evaluation.compared_masks import Compared, annotator_matrix, architecture_matrix
+from atlas_flows.evaluation.case_measures import CaseMeasures, MeasurementOptions, measure_cases
+from atlas_flows.evaluation.compared_masks import (
+    ComparisonScope,
+    annotator_matrix,
+    architecture_matrix,
+)
 from atlas_flows.evaluation.efficiency import (
     MINUTES_PER_ORGAN,
     Efficiency,
@@ -33,7 +37,7 @@ from atlas_flows.evaluation.efficiency import (
 )
 from atlas_flows.evaluation.error_found import ErrorFound, measure_error_found
 from atlas_flows.evaluation.false_positives import FalsePositives, false_positive_rates
-from atlas_flows.evaluation.ground_truth import NothingToCompare, Truth, require_cases
+from atlas_flows.evaluation.ground_truth import GroundTruth, NothingToCompare, require_cases
 from atlas_flows.evaluation.label_quality import (
     IterationTable,
     LabelKind,
@@ -117,7 +121,7 @@ class EvaluationScope:
 def evaluate_all(
     catalog: Catalog,
     store: CaseStore,
-    truth: Truth | None,
+    truth: GroundTruth | None,
     scope: EvaluationScope | None = None,
     *,
     client: AttentionClient | None = None,
@@ -129,7 +133,7 @@ def evaluate_all(
     writes nothing; memory is bounded by one case.
 
     Args:
-        truth: `known_truth(folder, catalog, store)`; None: only what needs none.
+        truth: `open_ground_truth(folder, catalog, store)`; None: only what needs none.
         client: the attention service, which predicts with each architecture alone (Fig. 8a); None:
             only what was predicted before.
         on_case: progress.
@@ -150,7 +154,7 @@ def evaluate_all(
             parts = _with_truth(catalog, store, truth, scope, turns, on_case)
         except NothingToCompare as error:
             left_out |= dict.fromkeys(NEED_TRUTH, str(error))
-    where = Compared(catalog, store, truth, scope.reading, turns[-1].ensemble, scope.scheme)
+    where = ComparisonScope(catalog, store, truth, scope.reading, turns[-1].ensemble, scope.scheme)
     annotators = annotator_matrix(where)
     if not annotators.raters:
         left_out["annotators"] = "no annotator has handed in a label"
@@ -182,7 +186,7 @@ NEED_TRUTH = ("detection", "error_found", "iterations", "false_positives")
 
 
 @dataclass(frozen=True)
-class Turn:
+class ScoredIteration:
     """One iteration as the catalog knows it: an ensemble, and until when its labels counted."""
 
     t: int
@@ -190,7 +194,7 @@ class Turn:
     until: datetime | None
 
 
-def iterations_of(catalog: Catalog, scope: EvaluationScope) -> list[Turn]:
+def iterations_of(catalog: Catalog, scope: EvaluationScope) -> list[ScoredIteration]:
     """The ensembles that have scored, oldest first: each is one turn of the loop.
 
     Unless `scope` names them, only those of the same models as the newest count: one that somebody
@@ -209,7 +213,10 @@ def iterations_of(catalog: Catalog, scope: EvaluationScope) -> list[Turn]:
             remedy="run `atlasloop score` first",
         )
     ends: list[datetime | None] = [known[key] for key in keys[1:]]
-    return [Turn(t, key, end) for t, (key, end) in enumerate(zip(keys, [*ends, None], strict=True))]
+    return [
+        ScoredIteration(t, key, end)
+        for t, (key, end) in enumerate(zip(keys, [*ends, None], strict=True))
+    ]
 
 
 def _of_the_same_models(keys: list[str]) -> list[str]:
@@ -221,12 +228,12 @@ def _of_the_same_models(keys: list[str]) -> list[str]:
     return [key for key in keys if names(key) == names(keys[-1])]
 
 
-def measure_turn(
+def measure_iteration(
     catalog: Catalog,
     store: CaseStore,
-    truth: Truth,
+    truth: GroundTruth,
     scope: EvaluationScope,
-    turn: Turn,
+    turn: ScoredIteration,
     *,
     attention: bool = True,
 ) -> Iterator[CaseMeasures]:
@@ -236,7 +243,7 @@ def measure_turn(
         NothingToCompare: no case that this ensemble has scored has a truth.
     """
     known = require_cases(truth, catalog.scored_cases(scope.reading, turn.ensemble))
-    what = Measuring(
+    what = MeasurementOptions(
         rule=scope.rule, attention=attention, nsd=scope.nsd, until=turn.until, scheme=scope.scheme
     )
     return measure_cases(known, catalog, store, scope.reading, turn.ensemble, what)
@@ -245,15 +252,15 @@ def measure_turn(
 def _with_truth(
     catalog: Catalog,
     store: CaseStore,
-    truth: Truth,
+    truth: GroundTruth,
     scope: EvaluationScope,
-    turns: Sequence[Turn],
+    turns: Sequence[ScoredIteration],
     on_case: OnCase,
 ) -> dict[str, object]:
     measured: list[list[CaseMeasures]] = []
     for turn in turns:
         measured.append([])
-        for case in measure_turn(catalog, store, truth, scope, turn):
+        for case in measure_iteration(catalog, store, truth, scope, turn):
             measured[-1].append(case)
             on_case(sum(len(cases) for cases in measured))
     titles = _titles(catalog, scope, turns)
@@ -277,7 +284,7 @@ def _with_truth(
 def _detection(
     catalog: Catalog,
     store: CaseStore,
-    truth: Truth,
+    truth: GroundTruth,
     scope: EvaluationScope,
     newest: Sequence[CaseMeasures],
 ) -> Iterator[DetectionTable]:
@@ -291,7 +298,7 @@ def _detection(
 
 
 def detection_table(
-    catalog: Catalog, store: CaseStore, truth: Truth, scope: EvaluationScope
+    catalog: Catalog, store: CaseStore, truth: GroundTruth, scope: EvaluationScope
 ) -> DetectionTable:
     """Table 1 of the newest ensemble (or the last of `scope.ensembles`).
 
@@ -299,12 +306,12 @@ def detection_table(
         NotFound: nothing is scored, or no scored case has a truth.
     """
     turn = iterations_of(catalog, scope)[-1]
-    cases = measure_turn(catalog, store, truth, replace(scope, nsd=False), turn)
+    cases = measure_iteration(catalog, store, truth, replace(scope, nsd=False), turn)
     return tabulate(scope.reading, scope.rule, (d for case in cases for d in case.detections()))
 
 
 def iteration_tables(
-    catalog: Catalog, store: CaseStore, truth: Truth, scope: EvaluationScope
+    catalog: Catalog, store: CaseStore, truth: GroundTruth, scope: EvaluationScope
 ) -> tuple[IterationTable, ...]:
     """Table 5 twice: of the pseudo labels, and of the labels that the atlas held.
 
@@ -313,7 +320,8 @@ def iteration_tables(
     """
     turns = iterations_of(catalog, scope)
     measured = [
-        list(measure_turn(catalog, store, truth, scope, turn, attention=False)) for turn in turns
+        list(measure_iteration(catalog, store, truth, scope, turn, attention=False))
+        for turn in turns
     ]
     return _tables(turns, _titles(catalog, scope, turns), measured)
 
@@ -337,7 +345,7 @@ def efficiency_of(catalog: Catalog, scope: EvaluationScope) -> Efficiency:
 
 
 def _summary(
-    turn: Turn,
+    turn: ScoredIteration,
     title: str,
     cases: Sequence[CaseMeasures],
     tables: Sequence[IterationTable],
@@ -369,7 +377,9 @@ def _models(
     return tuple(f"{ref.name} M{ref.version}" for ref in score.models) if score else ()
 
 
-def _titles(catalog: Catalog, scope: EvaluationScope, turns: Sequence[Turn]) -> list[str]:
+def _titles(
+    catalog: Catalog, scope: EvaluationScope, turns: Sequence[ScoredIteration]
+) -> list[str]:
     """``M1`` where all models of an ensemble have one version, else each with its own; a title that
     comes twice gets the turn's number."""
     titles = [_title(catalog, scope.reading, turn) for turn in turns]
@@ -379,7 +389,7 @@ def _titles(catalog: Catalog, scope: EvaluationScope, turns: Sequence[Turn]) -> 
     ]
 
 
-def _title(catalog: Catalog, reading: Reading, turn: Turn) -> str:
+def _title(catalog: Catalog, reading: Reading, turn: ScoredIteration) -> str:
     case_id = min(catalog.scored_cases(reading, turn.ensemble))
     score = catalog.score(case_id, reading, turn.ensemble)
     models = score.models if score else ()
@@ -390,7 +400,9 @@ def _title(catalog: Catalog, reading: Reading, turn: Turn) -> str:
 
 
 def _tables(
-    turns: Sequence[Turn], titles: Sequence[str], measured: Sequence[Sequence[CaseMeasures]]
+    turns: Sequence[ScoredIteration],
+    titles: Sequence[str],
+    measured: Sequence[Sequence[CaseMeasures]],
 ) -> tuple[IterationTable, ...]:
     def of(kind: LabelKind) -> IterationTable:
         return iteration_table(

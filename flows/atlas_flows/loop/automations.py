@@ -19,7 +19,7 @@ from prefect.events import DeploymentEventTrigger
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-from atlas_flows.loop.iteration import Mode
+from atlas_flows.loop.state_machine import Mode
 
 NOTIFICATIONS = Path(__file__).with_name("templates") / "notifications.yaml"
 

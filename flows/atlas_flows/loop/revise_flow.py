@@ -16,8 +16,8 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from pydantic import Field
 
-from atlas_flows.loop.iteration import Queued
-from atlas_flows.loop.revising import QueueRequest, open_queue, review_answers
+from atlas_flows.loop.queue_filling import QueueRequest, open_queue, review_answers
+from atlas_flows.loop.state_machine import Queued
 from atlas_flows.runs.events import Event, emit
 from atlas_flows.settings import Places
 

@@ -9,7 +9,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
-from atlas_flows.loop.iteration import Mode
+from atlas_flows.loop.state_machine import Mode
 
 DEPLOYMENT = "iterate/iterate"
 

@@ -36,8 +36,8 @@ from atlas_models.evaluation import summarise
 from atlas_models.serving import TritonRepository, read_spec
 from atlasloop.client import AttentionClient
 
-from atlas_flows.models.evaluation import evaluate, true_cases
 from atlas_flows.models.server import triton_models
+from atlas_flows.models.version_evaluation import evaluate, evaluation_cases
 from atlas_flows.settings import Places
 
 OnEvent = Callable[[str], None]
@@ -87,7 +87,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Order:
+class PromotionRequest:
     """What is wanted of a promotion.
 
     Attributes:
@@ -103,7 +103,7 @@ class Order:
 
 
 def promote(
-    exported: Path, site: Site, order: Order, on_event: OnEvent = lambda line: None
+    exported: Path, site: Site, order: PromotionRequest, on_event: OnEvent = lambda line: None
 ) -> Promotion:
     """Try the exported model beside the one in service, and put it into service if it is no worse.
 
@@ -160,7 +160,7 @@ def rollback(
         except BaseException:
             before.restore(site.triton, None)
             raise
-        return _record(site, spec, before, PromotionKind.ROLLED_BACK, Order(why=why), {})
+        return _record(site, spec, before, PromotionKind.ROLLED_BACK, PromotionRequest(why=why), {})
 
 
 @dataclass(frozen=True)
@@ -211,13 +211,13 @@ def _switch(spec: ModelSpec, site: Site) -> None:
 
 
 def _judge(
-    spec: ModelSpec, before: _State, site: Site, order: Order, on_event: OnEvent
+    spec: ModelSpec, before: _State, site: Site, order: PromotionRequest, on_event: OnEvent
 ) -> dict[str, float]:
     """Figures of the new version and of the one in service; refuses what is worse."""
     incumbent = before.incumbent
     both = [spec] if incumbent is None else [spec, incumbent]
     try:
-        cases = true_cases(
+        cases = evaluation_cases(
             site.catalog,
             spec.organs,
             dataset=order.dataset,
@@ -290,7 +290,7 @@ def _record(
     spec: ModelSpec,
     before: _State,
     kind: PromotionKind,
-    order: Order,
+    order: PromotionRequest,
     evidence: dict[str, float],
 ) -> Promotion:
     fall = evidence.get("mean_dice_before", 0.0) - evidence.get("mean_dice", 0.0)

@@ -44,7 +44,7 @@ SCALE_BAR_MM = 50
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Wall time of one step of a run."""
 
     name: str
@@ -65,7 +65,7 @@ class RunFacts:
     """
 
     title: str = "Priority list"
-    steps: tuple[Step, ...] = ()
+    steps: tuple[StepTime, ...] = ()
     notes: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     kinds: Mapping[str, str] | None = None

@@ -96,7 +96,7 @@ Observer = Callable[[int, int, CaseOutcome], None]
 """Takes cases done, cases in all, and what came of the last one."""
 
 
-class Progress:
+class ProgressCounter:
     """Counts outcomes across threads and tells an observer after each case."""
 
     def __init__(self, total: int, observer: Observer) -> None:

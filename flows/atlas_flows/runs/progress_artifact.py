@@ -21,7 +21,7 @@ PROGRESS_LAST_S = 10.0
 """How long the end of a run waits for its last update."""
 
 
-class ProgressInUi:
+class ProgressArtifact:
     """Shows counts in the run's log, to the observer of this process, and as a progress artifact.
 
     A context manager. The artifact is brought up to date by a thread of its own: a server that is

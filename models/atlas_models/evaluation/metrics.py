@@ -125,7 +125,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Summary:
+class AgreementSummary:
     """Agreement over cases.
 
     Attributes:
@@ -153,7 +153,7 @@ class Summary:
 FIGURES = ("dice", "nsd")
 
 
-def summarise(cases: Sequence[CaseAgreement]) -> Summary:
+def summarise(cases: Sequence[CaseAgreement]) -> AgreementSummary:
     """Mean and deviation per organ, and over cases."""
     names = list(dict.fromkeys(row.organ for case in cases for row in case.organs))
     organs = {
@@ -166,7 +166,7 @@ def summarise(cases: Sequence[CaseAgreement]) -> Summary:
         )
         for figure in FIGURES
     }
-    return Summary(len(cases), organs, overall)
+    return AgreementSummary(len(cases), organs, overall)
 
 
 def _values(cases: Sequence[CaseAgreement], figure: str, organ: str | None = None) -> list[float]:
@@ -262,7 +262,7 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> Comparison:
 # --- output -------------------------------------------------------------------------------------
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
+def as_json(summary: AgreementSummary) -> dict[str, Any]:
     """A summary as JSON values."""
 
     def row(spreads: Mapping[str, Spread]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from atlas_models.exporting.served_network import ServedNetwork
+from atlas_models.exporting.exported_network import ExportedNetwork
 from atlas_models.serving import GRAPH_FILE
 
 PROBABILITY_TOLERANCE = 1e-4
@@ -41,7 +41,9 @@ class Parity:
     byte: int
 
 
-def measure(served: ServedNetwork, folder: Path, windows: Sequence[NDArray[np.float32]]) -> Parity:
+def measure(
+    served: ExportedNetwork, folder: Path, windows: Sequence[NDArray[np.float32]]
+) -> Parity:
     """Compare an exported model with the network it came from, all windows as one batch.
 
     Args:
@@ -119,7 +121,7 @@ def probability_tensor(model: onnx.ModelProto) -> str:
 
 
 def _constant(name: str, constants: set[str]) -> bool:
-    # A constant may lie behind its cast from float16; see `export.store_halved`.
+    # A constant may lie behind its cast from float16; see `export.store_as_float16`.
     return name in constants or name.removesuffix(".float32") in constants
 
 

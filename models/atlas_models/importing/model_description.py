@@ -21,7 +21,7 @@ from atlas_models.importing.organ_synonyms import organ_called
 Axes = Literal["xyz", "zyx"]
 
 
-class DescribedModel(FrozenModel):
+class ModelDescription(FrozenModel):
     """What weights of a network and foreign graphs have in common."""
 
     classes: tuple[str | None, ...] = Field(
@@ -100,10 +100,10 @@ class DescribedModel(FrozenModel):
         return {organ: tuple(found[organ]) for organ in scheme.names if organ in found}
 
 
-DescribedT = TypeVar("DescribedT", bound=DescribedModel)
+DescriptionT = TypeVar("DescriptionT", bound=ModelDescription)
 
 
-def read_description(path: Path, kind: type[DescribedT]) -> DescribedT:
+def read_description(path: Path, kind: type[DescriptionT]) -> DescriptionT:
     """The description in a YAML file.
 
     Raises:

@@ -29,15 +29,15 @@ from torch import nn
 
 from atlas_models.exporting import (
     NO_SHA256,
+    ExportedNetwork,
     Head,
-    Intake,
-    ServedNetwork,
+    InputTransform,
     build_graph,
     read_checkpoint,
     tensors_of,
     write_graph,
 )
-from atlas_models.importing.model_description import DescribedModel, read_description
+from atlas_models.importing.model_description import ModelDescription, read_description
 
 MONAI_KEY = "atlasloop.monai"
 """Metadata of the graph: architecture and arguments."""
@@ -59,7 +59,7 @@ _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|backbone\.|network\.)+")
 PlainArgument = bool | int | float | str | None | tuple[Any, ...] | dict[str, Any]
 
 
-class DescribedWeights(DescribedModel):
+class WeightsDescription(ModelDescription):
     """A MONAI network."""
 
     architecture: Literal["unet", "swin_unetr", "segresnet", "unetr", "dynunet"]
@@ -86,13 +86,17 @@ def import_monai(
         InvalidInput: arguments that the network does not take, weights of another network, code in
             the weights, no class that is an organ of ours.
     """
-    described = read_description(description, DescribedWeights)
+    described = read_description(description, WeightsDescription)
     groups = described.groups(scheme, description.name)
     network = build(described, description.name)
     _load(network, _weights(weights), weights.name)
     low, high, shift, scale = described.intensities
-    intake = Intake(low, high, shift, scale, described.network_axes, described.flipped)
-    served = ServedNetwork(network, intake, Head(described.activation, tuple(groups.values())))
+    input_transform = InputTransform(
+        low, high, shift, scale, described.network_axes, described.flipped
+    )
+    served = ExportedNetwork(
+        network, input_transform, Head(described.activation, tuple(groups.values()))
+    )
     spec = ModelSpec(
         name=name,
         version=version,
@@ -108,7 +112,7 @@ def import_monai(
     return write_graph(build_graph(served, spec, {MONAI_KEY: json.dumps(note)}), spec, folder)
 
 
-def build(described: DescribedWeights, case: str) -> nn.Module:
+def build(described: WeightsDescription, case: str) -> nn.Module:
     """The network of a description, freshly initialised.
 
     Raises:

@@ -31,7 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import Field
 
 from atlas_models.exporting import NO_SHA256, set_metadata, write_graph
-from atlas_models.importing.model_description import DescribedModel, read_description
+from atlas_models.importing.model_description import ModelDescription, read_description
 
 OLDEST_OPSET = 13
 """From which on the operators that are added mean what they mean today."""
@@ -42,7 +42,7 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 PREFIX = "imported/"
 
 
-class DescribedGraph(DescribedModel):
+class GraphDescription(ModelDescription):
     """A graph with one input and the output that matters."""
 
     input: str = Field(description="Name of the input, float32 [batch, 1, spatial axes].")
@@ -67,7 +67,7 @@ def import_onnx(
         InvalidInput: inputs, outputs or operators that cannot be served, another number of classes
             than described, an answer that is not finite.
     """
-    described = read_description(description, DescribedGraph)
+    described = read_description(description, GraphDescription)
     groups = described.groups(scheme, description.name)
     spec = ModelSpec(
         name=name,
@@ -132,7 +132,7 @@ def _require_standard(model: onnx.ModelProto, case: str) -> None:
         )
 
 
-def _require_described(model: onnx.ModelProto, described: DescribedGraph, case: str) -> None:
+def _require_described(model: onnx.ModelProto, described: GraphDescription, case: str) -> None:
     """One float input of the described shape with any batch, and the described output."""
     initialised = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialised]
@@ -184,7 +184,7 @@ def _require_shape(value: onnx.ValueInfoProto, expected: Sequence[int], case: st
 class _Wrapper:
     """Adds nodes before and behind a graph, in place."""
 
-    def __init__(self, model: onnx.ModelProto, described: DescribedGraph) -> None:
+    def __init__(self, model: onnx.ModelProto, described: GraphDescription) -> None:
         onnx.compose.add_prefix(model, PREFIX, inplace=True)
         self.graph = model.graph
         self.described = described
@@ -197,7 +197,7 @@ class _Wrapper:
             f"{PREFIX}{self.described.input}",
             f"{PREFIX}{self.described.output}",
         )
-        self._intake(own_input)
+        self._input_transform(own_input)
         self._head(own_output, groups)
         nodes = [*self.before, *self.graph.node, *self.behind]
         del self.graph.node[:], self.graph.input[:], self.graph.output[:]
@@ -207,7 +207,7 @@ class _Wrapper:
         self.graph.input.append(_tensor(INPUT_NAME, TensorProto.FLOAT, 1, z, y, x))
         self.graph.output.append(_tensor(OUTPUT_NAME, TensorProto.UINT8, len(spec.organs), z, y, x))
 
-    def _intake(self, own_input: str) -> None:
+    def _input_transform(self, own_input: str) -> None:
         low, high, shift, scale = self.described.intensities
         name = self._flips(self.before, INPUT_NAME)
         name = self._node(self.before, "Clip", name, self._number(low), self._number(high))

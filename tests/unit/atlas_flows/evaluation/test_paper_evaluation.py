@@ -27,11 +27,11 @@ from atlas_flows.evaluation import (
     RegionRule,
     evaluate_all,
     iterations_of,
-    known_truth,
+    open_ground_truth,
 )
 from atlas_flows.evaluation.attention_regions import MIN_REGION_ML, PAPER_THRESHOLD
-from atlas_flows.evaluation.case_measures import Measuring, measure_cases
-from atlas_flows.evaluation.ground_truth import KnownCase, NothingToCompare, require_cases
+from atlas_flows.evaluation.case_measures import MeasurementOptions, measure_cases
+from atlas_flows.evaluation.ground_truth import GroundTruthCase, NothingToCompare, require_cases
 from atlas_flows.reports import build_loop_report
 from judged_store import (
     CASES,
@@ -58,7 +58,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> JudgedStore:
 @pytest.fixture(scope="module")
 def evaluated(judged: JudgedStore) -> PaperEvaluation:
     with judged.open_catalog() as catalog:
-        return evaluate_all(catalog, judged.store, known_truth(judged.truth, catalog, judged.store))
+        return evaluate_all(
+            catalog, judged.store, open_ground_truth(judged.truth, catalog, judged.store)
+        )
 
 
 def _run(judged: JudgedStore, *arguments: str) -> str:
@@ -155,7 +157,9 @@ def test_the_value_survives_its_json(evaluated: PaperEvaluation) -> None:
 def test_without_a_truth_parts_are_left_out_and_say_so(judged: JudgedStore) -> None:
     with judged.open_catalog() as catalog:
         found = evaluate_all(catalog, judged.store, None)
-        originals = evaluate_all(catalog, judged.store, known_truth(None, catalog, judged.store))
+        originals = evaluate_all(
+            catalog, judged.store, open_ground_truth(None, catalog, judged.store)
+        )
     assert set(found.left_out) == {"detection", "error_found", "iterations", "false_positives"}
     assert "no truth was given" in found.left_out["detection"]
     assert "no scored case has a known truth" in originals.left_out["detection"]
@@ -171,7 +175,7 @@ def test_an_empty_store_says_what_to_do(tmp_path: Path, judged: JudgedStore) -> 
     ):
         evaluate_all(catalog, judged.store, None)
     with judged.open_catalog() as catalog, pytest.raises(NothingToCompare, match="0 scored cases"):
-        require_cases(known_truth(judged.truth, catalog, judged.store), set())
+        require_cases(open_ground_truth(judged.truth, catalog, judged.store), set())
 
 
 def test_a_case_that_one_model_scored_alone_is_no_iteration(
@@ -218,8 +222,10 @@ def test_original_labels_are_a_truth_too(tmp_path: Path, judged: JudgedStore) ->
             created_at=evaluation_time(catalog),
         )
         catalog.add_labels([label])
-        by_original = evaluate_all(catalog, copy.store, known_truth(None, catalog, copy.store))
-        by_folder = known_truth(judged.truth, catalog, copy.store).cases()
+        by_original = evaluate_all(
+            catalog, copy.store, open_ground_truth(None, catalog, copy.store)
+        )
+        by_folder = open_ground_truth(judged.truth, catalog, copy.store).cases()
     assert by_original.cases == 1
     assert by_original.iterations[0].mean_dice == (pytest.approx(18 / 19), 1.0)
     # The atlas holds that very label: it is not compared with itself.
@@ -238,7 +244,7 @@ def test_truth_on_another_grid_is_that_of_another_case(tmp_path: Path, judged: J
     other = VolumeGeometry.from_array(SHAPE, np.diag([9.0, 5.0, 2.0, 1.0]))
     write_volume(tmp_path / "truth" / case_id(2) / "combined_labels.nii.gz", true_labels(2), other)
     with judged.open_catalog() as catalog:
-        known = known_truth(tmp_path / "truth", catalog, judged.store).cases()
+        known = open_ground_truth(tmp_path / "truth", catalog, judged.store).cases()
         # It is told from another case of that name by its grid.
         assert case_id(2) not in {one.case.id for one in known}
         assert case_id(3) in {one.case.id for one in known}
@@ -251,15 +257,15 @@ def test_a_pseudo_label_on_another_grid_names_its_case(tmp_path: Path, judged: J
     other = VolumeGeometry.from_array(SHAPE, np.diag([9.0, 5.0, 2.0, 1.0]))
     write_volume(path, true_labels(1), other)
     with copy.open_catalog() as catalog, pytest.raises(GridMismatch, match=case_id(1)):
-        evaluate_all(catalog, copy.store, known_truth(judged.truth, catalog, copy.store))
+        evaluate_all(catalog, copy.store, open_ground_truth(judged.truth, catalog, copy.store))
 
 
 def test_memory_is_that_of_one_case(judged: JudgedStore) -> None:
     with judged.open_catalog() as catalog:
-        known = known_truth(judged.truth, catalog, judged.store).cases()
+        known = open_ground_truth(judged.truth, catalog, judged.store).cases()
 
-        def peak(cases: list[KnownCase]) -> int:
-            what = Measuring(rule=RegionRule(), nsd=False)
+        def peak(cases: list[GroundTruthCase]) -> int:
+            what = MeasurementOptions(rule=RegionRule(), nsd=False)
             key = judged.ensembles[0]
             tracemalloc.start()
             for _ in measure_cases(cases, catalog, judged.store, Reading.PAPER, key, what):

@@ -16,7 +16,7 @@ from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import write_phantoms
 from atlas_core.records import Case, Dataset, OrganScore, RankBy, Reading, Score
 from atlas_core.store import CaseStore
-from atlas_flows.evaluation import case_errors, dice_by_organ, evaluate, kinds_of_cases, true_cases
+from atlas_flows.evaluation import case_errors, dice_by_organ, evaluate, kinds_of_cases, truth_files
 from atlas_flows.evaluation.ranking_quality import CaseError
 from atlas_flows.scoring.priority_list import cases_in
 
@@ -114,7 +114,7 @@ def _scored(
     catalog = Catalog.open(f"sqlite:///{tmp_path / 'catalog.sqlite'}")
     store = CaseStore(tmp_path / "store")
     catalog.add_dataset(Dataset(name="d"))
-    for number, true_case in enumerate(true_cases(phantoms)):
+    for number, true_case in enumerate(truth_files(phantoms)):
         ct = read_volume(phantoms / true_case.name / "ct.nii.gz")
         sha256 = content_sha256(ct)
         case = Case(
@@ -204,7 +204,7 @@ def test_organs_with_an_original_label_are_not_compared(tmp_path: Path, phantoms
 
 def test_a_folder_without_truth_is_refused(tmp_path: Path, phantoms: Path) -> None:
     with pytest.raises(NotFound, match=r"phantoms\.json"):
-        true_cases(tmp_path)
+        truth_files(tmp_path)
     (tmp_path / "phantoms.json").write_bytes((phantoms / "phantoms.json").read_bytes())
     with pytest.raises(NotFound, match="no true masks"):
-        true_cases(tmp_path)
+        truth_files(tmp_path)

@@ -53,18 +53,20 @@ def evaluate(
     from atlas_models.evaluation import as_csv
     from atlasloop.client import AttentionClient
 
-    from atlas_flows.models import evaluation
+    from atlas_flows.models import version_evaluation
 
     here = places(context)
     with open_catalog(here) as catalog, AttentionClient(here.attention_address) as client:
         specs = [_loaded(here, reference) for reference in references]
         organs = [organ for organ in specs[0].organs if all(organ in s.organs for s in specs)]
         refs = [spec.ref for spec in specs]
-        cases = evaluation.true_cases(catalog, organs, dataset=dataset, without=refs, limit=limit)
+        cases = version_evaluation.evaluation_cases(
+            catalog, organs, dataset=dataset, without=refs, limit=limit
+        )
         results = {}
         with counting("evaluating", len(cases) * len(specs)) as step:
             for spec in specs:
-                measured = evaluation.evaluate(
+                measured = version_evaluation.evaluate(
                     spec, cases, client, CaseStore(here.store), on_case=lambda *_: step()
                 )
                 record_evaluation(catalog, measured)
@@ -89,7 +91,7 @@ def compare(
     """
     from atlas_core.catalog import evaluations
 
-    from atlas_flows.models.evaluation import on_the_same_truth
+    from atlas_flows.models.version_evaluation import on_the_same_truth
 
     with open_catalog(places(context)) as catalog:
         models = [registered(catalog, reference).spec.ref for reference in (first, second)]

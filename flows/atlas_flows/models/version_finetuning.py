@@ -21,7 +21,7 @@ from atlas_flows.models.outcomes import Promoted, Trained, TrainingPlan
 from atlas_flows.models.promotion import PromotionRefused, Site
 from atlas_flows.models.server import model_repository, model_store
 from atlas_flows.models.store import ModelStore
-from atlas_flows.models.training import TrainingOrder, train_version
+from atlas_flows.models.version_training import TrainingOrder, train_version
 from atlas_flows.settings import Places
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
-class Tuning:
+class FinetuningRequest:
     """What is wanted of a fine-tuning.
 
     Attributes:
@@ -96,7 +96,7 @@ def plan_versions(
 
 
 def tune(
-    tuning: Tuning, here: Places, catalog: Catalog, on_step: Callable[[int, int], None]
+    tuning: FinetuningRequest, here: Places, catalog: Catalog, on_step: Callable[[int, int], None]
 ) -> Trained:
     """Train the version in service further; what was trained before is found, not trained again.
 
@@ -135,7 +135,7 @@ def put_into_service(
     here: Places,
     catalog: Catalog,
     *,
-    order: promotion.Order,
+    order: promotion.PromotionRequest,
     on_event: Callable[[str], None],
 ) -> Promoted:
     """Promote a trained version if it is no worse than the one in service.
@@ -171,7 +171,7 @@ def _promoted_before(model: str, version: int, catalog: Catalog) -> Promoted:
     return Promoted(version=version)
 
 
-def _order(tuning: Tuning, here: Places, catalog: Catalog) -> TrainingOrder:
+def _order(tuning: FinetuningRequest, here: Places, catalog: Catalog) -> TrainingOrder:
     run_folder = here.training_runs / f"{tuning.model}-{tuning.version}"
     config = run_folder / CONFIG_FILE
     run_folder.mkdir(parents=True, exist_ok=True)

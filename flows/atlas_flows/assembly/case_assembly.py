@@ -28,7 +28,7 @@ from atlas_core.records import LabelSource, Reading
 from atlas_core.store import CaseStore
 from pydantic import Field
 
-from atlas_flows.runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
+from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter, RunSummary, candidates
 
 
 class OrganSources(FrozenModel):
@@ -83,7 +83,7 @@ class AssemblyRequest:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AssemblyPlan:
     """Which cases are assembled.
 
     Attributes:
@@ -108,11 +108,11 @@ class AssemblyRun:
     request: AssemblyRequest
     catalog: Catalog
     store: CaseStore
-    progress: Progress
+    progress: ProgressCounter
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def plan(request: AssemblyRequest, catalog: Catalog, store: CaseStore) -> Plan:
+def plan_assembly(request: AssemblyRequest, catalog: Catalog, store: CaseStore) -> AssemblyPlan:
     """Which cases of `request` are to be assembled: those whose inputs changed, or whose map is
     gone. Holds the labels of a few hundred cases at a time.
 
@@ -132,7 +132,7 @@ def plan(request: AssemblyRequest, catalog: Catalog, store: CaseStore) -> Plan:
         for case_id, inputs in inputs_of(request, catalog, store, chunk):
             if not _up_to_date(request, store, inputs, current.get(case_id)):
                 to_do.append(case_id)
-    return Plan(request, tuple(chosen), tuple(to_do))
+    return AssemblyPlan(request, tuple(chosen), tuple(to_do))
 
 
 def inputs_of(
@@ -172,7 +172,7 @@ def assemble_shard(run: AssemblyRun, cases: Sequence[str]) -> list[CaseOutcome]:
     return outcomes
 
 
-def organ_sources(plan: Plan, catalog: Catalog) -> tuple[OrganSources, ...]:
+def organ_sources(plan: AssemblyPlan, catalog: Catalog) -> tuple[OrganSources, ...]:
     """Where each organ comes from, over the assembled cases of `plan`."""
     counts = {
         name: dict.fromkeys(OrganSources.model_fields, 0) for name in plan.request.scheme.names
@@ -265,7 +265,7 @@ def _assemble_one(
 
 
 def summarize(
-    plan: Plan, catalog: Catalog, outcomes: Iterable[CaseOutcome], seconds: float
+    plan: AssemblyPlan, catalog: Catalog, outcomes: Iterable[CaseOutcome], seconds: float
 ) -> AssemblySummary:
     """What came of a run over `plan`."""
     return AssemblySummary(

@@ -15,7 +15,7 @@ from atlas_core.errors import Conflict
 from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
 
 
-def own_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -> EmbeddedSettings:
+def demo_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -> EmbeddedSettings:
     """The usual ports where they are free, others where they are not."""
     names = [name for name in EmbeddedSettings.model_fields if name.endswith("_port")]
     usual = EmbeddedSettings(home=home)
@@ -47,7 +47,7 @@ def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
     raise Conflict("no port is free on this machine")
 
 
-def enter(settings: EmbeddedSettings) -> None:
+def use_stack(settings: EmbeddedSettings) -> None:
     """This process works with the demo's stack, whatever addresses its environment names."""
     os.environ.update(settings.environment())
     for elsewhere in ("TRITON_ADDRESS", "TRITON_CONTROL_KEY", "MODEL_REPOSITORY", "MODEL_STORE",
@@ -76,7 +76,7 @@ def only_one(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """`kill` ends the demo as Ctrl-C does: with its stack stopped."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -90,7 +90,7 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """A second Ctrl-C must not leave half a stack behind; stopping takes seconds."""
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_IGN) for number in signals]

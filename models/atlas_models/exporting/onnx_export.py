@@ -26,25 +26,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from atlas_models.config import TrainingConfig
-from atlas_models.exporting.parity import BYTE_TOLERANCE, PROBABILITY_TOLERANCE, Parity, measure
-from atlas_models.exporting.served_network import ServedNetwork
+from atlas_models.exporting.exported_network import ExportedNetwork
+from atlas_models.exporting.parity import Parity, measure
 from atlas_models.exporting.weights import CONFIG_KEY, WEIGHTS_FILE, network_from, write_weights
 from atlas_models.networks import build_network
 from atlas_models.serving import GRAPH_FILE, SPEC_FILE, read_spec
-
-__all__ = [
-    "BYTE_TOLERANCE",
-    "PROBABILITY_TOLERANCE",
-    "Parity",
-    "ServedNetwork",
-    "build_graph",
-    "export_model",
-    "load_network",
-    "measure_parity",
-    "round_weights",
-    "served_network",
-    "write_graph",
-]
 
 OPSET = 20
 """Newest opset that ONNX Runtime, OpenVINO and TensorRT all read."""
@@ -77,8 +63,8 @@ def export_model(
         onnx.checker.ValidationError: the graph is not valid ONNX.
     """
     round_weights(network)
-    model = build_graph(served_network(network, config), _spec(config, version), _note(config))
-    store_halved(model)
+    model = build_graph(wrap_network(network, config), _spec(config, version), _note(config))
+    store_as_float16(model)
     return write_graph(model, _spec(config, version), folder, weights_of=(network, config))
 
 
@@ -86,13 +72,13 @@ def _note(config: TrainingConfig) -> dict[str, str]:
     return {CONFIG_KEY: config.model_dump_json()}
 
 
-def served_network(network: nn.Module, config: TrainingConfig) -> ServedNetwork:
+def wrap_network(network: nn.Module, config: TrainingConfig) -> ExportedNetwork:
     """A network of ours with everything around it that its graph holds."""
-    return ServedNetwork(network, config.hu_window).eval()
+    return ExportedNetwork(network, config.hu_window).eval()
 
 
 def build_graph(
-    served: ServedNetwork, spec: ModelSpec, notes: Mapping[str, str]
+    served: ExportedNetwork, spec: ModelSpec, notes: Mapping[str, str]
 ) -> onnx.ModelProto:
     """The ONNX graph of a network with our interface, weights in float32.
 
@@ -184,7 +170,7 @@ def round_weights(network: nn.Module) -> None:
                 tensor.copy_(tensor.half().float())
 
 
-def _to_onnx(served: ServedNetwork, spec: ModelSpec) -> onnx.ModelProto:
+def _to_onnx(served: ExportedNetwork, spec: ModelSpec) -> onnx.ModelProto:
     x, y, z = spec.patch
     # Two windows: the exporter takes an axis of length one for a constant.
     example = torch.zeros(2, 1, z, y, x)
@@ -217,7 +203,7 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def store_halved(model: onnx.ModelProto) -> None:
+def store_as_float16(model: onnx.ModelProto) -> None:
     """Store float32 weights as float16 under their own names, each with a cast back behind it."""
     graph = model.graph
     casts = []
@@ -292,7 +278,7 @@ def _load_from_graph(folder: Path) -> tuple[nn.Module, TrainingConfig]:
             remedy="an imported model is served as it is; train one of ours to go on",
         )
     config = TrainingConfig.model_validate_json(props[CONFIG_KEY])
-    served = ServedNetwork(build_network(config), config.hu_window)
+    served = ExportedNetwork(build_network(config), config.hu_window)
     stored = {
         tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.float32))
         for tensor in model.graph.initializer
@@ -319,4 +305,4 @@ def measure_parity(
     windows: Sequence[NDArray[np.float32]],
 ) -> Parity:
     """Compare the export of a network of ours with it; see `parity.measure`."""
-    return measure(served_network(network, config), folder, windows)
+    return measure(wrap_network(network, config), folder, windows)

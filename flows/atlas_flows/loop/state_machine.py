@@ -161,20 +161,20 @@ class Closed(FrozenModel):
 
 
 @dataclass(frozen=True)
-class Standing:
+class IterationStatus:
     """Where an iteration stands.
 
     Attributes:
         done: step → what came of it, as recorded.
         review: what became of its tasks until now.
-        impatient: do not wait for people any more (asked for, or the deadline is over).
+        stop_waiting: do not wait for people any more (asked for, or the deadline is over).
     """
 
     t: int
     parameters: LoopParameters
     done: Mapping[str, Mapping[str, Any]]
     review: ReviewOutcome = field(default_factory=ReviewOutcome)
-    impatient: bool = False
+    stop_waiting: bool = False
 
     def has(self, kind: StepKind, model: str | None = None) -> bool:
         return Step(kind, model).key in self.done
@@ -214,72 +214,72 @@ class Standing:
         return None if found is None else Promoted.model_validate(found)
 
 
-def next_step(standing: Standing) -> Step:
+def next_step(status: IterationStatus) -> Step:
     """The first step that is left; `WAIT` where people are at work, `CLOSE` when all is done."""
     for kind in (StepKind.SCORE, StepKind.QUEUE):
-        if not standing.has(kind):
+        if not status.has(kind):
             return Step(kind)
-    if not standing.has(StepKind.REVIEW):
-        waits = standing.review.pending > 0 and not standing.impatient
+    if not status.has(StepKind.REVIEW):
+        waits = status.review.pending > 0 and not status.stop_waiting
         return Step(StepKind.WAIT if waits else StepKind.REVIEW)
-    if not standing.has(StepKind.ASSEMBLE):
+    if not status.has(StepKind.ASSEMBLE):
         return Step(StepKind.ASSEMBLE)
-    return Step(StepKind.CLOSE) if last_labels(standing) else _next_model(standing)
+    return Step(StepKind.CLOSE) if stop_reason(status) else _next_model(status)
 
 
-def _next_model(standing: Standing) -> Step:
-    if not standing.has(StepKind.ORDER):
+def _next_model(status: IterationStatus) -> Step:
+    if not status.has(StepKind.ORDER):
         return Step(StepKind.ORDER)
-    for model in standing.versions:
-        if not standing.has(StepKind.TRAIN, model):
+    for model in status.versions:
+        if not status.has(StepKind.TRAIN, model):
             return Step(StepKind.TRAIN, model)
-        if not standing.trained(model).refused and not standing.has(StepKind.PROMOTE, model):
+        if not status.trained(model).refused and not status.has(StepKind.PROMOTE, model):
             return Step(StepKind.PROMOTE, model)
     return Step(StepKind.CLOSE)
 
 
-def last_labels(standing: Standing) -> Ending | None:
+def stop_reason(status: IterationStatus) -> Ending | None:
     """Why no model is trained any more after what the annotators said; None if one is.
 
     The stop rule (§3.2 ⑧) looks at the cases that were judged. Cases that were skipped, or that
     nobody has looked at, say nothing; if none was judged, the rule does not hold.
     """
-    if not standing.queued.tasks:
+    if not status.queued.tasks:
         return Ending.NOTHING_LEFT
-    review = standing.reviewed
+    review = status.reviewed
     judged = review.revised + review.confirmed
-    if judged and review.confirmed_share >= standing.parameters.stop_share:
+    if judged and review.confirmed_share >= status.parameters.stop_share:
         return Ending.STOP_RULE
     return None
 
 
-def closing(standing: Standing) -> Closed:
+def closing(status: IterationStatus) -> Closed:
     """How an iteration ends whose steps are done."""
-    ending = last_labels(standing)
-    review = standing.reviewed
+    ending = stop_reason(status)
+    review = status.reviewed
     if ending is Ending.NOTHING_LEFT:
         return Closed(ending=ending, why="annotators have seen every case of the list")
     if ending is Ending.STOP_RULE:
         judged = review.revised + review.confirmed
         why = f"{review.confirmed} of the {judged} cases at the top needed no revision"
         return Closed(ending=ending, why=why)
-    refused = [model for model in standing.versions if standing.trained(model).refused]
-    if len(refused) == len(standing.versions):
+    refused = [model for model in status.versions if status.trained(model).refused]
+    if len(refused) == len(status.versions):
         why = "no model could be trained: " + "; ".join(
-            f"{model}: {standing.trained(model).refused}" for model in refused
+            f"{model}: {status.trained(model).refused}" for model in refused
         )
         return Closed(ending=Ending.NOTHING_TRAINED, why=why)
-    done = standing.t - standing.parameters.first + 1
-    if done >= standing.parameters.iterations:
+    done = status.t - status.parameters.first + 1
+    if done >= status.parameters.iterations:
         return Closed(ending=Ending.LIMIT, why=f"the limit of {done} iterations is reached")
-    return Closed(ending=Ending.NEXT, why=told_promotions(standing))
+    return Closed(ending=Ending.NEXT, why=promotions_line(status))
 
 
-def told_promotions(standing: Standing) -> str:
+def promotions_line(status: IterationStatus) -> str:
     """Which models got a new version, and which did not, in one line."""
     words = []
-    for model in standing.versions:
-        trained, promoted = standing.trained(model), standing.promoted(model)
+    for model in status.versions:
+        trained, promoted = status.trained(model), status.promoted(model)
         if trained.refused:
             words.append(f"{model} was not trained")
         elif promoted is None or promoted.refused:

@@ -56,7 +56,7 @@ def promote(
 
     here = places(context)
     name, version = parse_reference(reference)
-    order = promotion.Order(force=force, why=why, dataset=dataset, limit=limit)
+    order = promotion.PromotionRequest(force=force, why=why, dataset=dataset, limit=limit)
     with open_catalog(here) as catalog:
         _, exported = store_of(here).find(name, version)
         site = promotion.Site.of(here, catalog, margin)

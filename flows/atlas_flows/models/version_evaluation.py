@@ -26,21 +26,21 @@ TRUE_SOURCES = (LabelSource.ORIGINAL, LabelSource.REVISED)
 
 
 @dataclass(frozen=True)
-class TrueCase:
+class EvaluationCase:
     """A case with the labels that count as its truth, one per organ."""
 
     case: Case
     labels: tuple[Label, ...]
 
 
-def true_cases(
+def evaluation_cases(
     catalog: Catalog,
     organs: Sequence[str],
     *,
     dataset: str | None = None,
     without: Iterable[ModelRef] = (),
     limit: int | None = None,
-) -> list[TrueCase]:
+) -> list[EvaluationCase]:
     """Cases with an original or revised label of any of `organs`, by id.
 
     Args:
@@ -57,7 +57,7 @@ def true_cases(
             continue
         labels = _truth(catalog.labels(case.id), organs)
         if labels:
-            found.append(TrueCase(case, labels))
+            found.append(EvaluationCase(case, labels))
     if not found:
         raise NotFound(
             "no case to evaluate on",
@@ -78,7 +78,7 @@ def _truth(labels: Sequence[Label], organs: Sequence[str]) -> tuple[Label, ...]:
 
 def evaluate(
     spec: ModelSpec,
-    cases: Sequence[TrueCase],
+    cases: Sequence[EvaluationCase],
     client: AttentionClient,
     store: CaseStore,
     *,
@@ -106,7 +106,7 @@ def evaluate(
 
 def _agreement(
     spec: ModelSpec,
-    true: TrueCase,
+    true: EvaluationCase,
     client: AttentionClient,
     store: CaseStore,
     scheme: OrganScheme,
@@ -139,7 +139,7 @@ def predicted_label(model: str, case: Case, client: AttentionClient) -> NDArray[
     return label
 
 
-def _masks(true: TrueCase, store: CaseStore) -> Iterator[tuple[Label, NDArray[np.bool_]]]:
+def _masks(true: EvaluationCase, store: CaseStore) -> Iterator[tuple[Label, NDArray[np.bool_]]]:
     for label in true.labels:
         try:
             volume = read_label(store.path(label.path))

@@ -53,7 +53,7 @@ class LocalPredictor:
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
         return self._pool.submit(self._run, spec, window)
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Drop the answers kept so far; call between cases."""
         self._answers.clear()
 
@@ -97,7 +97,7 @@ class ArraySource:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class EnsemblePrediction:
     """What an ensemble makes of one CT.
 
     Attributes:
@@ -114,7 +114,7 @@ def predict(
     specs: Sequence[ModelSpec],
     predictor: Predictor,
     overlap: float = DEFAULT_OVERLAP,
-) -> Prediction:
+) -> EnsemblePrediction:
     """Pseudo label and attention of one CT, as the attention service computes them."""
     run = attend(source, specs, predictor, overlap=overlap)
     label = np.zeros(source.geometry.shape, dtype=np.uint8, order="F")
@@ -122,7 +122,7 @@ def predict(
         where = [slice(None)] * 3
         where[slab.axis] = slice(slab.start, slab.stop)
         label[tuple(where)] = slab.label
-    return Prediction(label, {s.organ: s.attention_ml for s in run.summary.organs})
+    return EnsemblePrediction(label, {s.organ: s.attention_ml for s in run.summary.organs})
 
 
 def dice_by_organ(
@@ -145,7 +145,7 @@ def dice_by_organ(
 
 
 @dataclass(frozen=True)
-class CaseResult:
+class PhantomResult:
     """How one phantom went, for each model and for the ensemble."""
 
     kind: Kind
@@ -156,21 +156,21 @@ class CaseResult:
 ENSEMBLE = "ensemble"
 
 
-def evaluate_phantom(phantom: Phantom, predictor: LocalPredictor) -> CaseResult:
+def evaluate_phantom(phantom: Phantom, predictor: LocalPredictor) -> PhantomResult:
     """Dice of every model and of the ensemble on one phantom, and the ensemble's attention size."""
     source = ArraySource(phantom.ct, phantom.geometry)
     organs = predictor.specs[0].organs
-    predictor.forget()
+    predictor.clear_cache()
     dice = {}
     for spec in predictor.specs:
         alone = predict(source, [spec], predictor)
         dice[spec.name] = dice_by_organ(alone.label, phantom.truth, organs)
     together = predict(source, predictor.specs, predictor)
     dice[ENSEMBLE] = dice_by_organ(together.label, phantom.truth, organs)
-    return CaseResult(phantom.kind, dice, sum(together.attention_ml.values()))
+    return PhantomResult(phantom.kind, dice, sum(together.attention_ml.values()))
 
 
-def summarise(results: Sequence[CaseResult]) -> dict[str, object]:
+def summarise(results: Sequence[PhantomResult]) -> dict[str, object]:
     """Mean Dice per model and organ, and mean attention size, over `results`."""
     summary: dict[str, object] = {"cases": len(results)}
     for model in results[0].dice:

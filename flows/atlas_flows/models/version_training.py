@@ -19,7 +19,7 @@ from atlas_flows.models.store import ModelStore
 from atlas_flows.settings import Places
 
 if TYPE_CHECKING:
-    from atlas_models.training import Progress
+    from atlas_models.training import TrainingProgress
 
 PROVENANCE_FILE = "provenance.json"
 
@@ -66,12 +66,11 @@ def train_version(
     A run that was stopped goes on when it is ordered again.
 
     Raises:
-        AtlasError: see `train_command.train_from_catalog`; nothing is stored then.
+        AtlasError: see `atlas_models.training.train_from_catalog`; nothing is stored then.
         InvalidInput: the version to train further is another model's.
     """
     from atlas_models.config import read_config
-    from atlas_models.train_command import TrainRequest, train_from_catalog
-    from atlas_models.training import LabelChoice
+    from atlas_models.training import LabelChoice, TrainRequest, train_from_catalog
 
     name = read_config(order.config, dict(order.overrides)).name
     parent, weights = _parent(order, name, store)
@@ -81,7 +80,7 @@ def train_version(
     elif store.folder(name, version).exists():
         return _taken(name, version, parent, store, catalog)
 
-    def say(step: Progress) -> None:
+    def say(step: TrainingProgress) -> None:
         on_step(step.step, step.steps)
 
     run_folder = order.run_folder or here.training_runs / f"{name}-{version}"

@@ -1,6 +1,6 @@
 """Training and fine-tuning of one network on cases that may be labelled in part.
 
-    trained = train(config, cases, validation=held_out, run=Run(folder))
+    trained = train(config, cases, validation=held_out, run=RunOptions(folder))
     tuned = finetune(trained.weights(), config, more_cases)
 
 Everything follows from configuration, cases and seed (on one platform with one number of threads):
@@ -61,7 +61,7 @@ class Diverged(InvalidInput):
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a training run stands.
 
     Attributes:
@@ -77,7 +77,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunOptions:
     """Where and how a run runs; nothing here changes its result but `devices` and `nodes`.
 
     Attributes:
@@ -101,7 +101,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A trained network and how it went.
 
     Attributes:
@@ -123,7 +123,7 @@ class Trained:
         return self.network.state_dict()
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[TrainingProgress], None]
 
 
 def scale_hu(hu: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
@@ -137,9 +137,9 @@ def train(
     cases: Sequence[TrainingCase],
     *,
     validation: Sequence[TrainingCase] = (),
-    run: Run | None = None,
+    run: RunOptions | None = None,
     on_progress: OnProgress | None = None,
-) -> Trained:
+) -> TrainedNetwork:
     """Train the network of `config` on `cases`, from scratch.
 
     Args:
@@ -150,7 +150,9 @@ def train(
         Diverged: the loss is no number.
         Conflict, CorruptFile: the run folder holds another run, or a damaged checkpoint.
     """
-    return _train(config, build_network(config), cases, validation, run or Run(), on_progress)
+    return _train(
+        config, build_network(config), cases, validation, run or RunOptions(), on_progress
+    )
 
 
 def finetune(
@@ -159,10 +161,10 @@ def finetune(
     cases: Sequence[TrainingCase],
     *,
     validation: Sequence[TrainingCase] = (),
-    run: Run | None = None,
+    run: RunOptions | None = None,
     on_progress: OnProgress | None = None,
     source: str = "weights",
-) -> Trained:
+) -> TrainedNetwork:
     """Train the network of `config` further, from `weights`; otherwise as `train`.
 
     Args:
@@ -174,7 +176,7 @@ def finetune(
     """
     network = build_network(config)
     load_weights(network, dict(weights), source)
-    return _train(config, network, cases, validation, run or Run(), on_progress)
+    return _train(config, network, cases, validation, run or RunOptions(), on_progress)
 
 
 def _train(
@@ -182,9 +184,9 @@ def _train(
     network: nn.Module,
     cases: Sequence[TrainingCase],
     validation: Sequence[TrainingCase],
-    run: Run,
+    run: RunOptions,
     on_progress: OnProgress | None,
-) -> Trained:
+) -> TrainedNetwork:
     _check_cases(config, cases)
     if validation:
         _check_cases(config, validation)
@@ -240,7 +242,7 @@ class _Training:
         network: nn.Module,
         cases: Sequence[TrainingCase],
         validation: Sequence[TrainingCase],
-        run: Run,
+        run: RunOptions,
     ) -> None:
         self._fabric, self._config, self._run = fabric, config, run
         self._validation = validation
@@ -262,7 +264,7 @@ class _Training:
         )
         self._history = _History()
 
-    def go(self, on_progress: OnProgress | None) -> Trained:
+    def go(self, on_progress: OnProgress | None) -> TrainedNetwork:
         self._take_up()
         started, history, steps = time.monotonic(), self._history, self._config.steps
         with self._curves() as curves, contextlib.closing(self._batches()) as batches:
@@ -450,18 +452,18 @@ class _Training:
     def _learning_rate(self) -> float:
         return float(self._optimiser.param_groups[0]["lr"])
 
-    def _progress(self, seconds: float) -> Progress:
+    def _progress(self, seconds: float) -> TrainingProgress:
         history = self._history
         dice = history.validations[-1].mean_dice if history.validations else None
-        return Progress(history.step, self._config.steps, history.losses[-1], seconds, dice)
+        return TrainingProgress(history.step, self._config.steps, history.losses[-1], seconds, dice)
 
-    def _trained(self, seconds: float) -> Trained:
+    def _trained(self, seconds: float) -> TrainedNetwork:
         history = self._history
         best = None
         if history.best is not None:
             best, weights = history.best
             self._network.load_state_dict(weights)
-        return Trained(
+        return TrainedNetwork(
             self._network.cpu().eval(),
             tuple(history.losses),
             seconds,

@@ -24,11 +24,11 @@ from atlas_core.store import CaseStore
 from atlasloop.answers import CaseResult, ServiceInfo
 from atlasloop.client import AttentionServiceError
 
-from atlas_flows.runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
+from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter, RunSummary, candidates
 
 log = logging.getLogger(__name__)
 
-ResultT = TypeVar("ResultT")
+ReplyT = TypeVar("ReplyT")
 
 
 CASE_TIMEOUT_S = 3600.0
@@ -68,7 +68,7 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """Which cases are scored with which models.
 
     The models are pinned: one run gives one comparable list even if a new version comes into
@@ -127,11 +127,11 @@ class ScoringClient(Protocol):
 class ScoringRun:
     """Everything that the shards of one run share. Safe to use from several threads."""
 
-    plan: Plan
+    plan: ScoringPlan
     client: ScoringClient
     catalog: Catalog
     store: CaseStore
-    progress: Progress
+    progress: ProgressCounter
     patience: Patience = field(default_factory=Patience)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -153,7 +153,7 @@ class Ensemble:
         return ensemble_key(self.models)
 
 
-def ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
+def select_ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
     """The models that `wanted` names ("unet", "unet@2"); all newest ones in service if it is empty.
 
     Raises:
@@ -181,7 +181,7 @@ def ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
 def await_ensemble(
     client: ScoringClient, wanted: Sequence[str], registered: Collection[str], patience: Patience
 ) -> Ensemble:
-    """The ensemble to score with, as `ensemble`; waits for a service that is starting.
+    """The ensemble to score with, as `select_ensemble`; waits for a service that is starting.
 
     Args:
         registered: names of the models that the catalog knows. Unless models are `wanted` by name,
@@ -189,7 +189,7 @@ def await_ensemble(
 
     Raises:
         Unavailable: the service, or a registered model, is still away when `patience` is over.
-        NotFound, InvalidInput: see `ensemble`.
+        NotFound, InvalidInput: see `select_ensemble`.
         AttentionServiceError: the service refused.
     """
 
@@ -204,10 +204,12 @@ def await_ensemble(
             )
         return info
 
-    return ensemble(_patiently(ask, patience, threading.Event()), wanted)
+    return select_ensemble(_patiently(ask, patience, threading.Event()), wanted)
 
 
-def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore) -> Plan:
+def plan_scoring(
+    request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore
+) -> ScoringPlan:
     """Which cases of `request` are still to be scored by the ensemble `by`.
 
     A case counts as scored when the catalog has its score *and* the store its files: files that
@@ -225,7 +227,7 @@ def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore
             if store.has_prediction(case_id, request.reading, by.key)
         }
     to_do = [case_id for case_id in chosen if case_id not in scored]
-    return Plan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
+    return ScoringPlan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
 
 
 def score_shard(run: ScoringRun, cases: Sequence[str]) -> list[CaseOutcome]:
@@ -366,7 +368,7 @@ def _refs(result: CaseResult) -> tuple[ModelRef, ...]:
     return tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in result.models)
 
 
-def _patiently(call: Callable[[], ResultT], patience: Patience, stop: threading.Event) -> ResultT:
+def _patiently(call: Callable[[], ReplyT], patience: Patience, stop: threading.Event) -> ReplyT:
     """`call` again while the service is away or busy, with growing pauses.
 
     Raises:

@@ -12,7 +12,7 @@ from atlas_core.loop import PriorityListName, cases_seen, tasks_of
 from atlas_core.records import Reading
 from atlas_core.review import Portion, RevisionQueue
 
-from atlas_flows.loop.iteration import Queued
+from atlas_flows.loop.state_machine import Queued
 
 WHO = "atlasloop"
 """Who opens tasks, in the audit log."""

@@ -24,14 +24,14 @@ from rich.console import Console
 from atlas_flows.commands.cases import counting, show_import
 from atlas_flows.commands.scoring import run_score, show_summary
 from atlas_flows.commands.terminal import print_table, write_text
-from atlas_flows.demos.own_stack import (
-    enter,
+from atlas_flows.demos.demo_stack import (
+    demo_settings,
     only_one,
-    own_settings,
-    stopped_by_sigterm,
-    undisturbed,
+    signals_ignored,
+    sigterm_as_interrupt,
+    use_stack,
 )
-from atlas_flows.reports import RunFacts, Step
+from atlas_flows.reports import RunFacts, StepTime
 from atlas_flows.runs import CasesFailed
 from atlas_flows.scoring import ScoreRequest, priority_list
 from atlas_flows.settings import Places
@@ -74,7 +74,7 @@ class _Run:
     request: DemoRequest
     settings: EmbeddedSettings
     console: Console
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepTime] = field(default_factory=list)
     refused: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -98,7 +98,7 @@ class _Run:
         words: list[str] = []
         yield words
         seconds = time.monotonic() - started
-        self.steps.append(Step(name, seconds, "; ".join(words)))
+        self.steps.append(StepTime(name, seconds, "; ".join(words)))
         self.console.print(f"  {'; '.join(words) or 'done'} ({seconds:.1f} s)", highlight=False)
 
 
@@ -115,12 +115,12 @@ def run_demo(places: Places, request: DemoRequest) -> Path:
     home = places.embedded.home / "demo"
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    with only_one(home), stopped_by_sigterm():
+    with only_one(home), sigterm_as_interrupt():
         # What a demo that was killed has left; its ports become free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
-        forget(home)
-        settings = own_settings(home, PARTS)
-        enter(settings)
+        delete_results(home)
+        settings = demo_settings(home, PARTS)
+        use_stack(settings)
         run = _Run(request, settings, console)
         page = _run(run)
     console.print(f"report: {page}", soft_wrap=True, markup=False)
@@ -131,7 +131,7 @@ def _run(run: _Run) -> Path:
     started = time.monotonic()
     with Catalog.open(run.settings.catalog_url) as catalog:
         store = CaseStore(run.settings.store)
-        _bring_in_cases(run, catalog, store)
+        _import_cases(run, catalog, store)
         try:
             with run.step("stack") as words:
                 parts = stack.up(run.settings, on_event=lambda line: run.console.print(f"  {line}"))
@@ -141,14 +141,14 @@ def _run(run: _Run) -> Path:
             _show_list(run, catalog)
             page = _report(run, catalog, store)
         finally:
-            with undisturbed():
+            with signals_ignored():
                 run.console.print("stopping the stack")
                 stack.down(run.settings)
     _show_times(run, time.monotonic() - started)
     return page
 
 
-def _bring_in_cases(run: _Run, catalog: Catalog, store: CaseStore) -> None:
+def _import_cases(run: _Run, catalog: Catalog, store: CaseStore) -> None:
     from atlas_core.importing import import_folder
 
     folder = run.request.ct
@@ -261,7 +261,7 @@ def _show_times(run: _Run, total_s: float) -> None:
     print_table("Wall time", rows, numbers=("seconds",))
 
 
-def forget(home: Path) -> None:
+def delete_results(home: Path) -> None:
     """Results and models of earlier demos; phantoms and compiled graphs only save time."""
     for folder in ("store", "triton-repository", "models", "runs"):
         shutil.rmtree(home / folder, ignore_errors=True)
