@@ -67,7 +67,7 @@ evaluate = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-evaluate.command("ranking")(ranking.evaluate_ranking)
+evaluate.command("ranking")(ranking.evaluate)
 evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
 app.add_typer(models.app, name="models", rich_help_panel="Models")

@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from atlas_flows.commands.terminal import print_table, progress_bar, show_error
-from atlas_flows.runs import CaseOutcome, RunSummary, observed_by
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from atlas_flows.runs import CaseOutcome, RunSummary
 
 
 @contextmanager
@@ -22,6 +23,8 @@ def case_progress(verb: str, logger: logging.Logger | None = None) -> Iterator[N
         verb: what is done to the cases, as a participle.
         logger: of the run; its warnings are shown as well.
     """
+    from atlas_flows.runs import observed_by
+
     with progress_bar(verb) as progress:
         task = progress.add_task("cases", total=None)
 

@@ -1,4 +1,4 @@
-"""`iterate`, `iterations`, `simulate-annotator` and `loop-demo`."""
+"""`iterate` and `iterations`: the loop, and where it stands."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from atlas_core.records import Reading
-from atlas_core.review import TOP_SHARE
 
-from atlas_flows.commands.options import DatasetOption, ReadingOption
+from atlas_flows.commands.options import (
+    TOP_SHARE,
+    DatasetOption,
+    JsonOption,
+    ReadingName,
+    ReadingOption,
+)
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
     from atlas_flows.settings import Places
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def iterate(
@@ -25,7 +27,7 @@ def iterate(
         str, typer.Option(help="run, continue, proceed or restart; see the flow iterate.")
     ] = "run",
     dataset: DatasetOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     share: Annotated[
         float, typer.Option(min=0.0001, max=1, help="Part of the list that is revised.")
     ] = TOP_SHARE,
@@ -61,7 +63,7 @@ def iterate(
     given = {
         "mode": mode,
         "dataset": dataset,
-        "reading": reading,
+        "reading": reading.value,
         "share": share,
         "minutes": minutes,
         "models": list(model or ()),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.records import Reading
 
 from atlas_flows.commands.case_progress import case_progress, show_failures
-from atlas_flows.commands.options import DatasetOption, ReadingOption
+from atlas_flows.commands.options import DatasetOption, InFlightOption, ReadingName, ReadingOption
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places
 
@@ -23,14 +22,12 @@ def score(
     case: Annotated[
         list[str] | None, typer.Option(help="Only this case; may be given several times.")
     ] = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     model: Annotated[
         list[str] | None,
         typer.Option(help="NAME or NAME@T, several times; default: the whole ensemble."),
     ] = None,
-    in_flight: Annotated[
-        int, typer.Option(min=1, max=64, help="Cases worked on at the same time.")
-    ] = 2,
+    in_flight: InFlightOption = 2,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many cases.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also what is scored already.")] = False,
     patience: Annotated[
@@ -44,11 +41,13 @@ def score(
 
     Example: atlasloop score --dataset BTCV --in-flight 4
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.runs import CasesFailed
     from atlas_flows.scoring import ScoreRequest
 
     request = ScoreRequest(
-        reading=reading,
+        reading=Reading(reading),
         dataset=dataset,
         cases=tuple(case or ()),
         models=tuple(model or ()),

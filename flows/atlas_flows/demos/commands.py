@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_flows.commands.options import DatasetOption
-from atlas_flows.commands.ranking import JsonOption
+from atlas_flows.commands.options import DatasetOption, JsonOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 

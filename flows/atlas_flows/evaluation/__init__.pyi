@@ -18,7 +18,7 @@ from .paper_evaluation import (
     measure_iteration,
 )
 from .phantom_truth import TRUTH_FOLDER, case_errors, kinds_of_cases, truth_files
-from .ranking_quality import ORDINARY, RankingEvaluation, dice_by_organ, evaluate
+from .ranking_quality import ORDINARY, RankingEvaluation, dice_by_organ, evaluate_ranking
 from .rater_agreement import DiceMatrix
 
 __all__ = [
@@ -46,8 +46,8 @@ __all__ = [
     "detection_table",
     "dice_by_organ",
     "efficiency_of",
-    "evaluate",
     "evaluate_all",
+    "evaluate_ranking",
     "false_positive_rates",
     "iteration_tables",
     "iterations_of",

@@ -23,10 +23,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ReferenceArgument = Annotated[str, typer.Argument(help="NAME, its newest version, or NAME@T.")]
 WhyOption = Annotated[str, typer.Option(help="Goes on record.")]
-DatasetOption = Annotated[str | None, typer.Option(help="Only its cases.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")]
 
 

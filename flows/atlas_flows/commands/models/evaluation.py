@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas_flows.commands.models.app import (
-    DatasetOption,
-    JsonOption,
     LimitOption,
     ReferenceArgument,
     app,
@@ -20,6 +18,7 @@ from atlas_flows.commands.models.app import (
     parse_reference,
     registered,
 )
+from atlas_flows.commands.options import DatasetOption, JsonOption
 from atlas_flows.commands.terminal import places, print_table, write_text
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from atlas_flows.commands.models.app import (
-    JsonOption,
     ReferenceArgument,
     app,
     open_catalog,
@@ -18,6 +17,7 @@ from atlas_flows.commands.models.app import (
     register_served,
     registered,
 )
+from atlas_flows.commands.options import JsonOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_flows.commands.models.app import (
-    DatasetOption,
-    JsonOption,
     LimitOption,
     ReferenceArgument,
     WhyOption,
@@ -20,6 +18,7 @@ from atlas_flows.commands.models.app import (
     say,
     store_of,
 )
+from atlas_flows.commands.options import DatasetOption, JsonOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 if TYPE_CHECKING:

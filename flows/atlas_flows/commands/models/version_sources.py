@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas_flows.commands.models.app import (
-    JsonOption,
     ReferenceArgument,
     app,
     counting,
@@ -17,6 +16,7 @@ from atlas_flows.commands.models.app import (
     parse_reference,
     store_of,
 )
+from atlas_flows.commands.options import JsonOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 if TYPE_CHECKING:
