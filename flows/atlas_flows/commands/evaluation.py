@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.records import Reading
 
-from atlas_flows.commands.options import ReadingOption
+from atlas_flows.commands.options import JsonOption, ReadingName, ReadingOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
+    from atlas_core.records import Reading
     from atlas_core.store import CaseStore
     from pydantic import BaseModel
 
@@ -46,7 +46,6 @@ OptionalTruthOption = Annotated[
         "--truth", exists=True, file_okay=False, help="Folder with true masks, to compare too."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 CsvOption = Annotated[
     Path | None, typer.Option("--csv", dir_okay=False, help="Write the figures to this file.")
 ]
@@ -98,7 +97,7 @@ def attention(
     context: typer.Context,
     truth: TruthOption = None,
     reading: Annotated[
-        list[Reading] | None,
+        list[ReadingName] | None,
         typer.Option(help="paper or released, also both; default: every one that was scored."),
     ] = None,
     ensemble: EnsembleOption = None,
@@ -127,6 +126,8 @@ def attention(
 
     Example: atlasloop evaluate attention --truth phantoms --json
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import DetectionTable, EvaluationScope, RegionRule, detection_table
     from atlas_flows.reports import evaluation_rows as rows
 
@@ -134,7 +135,7 @@ def attention(
     tables: list[DetectionTable] = []
     with _opened(context) as opened:
         scored = [one for one in Reading if opened.catalog.latest_ensemble(one)]
-        for one in reading or scored or [Reading.PAPER]:
+        for one in [Reading(name) for name in reading or ()] or scored or [Reading.PAPER]:
             scope = EvaluationScope(
                 reading=one, rule=rule, ensembles=(ensemble,) if ensemble else ()
             )
@@ -157,7 +158,7 @@ def attention(
 def labels(
     context: typer.Context,
     truth: TruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     ensemble: Annotated[
         list[str] | None,
         typer.Option(help="Keys of the iterations in order; default: all that have scored."),
@@ -168,19 +169,24 @@ def labels(
 ) -> None:
     """Dice and NSD of every organ before and after each iteration (Table 5).
 
-    An iteration is an ensemble that has scored. Two tables: of its pseudo labels, and of the labels
-    that the atlas held until the next one scored (original over revised over pseudo). NSD has a
-    tolerance of 1 mm. Only cases that every iteration has scored. Marks: Wilcoxon's signed-rank
-    test against the iteration before, * p < 0.05, ** p < 0.01, *** p < 0.001, ns.
+    An iteration is an ensemble that has scored. Two tables: of its pseudo labels, and of the maps
+    that were assembled from them before the next one scored, which is what a release holds. Cases
+    that were not assembled are left out of the second. NSD has a tolerance of 1 mm. Only cases that
+    every iteration has. Mean: over organs. Marks: Wilcoxon's signed-rank test against the iteration
+    before, * p < 0.05, ** p < 0.01, *** p < 0.001, ns.
 
     Example: atlasloop evaluate labels --truth phantoms --csv table5.csv
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import EvaluationScope, iteration_tables
     from atlas_flows.reports import evaluation_rows as rows
 
-    scope = EvaluationScope(reading=reading, ensembles=tuple(ensemble or ()), nsd=nsd)
+    scope = EvaluationScope(reading=Reading(reading), ensembles=tuple(ensemble or ()), nsd=nsd)
     with _opened(context) as opened:
         tables = iteration_tables(opened.catalog, opened.store, opened.truth(truth), scope)
+    for note in filter(None, map(rows.not_assembled_note, tables)):
+        console(stderr=True).print(f"{note} (run `atlasloop assemble` in each iteration)")
     _tell(
         {table.kind.value: table for table in tables} if as_json else None,
         csv,
@@ -198,7 +204,7 @@ def labels(
 def architectures(
     context: typer.Context,
     truth: OptionalTruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")] = None,
     as_json: JsonOption = False,
     csv: CsvOption = None,
@@ -211,6 +217,7 @@ def architectures(
 
     Example: atlasloop evaluate architectures --truth phantoms --limit 20
     """
+    from atlas_core.records import Reading
     from atlasloop.client import AttentionClient
 
     from atlas_flows.evaluation import architecture_matrix
@@ -219,14 +226,14 @@ def architectures(
         _opened(context) as opened,
         AttentionClient(opened.here.attention_address) as client,
     ):
-        matrix = architecture_matrix(opened.compared(reading, truth), client, limit=limit)
+        matrix = architecture_matrix(opened.compared(Reading(reading), truth), client, limit=limit)
     _tell_matrix("Dice (%) between architectures", matrix, as_json, csv)
 
 
 def annotators(
     context: typer.Context,
     truth: OptionalTruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     dependent: Annotated[
         bool,
         typer.Option("--dependent", help="Also pairs where one was made from the other's label."),
@@ -241,10 +248,14 @@ def annotators(
 
     Example: atlasloop evaluate annotators --truth phantoms
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import annotator_matrix
 
     with _opened(context) as opened:
-        matrix = annotator_matrix(opened.compared(reading, truth), independent=not dependent)
+        matrix = annotator_matrix(
+            opened.compared(Reading(reading), truth), independent=not dependent
+        )
     if matrix.left_out:
         console(stderr=True).print(
             f"{matrix.left_out} pairs are left out: one was made from the other (--dependent)"
@@ -255,7 +266,7 @@ def annotators(
 def error_found(
     context: typer.Context,
     truth: TruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     ensemble: EnsembleOption = None,
     as_json: JsonOption = False,
     csv: CsvOption = None,
@@ -268,11 +279,15 @@ def error_found(
 
     Example: atlasloop evaluate error-found --truth phantoms --csv curve.csv
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import EvaluationScope
     from atlas_flows.evaluation import measure_error_found as curve
     from atlas_flows.reports import evaluation_rows as rows
 
-    scope = EvaluationScope(reading=reading, ensembles=(ensemble,) if ensemble else (), nsd=False)
+    scope = EvaluationScope(
+        reading=Reading(reading), ensembles=(ensemble,) if ensemble else (), nsd=False
+    )
     with _opened(context) as opened:
         found = curve([case.error() for case in opened.measured(truth, scope)])
     _tell(
@@ -323,7 +338,7 @@ def efficiency(
 def false_positives(
     context: typer.Context,
     truth: TruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     ensemble: EnsembleOption = None,
     min_region_ml: MinRegionOption = MIN_ML,
     as_json: JsonOption = False,
@@ -336,12 +351,14 @@ def false_positives(
 
     Example: atlasloop evaluate false-positives --truth phantoms
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import EvaluationScope, RegionRule
     from atlas_flows.evaluation import false_positive_rates as rates
     from atlas_flows.reports import evaluation_rows as rows
 
     scope = EvaluationScope(
-        reading=reading,
+        reading=Reading(reading),
         ensembles=(ensemble,) if ensemble else (),
         rule=RegionRule(min_ml=min_region_ml),
         nsd=False,

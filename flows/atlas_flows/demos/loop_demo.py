@@ -25,6 +25,8 @@ from atlas_embedded.components import review_token
 from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from rich.console import Console
 
+from atlas_flows.assembly import AssemblyRequest
+from atlas_flows.commands.assembly import run_assemble
 from atlas_flows.commands.loop import run_iterate
 from atlas_flows.commands.scoring import run_score
 from atlas_flows.commands.terminal import print_table, write_text
@@ -168,13 +170,14 @@ def _run(demo: _Demo, catalog: Catalog) -> dict[str, Any]:
         with demo.step("stack"):
             stack.up(demo.settings, on_event=lambda line: demo.console.print(f"  {line}"))
         _iterate(demo, catalog)
-        with demo.step("score with the last models"):
+        with demo.step("score and assemble with the last models"):
             run_score(
                 demo.places,
                 ScoreRequest(dataset=WORK),
                 in_flight=IN_FLIGHT,
                 patience_s=PATIENCE_S,
             )
+            run_assemble(demo.places, AssemblyRequest(dataset=WORK), in_flight=IN_FLIGHT)
     finally:
         with signals_ignored():
             stack.down(demo.settings)

@@ -66,8 +66,10 @@ class IterationSummary(FrozenModel):
     title: str = Field(description="Versions of its models.")
     ensemble: str
     cases: int
-    mean_dice: float | None = Field(description="Of the pseudo labels, over cases.")
-    mean_dice_assembled: float | None = Field(description="Of what the atlas held afterwards.")
+    mean_dice: float | None = Field(description="Of the pseudo labels; over organs.")
+    mean_dice_assembled: float | None = Field(
+        description="Of the assembled maps; None where no case was assembled in the iteration."
+    )
     sensitivity: float | None = Field(description="Of attention for error regions, pooled.")
     precision: float | None
     error_in_top: float = Field(description="Part of the wrong volume in the top 5 % of its list.")
@@ -313,7 +315,7 @@ def detection_table(
 def iteration_tables(
     catalog: Catalog, store: CaseStore, truth: GroundTruth, scope: EvaluationScope
 ) -> tuple[IterationTable, ...]:
-    """Table 5 twice: of the pseudo labels, and of the labels that the atlas held.
+    """Table 5 twice: of the pseudo labels, and of the assembled maps.
 
     Raises:
         NotFound: nothing is scored, or no scored case has a truth.
@@ -408,11 +410,21 @@ def _tables(
         return iteration_table(
             kind,
             [
-                MeasuredIteration(
-                    t=turn.t, title=title, cases=tuple(case.agreement(kind) for case in cases)
-                )
+                _measured(kind, turn, title, cases)
                 for turn, title, cases in zip(turns, titles, measured, strict=True)
             ],
         )
 
     return tuple(of(kind) for kind in LabelKind)
+
+
+def _measured(
+    kind: LabelKind, turn: ScoredIteration, title: str, cases: Sequence[CaseMeasures]
+) -> MeasuredIteration:
+    usable = [case for case in cases if kind is LabelKind.PSEUDO or case.assembled]
+    return MeasuredIteration(
+        t=turn.t,
+        title=title,
+        cases=tuple(case.agreement(kind) for case in usable),
+        not_assembled=len(cases) - len(usable),
+    )

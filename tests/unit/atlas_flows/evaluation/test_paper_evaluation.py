@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atlas_core.catalog import Catalog
+import sqlalchemy as sa
+from atlas_core.catalog import Catalog, tables
 from atlas_core.errors import GridMismatch, NotFound
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import write_volume
 from atlas_core.model_spec import ensemble_key
 from atlas_core.records import Label, LabelSource, Reading
+from atlas_core.review import LabelVersions
 from atlas_flows.cli import app
 from atlas_flows.commands import evaluation
 from atlas_flows.evaluation import (
     EvaluationScope,
+    LabelKind,
     PaperEvaluation,
     RegionRule,
     evaluate_all,
@@ -36,10 +39,14 @@ from atlas_flows.reports import build_loop_report
 from judged_store import (
     CASES,
     GEOMETRY,
+    ORGANS,
     SHAPE,
+    START,
     JudgedStore,
+    assemble,
     case_id,
     models,
+    submit,
     true_labels,
     write_judged_store,
 )
@@ -122,6 +129,65 @@ def test_labels_before_and_after_by_hand(evaluated: PaperEvaluation) -> None:
     (kidney,) = (row for row in pseudo.organs if row.organ == "kidney_left")
     assert [figure.spread.count for figure in kidney.dice] == [19, 18]
     assert kidney.dice[0].spread.mean == pytest.approx(18 / 19)
+
+
+def test_assembled_is_the_map_that_is_released(tmp_path: Path, judged: JudgedStore) -> None:
+    """anna's liver of the second case covers the spleen too, which berta drew later: assembly gives
+    the overlap to the newer label, so that liver and spleen of the released map are right."""
+    shutil.copytree(judged.home, tmp_path / "home")
+    copy = JudgedStore(tmp_path / "home", judged.truth, judged.ensembles)
+    truth = true_labels(1)
+    spleen, liver = (truth == ORGANS[name].label for name in ("spleen", "liver"))
+    with copy.open_catalog() as catalog:
+        versions = LabelVersions(catalog, clock=lambda: START + timedelta(days=11))
+        submit(versions, copy.store, "anna", 1, "liver", liver | spleen)
+        versions = LabelVersions(catalog, clock=lambda: START + timedelta(days=12))
+        submit(versions, copy.store, "berta", 1, "spleen", spleen)
+        # In force, but not assembled yet: a release would hold the earlier map.
+        before = _assembled(copy, catalog, 1)
+        assemble(catalog, copy.store, 1, 1)
+        after = _assembled(copy, catalog, 1)
+    assert before == {"liver": LIVER_DICE_M1[1], "spleen": 1.0, "kidney_left": 1.0}
+    # The file of the revised liver alone would have 2 · 1000 / (1000 + 1100).
+    assert after == {"liver": 1.0, "spleen": 1.0, "kidney_left": 1.0}
+
+
+def _assembled(judged: JudgedStore, catalog: Catalog, number: int) -> dict[str, float | None]:
+    """Dice of the assembled map of one case at M1, by organ."""
+    cases = open_ground_truth(judged.truth, catalog, judged.store).cases()
+    found = measure_cases(
+        [case for case in cases if case.case.id == case_id(number)],
+        catalog,
+        judged.store,
+        Reading.PAPER,
+        judged.ensembles[1],
+        MeasurementOptions(attention=False, nsd=False),
+    )
+    (case,) = found
+    return {row.organ: row.dice for row in case.agreement(LabelKind.ASSEMBLED).organs}
+
+
+def test_what_was_never_assembled_is_left_out_and_said(tmp_path: Path, judged: JudgedStore) -> None:
+    shutil.copytree(judged.home, tmp_path / "home")
+    copy = JudgedStore(tmp_path / "home", judged.truth, judged.ensembles)
+    with copy.open_catalog() as catalog:
+        m1 = START + timedelta(days=10)
+        with catalog.transaction(write=True) as connection:
+            late = tables.assemblies.c.created_at >= m1
+            connection.execute(sa.delete(tables.assemblies).where(late))
+        truth = open_ground_truth(copy.truth, catalog, copy.store)
+        found = evaluate_all(catalog, copy.store, truth, EvaluationScope(nsd=False))
+    pseudo, assembled = found.iterations
+    assert (pseudo.not_assembled, assembled.not_assembled) == ((0, 0), (0, CASES))
+    first, second = assembled.mean_dice
+    assert (first, second) == (found.by_iteration[0].mean_dice_assembled, None)
+    assert first is not None
+    assert f"left out: {CASES} of M1" in build_loop_report(found)
+    result = CliRunner().invoke(
+        app,
+        ["--home", str(copy.home), "evaluate", "labels", "--no-nsd", "--truth", str(copy.truth)],
+    )
+    assert f"left out: {CASES} of M1" in result.stderr
 
 
 def test_architectures_and_annotators_by_hand(evaluated: PaperEvaluation) -> None:
