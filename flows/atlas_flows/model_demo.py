@@ -1,4 +1,4 @@
-"""The life of a model on phantoms, by the commands that a person would type, in a few minutes.
+"""The life of a model on phantoms, command by command as a person would type it, in minutes.
 
     python -m atlas_flows.model_demo        (make models-demo)
 
@@ -46,7 +46,7 @@ class DemoStep:
 
 
 class Unexpected(AtlasError):
-    """A command of the demo did not end as it should."""
+    """A command of the demo did not end as expected."""
 
 
 def demo_steps(folder: Path, *, scratch_steps: int = 40, tuning_steps: int = 20) -> list[DemoStep]:
@@ -103,7 +103,7 @@ def run_model_demo(places: Places, **sizes: int) -> None:
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     with only_one(home), sigterm_as_interrupt():
-        # What a demo that was killed has left; its ports become free before ours are chosen.
+        # A demo that was killed may still run; its ports must be free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
         delete_results(home)
         settings = demo_settings(home, ("triton", "attention"))

@@ -49,7 +49,7 @@ ORDER = ("unet", "nnunet", "swin_unetr")
 
 TRAINING_SEED = 20230517
 HELD_OUT_SEED = 8448
-"""Runs of phantoms: `case_plan` hashes them, so that the two never meet."""
+"""Seeds of phantom runs: `case_plan` hashes them, so that the two never overlap."""
 
 TRAINING_CASES = 160
 HELD_OUT_ORDINARY = 12
@@ -195,16 +195,16 @@ def _train_one(
 
 
 def _progress(name: str) -> Callable[[object], None]:
-    """Says how a run stands, at most every few seconds."""
+    """Reports how far a run is, every few seconds at most."""
     from atlas_models.training import TrainingProgress
 
-    said = 0.0
+    reported_at = 0.0
 
     def say(progress: object) -> None:
-        nonlocal said
+        nonlocal reported_at
         assert isinstance(progress, TrainingProgress)
-        if progress.seconds - said > 5.0 or progress.step == progress.steps:
-            said = progress.seconds
+        if progress.seconds - reported_at > 5.0 or progress.step == progress.steps:
+            reported_at = progress.seconds
             rest = progress.seconds / progress.step * (progress.steps - progress.step)
             _say(
                 f"{name}: step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "

@@ -31,7 +31,7 @@ from atlas_models.training import (
 
 
 def progress_bar(title: str) -> tuple[Progress, Callable[[TrainingProgress], None]]:
-    """A bar on standard error, to be used as a context, and what a run tells its steps to."""
+    """A progress bar on standard error, as a context manager, and the function that advances it."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

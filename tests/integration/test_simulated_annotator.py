@@ -21,7 +21,7 @@ from atlas_flows.demos.simulated_annotator import (
     AnnotatorPolicy,
     PhantomLabels,
     ReviewApi,
-    work,
+    annotate,
 )
 from atlas_review.auth import Role
 from ports import free_port
@@ -73,7 +73,7 @@ def counts(place: ReviewPlace) -> TaskCounts:
 def test_wrong_labels_become_the_truth_and_nothing_else_changes(
     place: ReviewPlace, api: ReviewApi, truth: PhantomLabels
 ) -> None:
-    done = work(api, truth, LONG)
+    done = annotate(api, truth, LONG)
     assert (done.revised, done.confirmed, done.skipped) == (2, 0, 0)
     labels = revised(place)
     assert {label.organ for label in labels} == WRONG
@@ -86,13 +86,13 @@ def test_wrong_labels_become_the_truth_and_nothing_else_changes(
     assert counts(place) == TaskCounts(revised=2)
     # One case has an original spleen, which nobody looks at
     assert done.minutes == pytest.approx(MINUTES_PER_ORGAN * 17)
-    assert work(api, truth, LONG).revised == 0
+    assert annotate(api, truth, LONG).revised == 0
 
 
 def test_labels_that_are_good_enough_are_confirmed(
     place: ReviewPlace, api: ReviewApi, truth: PhantomLabels
 ) -> None:
-    done = work(api, truth, AnnotatorPolicy(minutes=600, dice=0.5))
+    done = annotate(api, truth, AnnotatorPolicy(minutes=600, dice=0.5))
     assert (done.revised, done.confirmed) == (0, 2)
     assert revised(place) == []
 
@@ -100,14 +100,14 @@ def test_labels_that_are_good_enough_are_confirmed(
 def test_it_takes_no_case_that_exceeds_its_time(
     place: ReviewPlace, api: ReviewApi, truth: PhantomLabels
 ) -> None:
-    done = work(api, truth, AnnotatorPolicy(minutes=A_CASE + 1))
+    done = annotate(api, truth, AnnotatorPolicy(minutes=A_CASE + 1))
     assert done.budget_spent
     assert done.minutes <= A_CASE
     assert counts(place) == TaskCounts(open=1, revised=1)
 
 
 def test_a_case_without_truth_is_skipped(place: ReviewPlace, api: ReviewApi) -> None:
-    assert work(api, PhantomLabels({}), LONG).skipped == 2
+    assert annotate(api, PhantomLabels({}), LONG).skipped == 2
     assert counts(place) == TaskCounts(skipped=2)
 
 
@@ -129,7 +129,7 @@ def test_stopped_after_handing_in_it_goes_on(
     write_volume(tmp_path / "liver.nii.gz", mask, geometry)
     api.judge(task, "liver", Verdict.NEEDS_REVISION)
     api.hand_in(task, "liver", base, tmp_path / "liver.nii.gz")
-    assert work(api, truth, LONG).revised == 2
+    assert annotate(api, truth, LONG).revised == 2
     assert counts(place) == TaskCounts(revised=2)
     assert len(revised(place)) == 4, "the liver was handed in twice"
 
@@ -139,7 +139,7 @@ def test_a_service_that_is_away_and_a_wrong_token_are_told(
 ) -> None:
     away = f"http://127.0.0.1:{free_port()}"
     with ReviewApi.open(away, "x") as nobody, pytest.raises(Unavailable, match="atlasloop up"):
-        work(nobody, PhantomLabels({}), LONG)
+        annotate(nobody, PhantomLabels({}), LONG)
     url = str(api._client.base_url).removesuffix("/api/v1/")
     with ReviewApi.open(url, "wrong") as stranger, pytest.raises(ConfigurationError):
-        work(stranger, PhantomLabels({}), LONG)
+        annotate(stranger, PhantomLabels({}), LONG)

@@ -1,4 +1,4 @@
-"""Assembling cases: which, one after the other, and what came of it (§3.2 ⑥).
+"""Assembling cases: choosing them, assembling one after the other, summing up (§3.2 ⑥).
 
 Nothing here knows Prefect; `atlas_flows.assembly.flow` is a thin shell around these functions.
 """
@@ -24,7 +24,7 @@ from atlas_core.catalog import Catalog, cases_by_id, chunks, labels_by_case, new
 from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
-from atlas_core.records import LabelSource, Reading
+from atlas_core.records import Reading
 from atlas_core.store import CaseStore
 from pydantic import Field
 
@@ -32,7 +32,7 @@ from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter, RunSummary, 
 
 
 class OrganSources(FrozenModel):
-    """Where one organ comes from, over all assembled cases of a run (also those of before)."""
+    """Where one organ comes from, over all assembled cases of a run, earlier ones included."""
 
     organ: str
     original: int = 0
@@ -45,7 +45,7 @@ class OrganSources(FrozenModel):
 
 
 class AssemblySummary(RunSummary):
-    """What came of one run; skipped are the cases whose assembled map was up to date."""
+    """The result of one run; cases whose assembled map was up to date are skipped."""
 
     reading: Reading
     organs: tuple[OrganSources, ...]
@@ -58,7 +58,7 @@ class AssemblySummary(RunSummary):
 
 @dataclass(frozen=True)
 class AssemblyRequest:
-    """What is to be assembled.
+    """Which cases are assembled, and how.
 
     Attributes:
         dataset: only its cases; None for all.
@@ -67,8 +67,8 @@ class AssemblyRequest:
         models: NAME or NAME@T: pseudo labels of the newest ensemble of exactly these; empty: of
             the newest ensemble that scored the case.
         post_processing: organ → what is kept of its pseudo label.
-        masks: also one mask file per organ.
-        force: also what is up to date.
+        masks: also write one mask file per organ.
+        force: assemble also what is up to date.
         scheme: organs of this site.
     """
 
@@ -275,8 +275,3 @@ def summarize(
         organs=organ_sources(plan, catalog),
         seconds=round(seconds, 3),
     )
-
-
-def source_total(summary: AssemblySummary, source: LabelSource) -> int:
-    """Organs of all cases that come from `source`."""
-    return sum(getattr(organ, source.value) for organ in summary.organs)

@@ -1,4 +1,4 @@
-"""`import`, `presets` and `phantoms`: how cases come in."""
+"""`import`, `presets` and `phantoms`: where cases come from."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def attention(
                 reading=one, rule=rule, ensembles=(ensemble,) if ensemble else ()
             )
             tables.append(detection_table(opened.catalog, opened.store, opened.truth(truth), scope))
-    _tell(
+    _print(
         {table.reading.value: table for table in tables} if as_json else None,
         csv,
         rows.as_csv(rows.detection_records(tables)),
@@ -187,7 +187,7 @@ def labels(
         tables = iteration_tables(opened.catalog, opened.store, opened.truth(truth), scope)
     for note in filter(None, map(rows.not_assembled_note, tables)):
         console(stderr=True).print(f"{note} (run `atlasloop assemble` in each iteration)")
-    _tell(
+    _print(
         {table.kind.value: table for table in tables} if as_json else None,
         csv,
         rows.as_csv(rows.iteration_records(tables)),
@@ -211,8 +211,8 @@ def architectures(
 ) -> None:
     """Dice between architectures, their mean, and the truth (Fig. 8a).
 
-    Each model of the newest ensemble predicts each case alone, which needs the stack (atlasloop
-    up); its label map is kept with the case, so that the next time nothing is predicted again. Dice
+    Each model of the newest ensemble predicts each case by itself, which needs the stack (atlasloop
+    up); its label map is cached with the case, so that nothing is predicted twice. Dice
     is averaged over cases for each organ, then over organs.
 
     Example: atlasloop evaluate architectures --truth phantoms --limit 20
@@ -227,7 +227,7 @@ def architectures(
         AttentionClient(opened.here.attention_address) as client,
     ):
         matrix = architecture_matrix(opened.compared(Reading(reading), truth), client, limit=limit)
-    _tell_matrix("Dice (%) between architectures", matrix, as_json, csv)
+    _print_matrix("Dice (%) between architectures", matrix, as_json, csv)
 
 
 def annotators(
@@ -260,7 +260,7 @@ def annotators(
         console(stderr=True).print(
             f"{matrix.left_out} pairs are left out: one was made from the other (--dependent)"
         )
-    _tell_matrix("Dice (%) between annotators", matrix, as_json, csv)
+    _print_matrix("Dice (%) between annotators", matrix, as_json, csv)
 
 
 def error_found(
@@ -290,7 +290,7 @@ def error_found(
     )
     with _opened(context) as opened:
         found = curve([case.error() for case in opened.measured(truth, scope)])
-    _tell(
+    _print(
         found if as_json else None,
         csv,
         rows.as_csv(rows.error_found_records(found)),
@@ -327,7 +327,7 @@ def efficiency(
     with _opened(context) as opened:
         work = efficiency_of(opened.catalog, EvaluationScope(minutes_per_organ=minutes_per_organ))
     table = rows.efficiency_rows(work)
-    _tell(
+    _print(
         work if as_json else None,
         csv,
         rows.as_csv([dict(row) for row in table]),
@@ -367,7 +367,7 @@ def false_positives(
         found = rates(
             one for case in opened.measured(truth, scope) for one in case.false_positives()
         )
-    _tell(
+    _print(
         found if as_json else None,
         csv,
         rows.as_csv(rows.false_positive_records(found)),
@@ -402,10 +402,10 @@ def _opened(context: typer.Context) -> Iterator[_Opened]:
         yield _Opened(here, catalog, CaseStore(here.store))
 
 
-def _tell_matrix(title: str, matrix: DiceMatrix, as_json: bool, csv: Path | None) -> None:
+def _print_matrix(title: str, matrix: DiceMatrix, as_json: bool, csv: Path | None) -> None:
     from atlas_flows.reports import evaluation_rows as rows
 
-    _tell(
+    _print(
         matrix if as_json else None,
         csv,
         rows.as_csv(rows.matrix_records(matrix)),
@@ -419,8 +419,8 @@ def _tell_matrix(title: str, matrix: DiceMatrix, as_json: bool, csv: Path | None
     )
 
 
-def _tell(
-    told: BaseModel | dict[str, BaseModel] | None,
+def _print(
+    value: BaseModel | dict[str, BaseModel] | None,
     csv: Path | None,
     csv_text: str,
     tables: Sequence[tuple[str, Rows]],
@@ -430,11 +430,11 @@ def _tell(
 
     if csv is not None:
         write_text(csv, csv_text)
-    if isinstance(told, dict):
-        parts = {name: part.model_dump(mode="json") for name, part in told.items()}
+    if isinstance(value, dict):
+        parts = {name: part.model_dump(mode="json") for name, part in value.items()}
         write_text(None, json.dumps(parts, indent=2))
-    elif told is not None:
-        write_text(None, told.model_dump_json(indent=2))
+    elif value is not None:
+        write_text(None, value.model_dump_json(indent=2))
     elif csv is not None:
         console().print(f"written: {csv}", soft_wrap=True)
     else:

@@ -100,7 +100,7 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
     """
     from atlas_core.catalog import Catalog
 
-    from atlas_flows.loop import iteration_status, next_step, told
+    from atlas_flows.loop import iteration_status, next_step, summary_line
 
     with Catalog.open(places(context).catalog_url) as catalog:
         known = [(one, iteration_status(catalog, one)) for one in catalog.iterations()]
@@ -116,7 +116,7 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
                 "state": one.state.value,
                 "started": f"{one.started_at:%Y-%m-%d %H:%M}",
                 "next": next_step(status).key if one.state.value == "open" else "–",
-                "what": told(status),
+                "what": summary_line(status),
             }
             for one, status in known
         ],

@@ -1,4 +1,4 @@
-"""`report`: the page with the ranking or with the evaluation."""
+"""`report`: an HTML page with the ranking or the evaluation."""
 
 from __future__ import annotations
 

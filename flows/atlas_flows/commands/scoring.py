@@ -31,7 +31,7 @@ def score(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many cases.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also what is scored already.")] = False,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for a service that is away.")
+        float, typer.Option(min=0, help="Seconds to wait for a service that does not answer.")
     ] = 300.0,
 ) -> None:
     """Predict, fuse and rank what is not scored yet (flow `score`).

@@ -1,4 +1,4 @@
-"""What commands share: their options, their settings, and how they speak to a terminal."""
+"""What commands share: common options, settings, and output to a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 PIPED_WIDTH = 160
-"""Columns of a table that goes into a file or a log: what reads it wraps by itself."""
+"""Columns of a table that goes into a file or a log, whose reader wraps lines itself."""
 
 
 @dataclass(frozen=True)

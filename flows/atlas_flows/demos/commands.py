@@ -73,14 +73,14 @@ def simulate_annotator(
         AnnotatorPolicy,
         PhantomLabels,
         ReviewApi,
-        work,
+        annotate,
     )
 
     here = places(context)
     known = PhantomLabels.of(truth)
     secret = token or review_token(here.embedded, ACCOUNT)
     with ReviewApi.open(url or here.review_url, secret) as api:
-        done = work(
+        done = annotate(
             api,
             known,
             AnnotatorPolicy(minutes, dice, dataset),

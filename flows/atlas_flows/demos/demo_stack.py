@@ -1,4 +1,4 @@
-"""A stack of a demonstration's own: data and ports that nobody else uses."""
+"""The embedded stack of a demonstration, with data and ports of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
 
 
 def demo_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -> EmbeddedSettings:
-    """The usual ports where they are free, others where they are not."""
+    """Settings of a stack in `home`: the usual ports where they are free, others where not."""
     names = [name for name in EmbeddedSettings.model_fields if name.endswith("_port")]
     usual = EmbeddedSettings(home=home)
     chosen: dict[str, int] = {}
@@ -35,7 +35,7 @@ def demo_settings(home: Path, parts: Sequence[ComponentName], **fields: object) 
 
 
 def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
-    """`wanted` if it is free, else one that the system gives; held so that none is given twice."""
+    """`wanted` if it is free, else any free port; bound until `held` closes."""
     for port in (wanted, 0):
         listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,7 +48,7 @@ def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
 
 
 def use_stack(settings: EmbeddedSettings) -> None:
-    """This process works with the demo's stack, whatever addresses its environment names."""
+    """Point this process to the demo's stack, whatever addresses its environment names."""
     os.environ.update(settings.environment())
     for elsewhere in ("TRITON_ADDRESS", "TRITON_CONTROL_KEY", "MODEL_REPOSITORY", "MODEL_STORE",
                       "TRAINING_RUNS"):  # fmt: skip
@@ -77,7 +77,7 @@ def only_one(home: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """`kill` ends the demo as Ctrl-C does: with its stack stopped."""
+    """SIGTERM ends the demo as Ctrl-C does, with its stack stopped."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -42,7 +42,7 @@ from atlas_flows.demos.simulated_annotator import (
     AnnotatorPolicy,
     PhantomLabels,
     ReviewApi,
-    work,
+    annotate,
 )
 from atlas_flows.evaluation import TRUTH_FOLDER, EvaluationScope, PaperEvaluation
 from atlas_flows.loop import IterationStatus, LoopParameters
@@ -110,7 +110,7 @@ IN_FLIGHT = 2
 
 @dataclass
 class _Demo:
-    """One run: its stack, and what is to be told of it."""
+    """One run of the demo: its stack, and the times of its steps."""
 
     settings: EmbeddedSettings
     output: Path
@@ -129,7 +129,7 @@ class _Demo:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Times a step and tells of it."""
+        """Times a step and prints it."""
         self.console.print(f"[bold]{name}[/bold]")
         started = time.monotonic()
         yield
@@ -140,7 +140,7 @@ class _Demo:
 def run_loop_demo(
     places: Places, output: Path, seed: int, *, quick: bool = False
 ) -> dict[str, Any]:
-    """Everything once; what it came to, for the last line on the terminal.
+    """Run everything once; the figures for the last line on the terminal.
 
     Args:
         quick: only show that it runs: few cases, few steps.
@@ -228,20 +228,20 @@ def _train_first(demo: _Demo, catalog: Catalog) -> None:
                 validation_share=0.0,
                 version=0,
             )
-            train_version(order, demo.places, catalog, models, _said(demo))
+            train_version(order, demo.places, catalog, models, _report_steps(demo))
             target = demo.settings.models_dir / name
             if not target.exists():
                 models.copy_to(name, 0, target)
 
 
-def _said(demo: _Demo) -> Any:
-    """Says how a training stands, now and then."""
-    said = time.monotonic()
+def _report_steps(demo: _Demo) -> Any:
+    """Prints the steps of a training, now and then."""
+    printed_at = time.monotonic()
 
     def say(step: int, steps: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > 10.0:
-            said = time.monotonic()
+        nonlocal printed_at
+        if time.monotonic() - printed_at > 10.0:
+            printed_at = time.monotonic()
             demo.console.print(f"  step {step} of {steps}")
 
     return say
@@ -272,7 +272,7 @@ def _iterate(demo: _Demo, catalog: Catalog) -> None:
             token = review_token(demo.settings, ACCOUNT)
             with ReviewApi.open(demo.settings.review_url, token) as api:
                 policy = AnnotatorPolicy(MINUTES, WRONG_BELOW_DICE, WORK)
-                done = work(api, truth, policy, lambda line: demo.console.print(f"  {line}"))
+                done = annotate(api, truth, policy, lambda line: demo.console.print(f"  {line}"))
             demo.console.print(
                 f"  {done.revised} revised, {done.confirmed} confirmed, {done.minutes:.0f} minutes"
             )

@@ -1,6 +1,6 @@
-"""The whole spine in one process: CTs in, attention maps, priority list and a report page out.
+"""CTs in; attention maps, priority list and a report page out: the demo of steps ② to ④.
 
-It runs a stack of its own, with data and ports of its own, and stops it whatever happens.
+It runs a stack of its own, with its own data and ports, and stops it whatever happens.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from atlas_flows.scoring import ScoreRequest, priority_list
 from atlas_flows.settings import Places
 
 PARTS: tuple[ComponentName, ...] = ("triton", "attention", "prefect")
-"""Runs happen in this process; nobody else starts any."""
+"""Runs happen in this process, so that nothing has to serve flows."""
 
 HARD_SHARE = 0.25
-"""Of the demo's phantoms: a dozen cases shall hold a few hard ones."""
+"""Of the demo's phantoms, so that a dozen cases hold a few hard ones."""
 
 CASES_WITH_PICTURES = 5
 
 IN_FLIGHT = 2
-"""One case computes while the other one is read or written."""
+"""One case is computed while another is read or written."""
 
 PATIENCE_S = 60.0
 """The demo's own services are on this machine and were healthy a moment ago."""
@@ -53,7 +53,7 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What the demo is to show.
+    """What the demo shows.
 
     Attributes:
         ct: folder or file of the user's own CTs; None for phantoms.
@@ -69,7 +69,7 @@ class DemoRequest:
 
 @dataclass
 class _Run:
-    """One run of the demo: its stack, and what is to be told of it."""
+    """One run of the demo: its stack, and what the report says of it."""
 
     request: DemoRequest
     settings: EmbeddedSettings
@@ -92,7 +92,7 @@ class _Run:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
-        """Times a step and tells of it; the value takes words on what was done."""
+        """Times a step and prints it; the block appends what was done to the list that it gets."""
         self.console.print(f"[bold]{name}[/bold]")
         started = time.monotonic()
         words: list[str] = []
@@ -116,7 +116,7 @@ def run_demo(places: Places, request: DemoRequest) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     with only_one(home), sigterm_as_interrupt():
-        # What a demo that was killed has left; its ports become free before ours are chosen.
+        # A demo that was killed may still run; its ports must be free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
         delete_results(home)
         settings = demo_settings(home, PARTS)
@@ -262,7 +262,7 @@ def _show_times(run: _Run, total_s: float) -> None:
 
 
 def delete_results(home: Path) -> None:
-    """Results and models of earlier demos; phantoms and compiled graphs only save time."""
+    """Delete results and models of earlier demos, but not phantoms and compiled graphs."""
     for folder in ("store", "triton-repository", "models", "runs"):
         shutil.rmtree(home / folder, ignore_errors=True)
     for path in home.glob("catalog.sqlite*"):

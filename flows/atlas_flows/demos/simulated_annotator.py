@@ -1,8 +1,8 @@
 """A SIMULATED annotator, for demonstrations, tests and studies: it knows the truth of phantoms.
 
-It works as people do, through the review service's HTTP API alone: takes the case that needs it
-most, replaces labels that are wrong by the truth, confirms the rest. Its account is named
-simulated-annotator, so that the audit log and the provenance of every label tell who it was.
+It works as people do, only through the review service's HTTP API: takes the most urgent case,
+ replaces labels that are wrong by the truth, confirms the rest. Its account is named
+simulated-annotator, so that the audit log and the provenance of every label show who it was.
 """
 
 from __future__ import annotations
@@ -37,16 +37,13 @@ DIGEST_IN_ID: Final = 12
 
 TIMEOUT_S: Final = 120.0
 
-OnTask = Callable[[str], None]
-"""Takes one line for people about what was done."""
-
 
 class SimulatedWork(FrozenModel):
     """What the simulated annotator did."""
 
     revised: int = 0
     confirmed: int = 0
-    skipped: int = Field(default=0, description="Cases whose truth is not at hand.")
+    skipped: int = Field(default=0, description="Cases whose truth is not available.")
     organs_replaced: int = 0
     minutes: float = Field(default=0.0, description="Time that it would have taken a person.")
     budget_spent: bool = Field(default=False, description="It ended before the queue was empty.")
@@ -54,7 +51,7 @@ class SimulatedWork(FrozenModel):
 
 @dataclass(frozen=True)
 class AnnotatorPolicy:
-    """How much the simulated annotator does, and what it takes for wrong.
+    """How much the simulated annotator does, and which labels it replaces.
 
     Attributes:
         minutes: of a person's time; it takes no case that would exceed them.
@@ -181,13 +178,16 @@ class ReviewApi:
         raise kind(f"the review service refused {method} {path}", got=answer.text[:500])
 
 
-def work(
+def annotate(
     api: ReviewApi,
     truth: PhantomLabels,
     policy: AnnotatorPolicy,
-    on_task: OnTask = lambda line: None,
+    on_task: Callable[[str], None] = lambda line: None,
 ) -> SimulatedWork:
-    """Take cases until the queue or the time is over.
+    """Take cases until the queue is empty or the time is spent.
+
+    Args:
+        on_task: called with a line for people after each case.
 
     Raises:
         Unavailable, ConfigurationError: see `ReviewApi`. What was handed in stays.
@@ -199,10 +199,10 @@ def work(
             api.give_back(task)
             return done.model_copy(update={"budget_spent": True})
         try:
-            done, told = _one(api, truth, policy, task, done)
+            done, line = _one(api, truth, policy, task, done)
         except (NotFound, Conflict) as error:
-            told = f"{task.case_id}: left, as it was deleted or taken: {error}"
-        on_task(told)
+            line = f"{task.case_id}: left, as it was deleted or taken: {error}"
+        on_task(line)
     return done
 
 
@@ -222,9 +222,9 @@ def _one(
         api.finish(task, "confirm", **spent)
         return _more(done, confirmed=1, minutes=minutes), f"{task.case_id}: confirmed"
     api.finish(task, "revise", labels=versions, **spent)
-    told = f"{task.case_id}: revised {', '.join(versions)}"
+    line = f"{task.case_id}: revised {', '.join(versions)}"
     more = _more(done, revised=1, organs_replaced=len(versions), minutes=minutes)
-    return more, told
+    return more, line
 
 
 def _replace_wrong(

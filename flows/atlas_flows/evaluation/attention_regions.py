@@ -11,7 +11,7 @@ of regions too small to count.
     sensitivity = found error regions / error regions
     precision   = right attended regions / attended regions
 
-Pure functions on arrays. `docs/evaluation.md` says why it was read so.
+Pure functions on arrays. `docs/evaluation.md` gives the reasons for this reading.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PAPER_THRESHOLD: Final = 0.2
 attention nearly everywhere along a border: what the review page lists as attended, too."""
 
 MIN_REGION_ML: Final = 0.1
-"""A cube of 4.6 mm: what is smaller nobody redraws, and every border is full of it."""
+"""A cube of 4.6 mm: nothing smaller is worth redrawing, and every border is full of it."""
 
 
 class RegionRule(FrozenModel):

@@ -1,7 +1,7 @@
-"""The masks behind Fig. 8: what each architecture predicts alone, and what each annotator drew.
+"""The masks behind Fig. 8: what each architecture predicts by itself, and what each annotator drew.
 
-A model's own label map comes from the attention service, one model at a time, and is kept among the
-derived files of its case: the second matrix, and the report, need no service.
+A model's own label map comes from the attention service, one model at a time, and is cached among
+the derived files of its case: the second matrix, and the report, need no service.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ ENSEMBLE = "ensemble mean"
 PSEUDO = "pseudo label"
 TRUTH = "true label"
 
-OnCase = Callable[[int, int], None]
-"""Takes how many cases are done, and of how many."""
-
 
 @dataclass(frozen=True)
 class ComparisonScope:
@@ -56,13 +53,15 @@ def architecture_matrix(
     client: AttentionClient | None = None,
     *,
     limit: int | None = None,
-    on_case: OnCase = lambda done, of: None,
+    on_case: Callable[[int, int], None] = lambda done, of: None,
 ) -> DiceMatrix:
     """Fig. 8a: Dice between the architectures, their mean, and the truth, over cases and organs.
 
     Args:
-        client: predicts what is not kept yet, and keeps it; None: only cases where all is kept.
+        client: predicts what is not cached yet, and caches it; None: only cases of which all is
+            cached.
         limit: only the first N cases by id.
+        on_case: called with the number of cases that are done, and of all.
 
     Raises:
         NothingToCompare: there is no case, or one architecture only.
@@ -74,7 +73,7 @@ def architecture_matrix(
     names: dict[str, None] = {}
     for done, known in enumerate(cases, start=1):
         score = where.catalog.score(known.case.id, where.reading, where.ensemble)
-        maps = _maps_alone(where, known.case, score, client) if score else None
+        maps = _map_of_each_model(where, known.case, score, client) if score else None
         if score and maps:
             names |= dict.fromkeys(maps)
             maps[ENSEMBLE] = _pseudo_label(where, known.case)
@@ -153,26 +152,26 @@ def _pairs(
         yield from pair_dice(known.case.id, organ, masks)
 
 
-def _maps_alone(
+def _map_of_each_model(
     where: ComparisonScope, case: Case, score: Score, client: AttentionClient | None
 ) -> dict[str, NDArray[np.integer]] | None:
-    """Label map of every model of the ensemble; None if one is neither kept nor to be had."""
+    """Label map of every model of the ensemble; None if one is neither cached nor available."""
     maps = {}
     for ref in score.models:
-        labels = _kept(where, case, ref)
+        labels = _cached(where, case, ref)
         if labels is None and client is not None:
             labels = predicted_label(f"{ref.name}@{ref.version}", case, client)
-            _keep(where, case, ref, labels)
+            _cache(where, case, ref, labels)
         if labels is None:
             return None
         maps[ref.name] = labels
     return maps
 
 
-def _kept(where: ComparisonScope, case: Case, ref: ModelRef) -> NDArray[np.integer] | None:
-    """Of a case that this model alone has scored, or that was predicted for an earlier matrix."""
+def _cached(where: ComparisonScope, case: Case, ref: ModelRef) -> NDArray[np.integer] | None:
+    """The label map of a case that this model scored, or predicted for an earlier matrix."""
     scored = where.store.pseudo_label_path(case.id, where.reading, ensemble_key([ref]))
-    for path in (scored, where.store.derived_path(case.id, _name_alone(ref))):
+    for path in (scored, where.store.derived_path(case.id, _cache_name(ref))):
         if path.is_file():
             volume = read_label(path)
             case.geometry.require_same_grid(volume.geometry, this="CT", that="label", case=case.id)
@@ -180,13 +179,13 @@ def _kept(where: ComparisonScope, case: Case, ref: ModelRef) -> NDArray[np.integ
     return None
 
 
-def _keep(where: ComparisonScope, case: Case, ref: ModelRef, labels: NDArray[np.integer]) -> None:
+def _cache(where: ComparisonScope, case: Case, ref: ModelRef, labels: NDArray[np.integer]) -> None:
     where.store.write_derived(
-        case.id, _name_alone(ref), lambda path: write_volume(path, labels, case.geometry)
+        case.id, _cache_name(ref), lambda path: write_volume(path, labels, case.geometry)
     )
 
 
-def _name_alone(ref: ModelRef) -> str:
+def _cache_name(ref: ModelRef) -> str:
     return f"alone-{ref.name}-{ref.version}-{ref.sha256[:12]}.nii.gz"
 
 

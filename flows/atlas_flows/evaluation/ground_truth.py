@@ -1,8 +1,8 @@
-"""Where the truth comes from: a folder of true masks, or the original labels of the store itself.
+"""Where the ground truth comes from: a folder of true masks, or the store's own original labels.
 
 With a folder the organs *without* an original label are compared: those that the loop labels. The
-original labels judge the organs *with* one, which the loop leaves alone; whoever takes them as
-truth must know whether the models have learnt from them.
+original labels judge the organs *with* one, which the loop does not change; they are a fair truth
+only if the models have not learnt from them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Masks = Mapping[str, NDArray[np.bool_]]
 
 
 class NothingToCompare(NotFound):
-    """There is no case with what a table needs; a report leaves that table out."""
+    """No case has what a table needs; a report leaves that table out."""
 
 
 @dataclass(frozen=True)
 class GroundTruthCase:
-    """A case whose truth is known.
+    """A case with its ground truth.
 
     Attributes:
         kind: "ordinary", or how a phantom is hard.
@@ -50,7 +50,7 @@ class GroundTruthCase:
 
 
 class GroundTruth(Protocol):
-    """Something that knows the true labels of some cases."""
+    """A source of true labels for some cases."""
 
     @property
     def title(self) -> str:
@@ -149,7 +149,7 @@ def label_masks(case: Case, store: CaseStore, labels: Mapping[str, Label]) -> Ma
 
 
 def open_ground_truth(folder: Path | None, catalog: Catalog, store: CaseStore) -> GroundTruth:
-    """The truth of a folder, or, without one, that of the store's original labels."""
+    """The ground truth in a folder, or, without one, the store's original labels."""
     return OriginalTruth(catalog, store) if folder is None else FolderTruth(folder, catalog)
 
 

@@ -1,8 +1,8 @@
 """The paper's evaluation of a store: Tables 1 and 5, Fig. 4, 8a and 8b, §3.3 and §5 in one value.
 
-What needs a truth is left out without one; `PaperEvaluation.left_out` says so. The pure parts
-are `attention_regions`, `label_quality`, `error_found`, `rater_agreement`, `efficiency` and
-`false_positives`; the definitions stand in `docs/evaluation.md`.
+Parts that need a ground truth are left out without one, as `PaperEvaluation.left_out` says. The
+pure parts are `attention_regions`, `label_quality`, `error_found`, `rater_agreement`, `efficiency`
+and `false_positives`; `docs/evaluation.md` has the definitions.
 """
 
 from __future__ import annotations
@@ -46,9 +46,6 @@ from atlas_flows.evaluation.label_quality import (
 )
 from atlas_flows.evaluation.rater_agreement import DiceMatrix
 from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in
-
-OnCase = Callable[[int], None]
-"""Takes how many cases are done."""
 
 
 class SizedCase(FrozenModel):
@@ -127,7 +124,7 @@ def evaluate_all(
     scope: EvaluationScope | None = None,
     *,
     client: AttentionClient | None = None,
-    on_case: OnCase = lambda done: None,
+    on_case: Callable[[int], None] = lambda done: None,
 ) -> PaperEvaluation:
     """Everything the paper evaluates, on the cases of the store whose truth is known.
 
@@ -136,9 +133,9 @@ def evaluate_all(
 
     Args:
         truth: `open_ground_truth(folder, catalog, store)`; None: only what needs none.
-        client: the attention service, which predicts with each architecture alone (Fig. 8a); None:
-            only what was predicted before.
-        on_case: progress.
+        client: the attention service, which predicts with one architecture at a time (Fig. 8a);
+            None: only what was predicted before.
+        on_case: called with the number of cases that are done.
 
     Raises:
         NotFound: nothing is scored under this reading.
@@ -197,13 +194,13 @@ class ScoredIteration:
 
 
 def iterations_of(catalog: Catalog, scope: EvaluationScope) -> list[ScoredIteration]:
-    """The ensembles that have scored, oldest first: each is one turn of the loop.
+    """The ensembles that have scored, oldest first: each is one iteration of the loop.
 
-    Unless `scope` names them, only those of the same models as the newest count: one that somebody
-    scored with a single model is no turn.
+    Unless `scope` names them, only those of the same models as the newest count: one that was
+    scored with a single model is no iteration.
 
     Raises:
-        NotFound: none has, or not one that was asked for.
+        NotFound: none has, or one that was asked for has not.
     """
     known = catalog.ensembles(scope.reading)
     keys = list(scope.ensembles) or _of_the_same_models(list(known))
@@ -257,7 +254,7 @@ def _with_truth(
     truth: GroundTruth,
     scope: EvaluationScope,
     turns: Sequence[ScoredIteration],
-    on_case: OnCase,
+    on_case: Callable[[int], None],
 ) -> dict[str, object]:
     measured: list[list[CaseMeasures]] = []
     for turn in turns:
@@ -329,7 +326,7 @@ def iteration_tables(
 
 
 def efficiency_of(catalog: Catalog, scope: EvaluationScope) -> Efficiency:
-    """§3.3 for this catalog; where nobody has revised yet, for the top 5 % of its cases."""
+    """§3.3 for this catalog; before any revision, for the top 5 % of its cases."""
     cases = catalog.cases()
     organs = scope.scheme.names
     labelled = catalog.original_organs()

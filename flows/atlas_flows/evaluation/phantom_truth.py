@@ -1,4 +1,4 @@
-"""True errors of scored phantoms: reads the truth, finds the cases it belongs to, compares."""
+"""True errors of scored phantoms: reads true masks, matches them to cases, compares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well the priority list finds the cases that are truly wrong.
+"""How well the priority list finds the cases with the largest true errors.
 
 Pure functions: error of pseudo labels against the truth, and its agreement with the ranking.
 """

@@ -1,8 +1,8 @@
 """Flow `iterate`: the loop (steps 2 to 8), as far as it can go without people.
 
-A run reads where the open iteration stands, does the steps that are left, and ends where people are
-needed. The event atlasloop.queue.drained, a person or a deadline starts the next run. So no process
-sleeps while annotators work, and a run may be killed at any point (decision 0032).
+A run reads the status of the open iteration, does the steps that are left, and ends where people
+are needed. The event atlasloop.queue.drained, a person or a deadline starts the next run. So no
+process sleeps while annotators work, and a run may be killed at any point (decision 0032).
 """
 
 # No `from __future__ import annotations` here: Prefect resolves the flow's annotations outside of
@@ -45,7 +45,7 @@ from atlas_flows.loop.summary import (
 )
 from atlas_flows.loop.wake_up import wake_up_at
 from atlas_flows.models import FinetuningRequest, Promoted, Trained, TrainingPlan, plan_versions
-from atlas_flows.models.finetune_flow import bring_in, train
+from atlas_flows.models.finetune_flow import promote_version, train
 from atlas_flows.runs import CasesFailed, Outcome, alone
 from atlas_flows.runs.crashed_runs import mark_interrupted_runs, process_tag
 from atlas_flows.runs.events import Event, emit
@@ -91,7 +91,7 @@ def iterate(
 
     Args:
         mode: run: begin, or go on where it stands. continue: go on, never begin. proceed: go on
-            without waiting for cases that nobody has revised. restart: give up the open iteration
+            without waiting for cases that are not revised yet. restart: give up the open iteration
             and begin anew with these parameters.
         dataset: Work on this dataset. Empty: on all.
         reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
@@ -111,7 +111,7 @@ def iterate(
         deadline_hours: Go on after so many hours, whatever is still in the queue. Empty: wait.
         dry_run: Only say what would be done.
         in_flight: Cases scored at the same time.
-        patience_s: Seconds to wait for a service that is away before the run ends.
+        patience_s: Seconds to wait for a service that does not answer before the run ends.
 
     Raises:
         AtlasError: what is missing, and what to do about it. Start the flow again afterwards: it
@@ -136,11 +136,11 @@ def iterate(
     places = Places.read()
     with Catalog.open(places.catalog_url) as catalog:
         if dry_run:
-            told = dry_run_markdown(catalog, wanted, mode)
-            create_markdown_artifact(told, key="iteration-plan", description="What would be done")
-            return Completed(name="DryRun", message=told.splitlines()[0])
+            text = dry_run_markdown(catalog, wanted, mode)
+            create_markdown_artifact(text, key="iteration-plan", description="What would be done")
+            return Completed(name="DryRun", message=text.splitlines()[0])
         with alone(places.embedded.home / "iterate.lock", get_run_logger().info):
-            # What a killed run of the loop had under way would seem to go on for ever.
+            # Subflows of a run that was killed would look as if they ran for ever.
             for part in (score, revise, assemble):
                 mark_interrupted_runs(part.name)
             with tags(process_tag()):
@@ -174,7 +174,7 @@ class _Loop:
                 if closed.ending is not Ending.NEXT:
                     return self._end(status, closed)
                 opened = self._open(status.parameters)
-                mode = Mode.CONTINUE  # impatience was meant for the iteration that is over
+                mode = Mode.CONTINUE  # proceeding was meant for the iteration that is over
 
     # Iterations
 
@@ -220,9 +220,9 @@ class _Loop:
 
     def _close(self, status: IterationStatus) -> loop.Closed:
         closed = loop.Closed.model_validate(status.done[StepKind.CLOSE.value])
-        told = summary_markdown(status, self._places.review_url)
+        text = summary_markdown(status, self._places.review_url)
         create_markdown_artifact(
-            told, key=f"iteration-{status.t}", description=f"Iteration {status.t}"
+            text, key=f"iteration-{status.t}", description=f"Iteration {status.t}"
         )
         emit(
             Event.ITERATION_FINISHED,
@@ -380,7 +380,7 @@ class _Loop:
         return train(tuning, self._places, self._catalog)
 
     def _promote(self, model: str, status: IterationStatus) -> Promoted:
-        return bring_in(
+        return promote_version(
             model,
             status.versions[model],
             self._places,
@@ -390,6 +390,8 @@ class _Loop:
 
 
 def _worth_going_on(summary: ScoreSummary) -> bool:
-    """Cases that fail by their own fault must not stop the loop; a service that is away does."""
-    away = any(case.outcome is Outcome.NOT_TRIED for case in summary.failures)
-    return not away and (summary.skipped > 0 or len(summary.failures) < len(summary.outcomes))
+    """Cases that fail by their own fault must not stop the loop; an unavailable service does."""
+    unavailable = any(case.outcome is Outcome.NOT_TRIED for case in summary.failures)
+    return not unavailable and (
+        summary.skipped > 0 or len(summary.failures) < len(summary.outcomes)
+    )

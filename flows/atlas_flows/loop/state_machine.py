@@ -2,7 +2,7 @@
 
 An iteration is a row of the catalog with a record per step that is done. A run of the flow
 (`flow`, beside this) reads both, does the steps that are left, and ends where people are needed; so
-it does not matter how often, or where, a run is killed.
+a run may be killed at any point, any number of times.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Mode(StrEnum):
     CONTINUE = "continue"
     """Go on with the iteration that is open; nothing if there is none (what automations ask)."""
     PROCEED = "proceed"
-    """The same, without waiting for the cases that nobody has revised yet."""
+    """The same, without waiting for the cases that are not revised yet."""
     RESTART = "restart"
     """Close the open iteration as failed, and begin anew with the parameters of this run."""
 
 
 class LoopParameters(FrozenModel):
-    """What a loop works on, and when it ends; kept with every iteration of it."""
+    """What a loop works on, and when it ends; recorded with each of its iterations."""
 
     dataset: DatasetName | None = None
     reading: Reading = Reading.PAPER
@@ -89,12 +89,12 @@ class StepKind(StrEnum):
     SCORE = "score"
     QUEUE = "queue"
     WAIT = "wait"
-    """For people. Never recorded: the run ends here, and another one looks again."""
+    """For annotators. Never recorded: the run ends here, and a later one checks again."""
     REVIEW = "review"
-    """What the people did is counted; from now on the iteration no longer waits for them."""
+    """The annotators' work is counted; from here on the iteration no longer waits for them."""
     ASSEMBLE = "assemble"
     ORDER = "order"
-    """Which versions are trained is written down before one is: no version is trained twice."""
+    """The versions to train are recorded before the first training: none is trained twice."""
     TRAIN = "train"
     PROMOTE = "promote"
     CLOSE = "close"
@@ -127,7 +127,9 @@ class Queued(FrozenModel):
 
     tasks: tuple[int, ...]
     passed_over: int = Field(default=0, description="Cases that annotators have seen before.")
-    deadline: datetime | None = Field(default=None, description="People are awaited until then.")
+    deadline: datetime | None = Field(
+        default=None, description="Annotators are awaited until then."
+    )
 
 
 class Assembled(FrozenModel):
@@ -167,7 +169,7 @@ class IterationStatus:
     Attributes:
         done: step → what came of it, as recorded.
         review: what became of its tasks until now.
-        stop_waiting: do not wait for people any more (asked for, or the deadline is over).
+        stop_waiting: do not wait for annotators any longer (asked for, or past the deadline).
     """
 
     t: int
@@ -215,7 +217,7 @@ class IterationStatus:
 
 
 def next_step(status: IterationStatus) -> Step:
-    """The first step that is left; `WAIT` where people are at work, `CLOSE` when all is done."""
+    """The first step that is left: `WAIT` while annotators work, `CLOSE` when all is done."""
     for kind in (StepKind.SCORE, StepKind.QUEUE):
         if not status.has(kind):
             return Step(kind)
@@ -239,10 +241,10 @@ def _next_model(status: IterationStatus) -> Step:
 
 
 def stop_reason(status: IterationStatus) -> Ending | None:
-    """Why no model is trained any more after what the annotators said; None if one is.
+    """Why the loop stops after the annotators' verdicts; None if it goes on training.
 
-    The stop rule (§3.2 ⑧) looks at the cases that were judged. Cases that were skipped, or that
-    nobody has looked at, say nothing; if none was judged, the rule does not hold.
+    The stop rule (§3.2 ⑧) looks at the cases that were judged. Cases that were skipped, or not
+    looked at yet, do not count; if none was judged, the rule does not hold.
     """
     if not status.queued.tasks:
         return Ending.NOTHING_LEFT
@@ -276,7 +278,7 @@ def closing(status: IterationStatus) -> Closed:
 
 
 def promotions_line(status: IterationStatus) -> str:
-    """Which models got a new version, and which did not, in one line."""
+    """Which models have a new version, and which do not, in one line."""
     words = []
     for model in status.versions:
         trained, promoted = status.trained(model), status.promoted(model)
@@ -304,7 +306,7 @@ def beginning(last: Iteration | None, closed: Closed | None, mode: Mode) -> Begi
     """What a run does first, by the last iteration in the catalog.
 
     Args:
-        closed: how that one ended, as recorded; None if it did not say.
+        closed: how that one ended; None if that is not recorded.
     """
     if last is not None and last.state is IterationState.OPEN:
         return Begin.CLOSE_AND_OPEN_FIRST if mode is Mode.RESTART else Begin.GO_ON

@@ -1,4 +1,4 @@
-"""An iteration for people: plots, tables and sentences; nothing here changes anything."""
+"""An iteration described for people: plots, tables and sentences. Read-only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLOT_STYLE = (
     ".cool{stroke:#4a7fb5}.hot{stroke:#d1495b}line.mark{stroke:#d1495b}text.mark{fill:#d1495b}"
     "</style>"
 )
-"""An image knows no page whose colours it could take."""
+"""An image on its own cannot take the colours of a page."""
 
 
 class IterateSummary(FrozenModel):
@@ -97,19 +97,20 @@ def _rows(status: IterationStatus) -> list[str]:
             f"| queue | {len(queued.tasks)} cases, {queued.passed_over} seen before passed over |"
         )
     if status.has(StepKind.REVIEW):
-        told = status.reviewed
+        review = status.reviewed
         rows.append(
-            f"| review | {told.revised} revised, {told.confirmed} confirmed, {told.skipped} "
-            f"skipped, {told.pending} left, {told.gone} deleted; {told.seconds / 60:.0f} minutes |"
+            f"| review | {review.revised} revised, {review.confirmed} confirmed, {review.skipped} "
+            f"skipped, {review.pending} left, {review.gone} deleted; "
+            f"{review.seconds / 60:.0f} minutes |"
         )
     if status.has(StepKind.ASSEMBLE):
         made = status.assembled
         words = ", ".join(f"{count} {source}" for source, count in made.labels.items())
         rows.append(f"| assemble | {made.cases} cases: {words}{_without(made.failed)} |")
-    return rows + [f"| {model} | {_told(status, model)} |" for model in status.versions]
+    return rows + [f"| {model} | {_model_cell(status, model)} |" for model in status.versions]
 
 
-def _told(status: IterationStatus, model: str) -> str:
+def _model_cell(status: IterationStatus, model: str) -> str:
     if not status.has(StepKind.TRAIN, model):
         return "waits for its training"
     trained, promoted = status.trained(model), status.promoted(model)
@@ -171,7 +172,7 @@ def _closed(catalog: Catalog, last: Iteration) -> Closed | None:
     return None if found is None else Closed.model_validate(found)
 
 
-def told(status: IterationStatus) -> str:
+def summary_line(status: IterationStatus) -> str:
     """An iteration in one line."""
     closed = status.done.get(StepKind.CLOSE.value)
     if closed is not None:

@@ -42,7 +42,7 @@ PROGRESS_EVERY_S = 5.0
 
 
 class FinetuningSummary(FrozenModel):
-    """What came of a fine-tuning; `promoted` is None where nobody asked for it."""
+    """The result of a fine-tuning; `promoted` is None where no promotion was asked for."""
 
     model: str
     trained: Trained
@@ -110,7 +110,7 @@ def finetune(
             raise InvalidInput(f"the training of {model} failed: {trained.refused}")
         promoted = None
         if promote:
-            promoted = bring_in(model, tuning.version, places, catalog, validation_dataset)
+            promoted = promote_version(model, tuning.version, places, catalog, validation_dataset)
     return FinetuningSummary(model=model, trained=trained, promoted=promoted)
 
 
@@ -129,14 +129,14 @@ def train(tuning: FinetuningRequest, places: Places, catalog: Catalog) -> Traine
     return trained
 
 
-def bring_in(
+def promote_version(
     model: str, version: int, places: Places, catalog: Catalog, validation_dataset: str | None
 ) -> Promoted:
     """One promotion in a run of a flow: the comparison is an artifact, a refusal an event."""
     log = get_run_logger()
-    order = PromotionRequest(dataset=validation_dataset, why="fine-tuned by the loop")
+    request = PromotionRequest(dataset=validation_dataset, why="fine-tuned by the loop")
     promoted = put_into_service(
-        model, version, places, catalog, order=order, on_event=lambda line: log.info("%s", line)
+        model, version, places, catalog, request=request, on_event=lambda line: log.info("%s", line)
     )
     if promoted.before is not None:
         rows = before_and_after(catalog, model, promoted.before, version)
@@ -155,7 +155,7 @@ def bring_in(
 
 
 def _progress(tuning: FinetuningRequest) -> Callable[[int, int], None]:
-    """Shows the steps that are done, now and then."""
+    """Updates a progress artifact with the steps that are done, now and then."""
     created = create_progress_artifact(
         0.0,
         key=f"training-{_key(tuning.model)}",

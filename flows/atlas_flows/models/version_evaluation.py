@@ -18,11 +18,8 @@ from atlas_models.evaluation import organ_agreement
 from atlasloop.client import AttentionClient, AttentionServiceError
 from numpy.typing import NDArray
 
-OnCase = Callable[[int, int], None]
-"""Takes how many cases are done, and of how many."""
-
 TRUE_SOURCES = (LabelSource.ORIGINAL, LabelSource.REVISED)
-"""What a person drew or confirmed; a pseudo label says nothing about the model that made it."""
+"""What a person drew or confirmed; a pseudo label cannot judge the model that made it."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +80,12 @@ def evaluate(
     store: CaseStore,
     *,
     scheme: OrganScheme = ABDOMEN_ATLAS,
-    on_case: OnCase | None = None,
+    on_case: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """One version, which Triton has loaded, on `cases`; nothing is written to the store.
+
+    Args:
+        on_case: called with the number of cases that are done, and of all.
 
     Raises:
         Unavailable: the service or the model does not answer.

@@ -80,7 +80,7 @@ def release(
             imagesTr, labelsTr and dataset.json.
         cts: none: masks only, a table says where the CTs are. link: symbolic links into the case
             store. copy: copies.
-        accept: What the licences of the datasets forbid, and is done all the same.
+        accept: What the licences of the datasets forbid, and is to be done nevertheless.
         leave_out: Leave out cases that are not complete. Otherwise one of them refuses the release.
         patients: Case id to patient, where known: the CTs of a patient go into one split.
         in_flight: Cases worked on at the same time.

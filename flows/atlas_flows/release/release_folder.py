@@ -1,4 +1,4 @@
-"""Making a release: which files, written in parallel into a folder that appears whole.
+"""The folder of a release: its files are written in parallel, and it appears when all are there.
 
 Nothing here knows Prefect; `atlas_flows.release.flow` is a thin shell around these functions.
 """

@@ -1,4 +1,4 @@
-"""Scoring cases through the attention service: which, one after the other, and what came of it.
+"""Scoring cases through the attention service: choosing them, calling it, recording the scores.
 
 Nothing here knows Prefect; `atlas_flows.scoring.flow` is a thin shell around these functions.
 """
@@ -40,7 +40,7 @@ INFO_TIMEOUT_S = 10.0
 
 
 class ScoreSummary(RunSummary):
-    """What came of one run; skipped are the cases that this ensemble had scored before."""
+    """The result of one run; cases that this ensemble had scored before are skipped."""
 
     reading: Reading
     ensemble: str
@@ -48,7 +48,7 @@ class ScoreSummary(RunSummary):
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is to be scored.
+    """Which cases are scored, and how.
 
     Attributes:
         reading: how soft predictions become attention.
@@ -87,7 +87,7 @@ class ScoringPlan:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a service that is away.
+    """How long to wait for a service that does not answer.
 
     Attributes:
         total_s: from the first refusal of a case to giving up.
@@ -188,7 +188,7 @@ def await_ensemble(
             all of them must be in service: a smaller ensemble would give another list, silently.
 
     Raises:
-        Unavailable: the service, or a registered model, is still away when `patience` is over.
+        Unavailable: the service, or a registered model, does not answer within `patience`.
         NotFound, InvalidInput: see `select_ensemble`.
         AttentionServiceError: the service refused.
     """
@@ -291,7 +291,7 @@ def _call_service(run: ScoringRun, case_id: str) -> CaseResult:
         if error.status is not grpc.StatusCode.NOT_FOUND:
             raise
         # A model server that was started again loads its models one by one: ours was there when
-        # the run began, so it is away, not unknown.
+        # the run began, so it is not loaded yet, rather than unknown.
         if not _in_service(run):
             raise AttentionServiceError(grpc.StatusCode.UNAVAILABLE, error.message) from None
     # All are there: it is the case that is unknown, or the last model has come this very moment.
@@ -305,7 +305,7 @@ def _in_service(run: ScoringRun) -> bool:
 
 
 def score_of(result: CaseResult) -> Score:
-    """The service's answer as the catalog keeps it."""
+    """The service's answer as a record of the catalog."""
     return Score(
         case_id=result.case_id,
         reading=Reading(result.reading),
@@ -369,10 +369,10 @@ def _refs(result: CaseResult) -> tuple[ModelRef, ...]:
 
 
 def _patiently(call: Callable[[], ReplyT], patience: Patience, stop: threading.Event) -> ReplyT:
-    """`call` again while the service is away or busy, with growing pauses.
+    """`call`, again with growing pauses while the service is busy or does not answer.
 
     Raises:
-        Unavailable: still away when `patience` is over, or `stop` was set meanwhile.
+        Unavailable: no answer when `patience` is over, or `stop` was set meanwhile.
         AttentionServiceError: refused for good.
     """
     deadline = time.monotonic() + patience.total_s
@@ -382,7 +382,7 @@ def _patiently(call: Callable[[], ReplyT], patience: Patience, stop: threading.E
             return call()
         except AttentionServiceError as error:
             pause = patience.pause_s(attempt)
-            # A service that is told to stop cancels the calls it works on.
+            # A service that is shutting down cancels its calls.
             cancelled = error.status is grpc.StatusCode.CANCELLED and not stop.is_set()
             if not (error.retryable or cancelled):
                 raise

@@ -77,7 +77,7 @@ def score(
         in_flight: Cases worked on at the same time.
         limit: Score at most so many cases. Empty: all.
         force: Score also the cases that this ensemble has scored already.
-        patience_s: Seconds to wait for a service that is away before the run ends.
+        patience_s: Seconds to wait for a service that does not answer before the run ends.
 
     Raises:
         CasesFailed: some cases could not be scored; it names them. All others are recorded.

@@ -1,4 +1,4 @@
-"""How good exported models are: Dice against the truth, and attention, exactly as they are served.
+"""How good exported models are on phantoms: Dice and attention, exactly as in service.
 
 Runs the attention service's own pipeline with ONNX Runtime in this process. Free of torch.
 """
@@ -54,11 +54,11 @@ class LocalPredictor:
         return self._pool.submit(self._run, spec, window)
 
     def clear_cache(self) -> None:
-        """Drop the answers kept so far; call between cases."""
+        """Drop the cached predictions; to be called between cases."""
         self._answers.clear()
 
     def _run(self, spec: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
-        # A case is predicted by each model alone and by all together: the same windows twice.
+        # Each model predicts a case by itself and within the ensemble: the same windows twice.
         key = (spec, hashlib.sha256(window.tobytes()).digest())
         if key not in self._answers:
             (soft,) = self._sessions[spec].run([OUTPUT_NAME], {INPUT_NAME: window[None, None]})
@@ -98,7 +98,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class EnsemblePrediction:
-    """What an ensemble makes of one CT.
+    """What an ensemble predicts of one CT.
 
     Attributes:
         label: label ids on the CT's own grid, uint8 ``[i, j, k]``.
@@ -146,7 +146,7 @@ def dice_by_organ(
 
 @dataclass(frozen=True)
 class PhantomResult:
-    """How one phantom went, for each model and for the ensemble."""
+    """Dice and attention of one phantom, for each model and for the ensemble."""
 
     kind: Kind
     dice: Mapping[str, Mapping[str, float | None]]
@@ -163,11 +163,11 @@ def evaluate_phantom(phantom: Phantom, predictor: LocalPredictor) -> PhantomResu
     predictor.clear_cache()
     dice = {}
     for spec in predictor.specs:
-        alone = predict(source, [spec], predictor)
-        dice[spec.name] = dice_by_organ(alone.label, phantom.truth, organs)
-    together = predict(source, predictor.specs, predictor)
-    dice[ENSEMBLE] = dice_by_organ(together.label, phantom.truth, organs)
-    return PhantomResult(phantom.kind, dice, sum(together.attention_ml.values()))
+        single = predict(source, [spec], predictor)
+        dice[spec.name] = dice_by_organ(single.label, phantom.truth, organs)
+    ensemble = predict(source, predictor.specs, predictor)
+    dice[ENSEMBLE] = dice_by_organ(ensemble.label, phantom.truth, organs)
+    return PhantomResult(phantom.kind, dice, sum(ensemble.attention_ml.values()))
 
 
 def summarise(results: Sequence[PhantomResult]) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """From a network to the folder that is served: `model.onnx`, `model.json`, `weights.safetensors`.
 
-The graph holds everything between Hounsfield units and bytes, so that whoever runs it (ONNX
-Runtime, OpenVINO, TensorRT) sends float32 HU and receives uint8; see `atlas_core.model_spec`. The
+The graph holds everything between Hounsfield units and bytes, so that a runtime (ONNX Runtime,
+OpenVINO, TensorRT) takes float32 HU and returns uint8; see `atlas_core.model_spec`. The
 weights beside it are the network's own tensors under its own names: exporters fold and rename them.
 """
 
@@ -33,16 +33,16 @@ from atlas_models.networks import build_network
 from atlas_models.serving import GRAPH_FILE, SPEC_FILE, read_spec
 
 OPSET = 20
-"""Newest opset that ONNX Runtime, OpenVINO and TensorRT all read."""
+"""The newest opset that ONNX Runtime, OpenVINO and TensorRT can all read."""
 
 MAX_BATCH = 64
-"""Windows in one request, at most: what the exporter must know; servers allow far fewer."""
+"""Most windows in one request, which the exporter must know; servers allow far fewer."""
 
 RESTORED_SUFFIX = ".float32"
 """Name of a weight behind its cast from float16."""
 
 SPEC_KEY = "atlasloop.spec"
-"""Metadata of the ONNX file with its ModelSpec: a file that lost its folder explains itself."""
+"""Metadata of the ONNX file: its ModelSpec, so that the file explains itself without its folder."""
 
 NO_SHA256 = "0" * 64
 """In the spec of a graph that is not written yet."""
@@ -73,7 +73,7 @@ def _note(config: TrainingConfig) -> dict[str, str]:
 
 
 def wrap_network(network: nn.Module, config: TrainingConfig) -> ExportedNetwork:
-    """A network of ours with everything around it that its graph holds."""
+    """A network of ours with all that its graph holds around it."""
     return ExportedNetwork(network, config.hu_window).eval()
 
 
@@ -112,7 +112,7 @@ def write_graph(
     """Check a graph and write ``model.onnx``, ``model.json`` and the weights of a network of ours.
 
     A folder that is new appears in one step; in one that is there, ``model.json`` comes last, and
-    until then its checksum tells that the graph is another one.
+    until then its checksum shows that the graph is another one.
 
     Returns:
         `spec` with the checksum of the ONNX file.
@@ -225,9 +225,9 @@ def store_as_float16(model: onnx.ModelProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     halved_names = {cast.input[0] for cast in casts}
-    described = [value for value in graph.value_info if value.name not in halved_names]
+    remaining = [value for value in graph.value_info if value.name not in halved_names]
     del graph.value_info[:]
-    graph.value_info.extend(described)
+    graph.value_info.extend(remaining)
 
 
 def set_metadata(model: onnx.ModelProto, spec: ModelSpec, notes: Mapping[str, str]) -> None:
@@ -249,7 +249,7 @@ def set_metadata(model: onnx.ModelProto, spec: ModelSpec, notes: Mapping[str, st
 
 
 def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
-    """The network of an exported model, with its weights, and how it was trained: to train on.
+    """The network of an exported model with its weights and configuration, to train it further.
 
     Raises:
         InvalidInput: it is no network of ours, or its weights do not fit its configuration.

@@ -1,7 +1,7 @@
-"""What a user must say of a model from elsewhere: one YAML file, checked before anything is read.
+"""What a user must say about a model from elsewhere: one YAML file, checked first.
 
-Weights and graphs do not say which channel is the liver, which way their volumes ran, or what their
-intensities were scaled to. Free of torch.
+Weights and graphs do not say which channel is the liver, how their volumes were oriented, or how
+their intensities were scaled.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import yaml
 from atlas_core.errors import ConfigurationError, InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
+from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import OrganScheme
 from pydantic import Field, ValidationError, model_validator
 
+from atlas_models.exporting import NO_SHA256
 from atlas_models.importing.organ_synonyms import organ_called
 
 Axes = Literal["xyz", "zyx"]
 
 
 class ModelDescription(FrozenModel):
-    """What weights of a network and foreign graphs have in common."""
+    """What descriptions of weights and of graphs have in common."""
 
     classes: tuple[str | None, ...] = Field(
         min_length=1,
@@ -78,6 +80,22 @@ class ModelDescription(FrozenModel):
         low, high = self.hu_window
         shift = low if self.shift is None else self.shift
         return low, high, shift, high - low if self.scale is None else self.scale
+
+    def spec(
+        self, name: str, version: int, architecture: str, organs: tuple[str, ...]
+    ) -> ModelSpec:
+        """The spec of a model that is described so; its graph is not written yet."""
+        return ModelSpec(
+            name=name,
+            version=version,
+            architecture=architecture,
+            organs=organs,
+            spacing_mm=self.spacing_mm,
+            patch=self.patch,
+            hu_window=self.hu_window,
+            activation="softmax" if self.activation == "softmax" else "sigmoid",
+            sha256=NO_SHA256,
+        )
 
     def groups(self, scheme: OrganScheme, case: str) -> dict[str, tuple[int, ...]]:
         """Organ → its channels, in the scheme's order.

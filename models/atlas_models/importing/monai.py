@@ -28,7 +28,6 @@ from pydantic import Field
 from torch import nn
 
 from atlas_models.exporting import (
-    NO_SHA256,
     ExportedNetwork,
     Head,
     InputTransform,
@@ -71,7 +70,7 @@ class WeightsDescription(ModelDescription):
 
 def import_monai(
     weights: Path,
-    description: Path,
+    description_file: Path,
     folder: Path,
     *,
     name: str,
@@ -86,48 +85,38 @@ def import_monai(
         InvalidInput: arguments that the network does not take, weights of another network, code in
             the weights, no class that is an organ of ours.
     """
-    described = read_description(description, WeightsDescription)
-    groups = described.groups(scheme, description.name)
-    network = build(described, description.name)
+    description = read_description(description_file, WeightsDescription)
+    groups = description.groups(scheme, description_file.name)
+    network = build(description, description_file.name)
     _load(network, _weights(weights), weights.name)
-    low, high, shift, scale = described.intensities
+    low, high, shift, scale = description.intensities
     input_transform = InputTransform(
-        low, high, shift, scale, described.network_axes, described.flipped
+        low, high, shift, scale, description.network_axes, description.flipped
     )
     served = ExportedNetwork(
-        network, input_transform, Head(described.activation, tuple(groups.values()))
+        network, input_transform, Head(description.activation, tuple(groups.values()))
     )
-    spec = ModelSpec(
-        name=name,
-        version=version,
-        architecture=described.architecture,
-        organs=tuple(groups),
-        spacing_mm=described.spacing_mm,
-        patch=described.patch,
-        hu_window=described.hu_window,
-        activation="softmax" if described.activation == "softmax" else "sigmoid",
-        sha256=NO_SHA256,
-    )
-    note = {"architecture": described.architecture, "arguments": described.arguments}
+    spec = description.spec(name, version, description.architecture, tuple(groups))
+    note = {"architecture": description.architecture, "arguments": description.arguments}
     return write_graph(build_graph(served, spec, {MONAI_KEY: json.dumps(note)}), spec, folder)
 
 
-def build(described: WeightsDescription, case: str) -> nn.Module:
+def build(description: WeightsDescription, case: str) -> nn.Module:
     """The network of a description, freshly initialised.
 
     Raises:
         InvalidInput: arguments that it does not take.
     """
     try:
-        return _NETWORKS[described.architecture](
+        return _NETWORKS[description.architecture](
             spatial_dims=3,
             in_channels=1,
-            out_channels=len(described.classes),
-            **described.arguments,
+            out_channels=len(description.classes),
+            **description.arguments,
         ).eval()
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise InvalidInput(
-            f"MONAI builds no {described.architecture} of these arguments",
+            f"MONAI builds no {description.architecture} of these arguments",
             case=case,
             got=error,
         ) from None

@@ -77,7 +77,7 @@ class NnunetChoices:
         configuration: of the plans; None: the one that the checkpoint was trained with.
         folds: "all" that are there (their logits averaged), or some of them by name.
         checkpoint: file in each fold's folder.
-        orientation: of the training volumes; None: as the plans tell, where they do.
+        orientation: of the training volumes; None: as the plans say, where they do.
         labels: organ → names of the dataset's labels that mean it, beyond the names we know.
     """
 
@@ -121,7 +121,7 @@ def import_nnunet(
         NotFound: a file is missing.
         CorruptFile: a file cannot be read, or a plan lacks an entry.
         InvalidInput: a network, normalisation or label map that cannot be served, weights that do
-            not fit the plans, an orientation that must be told.
+            not fit the plans, an orientation that must be given.
     """
     served, spec = load_nnunet(result, choices, scheme)
     note = {"dataset": _json(result / "plans.json").get("dataset_name", ""), "folds": choices.folds}
@@ -377,9 +377,9 @@ def _architecture(
 ) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """Class name and arguments of the network, also out of plans from before nnU-Net 2.4."""
     if "architecture" in content:
-        described = content["architecture"]
-        name = str(described["network_class_name"]).rpartition(".")[2]
-        return name, dict(described["arch_kwargs"]), tuple(described["_kw_requires_import"])
+        network = content["architecture"]
+        name = str(network["network_class_name"]).rpartition(".")[2]
+        return name, dict(network["arch_kwargs"]), tuple(network["_kw_requires_import"])
     name = str(content["UNet_class_name"])
     stages = len(content["n_conv_per_stage_encoder"])
     widths = [
@@ -515,8 +515,8 @@ def _groups(
 ) -> dict[str, tuple[int, ...]]:
     """Organ → the channels that mean it."""
     groups: dict[str, list[int]] = {}
-    told = {label: scheme[organ].name for organ, names in more.items() for label in names}
-    unknown = sorted(told.keys() - channel_of.keys())
+    given_names = {label: scheme[organ].name for organ, names in more.items() for label in names}
+    unknown = sorted(given_names.keys() - channel_of.keys())
     if unknown:
         raise InvalidInput(
             f"dataset.json has no label {unknown[0]!r}",
@@ -525,7 +525,7 @@ def _groups(
             got=unknown[0],
         )
     for label, channel in channel_of.items():
-        organ = told.get(label) or organ_called(label, scheme)
+        organ = given_names.get(label) or organ_called(label, scheme)
         if organ is not None:
             groups.setdefault(organ, []).append(channel)
     if not groups:

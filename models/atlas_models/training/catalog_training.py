@@ -117,8 +117,8 @@ def train_from_catalog(
     fails leaves none, and the one that was there stays.
 
     Args:
-        on_progress: told of every step.
-        on_case: told how many of how many cases are ready.
+        on_progress: called after every step.
+        on_case: called with the number of cases that are ready, and of all.
 
     Returns:
         None in the processes of a distributed run that are not the first.
@@ -253,7 +253,7 @@ def _as_json(
 ) -> bytes:
     """The whole record: what the catalog keeps, and every label by its checksum."""
     held = {case.id for case in cases.validation}
-    described = {
+    record = {
         "sha256": spec.sha256,
         "metrics": metrics,
         "provenance": provenance,
@@ -270,4 +270,4 @@ def _as_json(
         },
         "refused": cases.refused,
     }
-    return (json.dumps(described, indent=1) + "\n").encode()
+    return (json.dumps(record, indent=1) + "\n").encode()

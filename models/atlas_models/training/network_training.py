@@ -4,8 +4,8 @@
     tuned = finetune(trained.weights(), config, more_cases)
 
 Everything follows from configuration, cases and seed (on one platform with one number of threads):
-patch n depends on the seed and n alone, so a run that was killed at any step and taken up from its
-checkpoint ends with the same weights, to the bit, as an undisturbed one.
+patch n depends on the seed and n only, so a run that was killed at any step and resumed from its
+checkpoint ends with the same weights, to the bit, as an uninterrupted one.
 
 Several GPUs or nodes run the same function through Lightning Fabric (DDP), started by ``torchrun``:
 each process takes its own patches of the common batch.
@@ -57,7 +57,7 @@ _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mix
 
 
 class Diverged(InvalidInput):
-    """The loss or the weights of a run are no numbers any more; nothing of that step was kept."""
+    """The loss or the weights of a run are no longer finite; nothing of that step was kept."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a run runs; nothing here changes its result but `devices` and `nodes`.
+    """Where and how a training runs; only `devices` and `nodes` change its result.
 
     Attributes:
         folder: of checkpoints and curves; None: neither is written. A run that finds its own
             checkpoint there continues from it.
         checkpoint_every: steps between checkpoints.
-        data_key: names what the ids of the cases do not tell (hashes of labels and weights), so
+        data_key: identifies what the ids of the cases do not (hashes of labels and weights), so
             that a checkpoint is not continued on other data.
         accelerator: "cpu", "cuda" or "auto".
         devices, nodes: processes per machine, and machines; started by ``torchrun``.
@@ -123,9 +123,6 @@ class TrainedNetwork:
         return self.network.state_dict()
 
 
-OnProgress = Callable[[TrainingProgress], None]
-
-
 def scale_hu(hu: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
     """Hounsfield units clipped to `window` and scaled to 0..1, as in the exported graph."""
     low, high = window
@@ -138,7 +135,7 @@ def train(
     *,
     validation: Sequence[TrainingCase] = (),
     run: RunOptions | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainedNetwork:
     """Train the network of `config` on `cases`, from scratch.
 
@@ -162,7 +159,7 @@ def finetune(
     *,
     validation: Sequence[TrainingCase] = (),
     run: RunOptions | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
     source: str = "weights",
 ) -> TrainedNetwork:
     """Train the network of `config` further, from `weights`; otherwise as `train`.
@@ -185,7 +182,7 @@ def _train(
     cases: Sequence[TrainingCase],
     validation: Sequence[TrainingCase],
     run: RunOptions,
-    on_progress: OnProgress | None,
+    on_progress: Callable[[TrainingProgress], None] | None,
 ) -> TrainedNetwork:
     _check_cases(config, cases)
     if validation:
@@ -264,8 +261,8 @@ class _Training:
         )
         self._history = _History()
 
-    def go(self, on_progress: OnProgress | None) -> TrainedNetwork:
-        self._take_up()
+    def go(self, on_progress: Callable[[TrainingProgress], None] | None) -> TrainedNetwork:
+        self._resume()
         started, history, steps = time.monotonic(), self._history, self._config.steps
         with self._curves() as curves, contextlib.closing(self._batches()) as batches:
             for batch in batches:
@@ -279,7 +276,7 @@ class _Training:
                     curves.step(history.step, history.losses[-1], self._learning_rate())
                     if validated is not None:
                         curves.validation(validated)
-                self._keep(curves)
+                self._save(curves)
                 if on_progress is not None and self._fabric.is_global_zero:
                     on_progress(self._progress(time.monotonic() - started))
         return self._trained(time.monotonic() - started)
@@ -289,7 +286,7 @@ class _Training:
     def _step(self, batch: Batch) -> float:
         """Take one optimiser step; the loss of the whole batch of all processes."""
         step, config, fabric = self._history.step + 1, self._config, self._fabric
-        # Networks with dropout must not depend on where a run was taken up.
+        # Networks with dropout must not depend on where a run was resumed.
         torch.manual_seed(config.seed * 1_000_003 + step)
         hu, target, weight = (
             fabric.to_device(torch.from_numpy(part))
@@ -393,7 +390,7 @@ class _Training:
 
     # What is kept
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         """Continue from the checkpoint of the run folder, if there is one."""
         if self._run.folder is None:
             return
@@ -413,7 +410,7 @@ class _Training:
             state["finished"],
         )
 
-    def _keep(self, curves: Curves | None) -> None:
+    def _save(self, curves: Curves | None) -> None:
         """Write checkpoint and curves if it is time."""
         history, run = self._history, self._run
         if run.folder is None or not (history.finished or history.step % run.checkpoint_every == 0):
@@ -422,7 +419,7 @@ class _Training:
             write_checkpoint(run.folder, self._state())
         if curves is not None:
             curves.draw(history.losses, history.validations)
-        # Nobody runs ahead of a checkpoint that a kill would take everyone back to.
+        # No process runs ahead of a checkpoint to which a kill would take all of them back.
         self._fabric.barrier()
 
     def _state(self) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def load_cases(
         validation_share: of the cases, held out by id.
         cache: folder where prepared cases are kept; they are then read from there piece by piece
             (memory-mapped), so that a data set need not fit into memory. None: held in memory.
-        on_case: told how many of how many are ready.
+        on_case: called with the number of cases that are ready, and of all.
 
     Raises:
         InvalidInput: none is left to train on.

@@ -100,7 +100,7 @@ def compare(
 
 
 def _loaded(here: Places, reference: str) -> ModelSpec:
-    """A version that the server has loaded; NAME alone: the one in service.
+    """A version that the server has loaded; NAME without a version: the one in service.
 
     Raises:
         NotFound: it is not loaded.
@@ -130,7 +130,7 @@ def _show_evaluations(results: Mapping[str, Sequence[Any]], as_json: bool) -> No
     names = list(results)
     differences = compare(results[names[0]], results[names[1]]) if len(names) == 2 else {}
     if as_json:
-        told = {
+        document = {
             "models": {model: summary_json(summary) for model, summary in summaries.items()},
             "comparison": {
                 figure: {
@@ -145,7 +145,7 @@ def _show_evaluations(results: Mapping[str, Sequence[Any]], as_json: bool) -> No
                 for figure, by_organ in differences.items()
             },
         }
-        write_text(None, json.dumps(told, indent=2))
+        write_text(None, json.dumps(document, indent=2))
         return
     heads = {"dice": "Dice", "nsd": "NSD 1 mm"}
     rows = []

@@ -1,4 +1,4 @@
-"""`models train`, `finetune`, `import` and `export`: where versions come from."""
+"""`models train`, `finetune`, `import` and `export`: making versions and passing them on."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def import_model(
     ] = "checkpoint_final.pth",
     orientation: Annotated[
         str | None,
-        typer.Option(help="nnU-Net: of the training volumes, where plans do not tell: RAS, LPS …"),
+        typer.Option(help="nnU-Net: of the training volumes, where plans do not say: RAS, LPS …"),
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -227,7 +227,7 @@ def export(
     """Copy a version to a folder: graph, description, weights and provenance.
 
     The folder holds all that another site needs, to serve the model or to train it further; the
-    graph alone explains itself too, by its metadata.
+    graph explains itself, too, by its metadata.
 
     Example: atlasloop models export unet@1 --output unet-1
     """
