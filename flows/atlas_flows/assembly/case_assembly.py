@@ -113,8 +113,9 @@ class AssemblyRun:
 
 
 def plan_assembly(request: AssemblyRequest, catalog: Catalog, store: CaseStore) -> AssemblyPlan:
-    """Which cases of `request` are to be assembled: those whose inputs changed, or whose map is
-    gone. Holds the labels of a few hundred cases at a time.
+    """The cases of `request` to assemble: those whose inputs have changed, or whose map is gone.
+
+    Holds the labels of a few hundred cases at a time.
 
     Raises:
         NotFound: an unknown dataset or case; no case at all.
@@ -267,7 +268,7 @@ def _assemble_one(
 def summarize(
     plan: AssemblyPlan, catalog: Catalog, outcomes: Iterable[CaseOutcome], seconds: float
 ) -> AssemblySummary:
-    """What came of a run over `plan`."""
+    """The summary of a run over `plan`."""
     return AssemblySummary(
         reading=plan.request.reading,
         skipped=plan.skipped,

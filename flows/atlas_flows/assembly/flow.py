@@ -48,7 +48,7 @@ def _run_name() -> str:
     persist_result=False,
 )
 def assemble_cases(cases: tuple[str, ...], run: AssemblyRun) -> list[CaseOutcome]:
-    """Prefect's view of one shard."""
+    """One shard, as a task that Prefect shows."""
     return case_assembly.assemble_shard(run, cases)
 
 
@@ -70,7 +70,7 @@ def assemble(
     force: bool = False,
     masks: bool = False,
 ) -> AssemblySummary:
-    """Assemble what has changed.
+    """Assemble the cases whose labels have changed.
 
     Args:
         dataset: Assemble the cases of this dataset. Empty: of all datasets.

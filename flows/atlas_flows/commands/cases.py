@@ -152,7 +152,7 @@ def phantoms(
 
 
 def show_import(summary: ImportSummary) -> None:
-    """What was taken, in one sentence, and what was not and why."""
+    """What was imported, in one sentence, and what was not, and why."""
     labels = sum(len(case.organs) for case in (*summary.taken, *summary.present))
     console().print(
         f"{len(summary.taken)} cases taken into {summary.dataset}, {len(summary.present)} were "

@@ -344,7 +344,7 @@ def false_positives(
     as_json: JsonOption = False,
     csv: CsvOption = None,
 ) -> None:
-    """What the models see of organs that are not there (§5).
+    """False positives of the models where an organ is absent (§5).
 
     For each organ: of the cases whose truth lacks it, the share whose pseudo label holds at least
     one connected region of it of --min-region-ml or more; and how many regions in all.

@@ -1,4 +1,4 @@
-"""`iterate` and `iterations`: the loop, and where it stands."""
+"""`iterate` and `iterations`: the loop and its status."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ def iterate(
 
 
 def run_iterate(here: Places, given: dict[str, Any]) -> str:
-    """Run the flow in this process; where it ended, in one line.
+    """Run the flow in this process.
+
+    Returns:
+        Where it ended, in one line.
 
     Raises:
         AtlasError: what is missing.

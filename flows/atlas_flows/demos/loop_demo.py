@@ -78,7 +78,7 @@ LEARNING_RATE = 2.0e-3
 
 @dataclass(frozen=True)
 class Size:
-    """How much is made and trained.
+    """How many phantoms are made, and how many steps are trained.
 
     Attributes:
         work_cases, held_out_cases: phantoms that are annotated, and that versions are judged on.
@@ -248,7 +248,7 @@ def _report_steps(demo: _Demo) -> Any:
 
 
 def _iterate(demo: _Demo, catalog: Catalog) -> None:
-    """The loop to its end: the flow as far as it goes, then the simulated annotator, and again."""
+    """Run flow and simulated annotator in turns until the loop ends."""
     truth = PhantomLabels.of(demo.phantoms / WORK)
     given = {
         "mode": "run",

@@ -104,7 +104,7 @@ class ReviewApi:
     @classmethod
     @contextmanager
     def open(cls, url: str, token: str) -> Iterator[Self]:
-        """A connection as the account that the token belongs to."""
+        """Connect as the account of the token."""
         with httpx.Client(
             base_url=f"{url.rstrip('/')}/api/v1",
             headers={"Authorization": f"Bearer {token}"},
@@ -119,7 +119,7 @@ class ReviewApi:
         return None if answer.status_code == 204 else Task.model_validate(answer.json())
 
     def give_back(self, task: Task) -> None:
-        """Let somebody else take it."""
+        """Return the lease, so that another annotator can take the case."""
         self._ask("DELETE", f"/tasks/{task.id}/lease")
 
     def case(self, task: Task) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class ReviewApi:
         return read_label(path).voxels
 
     def hand_in(self, task: Task, organ: str, base: str, mask: Path) -> str:
-        """A new label of one organ; its version."""
+        """Submit a new label of one organ; returns its version."""
         asked = {"organ": organ, "base": base, "task": str(task.id)}
         with mask.open("rb") as file:
             answer = self._ask(
@@ -143,7 +143,7 @@ class ReviewApi:
         return str(answer.json()["id"])
 
     def judge(self, task: Task, organ: str, verdict: Verdict) -> None:
-        """Say of one organ whether its label is right."""
+        """Record the verdict on one organ."""
         self._ask("PUT", f"/tasks/{task.id}/organs/{organ}", json={"verdict": verdict.value})
 
     def finish(self, task: Task, ending: str, **body: Any) -> None:
@@ -254,7 +254,7 @@ def _replace_wrong(
 def _wrong(
     label_map: NDArray[Any], true_map: NDArray[np.uint8], task: Task, dice: float
 ) -> list[str]:
-    """Organs of the task whose label is further from the truth than allowed."""
+    """Organs of the task whose Dice against the truth is below `dice`."""
     names = [organ.organ for organ in task.organs]
     truth = {name: true_map == ABDOMEN_ATLAS[name].label for name in names}
     labels = {name: ABDOMEN_ATLAS[name].label for name in names}

@@ -49,7 +49,7 @@ from atlas_flows.settings import Places
     persist_result=False,
 )
 def release_cases(numbers: tuple[str, ...], run: ReleaseRun) -> list[WrittenFile]:
-    """Prefect's view of one shard."""
+    """One shard, as a task that Prefect shows."""
     return release_folder.write_shard(run, numbers)
 
 

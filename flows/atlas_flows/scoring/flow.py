@@ -44,7 +44,7 @@ def _run_name() -> str:
     persist_result=False,
 )
 def score_cases(cases: tuple[str, ...], run: ScoringRun) -> list[CaseOutcome]:
-    """Prefect's view of one shard."""
+    """One shard, as a task that Prefect shows."""
     return case_scoring.score_shard(run, cases)
 
 

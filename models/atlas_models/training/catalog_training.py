@@ -48,7 +48,7 @@ LIBRARIES = ("torch", "monai", "lightning-fabric", "onnx", "onnxruntime", "numpy
 
 
 class TrainRequest(FrozenModel):
-    """What to train, on what, and where to."""
+    """What to train, on which cases, and where the result goes."""
 
     config: str = Field(
         description="A YAML file, or the name of a configuration that ships: demo/unet, …",
@@ -225,7 +225,7 @@ def _metrics(trained: TrainedNetwork) -> dict[str, float]:
 def _provenance(
     request: TrainRequest, config: TrainingConfig, cases: StoredCases, trained: TrainedNetwork
 ) -> dict[str, str]:
-    """How the model came about, as the catalog keeps it."""
+    """How the model was made, as the catalog records it."""
     counts = {
         source.value: str(sum(label.source is source for label in cases.labels))
         for source in LabelSource

@@ -102,7 +102,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network and how it went.
+    """A trained network and the course of its training.
 
     Attributes:
         network: with the weights of the best validation; of the last step where there was none.
@@ -220,7 +220,7 @@ def _check_cases(config: TrainingConfig, cases: Sequence[TrainingCase]) -> None:
 
 @dataclass
 class _History:
-    """What a run has seen so far."""
+    """The course of a run so far."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)

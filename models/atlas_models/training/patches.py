@@ -183,7 +183,7 @@ def intensity_augmented(
 
 @dataclass(frozen=True)
 class Batch:
-    """Some patches.
+    """A batch of patches.
 
     Attributes:
         hu: float32 ``[batch, 1, z, y, x]``.

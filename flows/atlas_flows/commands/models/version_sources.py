@@ -116,7 +116,7 @@ def import_model(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a model from elsewhere one of ours: a version that can be promoted.
+    """Import a model from elsewhere as a version that can be promoted.
 
     Takes an nnU-Net v2 result (also one that TotalSegmentator installed), weights of a MONAI
     network, or any ONNX file with a description of its inputs and outputs. Nothing in these files
@@ -186,7 +186,7 @@ def train(
     loaders: LoadersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model from scratch on the cases that have labels, in part or whole (step ①).
+    """Train a model from scratch on the cases that have labels of some or all organs (step ①).
 
     Stopped at any moment, the same command goes on where it ended. The result is a new version,
     which is not in service yet: see promote.
@@ -209,7 +209,7 @@ def finetune(
     loaders: LoadersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a version further on the labels of today (step ⑦); the result is its next version.
+    """Train a version further on the current labels (step ⑦); the result is its next version.
 
     Example: atlasloop models finetune unet@0 demo/unet --set steps=100
     """
