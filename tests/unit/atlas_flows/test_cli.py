@@ -26,9 +26,11 @@ from atlas_core.review import TOP_SHARE
 from atlas_embedded.settings import ComponentName
 from atlas_flows.cli import app
 from atlas_flows.commands import options
+from atlas_flows.commands.case_progress import case_progress
 from atlas_flows.commands.release import CtFilesName, FormatName, LicenceRiskName
 from atlas_flows.commands.stack import PartName
 from atlas_flows.commands.terminal import write_text
+from atlas_flows.scoring import log
 from typer.testing import CliRunner
 
 EVALUATIONS = (
@@ -161,6 +163,15 @@ def test_help_loads_nothing_heavy() -> None:
     }  # fmt: skip
     assert "atlas_flows" in loaded
     assert heavy.isdisjoint(loaded), heavy.intersection(loaded)
+
+
+def test_what_a_run_waits_for_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with case_progress("scoring", log):
+        log.warning("attention service: trying again")
+    log.warning("after the run")
+    shown = capsys.readouterr().err
+    assert "attention service: trying again" in shown
+    assert "after the run" not in shown
 
 
 def test_an_error_is_one_line_on_stderr(tmp_path: Path) -> None:
