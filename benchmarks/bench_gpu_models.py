@@ -23,7 +23,7 @@ from atlas_core.imaging import open_slabs, write_volume
 from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import make_phantom
 from atlas_models.config import TrainingConfig, read_config, shipped_configs
-from atlas_models.exporting import served_network
+from atlas_models.exporting import wrap_network
 from atlas_models.networks import build_network
 from atlas_models.training import RunOptions, TrainingCase, TrainingProgress, phantom_case, train
 from inputs import describe, full_size_ct
@@ -41,7 +41,7 @@ CASES = 4
 
 def serving(network: nn.Module, config: TrainingConfig) -> dict[str, float]:
     """Seconds for a window, and the card's memory meanwhile."""
-    served = served_network(network, config).eval().cuda().half()
+    served = wrap_network(network, config).eval().cuda().half()
     z, y, x = reversed(config.patch)
     windows = torch.randn(BATCH, 1, z, y, x, device="cuda").mul_(150).half()
 

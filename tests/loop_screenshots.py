@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 from atlas_embedded import stack
 from atlas_embedded.settings import EmbeddedSettings
-from atlas_flows.demos import demo_settings, enter
+from atlas_flows.demos import demo_settings, use_stack
 from atlas_flows.demos.loop_demo import run_loop_demo
 from atlas_flows.settings import Places
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
@@ -43,7 +43,7 @@ DEMO = "loop-demo"
 def prefect_after(home: Path) -> Iterator[EmbeddedSettings]:
     """Prefect with its deployments, on what the demo in `home` has left."""
     settings = demo_settings(home / DEMO, ("prefect", "flows"), models_dir=home / DEMO / "M0")
-    enter(settings)
+    use_stack(settings)
     try:
         stack.up(settings)
         yield settings

@@ -16,7 +16,7 @@ from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_models.config import TrainingConfig, read_config
 from atlas_models.exporting import ExportedNetwork, export_model, load_network, measure_parity
 from atlas_models.serving import CpuServing, TritonRepository
-from atlas_models.training import PatchSampler, Run, phantom_case, train
+from atlas_models.training import PatchSampler, RunOptions, phantom_case, train
 from torch import nn
 from triton_server import TritonServer
 
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     for name in ARCHITECTURES:
         config = read_config(f"demo/{name}", {"steps": 3})
         case = phantom_case(phantom, config)
-        trained = train(config, [case], run=Run(accelerator="cpu"))
+        trained = train(config, [case], run=RunOptions(accelerator="cpu"))
         spec = export_model(trained.network, config, root / name)
         window = PatchSampler([case], config.patch, config.seed).draw(0, 1).hu[0, 0]
         found[name] = Made(config, trained.network, spec, root / name, trained.losses, window)

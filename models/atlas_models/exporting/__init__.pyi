@@ -7,6 +7,7 @@ from .onnx_export import (
     load_network,
     measure_parity,
     set_metadata,
+    wrap_network,
     write_graph,
 )
 from .weights import WEIGHTS_FILE, load_weights, read_weights, write_weights
@@ -28,6 +29,7 @@ __all__ = [
     "set_metadata",
     "tensors_of",
     "unpickled",
+    "wrap_network",
     "write_graph",
     "write_weights",
 ]
