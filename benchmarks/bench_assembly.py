@@ -31,7 +31,7 @@ from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset, LabelSource, Reading
 from atlas_core.review import TOP_SHARE, Portion, RevisionQueue
 from atlas_core.store import CaseStore
-from atlas_flows.assembly import AssemblyRequest, assembling
+from atlas_flows.assembly import AssemblyRequest, case_assembly
 from measurement import in_fresh_process, machine, report, say
 
 # The server of the tests is the server of the benchmarks.
@@ -121,7 +121,7 @@ def _alone_ms(catalog: Catalog, store: CaseStore, cases: int) -> float:
     """Milliseconds of one `assemble_case`; what it wrote is gone afterwards."""
     ids = [case.id for case in catalog.cases()][:cases]
     request = AssemblyRequest()
-    inputs = [made for _, made in assembling.inputs_of(request, catalog, store, ids)]
+    inputs = [made for _, made in case_assembly.inputs_of(request, catalog, store, ids)]
     began = time.perf_counter()
     for made in inputs:
         if isinstance(made, Exception):

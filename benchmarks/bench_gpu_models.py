@@ -23,9 +23,9 @@ from atlas_core.imaging import open_slabs, write_volume
 from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import make_phantom
 from atlas_models.config import TrainingConfig, read_config, shipped_configs
-from atlas_models.exporting import served_network
+from atlas_models.exporting import wrap_network
 from atlas_models.networks import build_network
-from atlas_models.training import Progress, Run, TrainingCase, phantom_case, train
+from atlas_models.training import RunOptions, TrainingCase, TrainingProgress, phantom_case, train
 from inputs import describe, full_size_ct
 from measurement import GIB, machine, report, say, timed
 from torch import nn
@@ -41,7 +41,7 @@ CASES = 4
 
 def serving(network: nn.Module, config: TrainingConfig) -> dict[str, float]:
     """Seconds for a window, and the card's memory meanwhile."""
-    served = served_network(network, config).eval().cuda().half()
+    served = wrap_network(network, config).eval().cuda().half()
     z, y, x = reversed(config.patch)
     windows = torch.randn(BATCH, 1, z, y, x, device="cuda").mul_(150).half()
 
@@ -59,13 +59,13 @@ def training(config: TrainingConfig, cases: list[TrainingCase]) -> dict[str, flo
     """Seconds for a step of the paper's batch, and the card's memory meanwhile."""
     moments: list[float] = []
 
-    def on_progress(progress: Progress) -> None:
+    def on_progress(progress: TrainingProgress) -> None:
         moments.append(time.perf_counter())
 
     torch.cuda.reset_peak_memory_stats()
     short = config.model_copy(update={"steps": STEPS})
     trained = train(
-        short, cases, run=Run(accelerator="cuda", loaders=LOADERS), on_progress=on_progress
+        short, cases, run=RunOptions(accelerator="cuda", loaders=LOADERS), on_progress=on_progress
     )
     return {
         "step_s": statistics.median(np.diff(moments)[SETTLED_STEPS:]),

@@ -25,7 +25,7 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import Phantom
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.demo import held_out
-from atlas_models.evaluation.phantoms import ArraySource, dice_by_organ, predict
+from atlas_models.evaluation.phantom_evaluation import ArraySource, dice_by_organ, predict
 from atlas_models.serving import exported_models, read_spec
 from measurement import machine, report, say
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class TorchPredictor:
 
     def __init__(self, folders: Sequence[Path], patch: int) -> None:
         import torch
-        from atlas_models.exporting import load_network, served_network
+        from atlas_models.exporting import load_network, wrap_network
 
         torch.set_num_threads(available_threads())
         self._torch = torch
@@ -49,7 +49,7 @@ class TorchPredictor:
         for folder in folders:
             spec = read_spec(folder).model_copy(update={"patch": (patch,) * 3})
             if patch % SWIN_MULTIPLE == 0 or spec.architecture != "swin_unetr":
-                self._networks[spec] = served_network(*load_network(folder)).eval()
+                self._networks[spec] = wrap_network(*load_network(folder)).eval()
         self.specs = tuple(self._networks)
 
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:

@@ -67,13 +67,13 @@ def run_monai(
 
 def _network(folder: Path) -> Any:
     """The network of an exported model in PyTorch, proved to compute what the graph computes."""
-    from atlas_models.exporting import ServedNetwork, load_network, measure_parity
+    from atlas_models.exporting import ExportedNetwork, load_network, measure_parity
 
     network, config = load_network(folder)
     window = np.random.default_rng(0).normal(0, 150, config.patch[::-1]).astype(np.float32)
     parity = measure_parity(network, config, folder, [window])
     say(f"{folder.name}: PyTorch and the graph differ by at most {parity.probability:.1e}")
-    return ServedNetwork(network, config.hu_window).eval()
+    return ExportedNetwork(network, config.hu_window).eval()
 
 
 def _run(

@@ -6,15 +6,17 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from atlas_core.assembly import Assemblies, Prediction, assemble_case, choose
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, write_volume
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
-from atlas_core.records import Case, Dataset, OrganScore, Reading, Score
+from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.review import (
     NO_BASE,
     Annotator,
@@ -124,7 +126,10 @@ def write_judged_store(folder: Path) -> JudgedStore:
             _score(catalog, made.store, number, 0)
         _annotate(catalog, made.store)
         for number in range(CASES):
+            assemble(catalog, made.store, number, 0)
+        for number in range(CASES):
             _score(catalog, made.store, number, 1)
+            assemble(catalog, made.store, number, 1)
             _keep_architectures(made.store, number)
     return made
 
@@ -142,6 +147,7 @@ def _add_case(catalog: Catalog, made: JudgedStore, number: int) -> None:
             imported_at=START,
         )
     )
+    made.store.write_ct(name, Volume(np.zeros(SHAPE, np.int16, order="F"), GEOMETRY))
     place = made.truth / name / "combined_labels.nii.gz"
     place.parent.mkdir(parents=True)
     write_volume(place, true_labels(number), GEOMETRY)
@@ -178,6 +184,34 @@ def _score(catalog: Catalog, store: CaseStore, number: int, version: int) -> Non
     )
 
 
+def assemble(catalog: Catalog, store: CaseStore, number: int, version: int) -> None:
+    """Assemble a case in the iteration of `version`, five days after it was scored: the revised
+    labels of the catalog over the pseudo labels."""
+    name, key = case_id(number), ensemble_key(models(version))
+    path = store.pseudo_label_path(name, Reading.PAPER, key)
+    scored_at = START + timedelta(days=10 * version)
+    pseudo = [
+        Label(
+            case_id=name,
+            organ=organ.name,
+            source=LabelSource.PSEUDO,
+            path=store.relative(path),
+            value=organ.label,
+            sha256=sha256(path.read_bytes()).hexdigest(),
+            voxels=1,
+            volume_ml=1,
+            created_at=scored_at,
+        )
+        for organ in ORGANS
+    ]
+    labels = [*catalog.labels(name, LabelSource.REVISED), *pseudo]
+    prediction = Prediction(Reading.PAPER, key, store.relative(path))
+    inputs = choose(catalog.case(name), labels, prediction, {}, ORGANS)
+    assembly = assemble_case(store, inputs)
+    created_at = scored_at + timedelta(days=5)
+    Assemblies(catalog).record(assembly.model_copy(update={"created_at": created_at}))
+
+
 def _annotate(catalog: Catalog, store: CaseStore) -> None:
     """anna revises the liver of the first case rightly; berta, who did not see that, draws all but
     one slice of it; anna confirms the second case though it is wrong."""
@@ -189,23 +223,31 @@ def _annotate(catalog: Catalog, store: CaseStore) -> None:
     assert first.case_id == case_id(0)
     versions = LabelVersions(catalog, clock=lambda: START + timedelta(days=1))
     liver = true_labels(0) == ORGANS["liver"].label
-    version = _submit(versions, store, "anna", liver)
+    version = submit(versions, store, "anna", 0, "liver", liver)
     queue.revise(first.id, anna, SECONDS_PER_TASK, {"liver": version})
     liver[11] = False
     with contextlib.suppress(StaleBase):  # kept beside anna's
-        _submit(versions, store, "berta", liver)
+        submit(versions, store, "berta", 0, "liver", liver)
     second = queue.next(anna)
     assert second is not None
     queue.confirm(second.id, anna, SECONDS_PER_TASK)
 
 
-def _submit(versions: LabelVersions, store: CaseStore, author: str, mask: NDArray[np.bool_]) -> str:
+def submit(
+    versions: LabelVersions,
+    store: CaseStore,
+    author: str,
+    number: int,
+    organ: str,
+    mask: NDArray[np.bool_],
+) -> str:
+    """Hand in a revised label; its version."""
     voxels = np.asfortranarray(mask.astype(np.uint8))
-    stored = store.write_submission(case_id(0), "liver", Volume(voxels, GEOMETRY))
+    stored = store.write_submission(case_id(number), organ, Volume(voxels, GEOMETRY))
     return versions.submit(
         Submission(
-            case_id=case_id(0),
-            organ="liver",
+            case_id=case_id(number),
+            organ=organ,
             path=stored.path,
             sha256=stored.sha256,
             voxels=int(mask.sum()),

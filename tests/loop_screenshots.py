@@ -18,7 +18,7 @@ from pathlib import Path
 from atlas_embedded import stack
 from atlas_embedded.access import prefect_auth
 from atlas_embedded.settings import EmbeddedSettings
-from atlas_flows.demos import enter, own_settings
+from atlas_flows.demos import demo_settings, use_stack
 from atlas_flows.demos.loop_demo import run_loop_demo
 from atlas_flows.settings import Places
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
@@ -43,8 +43,8 @@ DEMO = "loop-demo"
 @contextmanager
 def prefect_after(home: Path) -> Iterator[EmbeddedSettings]:
     """Prefect with its deployments, on what the demo in `home` has left."""
-    settings = own_settings(home / DEMO, ("prefect", "flows"), models_dir=home / DEMO / "M0")
-    enter(settings)
+    settings = demo_settings(home / DEMO, ("prefect", "flows"), models_dir=home / DEMO / "M0")
+    use_stack(settings)
     try:
         stack.up(settings)
         yield settings

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from atlas_models.config import TrainingConfig
-from atlas_models.training import Trained, TrainingCase
+from atlas_models.training import TrainedNetwork, TrainingCase
 
 
 def tiny_config(**fields: Any) -> TrainingConfig:
@@ -44,7 +44,7 @@ CASES = [case_of(number) for number in range(5)]
 HELD_OUT = [case_of(number) for number in (10, 11)]
 
 
-def same_weights(one: Trained, other: Trained) -> bool:
+def same_weights(one: TrainedNetwork, other: TrainedNetwork) -> bool:
     """Whether two networks are equal to the bit."""
     weights, others = one.weights(), other.weights()
     return all(torch.equal(weights[name], others[name]) for name in weights)

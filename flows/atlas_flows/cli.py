@@ -36,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    # Our own one-line errors; a framework's traceback box helps nobody at a hospital console.
+    # Our own one-line errors; a framework's traceback box is no help at a hospital console.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -67,7 +67,7 @@ evaluate = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-evaluate.command("ranking")(ranking.evaluate_ranking)
+evaluate.command("ranking")(ranking.evaluate)
 evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
 app.add_typer(models.app, name="models", rich_help_panel="Models")

@@ -1,4 +1,4 @@
-"""The life of a model on phantoms, by the commands that a person would type, in a few minutes.
+"""The life of a model on phantoms, command by command as a person would type it, in minutes.
 
     python -m atlas_flows.model_demo        (make models-demo)
 
@@ -19,8 +19,14 @@ from rich.console import Console
 
 from atlas_flows.cli import app
 from atlas_flows.commands.terminal import print_table, show_error
-from atlas_flows.demos import enter, exclusive_demo, own_settings, stopped_by_sigterm, undisturbed
-from atlas_flows.demos.demo import forget
+from atlas_flows.demos import (
+    demo_settings,
+    exclusive_demo,
+    signals_ignored,
+    sigterm_as_interrupt,
+    use_stack,
+)
+from atlas_flows.demos.scoring_demo import delete_results
 from atlas_flows.settings import Places
 
 
@@ -40,7 +46,7 @@ class DemoStep:
 
 
 class Unexpected(AtlasError):
-    """A command of the demo did not end as it should."""
+    """A command of the demo did not end as expected."""
 
 
 def demo_steps(folder: Path, *, scratch_steps: int = 40, tuning_steps: int = 20) -> list[DemoStep]:
@@ -96,18 +102,18 @@ def run_model_demo(places: Places, **sizes: int) -> None:
     home = places.embedded.home / "models-demo"
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    with exclusive_demo(home), stopped_by_sigterm():
-        # What a demo that was killed has left; its ports become free before ours are chosen.
+    with exclusive_demo(home), sigterm_as_interrupt():
+        # A demo that was killed may still run; its ports must be free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
-        forget(home)
-        settings = own_settings(home, ("triton", "attention"))
-        enter(settings)
+        delete_results(home)
+        settings = demo_settings(home, ("triton", "attention"))
+        use_stack(settings)
         started, rows = time.monotonic(), list[dict[str, str]]()
         try:
             for number, step in enumerate(demo_steps(_fresh(home), **sizes), start=1):
                 rows.append(_run(number, step, console))
         finally:
-            with undisturbed():
+            with signals_ignored():
                 console.print("stopping the stack")
                 stack.down(settings)
     rows.append({"step": "total", "seconds": f"{time.monotonic() - started:.1f}"})

@@ -31,7 +31,7 @@ def require_places(places: Places) -> None:
 
 
 def main() -> int:
-    """Serve until told to stop."""
+    """Serve until stopped by a signal."""
     places = Places.read()
     require_places(places)
     places.enter_prefect()

@@ -40,7 +40,7 @@ class FlowSettings(BaseSettings):
     notification_block: str | None = Field(
         default=None,
         description="Prefect block that tells people what the loop does, as slack-webhook/loop; "
-        "empty: nobody is told.",
+        "empty: no notifications.",
     )
     score_schedule: str | None = Field(
         default=None, description="Cron line for the flow `score`; empty: only when started."
@@ -146,7 +146,7 @@ class Places:
             os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 
     def require_prefect(self) -> None:
-        """Refuse to start a run that nobody could see.
+        """Refuse to start a run that no server would show.
 
         Raises:
             Unavailable: the Prefect server does not answer.

@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 
 from atlas_models.config import CONFIGS as SHIPPED
 from atlas_models.config import TrainingConfig, read_config
-from atlas_models.evaluation.phantoms import (
+from atlas_models.evaluation.phantom_evaluation import (
     ENSEMBLE,
-    CaseResult,
     LocalPredictor,
+    PhantomResult,
     evaluate_phantom,
     summarise,
 )
@@ -49,7 +49,7 @@ ORDER = ("unet", "nnunet", "swin_unetr")
 
 TRAINING_SEED = 20230517
 HELD_OUT_SEED = 8448
-"""Runs of phantoms: `case_plan` hashes them, so that the two never meet."""
+"""Seeds of phantom runs: `case_plan` hashes them, so that the two never overlap."""
 
 TRAINING_CASES = 160
 HELD_OUT_ORDINARY = 12
@@ -106,7 +106,7 @@ def evaluate(
     return _metrics(results)
 
 
-def _metrics(results: Sequence[CaseResult]) -> dict[str, object]:
+def _metrics(results: Sequence[PhantomResult]) -> dict[str, object]:
     hard = [result for result in results if result.kind is not Kind.ORDINARY]
     ordinary = [result for result in results if result.kind is Kind.ORDINARY]
     metrics: dict[str, object] = {}
@@ -125,7 +125,7 @@ def _metrics(results: Sequence[CaseResult]) -> dict[str, object]:
     return metrics
 
 
-def _ensemble_dice(results: Sequence[CaseResult]) -> object:
+def _ensemble_dice(results: Sequence[PhantomResult]) -> object:
     summary = summarise(results)[ENSEMBLE]
     return summary["mean_dice"] if isinstance(summary, dict) else None
 
@@ -195,16 +195,16 @@ def _train_one(
 
 
 def _progress(name: str) -> Callable[[object], None]:
-    """Says how a run stands, at most every few seconds."""
-    from atlas_models.training import Progress
+    """Reports how far a run is, every few seconds at most."""
+    from atlas_models.training import TrainingProgress
 
-    said = 0.0
+    reported_at = 0.0
 
     def say(progress: object) -> None:
-        nonlocal said
-        assert isinstance(progress, Progress)
-        if progress.seconds - said > 5.0 or progress.step == progress.steps:
-            said = progress.seconds
+        nonlocal reported_at
+        assert isinstance(progress, TrainingProgress)
+        if progress.seconds - reported_at > 5.0 or progress.step == progress.steps:
+            reported_at = progress.seconds
             rest = progress.seconds / progress.step * (progress.steps - progress.step)
             _say(
                 f"{name}: step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "

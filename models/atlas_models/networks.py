@@ -1,7 +1,7 @@
 """The architectures of the ensemble, at any size.
 
 All map ``[batch, 1, z, y, x]`` (HU scaled to 0..1) to logits ``[batch, organ, z, y, x]`` whose
-sigmoid is the probability, also where a softmax makes it.
+sigmoid is the probability, with a softmax head too.
 """
 
 from __future__ import annotations

@@ -24,7 +24,13 @@ from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.stack import down, up
 from atlas_embedded.triton_models import repository_of
 from atlas_flows.cli import app
-from atlas_flows.demos.simulated_annotator import ACCOUNT, Diligence, ReviewApi, Truth, work
+from atlas_flows.demos.simulated_annotator import (
+    ACCOUNT,
+    AnnotatorPolicy,
+    PhantomLabels,
+    ReviewApi,
+    annotate,
+)
 from prefect_api import ask_prefect
 from stack import Stack, free_settings
 from typer.testing import CliRunner
@@ -173,7 +179,7 @@ def test_the_loop_survives_and_promotes(site: Site) -> None:
     # People work; when the queue is drained, Prefect's automation goes on
     token = review_token(site.settings, ACCOUNT)
     with ReviewApi.open(site.settings.review_url, token) as api:
-        done = work(api, Truth.of(site.phantoms), Diligence(minutes=600))
+        done = annotate(api, PhantomLabels.of(site.phantoms), AnnotatorPolicy(minutes=600))
     assert done.revised == REVISED, "a model of three steps finds no organ"
     # Killed when one model is trained and the other is not
     site.kill_run(lambda: "train:small_a" in site.steps() and "promote:small_b" not in site.steps())

@@ -14,14 +14,14 @@ from atlas_core.phantoms import PhantomGrid, write_phantoms
 from atlas_core.store import CaseStore
 from atlas_embedded.triton_models import repository_of
 from atlas_flows.models import (
+    FinetuningRequest,
     ModelStore,
     TrainingOrder,
-    Tuning,
     model_store,
     plan_versions,
     train_version,
 )
-from atlas_flows.models.finetuning import tune
+from atlas_flows.models.version_finetuning import tune
 from atlas_flows.settings import FlowSettings, Places
 from stack import free_settings
 
@@ -45,7 +45,7 @@ class Bench:
     def models(self) -> ModelStore:
         return model_store(self.here)
 
-    def tune(self, tuning: Tuning) -> tuple[str, int]:
+    def tune(self, tuning: FinetuningRequest) -> tuple[str, int]:
         """Why it was refused, and how many steps it took."""
         steps: list[int] = []
         trained = tune(tuning, self.here, self.catalog, lambda step, _: steps.append(step))
@@ -71,7 +71,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield Bench(here, catalog)
 
 
-TUNING = Tuning("small", parent=0, version=1, steps=2, validation_share=0.0)
+TUNING = FinetuningRequest("small", parent=0, version=1, steps=2, validation_share=0.0)
 
 
 def test_the_next_version_comes_from_the_one_in_service(bench: Bench) -> None:

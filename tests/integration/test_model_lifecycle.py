@@ -22,7 +22,7 @@ from atlas_core.store import CaseStore
 from atlas_embedded.stack import up
 from atlas_embedded.triton_models import TritonModels, repository_of
 from atlas_flows.cli import app
-from atlas_flows.models.promotion import Order, PromotionRefused, Site, promote, rollback
+from atlas_flows.models.promotion import PromotionRefused, PromotionRequest, Site, promote, rollback
 from atlas_models.serving import GRAPH_FILE, read_spec
 from atlasloop.client import AttentionClient
 from known_models import NAME, export, import_true_cases
@@ -93,7 +93,7 @@ def files(site: Site) -> dict[str, bytes]:
 def test_as_good_a_version_is_promoted_and_taken_back(site: Site, tmp_path: Path) -> None:
     better = export(tmp_path / "m", 1)
     told: list[str] = []
-    done = promote(better, site, Order(why="the same again"), told.append)
+    done = promote(better, site, PromotionRequest(why="the same again"), told.append)
     assert in_service(site) == [(NAME, 1)]
     assert loaded(site) == {0, 1}  # the way back is short
     assert (done.kind, done.previous_version, done.forced) == (PromotionKind.PROMOTED, 0, False)
@@ -117,11 +117,11 @@ def test_a_worse_version_is_refused_unless_forced(site: Site, tmp_path: Path) ->
     before = files(site)
     worse = export(tmp_path / "m", 2, level=3.0)
     with pytest.raises(PromotionRefused, match="worse than 0 in service"):
-        promote(worse, site, Order())
+        promote(worse, site, PromotionRequest())
     assert in_service(site) == [(NAME, 0)]
     assert loaded(site) == {0}
     assert files(site) == before
-    done = promote(worse, site, Order(force=True))
+    done = promote(worse, site, PromotionRequest(force=True))
     assert done.forced
     assert done.evidence["mean_dice"] < done.evidence["mean_dice_before"] - 0.01
     assert in_service(site) == [(NAME, 2)]
@@ -142,7 +142,7 @@ def test_a_broken_version_never_takes_down_the_one_in_service(
     broken = export(tmp_path / "m", 3, level=1e6, graph=graph)
     before = files(site)
     with Questions(site) as failures, pytest.raises(Unavailable, match=why):
-        promote(broken, site, Order())
+        promote(broken, site, PromotionRequest())
     assert failures == []
     assert files(site) == before
     assert in_service(site) == [(NAME, 0)]
@@ -206,7 +206,7 @@ def test_the_running_service_switches_without_dropping_a_request(
 ) -> None:
     questions = Questions(site)
     with questions as failures:
-        promote(export(tmp_path / "m", 5), site, Order(limit=1))
+        promote(export(tmp_path / "m", 5), site, PromotionRequest(limit=1))
         rollback(NAME, site)
     assert failures == []
     # Every answer is of one version, never of none: the ensemble has one model.
@@ -217,16 +217,16 @@ def test_the_running_service_switches_without_dropping_a_request(
 
 def test_orders_that_make_no_sense_are_refused(site: Site, tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="in service already"):
-        promote(export(tmp_path / "m", 0), site, Order())
+        promote(export(tmp_path / "m", 0), site, PromotionRequest())
     with pytest.raises(NotFound, match="no version 9"):
         rollback(NAME, site, to=9)
     with pytest.raises(NotFound, match="no case to evaluate on"):
         site.catalog.add_dataset(_dataset("empty"))
-        promote(export(tmp_path / "n", 6), site, Order(dataset="empty"))
+        promote(export(tmp_path / "n", 6), site, PromotionRequest(dataset="empty"))
     damaged = export(tmp_path / "d", 7)
     (damaged / GRAPH_FILE).write_bytes(b"other")
     with pytest.raises(AtlasError, match="not the exported one"):
-        promote(damaged, site, Order())
+        promote(damaged, site, PromotionRequest())
     assert in_service(site) == [(NAME, 0)]
 
 

@@ -18,10 +18,10 @@ from atlas_flows.demos.simulated_annotator import (
     ACCOUNT,
     DIGEST_IN_ID,
     MINUTES_PER_ORGAN,
-    Diligence,
+    AnnotatorPolicy,
+    PhantomLabels,
     ReviewApi,
-    Truth,
-    work,
+    annotate,
 )
 from atlas_review.auth import Role
 from ports import free_port
@@ -31,7 +31,7 @@ WRONG = {"liver", "stomach"}
 """Organs that `review_server` predicts too small."""
 
 A_CASE = MINUTES_PER_ORGAN * 9
-LONG = Diligence(minutes=600)
+LONG = AnnotatorPolicy(minutes=600)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def api(place: ReviewPlace) -> Iterator[ReviewApi]:
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
+def truth(tmp_path_factory: pytest.TempPathFactory) -> PhantomLabels:
     """Of the two phantoms that `make_place` makes."""
     folder = tmp_path_factory.mktemp("truth")
     maps = {}
@@ -56,7 +56,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
         digest = content_sha256(Volume(phantom.ct, phantom.geometry))[:DIGEST_IN_ID]
         maps[digest] = folder / f"{seed}.nii.gz"
         write_volume(maps[digest], phantom.truth, phantom.geometry)
-    return Truth(maps)
+    return PhantomLabels(maps)
 
 
 def revised(place: ReviewPlace) -> list[Label]:
@@ -71,9 +71,9 @@ def counts(place: ReviewPlace) -> TaskCounts:
 
 
 def test_wrong_labels_become_the_truth_and_nothing_else_changes(
-    place: ReviewPlace, api: ReviewApi, truth: Truth
+    place: ReviewPlace, api: ReviewApi, truth: PhantomLabels
 ) -> None:
-    done = work(api, truth, LONG)
+    done = annotate(api, truth, LONG)
     assert (done.revised, done.confirmed, done.skipped) == (2, 0, 0)
     labels = revised(place)
     assert {label.organ for label in labels} == WRONG
@@ -86,33 +86,33 @@ def test_wrong_labels_become_the_truth_and_nothing_else_changes(
     assert counts(place) == TaskCounts(revised=2)
     # One case has an original spleen, which nobody looks at
     assert done.minutes == pytest.approx(MINUTES_PER_ORGAN * 17)
-    assert work(api, truth, LONG).revised == 0
+    assert annotate(api, truth, LONG).revised == 0
 
 
 def test_labels_that_are_good_enough_are_confirmed(
-    place: ReviewPlace, api: ReviewApi, truth: Truth
+    place: ReviewPlace, api: ReviewApi, truth: PhantomLabels
 ) -> None:
-    done = work(api, truth, Diligence(minutes=600, dice=0.5))
+    done = annotate(api, truth, AnnotatorPolicy(minutes=600, dice=0.5))
     assert (done.revised, done.confirmed) == (0, 2)
     assert revised(place) == []
 
 
 def test_it_takes_no_case_that_exceeds_its_time(
-    place: ReviewPlace, api: ReviewApi, truth: Truth
+    place: ReviewPlace, api: ReviewApi, truth: PhantomLabels
 ) -> None:
-    done = work(api, truth, Diligence(minutes=A_CASE + 1))
+    done = annotate(api, truth, AnnotatorPolicy(minutes=A_CASE + 1))
     assert done.budget_spent
     assert done.minutes <= A_CASE
     assert counts(place) == TaskCounts(open=1, revised=1)
 
 
 def test_a_case_without_truth_is_skipped(place: ReviewPlace, api: ReviewApi) -> None:
-    assert work(api, Truth({}), LONG).skipped == 2
+    assert annotate(api, PhantomLabels({}), LONG).skipped == 2
     assert counts(place) == TaskCounts(skipped=2)
 
 
 def test_stopped_after_handing_in_it_goes_on(
-    place: ReviewPlace, api: ReviewApi, truth: Truth, tmp_path: Path
+    place: ReviewPlace, api: ReviewApi, truth: PhantomLabels, tmp_path: Path
 ) -> None:
     task = api.next(None)
     assert task is not None
@@ -129,7 +129,7 @@ def test_stopped_after_handing_in_it_goes_on(
     write_volume(tmp_path / "liver.nii.gz", mask, geometry)
     api.judge(task, "liver", Verdict.NEEDS_REVISION)
     api.hand_in(task, "liver", base, tmp_path / "liver.nii.gz")
-    assert work(api, truth, LONG).revised == 2
+    assert annotate(api, truth, LONG).revised == 2
     assert counts(place) == TaskCounts(revised=2)
     assert len(revised(place)) == 4, "the liver was handed in twice"
 
@@ -139,7 +139,7 @@ def test_a_service_that_is_away_and_a_wrong_token_are_told(
 ) -> None:
     away = f"http://127.0.0.1:{free_port()}"
     with ReviewApi.open(away, "x") as nobody, pytest.raises(Unavailable, match="atlasloop up"):
-        work(nobody, Truth({}), LONG)
+        annotate(nobody, PhantomLabels({}), LONG)
     url = str(api._client.base_url).removesuffix("/api/v1/")
     with ReviewApi.open(url, "wrong") as stranger, pytest.raises(ConfigurationError):
-        work(stranger, Truth({}), LONG)
+        annotate(stranger, PhantomLabels({}), LONG)

@@ -14,9 +14,9 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_models.config import TrainingConfig, read_config
-from atlas_models.exporting import ServedNetwork, export_model, load_network, measure_parity
+from atlas_models.exporting import ExportedNetwork, export_model, load_network, measure_parity
 from atlas_models.serving import CpuServing, TritonRepository
-from atlas_models.training import PatchSampler, Run, phantom_case, train
+from atlas_models.training import PatchSampler, RunOptions, phantom_case, train
 from torch import nn
 from triton_server import TritonServer
 
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     for name in ARCHITECTURES:
         config = read_config(f"demo/{name}", {"steps": 3})
         case = phantom_case(phantom, config)
-        trained = train(config, [case], run=Run(accelerator="cpu"))
+        trained = train(config, [case], run=RunOptions(accelerator="cpu"))
         spec = export_model(trained.network, config, root / name)
         window = PatchSampler([case], config.patch, config.seed).draw(0, 1).hu[0, 0]
         found[name] = Made(config, trained.network, spec, root / name, trained.losses, window)
@@ -81,7 +81,7 @@ def test_a_few_steps_change_it_and_the_export_keeps_it(name: str, made: dict[str
     assert parity.probability <= 1e-4
     loaded, config = load_network(one.folder)
     assert config == one.config
-    served = ServedNetwork(loaded, config.hu_window)
+    served = ExportedNetwork(loaded, config.hu_window)
     with torch.no_grad():
         again = served.probabilities(torch.from_numpy(one.window)[None, None])[0].numpy()
     assert np.abs(again - expected(one)).max() <= 1e-4
@@ -101,7 +101,7 @@ def test_triton_answers_what_the_network_computes(
 
 def expected(one: Made) -> np.ndarray:
     """Probabilities ``[organ, z, y, x]`` by PyTorch."""
-    served = ServedNetwork(one.network, one.config.hu_window).eval()
+    served = ExportedNetwork(one.network, one.config.hu_window).eval()
     with torch.no_grad():
         found: np.ndarray = served.probabilities(torch.from_numpy(one.window)[None, None])[
             0

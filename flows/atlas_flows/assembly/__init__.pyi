@@ -1,4 +1,4 @@
-from .assembling import AssemblyRequest, AssemblySummary
+from .case_assembly import AssemblyRequest, AssemblySummary
 
 __all__ = [
     "AssemblyRequest",

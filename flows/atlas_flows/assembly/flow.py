@@ -20,20 +20,20 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from atlas_flows.assembly import assembling
-from atlas_flows.assembly.assembling import AssemblyRequest, AssemblyRun, AssemblySummary, Plan
-from atlas_flows.runs import CaseOutcome, CasesFailed, Progress
-from atlas_flows.runs.progress_artifact import ProgressInUi
-from atlas_flows.runs.shards import run_shards, shards
+from atlas_flows.assembly import case_assembly
+from atlas_flows.assembly.case_assembly import (
+    AssemblyPlan,
+    AssemblyRequest,
+    AssemblyRun,
+    AssemblySummary,
+)
+from atlas_flows.runs import CaseOutcome, CasesFailed, ProgressCounter
+from atlas_flows.runs.progress_artifact import ProgressArtifact
+from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
 """Failures in the summary of the Prefect UI; all of them are in the log and in the result."""
-
-
-def _shard_name() -> str:
-    cases = runtime.task_run.parameters["cases"]
-    return cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
 
 
 def _run_name() -> str:
@@ -43,13 +43,13 @@ def _run_name() -> str:
 @task(
     name="assemble-cases",
     description="Assembles a shard of cases, one after the other.",
-    task_run_name=_shard_name,
+    task_run_name=name_shards_by("cases"),
     cache_policy=NO_CACHE,
     persist_result=False,
 )
 def assemble_cases(cases: tuple[str, ...], run: AssemblyRun) -> list[CaseOutcome]:
-    """Prefect's view of one shard."""
-    return assembling.assemble_shard(run, cases)
+    """One shard, as a task that Prefect shows."""
+    return case_assembly.assemble_shard(run, cases)
 
 
 @flow(
@@ -70,7 +70,7 @@ def assemble(
     force: bool = False,
     masks: bool = False,
 ) -> AssemblySummary:
-    """Assemble what has changed.
+    """Assemble the cases whose labels have changed.
 
     Args:
         dataset: Assemble the cases of this dataset. Empty: of all datasets.
@@ -102,9 +102,9 @@ def assemble(
         store = CaseStore(places.store)
         store.sweep()
         started = time.monotonic()
-        plan = assembling.plan(request, catalog, store)
+        plan = case_assembly.plan_assembly(request, catalog, store)
         outcomes = _assemble_all(plan, catalog, store, in_flight)
-        summary = assembling.summarize(plan, catalog, outcomes, time.monotonic() - started)
+        summary = case_assembly.summarize(plan, catalog, outcomes, time.monotonic() - started)
     _publish(summary)
     if summary.failures:
         raise CasesFailed(summary, "assembled")
@@ -112,13 +112,13 @@ def assemble(
 
 
 def _assemble_all(
-    plan: Plan, catalog: Catalog, store: CaseStore, in_flight: int
+    plan: AssemblyPlan, catalog: Catalog, store: CaseStore, in_flight: int
 ) -> list[CaseOutcome]:
     get_run_logger().info("%d cases to assemble, %d up to date", len(plan.cases), plan.skipped)
-    with ProgressInUi(len(plan.cases), "assemble-progress", "Cases assembled") as shown:
-        run = AssemblyRun(plan.request, catalog, store, Progress(len(plan.cases), shown))
-        pieces = {"cases": shards(plan.cases, in_flight)}
-        return run_shards(assemble_cases, pieces, run, in_flight)
+    with ProgressArtifact(len(plan.cases), "assemble-progress", "Cases assembled") as shown:
+        run = AssemblyRun(plan.request, catalog, store, ProgressCounter(len(plan.cases), shown))
+        shards = {"cases": split_into_shards(plan.cases, in_flight)}
+        return run_shards(assemble_cases, shards, run, in_flight)
 
 
 def _publish(summary: AssemblySummary) -> None:

@@ -6,11 +6,9 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.errors import InvalidInput
-from atlas_core.records import Reading
 
 from atlas_flows.commands.case_progress import case_progress, show_failures
-from atlas_flows.commands.options import DatasetOption
+from atlas_flows.commands.options import DatasetOption, InFlightOption, JsonOption, ReadingName
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places, print_table
 
@@ -32,8 +30,8 @@ def assemble(
         list[str] | None, typer.Option(help="Only this case; may be given several times.")
     ] = None,
     reading: Annotated[
-        Reading, typer.Option(help="Pseudo labels of the scores under this reading.")
-    ] = Reading.PAPER,
+        ReadingName, typer.Option(help="Pseudo labels of the scores under this reading.")
+    ] = ReadingName.PAPER,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,11 +54,9 @@ def assemble(
         ),
     ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Also one mask file per organ.")] = False,
-    in_flight: Annotated[
-        int, typer.Option(min=1, max=64, help="Cases worked on at the same time.")
-    ] = 2,
+    in_flight: InFlightOption = 2,
     force: Annotated[bool, typer.Option("--force", help="Also what is up to date.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """One label map per case: original over revised over pseudo labels (flow `assemble`).
 
@@ -69,13 +65,15 @@ def assemble(
 
     Example: atlasloop assemble --largest liver=1 --min-ml spleen=0.5
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.assembly import AssemblyRequest
     from atlas_flows.runs import CasesFailed
 
     request = AssemblyRequest(
         dataset=dataset,
         cases=tuple(case or ()),
-        reading=reading,
+        reading=Reading(reading),
         models=tuple(model or ()),
         post_processing=post_processing_of(largest or [], min_ml or []),
         masks=masks,
@@ -101,6 +99,7 @@ def post_processing_of(largest: list[str], min_ml: list[str]) -> dict[str, PostP
         InvalidInput: not ORGAN=NUMBER, or a number that cannot be.
     """
     from atlas_core.assembly import PostProcessing
+    from atlas_core.errors import InvalidInput
     from pydantic import ValidationError
 
     wanted: dict[str, dict[str, str]] = {}
@@ -128,7 +127,7 @@ def run_assemble(here: Places, request: AssemblyRequest, *, in_flight: int) -> A
     """
     with (
         run_here(here, "assemble", "what is assembled stays assembled"),
-        case_progress("assembling", "atlas_flows.assembly.assembling"),
+        case_progress("assembling"),
     ):
         from atlas_flows.assembly.flow import assemble as assemble_flow
 

@@ -1,27 +1,30 @@
-"""What a command that works on many cases shows: its progress, and what failed."""
+"""What a command that works through many cases shows: its progress, and what failed."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from atlas_flows.commands.terminal import print_table, progress_bar, show_error
-from atlas_flows.runs import CaseOutcome, RunSummary, observed_by
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from atlas_flows.runs import CaseOutcome, RunSummary
+
 
 @contextmanager
-def case_progress(verb: str, logger: str) -> Iterator[None]:
-    """Within the block, runs over cases show a bar, and what failed, on stderr.
+def case_progress(verb: str, logger: logging.Logger | None = None) -> Iterator[None]:
+    """Within the block, runs over cases show a progress bar and their failures on stderr.
 
     Args:
-        verb: what is done to the cases.
-        logger: whose warnings are shown as well.
+        verb: what is done to the cases, as a participle.
+        logger: of the run; its warnings are shown as well.
     """
+    from atlas_flows.runs import observed_by
+
     with progress_bar(verb) as progress:
         task = progress.add_task("cases", total=None)
 
@@ -30,7 +33,10 @@ def case_progress(verb: str, logger: str) -> Iterator[None]:
             if not outcome.good:
                 progress.console.print(f"{outcome.case_id}: {outcome.message}", style="red")
 
-        with _warnings_to(progress.console, logger), observed_by(show):
+        with ExitStack() as shown:
+            shown.enter_context(observed_by(show))
+            if logger is not None:
+                shown.enter_context(_warnings_to(progress.console, logger))
             yield
 
 
@@ -51,13 +57,12 @@ def show_failures(summary: RunSummary, done: str, most: int | None = None) -> No
 
 
 @contextmanager
-def _warnings_to(terminal: Console, name: str) -> Iterator[None]:
-    """Shows what the run waits for; Prefect's own console output is switched off."""
+def _warnings_to(terminal: Console, logger: logging.Logger) -> Iterator[None]:
+    """Shows what the run is waiting for; Prefect's own console output is switched off."""
     from rich.logging import RichHandler
 
     handler = RichHandler(console=terminal, show_time=False, show_path=False)
     handler.setLevel(logging.WARNING)
-    logger = logging.getLogger(name)
     logger.addHandler(handler)
     try:
         yield

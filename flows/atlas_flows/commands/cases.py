@@ -1,4 +1,4 @@
-"""`import`, `presets` and `phantoms`: how cases come in."""
+"""`import`, `presets` and `phantoms`: where cases come from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from atlas_flows.commands.options import JsonOption
 from atlas_flows.commands.terminal import console, places, print_table, progress_bar, write_text
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def import_cases(
     force: Annotated[
         bool, typer.Option("--force", help="Also take volumes that do not look like CTs.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Bring CTs (and masks, if any) into catalog and case store.
 
@@ -71,7 +72,7 @@ def import_cases(
 
 
 def presets(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the datasets whose label ids are known.
 
@@ -151,7 +152,7 @@ def phantoms(
 
 
 def show_import(summary: ImportSummary) -> None:
-    """What was taken, in one sentence, and what was not and why."""
+    """What was imported, in one sentence, and what was not, and why."""
     labels = sum(len(case.organs) for case in (*summary.taken, *summary.present))
     console().print(
         f"{len(summary.taken)} cases taken into {summary.dataset}, {len(summary.present)} were "

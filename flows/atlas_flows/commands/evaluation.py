@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.records import Reading
 
-from atlas_flows.commands.options import ReadingOption
+from atlas_flows.commands.options import JsonOption, ReadingName, ReadingOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
+    from atlas_core.records import Reading
     from atlas_core.store import CaseStore
     from pydantic import BaseModel
 
-    from atlas_flows.evaluation import CaseMeasures, Compared, DiceMatrix, EvaluationScope, Truth
+    from atlas_flows.evaluation import (
+        CaseMeasures,
+        ComparisonScope,
+        DiceMatrix,
+        EvaluationScope,
+        GroundTruth,
+    )
     from atlas_flows.reports.evaluation_rows import Rows
     from atlas_flows.settings import Places
 
@@ -40,7 +46,6 @@ OptionalTruthOption = Annotated[
         "--truth", exists=True, file_okay=False, help="Folder with true masks, to compare too."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 CsvOption = Annotated[
     Path | None, typer.Option("--csv", dir_okay=False, help="Write the figures to this file.")
 ]
@@ -63,27 +68,27 @@ class _Opened:
     catalog: Catalog
     store: CaseStore
 
-    def truth(self, folder: Path | None) -> Truth:
-        from atlas_flows.evaluation import known_truth
+    def truth(self, folder: Path | None) -> GroundTruth:
+        from atlas_flows.evaluation import open_ground_truth
 
-        return known_truth(folder, self.catalog, self.store)
+        return open_ground_truth(folder, self.catalog, self.store)
 
-    def compared(self, reading: Reading, truth: Path | None) -> Compared:
+    def compared(self, reading: Reading, truth: Path | None) -> ComparisonScope:
         """The newest ensemble; without a folder no truth."""
-        from atlas_flows.evaluation import Compared, iterations_of
+        from atlas_flows.evaluation import ComparisonScope, iterations_of
 
         newest = iterations_of(self.catalog, _scope(reading))[-1].ensemble
         known = self.truth(truth) if truth else None
-        return Compared(self.catalog, self.store, known, reading, newest)
+        return ComparisonScope(self.catalog, self.store, known, reading, newest)
 
     def measured(
         self, truth: Path | None, scope: EvaluationScope, *, attention: bool = False
     ) -> Iterator[CaseMeasures]:
         """The cases of the last iteration of `scope`."""
-        from atlas_flows.evaluation import iterations_of, measure_turn
+        from atlas_flows.evaluation import iterations_of, measure_iteration
 
         turn = iterations_of(self.catalog, scope)[-1]
-        return measure_turn(
+        return measure_iteration(
             self.catalog, self.store, self.truth(truth), scope, turn, attention=attention
         )
 
@@ -92,7 +97,7 @@ def attention(
     context: typer.Context,
     truth: TruthOption = None,
     reading: Annotated[
-        list[Reading] | None,
+        list[ReadingName] | None,
         typer.Option(help="paper or released, also both; default: every one that was scored."),
     ] = None,
     ensemble: EnsembleOption = None,
@@ -121,6 +126,8 @@ def attention(
 
     Example: atlasloop evaluate attention --truth phantoms --json
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import DetectionTable, EvaluationScope, RegionRule, detection_table
     from atlas_flows.reports import evaluation_rows as rows
 
@@ -128,12 +135,12 @@ def attention(
     tables: list[DetectionTable] = []
     with _opened(context) as opened:
         scored = [one for one in Reading if opened.catalog.latest_ensemble(one)]
-        for one in reading or scored or [Reading.PAPER]:
+        for one in [Reading(name) for name in reading or ()] or scored or [Reading.PAPER]:
             scope = EvaluationScope(
                 reading=one, rule=rule, ensembles=(ensemble,) if ensemble else ()
             )
             tables.append(detection_table(opened.catalog, opened.store, opened.truth(truth), scope))
-    _tell(
+    _print(
         {table.reading.value: table for table in tables} if as_json else None,
         csv,
         rows.as_csv(rows.detection_records(tables)),
@@ -151,7 +158,7 @@ def attention(
 def labels(
     context: typer.Context,
     truth: TruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     ensemble: Annotated[
         list[str] | None,
         typer.Option(help="Keys of the iterations in order; default: all that have scored."),
@@ -162,20 +169,25 @@ def labels(
 ) -> None:
     """Dice and NSD of every organ before and after each iteration (Table 5).
 
-    An iteration is an ensemble that has scored. Two tables: of its pseudo labels, and of the labels
-    that the atlas held until the next one scored (original over revised over pseudo). NSD has a
-    tolerance of 1 mm. Only cases that every iteration has scored. Marks: Wilcoxon's signed-rank
-    test against the iteration before, * p < 0.05, ** p < 0.01, *** p < 0.001, ns.
+    An iteration is an ensemble that has scored. Two tables: of its pseudo labels, and of the maps
+    that were assembled from them before the next one scored, which is what a release holds. Cases
+    that were not assembled are left out of the second. NSD has a tolerance of 1 mm. Only cases that
+    every iteration has. Mean: over organs. Marks: Wilcoxon's signed-rank test against the iteration
+    before, * p < 0.05, ** p < 0.01, *** p < 0.001, ns.
 
     Example: atlasloop evaluate labels --truth phantoms --csv table5.csv
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import EvaluationScope, iteration_tables
     from atlas_flows.reports import evaluation_rows as rows
 
-    scope = EvaluationScope(reading=reading, ensembles=tuple(ensemble or ()), nsd=nsd)
+    scope = EvaluationScope(reading=Reading(reading), ensembles=tuple(ensemble or ()), nsd=nsd)
     with _opened(context) as opened:
         tables = iteration_tables(opened.catalog, opened.store, opened.truth(truth), scope)
-    _tell(
+    for note in filter(None, map(rows.not_assembled_note, tables)):
+        console(stderr=True).print(f"{note} (run `atlasloop assemble` in each iteration)")
+    _print(
         {table.kind.value: table for table in tables} if as_json else None,
         csv,
         rows.as_csv(rows.iteration_records(tables)),
@@ -192,19 +204,20 @@ def labels(
 def architectures(
     context: typer.Context,
     truth: OptionalTruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")] = None,
     as_json: JsonOption = False,
     csv: CsvOption = None,
 ) -> None:
     """Dice between architectures, their mean, and the truth (Fig. 8a).
 
-    Each model of the newest ensemble predicts each case alone, which needs the stack (atlasloop
-    up); its label map is kept with the case, so that the next time nothing is predicted again. Dice
+    Each model of the newest ensemble predicts each case by itself, which needs the stack (atlasloop
+    up); its label map is cached with the case, so that nothing is predicted twice. Dice
     is averaged over cases for each organ, then over organs.
 
     Example: atlasloop evaluate architectures --truth phantoms --limit 20
     """
+    from atlas_core.records import Reading
     from atlasloop.client import AttentionClient
 
     from atlas_flows.evaluation import architecture_matrix
@@ -213,14 +226,14 @@ def architectures(
         _opened(context) as opened,
         AttentionClient(opened.here.attention_address) as client,
     ):
-        matrix = architecture_matrix(opened.compared(reading, truth), client, limit=limit)
-    _tell_matrix("Dice (%) between architectures", matrix, as_json, csv)
+        matrix = architecture_matrix(opened.compared(Reading(reading), truth), client, limit=limit)
+    _print_matrix("Dice (%) between architectures", matrix, as_json, csv)
 
 
 def annotators(
     context: typer.Context,
     truth: OptionalTruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     dependent: Annotated[
         bool,
         typer.Option("--dependent", help="Also pairs where one was made from the other's label."),
@@ -235,21 +248,25 @@ def annotators(
 
     Example: atlasloop evaluate annotators --truth phantoms
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import annotator_matrix
 
     with _opened(context) as opened:
-        matrix = annotator_matrix(opened.compared(reading, truth), independent=not dependent)
+        matrix = annotator_matrix(
+            opened.compared(Reading(reading), truth), independent=not dependent
+        )
     if matrix.left_out:
         console(stderr=True).print(
             f"{matrix.left_out} pairs are left out: one was made from the other (--dependent)"
         )
-    _tell_matrix("Dice (%) between annotators", matrix, as_json, csv)
+    _print_matrix("Dice (%) between annotators", matrix, as_json, csv)
 
 
 def error_found(
     context: typer.Context,
     truth: TruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     ensemble: EnsembleOption = None,
     as_json: JsonOption = False,
     csv: CsvOption = None,
@@ -262,14 +279,18 @@ def error_found(
 
     Example: atlasloop evaluate error-found --truth phantoms --csv curve.csv
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import EvaluationScope
     from atlas_flows.evaluation import measure_error_found as curve
     from atlas_flows.reports import evaluation_rows as rows
 
-    scope = EvaluationScope(reading=reading, ensembles=(ensemble,) if ensemble else (), nsd=False)
+    scope = EvaluationScope(
+        reading=Reading(reading), ensembles=(ensemble,) if ensemble else (), nsd=False
+    )
     with _opened(context) as opened:
         found = curve([case.error() for case in opened.measured(truth, scope)])
-    _tell(
+    _print(
         found if as_json else None,
         csv,
         rows.as_csv(rows.error_found_records(found)),
@@ -306,7 +327,7 @@ def efficiency(
     with _opened(context) as opened:
         work = efficiency_of(opened.catalog, EvaluationScope(minutes_per_organ=minutes_per_organ))
     table = rows.efficiency_rows(work)
-    _tell(
+    _print(
         work if as_json else None,
         csv,
         rows.as_csv([dict(row) for row in table]),
@@ -317,25 +338,27 @@ def efficiency(
 def false_positives(
     context: typer.Context,
     truth: TruthOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     ensemble: EnsembleOption = None,
     min_region_ml: MinRegionOption = MIN_ML,
     as_json: JsonOption = False,
     csv: CsvOption = None,
 ) -> None:
-    """What the models see of organs that are not there (§5).
+    """False positives of the models where an organ is absent (§5).
 
     For each organ: of the cases whose truth lacks it, the share whose pseudo label holds at least
     one connected region of it of --min-region-ml or more; and how many regions in all.
 
     Example: atlasloop evaluate false-positives --truth phantoms
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.evaluation import EvaluationScope, RegionRule
     from atlas_flows.evaluation import false_positive_rates as rates
     from atlas_flows.reports import evaluation_rows as rows
 
     scope = EvaluationScope(
-        reading=reading,
+        reading=Reading(reading),
         ensembles=(ensemble,) if ensemble else (),
         rule=RegionRule(min_ml=min_region_ml),
         nsd=False,
@@ -344,7 +367,7 @@ def false_positives(
         found = rates(
             one for case in opened.measured(truth, scope) for one in case.false_positives()
         )
-    _tell(
+    _print(
         found if as_json else None,
         csv,
         rows.as_csv(rows.false_positive_records(found)),
@@ -379,10 +402,10 @@ def _opened(context: typer.Context) -> Iterator[_Opened]:
         yield _Opened(here, catalog, CaseStore(here.store))
 
 
-def _tell_matrix(title: str, matrix: DiceMatrix, as_json: bool, csv: Path | None) -> None:
+def _print_matrix(title: str, matrix: DiceMatrix, as_json: bool, csv: Path | None) -> None:
     from atlas_flows.reports import evaluation_rows as rows
 
-    _tell(
+    _print(
         matrix if as_json else None,
         csv,
         rows.as_csv(rows.matrix_records(matrix)),
@@ -396,8 +419,8 @@ def _tell_matrix(title: str, matrix: DiceMatrix, as_json: bool, csv: Path | None
     )
 
 
-def _tell(
-    told: BaseModel | dict[str, BaseModel] | None,
+def _print(
+    value: BaseModel | dict[str, BaseModel] | None,
     csv: Path | None,
     csv_text: str,
     tables: Sequence[tuple[str, Rows]],
@@ -407,11 +430,11 @@ def _tell(
 
     if csv is not None:
         write_text(csv, csv_text)
-    if isinstance(told, dict):
-        parts = {name: part.model_dump(mode="json") for name, part in told.items()}
+    if isinstance(value, dict):
+        parts = {name: part.model_dump(mode="json") for name, part in value.items()}
         write_text(None, json.dumps(parts, indent=2))
-    elif told is not None:
-        write_text(None, told.model_dump_json(indent=2))
+    elif value is not None:
+        write_text(None, value.model_dump_json(indent=2))
     elif csv is not None:
         console().print(f"written: {csv}", soft_wrap=True)
     else:

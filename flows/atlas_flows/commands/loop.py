@@ -1,4 +1,4 @@
-"""`iterate`, `iterations`, `simulate-annotator` and `loop-demo`."""
+"""`iterate` and `iterations`: the loop and its status."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from atlas_core.records import Reading
-from atlas_core.review import TOP_SHARE
 
-from atlas_flows.commands.options import DatasetOption, ReadingOption
+from atlas_flows.commands.options import (
+    TOP_SHARE,
+    DatasetOption,
+    JsonOption,
+    ReadingName,
+    ReadingOption,
+)
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
     from atlas_flows.settings import Places
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def iterate(
@@ -25,7 +27,7 @@ def iterate(
         str, typer.Option(help="run, continue, proceed or restart; see the flow iterate.")
     ] = "run",
     dataset: DatasetOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     share: Annotated[
         float, typer.Option(min=0.0001, max=1, help="Part of the list that is revised.")
     ] = TOP_SHARE,
@@ -61,7 +63,7 @@ def iterate(
     given = {
         "mode": mode,
         "dataset": dataset,
-        "reading": reading,
+        "reading": reading.value,
         "share": share,
         "minutes": minutes,
         "models": list(model or ()),
@@ -77,7 +79,10 @@ def iterate(
 
 
 def run_iterate(here: Places, given: dict[str, Any]) -> str:
-    """Run the flow in this process; where it ended, in one line.
+    """Run the flow in this process.
+
+    Returns:
+        Where it ended, in one line.
 
     Raises:
         AtlasError: what is missing.
@@ -99,10 +104,10 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
     from atlas_core.catalog import Catalog
     from atlas_core.loop import Iterations
 
-    from atlas_flows.loop import next_step, standing_of, told
+    from atlas_flows.loop import iteration_status, next_step, summary_line
 
     with Catalog.open(places(context).catalog_url) as catalog:
-        known = [(one, standing_of(catalog, one)) for one in Iterations(catalog).all()]
+        known = [(one, iteration_status(catalog, one)) for one in Iterations(catalog).all()]
     if as_json:
         rows = [one.model_dump(mode="json") | {"done": dict(s.done)} for one, s in known]
         write_text(None, json.dumps(rows, indent=2))
@@ -114,9 +119,9 @@ def iterations(context: typer.Context, as_json: JsonOption = False) -> None:
                 "t": str(one.t),
                 "state": one.state.value,
                 "started": f"{one.started_at:%Y-%m-%d %H:%M}",
-                "next": next_step(standing).key if one.state.value == "open" else "–",
-                "what": told(standing),
+                "next": next_step(status).key if one.state.value == "open" else "–",
+                "what": summary_line(status),
             }
-            for one, standing in known
+            for one, status in known
         ],
     )

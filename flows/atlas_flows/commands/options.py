@@ -1,19 +1,35 @@
-"""Options that several commands have."""
+"""Options that several commands share.
+
+Choices that `atlas_core` defines are repeated here, and the commands convert them: its records load
+pydantic and NumPy, which `--help` can do without. A test compares the two.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import Annotated, Literal
 
 import typer
-from atlas_core.records import Reading
 
-if TYPE_CHECKING:
-    pass
 
+class ReadingName(StrEnum):
+    """The readings of the attention map, as `atlas_core.records.Reading`."""
+
+    PAPER = "paper"
+    RELEASED = "released"
+
+
+RankByName = Literal["size", "relative"]
+"""As `atlas_core.records.RankBy`."""
+
+TOP_SHARE = 0.05
+"""As `atlas_core.review.TOP_SHARE`."""
 
 ReadingOption = Annotated[
-    Reading, typer.Option(help="paper: Eq. 1–4. released: thresholds of the published code.")
+    ReadingName, typer.Option(help="paper: Eq. 1–4. released: thresholds of the published code.")
 ]
-
-
 DatasetOption = Annotated[str | None, typer.Option(help="Only the cases of this dataset.")]
+InFlightOption = Annotated[
+    int, typer.Option(min=1, max=64, help="Cases worked on at the same time.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

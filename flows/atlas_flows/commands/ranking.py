@@ -1,4 +1,4 @@
-"""`ranking`, `evaluate ranking`, `report` and `demo`: results for people and for programs."""
+"""`ranking` and `evaluate ranking`: the priority list, and how good it is."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.records import RankBy, Reading
 
-from atlas_flows.commands.options import DatasetOption, ReadingOption
+from atlas_flows.commands.options import (
+    DatasetOption,
+    JsonOption,
+    RankByName,
+    ReadingName,
+    ReadingOption,
+)
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
     from atlas_flows.evaluation import RankingEvaluation
 
 ByOption = Annotated[
-    RankBy,
+    RankByName,
     typer.Option(
         "--by",
         help="size: attention size, the paper's. relative: attention of each organ against its own "
         "volume, averaged; large patients do not come first.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def ranking(
     context: typer.Context,
     dataset: DatasetOption = None,
-    reading: ReadingOption = Reading.PAPER,
-    by: ByOption = RankBy.SIZE,
+    reading: ReadingOption = ReadingName.PAPER,
+    by: ByOption = "size",
     top: Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")] = None,
     share: Annotated[
         float | None,
@@ -51,6 +55,7 @@ def ranking(
     from atlas_core.catalog import Catalog
     from atlas_core.errors import InvalidInput
     from atlas_core.organs import ABDOMEN_ATLAS
+    from atlas_core.records import RankBy, Reading
 
     from atlas_flows.scoring import priority_list
 
@@ -59,12 +64,12 @@ def ranking(
     with Catalog.open(places(context).catalog_url) as catalog:
         if dataset is not None:
             catalog.dataset(dataset)  # a typing error must not look like an empty dataset
-        cases = catalog.ranking(reading, dataset=dataset, by=by)
+        cases = catalog.ranking(Reading(reading), dataset=dataset, by=RankBy(by))
     shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
     if csv is not None:
         write_text(csv, priority_list.as_csv(shown, ABDOMEN_ATLAS.names))
     if as_json:
-        write_text(None, priority_list.as_json(shown, reading, by))
+        write_text(None, priority_list.as_json(shown, Reading(reading), RankBy(by)))
     elif csv is not None:
         console().print(f"{len(shown)} of {len(cases)} cases written to {csv}")
     elif not shown:
@@ -77,7 +82,7 @@ def ranking(
         )
 
 
-def evaluate_ranking(
+def evaluate(
     context: typer.Context,
     truth: Annotated[
         Path,
@@ -87,8 +92,8 @@ def evaluate_ranking(
             help="Folder of `atlasloop phantoms`, with the true masks.",
         ),
     ],
-    reading: ReadingOption = Reading.PAPER,
-    by: ByOption = RankBy.SIZE,
+    reading: ReadingOption = ReadingName.PAPER,
+    by: ByOption = "size",
     as_json: JsonOption = False,
 ) -> None:
     """Compare the priority list with the true errors of phantoms.
@@ -99,13 +104,15 @@ def evaluate_ranking(
     Example: atlasloop evaluate ranking --truth phantoms --json
     """
     from atlas_core.catalog import Catalog
+    from atlas_core.records import RankBy, Reading
     from atlas_core.store import CaseStore
 
-    from atlas_flows.evaluation import case_errors, evaluate
+    from atlas_flows.evaluation import case_errors, evaluate_ranking
 
     here = places(context)
     with Catalog.open(here.catalog_url) as catalog:
-        result = evaluate(case_errors(truth, catalog, CaseStore(here.store), reading), by)
+        errors = case_errors(truth, catalog, CaseStore(here.store), Reading(reading))
+        result = evaluate_ranking(errors, RankBy(by))
     if as_json:
         write_text(None, result.model_dump_json(indent=2))
         return
@@ -120,7 +127,7 @@ def show_evaluation(result: RankingEvaluation) -> None:
 
     hard = result.hard
     lines = [
-        f"{result.cases} cases; mean Dice {shown(result.mean_dice)}, ordinary "
+        f"{result.cases} cases; mean Dice of a case {shown(result.mean_dice)}, ordinary "
         f"{shown(result.mean_dice_ordinary)}, hard {shown(result.mean_dice_hard)}",
         f"Spearman correlation of attention ({result.by.value}) and true error: "
         f"{shown(result.spearman)} (p = {shown(result.spearman_p, '.1g')})",

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from atlas_core.release import CtFiles, LicenceRisk, ReleaseFormat, ReleaseOptions
 
 from atlas_flows.commands.case_progress import case_progress
+from atlas_flows.commands.options import InFlightOption, JsonOption
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places, print_table
 
 if TYPE_CHECKING:
+    from atlas_core.release import ReleaseOptions
+
     from atlas_flows.release import ReleaseSummary
     from atlas_flows.settings import Places
+
+# As `CtFiles`, `ReleaseFormat` and `LicenceRisk` of `atlas_core.release`, which `--help` need not
+# load (a test compares).
+FormatName = Literal["atlas", "nnunet"]
+CtFilesName = Literal["none", "link", "copy"]
+
+
+class LicenceRiskName(StrEnum):
+    """What licences may forbid."""
+
+    UNKNOWN = "unknown"
+    NO_DERIVATIVES = "no-derivatives"
+    NON_COMMERCIAL_MIX = "non-commercial-mix"
+    SHARE_ALIKE = "share-alike"
 
 
 def release(
@@ -26,14 +43,14 @@ def release(
         list[str] | None, typer.Option(help="Only this dataset; may be given several times.")
     ] = None,
     layout: Annotated[
-        ReleaseFormat,
+        FormatName,
         typer.Option("--format", help="atlas: AbdomenAtlas layout. nnunet: nnU-Net raw."),
-    ] = ReleaseFormat.ATLAS,
+    ] = "atlas",
     cts: Annotated[
-        CtFiles, typer.Option(help="CTs: none (a table says where they are), link or copy.")
-    ] = CtFiles.NONE,
+        CtFilesName, typer.Option(help="CTs: none (a table says where they are), link or copy.")
+    ] = "none",
     accept: Annotated[
-        list[LicenceRisk] | None,
+        list[LicenceRiskName] | None,
         typer.Option(help="Do it although licences forbid this; may be given several times."),
     ] = None,
     leave_out: Annotated[
@@ -46,10 +63,8 @@ def release(
             dir_okay=False,
         ),
     ] = None,
-    in_flight: Annotated[
-        int, typer.Option(min=1, max=64, help="Cases worked on at the same time.")
-    ] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+    in_flight: InFlightOption = 2,
+    as_json: JsonOption = False,
 ) -> None:
     """The assembled labels as a dataset, with splits, card and checksums (flow `release`).
 
@@ -57,14 +72,16 @@ def release(
 
     Example: atlasloop release atlas-1.0 --name "Our Atlas" --dataset BTCV
     """
+    from atlas_core.release import CtFiles, LicenceRisk, ReleaseFormat, ReleaseOptions
+
     from atlas_flows.release import read_patients
 
     options = ReleaseOptions(
         name=name,
         datasets=tuple(dataset or ()),
-        format=layout,
-        cts=cts,
-        accepted=frozenset(accept or ()),
+        format=ReleaseFormat(layout),
+        cts=CtFiles(cts),
+        accepted=frozenset(LicenceRisk(risk) for risk in accept or ()),
         leave_out=leave_out,
         patients=read_patients(patients),
     )
@@ -86,7 +103,7 @@ def run_release(
     """
     with (
         run_here(here, "release"),
-        case_progress("releasing", "atlas_flows.release.releasing"),
+        case_progress("releasing"),
     ):
         from atlas_flows.release.flow import release as release_flow
 

@@ -1,4 +1,4 @@
-"""`report`: the page with the ranking or with the evaluation."""
+"""`report`: an HTML page with the ranking or the evaluation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.records import Reading
 
-from atlas_flows.commands.options import DatasetOption, ReadingOption
+from atlas_flows.commands.options import DatasetOption, ReadingName, ReadingOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
+    from atlas_core.records import Reading
     from atlas_core.store import CaseStore
 
 
@@ -22,7 +22,7 @@ def report(
         Path, typer.Option(dir_okay=False, help="The page; an existing one is replaced.")
     ] = Path("report.html"),
     dataset: DatasetOption = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     top: Annotated[int, typer.Option(min=0, max=100, help="Cases with pictures.")] = 5,
     evaluation: Annotated[
         bool, typer.Option("--evaluation", help="The paper's tables and figures instead.")
@@ -52,6 +52,7 @@ def report(
     """
     from atlas_core.catalog import Catalog
     from atlas_core.errors import InvalidInput
+    from atlas_core.records import Reading
     from atlas_core.store import CaseStore
 
     if not evaluation and (truth is not None or original_truth):
@@ -67,11 +68,11 @@ def report(
         store = CaseStore(here.store)
         if evaluation:
             wanted = truth is not None or original_truth
-            page = _evaluation_page(catalog, store, reading, truth, wanted, nsd)
+            page = _evaluation_page(catalog, store, Reading(reading), truth, wanted, nsd)
         else:
             from atlas_flows.reports import ReportScope, RunFacts, build_report
 
-            scope = ReportScope(reading=reading, dataset=dataset, top=top)
+            scope = ReportScope(reading=Reading(reading), dataset=dataset, top=top)
             page = build_report(catalog, store, scope, RunFacts())
     write_text(output, page)
     console().print(f"report: {output}", soft_wrap=True)
@@ -85,10 +86,10 @@ def _evaluation_page(
     with_truth: bool,
     nsd: bool,
 ) -> str:
-    from atlas_flows.evaluation import EvaluationScope, evaluate_all, known_truth
+    from atlas_flows.evaluation import EvaluationScope, evaluate_all, open_ground_truth
     from atlas_flows.reports import build_loop_report
 
-    truth = known_truth(folder, catalog, store) if with_truth else None
+    truth = open_ground_truth(folder, catalog, store) if with_truth else None
     with console(stderr=True).status("evaluating") as status:
         found = evaluate_all(
             catalog,

@@ -1,4 +1,4 @@
-"""A flow that runs in the process of its command, where the Prefect server sees it."""
+"""Runs a flow in the process of its command, in view of the Prefect server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def run_here(here: Places, flow: str, kept: str = "") -> Iterator[None]:
     the block and not before: it reads its settings when it is imported.
 
     Args:
-        kept: what is not lost if the server goes away.
+        kept: what is not lost if the server stops answering.
 
     Raises:
-        Unavailable: no Prefect server, or it went away.
+        Unavailable: no Prefect server, or it stopped answering.
     """
     here.enter_prefect(quiet=True)
     here.require_prefect()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from atlas_core.records import Reading
 
 from atlas_flows.commands.case_progress import case_progress, show_failures
-from atlas_flows.commands.options import DatasetOption, ReadingOption
+from atlas_flows.commands.options import DatasetOption, InFlightOption, ReadingName, ReadingOption
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places
 
@@ -23,18 +22,16 @@ def score(
     case: Annotated[
         list[str] | None, typer.Option(help="Only this case; may be given several times.")
     ] = None,
-    reading: ReadingOption = Reading.PAPER,
+    reading: ReadingOption = ReadingName.PAPER,
     model: Annotated[
         list[str] | None,
         typer.Option(help="NAME or NAME@T, several times; default: the whole ensemble."),
     ] = None,
-    in_flight: Annotated[
-        int, typer.Option(min=1, max=64, help="Cases worked on at the same time.")
-    ] = 2,
+    in_flight: InFlightOption = 2,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many cases.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also what is scored already.")] = False,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for a service that is away.")
+        float, typer.Option(min=0, help="Seconds to wait for a service that does not answer.")
     ] = 300.0,
 ) -> None:
     """Predict, fuse and rank what is not scored yet (flow `score`).
@@ -44,11 +41,13 @@ def score(
 
     Example: atlasloop score --dataset BTCV --in-flight 4
     """
+    from atlas_core.records import Reading
+
     from atlas_flows.runs import CasesFailed
     from atlas_flows.scoring import ScoreRequest
 
     request = ScoreRequest(
-        reading=reading,
+        reading=Reading(reading),
         dataset=dataset,
         cases=tuple(case or ()),
         models=tuple(model or ()),
@@ -72,9 +71,11 @@ def run_score(
         Unavailable: no Prefect server, or no attention service.
         CasesFailed: some cases are not scored.
     """
+    from atlas_flows.scoring import log
+
     with (
         run_here(here, "score", "what is scored stays scored"),
-        case_progress("scoring", "atlas_flows.scoring.scoring"),
+        case_progress("scoring", log),
     ):
         from atlas_flows.scoring.flow import score as score_flow
 

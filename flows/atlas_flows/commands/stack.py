@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from atlas_flows.commands.options import JsonOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ def up(context: typer.Context) -> None:
     here = places(context)
     account = first_review_account(here.embedded)
     if account is not None:
-        # Said before anything can fail: nobody can find it out later.
+        # Printed before anything can fail: it cannot be found out later.
         name, password = account
         console().print(
             f"review: sign in as {name} with the password {password} (shown only now)",
             markup=False,
             highlight=False,
         )
-    parts = stack.up(here.embedded, on_event=_tell)
+    parts = stack.up(here.embedded, on_event=_print_event)
     with Catalog.open(here.catalog_url) as catalog:
         register_installed(repository_of(here.embedded), here.embedded.models_dir, catalog)
     _show(parts)
@@ -61,14 +62,14 @@ def down(context: typer.Context) -> None:
     """
     from atlas_embedded import stack
 
-    stopped = stack.down(places(context).embedded, on_event=_tell)
+    stopped = stack.down(places(context).embedded, on_event=_print_event)
     if not stopped:
         console().print("nothing was running")
 
 
 def status(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how every part of the stack is. Exit status 1 unless all are healthy.
 
@@ -107,7 +108,7 @@ def logs(
         write_text(None, line)
 
 
-def _tell(line: str) -> None:
+def _print_event(line: str) -> None:
     console(stderr=True).print(line, style="dim", markup=False)
 
 

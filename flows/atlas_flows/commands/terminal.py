@@ -1,4 +1,4 @@
-"""What commands share: options, settings, and output to a terminal."""
+"""What commands share: common options, settings, and output to a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 PIPED_WIDTH = 160
-"""Columns of a table that goes into a file or a log: whatever shows it wraps the lines itself."""
+"""Columns of a table that goes into a file or a log, whose reader wraps lines itself."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,15 @@
-from .own_stack import enter, exclusive_demo, own_settings, stopped_by_sigterm, undisturbed
+from .demo_stack import (
+    demo_settings,
+    exclusive_demo,
+    signals_ignored,
+    sigterm_as_interrupt,
+    use_stack,
+)
 
 __all__ = [
-    "enter",
+    "demo_settings",
     "exclusive_demo",
-    "own_settings",
-    "stopped_by_sigterm",
-    "undisturbed",
+    "signals_ignored",
+    "sigterm_as_interrupt",
+    "use_stack",
 ]

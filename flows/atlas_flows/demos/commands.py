@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_flows.commands.options import DatasetOption
-from atlas_flows.commands.ranking import JsonOption
+from atlas_flows.commands.options import DatasetOption, JsonOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 
@@ -33,7 +32,7 @@ def demo(
 
     Example: atlasloop demo --ct /data/my-cts
     """
-    from atlas_flows.demos.demo import DemoRequest, run_demo
+    from atlas_flows.demos.scoring_demo import DemoRequest, run_demo
 
     run_demo(places(context), DemoRequest(ct=ct, cases=cases, seed=seed, output=output))
 
@@ -69,16 +68,22 @@ def simulate_annotator(
     """
     from atlas_embedded.components import review_token
 
-    from atlas_flows.demos.simulated_annotator import ACCOUNT, Diligence, ReviewApi, Truth, work
+    from atlas_flows.demos.simulated_annotator import (
+        ACCOUNT,
+        AnnotatorPolicy,
+        PhantomLabels,
+        ReviewApi,
+        annotate,
+    )
 
     here = places(context)
-    known = Truth.of(truth)
+    known = PhantomLabels.of(truth)
     secret = token or review_token(here.embedded, ACCOUNT)
     with ReviewApi.open(url or here.review_url, secret) as api:
-        done = work(
+        done = annotate(
             api,
             known,
-            Diligence(minutes, dice, dataset),
+            AnnotatorPolicy(minutes, dice, dataset),
             lambda line: console(stderr=True).print(line, style="dim", markup=False),
         )
     if as_json:

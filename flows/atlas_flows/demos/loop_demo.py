@@ -25,19 +25,27 @@ from atlas_embedded.components import review_token
 from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from rich.console import Console
 
+from atlas_flows.assembly import AssemblyRequest
+from atlas_flows.commands.assembly import run_assemble
 from atlas_flows.commands.loop import run_iterate
 from atlas_flows.commands.scoring import run_score
 from atlas_flows.commands.terminal import print_table, write_text
-from atlas_flows.demos.own_stack import (
-    enter,
+from atlas_flows.demos.demo_stack import (
+    demo_settings,
     exclusive_demo,
-    own_settings,
-    stopped_by_sigterm,
-    undisturbed,
+    signals_ignored,
+    sigterm_as_interrupt,
+    use_stack,
 )
-from atlas_flows.demos.simulated_annotator import ACCOUNT, Diligence, ReviewApi, Truth, work
+from atlas_flows.demos.simulated_annotator import (
+    ACCOUNT,
+    AnnotatorPolicy,
+    PhantomLabels,
+    ReviewApi,
+    annotate,
+)
 from atlas_flows.evaluation import TRUTH_FOLDER, EvaluationScope, PaperEvaluation
-from atlas_flows.loop import LoopParameters, Standing
+from atlas_flows.loop import IterationStatus, LoopParameters
 from atlas_flows.models import TrainingOrder, model_store, train_version
 from atlas_flows.scoring import ScoreRequest
 from atlas_flows.settings import Places
@@ -70,7 +78,7 @@ LEARNING_RATE = 2.0e-3
 
 @dataclass(frozen=True)
 class Size:
-    """How much is made and trained.
+    """How many phantoms are made, and how many steps are trained.
 
     Attributes:
         work_cases, held_out_cases: phantoms that are annotated, and that versions are judged on.
@@ -102,7 +110,7 @@ IN_FLIGHT = 2
 
 @dataclass
 class _Demo:
-    """One run: its stack, and what is to be told of it."""
+    """One run of the demo: its stack, and the times of its steps."""
 
     settings: EmbeddedSettings
     output: Path
@@ -121,7 +129,7 @@ class _Demo:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Times a step and tells of it."""
+        """Times a step and prints it."""
         self.console.print(f"[bold]{name}[/bold]")
         started = time.monotonic()
         yield
@@ -132,7 +140,7 @@ class _Demo:
 def run_loop_demo(
     places: Places, output: Path, seed: int, *, quick: bool = False
 ) -> dict[str, Any]:
-    """Everything once; what it came to, for the last line on the terminal.
+    """Run everything once; the figures for the last line on the terminal.
 
     Args:
         quick: only show that it runs: few cases, few steps.
@@ -143,10 +151,10 @@ def run_loop_demo(
     """
     home = (places.embedded.home / ("loop-demo-quick" if quick else "loop-demo")).absolute()
     home.mkdir(parents=True, exist_ok=True)
-    with exclusive_demo(home), stopped_by_sigterm():
+    with exclusive_demo(home), sigterm_as_interrupt():
         stack.down(EmbeddedSettings(home=home))  # what a demo that was killed has left
-        settings = own_settings(home, PARTS, models_dir=home / "M0")
-        enter(settings)
+        settings = demo_settings(home, PARTS, models_dir=home / "M0")
+        use_stack(settings)
         size = QUICK if quick else FULL
         demo = _Demo(settings, output, seed, size, Console(highlight=False, stderr=True))
         with Catalog.open(settings.catalog_url) as catalog:
@@ -156,21 +164,22 @@ def run_loop_demo(
 def _run(demo: _Demo, catalog: Catalog) -> dict[str, Any]:
     started = time.monotonic()
     with demo.step("phantoms"):
-        _bring_in_cases(demo, catalog)
+        _import_cases(demo, catalog)
     _train_first(demo, catalog)
     try:
         with demo.step("stack"):
             stack.up(demo.settings, on_event=lambda line: demo.console.print(f"  {line}"))
         _iterate(demo, catalog)
-        with demo.step("score with the last models"):
+        with demo.step("score and assemble with the last models"):
             run_score(
                 demo.places,
                 ScoreRequest(dataset=WORK),
                 in_flight=IN_FLIGHT,
                 patience_s=PATIENCE_S,
             )
+            run_assemble(demo.places, AssemblyRequest(dataset=WORK), in_flight=IN_FLIGHT)
     finally:
-        with undisturbed():
+        with signals_ignored():
             stack.down(demo.settings)
     with demo.step("report"):
         evaluation = _report(demo, catalog)
@@ -186,7 +195,7 @@ def _run(demo: _Demo, catalog: Catalog) -> dict[str, Any]:
     }
 
 
-def _bring_in_cases(demo: _Demo, catalog: Catalog) -> None:
+def _import_cases(demo: _Demo, catalog: Catalog) -> None:
     store = CaseStore(demo.settings.store)
     plans = (
         (WORK, demo.size.work_cases, HARD_SHARE, "partial"),
@@ -219,28 +228,28 @@ def _train_first(demo: _Demo, catalog: Catalog) -> None:
                 validation_share=0.0,
                 version=0,
             )
-            train_version(order, demo.places, catalog, models, _said(demo))
+            train_version(order, demo.places, catalog, models, _report_steps(demo))
             target = demo.settings.models_dir / name
             if not target.exists():
                 models.copy_to(name, 0, target)
 
 
-def _said(demo: _Demo) -> Any:
-    """Says how a training stands, now and then."""
-    said = time.monotonic()
+def _report_steps(demo: _Demo) -> Any:
+    """Prints the steps of a training, now and then."""
+    printed_at = time.monotonic()
 
     def say(step: int, steps: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > 10.0:
-            said = time.monotonic()
+        nonlocal printed_at
+        if time.monotonic() - printed_at > 10.0:
+            printed_at = time.monotonic()
             demo.console.print(f"  step {step} of {steps}")
 
     return say
 
 
 def _iterate(demo: _Demo, catalog: Catalog) -> None:
-    """The loop to its end: the flow as far as it goes, then the simulated annotator, and again."""
-    truth = Truth.of(demo.phantoms / WORK)
+    """Run flow and simulated annotator in turns until the loop ends."""
+    truth = PhantomLabels.of(demo.phantoms / WORK)
     given = {
         "mode": "run",
         "dataset": WORK,
@@ -262,8 +271,8 @@ def _iterate(demo: _Demo, catalog: Catalog) -> None:
         with demo.step(f"simulated annotator, iteration {number}"):
             token = review_token(demo.settings, ACCOUNT)
             with ReviewApi.open(demo.settings.review_url, token) as api:
-                wish = Diligence(MINUTES, WRONG_BELOW_DICE, WORK)
-                done = work(api, truth, wish, lambda line: demo.console.print(f"  {line}"))
+                policy = AnnotatorPolicy(MINUTES, WRONG_BELOW_DICE, WORK)
+                done = annotate(api, truth, policy, lambda line: demo.console.print(f"  {line}"))
             demo.console.print(
                 f"  {done.revised} revised, {done.confirmed} confirmed, {done.minutes:.0f} minutes"
             )
@@ -279,11 +288,11 @@ def _ended(catalog: Catalog) -> bool:
 
 
 def _report(demo: _Demo, catalog: Catalog) -> PaperEvaluation:
-    from atlas_flows.evaluation import evaluate_all, known_truth
+    from atlas_flows.evaluation import evaluate_all, open_ground_truth
     from atlas_flows.reports import build_loop_report
 
     store = CaseStore(demo.settings.store)
-    truth = known_truth(demo.phantoms / WORK, catalog, store)
+    truth = open_ground_truth(demo.phantoms / WORK, catalog, store)
     evaluation = evaluate_all(catalog, store, truth, EvaluationScope(nsd=False))
     note = "Phantoms and a simulated annotator: these figures say nothing about patients."
     page = build_loop_report(evaluation, title="The loop on phantoms", notes=[note])
@@ -321,8 +330,8 @@ def mean_dice(catalog: Catalog) -> dict[str, float]:
     means: dict[str, float] = {}
     for iteration in Iterations(catalog).all():
         parameters = LoopParameters.model_validate(iteration.parameters)
-        standing = Standing(iteration.t, parameters, steps_done(catalog, iteration.t))
-        tried = [standing.promoted(model) for model in standing.versions]
+        status = IterationStatus(iteration.t, parameters, steps_done(catalog, iteration.t))
+        tried = [status.promoted(model) for model in status.versions]
         evidence = [one for one in tried if one is not None and one.evidence]
         if not evidence:
             continue

@@ -1,8 +1,8 @@
 """A SIMULATED annotator, for demonstrations, tests and studies: it knows the truth of phantoms.
 
-It works as people do, through the review service's HTTP API alone: takes the case that needs it
-most, replaces labels that are wrong by the truth, confirms the rest. Its account is named
-simulated-annotator, so that the audit log and the provenance of every label tell who it was.
+It works as people do, only through the review service's HTTP API: takes the most urgent case,
+ replaces labels that are wrong by the truth, confirms the rest. Its account is named
+simulated-annotator, so that the audit log and the provenance of every label show who it was.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from atlas_core.review import MINUTES_PER_CASE, Task, Verdict
 from numpy.typing import NDArray
 from pydantic import Field
 
-from atlas_flows.evaluation import dice_by_organ, true_cases
+from atlas_flows.evaluation import dice_by_organ, truth_files
 
 ACCOUNT: Final = "simulated-annotator"
 
@@ -37,24 +37,21 @@ DIGEST_IN_ID: Final = 12
 
 TIMEOUT_S: Final = 120.0
 
-OnTask = Callable[[str], None]
-"""Takes one line for people about what was done."""
-
 
 class SimulatedWork(FrozenModel):
     """What the simulated annotator did."""
 
     revised: int = 0
     confirmed: int = 0
-    skipped: int = Field(default=0, description="Cases whose truth is not at hand.")
+    skipped: int = Field(default=0, description="Cases whose truth is not available.")
     organs_replaced: int = 0
     minutes: float = Field(default=0.0, description="Time that it would have taken a person.")
     budget_spent: bool = Field(default=False, description="It ended before the queue was empty.")
 
 
 @dataclass(frozen=True)
-class Diligence:
-    """How much the simulated annotator does, and what it takes for wrong.
+class AnnotatorPolicy:
+    """How much the simulated annotator does, and which labels it replaces.
 
     Attributes:
         minutes: of a person's time; it takes no case that would exceed them.
@@ -67,7 +64,7 @@ class Diligence:
     dataset: str | None = None
 
 
-class Truth:
+class PhantomLabels:
     """True label maps of a folder of phantoms, found by the content of their CTs."""
 
     def __init__(self, maps: Mapping[str, Path]) -> None:
@@ -82,7 +79,7 @@ class Truth:
         """
         maps = {
             content_sha256(read_volume(case.ct))[:DIGEST_IN_ID]: case.combined
-            for case in true_cases(folder)
+            for case in truth_files(folder)
             if case.ct is not None and case.combined is not None
         }
         if not maps:
@@ -107,7 +104,7 @@ class ReviewApi:
     @classmethod
     @contextmanager
     def open(cls, url: str, token: str) -> Iterator[Self]:
-        """A connection as the account that the token belongs to."""
+        """Connect as the account of the token."""
         with httpx.Client(
             base_url=f"{url.rstrip('/')}/api/v1",
             headers={"Authorization": f"Bearer {token}"},
@@ -122,7 +119,7 @@ class ReviewApi:
         return None if answer.status_code == 204 else Task.model_validate(answer.json())
 
     def give_back(self, task: Task) -> None:
-        """Let somebody else take it."""
+        """Return the lease, so that another annotator can take the case."""
         self._ask("DELETE", f"/tasks/{task.id}/lease")
 
     def case(self, task: Task) -> dict[str, Any]:
@@ -137,7 +134,7 @@ class ReviewApi:
         return read_label(path).voxels
 
     def hand_in(self, task: Task, organ: str, base: str, mask: Path) -> str:
-        """A new label of one organ; its version."""
+        """Submit a new label of one organ; returns its version."""
         asked = {"organ": organ, "base": base, "task": str(task.id)}
         with mask.open("rb") as file:
             answer = self._ask(
@@ -146,7 +143,7 @@ class ReviewApi:
         return str(answer.json()["id"])
 
     def judge(self, task: Task, organ: str, verdict: Verdict) -> None:
-        """Say of one organ whether its label is right."""
+        """Record the verdict on one organ."""
         self._ask("PUT", f"/tasks/{task.id}/organs/{organ}", json={"verdict": verdict.value})
 
     def finish(self, task: Task, ending: str, **body: Any) -> None:
@@ -181,30 +178,36 @@ class ReviewApi:
         raise kind(f"the review service refused {method} {path}", got=answer.text[:500])
 
 
-def work(
-    api: ReviewApi, truth: Truth, diligence: Diligence, on_task: OnTask = lambda line: None
+def annotate(
+    api: ReviewApi,
+    truth: PhantomLabels,
+    policy: AnnotatorPolicy,
+    on_task: Callable[[str], None] = lambda line: None,
 ) -> SimulatedWork:
-    """Take cases until the queue or the time is over.
+    """Take cases until the queue is empty or the time is spent.
+
+    Args:
+        on_task: called with a line for people after each case.
 
     Raises:
         Unavailable, ConfigurationError: see `ReviewApi`. What was handed in stays.
     """
     done = SimulatedWork()
-    while (task := api.next(diligence.dataset)) is not None:
+    while (task := api.next(policy.dataset)) is not None:
         minutes = MINUTES_PER_ORGAN * len(task.organs)
-        if done.minutes + minutes > diligence.minutes:
+        if done.minutes + minutes > policy.minutes:
             api.give_back(task)
             return done.model_copy(update={"budget_spent": True})
         try:
-            done, told = _one(api, truth, diligence, task, done)
+            done, line = _one(api, truth, policy, task, done)
         except (NotFound, Conflict) as error:
-            told = f"{task.case_id}: left, as it was deleted or taken: {error}"
-        on_task(told)
+            line = f"{task.case_id}: left, as it was deleted or taken: {error}"
+        on_task(line)
     return done
 
 
 def _one(
-    api: ReviewApi, truth: Truth, diligence: Diligence, task: Task, done: SimulatedWork
+    api: ReviewApi, truth: PhantomLabels, policy: AnnotatorPolicy, task: Task, done: SimulatedWork
 ) -> tuple[SimulatedWork, str]:
     """One case; the work so far with it, and a line about it."""
     minutes = MINUTES_PER_ORGAN * len(task.organs)
@@ -213,19 +216,19 @@ def _one(
         api.finish(task, "skip", reason="simulated annotator: its truth is not at hand")
         return _more(done, skipped=1), f"{task.case_id}: skipped, its truth is not at hand"
     with tempfile.TemporaryDirectory(prefix="simulated-") as name:
-        versions = _replace_wrong(api, diligence, task, true_map, Path(name))
+        versions = _replace_wrong(api, policy, task, true_map, Path(name))
     spent = {"seconds_spent": 60.0 * minutes}
     if not versions:
         api.finish(task, "confirm", **spent)
         return _more(done, confirmed=1, minutes=minutes), f"{task.case_id}: confirmed"
     api.finish(task, "revise", labels=versions, **spent)
-    told = f"{task.case_id}: revised {', '.join(versions)}"
+    line = f"{task.case_id}: revised {', '.join(versions)}"
     more = _more(done, revised=1, organs_replaced=len(versions), minutes=minutes)
-    return more, told
+    return more, line
 
 
 def _replace_wrong(
-    api: ReviewApi, diligence: Diligence, task: Task, true_map: NDArray[np.uint8], folder: Path
+    api: ReviewApi, policy: AnnotatorPolicy, task: Task, true_map: NDArray[np.uint8], folder: Path
 ) -> dict[str, str]:
     """Hand in the truth of every organ whose label is wrong; organ → its new version."""
     case = api.case(task)
@@ -238,7 +241,7 @@ def _replace_wrong(
         if organ.verdict is Verdict.NEEDS_REVISION
         and in_force.get(organ.organ, {}).get("author") == ACCOUNT
     }
-    for organ in _wrong(api.label_map(task.case_id, folder), true_map, task, diligence.dice):
+    for organ in _wrong(api.label_map(task.case_id, folder), true_map, task, policy.dice):
         mask = (true_map == ABDOMEN_ATLAS[organ].label).astype(np.uint8)
         path = folder / f"{organ}.nii.gz"
         write_volume(path, np.asfortranarray(mask), ct)
@@ -251,7 +254,7 @@ def _replace_wrong(
 def _wrong(
     label_map: NDArray[Any], true_map: NDArray[np.uint8], task: Task, dice: float
 ) -> list[str]:
-    """Organs of the task whose label is further from the truth than allowed."""
+    """Organs of the task whose Dice against the truth is below `dice`."""
     names = [organ.organ for organ in task.organs]
     truth = {name: true_map == ABDOMEN_ATLAS[name].label for name in names}
     labels = {name: ABDOMEN_ATLAS[name].label for name in names}

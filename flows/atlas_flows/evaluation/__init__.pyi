@@ -1,10 +1,10 @@
 from .attention_regions import DetectionTable, RegionRule
 from .case_measures import CaseMeasures
-from .compared_masks import Compared, annotator_matrix, architecture_matrix
+from .compared_masks import ComparisonScope, annotator_matrix, architecture_matrix
 from .efficiency import Efficiency, WorkTime
 from .error_found import ErrorFound, measure_error_found
 from .false_positives import FalsePositives, false_positive_rates
-from .ground_truth import Truth, known_truth
+from .ground_truth import GroundTruth, open_ground_truth
 from .label_quality import IterationTable, LabelKind
 from .paper_evaluation import (
     EvaluationScope,
@@ -15,30 +15,30 @@ from .paper_evaluation import (
     evaluate_all,
     iteration_tables,
     iterations_of,
-    measure_turn,
+    measure_iteration,
 )
-from .phantom_truth import TRUTH_FOLDER, case_errors, kinds_of_cases, true_cases
-from .ranking_quality import ORDINARY, RankingEvaluation, dice_by_organ, evaluate
+from .phantom_truth import TRUTH_FOLDER, case_errors, kinds_of_cases, truth_files
+from .ranking_quality import ORDINARY, RankingEvaluation, dice_by_organ, evaluate_ranking
 from .rater_agreement import DiceMatrix
 
 __all__ = [
     "ORDINARY",
     "TRUTH_FOLDER",
     "CaseMeasures",
-    "Compared",
+    "ComparisonScope",
     "DetectionTable",
     "DiceMatrix",
     "Efficiency",
     "ErrorFound",
     "EvaluationScope",
     "FalsePositives",
+    "GroundTruth",
     "IterationSummary",
     "IterationTable",
     "LabelKind",
     "PaperEvaluation",
     "RankingEvaluation",
     "RegionRule",
-    "Truth",
     "WorkTime",
     "annotator_matrix",
     "architecture_matrix",
@@ -46,14 +46,14 @@ __all__ = [
     "detection_table",
     "dice_by_organ",
     "efficiency_of",
-    "evaluate",
     "evaluate_all",
+    "evaluate_ranking",
     "false_positive_rates",
     "iteration_tables",
     "iterations_of",
     "kinds_of_cases",
-    "known_truth",
     "measure_error_found",
-    "measure_turn",
-    "true_cases",
+    "measure_iteration",
+    "open_ground_truth",
+    "truth_files",
 ]

@@ -11,7 +11,7 @@ of regions too small to count.
     sensitivity = found error regions / error regions
     precision   = right attended regions / attended regions
 
-Pure functions on arrays. `docs/explanation/evaluation.md` says why it was read so.
+Pure functions on arrays. `docs/explanation/evaluation.md` gives the reasons for this reading.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PAPER_THRESHOLD: Final = 0.2
 attention nearly everywhere along a border: what the review page lists as attended, too."""
 
 MIN_REGION_ML: Final = 0.1
-"""A cube of 4.6 mm: what is smaller nobody redraws, and every border is full of it."""
+"""A cube of 4.6 mm: nothing smaller is worth redrawing, and every border is full of it."""
 
 
 class RegionRule(FrozenModel):
@@ -228,18 +228,14 @@ def _overall(rows: Sequence[DetectionRow], by_organ: dict[str, list[Detection]])
         counts=counts,
         sensitivity=counts.sensitivity,
         precision=counts.precision,
-        sensitivity_by_case=_average([row.sensitivity_by_case for row in rows]),
-        precision_by_case=_average([row.precision_by_case for row in rows]),
+        sensitivity_by_case=_over_organs([row.sensitivity_by_case for row in rows]),
+        precision_by_case=_over_organs([row.precision_by_case for row in rows]),
     )
 
 
-def _average(spreads: Sequence[Spread]) -> Spread:
-    """As the paper's column Avg.: the mean of the organs' means, and of their deviations."""
-    known = [(s.mean, s.std) for s in spreads if s.mean is not None and s.std is not None]
-    if not known:
-        return Spread.of([])
-    means, deviations = zip(*known, strict=True)
-    return Spread(len(known), float(np.mean(means)), float(np.mean(deviations)))
+def _over_organs(spreads: Sequence[Spread]) -> Spread:
+    """The paper's column Avg., which counts the organs that have a figure."""
+    return Spread.over_organs(spreads, count=sum(spread.mean is not None for spread in spreads))
 
 
 def _sum(cases: Sequence[Detection]) -> Detection:

@@ -1,26 +1,26 @@
-"""Everything the paper's tables need of one case, in one reading of its files.
+"""Everything the paper's tables need of one case, read from its files once.
 
-A case is read once: its pseudo label, its truth, one attention map at a time. Nothing of it is held
-when the next one begins, so memory is bounded by the largest CT: a byte per voxel for each label
-map and one attention map, and a bit of scratch within the box around one organ.
+A case is read once: its pseudo label, its assembled map, its truth, one attention map at a time.
+All of it is freed before the next case, so memory is bounded by the largest CT: a byte per voxel
+for each label map and one attention map, and some scratch within the box around one organ.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
-from atlas_core.assembly import preferred
+from atlas_core.assembly import Assemblies, Assembly, read_assembled
 from atlas_core.catalog import CaseAgreement, Catalog, OrganAgreement
 from atlas_core.errors import AtlasError
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.imaging import read_label, read_stored
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.overlap import dice
-from atlas_core.records import Case, Label, LabelSource, Reading, Score
+from atlas_core.records import Case, LabelSource, Reading, Score
 from atlas_core.store import CaseStore
 from atlas_models.evaluation import organ_agreement
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from atlas_flows.evaluation.attention_regions import (
 )
 from atlas_flows.evaluation.error_found import ErrorOfCase
 from atlas_flows.evaluation.false_positives import FalseRegions
-from atlas_flows.evaluation.ground_truth import KnownCase, label_masks
+from atlas_flows.evaluation.ground_truth import GroundTruthCase
 from atlas_flows.evaluation.label_quality import LabelKind
 
 
@@ -48,7 +48,8 @@ class OrganMeasure(FrozenModel):
     wrong_ml: float = Field(description="Voxels where pseudo label and truth differ.")
     pseudo: OrganAgreement
     assembled: OrganAgreement | None = Field(
-        description="Of the label that the atlas held; None where that label is the truth itself."
+        description="Of the assembled map; None where the case was not assembled in the iteration, "
+        "or the map holds an original label of the organ."
     )
     detection: Detection | None = Field(description="None where attention was not asked for.")
     false_regions: int | None = Field(description="Where the organ is truly absent, else None.")
@@ -60,6 +61,7 @@ class CaseMeasures(FrozenModel):
     case_id: str
     kind: str
     attention_ml: float = Field(description="Summed over the organs that are compared.")
+    assembled: bool = Field(description="Whether the case was assembled in the iteration.")
     organs: tuple[OrganMeasure, ...]
 
     def agreement(self, kind: LabelKind) -> CaseAgreement:
@@ -100,14 +102,14 @@ class CaseMeasures(FrozenModel):
 
 
 @dataclass(frozen=True)
-class Measuring:
+class MeasurementOptions:
     """What is measured.
 
     Attributes:
         rule: what counts as a region.
         attention: count regions for Table 1; reads an attention map per organ.
         nsd: surface Dice too; needs torch and most of the time.
-        until: labels that were made before count for the assembled label; None: all.
+        until: only what was assembled before counts; None: whatever was assembled last.
         scheme: label ids of the pseudo label.
     """
 
@@ -119,12 +121,12 @@ class Measuring:
 
 
 def measure_cases(
-    known: Iterable[KnownCase],
+    known: Iterable[GroundTruthCase],
     catalog: Catalog,
     store: CaseStore,
     reading: Reading,
     ensemble: str,
-    what: Measuring,
+    what: MeasurementOptions,
 ) -> Iterator[CaseMeasures]:
     """Measure cases one after another; cases that `ensemble` has not scored are passed over.
 
@@ -142,12 +144,18 @@ def measure_cases(
 
 
 def _measure(
-    known: KnownCase, catalog: Catalog, store: CaseStore, score: Score, what: Measuring
+    known: GroundTruthCase,
+    catalog: Catalog,
+    store: CaseStore,
+    score: Score,
+    what: MeasurementOptions,
 ) -> CaseMeasures:
     case = known.case
     pseudo = _read_on_grid(case, store, score)
+    assembly = _assembly(catalog, score, what.until)
+    assembled = None if assembly is None else read_assembled(store, case, assembly).voxels
+    compared = set() if assembly is None else _compared_organs(catalog, assembly)
     truth = known.masks()
-    labels = _people_labels(catalog.labels(case.id), what.until)
     sizes = {size.organ: size.attention_ml for size in score.organs}
     nothing = np.zeros(case.shape, np.bool_, order="F")
     organs = []
@@ -155,45 +163,50 @@ def _measure(
         if organ not in sizes:
             continue  # the ensemble does not predict it
         attended = _attended(case, store, score, organ, what) if what.attention else None
-        masks = _Masks(pseudo == what.scheme[organ].label, truth.get(organ, nothing), attended)
-        held = labels.get(organ)
-        organs.append(_organ(organ, case, store, masks, held, what))
+        label = what.scheme[organ].label
+        masks = _Masks(
+            pseudo=pseudo == label,
+            assembled=assembled == label if organ in compared and assembled is not None else None,
+            truth=truth.get(organ, nothing),
+            attended=attended,
+        )
+        organs.append(_organ(organ, case, masks, what))
     return CaseMeasures(
         case_id=case.id,
         kind=known.kind,
         attention_ml=math.fsum(sizes[organ.organ] for organ in organs),
+        assembled=assembly is not None,
         organs=tuple(organs),
     )
 
 
 @dataclass(frozen=True)
 class _Masks:
-    """Where one organ is predicted, is in truth, and is attended; ``[i, j, k]``."""
+    """Where one organ is predicted, assembled, in truth, and attended; ``[i, j, k]``."""
 
     pseudo: NDArray[np.bool_]
+    assembled: NDArray[np.bool_] | None
     truth: NDArray[np.bool_]
     attended: NDArray[np.bool_] | None
 
 
-def _organ(
-    organ: str,
-    case: Case,
-    store: CaseStore,
-    masks: _Masks,
-    held: Label | None,
-    what: Measuring,
-) -> OrganMeasure:
+def _organ(organ: str, case: Case, masks: _Masks, what: MeasurementOptions) -> OrganMeasure:
     voxel_ml = case.geometry.voxel_ml
     truth_voxels = int(np.count_nonzero(masks.truth))
     error = masks.pseudo ^ masks.truth
     pseudo = _agreement(organ, masks.pseudo, masks.truth, case, what)
+    assembled: OrganAgreement | None = None
+    if masks.assembled is not None:
+        # Most cases hold the pseudo label as it is, and surfaces take most of the time.
+        same = np.array_equal(masks.assembled, masks.pseudo)
+        assembled = pseudo if same else _agreement(organ, masks.assembled, masks.truth, case, what)
     return OrganMeasure(
         organ=organ,
         truth_ml=truth_voxels * voxel_ml,
         pseudo_ml=int(np.count_nonzero(masks.pseudo)) * voxel_ml,
         wrong_ml=int(np.count_nonzero(error)) * voxel_ml,
         pseudo=pseudo,
-        assembled=_assembled(organ, case, store, masks.truth, held, pseudo, what),
+        assembled=assembled,
         detection=(
             None if masks.attended is None else detect(error, masks.attended, voxel_ml, what.rule)
         ),
@@ -201,29 +214,12 @@ def _organ(
     )
 
 
-def _assembled(
-    organ: str,
-    case: Case,
-    store: CaseStore,
-    truth: NDArray[np.bool_],
-    held: Label | None,
-    pseudo: OrganAgreement,
-    what: Measuring,
-) -> OrganAgreement | None:
-    if held is None:
-        return pseudo
-    if held.source is LabelSource.ORIGINAL:
-        return None
-    mask = label_masks(case, store, {organ: held})[organ]
-    return _agreement(organ, mask, truth, case, what)
-
-
 def _agreement(
     organ: str,
     mask: NDArray[np.bool_],
     truth: NDArray[np.bool_],
     case: Case,
-    what: Measuring,
+    what: MeasurementOptions,
 ) -> OrganAgreement:
     # The figures do not change within the box around both; the time does.
     box = box_around(mask, truth)
@@ -235,13 +231,23 @@ def _agreement(
     return OrganAgreement(organ=organ, dice=dice(mask[box], truth[box]), nsd=None)
 
 
-def _people_labels(labels: Iterable[Label], until: datetime | None) -> Mapping[str, Label]:
-    """Of every organ the original or revised label that counted at that time."""
-    by_organ: dict[str, list[Label]] = {}
-    for label in labels:
-        if label.source is not LabelSource.PSEUDO and (until is None or label.created_at < until):
-            by_organ.setdefault(label.organ, []).append(label)
-    return {organ: preferred(found) for organ, found in by_organ.items()}
+def _assembly(catalog: Catalog, score: Score, until: datetime | None) -> Assembly | None:
+    """What was assembled of a case in the iteration of `score`: the last assembly before `until`,
+    of this prediction, or of people's labels alone."""
+    found = None
+    for assembly in Assemblies(catalog).history(score.case_id):
+        of_people = assembly.ensemble is None
+        of_score = (assembly.reading, assembly.ensemble) == (score.reading, score.ensemble)
+        if (of_people or of_score) and (until is None or assembly.created_at < until):
+            found = assembly
+    return found
+
+
+def _compared_organs(catalog: Catalog, assembly: Assembly) -> set[str]:
+    """The organs of an assembled map that can be judged: an original label may be the truth itself,
+    and an organ without any label was left open."""
+    original = catalog.labels(assembly.case_id, LabelSource.ORIGINAL)
+    return set(assembly.by_organ) - {label.organ for label in original}
 
 
 def _read_on_grid(case: Case, store: CaseStore, score: Score) -> NDArray[np.integer]:
@@ -251,7 +257,7 @@ def _read_on_grid(case: Case, store: CaseStore, score: Score) -> NDArray[np.inte
 
 
 def _attended(
-    case: Case, store: CaseStore, score: Score, organ: str, what: Measuring
+    case: Case, store: CaseStore, score: Score, organ: str, what: MeasurementOptions
 ) -> NDArray[np.bool_]:
     volume = read_stored(store.attention_path(case.id, score.reading, score.ensemble, organ))
     case.geometry.require_same_grid(volume.geometry, this="CT", that="attention", case=case.id)

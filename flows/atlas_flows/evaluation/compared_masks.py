@@ -1,7 +1,7 @@
-"""The masks behind Fig. 8: what each architecture predicts alone, and what each annotator drew.
+"""The masks behind Fig. 8: what each architecture predicts by itself, and what each annotator drew.
 
-A model's own label map comes from the attention service, one model at a time, and is kept among the
-derived files of its case: the second matrix, and the report, need no service.
+A model's own label map comes from the attention service, one model at a time, and is cached among
+the derived files of its case: the second matrix, and the report, need no service.
 """
 
 from __future__ import annotations
@@ -21,21 +21,18 @@ from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
 from numpy.typing import NDArray
 
-from atlas_flows.evaluation.ground_truth import KnownCase, NothingToCompare, Truth
+from atlas_flows.evaluation.ground_truth import GroundTruth, GroundTruthCase, NothingToCompare
 from atlas_flows.evaluation.rater_agreement import DiceMatrix, PairDice, dice_matrix, pair_dice
-from atlas_flows.models.evaluation import predicted_label
+from atlas_flows.models.version_evaluation import predicted_label
 
 # With a space: no model and no annotator can have such a name.
 ENSEMBLE = "ensemble mean"
 PSEUDO = "pseudo label"
 TRUTH = "true label"
 
-OnCase = Callable[[int, int], None]
-"""Takes how many cases are done, and of how many."""
-
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonScope:
     """Where labels are compared.
 
     Attributes:
@@ -45,24 +42,26 @@ class Compared:
 
     catalog: Catalog
     store: CaseStore
-    truth: Truth | None
+    truth: GroundTruth | None
     reading: Reading
     ensemble: str
     scheme: OrganScheme = ABDOMEN_ATLAS
 
 
 def architecture_matrix(
-    where: Compared,
+    where: ComparisonScope,
     client: AttentionClient | None = None,
     *,
     limit: int | None = None,
-    on_case: OnCase = lambda done, of: None,
+    on_case: Callable[[int, int], None] = lambda done, of: None,
 ) -> DiceMatrix:
     """Fig. 8a: Dice between the architectures, their mean, and the truth, over cases and organs.
 
     Args:
-        client: predicts what is not kept yet, and keeps it; None: only cases where all is kept.
+        client: predicts what is not cached yet, and caches it; None: only cases of which all is
+            cached.
         limit: only the first N cases by id.
+        on_case: called with the number of cases that are done, and of all.
 
     Raises:
         NothingToCompare: there is no case, or one architecture only.
@@ -74,7 +73,7 @@ def architecture_matrix(
     names: dict[str, None] = {}
     for done, known in enumerate(cases, start=1):
         score = where.catalog.score(known.case.id, where.reading, where.ensemble)
-        maps = _maps_alone(where, known.case, score, client) if score else None
+        maps = _map_of_each_model(where, known.case, score, client) if score else None
         if score and maps:
             names |= dict.fromkeys(maps)
             maps[ENSEMBLE] = _pseudo_label(where, known.case)
@@ -88,7 +87,7 @@ def architecture_matrix(
     return dice_matrix([*names, ENSEMBLE, *([TRUTH] if where.truth else [])], pairs)
 
 
-def annotator_matrix(where: Compared, *, independent: bool = True) -> DiceMatrix:
+def annotator_matrix(where: ComparisonScope, *, independent: bool = True) -> DiceMatrix:
     """Fig. 8b: Dice between annotators, with the pseudo label, and with the truth if there is one.
 
     Of every case and organ the newest label version of each author counts, also one that is kept
@@ -117,13 +116,13 @@ def annotator_matrix(where: Compared, *, independent: bool = True) -> DiceMatrix
     return dice_matrix(raters, pairs, left_out=left_out)
 
 
-def _scored(where: Compared) -> list[KnownCase]:
+def _scored(where: ComparisonScope) -> list[GroundTruthCase]:
     scored = where.catalog.scored_cases(where.reading, where.ensemble)
     if where.truth is not None:
         return [known for known in where.truth.cases() if known.case.id in scored]
     original = where.catalog.original_organs()
     return [
-        KnownCase(
+        GroundTruthCase(
             case=case,
             kind="",
             organs=tuple(n for n in where.scheme.names if n not in original.get(case.id, ())),
@@ -134,13 +133,13 @@ def _scored(where: Compared) -> list[KnownCase]:
     ]
 
 
-def _organs(known: KnownCase, score: Score) -> list[str]:
+def _organs(known: GroundTruthCase, score: Score) -> list[str]:
     predicted = {size.organ for size in score.organs}
     return [organ for organ in known.organs if organ in predicted]
 
 
 def _pairs(
-    known: KnownCase,
+    known: GroundTruthCase,
     maps: Mapping[str, NDArray[np.integer]],
     scheme: OrganScheme,
     organs: Sequence[str],
@@ -153,26 +152,26 @@ def _pairs(
         yield from pair_dice(known.case.id, organ, masks)
 
 
-def _maps_alone(
-    where: Compared, case: Case, score: Score, client: AttentionClient | None
+def _map_of_each_model(
+    where: ComparisonScope, case: Case, score: Score, client: AttentionClient | None
 ) -> dict[str, NDArray[np.integer]] | None:
-    """Label map of every model of the ensemble; None if one is neither kept nor to be had."""
+    """Label map of every model of the ensemble; None if one is neither cached nor available."""
     maps = {}
     for ref in score.models:
-        labels = _kept(where, case, ref)
+        labels = _cached(where, case, ref)
         if labels is None and client is not None:
             labels = predicted_label(f"{ref.name}@{ref.version}", case, client)
-            _keep(where, case, ref, labels)
+            _cache(where, case, ref, labels)
         if labels is None:
             return None
         maps[ref.name] = labels
     return maps
 
 
-def _kept(where: Compared, case: Case, ref: ModelRef) -> NDArray[np.integer] | None:
-    """Of a case that this model alone has scored, or that was predicted for an earlier matrix."""
+def _cached(where: ComparisonScope, case: Case, ref: ModelRef) -> NDArray[np.integer] | None:
+    """The label map of a case that this model scored, or predicted for an earlier matrix."""
     scored = where.store.pseudo_label_path(case.id, where.reading, ensemble_key([ref]))
-    for path in (scored, where.store.derived_path(case.id, _name_alone(ref))):
+    for path in (scored, where.store.derived_path(case.id, _cache_name(ref))):
         if path.is_file():
             volume = read_label(path)
             case.geometry.require_same_grid(volume.geometry, this="CT", that="label", case=case.id)
@@ -180,22 +179,22 @@ def _kept(where: Compared, case: Case, ref: ModelRef) -> NDArray[np.integer] | N
     return None
 
 
-def _keep(where: Compared, case: Case, ref: ModelRef, labels: NDArray[np.integer]) -> None:
+def _cache(where: ComparisonScope, case: Case, ref: ModelRef, labels: NDArray[np.integer]) -> None:
     where.store.write_derived(
-        case.id, _name_alone(ref), lambda path: write_volume(path, labels, case.geometry)
+        case.id, _cache_name(ref), lambda path: write_volume(path, labels, case.geometry)
     )
 
 
-def _name_alone(ref: ModelRef) -> str:
+def _cache_name(ref: ModelRef) -> str:
     return f"alone-{ref.name}-{ref.version}-{ref.sha256[:12]}.nii.gz"
 
 
-def _pseudo_label(where: Compared, case: Case) -> NDArray[np.integer]:
+def _pseudo_label(where: ComparisonScope, case: Case) -> NDArray[np.integer]:
     return read_label(where.store.pseudo_label_path(case.id, where.reading, where.ensemble)).voxels
 
 
 def _drawn_pairs(
-    where: Compared, case: Case, drawn: Sequence[LabelVersion], known: KnownCase | None
+    where: ComparisonScope, case: Case, drawn: Sequence[LabelVersion], known: GroundTruthCase | None
 ) -> list[PairDice]:
     """Every pair of sources of one case, organ by organ."""
     newest: dict[str, dict[str, LabelVersion]] = {}
@@ -216,7 +215,7 @@ def _drawn_pairs(
     return pairs
 
 
-def _mask(where: Compared, case: Case, version: LabelVersion) -> NDArray[np.bool_]:
+def _mask(where: ComparisonScope, case: Case, version: LabelVersion) -> NDArray[np.bool_]:
     try:
         volume = read_label(where.store.path(version.path))
     except AtlasError as error:

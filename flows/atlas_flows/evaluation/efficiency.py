@@ -84,7 +84,7 @@ class Efficiency(FrozenModel):
 
 
 def recorded_work(throughput: Sequence[Throughput]) -> RecordedWork | None:
-    """What all annotators did together; None where nobody did anything."""
+    """What all annotators did together; None where nothing is recorded."""
     tasks = sum(one.tasks for one in throughput)
     if not tasks:
         return None

@@ -1,4 +1,4 @@
-"""What Fig. 4 claims: the top of the priority list holds most of the true error.
+"""The claim of Fig. 4: the top of the priority list holds most of the true error.
 
 Pure functions: attention and true error of every case in, shares of the error out.
 """

@@ -1,4 +1,4 @@
-"""§5: what models see where there is nothing: false positives in cases that lack an organ.
+"""§5: false positives of models in cases that lack an organ.
 
 Pure functions. The paper counts kidney tumours on tumour-free CTs: 37 of 392 volumes with at least
 one (9.4 %), 161 in all. Here the same for every organ that the truth does not hold (removed, or

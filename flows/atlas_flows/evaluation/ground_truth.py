@@ -1,8 +1,8 @@
-"""Where the truth comes from: a folder of true masks, or the original labels of the store itself.
+"""Where the ground truth comes from: a folder of true masks, or the store's own original labels.
 
 With a folder the organs *without* an original label are compared: those that the loop labels. The
-original labels judge the organs *with* one, which the loop leaves alone; whoever takes them as
-truth must know whether the models have learnt from them.
+original labels judge the organs *with* one, which the loop does not change; they are a fair truth
+only if the models have not learnt from them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from atlas_core.records import Case, Label, LabelSource
 from atlas_core.store import CaseStore
 from numpy.typing import NDArray
 
-from atlas_flows.evaluation.phantom_truth import TrueCase, matched_cases, truth_masks
+from atlas_flows.evaluation.phantom_truth import TruthFiles, matched_cases, truth_masks
 from atlas_flows.evaluation.ranking_quality import ORDINARY
 
 Masks = Mapping[str, NDArray[np.bool_]]
 
 
 class NothingToCompare(NotFound):
-    """There is no case with what a table needs; a report leaves that table out."""
+    """No case has what a table needs; a report leaves that table out."""
 
 
 @dataclass(frozen=True)
-class KnownCase:
-    """A case whose truth is known.
+class GroundTruthCase:
+    """A case with its ground truth.
 
     Attributes:
         kind: "ordinary", or how a phantom is hard.
@@ -49,15 +49,15 @@ class KnownCase:
     masks: Callable[[], Masks]
 
 
-class Truth(Protocol):
-    """Something that knows the true labels of some cases."""
+class GroundTruth(Protocol):
+    """A source of true labels for some cases."""
 
     @property
     def title(self) -> str:
         """Where the truth comes from, for people."""
         ...
 
-    def cases(self) -> list[KnownCase]:
+    def cases(self) -> list[GroundTruthCase]:
         """The cases of the catalog whose truth is known, by id."""
         ...
 
@@ -74,8 +74,8 @@ class FolderTruth:
     def title(self) -> str:
         return "true masks of a folder; organs with an original label are left out"
 
-    def cases(self) -> list[KnownCase]:
-        """See `Truth.cases`.
+    def cases(self) -> list[GroundTruthCase]:
+        """See `GroundTruth.cases`.
 
         Raises:
             NotFound: the folder holds no truth.
@@ -88,7 +88,9 @@ class FolderTruth:
         }
         return [matched[case_id] for case_id in sorted(matched)]
 
-    def _known(self, true_case: TrueCase, case: Case, original: frozenset[str]) -> KnownCase:
+    def _known(
+        self, true_case: TruthFiles, case: Case, original: frozenset[str]
+    ) -> GroundTruthCase:
         organs = tuple(name for name in self.scheme.names if name not in original)
 
         def masks() -> Masks:
@@ -97,7 +99,7 @@ class FolderTruth:
             except AtlasError as error:
                 raise error.with_case(case.id) from None
 
-        return KnownCase(case, true_case.kind, organs, masks)
+        return GroundTruthCase(case, true_case.kind, organs, masks)
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,19 @@ class OriginalTruth:
     def title(self) -> str:
         return "original labels of the store"
 
-    def cases(self) -> list[KnownCase]:
-        """See `Truth.cases`."""
+    def cases(self) -> list[GroundTruthCase]:
+        """See `GroundTruth.cases`."""
         original = self.catalog.original_organs()
         return [self._known(case) for case in self.catalog.cases() if case.id in original]
 
-    def _known(self, case: Case) -> KnownCase:
+    def _known(self, case: Case) -> GroundTruthCase:
         labels = self.catalog.labels(case.id, LabelSource.ORIGINAL)
         by_organ = {
             name: preferred(found)
             for name in self.scheme.names
             if (found := [label for label in labels if label.organ == name])
         }
-        return KnownCase(
+        return GroundTruthCase(
             case, ORDINARY, tuple(by_organ), lambda: label_masks(case, self.store, by_organ)
         )
 
@@ -146,12 +148,14 @@ def label_masks(case: Case, store: CaseStore, labels: Mapping[str, Label]) -> Ma
     return masks
 
 
-def known_truth(folder: Path | None, catalog: Catalog, store: CaseStore) -> Truth:
-    """The truth of a folder, or, without one, that of the store's original labels."""
+def open_ground_truth(folder: Path | None, catalog: Catalog, store: CaseStore) -> GroundTruth:
+    """The ground truth in a folder, or, without one, the store's original labels."""
     return OriginalTruth(catalog, store) if folder is None else FolderTruth(folder, catalog)
 
 
-def require_cases(truth: Truth, among: Mapping[str, object] | set[str]) -> Sequence[KnownCase]:
+def require_cases(
+    truth: GroundTruth, among: Mapping[str, object] | set[str]
+) -> Sequence[GroundTruthCase]:
     """The known cases that are also in `among`.
 
     Raises:

@@ -20,7 +20,8 @@ class LabelKind(StrEnum):
     PSEUDO = "pseudo"
     """What that iteration's ensemble predicts, whatever annotators did: the paper's Table 5."""
     ASSEMBLED = "assembled"
-    """What the atlas held after that iteration: original over revised over pseudo (§3.2 ⑥)."""
+    """The map that was assembled in that iteration, which is what a release holds: original over
+    revised over pseudo, overlaps settled, pseudo labels post-processed (§3.2 ⑥)."""
 
 
 class MeasuredIteration(FrozenModel):
@@ -29,6 +30,7 @@ class MeasuredIteration(FrozenModel):
     t: int = Field(ge=0, description="0: before any revision.")
     title: str = Field(description="For instance the versions of its models.")
     cases: tuple[CaseAgreement, ...]
+    not_assembled: int = Field(default=0, ge=0, description="Cases left out of `cases` for this.")
 
 
 class Figure(FrozenModel):
@@ -47,7 +49,7 @@ class Figure(FrozenModel):
 
 
 class IterationRow(FrozenModel):
-    """One organ, or "mean": each case's mean over its organs."""
+    """One organ, or "mean": over organs, as `atlas_models.evaluation.metrics` defines it."""
 
     organ: str
     dice: tuple[Figure, ...] = Field(description="One per iteration.")
@@ -59,18 +61,24 @@ class IterationTable(FrozenModel):
 
     kind: LabelKind
     titles: tuple[str, ...]
-    cases: int = Field(description="Cases that every iteration has; only those are compared.")
+    cases: int = Field(
+        description="Cases that every iteration has; only those are compared. An iteration without "
+        "any case has no figures, and the others are compared without it."
+    )
+    not_assembled: tuple[int, ...] = Field(
+        description="Cases of each iteration that were never assembled in it, and are left out."
+    )
     organs: tuple[IterationRow, ...]
     mean: IterationRow
 
     @property
     def mean_dice(self) -> tuple[float | None, ...]:
-        """Mean Dice of each iteration: what the loop is to raise."""
+        """Mean Dice of each iteration, which the loop is meant to raise; None without a case."""
         return tuple(figure.spread.mean for figure in self.mean.dice)
 
 
 def iteration_table(kind: LabelKind, iterations: Sequence[MeasuredIteration]) -> IterationTable:
-    """Table 5 of iterations in order, over the cases that all of them have."""
+    """Table 5 of iterations in order, over the cases that all of them have (of those with any)."""
     common = _common(iterations)
     names = dict.fromkeys(row.organ for cases in common for case in cases for row in case.organs)
     summaries = [summarise(cases) for cases in common]
@@ -95,16 +103,16 @@ def iteration_table(kind: LabelKind, iterations: Sequence[MeasuredIteration]) ->
     return IterationTable(
         kind=kind,
         titles=tuple(iteration.title for iteration in iterations),
-        cases=len(common[0]) if common else 0,
+        cases=max(map(len, common), default=0),
+        not_assembled=tuple(iteration.not_assembled for iteration in iterations),
         organs=tuple(rows[:-1]),
         mean=rows[-1],
     )
 
 
 def _common(iterations: Sequence[MeasuredIteration]) -> list[list[CaseAgreement]]:
-    if not iterations:
-        return []
-    shared = set.intersection(*({case.case_id for case in one.cases} for one in iterations))
+    ids = [{case.case_id for case in one.cases} for one in iterations if one.cases]
+    shared = set.intersection(*ids) if ids else set()
     return [
         sorted((c for c in one.cases if c.case_id in shared), key=lambda case: case.case_id)
         for one in iterations
@@ -114,6 +122,6 @@ def _common(iterations: Sequence[MeasuredIteration]) -> list[list[CaseAgreement]
 def _change(
     common: Sequence[Sequence[CaseAgreement]], before: int, after: int, figure: str, organ: str
 ) -> Comparison | None:
-    if before < 0 or before == after or not common[after]:
+    if before < 0 or before == after or not common[before] or not common[after]:
         return None
     return compare(common[before], common[after])[figure].get(organ)

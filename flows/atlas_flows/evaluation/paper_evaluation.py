@@ -1,8 +1,8 @@
 """The paper's evaluation of a store: Tables 1 and 5, Fig. 4, 8a and 8b, §3.3 and §5 in one value.
 
-What needs a truth is left out without one; `PaperEvaluation.left_out` says so. The pure parts
-are `attention_regions`, `label_quality`, `error_found`, `rater_agreement`, `efficiency` and
-`false_positives`; the definitions stand in `docs/explanation/evaluation.md`.
+Parts that need a ground truth are left out without one, as `PaperEvaluation.left_out` says. The
+pure parts are `attention_regions`, `label_quality`, `error_found`, `rater_agreement`, `efficiency`
+and `false_positives`; `docs/explanation/evaluation.md` has the definitions.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from atlasloop.client import AttentionClient
 from pydantic import Field
 
 from atlas_flows.evaluation.attention_regions import DetectionTable, RegionRule, tabulate
-from atlas_flows.evaluation.case_measures import CaseMeasures, Measuring, measure_cases
-from atlas_flows.evaluation.compared_masks import Compared, annotator_matrix, architecture_matrix
+from atlas_flows.evaluation.case_measures import CaseMeasures, MeasurementOptions, measure_cases
+from atlas_flows.evaluation.compared_masks import (
+    ComparisonScope,
+    annotator_matrix,
+    architecture_matrix,
+)
 from atlas_flows.evaluation.efficiency import (
     MINUTES_PER_ORGAN,
     Efficiency,
@@ -33,7 +37,7 @@ from atlas_flows.evaluation.efficiency import (
 )
 from atlas_flows.evaluation.error_found import ErrorFound, measure_error_found
 from atlas_flows.evaluation.false_positives import FalsePositives, false_positive_rates
-from atlas_flows.evaluation.ground_truth import NothingToCompare, Truth, require_cases
+from atlas_flows.evaluation.ground_truth import GroundTruth, NothingToCompare, require_cases
 from atlas_flows.evaluation.label_quality import (
     IterationTable,
     LabelKind,
@@ -42,9 +46,6 @@ from atlas_flows.evaluation.label_quality import (
 )
 from atlas_flows.evaluation.rater_agreement import DiceMatrix
 from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in
-
-OnCase = Callable[[int], None]
-"""Takes how many cases are done."""
 
 
 class SizedCase(FrozenModel):
@@ -62,8 +63,10 @@ class IterationSummary(FrozenModel):
     title: str = Field(description="Versions of its models.")
     ensemble: str
     cases: int
-    mean_dice: float | None = Field(description="Of the pseudo labels, over cases.")
-    mean_dice_assembled: float | None = Field(description="Of what the atlas held afterwards.")
+    mean_dice: float | None = Field(description="Of the pseudo labels; over organs.")
+    mean_dice_assembled: float | None = Field(
+        description="Of the assembled maps; None where no case was assembled in the iteration."
+    )
     sensitivity: float | None = Field(description="Of attention for error regions, pooled.")
     precision: float | None
     error_in_top: float = Field(description="Part of the wrong volume in the top 5 % of its list.")
@@ -117,11 +120,11 @@ class EvaluationScope:
 def evaluate_all(
     catalog: Catalog,
     store: CaseStore,
-    truth: Truth | None,
+    truth: GroundTruth | None,
     scope: EvaluationScope | None = None,
     *,
     client: AttentionClient | None = None,
-    on_case: OnCase = lambda done: None,
+    on_case: Callable[[int], None] = lambda done: None,
 ) -> PaperEvaluation:
     """Everything the paper evaluates, on the cases of the store whose truth is known.
 
@@ -129,10 +132,10 @@ def evaluate_all(
     writes nothing; memory is bounded by one case.
 
     Args:
-        truth: `known_truth(folder, catalog, store)`; None: only what needs none.
-        client: the attention service, which predicts with each architecture alone (Fig. 8a); None:
-            only what was predicted before.
-        on_case: progress.
+        truth: `open_ground_truth(folder, catalog, store)`; None: only what needs none.
+        client: the attention service, which predicts with one architecture at a time (Fig. 8a);
+            None: only what was predicted before.
+        on_case: called with the number of cases that are done.
 
     Raises:
         NotFound: nothing is scored under this reading.
@@ -150,7 +153,7 @@ def evaluate_all(
             parts = _with_truth(catalog, store, truth, scope, turns, on_case)
         except NothingToCompare as error:
             left_out |= dict.fromkeys(NEED_TRUTH, str(error))
-    where = Compared(catalog, store, truth, scope.reading, turns[-1].ensemble, scope.scheme)
+    where = ComparisonScope(catalog, store, truth, scope.reading, turns[-1].ensemble, scope.scheme)
     annotators = annotator_matrix(where)
     if not annotators.raters:
         left_out["annotators"] = "no annotator has handed in a label"
@@ -182,7 +185,7 @@ NEED_TRUTH = ("detection", "error_found", "iterations", "false_positives")
 
 
 @dataclass(frozen=True)
-class Turn:
+class ScoredIteration:
     """One iteration as the catalog knows it: an ensemble, and until when its labels counted."""
 
     t: int
@@ -190,14 +193,14 @@ class Turn:
     until: datetime | None
 
 
-def iterations_of(catalog: Catalog, scope: EvaluationScope) -> list[Turn]:
-    """The ensembles that have scored, oldest first: each is one turn of the loop.
+def iterations_of(catalog: Catalog, scope: EvaluationScope) -> list[ScoredIteration]:
+    """The ensembles that have scored, oldest first: each is one iteration of the loop.
 
-    Unless `scope` names them, only those of the same models as the newest count: one that somebody
-    scored with a single model is no turn.
+    Unless `scope` names them, only those of the same models as the newest count: one that was
+    scored with a single model is no iteration.
 
     Raises:
-        NotFound: none has, or not one that was asked for.
+        NotFound: none has, or one that was asked for has not.
     """
     known = catalog.ensembles(scope.reading)
     keys = list(scope.ensembles) or _of_the_same_models(list(known))
@@ -209,7 +212,10 @@ def iterations_of(catalog: Catalog, scope: EvaluationScope) -> list[Turn]:
             remedy="run `atlasloop score` first",
         )
     ends: list[datetime | None] = [known[key] for key in keys[1:]]
-    return [Turn(t, key, end) for t, (key, end) in enumerate(zip(keys, [*ends, None], strict=True))]
+    return [
+        ScoredIteration(t, key, end)
+        for t, (key, end) in enumerate(zip(keys, [*ends, None], strict=True))
+    ]
 
 
 def _of_the_same_models(keys: list[str]) -> list[str]:
@@ -221,12 +227,12 @@ def _of_the_same_models(keys: list[str]) -> list[str]:
     return [key for key in keys if names(key) == names(keys[-1])]
 
 
-def measure_turn(
+def measure_iteration(
     catalog: Catalog,
     store: CaseStore,
-    truth: Truth,
+    truth: GroundTruth,
     scope: EvaluationScope,
-    turn: Turn,
+    turn: ScoredIteration,
     *,
     attention: bool = True,
 ) -> Iterator[CaseMeasures]:
@@ -236,7 +242,7 @@ def measure_turn(
         NothingToCompare: no case that this ensemble has scored has a truth.
     """
     known = require_cases(truth, catalog.scored_cases(scope.reading, turn.ensemble))
-    what = Measuring(
+    what = MeasurementOptions(
         rule=scope.rule, attention=attention, nsd=scope.nsd, until=turn.until, scheme=scope.scheme
     )
     return measure_cases(known, catalog, store, scope.reading, turn.ensemble, what)
@@ -245,15 +251,15 @@ def measure_turn(
 def _with_truth(
     catalog: Catalog,
     store: CaseStore,
-    truth: Truth,
+    truth: GroundTruth,
     scope: EvaluationScope,
-    turns: Sequence[Turn],
-    on_case: OnCase,
+    turns: Sequence[ScoredIteration],
+    on_case: Callable[[int], None],
 ) -> dict[str, object]:
     measured: list[list[CaseMeasures]] = []
     for turn in turns:
         measured.append([])
-        for case in measure_turn(catalog, store, truth, scope, turn):
+        for case in measure_iteration(catalog, store, truth, scope, turn):
             measured[-1].append(case)
             on_case(sum(len(cases) for cases in measured))
     titles = _titles(catalog, scope, turns)
@@ -277,7 +283,7 @@ def _with_truth(
 def _detection(
     catalog: Catalog,
     store: CaseStore,
-    truth: Truth,
+    truth: GroundTruth,
     scope: EvaluationScope,
     newest: Sequence[CaseMeasures],
 ) -> Iterator[DetectionTable]:
@@ -291,7 +297,7 @@ def _detection(
 
 
 def detection_table(
-    catalog: Catalog, store: CaseStore, truth: Truth, scope: EvaluationScope
+    catalog: Catalog, store: CaseStore, truth: GroundTruth, scope: EvaluationScope
 ) -> DetectionTable:
     """Table 1 of the newest ensemble (or the last of `scope.ensembles`).
 
@@ -299,27 +305,28 @@ def detection_table(
         NotFound: nothing is scored, or no scored case has a truth.
     """
     turn = iterations_of(catalog, scope)[-1]
-    cases = measure_turn(catalog, store, truth, replace(scope, nsd=False), turn)
+    cases = measure_iteration(catalog, store, truth, replace(scope, nsd=False), turn)
     return tabulate(scope.reading, scope.rule, (d for case in cases for d in case.detections()))
 
 
 def iteration_tables(
-    catalog: Catalog, store: CaseStore, truth: Truth, scope: EvaluationScope
+    catalog: Catalog, store: CaseStore, truth: GroundTruth, scope: EvaluationScope
 ) -> tuple[IterationTable, ...]:
-    """Table 5 twice: of the pseudo labels, and of the labels that the atlas held.
+    """Table 5 twice: of the pseudo labels, and of the assembled maps.
 
     Raises:
         NotFound: nothing is scored, or no scored case has a truth.
     """
     turns = iterations_of(catalog, scope)
     measured = [
-        list(measure_turn(catalog, store, truth, scope, turn, attention=False)) for turn in turns
+        list(measure_iteration(catalog, store, truth, scope, turn, attention=False))
+        for turn in turns
     ]
     return _tables(turns, _titles(catalog, scope, turns), measured)
 
 
 def efficiency_of(catalog: Catalog, scope: EvaluationScope) -> Efficiency:
-    """§3.3 for this catalog; where nobody has revised yet, for the top 5 % of its cases."""
+    """§3.3 for this catalog; before any revision, for the top 5 % of its cases."""
     cases = catalog.cases()
     organs = scope.scheme.names
     labelled = catalog.original_organs()
@@ -337,7 +344,7 @@ def efficiency_of(catalog: Catalog, scope: EvaluationScope) -> Efficiency:
 
 
 def _summary(
-    turn: Turn,
+    turn: ScoredIteration,
     title: str,
     cases: Sequence[CaseMeasures],
     tables: Sequence[IterationTable],
@@ -369,7 +376,9 @@ def _models(
     return tuple(f"{ref.name} M{ref.version}" for ref in score.models) if score else ()
 
 
-def _titles(catalog: Catalog, scope: EvaluationScope, turns: Sequence[Turn]) -> list[str]:
+def _titles(
+    catalog: Catalog, scope: EvaluationScope, turns: Sequence[ScoredIteration]
+) -> list[str]:
     """``M1`` where all models of an ensemble have one version, else each with its own; a title that
     comes twice gets the turn's number."""
     titles = [_title(catalog, scope.reading, turn) for turn in turns]
@@ -379,7 +388,7 @@ def _titles(catalog: Catalog, scope: EvaluationScope, turns: Sequence[Turn]) -> 
     ]
 
 
-def _title(catalog: Catalog, reading: Reading, turn: Turn) -> str:
+def _title(catalog: Catalog, reading: Reading, turn: ScoredIteration) -> str:
     case_id = min(catalog.scored_cases(reading, turn.ensemble))
     score = catalog.score(case_id, reading, turn.ensemble)
     models = score.models if score else ()
@@ -390,17 +399,29 @@ def _title(catalog: Catalog, reading: Reading, turn: Turn) -> str:
 
 
 def _tables(
-    turns: Sequence[Turn], titles: Sequence[str], measured: Sequence[Sequence[CaseMeasures]]
+    turns: Sequence[ScoredIteration],
+    titles: Sequence[str],
+    measured: Sequence[Sequence[CaseMeasures]],
 ) -> tuple[IterationTable, ...]:
     def of(kind: LabelKind) -> IterationTable:
         return iteration_table(
             kind,
             [
-                MeasuredIteration(
-                    t=turn.t, title=title, cases=tuple(case.agreement(kind) for case in cases)
-                )
+                _measured(kind, turn, title, cases)
                 for turn, title, cases in zip(turns, titles, measured, strict=True)
             ],
         )
 
     return tuple(of(kind) for kind in LabelKind)
+
+
+def _measured(
+    kind: LabelKind, turn: ScoredIteration, title: str, cases: Sequence[CaseMeasures]
+) -> MeasuredIteration:
+    usable = [case for case in cases if kind is LabelKind.PSEUDO or case.assembled]
+    return MeasuredIteration(
+        t=turn.t,
+        title=title,
+        cases=tuple(case.agreement(kind) for case in usable),
+        not_assembled=len(cases) - len(usable),
+    )

@@ -1,4 +1,4 @@
-"""True errors of scored phantoms: reads the truth, finds the cases it belongs to, compares."""
+"""True errors of scored phantoms: reads true masks, matches them to cases, compares."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRUTH_FOLDER = "truth"
 
 
 @dataclass(frozen=True)
-class TrueCase:
+class TruthFiles:
     """One phantom of a truth folder.
 
     Attributes:
@@ -43,7 +43,7 @@ class TrueCase:
     masks: Path | None
 
 
-def true_cases(folder: Path) -> list[TrueCase]:
+def truth_files(folder: Path) -> list[TruthFiles]:
     """The phantoms that `folder` lists, with the files that were found of each.
 
     Raises:
@@ -83,7 +83,7 @@ def case_errors(
 
 def matched_cases(
     folder: Path, catalog: Catalog, among: Container[str]
-) -> Iterator[tuple[TrueCase, Case]]:
+) -> Iterator[tuple[TruthFiles, Case]]:
     """The cases of the catalog whose truth lies in `folder`, in its order; only ids `among`.
 
     Raises:
@@ -92,7 +92,7 @@ def matched_cases(
     """
     cases = [case for case in catalog.cases() if case.id in among]
     by_name = {name: case for case in cases for name in _names(case)}
-    for true_case in true_cases(folder):
+    for true_case in truth_files(folder):
         case = _match(true_case, catalog, by_name)
         if case is not None and case.id in among:
             yield true_case, case
@@ -131,9 +131,9 @@ def _folders_with_masks(folder: Path) -> list[str]:
     return sorted({path.parent.name for path in found})
 
 
-def _true_case(folder: Path, name: str, kind: str, dataset: str) -> TrueCase:
+def _true_case(folder: Path, name: str, kind: str, dataset: str) -> TruthFiles:
     places = [folder / dataset / name, folder / TRUTH_FOLDER / name]
-    return TrueCase(
+    return TruthFiles(
         name=name,
         kind=kind,
         ct=_first(place / CT_NAME for place in places),
@@ -152,7 +152,7 @@ def _names(case: Case) -> set[str]:
     return {*path.parts, path.name.removesuffix(".gz").removesuffix(".nii")}
 
 
-def _match(true_case: TrueCase, catalog: Catalog, by_name: Mapping[str, Case]) -> Case | None:
+def _match(true_case: TruthFiles, catalog: Catalog, by_name: Mapping[str, Case]) -> Case | None:
     """The case in the catalog: by content where the CT is at hand, else by name and grid."""
     if true_case.ct is not None:
         return catalog.find_case_by_content(content_sha256(read_volume(true_case.ct)))
@@ -163,7 +163,7 @@ def _match(true_case: TrueCase, catalog: Catalog, by_name: Mapping[str, Case]) -
     return case if case.geometry.same_grid(read_header(true_case.combined).geometry) else None
 
 
-def _error(true_case: TrueCase, case: Case, ranked: RankedCase, pseudo: Path) -> CaseError:
+def _error(true_case: TruthFiles, case: Case, ranked: RankedCase, pseudo: Path) -> CaseError:
     try:
         predicted = read_label(pseudo)
         scheme = ABDOMEN_ATLAS.select([size.organ for size in ranked.organs])
@@ -180,7 +180,7 @@ def _error(true_case: TrueCase, case: Case, ranked: RankedCase, pseudo: Path) ->
 
 
 def truth_masks(
-    true_case: TrueCase, case: Case, scheme: OrganScheme
+    true_case: TruthFiles, case: Case, scheme: OrganScheme
 ) -> dict[str, NDArray[np.bool_]]:
     """Mask per organ of `scheme` on the grid of `case`; organs without a file are absent."""
     if true_case.combined is not None:

@@ -1,4 +1,4 @@
-"""How well the priority list finds the cases that are truly wrong.
+"""How well the priority list finds the cases with the largest true errors.
 
 Pure functions: error of pseudo labels against the truth, and its agreement with the ranking.
 """
@@ -87,7 +87,9 @@ class RankingEvaluation(FrozenModel):
     cases: int
     spearman: float | None = Field(description="Rank correlation; null where one side is constant.")
     spearman_p: float | None
-    mean_dice: float | None = Field(description="1 − mean error over cases.")
+    mean_dice: float | None = Field(
+        description="1 − mean error: over cases of each case's mean, not over organs."
+    )
     mean_dice_ordinary: float | None
     mean_dice_hard: float | None
     hard: HardCases
@@ -118,7 +120,7 @@ def dice_by_organ(
     return result
 
 
-def evaluate(cases: Iterable[CaseError], by: RankBy = RankBy.SIZE) -> RankingEvaluation:
+def evaluate_ranking(cases: Iterable[CaseError], by: RankBy = RankBy.SIZE) -> RankingEvaluation:
     """Compare the order by attention with the true errors.
 
     Raises:

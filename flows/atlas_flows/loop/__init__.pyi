@@ -1,10 +1,10 @@
-from .iteration import LoopParameters, Standing, next_step
-from .summary import standing_of, told
+from .state_machine import IterationStatus, LoopParameters, next_step
+from .summary import iteration_status, summary_line
 
 __all__ = [
+    "IterationStatus",
     "LoopParameters",
-    "Standing",
+    "iteration_status",
     "next_step",
-    "standing_of",
-    "told",
+    "summary_line",
 ]

@@ -1,8 +1,8 @@
 """Prefect automations of the loop: the one that carries it on, and notifications from a template.
 
-`templates/notifications.yaml` lists which event tells people what. A site that names a notification
-block (``ATLASLOOP_NOTIFICATION_BLOCK``, as ``slack-webhook/loop``) gets them; another one may take
-the file to ``prefect automation create --from-file`` after filling in its block.
+`templates/notifications.yaml` lists the notification of each event. A site that names a
+notification block (``ATLASLOOP_NOTIFICATION_BLOCK``, as ``slack-webhook/loop``) gets them; another
+one may pass the file to ``prefect automation create --from-file`` after filling in its block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prefect.events import DeploymentEventTrigger
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-from atlas_flows.loop.iteration import Mode
+from atlas_flows.loop.state_machine import Mode
 
 NOTIFICATIONS = Path(__file__).with_name("templates") / "notifications.yaml"
 
@@ -39,12 +39,12 @@ def when_drained() -> DeploymentEventTrigger:
 def notifications(block_id: str) -> tuple[AutomationCore, ...]:
     """The automations of the template, with the site's block."""
     text = NOTIFICATIONS.read_text(encoding="utf-8").replace(BLOCK, block_id)
-    described: list[dict[str, Any]] = yaml.safe_load(text)["automations"]
-    return tuple(AutomationCore.model_validate(one) for one in described)
+    automations: list[dict[str, Any]] = yaml.safe_load(text)["automations"]
+    return tuple(AutomationCore.model_validate(one) for one in automations)
 
 
 def notify(block: str | None) -> Sequence[str]:
-    """Bring the notifications up to date; names of those that there are now.
+    """Create or update the notifications; their names.
 
     Args:
         block: TYPE/NAME of a notification block; None: nothing is done.

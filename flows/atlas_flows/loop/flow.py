@@ -1,8 +1,8 @@
 """Flow `iterate`: the loop (steps 2 to 8), as far as it can go without people.
 
-A run reads where the open iteration stands, does the steps that are left, and ends where people are
-needed. The event atlasloop.queue.drained, a person or a deadline starts the next run. So no process
-sleeps while annotators work, and a run may be killed at any point (decision 0032).
+A run reads the status of the open iteration, does the steps that are left, and ends where people
+are needed. The event atlasloop.queue.drained, a person or a deadline starts the next run. So no
+process sleeps while annotators work, and a run may be killed at any point (decision 0032).
 """
 
 # No `from __future__ import annotations` here: Prefect resolves the flow's annotations outside of
@@ -23,20 +23,20 @@ from prefect.states import Completed
 from pydantic import Field
 
 from atlas_flows.assembly.flow import assemble
-from atlas_flows.loop import iteration as loop
-from atlas_flows.loop.iteration import (
+from atlas_flows.loop import state_machine as loop
+from atlas_flows.loop.revise_flow import revise
+from atlas_flows.loop.state_machine import (
     Assembled,
     Begin,
     Ending,
+    IterationStatus,
     LoopParameters,
     Mode,
     Scored,
-    Standing,
     Step,
     StepKind,
     next_step,
 )
-from atlas_flows.loop.revise_flow import revise
 from atlas_flows.loop.summary import (
     IterateSummary,
     attention_plots,
@@ -44,8 +44,8 @@ from atlas_flows.loop.summary import (
     summary_markdown,
 )
 from atlas_flows.loop.wake_up import wake_up_at
-from atlas_flows.models import Promoted, Trained, TrainingPlan, Tuning, plan_versions
-from atlas_flows.models.finetune_flow import bring_in, train
+from atlas_flows.models import FinetuningRequest, Promoted, Trained, TrainingPlan, plan_versions
+from atlas_flows.models.finetune_flow import promote_version, train
 from atlas_flows.runs import CasesFailed, Outcome, exclusive_run
 from atlas_flows.runs.crashed_runs import mark_interrupted_runs, process_tag
 from atlas_flows.runs.events import Event, emit
@@ -91,7 +91,7 @@ def iterate(
 
     Args:
         mode: run: begin, or go on where it stands. continue: go on, never begin. proceed: go on
-            without waiting for cases that nobody has revised. restart: give up the open iteration
+            without waiting for cases that are not revised yet. restart: give up the open iteration
             and begin anew with these parameters.
         dataset: Work on this dataset. Empty: on all.
         reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
@@ -111,7 +111,7 @@ def iterate(
         deadline_hours: Go on after so many hours, whatever is still in the queue. Empty: wait.
         dry_run: Only say what would be done.
         in_flight: Cases scored at the same time.
-        patience_s: Seconds to wait for a service that is away before the run ends.
+        patience_s: Seconds to wait for a service that does not answer before the run ends.
 
     Raises:
         AtlasError: what is missing, and what to do about it. Start the flow again afterwards: it
@@ -136,11 +136,11 @@ def iterate(
     places = Places.read()
     with Catalog.open(places.catalog_url) as catalog:
         if dry_run:
-            told = dry_run_markdown(catalog, wanted, mode)
-            create_markdown_artifact(told, key="iteration-plan", description="What would be done")
-            return Completed(name="DryRun", message=told.splitlines()[0])
+            text = dry_run_markdown(catalog, wanted, mode)
+            create_markdown_artifact(text, key="iteration-plan", description="What would be done")
+            return Completed(name="DryRun", message=text.splitlines()[0])
         with exclusive_run(places.embedded.home / "iterate.lock", get_run_logger().info):
-            # What a killed run of the loop had under way would seem to go on for ever.
+            # Subflows of a run that was killed would look as if they ran for ever.
             for part in (score, revise, assemble):
                 mark_interrupted_runs(part.name)
             with tags(process_tag()):
@@ -161,20 +161,20 @@ class _Loop:
         if opened is None:
             return Completed(name="NothingToDo", message="no iteration is open")
         while True:
-            standing = self._standing(opened, mode)
-            step = next_step(standing)
+            status = self._status(opened, mode)
+            step = next_step(status)
             if step.kind is StepKind.WAIT:
-                return self._wait(standing)
+                return self._wait(status)
             self._log.info("iteration %d: %s", opened.t, step.key)
-            result = self._do(step, standing)
+            result = self._do(step, status)
             record_step(self._catalog, opened.t, step.key, result)
             if step.kind is StepKind.CLOSE:
-                standing = self._standing(opened, mode)
-                closed = self._close(standing)
+                status = self._status(opened, mode)
+                closed = self._close(status)
                 if closed.ending is not Ending.NEXT:
-                    return self._end(standing, closed)
-                opened = self._open(standing.parameters)
-                mode = Mode.CONTINUE  # impatience was meant for the iteration that is over
+                    return self._end(status, closed)
+                opened = self._open(status.parameters)
+                mode = Mode.CONTINUE  # proceeding was meant for the iteration that is over
 
     # Iterations
 
@@ -203,87 +203,87 @@ class _Loop:
         found = steps_done(self._catalog, t).get(StepKind.CLOSE.value)
         return None if found is None else loop.Closed.model_validate(found)
 
-    def _standing(self, opened: Iteration, mode: Mode) -> Standing:
+    def _status(self, opened: Iteration, mode: Mode) -> IterationStatus:
         done = steps_done(self._catalog, opened.t)
-        standing = Standing(opened.t, LoopParameters.model_validate(opened.parameters), done)
-        if not standing.has(StepKind.QUEUE):
-            return standing
-        queued = standing.queued
+        status = IterationStatus(opened.t, LoopParameters.model_validate(opened.parameters), done)
+        if not status.has(StepKind.QUEUE):
+            return status
+        queued = status.queued
         late = queued.deadline is not None and datetime.now(UTC) >= queued.deadline
-        return Standing(
+        return IterationStatus(
             opened.t,
-            standing.parameters,
+            status.parameters,
             done,
             review=review_outcome(self._catalog, queued.tasks),
-            impatient=late or mode is Mode.PROCEED,
+            stop_waiting=late or mode is Mode.PROCEED,
         )
 
-    def _close(self, standing: Standing) -> loop.Closed:
-        closed = loop.Closed.model_validate(standing.done[StepKind.CLOSE.value])
-        told = summary_markdown(standing, self._places.review_url)
+    def _close(self, status: IterationStatus) -> loop.Closed:
+        closed = loop.Closed.model_validate(status.done[StepKind.CLOSE.value])
+        text = summary_markdown(status, self._places.review_url)
         create_markdown_artifact(
-            told, key=f"iteration-{standing.t}", description=f"Iteration {standing.t}"
+            text, key=f"iteration-{status.t}", description=f"Iteration {status.t}"
         )
         emit(
             Event.ITERATION_FINISHED,
-            subject=f"iteration.{standing.t}",
+            subject=f"iteration.{status.t}",
             occasion=closed.ending.value,
             why=closed.why,
         )
-        Iterations(self._catalog).finish(standing.t, closed.state)
-        self._log.info("iteration %d ended: %s", standing.t, closed.why)
+        Iterations(self._catalog).finish(status.t, closed.state)
+        self._log.info("iteration %d ended: %s", status.t, closed.why)
         return closed
 
-    def _end(self, standing: Standing, closed: loop.Closed) -> State[IterateSummary]:
+    def _end(self, status: IterationStatus, closed: loop.Closed) -> State[IterateSummary]:
         if closed.ending is Ending.NOTHING_TRAINED:
             raise loop.LoopFailed(
-                f"iteration {standing.t}: {closed.why}",
+                f"iteration {status.t}: {closed.why}",
                 remedy="start the flow again with a lower learning_rate or other models: it begins "
                 "a new iteration on the labels of this one",
             )
-        summary = IterateSummary.of(standing, closed.ending.value, closed.why)
+        summary = IterateSummary.of(status, closed.ending.value, closed.why)
         return Completed(name="LoopFinished", message=closed.why, data=summary)
 
     # Waiting
 
-    def _wait(self, standing: Standing) -> State[IterateSummary]:
-        review = standing.review
+    def _wait(self, status: IterationStatus) -> State[IterateSummary]:
+        review = status.review
         done = review.revised + review.confirmed + review.skipped
-        why = f"iteration {standing.t}: {review.pending} cases wait for annotators, {done} are done"
-        deadline = standing.queued.deadline
+        why = f"iteration {status.t}: {review.pending} cases wait for annotators, {done} are done"
+        deadline = status.queued.deadline
         if deadline is not None:
-            wake_up_at(deadline, standing.t)
+            wake_up_at(deadline, status.t)
             why += f"; until {deadline:%Y-%m-%d %H:%M} UTC"
         link = f"{self._places.review_url}/#/queue"
         create_link_artifact(link, link_text="Review page", key="review-page", description=why)
-        summary = IterateSummary.of(standing, "waiting", why)
+        summary = IterateSummary.of(status, "waiting", why)
         return Completed(name=WAITING, message=f"{why} at {link}", data=summary)
 
     # Steps
 
-    def _do(self, step: Step, standing: Standing) -> dict[str, Any]:
+    def _do(self, step: Step, status: IterationStatus) -> dict[str, Any]:
         match step.kind:
             case StepKind.SCORE:
-                result: Any = self._score(standing)
+                result: Any = self._score(status)
             case StepKind.QUEUE:
-                result = self._queue(standing)
+                result = self._queue(status)
             case StepKind.REVIEW:
-                result = standing.review
+                result = status.review
             case StepKind.ASSEMBLE:
-                result = self._assemble(standing)
+                result = self._assemble(status)
             case StepKind.ORDER:
-                result = self._plan(standing)
+                result = self._plan(status)
             case StepKind.TRAIN:
-                result = self._train(step.model or "", standing)
+                result = self._train(step.model or "", status)
             case StepKind.PROMOTE:
-                result = self._promote(step.model or "", standing)
+                result = self._promote(step.model or "", status)
             case _:
-                result = loop.closing(standing)
+                result = loop.closing(status)
         dumped: dict[str, Any] = result.model_dump(mode="json")
         return dumped
 
-    def _score(self, standing: Standing) -> Scored:
-        given = standing.parameters
+    def _score(self, status: IterationStatus) -> Scored:
+        given = status.parameters
         try:
             summary = score(
                 dataset=given.dataset,
@@ -317,16 +317,16 @@ class _Loop:
             refused=tuple(case.case_id for case in summary.failures),
         )
 
-    def _queue(self, standing: Standing) -> loop.Queued:
-        given = standing.parameters
+    def _queue(self, status: IterationStatus) -> loop.Queued:
+        given = status.parameters
         queued = revise(
             dataset=given.dataset,
             reading=given.reading,
             share=given.share,
             minutes=given.minutes,
             organs=list(given.organs),
-            ensemble=standing.scored.ensemble,
-            before=self._earlier_tasks(standing.t),
+            ensemble=status.scored.ensemble,
+            before=self._earlier_tasks(status.t),
         )
         if given.deadline_hours is None or not queued.tasks:
             return queued
@@ -338,13 +338,13 @@ class _Loop:
         records = [steps_done(self._catalog, one).get(StepKind.QUEUE.value) for one in earlier]
         return [task for record in records if record is not None for task in record["tasks"]]
 
-    def _assemble(self, standing: Standing) -> Assembled:
-        given = standing.parameters
+    def _assemble(self, status: IterationStatus) -> Assembled:
+        given = status.parameters
         try:
             summary = assemble(
                 dataset=given.dataset,
                 reading=given.reading,
-                models=list(standing.scored.models),
+                models=list(status.scored.models),
                 in_flight=given.in_flight,
             )
         except CasesFailed as failed:
@@ -361,13 +361,13 @@ class _Loop:
             },
         )
 
-    def _plan(self, standing: Standing) -> TrainingPlan:
-        served = [name.partition("@")[0] for name in standing.scored.models]
-        return plan_versions(self._places, self._catalog, served, standing.parameters.models)
+    def _plan(self, status: IterationStatus) -> TrainingPlan:
+        served = [name.partition("@")[0] for name in status.scored.models]
+        return plan_versions(self._places, self._catalog, served, status.parameters.models)
 
-    def _train(self, model: str, standing: Standing) -> Trained:
-        given, plan = standing.parameters, standing.plan
-        tuning = Tuning(
+    def _train(self, model: str, status: IterationStatus) -> Trained:
+        given, plan = status.parameters, status.plan
+        tuning = FinetuningRequest(
             model=model,
             parent=plan.parents[model],
             version=plan.versions[model],
@@ -379,17 +379,19 @@ class _Loop:
         )
         return train(tuning, self._places, self._catalog)
 
-    def _promote(self, model: str, standing: Standing) -> Promoted:
-        return bring_in(
+    def _promote(self, model: str, status: IterationStatus) -> Promoted:
+        return promote_version(
             model,
-            standing.versions[model],
+            status.versions[model],
             self._places,
             self._catalog,
-            standing.parameters.validation_dataset,
+            status.parameters.validation_dataset,
         )
 
 
 def _worth_going_on(summary: ScoreSummary) -> bool:
-    """Cases that fail by their own fault must not stop the loop; a service that is away does."""
-    away = any(case.outcome is Outcome.NOT_TRIED for case in summary.failures)
-    return not away and (summary.skipped > 0 or len(summary.failures) < len(summary.outcomes))
+    """Cases that fail by their own fault must not stop the loop; an unavailable service does."""
+    unavailable = any(case.outcome is Outcome.NOT_TRIED for case in summary.failures)
+    return not unavailable and (
+        summary.skipped > 0 or len(summary.failures) < len(summary.outcomes)
+    )

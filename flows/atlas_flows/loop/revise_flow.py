@@ -16,8 +16,8 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from pydantic import Field
 
-from atlas_flows.loop.iteration import Queued
-from atlas_flows.loop.revising import QueueRequest, open_queue, review_answers
+from atlas_flows.loop.queue_filling import QueueRequest, open_queue, review_answers
+from atlas_flows.loop.state_machine import Queued
 from atlas_flows.runs.events import Event, emit
 from atlas_flows.settings import Places
 
@@ -30,7 +30,7 @@ def _run_name() -> str:
 @flow(
     name="revise",
     description="Opens a revision task for each case at the top of the priority list. Annotators "
-    "find them in the review service; the event atlasloop.queue.drained tells when all are done.",
+    "find them in the review service; the event atlasloop.queue.drained follows when all are done.",
     flow_run_name=_run_name,
     persist_result=False,
 )
@@ -73,15 +73,15 @@ def revise(
 def _publish(queued: Queued, places: Places) -> None:
     link = f"{places.review_url}/#/queue"
     create_link_artifact(link, link_text="Review page", key="review-page", description="The queue")
-    told = (
+    text = (
         f"**{len(queued.tasks)}** cases wait for annotators or were judged already, "
         f"**{queued.passed_over}** were seen before and passed over.\n\n[Review page]({link})"
     )
     if not review_answers(places.review_url):
         warning = f"the review service at {places.review_url} does not answer: start it"
         get_run_logger().warning("%s (`atlasloop up`)", warning)
-        told += f"\n\n**Warning:** {warning} (`atlasloop up`). The tasks wait there."
-    create_markdown_artifact(told, key="revision-queue", description="What annotators look at")
+        text += f"\n\n**Warning:** {warning} (`atlasloop up`). The tasks wait there."
+    create_markdown_artifact(text, key="revision-queue", description="What annotators look at")
     if queued.tasks:
         emit(
             Event.QUEUE_OPEN,

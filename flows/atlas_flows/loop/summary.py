@@ -1,4 +1,4 @@
-"""An iteration for people: plots, tables and sentences; nothing here changes anything."""
+"""An iteration described for people: plots, tables and sentences. Read-only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from atlas_core.loop import Iterations, review_outcome, steps_done
 from atlas_core.records import Iteration, RankedCase
 from atlas_core.review import MINUTES_PER_CASE
 
-from atlas_flows.loop.iteration import (
+from atlas_flows.loop.state_machine import (
     Begin,
     Closed,
+    IterationStatus,
     LoopParameters,
     Mode,
-    Standing,
     StepKind,
     beginning,
     next_step,
@@ -29,7 +29,7 @@ PLOT_STYLE = (
     ".cool{stroke:#4a7fb5}.hot{stroke:#d1495b}line.mark{stroke:#d1495b}text.mark{fill:#d1495b}"
     "</style>"
 )
-"""An image knows no page whose colours it could take."""
+"""An image on its own cannot take the colours of a page."""
 
 
 class IterateSummary(FrozenModel):
@@ -41,18 +41,18 @@ class IterateSummary(FrozenModel):
     done: tuple[str, ...]
 
     @classmethod
-    def of(cls, standing: Standing, ending: str, why: str) -> IterateSummary:
-        return cls(iteration=standing.t, ending=ending, why=why, done=tuple(standing.done))
+    def of(cls, status: IterationStatus, ending: str, why: str) -> IterateSummary:
+        return cls(iteration=status.t, ending=ending, why=why, done=tuple(status.done))
 
 
-def standing_of(catalog: Catalog, opened: Iteration) -> Standing:
+def iteration_status(catalog: Catalog, opened: Iteration) -> IterationStatus:
     """Where an iteration stands now."""
     done = steps_done(catalog, opened.t)
-    standing = Standing(opened.t, LoopParameters.model_validate(opened.parameters), done)
-    if not standing.has(StepKind.QUEUE):
-        return standing
-    review = review_outcome(catalog, standing.queued.tasks)
-    return Standing(opened.t, standing.parameters, done, review)
+    status = IterationStatus(opened.t, LoopParameters.model_validate(opened.parameters), done)
+    if not status.has(StepKind.QUEUE):
+        return status
+    review = review_outcome(catalog, status.queued.tasks)
+    return IterationStatus(opened.t, status.parameters, done, review)
 
 
 def attention_plots(ranking: Sequence[RankedCase], urgent: int) -> str:
@@ -76,43 +76,44 @@ def attention_plots(ranking: Sequence[RankedCase], urgent: int) -> str:
     return "\n\n".join(parts)
 
 
-def summary_markdown(standing: Standing, review_url: str) -> str:
+def summary_markdown(status: IterationStatus, review_url: str) -> str:
     """What an iteration did, for its artifact."""
-    lines = [f"## Iteration {standing.t}", "", *_rows(standing), "", f"[Review page]({review_url})"]
-    closed = standing.done.get(StepKind.CLOSE.value)
+    lines = [f"## Iteration {status.t}", "", *_rows(status), "", f"[Review page]({review_url})"]
+    closed = status.done.get(StepKind.CLOSE.value)
     if closed is not None:
         lines.insert(1, f"\n{Closed.model_validate(closed).why}.")
     return "\n".join(lines)
 
 
-def _rows(standing: Standing) -> list[str]:
+def _rows(status: IterationStatus) -> list[str]:
     rows = ["| step | what came of it |", "|---|---|"]
-    if standing.has(StepKind.SCORE):
-        scored = standing.scored
+    if status.has(StepKind.SCORE):
+        scored = status.scored
         words = f"{scored.cases} cases by {', '.join(scored.models)}"
         rows.append(f"| score | {words}{_without(scored.refused)} |")
-    if standing.has(StepKind.QUEUE):
-        queued = standing.queued
+    if status.has(StepKind.QUEUE):
+        queued = status.queued
         rows.append(
             f"| queue | {len(queued.tasks)} cases, {queued.passed_over} seen before passed over |"
         )
-    if standing.has(StepKind.REVIEW):
-        told = standing.reviewed
+    if status.has(StepKind.REVIEW):
+        review = status.reviewed
         rows.append(
-            f"| review | {told.revised} revised, {told.confirmed} confirmed, {told.skipped} "
-            f"skipped, {told.pending} left, {told.gone} deleted; {told.seconds / 60:.0f} minutes |"
+            f"| review | {review.revised} revised, {review.confirmed} confirmed, {review.skipped} "
+            f"skipped, {review.pending} left, {review.gone} deleted; "
+            f"{review.seconds / 60:.0f} minutes |"
         )
-    if standing.has(StepKind.ASSEMBLE):
-        made = standing.assembled
+    if status.has(StepKind.ASSEMBLE):
+        made = status.assembled
         words = ", ".join(f"{count} {source}" for source, count in made.labels.items())
         rows.append(f"| assemble | {made.cases} cases: {words}{_without(made.failed)} |")
-    return rows + [f"| {model} | {_told(standing, model)} |" for model in standing.versions]
+    return rows + [f"| {model} | {_model_cell(status, model)} |" for model in status.versions]
 
 
-def _told(standing: Standing, model: str) -> str:
-    if not standing.has(StepKind.TRAIN, model):
+def _model_cell(status: IterationStatus, model: str) -> str:
+    if not status.has(StepKind.TRAIN, model):
         return "waits for its training"
-    trained, promoted = standing.trained(model), standing.promoted(model)
+    trained, promoted = status.trained(model), status.promoted(model)
     if trained.refused:
         return f"not trained: {_cell(trained.refused)}"
     if promoted is None:
@@ -144,9 +145,9 @@ def dry_run_markdown(catalog: Catalog, wanted: LoopParameters, mode: Mode) -> st
     if begin is Begin.NOTHING:
         return "Nothing: no iteration is open."
     if begin is Begin.GO_ON and last is not None:
-        standing = standing_of(catalog, last)
-        step = next_step(standing)
-        return f"Iteration {last.t} is open; next: {step.key}.\n\n" + "\n".join(_rows(standing))
+        status = iteration_status(catalog, last)
+        step = next_step(status)
+        return f"Iteration {last.t} is open; next: {step.key}.\n\n" + "\n".join(_rows(status))
     if begin is Begin.OPEN_NEXT and last is not None:
         wanted = LoopParameters.model_validate(last.parameters)
     return _plan(catalog, wanted, 0 if last is None else last.t + 1)
@@ -171,15 +172,15 @@ def _closed(catalog: Catalog, last: Iteration) -> Closed | None:
     return None if found is None else Closed.model_validate(found)
 
 
-def told(standing: Standing) -> str:
+def summary_line(status: IterationStatus) -> str:
     """An iteration in one line."""
-    closed = standing.done.get(StepKind.CLOSE.value)
+    closed = status.done.get(StepKind.CLOSE.value)
     if closed is not None:
         return Closed.model_validate(closed).why
-    if not standing.has(StepKind.QUEUE):
+    if not status.has(StepKind.QUEUE):
         return "cases are scored"
-    review = standing.review
+    review = status.review
     finished = review.revised + review.confirmed + review.skipped
-    if not standing.has(StepKind.REVIEW):
+    if not status.has(StepKind.REVIEW):
         return f"{review.pending} cases wait for annotators, {finished} are done"
     return f"{finished} cases were judged; labels are assembled and models trained"

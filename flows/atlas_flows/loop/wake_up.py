@@ -1,4 +1,4 @@
-"""A run of the loop at its deadline, asked of Prefect when the waiting begins."""
+"""A run of the loop at its deadline, scheduled with Prefect when the waiting begins."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
-from atlas_flows.loop.iteration import Mode
+from atlas_flows.loop.state_machine import Mode
 
 DEPLOYMENT = "iterate/iterate"
 
 
 def wake_up_at(deadline: datetime, iteration: int) -> None:
-    """Let the deployed flow look again at `deadline`; asked again, there is still one such run."""
+    """Schedule a run of the deployed flow at `deadline`; calling it again adds no other run."""
     with get_client(sync_client=True) as client:
         try:
             deployment = client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
             get_run_logger().warning(
-                "nobody serves the flow iterate here: at the deadline, start it by hand"
+                "the flow iterate is not served here: start it by hand at the deadline"
             )
             return
         client.create_flow_run_from_deployment(

@@ -1,17 +1,17 @@
-from .finetuning import Tuning, plan_versions
 from .outcomes import Promoted, Trained, TrainingPlan
 from .registration import register_installed
 from .server import model_repository, model_store
 from .store import ModelStore
-from .training import TrainingOrder, train_version
+from .version_finetuning import FinetuningRequest, plan_versions
+from .version_training import TrainingOrder, train_version
 
 __all__ = [
+    "FinetuningRequest",
     "ModelStore",
     "Promoted",
     "Trained",
     "TrainingOrder",
     "TrainingPlan",
-    "Tuning",
     "model_repository",
     "model_store",
     "plan_versions",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from atlas_core.catalog import Catalog, evaluations, find_models
 from atlas_core.errors import NotFound
-from atlas_models.evaluation import Summary, summarise
+from atlas_models.evaluation import AgreementSummary, summarise
 
-from atlas_flows.models.evaluation import on_the_same_truth
+from atlas_flows.models.version_evaluation import on_the_same_truth
 
 
 def before_and_after(catalog: Catalog, model: str, before: int, after: int) -> list[dict[str, str]]:
@@ -27,7 +27,7 @@ def before_and_after(catalog: Catalog, model: str, before: int, after: int) -> l
     return [*rows, _row("mean", old.mean_dice, new.mean_dice, (before, after))]
 
 
-def _dice(summary: Summary, organ: str) -> float | None:
+def _dice(summary: AgreementSummary, organ: str) -> float | None:
     spread = summary.organs.get(organ, {}).get("dice")
     return None if spread is None else spread.mean
 

@@ -15,7 +15,7 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from atlas_flows.models import evaluation
+from atlas_flows.models import version_evaluation
 from atlas_flows.models.server import model_repository
 from atlas_flows.settings import Places
 
@@ -58,11 +58,11 @@ def evaluate(
         Catalog.open(places.catalog_url) as catalog,
         AttentionClient(places.attention_address) as client,
     ):
-        cases = evaluation.true_cases(
+        cases = version_evaluation.evaluation_cases(
             catalog, organs, dataset=dataset, without=[spec.ref for spec in specs], limit=limit
         )
         for spec in specs:
-            found = evaluation.evaluate(spec, cases, client, CaseStore(places.store))
+            found = version_evaluation.evaluate(spec, cases, client, CaseStore(places.store))
             record_evaluation(catalog, found)
             version = f"{spec.name}@{spec.version}"
             means[version] = summarise(found.cases).mean_dice

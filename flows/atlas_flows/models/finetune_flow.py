@@ -25,10 +25,15 @@ from prefect.artifacts import (
 from pydantic import Field
 
 from atlas_flows.models.dice_table import before_and_after
-from atlas_flows.models.finetuning import Tuning, plan_versions, put_into_service, tune
 from atlas_flows.models.outcomes import Promoted, Trained
-from atlas_flows.models.promotion import Order
+from atlas_flows.models.promotion import PromotionRequest
 from atlas_flows.models.server import model_repository
+from atlas_flows.models.version_finetuning import (
+    FinetuningRequest,
+    plan_versions,
+    put_into_service,
+    tune,
+)
 from atlas_flows.runs.events import Event, emit
 from atlas_flows.settings import Places
 
@@ -36,8 +41,8 @@ PROGRESS_EVERY_S = 5.0
 """Time between two updates of the progress artifact: an update is a request to the server."""
 
 
-class TuningSummary(FrozenModel):
-    """What came of a fine-tuning; `promoted` is None where nobody asked for it."""
+class FinetuningSummary(FrozenModel):
+    """The result of a fine-tuning; `promoted` is None where no promotion was asked for."""
 
     model: str
     trained: Trained
@@ -66,7 +71,7 @@ def finetune(
     promote: bool = True,
     version: Annotated[int, Field(ge=1)] | None = None,
     parent: Annotated[int, Field(ge=0)] | None = None,
-) -> TuningSummary:
+) -> FinetuningSummary:
     """Make the next version of a model.
 
     Args:
@@ -90,7 +95,7 @@ def finetune(
     places = Places.read()
     with Catalog.open(places.catalog_url) as catalog:
         plan = plan_versions(places, catalog, model_repository(places).models(), [model])
-        tuning = Tuning(
+        tuning = FinetuningRequest(
             model=model,
             parent=plan.parents[model] if parent is None else parent,
             version=plan.versions[model] if version is None else version,
@@ -105,11 +110,11 @@ def finetune(
             raise InvalidInput(f"the training of {model} failed: {trained.refused}")
         promoted = None
         if promote:
-            promoted = bring_in(model, tuning.version, places, catalog, validation_dataset)
-    return TuningSummary(model=model, trained=trained, promoted=promoted)
+            promoted = promote_version(model, tuning.version, places, catalog, validation_dataset)
+    return FinetuningSummary(model=model, trained=trained, promoted=promoted)
 
 
-def train(tuning: Tuning, places: Places, catalog: Catalog) -> Trained:
+def train(tuning: FinetuningRequest, places: Places, catalog: Catalog) -> Trained:
     """One training in a run of a flow: its progress is an artifact, a divergence an event."""
     get_run_logger().info("training %s@%d", tuning.model, tuning.version)
     trained = tune(tuning, places, catalog, _progress(tuning))
@@ -124,14 +129,14 @@ def train(tuning: Tuning, places: Places, catalog: Catalog) -> Trained:
     return trained
 
 
-def bring_in(
+def promote_version(
     model: str, version: int, places: Places, catalog: Catalog, validation_dataset: str | None
 ) -> Promoted:
     """One promotion in a run of a flow: the comparison is an artifact, a refusal an event."""
     log = get_run_logger()
-    order = Order(dataset=validation_dataset, why="fine-tuned by the loop")
+    request = PromotionRequest(dataset=validation_dataset, why="fine-tuned by the loop")
     promoted = put_into_service(
-        model, version, places, catalog, order=order, on_event=lambda line: log.info("%s", line)
+        model, version, places, catalog, request=request, on_event=lambda line: log.info("%s", line)
     )
     if promoted.before is not None:
         rows = before_and_after(catalog, model, promoted.before, version)
@@ -149,8 +154,8 @@ def bring_in(
     return promoted
 
 
-def _progress(tuning: Tuning) -> Callable[[int, int], None]:
-    """Shows the steps that are done, now and then."""
+def _progress(tuning: FinetuningRequest) -> Callable[[int, int], None]:
+    """Updates a progress artifact with the steps that are done, now and then."""
     created = create_progress_artifact(
         0.0,
         key=f"training-{_key(tuning.model)}",

@@ -1,4 +1,4 @@
-"""What training and promotion left behind, as the loop records it."""
+"""The results of training and promotion, as the loop records them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic import Field
 
 
 class TrainingPlan(FrozenModel):
-    """What is trained, by model: from which version, and which comes of it."""
+    """The trainings of an iteration, by model: from which version, and to which."""
 
     parents: dict[str, int]
     versions: dict[str, int]

@@ -1,7 +1,7 @@
-"""Which version of a model serves: tried beside the one in service, promoted, rolled back.
+"""Which version of a model serves: trial beside the one in service, promotion, rollback.
 
 The version in service answers during all of it. A new one is loaded beside it under its own number
-and gets no request but those that try it; the switch is one parameter in ``config.pbtxt`` that the
+and gets only trial requests; the switch is one parameter in ``config.pbtxt`` that the
 attention service reads at the start of every call. A call that has begun goes on with the version
 it began with, which stays loaded.
 """
@@ -36,16 +36,13 @@ from atlas_models.serving import TritonRepository, read_spec
 from atlasloop.client import AttentionClient
 from filelock import FileLock, Timeout
 
-from atlas_flows.models.evaluation import evaluate, true_cases
 from atlas_flows.models.server import triton_models
+from atlas_flows.models.version_evaluation import evaluate, evaluation_cases
 from atlas_flows.settings import Places
-
-OnEvent = Callable[[str], None]
-"""Takes one line for people about what happens now."""
 
 
 class PromotionRefused(InvalidInput):
-    """A version that works, and is worse than the one in service.
+    """The version works, but is worse than the one in service.
 
     Attributes:
         evidence: the figures that decided.
@@ -87,8 +84,8 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is wanted of a promotion.
+class PromotionRequest:
+    """How a version is promoted.
 
     Attributes:
         force: promote also a version that is worse, or that no case can judge.
@@ -103,17 +100,20 @@ class Order:
 
 
 def promote(
-    exported: Path, site: Site, order: Order, on_event: OnEvent = lambda line: None
+    exported: Path,
+    site: Site,
+    request: PromotionRequest,
+    on_event: Callable[[str], None] = lambda line: None,
 ) -> Promotion:
     """Try the exported model beside the one in service, and put it into service if it is no worse.
 
-    Whatever goes wrong, the version that was in service still is, and the new one is unloaded.
+    If anything goes wrong, the version in service stays, and the new one is unloaded.
 
     Raises:
         Conflict: it is in service already, or another promotion is under way.
         ConfigurationError, Unavailable: the server refuses it, or it does not answer rightly.
-        PromotionRefused: mean Dice falls by more than the margin, and `order.force` is not set.
-        NotFound: there is no case to judge by, and `order.force` is not set.
+        PromotionRefused: mean Dice falls by more than the margin, and `request.force` is not set.
+        NotFound: there is no case to judge by, and `request.force` is not set.
     """
     spec = read_spec(exported)
     repository = site.repository
@@ -126,18 +126,23 @@ def promote(
         try:
             site.triton.load(spec.name)
             site.triton.prove(spec)
-            evidence = _judge(spec, before, site, order, on_event)
+            evidence = _judge(spec, before, site, request, on_event)
             on_event(f"switching {spec.name} to version {spec.version}")
             _switch(spec, site)
         except BaseException:
             before.restore(site.triton, spec)
             raise
-        promotion = _record(site, spec, before, PromotionKind.PROMOTED, order, evidence)
+        promotion = _record(site, spec, before, PromotionKind.PROMOTED, request, evidence)
     return promotion
 
 
 def rollback(
-    name: str, site: Site, *, to: int | None = None, why: str = "", on_event: OnEvent | None = None
+    name: str,
+    site: Site,
+    *,
+    to: int | None = None,
+    why: str = "",
+    on_event: Callable[[str], None] | None = None,
 ) -> Promotion:
     """Put the version back that served before the present one, or version `to`; seconds.
 
@@ -160,12 +165,12 @@ def rollback(
         except BaseException:
             before.restore(site.triton, None)
             raise
-        return _record(site, spec, before, PromotionKind.ROLLED_BACK, Order(why=why), {})
+        return _record(site, spec, before, PromotionKind.ROLLED_BACK, PromotionRequest(why=why), {})
 
 
 @dataclass(frozen=True)
 class _State:
-    """How a model was served before anything was changed."""
+    """How a model was served before the change."""
 
     name: str
     installed: frozenset[int]
@@ -188,7 +193,7 @@ class _State:
     def restore(self, triton: TritonModels, staged: ModelSpec | None) -> None:
         """Back to this state, on disk and in the server; a version that was added goes.
 
-        A server that is away finds the repository as it was when it comes back.
+        A server that does not answer finds the repository as it was when it comes back.
         """
         repository = triton.repository
         if self.served:
@@ -211,21 +216,25 @@ def _switch(spec: ModelSpec, site: Site) -> None:
 
 
 def _judge(
-    spec: ModelSpec, before: _State, site: Site, order: Order, on_event: OnEvent
+    spec: ModelSpec,
+    before: _State,
+    site: Site,
+    request: PromotionRequest,
+    on_event: Callable[[str], None],
 ) -> dict[str, float]:
     """Figures of the new version and of the one in service; refuses what is worse."""
     incumbent = before.incumbent
     both = [spec] if incumbent is None else [spec, incumbent]
     try:
-        cases = true_cases(
+        cases = evaluation_cases(
             site.catalog,
             spec.organs,
-            dataset=order.dataset,
+            dataset=request.dataset,
             without=[one.ref for one in both],
-            limit=order.limit,
+            limit=request.limit,
         )
     except NotFound:
-        if order.force:
+        if request.force:
             return {}
         raise
     on_event(f"evaluating on {len(cases)} cases")
@@ -235,7 +244,7 @@ def _judge(
         record_evaluation(site.catalog, result)
     evidence = _figures(results) | {"margin": site.margin}
     fall = evidence.get("mean_dice_before", 0.0) - evidence["mean_dice"]
-    if fall > site.margin and not order.force:
+    if fall > site.margin and not request.force:
         assert incumbent is not None
         refusal = PromotionRefused(
             f"model {spec.name}@{spec.version} is worse than {incumbent.version} in service",
@@ -290,7 +299,7 @@ def _record(
     spec: ModelSpec,
     before: _State,
     kind: PromotionKind,
-    order: Order,
+    request: PromotionRequest,
     evidence: dict[str, float],
 ) -> Promotion:
     fall = evidence.get("mean_dice_before", 0.0) - evidence.get("mean_dice", 0.0)
@@ -298,10 +307,10 @@ def _record(
         model=ModelRef(name=spec.name, version=spec.version, sha256=spec.sha256),
         previous_version=before.in_service,
         kind=kind,
-        # Only where it made a difference: asked for in vain, the evaluation decided.
-        forced=order.force and (not evidence or fall > site.margin),
+        # Only where it made a difference; otherwise the evaluation decided.
+        forced=request.force and (not evidence or fall > site.margin),
         who=_user(),
-        why=order.why,
+        why=request.why,
         evidence=evidence,
         created_at=now(),
     )
@@ -310,7 +319,7 @@ def _record(
 
 
 def _user() -> str:
-    """Name of who runs this; a container's user may have a number only."""
+    """Name of the user who runs this; in a container it may be a number only."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

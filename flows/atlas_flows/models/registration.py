@@ -1,4 +1,4 @@
-"""Makes the models that Triton serves known to the catalog."""
+"""Registers the models that Triton serves in the catalog."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROVENANCE_FILE = "provenance.json"
 
 
 def register_installed(repository: TritonRepository, shipped: Path, catalog: Catalog) -> int:
-    """Register every model version in the Triton repository; what is known already stays.
+    """Register every model version in the Triton repository; registered ones stay.
 
     Args:
         shipped: folder of exported models that came with the program, with their provenance.

@@ -1,4 +1,4 @@
-"""The Triton that serves this site's models: the embedded one, or one that somebody else runs."""
+"""The Triton that serves this site's models: the embedded one, or one that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model_repository(here: Places) -> TritonRepository:
 
 
 def triton_models(here: Places) -> TritonModels:
-    """The server, with what it should serve.
+    """The server and the repository that it serves.
 
     Raises:
         ConfigurationError: see `model_repository`.

@@ -1,6 +1,7 @@
 """Exported models, each in ``<store>/<name>/<t>`` as export left it (``<home>/models`` at home).
 
-Triton's repository holds what is served; this holds what a version was made of, its weights too.
+Triton's repository holds what is served; this store holds what a version was made of, weights
+included.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class ModelStore:
                 )
             )
         except BaseException:
-            # Else the number would be taken by a version of which nobody knows what it was made of.
+            # Else the number would be taken by a version without any record of its making.
             move_folder(target, exported)
             raise
         return spec

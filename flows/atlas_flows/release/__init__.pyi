@@ -1,4 +1,5 @@
-from .releasing import ReleaseSummary, read_patients
+from .patient_table import read_patients
+from .release_folder import ReleaseSummary
 
 __all__ = [
     "ReleaseSummary",

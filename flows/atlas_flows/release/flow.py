@@ -28,34 +28,29 @@ from atlas_core.release import (
     release_card,
 )
 from atlas_core.store import CaseStore
-from prefect import flow, get_run_logger, runtime, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from atlas_flows.release import releasing
-from atlas_flows.release.releasing import ReleaseRun, ReleaseSummary
-from atlas_flows.runs import Progress
-from atlas_flows.runs.progress_artifact import ProgressInUi
-from atlas_flows.runs.shards import run_shards, shards
+from atlas_flows.release import release_folder
+from atlas_flows.release.release_folder import ReleaseRun, ReleaseSummary
+from atlas_flows.runs import ProgressCounter
+from atlas_flows.runs.progress_artifact import ProgressArtifact
+from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
 from atlas_flows.settings import Places
-
-
-def _shard_name() -> str:
-    numbers = runtime.task_run.parameters["numbers"]
-    return numbers[0] if len(numbers) == 1 else f"{numbers[0]} and {len(numbers) - 1} more"
 
 
 @task(
     name="release-cases",
     description="Writes the files of a shard of cases, one after the other.",
-    task_run_name=_shard_name,
+    task_run_name=name_shards_by("numbers"),
     cache_policy=NO_CACHE,
     persist_result=False,
 )
 def release_cases(numbers: tuple[str, ...], run: ReleaseRun) -> list[WrittenFile]:
-    """Prefect's view of one shard."""
-    return releasing.write_shard(run, numbers)
+    """One shard, as a task that Prefect shows."""
+    return release_folder.write_shard(run, numbers)
 
 
 @flow(
@@ -85,7 +80,7 @@ def release(
             imagesTr, labelsTr and dataset.json.
         cts: none: masks only, a table says where the CTs are. link: symbolic links into the case
             store. copy: copies.
-        accept: What the licences of the datasets forbid, and is done all the same.
+        accept: What the licences of the datasets forbid, and is to be done nevertheless.
         leave_out: Leave out cases that are not complete. Otherwise one of them refuses the release.
         patients: Case id to patient, where known: the CTs of a patient go into one split.
         in_flight: Cases worked on at the same time.
@@ -110,7 +105,7 @@ def release(
         store = CaseStore(places.store)
         plan = plan_release(catalog, store, options)
     target = Path(folder)
-    with releasing.new_release(target, plan) as draft:
+    with release_folder.new_release(target, plan) as draft:
         files = _write_all(plan, store, draft, in_flight)
     summary = _summary(target, plan, len(files), time.monotonic() - started)
     create_markdown_artifact(release_card(plan), key="release-card", description=f"Card of {name}")
@@ -122,11 +117,11 @@ def _write_all(
 ) -> tuple[WrittenFile, ...]:
     total = len(plan.cases)
     get_run_logger().info("%d cases to release, %d left out", total, len(plan.left_out))
-    with ProgressInUi(total, "release-progress", "Cases released") as shown:
-        run = ReleaseRun(plan, store, draft, Progress(total, shown))
-        pieces = {"numbers": shards([case.number for case in plan.cases], in_flight)}
-        files = run_shards(release_cases, pieces, run, in_flight)
-    return releasing.finish(run, files)
+    with ProgressArtifact(total, "release-progress", "Cases released") as shown:
+        run = ReleaseRun(plan, store, draft, ProgressCounter(total, shown))
+        shards = {"numbers": split_into_shards([case.number for case in plan.cases], in_flight)}
+        files = run_shards(release_cases, shards, run, in_flight)
+    return release_folder.finish(run, files)
 
 
 def _summary(target: Path, plan: ReleasePlan, files: int, seconds: float) -> ReleaseSummary:

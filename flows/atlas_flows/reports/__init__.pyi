@@ -1,11 +1,11 @@
 from .distribution_plot import plot_distribution
 from .evaluation_report import build_loop_report
-from .ranking_report import ReportScope, RunFacts, Step, build_report
+from .ranking_report import ReportScope, RunFacts, StepTime, build_report
 
 __all__ = [
     "ReportScope",
     "RunFacts",
-    "Step",
+    "StepTime",
     "build_loop_report",
     "build_report",
     "plot_distribution",

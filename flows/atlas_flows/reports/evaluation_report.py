@@ -161,9 +161,10 @@ def _table_title(table: IterationTable) -> str:
     what = (
         "Pseudo labels, as the ensemble predicts them"
         if table.kind is LabelKind.PSEUDO
-        else "Assembled labels: revised where an annotator revised, else pseudo"
+        else "Assembled labels: the maps that a release holds"
     )
-    return f"{what} ({table.cases} cases)"
+    note = rows.not_assembled_note(table)
+    return f"{what} ({table.cases} cases)" + (f"; {note}" if note else "")
 
 
 def _turn(turn: IterationSummary) -> dict[str, str]:

@@ -67,6 +67,16 @@ def iteration_rows(table: IterationTable) -> Rows:
     return rows
 
 
+def not_assembled_note(table: IterationTable) -> str:
+    """What a table of assembled labels lacks, for people; empty where nothing is missing."""
+    missing = [
+        f"{count} of {title}"
+        for title, count in zip(table.titles, table.not_assembled, strict=True)
+        if count
+    ]
+    return f"cases never assembled, and left out: {', '.join(missing)}" if missing else ""
+
+
 def error_found_rows(found: ErrorFound) -> Rows:
     """The curve of Fig. 4's claim, a share per row."""
     return [

@@ -35,7 +35,7 @@ from atlas_flows.reports.distribution_plot import plot_distribution
 from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in
 
 ROWS_SHOWN = 200
-"""Rows of the ranked table; a browser stays quick, and nobody reads further on a page."""
+"""Rows of the ranked table; a browser stays quick, and few readers go further."""
 
 FRAME_REM = 24
 """Longest side of a picture on the page."""
@@ -44,7 +44,7 @@ SCALE_BAR_MM = 50
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Wall time of one step of a run."""
 
     name: str
@@ -65,7 +65,7 @@ class RunFacts:
     """
 
     title: str = "Priority list"
-    steps: tuple[Step, ...] = ()
+    steps: tuple[StepTime, ...] = ()
     notes: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     kinds: Mapping[str, str] | None = None
@@ -251,7 +251,7 @@ def _is_phantom(case: RankedCase, datasets: Mapping[str, Dataset]) -> bool:
 
 
 PHANTOM_PRESET = "phantoms"
-"""Preset name of generated phantoms: what tells them from patients everywhere."""
+"""Preset name of generated phantoms: it distinguishes them from patients everywhere."""
 
 
 def _subtitle(ranked: Sequence[RankedCase], datasets: Mapping[str, Dataset]) -> str:

@@ -1,4 +1,4 @@
-"""What runs over many cases have in common: which cases, what came of each, and who watches.
+"""What runs over many cases have in common: which cases, the outcome of each, and observers.
 
 Nothing here knows Prefect, nor how a case is done.
 """
@@ -28,11 +28,11 @@ class Outcome(StrEnum):
     """The store held the result already; only the catalog was brought up to date."""
     FAILED = "failed"
     NOT_TRIED = "not tried"
-    """The run ended before its turn, or what it needs was away."""
+    """The run ended before its turn, or what it needs did not answer."""
 
 
 class CaseOutcome(FrozenModel):
-    """What came of one case."""
+    """The outcome of one case."""
 
     case_id: str
     outcome: Outcome
@@ -45,7 +45,7 @@ class CaseOutcome(FrozenModel):
 
 
 class RunSummary(FrozenModel):
-    """What came of one run."""
+    """The outcomes of one run."""
 
     skipped: int = Field(description="Cases whose result was there and up to date.")
     outcomes: tuple[CaseOutcome, ...]
@@ -93,11 +93,11 @@ class CasesFailed(AtlasError, Generic[SummaryT]):
 
 
 Observer = Callable[[int, int, CaseOutcome], None]
-"""Takes cases done, cases in all, and what came of the last one."""
+"""Takes the number of cases that are done, of all cases, and the outcome of the last one."""
 
 
-class Progress:
-    """Counts outcomes across threads and tells an observer after each case."""
+class ProgressCounter:
+    """Counts outcomes across threads, and calls an observer after each case."""
 
     def __init__(self, total: int, observer: Observer) -> None:
         self.total = total
@@ -117,7 +117,7 @@ _observer: ContextVar[Observer | None] = ContextVar("case_observer", default=Non
 
 @contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
-    """Within the block, runs of this process tell `observer` (done, total, outcome) per case."""
+    """Within the block, runs of this process call `observer` after each case."""
     token = _observer.set(observer)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Runs whose process was killed: Prefect shows them as running for ever unless it is told."""
+"""Runs whose process was killed, which Prefect would show as running for ever."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def process_tag() -> str:
 
 
 def mark_interrupted_runs(flow_name: str) -> int:
-    """Tell Prefect of the runs of `flow_name` whose process on this machine is gone.
+    """Mark the runs of `flow_name` whose process on this machine is gone as crashed.
 
     Returns:
         How many there were.

@@ -10,7 +10,7 @@ from prefect.events import emit_event
 
 
 class Event(StrEnum):
-    """What people or machines may want to know. Queue drained is the review service's to tell."""
+    """What people or machines may want to know; the review service emits the drained queue."""
 
     QUEUE_OPEN = "atlasloop.queue.open"
     ITERATION_FINISHED = "atlasloop.iteration.finished"
@@ -19,11 +19,11 @@ class Event(StrEnum):
 
 
 def emit(event: Event, *, subject: str, occasion: str, **payload: Any) -> None:
-    """Tell Prefect's server, which may be told twice when a run is killed: the id is the same.
+    """Send an event to Prefect's server; sent again after a run was killed, it has the same id.
 
     Args:
         subject: what it is about: ``queue``, ``iteration.3``.
-        occasion: tells this occurrence from others of the same kind.
+        occasion: distinguishes this occurrence from others of its kind.
         payload: JSON; no patient data.
     """
     emit_event(

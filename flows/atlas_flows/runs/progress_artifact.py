@@ -1,4 +1,4 @@
-"""Progress of a run over cases: in its log, to an observer of this process, in the Prefect UI."""
+"""Progress of a run over cases: in its log, for an observer in this process, in the Prefect UI."""
 
 # No `from __future__ import annotations` here: see `atlas_flows.scoring.flow`.
 
@@ -21,11 +21,11 @@ PROGRESS_LAST_S = 10.0
 """How long the end of a run waits for its last update."""
 
 
-class ProgressInUi:
-    """Shows counts in the run's log, to the observer of this process, and as a progress artifact.
+class ProgressArtifact:
+    """Reports progress to the run's log, to the observer of this process, and as an artifact.
 
-    A context manager. The artifact is brought up to date by a thread of its own: a server that is
-    slow or away must not slow the work, which does not depend on who watches.
+    A context manager. A thread of its own updates the artifact, so that a server that is slow or
+    does not answer never slows down the work.
     """
 
     def __init__(self, total: int, key: str, description: str) -> None:
@@ -38,7 +38,7 @@ class ProgressInUi:
         self._percent = 0.0
         self._ended = threading.Event()
         # In a copy of our context, where Prefect keeps its settings and the run. Not waited for by
-        # the interpreter: Prefect's client tries for a minute to reach a server that is away.
+        # the interpreter: Prefect's client tries for a minute to reach a server.
         self._thread = threading.Thread(
             target=copy_context().run, args=(self._keep_showing,), daemon=True
         )

@@ -1,4 +1,4 @@
-"""Shards of a run, several at a time, as tasks that Prefect shows."""
+"""Splits the cases of a run into shards, and runs them side by side as tasks that Prefect shows."""
 
 # No `from __future__ import annotations` here: see `atlas_flows.scoring.flow`.
 
@@ -7,56 +7,68 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
-from prefect import Task
+from prefect import Task, runtime
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque, unmapped
 
 SHARD_CASES = 16
-"""Most cases in one shard. A shard is what Prefect sees as one task (about 4 ms each): large enough
-that thousands of cases stay hundreds of tasks, small enough that slots do not idle at the end."""
+"""Most cases in one shard. Prefect sees a shard as one task (about 4 ms each): large enough that
+thousands of cases become hundreds of tasks, small enough that no worker idles for long at the end.
+"""
 
 
-def shards(cases: Sequence[str], in_flight: int) -> list[tuple[str, ...]]:
-    """`cases` in runs of at most `SHARD_CASES`, at least four per slot where there are enough."""
+def split_into_shards(cases: Sequence[str], in_flight: int) -> list[tuple[str, ...]]:
+    """Consecutive `cases` in shards of at most `SHARD_CASES`; where there are enough, at least
+    four shards for each of the `in_flight` workers."""
     size = max(1, min(SHARD_CASES, math.ceil(len(cases) / (4 * in_flight))))
     return [tuple(cases[start : start + size]) for start in range(0, len(cases), size)]
 
 
-ResultT = TypeVar("ResultT")
+def name_shards_by(parameter: str) -> Callable[[], str]:
+    """Names a task run after the first case of its shard, the argument of this `parameter`."""
+
+    def name() -> str:
+        cases = runtime.task_run.parameters[parameter]
+        return cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
+
+    return name
+
+
+ShardResultT = TypeVar("ShardResultT")
 
 
 class Stoppable(Protocol):
-    """What the shards of one run share; once `stop` is set, none begins another case."""
+    """What the shards of one run share; once `stop` is set, none of them begins another case."""
 
     @property
     def stop(self) -> threading.Event: ...
 
 
 def run_shards(
-    task: Task[..., list[ResultT]],
+    task: Task[..., list[ShardResultT]],
     shards: Mapping[str, Sequence[object]],
     run: Stoppable,
     in_flight: int,
     on_abort: Callable[[], None] = lambda: None,
-) -> list[ResultT]:
-    """What `task` returns for every shard, in their order.
+) -> list[ShardResultT]:
+    """Run `task` on every shard and return all results, in the order of the shards.
 
     Args:
-        shards: name of the task's parameter → a value per shard.
+        shards: name of the task's parameter → one value per shard.
         run: the task's parameter of this name.
-        in_flight: shards at once.
-        on_abort: ends what is under way, or its threads would be awaited.
+        in_flight: number of shards that run at once.
+        on_abort: interrupts calls that are under way; without it their threads would be waited for.
 
     Raises:
-        BaseException: whatever a shard raised, or whatever interrupts; `run` is stopped then.
+        BaseException: whatever a shard raised, or an interrupt; `run` is stopped first.
     """
-    # A runner of its own, because the number of slots is a parameter of the run.
-    slots: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=in_flight)
-    with slots as runner:
+    # A task runner of our own, because the number of workers is a parameter of the run.
+    pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=in_flight)
+    with pool as runner:
         try:
             futures = runner.map(task, {**shards, "run": unmapped(opaque(run))})
-            # Prefect's types call these futures; they are what the tasks returned.
-            results = cast(list[list[ResultT]], futures.result())
+            # Typed as futures by Prefect; at run time these are the return values of the tasks.
+            results = cast(list[list[ShardResultT]], futures.result())
         except BaseException:
             run.stop.set()
             on_abort()

@@ -1,6 +1,7 @@
-from .scoring import ScoreRequest, ScoreSummary
+from .case_scoring import ScoreRequest, ScoreSummary, log
 
 __all__ = [
     "ScoreRequest",
     "ScoreSummary",
+    "log",
 ]

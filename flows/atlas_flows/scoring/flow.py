@@ -19,21 +19,16 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from atlas_flows.runs import CaseOutcome, CasesFailed, Outcome, Progress
-from atlas_flows.runs.progress_artifact import ProgressInUi
-from atlas_flows.runs.shards import run_shards, shards
-from atlas_flows.scoring import scoring
+from atlas_flows.runs import CaseOutcome, CasesFailed, Outcome, ProgressCounter
+from atlas_flows.runs.progress_artifact import ProgressArtifact
+from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
+from atlas_flows.scoring import case_scoring
+from atlas_flows.scoring.case_scoring import ScoreRequest, ScoreSummary, ScoringPlan, ScoringRun
 from atlas_flows.scoring.priority_list import as_rows
-from atlas_flows.scoring.scoring import Plan, ScoreRequest, ScoreSummary, ScoringRun
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
 """Cases in the ranking table of the Prefect UI; it draws every row at once."""
-
-
-def _shard_name() -> str:
-    cases = runtime.task_run.parameters["cases"]
-    return cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
 
 
 def _run_name() -> str:
@@ -44,13 +39,13 @@ def _run_name() -> str:
 @task(
     name="score-cases",
     description="Scores a shard of cases, one after the other, through the attention service.",
-    task_run_name=_shard_name,
+    task_run_name=name_shards_by("cases"),
     cache_policy=NO_CACHE,
     persist_result=False,
 )
 def score_cases(cases: tuple[str, ...], run: ScoringRun) -> list[CaseOutcome]:
-    """Prefect's view of one shard."""
-    return scoring.score_shard(run, cases)
+    """One shard, as a task that Prefect shows."""
+    return case_scoring.score_shard(run, cases)
 
 
 @flow(
@@ -82,22 +77,22 @@ def score(
         in_flight: Cases worked on at the same time.
         limit: Score at most so many cases. Empty: all.
         force: Score also the cases that this ensemble has scored already.
-        patience_s: Seconds to wait for a service that is away before the run ends.
+        patience_s: Seconds to wait for a service that does not answer before the run ends.
 
     Raises:
         CasesFailed: some cases could not be scored; it names them. All others are recorded.
     """
     places = Places.read()
     request = ScoreRequest(reading, dataset, tuple(cases or ()), tuple(models or ()), force, limit)
-    patience = scoring.Patience(total_s=patience_s)
+    patience = case_scoring.Patience(total_s=patience_s)
     with (
         Catalog.open(places.catalog_url) as catalog,
         AttentionClient(places.attention_address) as client,
     ):
         store = CaseStore(places.store)
         registered = {model.spec.name for model in catalog.models()}
-        ensemble = scoring.await_ensemble(client, request.models, registered, patience)
-        plan = scoring.plan(request, ensemble, catalog, store)
+        ensemble = case_scoring.await_ensemble(client, request.models, registered, patience)
+        plan = case_scoring.plan_scoring(request, ensemble, catalog, store)
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
         _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
     if summary.failures:
@@ -106,12 +101,12 @@ def score(
 
 
 def _score_all(
-    plan: Plan,
+    plan: ScoringPlan,
     client: AttentionClient,
     catalog: Catalog,
     store: CaseStore,
     in_flight: int,
-    patience: scoring.Patience,
+    patience: case_scoring.Patience,
 ) -> ScoreSummary:
     started = time.monotonic()
     get_run_logger().info(
@@ -120,11 +115,11 @@ def _score_all(
         plan.skipped,
         plan.ensemble.key,
     )
-    with ProgressInUi(len(plan.cases), "score-progress", "Cases scored") as shown:
-        progress = Progress(len(plan.cases), shown)
+    with ProgressArtifact(len(plan.cases), "score-progress", "Cases scored") as shown:
+        progress = ProgressCounter(len(plan.cases), shown)
         run = ScoringRun(plan, client, catalog, store, progress, patience)
-        pieces = {"cases": shards(plan.cases, in_flight)}
-        outcomes = run_shards(score_cases, pieces, run, in_flight, on_abort=client.close)
+        shards = {"cases": split_into_shards(plan.cases, in_flight)}
+        outcomes = run_shards(score_cases, shards, run, in_flight, on_abort=client.close)
     return ScoreSummary(
         reading=plan.request.reading,
         ensemble=plan.ensemble.key,

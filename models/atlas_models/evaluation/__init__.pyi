@@ -1,8 +1,8 @@
 from .metrics import (
     FIGURES,
+    AgreementSummary,
     Comparison,
     Spread,
-    Summary,
     as_csv,
     as_json,
     compare,
@@ -12,9 +12,9 @@ from .metrics import (
 
 __all__ = [
     "FIGURES",
+    "AgreementSummary",
     "Comparison",
     "Spread",
-    "Summary",
     "as_csv",
     "as_json",
     "compare",

@@ -1,5 +1,11 @@
 """How well a label map agrees with the truth: Dice and normalised surface Dice (NSD), per organ.
 
+**Mean Dice** is the mean over organs of each organ's mean over the cases that have it
+(`AgreementSummary.overall`), in every command, table and verdict. It is what the paper's tables
+call Average (Tables 1, 5 and 6: the mean of the rows above it, for the deviations too), and what a
+promotion is decided by: a rare organ counts as much as one that every case has. The mean over cases
+of each case's mean is another number, as partial labels give the cases different organs.
+
 NSD is MONAI's `compute_surface_dice` with subvoxel surfaces, which are those of DeepMind's
 `surface-distance`: surface elements lie between voxels and count by their area in mm², whatever the
 spacing. That package itself is not maintained (it needs NumPy 1), and counting border voxels, the
@@ -14,8 +20,8 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,17 +121,32 @@ class Spread:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         return cls(len(values), float(np.mean(values)), std)
 
+    @classmethod
+    def over_organs(cls, organs: Iterable[Spread], count: int) -> Spread:
+        """The paper's row Average (Tables 1, 5 and 6): the mean of the organs' means, and the mean
+        of their deviations. Organs without a figure are left out.
+
+        Args:
+            count: what the result counts.
+        """
+        known = [(s.mean, s.std) for s in organs if s.mean is not None and s.std is not None]
+        if not known:
+            return cls(0, None, None)
+        means, deviations = zip(*known, strict=True)
+        return cls(count, float(np.mean(means)), float(np.mean(deviations)))
+
     def __str__(self) -> str:
         return "–" if self.mean is None else f"{100 * self.mean:.1f} ± {100 * (self.std or 0):.1f}"
 
 
 @dataclass(frozen=True)
-class Summary:
+class AgreementSummary:
     """Agreement over cases.
 
     Attributes:
         organs: organ → figure ("dice", "nsd") → spread over the cases that have the organ.
-        overall: figure → spread over cases of each case's mean over its organs.
+        overall: figure → mean over `organs` of their means and deviations; it counts the cases
+            that have any organ. Its mean of "dice" is the mean Dice of this module's docstring.
     """
 
     cases: int
@@ -134,34 +155,35 @@ class Summary:
 
     @property
     def mean_dice(self) -> float:
-        """Mean over organs of the mean Dice; what decides on a promotion.
+        """Mean over organs of the mean over cases, in [0, 1]; what decides on a promotion.
 
         Raises:
             InvalidInput: no organ was in any case.
         """
-        means = [mean for row in self.organs.values() if (mean := row["dice"].mean) is not None]
-        if not means:
+        mean = self.overall["dice"].mean
+        if mean is None:
             raise InvalidInput("no case holds an organ to compare", expected="labels with voxels")
-        return float(np.mean(means))
+        return mean
 
 
 FIGURES = ("dice", "nsd")
 
 
-def summarise(cases: Sequence[CaseAgreement]) -> Summary:
-    """Mean and deviation per organ, and over cases."""
+def summarise(cases: Sequence[CaseAgreement]) -> AgreementSummary:
+    """Mean and deviation of each organ over the cases, and their means over the organs."""
     names = list(dict.fromkeys(row.organ for case in cases for row in case.organs))
     organs = {
         name: {figure: Spread.of(_values(cases, figure, name)) for figure in FIGURES}
         for name in names
     }
     overall = {
-        figure: Spread.of(
-            [float(np.mean(values)) for case in cases if (values := _values([case], figure))]
+        figure: Spread.over_organs(
+            (row[figure] for row in organs.values()),
+            count=sum(bool(_values([case], figure)) for case in cases),
         )
         for figure in FIGURES
     }
-    return Summary(len(cases), organs, overall)
+    return AgreementSummary(len(cases), organs, overall)
 
 
 def _values(cases: Sequence[CaseAgreement], figure: str, organ: str | None = None) -> list[float]:
@@ -181,9 +203,10 @@ class Comparison:
     """One figure of two versions on the same cases.
 
     Attributes:
-        pairs: cases that both have a figure for.
-        difference: mean of second minus first.
-        p_value: two-sided, Wilcoxon's signed-rank test; None with fewer than two pairs that differ.
+        pairs: cases for which both have a figure.
+        difference: mean of the second version minus mean of the first.
+        p_value: two-sided, by Wilcoxon's signed-rank test over the pairs; None where fewer than two
+            of them differ.
     """
 
     pairs: int
@@ -202,7 +225,10 @@ class Comparison:
 def compare(
     first: Sequence[CaseAgreement], second: Sequence[CaseAgreement]
 ) -> dict[str, dict[str, Comparison]]:
-    """Figure → organ ("mean" for each case's mean over organs) → how two versions differ.
+    """Figure → organ → how two versions differ on the cases of both.
+
+    The entry "mean" has the difference of the means over organs (`AgreementSummary.overall`). Its
+    test pairs each case's mean over its organs: the organs of one case are no independent samples.
 
     Raises:
         InvalidInput: no case is in both.
@@ -215,12 +241,20 @@ def compare(
             remedy="evaluate both: atlasloop models evaluate A B",
         )
     names = list(dict.fromkeys(row.organ for case, _ in pairs for row in case.organs))
+    before, after = (summarise(cases) for cases in zip(*pairs, strict=True))
     result: dict[str, dict[str, Comparison]] = {}
     for figure in FIGURES:
         result[figure] = {name: signed_rank(*_paired(pairs, figure, name)) for name in names} | {
-            "mean": signed_rank(*_paired(pairs, figure, None))
+            "mean": replace(
+                signed_rank(*_paired(pairs, figure, None)),
+                difference=_difference(before.overall[figure], after.overall[figure]),
+            )
         }
     return result
+
+
+def _difference(before: Spread, after: Spread) -> float | None:
+    return None if before.mean is None or after.mean is None else after.mean - before.mean
 
 
 def _paired(
@@ -257,7 +291,7 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> Comparison:
 # --- output -------------------------------------------------------------------------------------
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
+def as_json(summary: AgreementSummary) -> dict[str, Any]:
     """A summary as JSON values."""
 
     def row(spreads: Mapping[str, Spread]) -> dict[str, Any]:

@@ -1,23 +1,24 @@
 from .checkpoints import read_checkpoint, tensors_of, unpickled
-from .export import (
+from .exported_network import ExportedNetwork, FoldMean, Head, InputTransform
+from .onnx_export import (
     NO_SHA256,
     build_graph,
     export_model,
     load_network,
     measure_parity,
     set_metadata,
+    wrap_network,
     write_graph,
 )
-from .served_network import FoldMean, Head, Intake, ServedNetwork
 from .weights import WEIGHTS_FILE, load_weights, read_weights, write_weights
 
 __all__ = [
     "NO_SHA256",
     "WEIGHTS_FILE",
+    "ExportedNetwork",
     "FoldMean",
     "Head",
-    "Intake",
-    "ServedNetwork",
+    "InputTransform",
     "build_graph",
     "export_model",
     "load_network",
@@ -28,6 +29,7 @@ __all__ = [
     "set_metadata",
     "tensors_of",
     "unpickled",
+    "wrap_network",
     "write_graph",
     "write_weights",
 ]

@@ -1,4 +1,4 @@
-"""Weights from elsewhere, read without running any code that they may carry.
+"""Reads weights from elsewhere without running any code that they may carry.
 
 A ``.pt`` or ``.pth`` file is a pickle, and a pickle is a program. PyTorch's ``weights_only`` reader
 interprets it itself and builds tensors, numbers, text, lists and dictionaries only; what asks for
@@ -21,7 +21,7 @@ import torch
 from atlas_core.errors import CorruptFile, InvalidInput, NotFound
 
 _SCALAR = np.float64(0).__reduce__()[0]
-"""What NumPy makes its numbers by when they are unpickled."""
+"""What NumPy rebuilds its numbers with when they are unpickled."""
 
 _NUMBERS: list[Any] = [
     # nnU-Net logs scores as NumPy numbers. Both names: pickles outlive the module they name.
@@ -157,5 +157,5 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> InvalidInput | Corrup
 def _first_line(error: BaseException) -> str:
     """What PyTorch says, without its page of advice to switch the check off."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (told or lines or [type(error).__name__])[0].partition(" was not an allowed")[0][:200]
+    telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
+    return (telling or lines or [type(error).__name__])[0].partition(" was not an allowed")[0][:200]

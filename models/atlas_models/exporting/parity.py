@@ -1,9 +1,9 @@
-"""Does an exported graph compute what its network computes? Measured, not assumed.
+"""Measures whether an exported graph computes what its network computes.
 
 Two figures per graph. The *probability* compares the float tensor before rounding, with every
 instance norm of the graph spelled out as chained means: ONNX Runtime's own kernel sums the voxels
 of a channel one by one in float32 and is off by up to 4e-4, which says nothing about the export.
-The *byte* compares what the graph answers as it is served. See docs/decisions/0015.
+The *byte* compares the output of the graph as it is served. See docs/decisions/0015.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from atlas_models.exporting.served_network import ServedNetwork
+from atlas_models.exporting.exported_network import ExportedNetwork
 from atlas_models.serving import GRAPH_FILE
 
 PROBABILITY_TOLERANCE = 1e-4
@@ -41,7 +41,9 @@ class Parity:
     byte: int
 
 
-def measure(served: ServedNetwork, folder: Path, windows: Sequence[NDArray[np.float32]]) -> Parity:
+def measure(
+    served: ExportedNetwork, folder: Path, windows: Sequence[NDArray[np.float32]]
+) -> Parity:
     """Compare an exported model with the network it came from, all windows as one batch.
 
     Args:
@@ -119,7 +121,7 @@ def probability_tensor(model: onnx.ModelProto) -> str:
 
 
 def _constant(name: str, constants: set[str]) -> bool:
-    # A constant may lie behind its cast from float16; see `export.store_halved`.
+    # A constant may lie behind its cast from float16; see `export.store_as_float16`.
     return name in constants or name.removesuffix(".float32") in constants
 
 
@@ -158,8 +160,8 @@ def _spell_out_norms(model: onnx.ModelProto) -> None:
 
 def _flat_tensors(model: onnx.ModelProto) -> set[str]:
     """Tensors ``[batch, group, rest]``, into which the exporter reshapes for a group norm."""
-    described = onnx.shape_inference.infer_shapes(model).graph.value_info
-    return {value.name for value in described if len(value.type.tensor_type.shape.dim) == 3}
+    shapes = onnx.shape_inference.infer_shapes(model).graph.value_info
+    return {value.name for value in shapes if len(value.type.tensor_type.shape.dim) == 3}
 
 
 def _flat_norm_nodes(

@@ -91,9 +91,9 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], TrainingConfig | 
         raise NotFound("no weights file", case=path.name, expected=WEIGHTS_FILE)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            described = (file.metadata() or {}).get(CONFIG_KEY)
+            stored = (file.metadata() or {}).get(CONFIG_KEY)
             tensors = {name: _restored(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        config = None if described is None else TrainingConfig.model_validate_json(described)
+        config = None if stored is None else TrainingConfig.model_validate_json(stored)
     except (SafetensorError, ValidationError, OSError) as error:
         raise CorruptFile(
             "unreadable weights", case=path.name, expected="a safetensors file", got=str(error)

@@ -1,7 +1,7 @@
-"""What a user must say of a model from elsewhere: one YAML file, checked before anything is read.
+"""What a user must say about a model from elsewhere: one YAML file, checked first.
 
-Weights and graphs do not say which channel is the liver, which way their volumes ran, or what their
-intensities were scaled to. Free of torch.
+Weights and graphs do not say which channel is the liver, how their volumes were oriented, or how
+their intensities were scaled.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import yaml
 from atlas_core.errors import ConfigurationError, InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
+from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import OrganScheme
 from pydantic import Field, ValidationError, model_validator
 
+from atlas_models.exporting import NO_SHA256
 from atlas_models.importing.organ_synonyms import organ_called
 
 Axes = Literal["xyz", "zyx"]
 
 
-class DescribedModel(FrozenModel):
-    """What weights of a network and foreign graphs have in common."""
+class ModelDescription(FrozenModel):
+    """What descriptions of weights and of graphs have in common."""
 
     classes: tuple[str | None, ...] = Field(
         min_length=1,
@@ -79,6 +81,22 @@ class DescribedModel(FrozenModel):
         shift = low if self.shift is None else self.shift
         return low, high, shift, high - low if self.scale is None else self.scale
 
+    def spec(
+        self, name: str, version: int, architecture: str, organs: tuple[str, ...]
+    ) -> ModelSpec:
+        """The spec of a model that is described so; its graph is not written yet."""
+        return ModelSpec(
+            name=name,
+            version=version,
+            architecture=architecture,
+            organs=organs,
+            spacing_mm=self.spacing_mm,
+            patch=self.patch,
+            hu_window=self.hu_window,
+            activation="softmax" if self.activation == "softmax" else "sigmoid",
+            sha256=NO_SHA256,
+        )
+
     def groups(self, scheme: OrganScheme, case: str) -> dict[str, tuple[int, ...]]:
         """Organ → its channels, in the scheme's order.
 
@@ -100,10 +118,10 @@ class DescribedModel(FrozenModel):
         return {organ: tuple(found[organ]) for organ in scheme.names if organ in found}
 
 
-DescribedT = TypeVar("DescribedT", bound=DescribedModel)
+DescriptionT = TypeVar("DescriptionT", bound=ModelDescription)
 
 
-def read_description(path: Path, kind: type[DescribedT]) -> DescribedT:
+def read_description(path: Path, kind: type[DescriptionT]) -> DescriptionT:
     """The description in a YAML file.
 
     Raises:

@@ -28,16 +28,15 @@ from pydantic import Field
 from torch import nn
 
 from atlas_models.exporting import (
-    NO_SHA256,
+    ExportedNetwork,
     Head,
-    Intake,
-    ServedNetwork,
+    InputTransform,
     build_graph,
     read_checkpoint,
     tensors_of,
     write_graph,
 )
-from atlas_models.importing.model_description import DescribedModel, read_description
+from atlas_models.importing.model_description import ModelDescription, read_description
 
 MONAI_KEY = "atlasloop.monai"
 """Metadata of the graph: architecture and arguments."""
@@ -59,7 +58,7 @@ _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|backbone\.|network\.)+")
 PlainArgument = bool | int | float | str | None | tuple[Any, ...] | dict[str, Any]
 
 
-class DescribedWeights(DescribedModel):
+class WeightsDescription(ModelDescription):
     """A MONAI network."""
 
     architecture: Literal["unet", "swin_unetr", "segresnet", "unetr", "dynunet"]
@@ -71,7 +70,7 @@ class DescribedWeights(DescribedModel):
 
 def import_monai(
     weights: Path,
-    description: Path,
+    description_file: Path,
     folder: Path,
     *,
     name: str,
@@ -86,44 +85,38 @@ def import_monai(
         InvalidInput: arguments that the network does not take, weights of another network, code in
             the weights, no class that is an organ of ours.
     """
-    described = read_description(description, DescribedWeights)
-    groups = described.groups(scheme, description.name)
-    network = build(described, description.name)
+    description = read_description(description_file, WeightsDescription)
+    groups = description.groups(scheme, description_file.name)
+    network = build(description, description_file.name)
     _load(network, _weights(weights), weights.name)
-    low, high, shift, scale = described.intensities
-    intake = Intake(low, high, shift, scale, described.network_axes, described.flipped)
-    served = ServedNetwork(network, intake, Head(described.activation, tuple(groups.values())))
-    spec = ModelSpec(
-        name=name,
-        version=version,
-        architecture=described.architecture,
-        organs=tuple(groups),
-        spacing_mm=described.spacing_mm,
-        patch=described.patch,
-        hu_window=described.hu_window,
-        activation="softmax" if described.activation == "softmax" else "sigmoid",
-        sha256=NO_SHA256,
+    low, high, shift, scale = description.intensities
+    input_transform = InputTransform(
+        low, high, shift, scale, description.network_axes, description.flipped
     )
-    note = {"architecture": described.architecture, "arguments": described.arguments}
+    served = ExportedNetwork(
+        network, input_transform, Head(description.activation, tuple(groups.values()))
+    )
+    spec = description.spec(name, version, description.architecture, tuple(groups))
+    note = {"architecture": description.architecture, "arguments": description.arguments}
     return write_graph(build_graph(served, spec, {MONAI_KEY: json.dumps(note)}), spec, folder)
 
 
-def build(described: DescribedWeights, case: str) -> nn.Module:
+def build(description: WeightsDescription, case: str) -> nn.Module:
     """The network of a description, freshly initialised.
 
     Raises:
         InvalidInput: arguments that it does not take.
     """
     try:
-        return _NETWORKS[described.architecture](
+        return _NETWORKS[description.architecture](
             spatial_dims=3,
             in_channels=1,
-            out_channels=len(described.classes),
-            **described.arguments,
+            out_channels=len(description.classes),
+            **description.arguments,
         ).eval()
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise InvalidInput(
-            f"MONAI builds no {described.architecture} of these arguments",
+            f"MONAI builds no {description.architecture} of these arguments",
             case=case,
             got=error,
         ) from None

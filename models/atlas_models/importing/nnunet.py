@@ -27,10 +27,10 @@ from torch import nn
 
 from atlas_models.exporting import (
     NO_SHA256,
+    ExportedNetwork,
     FoldMean,
     Head,
-    Intake,
-    ServedNetwork,
+    InputTransform,
     build_graph,
     read_checkpoint,
     tensors_of,
@@ -52,7 +52,7 @@ _WIDE_HU = (-32768.0, 32767.0)
 
 _OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 
-_READERS_THAT_TURN = {"NibabelIOWithReorient"}
+_REORIENTING_READERS = {"NibabelIOWithReorient"}
 
 _TRUSTED = {
     "torch.nn.modules.conv.Conv3d": nn.Conv3d,
@@ -77,7 +77,7 @@ class NnunetChoices:
         configuration: of the plans; None: the one that the checkpoint was trained with.
         folds: "all" that are there (their logits averaged), or some of them by name.
         checkpoint: file in each fold's folder.
-        orientation: of the training volumes; None: as the plans tell, where they do.
+        orientation: of the training volumes; None: as the plans say, where they do.
         labels: organ → names of the dataset's labels that mean it, beyond the names we know.
     """
 
@@ -91,13 +91,13 @@ class NnunetChoices:
 
 
 @dataclass(frozen=True)
-class Plan:
+class NnunetConfiguration:
     """One configuration of ``plans.json``, as far as prediction needs it.
 
     Attributes:
         spacing_mm, patch: along the network's own axes.
         axes: the network's axis i is axis axes[i] of (z, y, x).
-        intake: normalisation and axes.
+        input_transform: normalisation and axes.
         architecture: class name of the network in `dynamic_network_architectures`.
         arguments: of that class, classes by name.
         classes: names of the arguments that are classes.
@@ -106,7 +106,7 @@ class Plan:
     name: str
     spacing_mm: tuple[float, float, float]
     patch: tuple[int, int, int]
-    intake: Intake
+    input_transform: InputTransform
     architecture: str
     arguments: Mapping[str, Any]
     classes: tuple[str, ...]
@@ -121,7 +121,7 @@ def import_nnunet(
         NotFound: a file is missing.
         CorruptFile: a file cannot be read, or a plan lacks an entry.
         InvalidInput: a network, normalisation or label map that cannot be served, weights that do
-            not fit the plans, an orientation that must be told.
+            not fit the plans, an orientation that must be given.
     """
     served, spec = load_nnunet(result, choices, scheme)
     note = {"dataset": _json(result / "plans.json").get("dataset_name", ""), "folds": choices.folds}
@@ -131,12 +131,12 @@ def import_nnunet(
 
 def load_nnunet(
     result: Path, choices: NnunetChoices, scheme: OrganScheme = ABDOMEN_ATLAS
-) -> tuple[ServedNetwork, ModelSpec]:
+) -> tuple[ExportedNetwork, ModelSpec]:
     """The nnU-Net in `result` as a torch module with our interface, and its spec (unhashed)."""
     plans, dataset = _json(result / "plans.json"), _json(result / "dataset.json")
     checkpoints = [read_checkpoint(fold / choices.checkpoint) for fold in _folds(result, choices)]
     case = f"{result.name}/{choices.checkpoint}"
-    plan = read_plan(plans, _configuration(checkpoints[0], choices, plans, case), choices)
+    plan = read_configuration(plans, _configuration(checkpoints[0], choices, plans, case), choices)
     _require_one_ct(dataset, result.name)
     organs, head, outputs = read_labels(dataset, choices.labels or {}, scheme, result.name)
     networks = [
@@ -144,13 +144,15 @@ def load_nnunet(
         for content in checkpoints
     ]
     network = networks[0] if len(networks) == 1 else FoldMean(networks)
-    served = ServedNetwork(network, plan.intake, head).eval()
+    served = ExportedNetwork(network, plan.input_transform, head).eval()
     return served, _spec(plan, organs, head, choices)
 
 
-def _spec(plan: Plan, organs: Sequence[str], head: Head, choices: NnunetChoices) -> ModelSpec:
+def _spec(
+    plan: NnunetConfiguration, organs: Sequence[str], head: Head, choices: NnunetChoices
+) -> ModelSpec:
     # From the network's axes to z, y, x, and from there to x, y, z.
-    zyx = [plan.intake.axes.index(axis) for axis in range(3)]
+    zyx = [plan.input_transform.axes.index(axis) for axis in range(3)]
     assert head.activation != "none"
     return ModelSpec(
         name=choices.name,
@@ -159,7 +161,7 @@ def _spec(plan: Plan, organs: Sequence[str], head: Head, choices: NnunetChoices)
         organs=tuple(organs),
         spacing_mm=_triple([plan.spacing_mm[own] for own in reversed(zyx)]),
         patch=_int_triple([plan.patch[own] for own in reversed(zyx)]),
-        hu_window=(plan.intake.low, plan.intake.high),
+        hu_window=(plan.input_transform.low, plan.input_transform.high),
         activation=head.activation,
         sha256=NO_SHA256,
     )
@@ -250,7 +252,9 @@ def _with_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], case:
 # --- plans ----------------------------------------------------------------------------------------
 
 
-def read_plan(plans: Mapping[str, Any], name: str, choices: NnunetChoices) -> Plan:
+def read_configuration(
+    plans: Mapping[str, Any], name: str, choices: NnunetChoices
+) -> NnunetConfiguration:
     """One configuration of ``plans.json``.
 
     Raises:
@@ -274,11 +278,11 @@ def read_plan(plans: Mapping[str, Any], name: str, choices: NnunetChoices) -> Pl
         axes = _int_triple(plans["transpose_forward"])
         flipped = _flipped(_orientation(plans, choices))
         architecture, arguments, classes = _architecture(content, case)
-        return Plan(
+        return NnunetConfiguration(
             name=name,
             spacing_mm=_triple(content["spacing"]),
             patch=_int_triple(content["patch_size"]),
-            intake=Intake(low, high, shift, scale, axes, flipped),
+            input_transform=InputTransform(low, high, shift, scale, axes, flipped),
             architecture=architecture,
             arguments=arguments,
             classes=classes,
@@ -339,7 +343,7 @@ def _orientation(plans: Mapping[str, Any], choices: NnunetChoices) -> Orientatio
     """Towards where the axes (x, y, z) of the training volumes run."""
     if choices.orientation is not None:
         return choices.orientation.upper()
-    if plans.get("image_reader_writer") in _READERS_THAT_TURN:
+    if plans.get("image_reader_writer") in _REORIENTING_READERS:
         return "RAS"
     if "TotalSegmentator" in str(plans.get("dataset_name", "")):
         return "RAS"  # TotalSegmentator turns every volume to it, for training and prediction
@@ -373,9 +377,9 @@ def _architecture(
 ) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """Class name and arguments of the network, also out of plans from before nnU-Net 2.4."""
     if "architecture" in content:
-        described = content["architecture"]
-        name = str(described["network_class_name"]).rpartition(".")[2]
-        return name, dict(described["arch_kwargs"]), tuple(described["_kw_requires_import"])
+        network = content["architecture"]
+        name = str(network["network_class_name"]).rpartition(".")[2]
+        return name, dict(network["arch_kwargs"]), tuple(network["_kw_requires_import"])
     name = str(content["UNet_class_name"])
     stages = len(content["n_conv_per_stage_encoder"])
     widths = [
@@ -400,7 +404,7 @@ def _architecture(
     return name, arguments, ("conv_op", "norm_op", "nonlin")
 
 
-def build(plan: Plan, outputs: int) -> nn.Module:
+def build(plan: NnunetConfiguration, outputs: int) -> nn.Module:
     """The network of a plan with `outputs` channels, freshly initialised.
 
     Raises:
@@ -511,8 +515,8 @@ def _groups(
 ) -> dict[str, tuple[int, ...]]:
     """Organ → the channels that mean it."""
     groups: dict[str, list[int]] = {}
-    told = {label: scheme[organ].name for organ, names in more.items() for label in names}
-    unknown = sorted(told.keys() - channel_of.keys())
+    given_names = {label: scheme[organ].name for organ, names in more.items() for label in names}
+    unknown = sorted(given_names.keys() - channel_of.keys())
     if unknown:
         raise InvalidInput(
             f"dataset.json has no label {unknown[0]!r}",
@@ -521,7 +525,7 @@ def _groups(
             got=unknown[0],
         )
     for label, channel in channel_of.items():
-        organ = told.get(label) or organ_called(label, scheme)
+        organ = given_names.get(label) or organ_called(label, scheme)
         if organ is not None:
             groups.setdefault(organ, []).append(channel)
     if not groups:

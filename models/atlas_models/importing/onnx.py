@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import Field
 
-from atlas_models.exporting import NO_SHA256, set_metadata, write_graph
-from atlas_models.importing.model_description import DescribedModel, read_description
+from atlas_models.exporting import set_metadata, write_graph
+from atlas_models.importing.model_description import ModelDescription, read_description
 
 OLDEST_OPSET = 13
 """From which on the operators that are added mean what they mean today."""
@@ -42,7 +42,7 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 PREFIX = "imported/"
 
 
-class DescribedGraph(DescribedModel):
+class GraphDescription(ModelDescription):
     """A graph with one input and the output that matters."""
 
     input: str = Field(description="Name of the input, float32 [batch, 1, spatial axes].")
@@ -52,7 +52,7 @@ class DescribedGraph(DescribedModel):
 
 def import_onnx(
     graph: Path,
-    description: Path,
+    description_file: Path,
     folder: Path,
     *,
     name: str,
@@ -67,22 +67,12 @@ def import_onnx(
         InvalidInput: inputs, outputs or operators that cannot be served, another number of classes
             than described, an answer that is not finite.
     """
-    described = read_description(description, DescribedGraph)
-    groups = described.groups(scheme, description.name)
-    spec = ModelSpec(
-        name=name,
-        version=version,
-        architecture=described.architecture,
-        organs=tuple(groups),
-        spacing_mm=described.spacing_mm,
-        patch=described.patch,
-        hu_window=described.hu_window,
-        activation="softmax" if described.activation == "softmax" else "sigmoid",
-        sha256=NO_SHA256,
-    )
+    description = read_description(description_file, GraphDescription)
+    groups = description.groups(scheme, description_file.name)
+    spec = description.spec(name, version, description.architecture, tuple(groups))
     model = _load(graph)
-    _require_described(model, described, graph.name)
-    _Wrapper(model, described).wrap(list(groups.values()), spec)
+    _require_as_described(model, description, graph.name)
+    _Wrapper(model, description).wrap(list(groups.values()), spec)
     set_metadata(model, spec, {})
     _require_answer(model, spec, graph.name)
     return write_graph(model, spec, folder)
@@ -132,29 +122,29 @@ def _require_standard(model: onnx.ModelProto, case: str) -> None:
         )
 
 
-def _require_described(model: onnx.ModelProto, described: DescribedGraph, case: str) -> None:
-    """One float input of the described shape with any batch, and the described output."""
+def _require_as_described(model: onnx.ModelProto, description: GraphDescription, case: str) -> None:
+    """One float input of the described shape with any batch size, and the described output."""
     initialised = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialised]
-    if [value.name for value in inputs] != [described.input]:
+    if [value.name for value in inputs] != [description.input]:
         raise InvalidInput(
             "the graph has other inputs than described",
             case=case,
-            expected=described.input,
+            expected=description.input,
             got=", ".join(value.name for value in inputs),
         )
     outputs = {value.name: value for value in model.graph.output}
-    if described.output not in outputs:
+    if description.output not in outputs:
         raise InvalidInput(
             "the graph has no such output",
             case=case,
             expected=", ".join(outputs),
-            got=described.output,
+            got=description.output,
         )
-    x, y, z = described.patch
-    spatial = (x, y, z) if described.axes == "xyz" else (z, y, x)
+    x, y, z = description.patch
+    spatial = (x, y, z) if description.axes == "xyz" else (z, y, x)
     _require_shape(inputs[0], (1, *spatial), case)
-    _require_shape(outputs[described.output], (len(described.classes), *spatial), case)
+    _require_shape(outputs[description.output], (len(description.classes), *spatial), case)
 
 
 def _require_shape(value: onnx.ValueInfoProto, expected: Sequence[int], case: str) -> None:
@@ -182,22 +172,22 @@ def _require_shape(value: onnx.ValueInfoProto, expected: Sequence[int], case: st
 
 
 class _Wrapper:
-    """Adds nodes before and behind a graph, in place."""
+    """Adds nodes in front of a graph and behind it, in place."""
 
-    def __init__(self, model: onnx.ModelProto, described: DescribedGraph) -> None:
+    def __init__(self, model: onnx.ModelProto, description: GraphDescription) -> None:
         onnx.compose.add_prefix(model, PREFIX, inplace=True)
         self.graph = model.graph
-        self.described = described
+        self.description = description
         self.before: list[onnx.NodeProto] = []
         self.behind: list[onnx.NodeProto] = []
         self._count = 0
 
     def wrap(self, groups: Sequence[tuple[int, ...]], spec: ModelSpec) -> None:
         own_input, own_output = (
-            f"{PREFIX}{self.described.input}",
-            f"{PREFIX}{self.described.output}",
+            f"{PREFIX}{self.description.input}",
+            f"{PREFIX}{self.description.output}",
         )
-        self._intake(own_input)
+        self._input_transform(own_input)
         self._head(own_output, groups)
         nodes = [*self.before, *self.graph.node, *self.behind]
         del self.graph.node[:], self.graph.input[:], self.graph.output[:]
@@ -207,8 +197,8 @@ class _Wrapper:
         self.graph.input.append(_tensor(INPUT_NAME, TensorProto.FLOAT, 1, z, y, x))
         self.graph.output.append(_tensor(OUTPUT_NAME, TensorProto.UINT8, len(spec.organs), z, y, x))
 
-    def _intake(self, own_input: str) -> None:
-        low, high, shift, scale = self.described.intensities
+    def _input_transform(self, own_input: str) -> None:
+        low, high, shift, scale = self.description.intensities
         name = self._flips(self.before, INPUT_NAME)
         name = self._node(self.before, "Clip", name, self._number(low), self._number(high))
         name = self._node(self.before, "Sub", name, self._number(shift))
@@ -221,9 +211,9 @@ class _Wrapper:
         # Orders of three axes that we know are their own reverse.
         name = self._node(self.behind, "Transpose", own_output, perm=self._permutation())
         name = self._flips(self.behind, name)
-        if self.described.activation == "softmax":
+        if self.description.activation == "softmax":
             name = self._node(self.behind, "Softmax", name, axis=1)
-        elif self.described.activation == "sigmoid":
+        elif self.description.activation == "sigmoid":
             name = self._node(self.behind, "Sigmoid", name)
         organs = [self._joined(name, group) for group in groups]
         name = self._node(self.behind, "Concat", *organs, axis=1)
@@ -240,11 +230,11 @@ class _Wrapper:
         if len(channels) == 1:
             return channels[0]
         # Classes of a softmax exclude each other; sigmoids may both claim a voxel.
-        op = "Sum" if self.described.activation == "softmax" else "Max"
+        op = "Sum" if self.description.activation == "softmax" else "Max"
         return self._node(self.behind, op, *channels)
 
     def _flips(self, nodes: list[onnx.NodeProto], name: str) -> str:
-        for axis in self.described.flipped:
+        for axis in self.description.flipped:
             name = self._node(
                 nodes,
                 "Slice",
@@ -257,7 +247,7 @@ class _Wrapper:
         return name
 
     def _permutation(self) -> list[int]:
-        return [0, 1, *(2 + axis for axis in self.described.network_axes)]
+        return [0, 1, *(2 + axis for axis in self.description.network_axes)]
 
     def _node(
         self, nodes: list[onnx.NodeProto], op: str, *inputs: str, **attributes: object
@@ -287,7 +277,7 @@ def _tensor(name: str, kind: int, *lengths: int) -> onnx.ValueInfoProto:
 
 
 def _require_answer(model: onnx.ModelProto, spec: ModelSpec, case: str) -> None:
-    """Runs the wrapped graph on two windows: what no shape tells shows here."""
+    """Runs the wrapped graph on two windows: shows what no shape can show."""
     x, y, z = spec.patch
     noise = np.random.default_rng(0).normal(40.0, 200.0, (2, 1, z, y, x)).astype(np.float32)
     try:

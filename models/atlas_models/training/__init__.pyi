@@ -1,19 +1,30 @@
+from .catalog_training import TrainOutcome, TrainRequest, train_from_catalog
+from .network_training import (
+    Diverged,
+    RunOptions,
+    TrainedNetwork,
+    TrainingProgress,
+    finetune,
+    train,
+)
 from .patches import PatchSampler, TrainingCase, phantom_case
 from .stored_cases import LabelChoice, StoredCases, choose_cases, load_cases
-from .training import Diverged, Progress, Run, Trained, finetune, train
 
 __all__ = [
     "Diverged",
     "LabelChoice",
     "PatchSampler",
-    "Progress",
-    "Run",
+    "RunOptions",
     "StoredCases",
-    "Trained",
+    "TrainOutcome",
+    "TrainRequest",
+    "TrainedNetwork",
     "TrainingCase",
+    "TrainingProgress",
     "choose_cases",
     "finetune",
     "load_cases",
     "phantom_case",
     "train",
+    "train_from_catalog",
 ]

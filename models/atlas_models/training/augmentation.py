@@ -1,4 +1,4 @@
-"""Random changes of patches by MONAI's transforms: turned, scaled, blurred, other contrast."""
+"""Augmentation of patches by MONAI's transforms: rotation, scale, blur, contrast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atlas_models.training.patches import AIR_HU, Augment, intensity_augmented
 _HU, _TARGET = "hu", "target"
 
 TURN_RAD = float(np.deg2rad(15.0))
-"""How far a patient may lie turned. No mirroring: left and right kidney are different organs."""
+"""Largest rotation of a patient. No mirroring: left and right kidney are different organs."""
 
 
 def augmentation(config: TrainingConfig) -> Augment:

@@ -183,7 +183,7 @@ def intensity_augmented(
 
 @dataclass(frozen=True)
 class Batch:
-    """Some patches.
+    """A batch of patches.
 
     Attributes:
         hu: float32 ``[batch, 1, z, y, x]``.
@@ -201,8 +201,8 @@ class Batch:
 class PatchSampler:
     """Random augmented patches of training cases.
 
-    Patch number n follows from the seed and n alone, so that a run that is taken up at any step, or
-    shared by several processes, sees the patches of an undisturbed one.
+    Patch number n follows from the seed and n alone, so that a run that is resumed at any step, or
+    shared by several processes, sees the patches of an uninterrupted one.
 
     Args:
         patch: window along x, y, z.

@@ -33,23 +33,23 @@ def run_key(
     processes: int,
     data_key: str,
 ) -> str:
-    """What a run is, as a hash: two runs of one key go the same way step by step.
+    """Identifies a run by a hash: two runs with the same key take the same steps.
 
     Args:
-        data_key: names what the ids of the cases do not tell, such as the hashes of their labels
+        data_key: identifies what the ids of the cases do not, such as the hashes of their labels
             and of the weights that it starts from.
     """
-    described = {
+    inputs = {
         "config": config.model_dump(mode="json"),
-        "cases": [_described(case) for case in cases],
-        "validation": [_described(case) for case in validation],
+        "cases": [_identity(case) for case in cases],
+        "validation": [_identity(case) for case in validation],
         "processes": processes,
         "data": data_key,
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _described(case: TrainingCase) -> list[object]:
+def _identity(case: TrainingCase) -> list[object]:
     return [case.id, list(case.ct.shape), [float(weight) for weight in case.weight]]
 
 

@@ -75,7 +75,7 @@ class StoredCases:
 
     @property
     def data_key(self) -> str:
-        """SHA-256 over the CTs and labels: other data, other key."""
+        """SHA-256 over the CTs and labels, which identifies the data."""
         digest = hashlib.sha256()
         for chosen in self.chosen:
             digest.update(f"{chosen.case.id} {chosen.case.content_sha256}\n".encode())

@@ -1,4 +1,4 @@
-"""How good a network is while it trains: Dice on the model's own grid, organ by organ."""
+"""Validation during training: Dice on the model's own grid, organ by organ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OVERLAP = 0.25
 
 @dataclass(frozen=True)
 class Validation:
-    """What a network reached at one step.
+    """The Dice of a network after one step.
 
     Attributes:
         step: after which it was measured.

@@ -20,11 +20,17 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import write_volume
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.records import Case, Dataset, OrganScore, Reading, Score
+from atlas_core.records import Case, Dataset, OrganScore, RankBy, Reading, Score
+from atlas_core.release import CtFiles, LicenceRisk, ReleaseFormat
+from atlas_core.review import TOP_SHARE
 from atlas_embedded.settings import ComponentName
 from atlas_flows.cli import app
+from atlas_flows.commands import options
+from atlas_flows.commands.case_progress import case_progress
+from atlas_flows.commands.release import CtFilesName, FormatName, LicenceRiskName
 from atlas_flows.commands.stack import PartName
 from atlas_flows.commands.terminal import write_text
+from atlas_flows.scoring import log
 from typer.testing import CliRunner
 
 EVALUATIONS = (
@@ -134,7 +140,38 @@ def test_the_list_of_commands_here_is_complete() -> None:
     assert set(models.commands) == set(MODEL_COMMANDS)
     evaluations = click_app.commands["evaluate"]  # type: ignore[attr-defined]
     assert set(evaluations.commands) == {"ranking", *EVALUATIONS}
+
+
+def test_choices_that_commands_repeat_are_those_of_the_core() -> None:
     assert set(get_args(PartName)) == set(get_args(ComponentName))
+    assert list(options.ReadingName) == list(Reading)
+    assert list(get_args(options.RankByName)) == list(RankBy)
+    assert list(get_args(FormatName)) == list(ReleaseFormat)
+    assert list(get_args(CtFilesName)) == list(CtFiles)
+    assert list(LicenceRiskName) == list(LicenceRisk)
+    assert options.TOP_SHARE == TOP_SHARE
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Half a second instead of three: no numerics, no database, no server's client."""
+    script = "import sys, atlas_flows.cli; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {
+        "grpc", "nibabel", "numpy", "prefect", "pydantic", "pydicom", "scipy", "sqlalchemy",
+    }  # fmt: skip
+    assert "atlas_flows" in loaded
+    assert heavy.isdisjoint(loaded), heavy.intersection(loaded)
+
+
+def test_what_a_run_waits_for_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with case_progress("scoring", log):
+        log.warning("attention service: trying again")
+    log.warning("after the run")
+    shown = capsys.readouterr().err
+    assert "attention service: trying again" in shown
+    assert "after the run" not in shown
 
 
 def test_an_error_is_one_line_on_stderr(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from atlas_models.demo import (
     TRAINING_SEED,
     evaluate,
 )
-from atlas_models.evaluation.phantoms import ENSEMBLE, LocalPredictor, dice_by_organ
+from atlas_models.evaluation.phantom_evaluation import ENSEMBLE, LocalPredictor, dice_by_organ
 from atlas_models.exporting import WEIGHTS_FILE, measure_parity
 from atlas_models.exporting.weights import network_from
 from atlas_models.serving import GRAPH_FILE, read_spec

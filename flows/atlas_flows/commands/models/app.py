@@ -1,4 +1,4 @@
-"""The `models` group of commands: its options, and what several of its commands do alike."""
+"""The `models` group of commands: its options, and what several of its commands share."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ReferenceArgument = Annotated[str, typer.Argument(help="NAME, its newest version, or NAME@T.")]
 WhyOption = Annotated[str, typer.Option(help="Goes on record.")]
-DatasetOption = Annotated[str | None, typer.Option(help="Only its cases.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")]
 
 
@@ -40,7 +38,7 @@ def open_catalog(here: Places) -> Iterator[Catalog]:
 
 
 def register_served(here: Places, catalog: Catalog) -> None:
-    """What is served is known, whoever put it into the repository."""
+    """Register what Triton serves, however it came into the repository."""
     from atlas_flows.models import model_repository, register_installed
 
     register_installed(model_repository(here), here.embedded.models_dir, catalog)
@@ -59,7 +57,7 @@ def parse_reference(reference: str) -> tuple[str, int | None]:
 
 
 def registered(catalog: Catalog, reference: str) -> Model:
-    """A version that the catalog knows; of one registered twice, the later.
+    """A registered version; of two with this number, the later one.
 
     Raises:
         NotFound: there is none.
@@ -84,18 +82,18 @@ def promotion_line(promotion: Mapping[str, Any]) -> str:
     """A promotion in one line."""
     model, evidence = promotion["model"], promotion["evidence"]
     previous = promotion["previous_version"]
-    told = (
+    line = (
         f"{promotion['created_at'][:16].replace('T', ' ')} {promotion['kind'].replace('_', ' ')} "
         f"{model['name']}@{model['version']} by {promotion['who']}, before: "
         f"{'none' if previous is None else previous}"
     )
     if "mean_dice" in evidence:
         before = evidence.get("mean_dice_before")
-        told += f"; mean Dice {percent(evidence['mean_dice'])}"
-        told += f" against {percent(before)}" if before is not None else ""
-        told += f" on {evidence['cases']:.0f} cases"
-    told += "; forced" if promotion["forced"] else ""
-    return f"{told}; {promotion['why']}" if promotion["why"] else told
+        line += f"; mean Dice {percent(evidence['mean_dice'])}"
+        line += f" against {percent(before)}" if before is not None else ""
+        line += f" on {evidence['cases']:.0f} cases"
+    line += "; forced" if promotion["forced"] else ""
+    return f"{line}; {promotion['why']}" if promotion["why"] else line
 
 
 def percent(value: float | None) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from atlas_flows.commands.models.app import (
-    JsonOption,
     ReferenceArgument,
     app,
     open_catalog,
@@ -18,6 +17,7 @@ from atlas_flows.commands.models.app import (
     register_served,
     registered,
 )
+from atlas_flows.commands.options import JsonOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def show(context: typer.Context, reference: ReferenceArgument, as_json: JsonOpti
         register_served(here, catalog)
         model = registered(catalog, reference)
         ref = model.spec.ref
-        told = _row(here, catalog, model) | {
+        document = _row(here, catalog, model) | {
             "spec": model.spec.model_dump(mode="json"),
             "provenance": model.provenance,
             "metrics": model.metrics,
@@ -88,23 +88,23 @@ def show(context: typer.Context, reference: ReferenceArgument, as_json: JsonOpti
             ],
         }
     if as_json:
-        write_text(None, json.dumps(told, indent=2))
+        write_text(None, json.dumps(document, indent=2))
         return
     spec = model.spec
     lines = {
-        "model": f"{spec.name}@{spec.version} ({spec.architecture}), {told['state']}",
+        "model": f"{spec.name}@{spec.version} ({spec.architecture}), {document['state']}",
         "graph": f"sha256 {spec.sha256}",
         "organs": ", ".join(spec.organs),
         "grid": f"{_times(spec.spacing_mm)} mm, windows of {_times(spec.patch)} voxels",
         "intensities": f"{spec.hu_window[0]:g} to {spec.hu_window[1]:g} HU, {spec.activation}",
-        "parent": told["parent"] or "–",
-        "learnt from": f"{len(told['learnt_from'])} labels",
-        "mean Dice": percent(told["mean_dice"]),
+        "parent": document["parent"] or "–",
+        "learnt from": f"{len(document['learnt_from'])} labels",
+        "mean Dice": percent(document["mean_dice"]),
         **{f"  {key}": value[:200] for key, value in model.provenance.items()},
     }
     for name, value in lines.items():
         console().print(f"{name:>14}  {value}", markup=False, soft_wrap=True)
-    for promotion in told["promotions"]:
+    for promotion in document["promotions"]:
         console().print(promotion_line(promotion), markup=False, soft_wrap=True)
 
 

@@ -19,9 +19,9 @@ from atlas_core.imaging import Volume, read_label, write_volume
 from atlas_core.importing import import_folder
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Label, LabelSource, Reading
-from atlas_flows.assembly import AssemblyRequest, assembling
-from atlas_flows.assembly.assembling import AssemblyRun
-from atlas_flows.runs import CaseOutcome, Outcome, Progress
+from atlas_flows.assembly import AssemblyRequest, case_assembly
+from atlas_flows.assembly.case_assembly import AssemblyRun
+from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter
 from labelled_site import (
     EPOCH,
     GEOMETRY,
@@ -50,10 +50,10 @@ def site(tmp_path: Path) -> Iterator[LabelledSite]:
 def run(site: LabelledSite, **request: object) -> list[CaseOutcome]:
     """Plan and assemble, as the flow does."""
     asked = AssemblyRequest(**request)  # type: ignore[arg-type]
-    plan = assembling.plan(asked, site.catalog, site.store)
-    progress = Progress(len(plan.cases), lambda *_: None)
+    plan = case_assembly.plan_assembly(asked, site.catalog, site.store)
+    progress = ProgressCounter(len(plan.cases), lambda *_: None)
     shard = AssemblyRun(asked, site.catalog, site.store, progress)
-    return assembling.assemble_shard(shard, plan.cases)
+    return case_assembly.assemble_shard(shard, plan.cases)
 
 
 def assembled(site: LabelledSite, case_id: str = "a", **request: object) -> Assembly:
@@ -294,8 +294,8 @@ def test_a_scored_case_may_lack_organs_that_no_model_predicts(site: LabelledSite
     found = assembled(site)
     assert [organ.organ for organ in found.organs] == ["liver"]
     assert "spleen" in found.missing
-    plan = assembling.plan(AssemblyRequest(), site.catalog, site.store)
-    sources = {organ.organ: organ for organ in assembling.organ_sources(plan, site.catalog)}
+    plan = case_assembly.plan_assembly(AssemblyRequest(), site.catalog, site.store)
+    sources = {organ.organ: organ for organ in case_assembly.organ_sources(plan, site.catalog)}
     assert (sources["liver"].pseudo, sources["spleen"].missing) == (1, 1)
 
 
@@ -346,10 +346,10 @@ def test_a_case_that_is_deleted_in_between_is_named(site: LabelledSite) -> None:
     site.add_case("a")
     site.add_prediction("a", all_organs())
     request = AssemblyRequest()
-    plan = assembling.plan(request, site.catalog, site.store)
+    plan = case_assembly.plan_assembly(request, site.catalog, site.store)
     site.catalog.delete_case("a")
-    progress = Progress(1, lambda *_: None)
-    (outcome,) = assembling.assemble_shard(
+    progress = ProgressCounter(1, lambda *_: None)
+    (outcome,) = case_assembly.assemble_shard(
         AssemblyRun(request, site.catalog, site.store, progress), plan.cases
     )
     assert (outcome.outcome, outcome.message) == (
@@ -360,7 +360,7 @@ def test_a_case_that_is_deleted_in_between_is_named(site: LabelledSite) -> None:
 def test_what_cannot_be_planned_is_refused(site: LabelledSite) -> None:
     def plan(**request: object) -> object:
         asked = AssemblyRequest(**request)  # type: ignore[arg-type]
-        return assembling.plan(asked, site.catalog, site.store)
+        return case_assembly.plan_assembly(asked, site.catalog, site.store)
 
     with pytest.raises(NotFound, match="no case to assemble"):
         plan()

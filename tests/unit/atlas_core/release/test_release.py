@@ -35,11 +35,11 @@ from atlas_core.release.plan import NotComplete
 from atlas_core.release.splits import PAPER_CASES, Member, split_cases
 from atlas_core.release.statistics import volume_statistics
 from atlas_core.store import CaseStore
-from atlas_flows.assembly import AssemblyRequest, assembling
-from atlas_flows.assembly.assembling import AssemblyRun
-from atlas_flows.release import releasing
-from atlas_flows.release.releasing import ReleaseRun
-from atlas_flows.runs import Progress
+from atlas_flows.assembly import AssemblyRequest, case_assembly
+from atlas_flows.assembly.case_assembly import AssemblyRun
+from atlas_flows.release import read_patients, release_folder
+from atlas_flows.release.release_folder import ReleaseRun
+from atlas_flows.runs import ProgressCounter
 from labelled_site import LabelledSite, all_organs, box, cube, open_site
 
 ORIGINAL, REVISED = LabelSource.ORIGINAL, LabelSource.REVISED
@@ -66,23 +66,23 @@ def site(tmp_path: Path) -> Iterator[LabelledSite]:
 
 def assemble(site: LabelledSite) -> None:
     request = AssemblyRequest()
-    plan = assembling.plan(request, site.catalog, site.store)
-    progress = Progress(len(plan.cases), lambda *_: None)
+    plan = case_assembly.plan_assembly(request, site.catalog, site.store)
+    progress = ProgressCounter(len(plan.cases), lambda *_: None)
     run = AssemblyRun(request, site.catalog, site.store, progress)
-    assert all(outcome.good for outcome in assembling.assemble_shard(run, plan.cases))
+    assert all(outcome.good for outcome in case_assembly.assemble_shard(run, plan.cases))
 
 
 def release(site: LabelledSite, folder: Path, **options: object) -> Path:
     """As the flow does it, in two shards."""
     plan = plan_release(site.catalog, site.store, ReleaseOptions(**options))  # type: ignore[arg-type]
     numbers = [case.number for case in plan.cases]
-    with releasing.new_release(folder, plan) as draft:
-        run = ReleaseRun(plan, site.store, draft, Progress(len(plan.cases), lambda *_: None))
+    with release_folder.new_release(folder, plan) as draft:
+        run = ReleaseRun(plan, site.store, draft, ProgressCounter(len(plan.cases), lambda *_: None))
         files = [
-            *releasing.write_shard(run, numbers[2:]),
-            *releasing.write_shard(run, numbers[:2]),
+            *release_folder.write_shard(run, numbers[2:]),
+            *release_folder.write_shard(run, numbers[:2]),
         ]
-        releasing.finish(run, files)
+        release_folder.finish(run, files)
     return folder
 
 
@@ -327,11 +327,11 @@ def test_no_patient_is_in_two_splits() -> None:
 def test_patients_come_from_a_table(site: LabelledSite, tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     path.write_text("case,patient\ncase-0,A\ncase-3,A\n")
-    assert releasing.read_patients(path) == {"case-0": "A", "case-3": "A"}
+    assert read_patients(path) == {"case-0": "A", "case-3": "A"}
     path.write_text("case,patient\ncase-0,\n")
     with pytest.raises(InvalidInput, match="line 2"):
-        releasing.read_patients(path)
+        read_patients(path)
     with pytest.raises(NotFound, match="table of patients"):
-        releasing.read_patients(tmp_path / "none.csv")
+        read_patients(tmp_path / "none.csv")
     with pytest.raises(InvalidInput, match="not released"):
         release(site, tmp_path / "atlas", patients={"nobody": "A"})

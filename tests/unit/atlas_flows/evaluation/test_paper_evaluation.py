@@ -13,33 +13,40 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atlas_core.catalog import Catalog
+import sqlalchemy as sa
+from atlas_core.catalog import Catalog, tables
 from atlas_core.errors import GridMismatch, NotFound
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import write_volume
 from atlas_core.model_spec import ensemble_key
 from atlas_core.records import Label, LabelSource, Reading
+from atlas_core.review import LabelVersions
 from atlas_flows.cli import app
 from atlas_flows.commands import evaluation
 from atlas_flows.evaluation import (
     EvaluationScope,
+    LabelKind,
     PaperEvaluation,
     RegionRule,
     evaluate_all,
     iterations_of,
-    known_truth,
+    open_ground_truth,
 )
 from atlas_flows.evaluation.attention_regions import MIN_REGION_ML, PAPER_THRESHOLD
-from atlas_flows.evaluation.case_measures import Measuring, measure_cases
-from atlas_flows.evaluation.ground_truth import KnownCase, NothingToCompare, require_cases
+from atlas_flows.evaluation.case_measures import MeasurementOptions, measure_cases
+from atlas_flows.evaluation.ground_truth import GroundTruthCase, NothingToCompare, require_cases
 from atlas_flows.reports import build_loop_report
 from judged_store import (
     CASES,
     GEOMETRY,
+    ORGANS,
     SHAPE,
+    START,
     JudgedStore,
+    assemble,
     case_id,
     models,
+    submit,
     true_labels,
     write_judged_store,
 )
@@ -58,7 +65,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> JudgedStore:
 @pytest.fixture(scope="module")
 def evaluated(judged: JudgedStore) -> PaperEvaluation:
     with judged.open_catalog() as catalog:
-        return evaluate_all(catalog, judged.store, known_truth(judged.truth, catalog, judged.store))
+        return evaluate_all(
+            catalog, judged.store, open_ground_truth(judged.truth, catalog, judged.store)
+        )
 
 
 def _run(judged: JudgedStore, *arguments: str) -> str:
@@ -122,6 +131,65 @@ def test_labels_before_and_after_by_hand(evaluated: PaperEvaluation) -> None:
     assert kidney.dice[0].spread.mean == pytest.approx(18 / 19)
 
 
+def test_assembled_is_the_map_that_is_released(tmp_path: Path, judged: JudgedStore) -> None:
+    """anna's liver of the second case covers the spleen too, which berta drew later: assembly gives
+    the overlap to the newer label, so that liver and spleen of the released map are right."""
+    shutil.copytree(judged.home, tmp_path / "home")
+    copy = JudgedStore(tmp_path / "home", judged.truth, judged.ensembles)
+    truth = true_labels(1)
+    spleen, liver = (truth == ORGANS[name].label for name in ("spleen", "liver"))
+    with copy.open_catalog() as catalog:
+        versions = LabelVersions(catalog, clock=lambda: START + timedelta(days=11))
+        submit(versions, copy.store, "anna", 1, "liver", liver | spleen)
+        versions = LabelVersions(catalog, clock=lambda: START + timedelta(days=12))
+        submit(versions, copy.store, "berta", 1, "spleen", spleen)
+        # In force, but not assembled yet: a release would hold the earlier map.
+        before = _assembled(copy, catalog, 1)
+        assemble(catalog, copy.store, 1, 1)
+        after = _assembled(copy, catalog, 1)
+    assert before == {"liver": LIVER_DICE_M1[1], "spleen": 1.0, "kidney_left": 1.0}
+    # The file of the revised liver alone would have 2 · 1000 / (1000 + 1100).
+    assert after == {"liver": 1.0, "spleen": 1.0, "kidney_left": 1.0}
+
+
+def _assembled(judged: JudgedStore, catalog: Catalog, number: int) -> dict[str, float | None]:
+    """Dice of the assembled map of one case at M1, by organ."""
+    cases = open_ground_truth(judged.truth, catalog, judged.store).cases()
+    found = measure_cases(
+        [case for case in cases if case.case.id == case_id(number)],
+        catalog,
+        judged.store,
+        Reading.PAPER,
+        judged.ensembles[1],
+        MeasurementOptions(attention=False, nsd=False),
+    )
+    (case,) = found
+    return {row.organ: row.dice for row in case.agreement(LabelKind.ASSEMBLED).organs}
+
+
+def test_what_was_never_assembled_is_left_out_and_said(tmp_path: Path, judged: JudgedStore) -> None:
+    shutil.copytree(judged.home, tmp_path / "home")
+    copy = JudgedStore(tmp_path / "home", judged.truth, judged.ensembles)
+    with copy.open_catalog() as catalog:
+        m1 = START + timedelta(days=10)
+        with catalog.transaction(write=True) as connection:
+            late = tables.assemblies.c.created_at >= m1
+            connection.execute(sa.delete(tables.assemblies).where(late))
+        truth = open_ground_truth(copy.truth, catalog, copy.store)
+        found = evaluate_all(catalog, copy.store, truth, EvaluationScope(nsd=False))
+    pseudo, assembled = found.iterations
+    assert (pseudo.not_assembled, assembled.not_assembled) == ((0, 0), (0, CASES))
+    first, second = assembled.mean_dice
+    assert (first, second) == (found.by_iteration[0].mean_dice_assembled, None)
+    assert first is not None
+    assert f"left out: {CASES} of M1" in build_loop_report(found)
+    result = CliRunner().invoke(
+        app,
+        ["--home", str(copy.home), "evaluate", "labels", "--no-nsd", "--truth", str(copy.truth)],
+    )
+    assert f"left out: {CASES} of M1" in result.stderr
+
+
 def test_architectures_and_annotators_by_hand(evaluated: PaperEvaluation) -> None:
     drawn = evaluated.architectures
     assert drawn is not None
@@ -155,7 +223,9 @@ def test_the_value_survives_its_json(evaluated: PaperEvaluation) -> None:
 def test_without_a_truth_parts_are_left_out_and_say_so(judged: JudgedStore) -> None:
     with judged.open_catalog() as catalog:
         found = evaluate_all(catalog, judged.store, None)
-        originals = evaluate_all(catalog, judged.store, known_truth(None, catalog, judged.store))
+        originals = evaluate_all(
+            catalog, judged.store, open_ground_truth(None, catalog, judged.store)
+        )
     assert set(found.left_out) == {"detection", "error_found", "iterations", "false_positives"}
     assert "no truth was given" in found.left_out["detection"]
     assert "no scored case has a known truth" in originals.left_out["detection"]
@@ -171,7 +241,7 @@ def test_an_empty_store_says_what_to_do(tmp_path: Path, judged: JudgedStore) -> 
     ):
         evaluate_all(catalog, judged.store, None)
     with judged.open_catalog() as catalog, pytest.raises(NothingToCompare, match="0 scored cases"):
-        require_cases(known_truth(judged.truth, catalog, judged.store), set())
+        require_cases(open_ground_truth(judged.truth, catalog, judged.store), set())
 
 
 def test_a_case_that_one_model_scored_alone_is_no_iteration(
@@ -218,8 +288,10 @@ def test_original_labels_are_a_truth_too(tmp_path: Path, judged: JudgedStore) ->
             created_at=evaluation_time(catalog),
         )
         catalog.add_labels([label])
-        by_original = evaluate_all(catalog, copy.store, known_truth(None, catalog, copy.store))
-        by_folder = known_truth(judged.truth, catalog, copy.store).cases()
+        by_original = evaluate_all(
+            catalog, copy.store, open_ground_truth(None, catalog, copy.store)
+        )
+        by_folder = open_ground_truth(judged.truth, catalog, copy.store).cases()
     assert by_original.cases == 1
     assert by_original.iterations[0].mean_dice == (pytest.approx(18 / 19), 1.0)
     # The atlas holds that very label: it is not compared with itself.
@@ -238,7 +310,7 @@ def test_truth_on_another_grid_is_that_of_another_case(tmp_path: Path, judged: J
     other = VolumeGeometry.from_array(SHAPE, np.diag([9.0, 5.0, 2.0, 1.0]))
     write_volume(tmp_path / "truth" / case_id(2) / "combined_labels.nii.gz", true_labels(2), other)
     with judged.open_catalog() as catalog:
-        known = known_truth(tmp_path / "truth", catalog, judged.store).cases()
+        known = open_ground_truth(tmp_path / "truth", catalog, judged.store).cases()
         # It is told from another case of that name by its grid.
         assert case_id(2) not in {one.case.id for one in known}
         assert case_id(3) in {one.case.id for one in known}
@@ -251,15 +323,15 @@ def test_a_pseudo_label_on_another_grid_names_its_case(tmp_path: Path, judged: J
     other = VolumeGeometry.from_array(SHAPE, np.diag([9.0, 5.0, 2.0, 1.0]))
     write_volume(path, true_labels(1), other)
     with copy.open_catalog() as catalog, pytest.raises(GridMismatch, match=case_id(1)):
-        evaluate_all(catalog, copy.store, known_truth(judged.truth, catalog, copy.store))
+        evaluate_all(catalog, copy.store, open_ground_truth(judged.truth, catalog, copy.store))
 
 
 def test_memory_is_that_of_one_case(judged: JudgedStore) -> None:
     with judged.open_catalog() as catalog:
-        known = known_truth(judged.truth, catalog, judged.store).cases()
+        known = open_ground_truth(judged.truth, catalog, judged.store).cases()
 
-        def peak(cases: list[KnownCase]) -> int:
-            what = Measuring(rule=RegionRule(), nsd=False)
+        def peak(cases: list[GroundTruthCase]) -> int:
+            what = MeasurementOptions(rule=RegionRule(), nsd=False)
             key = judged.ensembles[0]
             tracemalloc.start()
             for _ in measure_cases(cases, catalog, judged.store, Reading.PAPER, key, what):

@@ -16,7 +16,13 @@ from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import write_phantoms
 from atlas_core.records import Case, Dataset, OrganScore, RankBy, Reading, Score
 from atlas_core.store import CaseStore
-from atlas_flows.evaluation import case_errors, dice_by_organ, evaluate, kinds_of_cases, true_cases
+from atlas_flows.evaluation import (
+    case_errors,
+    dice_by_organ,
+    evaluate_ranking,
+    kinds_of_cases,
+    truth_files,
+)
 from atlas_flows.evaluation.ranking_quality import CaseError
 from atlas_flows.scoring.priority_list import cases_in
 
@@ -54,15 +60,15 @@ def test_a_case_where_everything_is_rightly_absent_has_no_error() -> None:
 
 def test_a_list_in_the_order_of_errors_correlates_perfectly() -> None:
     cases = [_case(f"c{n:02d}", attention=n, dice=1 - n / 20) for n in range(20)]
-    assert evaluate(cases).spearman == pytest.approx(1.0)
+    assert evaluate_ranking(cases).spearman == pytest.approx(1.0)
     turned = [case.model_copy(update={"attention_ml": -case.attention_ml}) for case in cases]
-    assert evaluate(turned).spearman == pytest.approx(-1.0)
+    assert evaluate_ranking(turned).spearman == pytest.approx(-1.0)
 
 
 def test_what_sorts_the_list_is_what_is_compared() -> None:
     cases = [_case(f"c{n:02d}", attention=-n, relative=n, dice=1 - n / 20) for n in range(20)]
-    assert evaluate(cases).spearman == pytest.approx(-1.0)
-    by_share = evaluate(cases, RankBy.RELATIVE)
+    assert evaluate_ranking(cases).spearman == pytest.approx(-1.0)
+    by_share = evaluate_ranking(cases, RankBy.RELATIVE)
     assert (by_share.by, by_share.spearman) == (RankBy.RELATIVE, pytest.approx(1.0))
     assert by_share.per_case[0]["case"] == "c19"
 
@@ -70,7 +76,7 @@ def test_what_sorts_the_list_is_what_is_compared() -> None:
 def test_hard_cases_and_error_shares_by_hand() -> None:
     easy = [_case(f"e{n:02d}", attention=n, dice=0.9) for n in range(18)]
     hard = [_case("h1", 100, 0.1, "large_gas"), _case("h2", 0.5, 0.1, "no_kidney")]
-    result = evaluate([*easy, *hard])
+    result = evaluate_ranking([*easy, *hard])
     assert (result.cases, result.hard.cases, result.hard.hard_total) == (20, 2, 2)
     assert result.hard.hard_found == 1
     assert result.hard.hard_found_by_chance == pytest.approx(0.2)
@@ -86,14 +92,14 @@ def test_hard_cases_and_error_shares_by_hand() -> None:
 
 
 def test_where_nothing_varies_there_is_no_correlation() -> None:
-    result = evaluate([_case("a", 1, 0.5), _case("b", 2, 0.5)])
+    result = evaluate_ranking([_case("a", 1, 0.5), _case("b", 2, 0.5)])
     assert result.spearman is None
     assert json.loads(result.model_dump_json())["spearman"] is None
 
 
 def test_nothing_to_evaluate_is_refused() -> None:
     with pytest.raises(InvalidInput, match="no case to evaluate"):
-        evaluate([])
+        evaluate_ranking([])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def _scored(
     catalog = Catalog.open(f"sqlite:///{tmp_path / 'catalog.sqlite'}")
     store = CaseStore(tmp_path / "store")
     catalog.add_dataset(Dataset(name="d"))
-    for number, true_case in enumerate(true_cases(phantoms)):
+    for number, true_case in enumerate(truth_files(phantoms)):
         ct = read_volume(phantoms / true_case.name / "ct.nii.gz")
         sha256 = content_sha256(ct)
         case = Case(
@@ -204,7 +210,7 @@ def test_organs_with_an_original_label_are_not_compared(tmp_path: Path, phantoms
 
 def test_a_folder_without_truth_is_refused(tmp_path: Path, phantoms: Path) -> None:
     with pytest.raises(NotFound, match=r"phantoms\.json"):
-        true_cases(tmp_path)
+        truth_files(tmp_path)
     (tmp_path / "phantoms.json").write_bytes((phantoms / "phantoms.json").read_bytes())
     with pytest.raises(NotFound, match="no true masks"):
-        true_cases(tmp_path)
+        truth_files(tmp_path)

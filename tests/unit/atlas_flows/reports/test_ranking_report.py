@@ -27,7 +27,7 @@ from atlas_core.records import (
     Score,
 )
 from atlas_core.store import CaseStore
-from atlas_flows.reports import ReportScope, RunFacts, Step, build_report
+from atlas_flows.reports import ReportScope, RunFacts, StepTime, build_report
 from numpy.typing import NDArray
 
 REFS = tuple(
@@ -252,7 +252,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
             store,
             ReportScope(top=2),
             RunFacts(
-                steps=(Step("score", 1.5, "four cases"),),
+                steps=(StepTime("score", 1.5, "four cases"),),
                 notes=("These are phantoms.",),
                 refused=(("b<ad>.nii.gz", "4D"),),
             ),

@@ -119,8 +119,11 @@ def test_a_summary_by_hand() -> None:
     assert (liver.count, liver.mean) == (2, pytest.approx(0.8))
     assert liver.std == pytest.approx(math.sqrt(0.02))
     assert (spleen.count, spleen.mean, spleen.std) == (1, 0.5, 0.0)
-    assert summary.overall["dice"].mean == pytest.approx((0.9 + 0.6) / 2)
-    assert summary.mean_dice == pytest.approx((0.8 + 0.5) / 2)
+    # Over organs; over cases of each case's mean it would be (0.9 + 0.6) / 2.
+    assert summary.overall["dice"].mean == pytest.approx((0.8 + 0.5) / 2)
+    assert summary.overall["dice"].std == pytest.approx((math.sqrt(0.02) + 0.0) / 2)
+    assert summary.overall["dice"].count == 2
+    assert summary.mean_dice == summary.overall["dice"].mean
     assert str(liver) == "80.0 ± 14.1"
     told = as_json(summary)
     assert told["organs"]["liver"]["nsd"]["mean"] == pytest.approx(0.4)
@@ -163,5 +166,7 @@ def test_versions_are_compared_on_the_cases_of_both() -> None:
     assert result["dice"]["liver"].p_value == pytest.approx(2 / 2**7)
     assert result["dice"]["spleen"].p_value is None
     assert result["nsd"]["mean"].pairs == 7
+    both = [summarise(cases).mean_dice for cases in (first[1:], second[:-1])]
+    assert result["dice"]["mean"].difference == pytest.approx(both[1] - both[0])
     with pytest.raises(InvalidInput, match="same cases"):
         compare(first, [case("other", liver=0.5)])

@@ -19,7 +19,7 @@ from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_models.exporting import read_checkpoint
 from atlas_models.exporting.parity import run_graph
 from atlas_models.importing.model_description import read_description
-from atlas_models.importing.monai import DescribedWeights, build, import_monai
+from atlas_models.importing.monai import WeightsDescription, build, import_monai
 from atlas_models.importing.onnx import import_onnx
 from atlas_models.serving import GRAPH_FILE, read_spec
 from bombs import compress, overlap
@@ -238,7 +238,7 @@ def test_graphs_that_cannot_be_served_are_refused(tmp_path: Path, theirs: Path) 
 
 @pytest.mark.parametrize("name", ["unet", "segresnet", "swin_unetr"])
 def test_published_architectures_are_built_as_described(name: str) -> None:
-    described = read_description(PUBLISHED / f"abdomenatlas_{name}.yaml", DescribedWeights)
+    described = read_description(PUBLISHED / f"abdomenatlas_{name}.yaml", WeightsDescription)
     assert tuple(described.groups(ABDOMEN_ATLAS, name)) == ABDOMEN_ATLAS.names
     assert described.intensities == (-175.0, 250.0, -175.0, 425.0)
     shapes = [tuple(parameter.shape) for parameter in build(described, name).parameters()]

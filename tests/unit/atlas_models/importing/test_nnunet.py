@@ -19,8 +19,8 @@ from atlas_models.importing.nnunet import (
     NnunetChoices,
     import_nnunet,
     load_nnunet,
+    read_configuration,
     read_labels,
-    read_plan,
 )
 from atlas_models.serving import GRAPH_FILE, read_spec
 
@@ -217,7 +217,7 @@ def test_it_says_what_nnunets_own_predictor_says(
     preprocessed, probabilities = theirs(result, window)
 
     ct = torch.from_numpy(window)[None, None]
-    ours = served.intake.intensities(served.intake.turned(ct)).numpy()[0]
+    ours = served.input_transform.intensities(served.input_transform.to_network_axes(ct)).numpy()[0]
     assert ours.shape == preprocessed.shape
     assert np.abs(ours - preprocessed).max() <= 1e-4
 
@@ -266,7 +266,9 @@ def test_one_fold_is_not_the_mean_of_two(result: Path, window: np.ndarray) -> No
     for folds in (("0",), ("1",), "all"):
         served, _ = load_nnunet(result, NnunetChoices("m", orientation="RAS", folds=folds))
         with torch.no_grad():
-            soft[str(folds)] = served.network(served.intake.intensities(served.intake.turned(ct)))
+            soft[str(folds)] = served.network(
+                served.input_transform.intensities(served.input_transform.to_network_axes(ct))
+            )
     mean = (soft["('0',)"] + soft["('1',)"]) / 2
     assert torch.allclose(soft["all"], mean, atol=1e-5)
 
@@ -279,9 +281,9 @@ def test_residual_encoders_and_older_plans_are_read(tmp_path: Path) -> None:
     arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
     from atlas_models.importing.nnunet import build
 
-    modern = read_plan(plan, "3d_child", NnunetChoices("m", orientation="LPS"))
+    modern = read_configuration(plan, "3d_child", NnunetChoices("m", orientation="LPS"))
     assert modern.architecture == "ResidualEncoderUNet"
-    assert modern.intake.flipped == (1, 2)
+    assert modern.input_transform.flipped == (1, 2)
     names = set(build(modern, 4).state_dict())
     old = deepcopy(configuration)
     del old["architecture"]
@@ -296,8 +298,8 @@ def test_residual_encoders_and_older_plans_are_read(tmp_path: Path) -> None:
     }
     plan["configurations"]["3d_fullres"] = old
     plan["dataset_name"] = "Dataset291_TotalSegmentator_part1_organs_1559subj"
-    older = read_plan(plan, "3d_fullres", NnunetChoices("m"))
-    assert older.intake.flipped == ()
+    older = read_configuration(plan, "3d_fullres", NnunetChoices("m"))
+    assert older.input_transform.flipped == ()
     assert set(build(older, 4).state_dict()) == names
 
 

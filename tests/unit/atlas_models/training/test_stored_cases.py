@@ -21,14 +21,14 @@ from atlas_core.store import CaseStore
 from atlas_models.config import LabelWeights, TrainingConfig
 from atlas_models.exporting.weights import network_from
 from atlas_models.serving import read_spec
-from atlas_models.train_command import (
+from atlas_models.train_command import main, progress_bar
+from atlas_models.training import (
     TrainOutcome,
     TrainRequest,
-    main,
-    progress_bar,
+    choose_cases,
+    load_cases,
     train_from_catalog,
 )
-from atlas_models.training import choose_cases, load_cases
 from atlas_models.training.stored_cases import is_validation
 
 CONFIG = TrainingConfig(
@@ -288,10 +288,10 @@ def test_an_unknown_configuration_lists_those_that_ship(site: Site, tmp_path: Pa
 
 
 def test_a_progress_bar_can_be_stepped() -> None:
-    from atlas_models.training import Progress
+    from atlas_models.training import TrainingProgress
 
     bar, say = progress_bar("tiny")
     with bar:
-        say(Progress(1, 2, 0.5, 1.0, 0.25))
+        say(TrainingProgress(1, 2, 0.5, 1.0, 0.25))
     assert bar.tasks[0].completed == 1
     assert bar.tasks[0].fields["state"] == "loss 0.500, Dice 0.250"

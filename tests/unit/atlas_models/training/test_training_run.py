@@ -20,10 +20,10 @@ from atlas_models.networks import build_network
 from atlas_models.training import (
     Diverged,
     PatchSampler,
-    Progress,
-    Run,
-    Trained,
+    RunOptions,
+    TrainedNetwork,
     TrainingCase,
+    TrainingProgress,
     finetune,
     train,
 )
@@ -52,26 +52,26 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from tiny_training import CASES, HELD_OUT, TINY
-from atlas_models.training import Run, train
+from atlas_models.training import RunOptions, train
 
 def die(progress):
     if progress.step == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
 
 train(TINY, CASES, validation=HELD_OUT, on_progress=die,
-      run=Run(Path({folder!r}), checkpoint_every=3, accelerator="cpu"))
+      run=RunOptions(Path({folder!r}), checkpoint_every=3, accelerator="cpu"))
 """
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> Trained:
+def undisturbed() -> TrainedNetwork:
     torch.set_num_threads(1)
-    return train(TINY, CASES, validation=HELD_OUT, run=Run(accelerator="cpu"))
+    return train(TINY, CASES, validation=HELD_OUT, run=RunOptions(accelerator="cpu"))
 
 
 @pytest.mark.parametrize("step", [2, 7], ids=["before-a-checkpoint", "after-one"])
 def test_a_killed_run_ends_as_an_undisturbed_one(
-    step: int, undisturbed: Trained, tmp_path: Path
+    step: int, undisturbed: TrainedNetwork, tmp_path: Path
 ) -> None:
     script = KILLED.format(tests=TESTS, step=step, folder=str(tmp_path))
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
@@ -80,7 +80,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     torch.set_num_threads(1)
     again = train(
         TINY, CASES, validation=HELD_OUT,
-        run=Run(tmp_path, checkpoint_every=3, accelerator="cpu"),
+        run=RunOptions(tmp_path, checkpoint_every=3, accelerator="cpu"),
         on_progress=lambda progress: steps.append(progress.step),
     )  # fmt: skip
     assert steps == list(range(step // 3 * 3 + 1, TINY.steps + 1))
@@ -105,12 +105,12 @@ def test_a_run_that_ends_at_every_single_step_arrives_all_the_same(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    undisturbed = train(config, CASES, validation=HELD_OUT, run=Run(accelerator="cpu"))
+    undisturbed = train(config, CASES, validation=HELD_OUT, run=RunOptions(accelerator="cpu"))
 
-    def die(progress: Progress) -> None:
+    def die(progress: TrainingProgress) -> None:
         raise PowerCut
 
-    run = Run(tmp_path, checkpoint_every=1, accelerator="cpu")
+    run = RunOptions(tmp_path, checkpoint_every=1, accelerator="cpu")
     deaths = 0
     while True:
         try:
@@ -127,35 +127,35 @@ def test_a_run_that_ends_at_every_single_step_arrives_all_the_same(
 @pytest.mark.parametrize("config", [TINY, PAPERLIKE], ids=["tiny", "paperlike"])
 def test_loader_threads_change_nothing(config: TrainingConfig) -> None:
     torch.set_num_threads(1)
-    one = train(config, CASES, run=Run(accelerator="cpu"))
-    ahead = train(config, CASES, run=Run(accelerator="cpu", loaders=4))
+    one = train(config, CASES, run=RunOptions(accelerator="cpu"))
+    ahead = train(config, CASES, run=RunOptions(accelerator="cpu", loaders=4))
     assert ahead.losses == one.losses
     assert same_weights(ahead, one)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
-    first = train(TINY, CASES, run=Run(tmp_path, accelerator="cpu"))
-    said: list[Progress] = []
-    again = train(TINY, CASES, run=Run(tmp_path, accelerator="cpu"), on_progress=said.append)
+    first = train(TINY, CASES, run=RunOptions(tmp_path, accelerator="cpu"))
+    said: list[TrainingProgress] = []
+    again = train(TINY, CASES, run=RunOptions(tmp_path, accelerator="cpu"), on_progress=said.append)
     assert said == []
     assert same_weights(first, again)
 
 
 def test_a_checkpoint_of_other_data_is_not_continued(tmp_path: Path) -> None:
     config = TINY.model_copy(update={"steps": 2})
-    train(config, CASES, run=Run(tmp_path, accelerator="cpu"))
+    train(config, CASES, run=RunOptions(tmp_path, accelerator="cpu"))
     before = (tmp_path / CHECKPOINT_FILE).read_bytes()
     with pytest.raises(Conflict, match="another run folder"):
-        train(config, CASES[:3], run=Run(tmp_path, accelerator="cpu"))
+        train(config, CASES[:3], run=RunOptions(tmp_path, accelerator="cpu"))
     with pytest.raises(Conflict):
-        train(config, CASES, run=Run(tmp_path, data_key="other labels", accelerator="cpu"))
+        train(config, CASES, run=RunOptions(tmp_path, data_key="other labels", accelerator="cpu"))
     assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "pickle", "bomb"])
 def test_a_damaged_checkpoint_is_named_and_left_alone(damage: str, tmp_path: Path) -> None:
     config = TINY.model_copy(update={"steps": 2})
-    train(config, CASES, run=Run(tmp_path, accelerator="cpu"))
+    train(config, CASES, run=RunOptions(tmp_path, accelerator="cpu"))
     path = tmp_path / CHECKPOINT_FILE
     match damage:
         case "cut":
@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(damage: str, tmp_path: Pat
             compress(path)
     data = path.read_bytes()
     with pytest.raises(CorruptFile, match=r"checkpoint\.pt.*delete it"):
-        train(config, CASES, run=Run(tmp_path, accelerator="cpu"))
+        train(config, CASES, run=RunOptions(tmp_path, accelerator="cpu"))
     assert path.read_bytes() == data
 
 
@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(damage: str, tmp_path: Pat
 
 def test_the_best_weights_are_kept_and_the_curves_are_on_disk(tmp_path: Path) -> None:
     config = TINY.model_copy(update={"steps": 60, "validate_every": 20})
-    trained = train(config, CASES, validation=HELD_OUT, run=Run(tmp_path, accelerator="cpu"))
+    trained = train(config, CASES, validation=HELD_OUT, run=RunOptions(tmp_path, accelerator="cpu"))
     assert [v.step for v in trained.validations] == [20, 40, 60]
     assert trained.best is not None
     assert trained.best.mean_dice == max(v.mean_dice for v in trained.validations)
@@ -196,7 +196,7 @@ def test_a_run_stops_when_nothing_gets_better() -> None:
     config = TINY.model_copy(
         update={"steps": 40, "validate_every": 2, "patience": 2, "learning_rate": 1e-12}
     )
-    trained = train(config, CASES, validation=HELD_OUT, run=Run(accelerator="cpu"))
+    trained = train(config, CASES, validation=HELD_OUT, run=RunOptions(accelerator="cpu"))
     assert len(trained.losses) == 6
     assert trained.best == trained.validations[0]
 
@@ -206,14 +206,14 @@ def test_a_run_stops_when_nothing_gets_better() -> None:
 def test_every_optimiser_and_schedule_takes_steps(optimiser: str, schedule: str) -> None:
     config = TINY.model_copy(update={"steps": 4, "optimiser": optimiser, "schedule": schedule,
                                      "validate_every": 2})  # fmt: skip
-    trained = train(config, CASES, run=Run(accelerator="cpu"))
+    trained = train(config, CASES, run=RunOptions(accelerator="cpu"))
     fresh = build_network(config).state_dict()
     assert any(not torch.equal(fresh[name], tensor) for name, tensor in trained.weights().items())
 
 
 def test_mixed_precision_computes_in_bfloat16_and_trains_float32_weights() -> None:
     exact, mixed = (
-        train(tiny_config(steps=4, precision=precision), CASES, run=Run(accelerator="cpu"))
+        train(tiny_config(steps=4, precision=precision), CASES, run=RunOptions(accelerator="cpu"))
         for precision in ("float32", "bfloat16")
     )
     assert all(tensor.dtype == torch.float32 for tensor in mixed.weights().values())
@@ -232,7 +232,7 @@ def test_a_softmax_makes_probabilities_of_organs_that_exclude_each_other() -> No
     assert torch.allclose(soft, expected, atol=1e-6)
     assert soft.sum(dim=1).max() <= 1.0 + 1e-5
     longer = config.model_copy(update={"steps": 60, "validate_every": 60})
-    trained = train(longer, CASES, validation=HELD_OUT, run=Run(accelerator="cpu"))
+    trained = train(longer, CASES, validation=HELD_OUT, run=RunOptions(accelerator="cpu"))
     assert trained.best is not None
     assert trained.best.dice["liver"] > 0.6
 
@@ -241,12 +241,12 @@ def test_a_softmax_makes_probabilities_of_organs_that_exclude_each_other() -> No
 
 
 def test_finetuning_starts_from_the_weights(tmp_path: Path) -> None:
-    first = train(TINY, CASES, run=Run(accelerator="cpu"))
+    first = train(TINY, CASES, run=RunOptions(accelerator="cpu"))
     write_weights(first.network, TINY, tmp_path)
     stored, config = read_weights(tmp_path)
     assert config == TINY
     still = TINY.model_copy(update={"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
-    tuned = finetune(stored, still, CASES, run=Run(accelerator="cpu"))
+    tuned = finetune(stored, still, CASES, run=RunOptions(accelerator="cpu"))
     for name, tensor in tuned.weights().items():
         assert torch.allclose(tensor, stored[name], atol=1e-6)
     network, _ = network_from(tmp_path)
@@ -338,7 +338,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_last_checkpoint(
         np.full_like(CASES[0].ct, np.nan), CASES[0].target, CASES[0].weight, id="case-nan"
     )
     with pytest.raises(Diverged, match=r"case-nan.*no number"):
-        train(TINY, [*CASES, broken], run=Run(tmp_path, checkpoint_every=1, accelerator="cpu"))
+        train(
+            TINY, [*CASES, broken], run=RunOptions(tmp_path, checkpoint_every=1, accelerator="cpu")
+        )
     if (tmp_path / CHECKPOINT_FILE).exists():
         state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
         assert all(torch.isfinite(tensor).all() for tensor in state["network"].values())
@@ -354,10 +356,10 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from tiny_training import CASES, HELD_OUT, two_process_config
-from atlas_models.training import Run, train
+from atlas_models.training import RunOptions, train
 folder = Path({folder!r})
 trained = train(two_process_config(1), CASES, validation=HELD_OUT,
-                run=Run(folder / "run", accelerator="cpu", devices=2))
+                run=RunOptions(folder / "run", accelerator="cpu", devices=2))
 import os
 torch.save((trained.weights(), trained.losses, [dict(v.dice) for v in trained.validations]),
            folder / f"rank{{os.environ['RANK']}}.pt")
@@ -375,7 +377,9 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_pa
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     torch.set_num_threads(1)
-    one = train(two_process_config(2), CASES, validation=HELD_OUT, run=Run(accelerator="cpu"))
+    one = train(
+        two_process_config(2), CASES, validation=HELD_OUT, run=RunOptions(accelerator="cpu")
+    )
     for weights, losses, dice in ranks:
         assert losses == pytest.approx(one.losses, rel=1e-5)
         assert dice == [pytest.approx(dict(v.dice), rel=1e-4) for v in one.validations]

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas_flows.commands.models.app import (
-    DatasetOption,
-    JsonOption,
     LimitOption,
     ReferenceArgument,
     app,
@@ -20,6 +18,7 @@ from atlas_flows.commands.models.app import (
     parse_reference,
     registered,
 )
+from atlas_flows.commands.options import DatasetOption, JsonOption
 from atlas_flows.commands.terminal import places, print_table, write_text
 
 if TYPE_CHECKING:
@@ -53,18 +52,20 @@ def evaluate(
     from atlas_models.evaluation import as_csv
     from atlasloop.client import AttentionClient
 
-    from atlas_flows.models import evaluation
+    from atlas_flows.models import version_evaluation
 
     here = places(context)
     with open_catalog(here) as catalog, AttentionClient(here.attention_address) as client:
         specs = [_loaded(here, reference) for reference in references]
         organs = [organ for organ in specs[0].organs if all(organ in s.organs for s in specs)]
         refs = [spec.ref for spec in specs]
-        cases = evaluation.true_cases(catalog, organs, dataset=dataset, without=refs, limit=limit)
+        cases = version_evaluation.evaluation_cases(
+            catalog, organs, dataset=dataset, without=refs, limit=limit
+        )
         results = {}
         with counting("evaluating", len(cases) * len(specs)) as step:
             for spec in specs:
-                measured = evaluation.evaluate(
+                measured = version_evaluation.evaluate(
                     spec, cases, client, CaseStore(here.store), on_case=lambda *_: step()
                 )
                 record_evaluation(catalog, measured)
@@ -89,7 +90,7 @@ def compare(
     """
     from atlas_core.catalog import evaluations
 
-    from atlas_flows.models.evaluation import on_the_same_truth
+    from atlas_flows.models.version_evaluation import on_the_same_truth
 
     with open_catalog(places(context)) as catalog:
         models = [registered(catalog, reference).spec.ref for reference in (first, second)]
@@ -99,7 +100,7 @@ def compare(
 
 
 def _loaded(here: Places, reference: str) -> ModelSpec:
-    """A version that the server has loaded; NAME alone: the one in service.
+    """A version that the server has loaded; NAME without a version: the one in service.
 
     Raises:
         NotFound: it is not loaded.
@@ -129,7 +130,7 @@ def _show_evaluations(results: Mapping[str, Sequence[Any]], as_json: bool) -> No
     names = list(results)
     differences = compare(results[names[0]], results[names[1]]) if len(names) == 2 else {}
     if as_json:
-        told = {
+        document = {
             "models": {model: summary_json(summary) for model, summary in summaries.items()},
             "comparison": {
                 figure: {
@@ -144,7 +145,7 @@ def _show_evaluations(results: Mapping[str, Sequence[Any]], as_json: bool) -> No
                 for figure, by_organ in differences.items()
             },
         }
-        write_text(None, json.dumps(told, indent=2))
+        write_text(None, json.dumps(document, indent=2))
         return
     heads = {"dice": "Dice", "nsd": "NSD 1 mm"}
     rows = []

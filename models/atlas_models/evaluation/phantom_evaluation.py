@@ -1,4 +1,4 @@
-"""How good exported models are: Dice against the truth, and attention, exactly as they are served.
+"""How good exported models are on phantoms: Dice and attention, exactly as in service.
 
 Runs the attention service's own pipeline with ONNX Runtime in this process. Free of torch.
 """
@@ -54,12 +54,12 @@ class LocalPredictor:
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
         return self._pool.submit(self._run, spec, window)
 
-    def forget(self) -> None:
-        """Drop the answers kept so far; call between cases."""
+    def clear_cache(self) -> None:
+        """Drop the cached predictions; to be called between cases."""
         self._answers.clear()
 
     def _run(self, spec: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
-        # A case is predicted by each model alone and by all together: the same windows twice.
+        # Each model predicts a case by itself and within the ensemble: the same windows twice.
         key = (spec, hashlib.sha256(window.tobytes()).digest())
         if key not in self._answers:
             (soft,) = self._sessions[spec].run([OUTPUT_NAME], {INPUT_NAME: window[None, None]})
@@ -98,8 +98,8 @@ class ArraySource:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What an ensemble makes of one CT.
+class EnsemblePrediction:
+    """What an ensemble predicts of one CT.
 
     Attributes:
         label: label ids on the CT's own grid, uint8 ``[i, j, k]``.
@@ -115,7 +115,7 @@ def predict(
     specs: Sequence[ModelSpec],
     predictor: Predictor,
     overlap: float = DEFAULT_OVERLAP,
-) -> Prediction:
+) -> EnsemblePrediction:
     """Pseudo label and attention of one CT, as the attention service computes them."""
     run = attend(source, specs, predictor, overlap=overlap)
     label = np.zeros(source.geometry.shape, dtype=np.uint8, order="F")
@@ -123,7 +123,7 @@ def predict(
         where = [slice(None)] * 3
         where[slab.axis] = slice(slab.start, slab.stop)
         label[tuple(where)] = slab.label
-    return Prediction(label, {s.organ: s.attention_ml for s in run.summary.organs})
+    return EnsemblePrediction(label, {s.organ: s.attention_ml for s in run.summary.organs})
 
 
 def dice_by_organ(
@@ -143,8 +143,8 @@ def dice_by_organ(
 
 
 @dataclass(frozen=True)
-class CaseResult:
-    """How one phantom went, for each model and for the ensemble."""
+class PhantomResult:
+    """Dice and attention of one phantom, for each model and for the ensemble."""
 
     kind: Kind
     dice: Mapping[str, Mapping[str, float | None]]
@@ -154,21 +154,21 @@ class CaseResult:
 ENSEMBLE = "ensemble"
 
 
-def evaluate_phantom(phantom: Phantom, predictor: LocalPredictor) -> CaseResult:
+def evaluate_phantom(phantom: Phantom, predictor: LocalPredictor) -> PhantomResult:
     """Dice of every model and of the ensemble on one phantom, and the ensemble's attention size."""
     source = ArraySource(phantom.ct, phantom.geometry)
     organs = predictor.specs[0].organs
-    predictor.forget()
-    by_model = {}
+    predictor.clear_cache()
+    dice = {}
     for spec in predictor.specs:
-        alone = predict(source, [spec], predictor)
-        by_model[spec.name] = dice_by_organ(alone.label, phantom.truth, organs)
-    together = predict(source, predictor.specs, predictor)
-    by_model[ENSEMBLE] = dice_by_organ(together.label, phantom.truth, organs)
-    return CaseResult(phantom.kind, by_model, sum(together.attention_ml.values()))
+        single = predict(source, [spec], predictor)
+        dice[spec.name] = dice_by_organ(single.label, phantom.truth, organs)
+    ensemble = predict(source, predictor.specs, predictor)
+    dice[ENSEMBLE] = dice_by_organ(ensemble.label, phantom.truth, organs)
+    return PhantomResult(phantom.kind, dice, sum(ensemble.attention_ml.values()))
 
 
-def summarise(results: Sequence[CaseResult]) -> dict[str, object]:
+def summarise(results: Sequence[PhantomResult]) -> dict[str, object]:
     """Mean Dice per model and organ, and mean attention size, over `results`."""
     summary: dict[str, object] = {"cases": len(results)}
     for model in results[0].dice:

@@ -1,4 +1,4 @@
-"""`models train`, `finetune`, `import` and `export`: where versions come from."""
+"""`models train`, `finetune`, `import` and `export`: making versions and passing them on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas_flows.commands.models.app import (
-    JsonOption,
     ReferenceArgument,
     app,
     counting,
@@ -17,6 +16,7 @@ from atlas_flows.commands.models.app import (
     parse_reference,
     store_of,
 )
+from atlas_flows.commands.options import JsonOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def import_model(
     ] = "checkpoint_final.pth",
     orientation: Annotated[
         str | None,
-        typer.Option(help="nnU-Net: of the training volumes, where plans do not tell: RAS, LPS …"),
+        typer.Option(help="nnU-Net: of the training volumes, where plans do not say: RAS, LPS …"),
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -116,7 +116,7 @@ def import_model(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a model from elsewhere one of ours: a version that can be promoted.
+    """Import a model from elsewhere as a version that can be promoted.
 
     Takes an nnU-Net v2 result (also one that TotalSegmentator installed), weights of a MONAI
     network, or any ONNX file with a description of its inputs and outputs. Nothing in these files
@@ -186,7 +186,7 @@ def train(
     loaders: LoadersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model from scratch on the cases that have labels, in part or whole (step ①).
+    """Train a model from scratch on the cases that have labels of some or all organs (step ①).
 
     Stopped at any moment, the same command goes on where it ended. The result is a new version,
     which is not in service yet: see promote.
@@ -209,7 +209,7 @@ def finetune(
     loaders: LoadersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a version further on the labels of today (step ⑦); the result is its next version.
+    """Train a version further on the current labels (step ⑦); the result is its next version.
 
     Example: atlasloop models finetune unet@0 demo/unet --set steps=100
     """
@@ -227,7 +227,7 @@ def export(
     """Copy a version to a folder: graph, description, weights and provenance.
 
     The folder holds all that another site needs, to serve the model or to train it further; the
-    graph alone explains itself too, by its metadata.
+    graph explains itself, too, by its metadata.
 
     Example: atlasloop models export unet@1 --output unet-1
     """

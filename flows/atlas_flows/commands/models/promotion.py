@@ -1,4 +1,4 @@
-"""`models promote` and `models rollback`: what serves."""
+"""`models promote` and `models rollback`: which version serves."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_flows.commands.models.app import (
-    DatasetOption,
-    JsonOption,
     LimitOption,
     ReferenceArgument,
     WhyOption,
@@ -20,6 +18,7 @@ from atlas_flows.commands.models.app import (
     say,
     store_of,
 )
+from atlas_flows.commands.options import DatasetOption, JsonOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def promote(
     limit: LimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a version into service, after it has proved itself beside the one that is.
+    """Put a version into service, after it has proved itself beside the current one.
 
     It is loaded under its own number, must answer real windows, and is evaluated on the cases with
     original or revised labels that it was not trained on. The running service switches without
@@ -56,11 +55,11 @@ def promote(
 
     here = places(context)
     name, version = parse_reference(reference)
-    order = promotion.Order(force=force, why=why, dataset=dataset, limit=limit)
+    request = promotion.PromotionRequest(force=force, why=why, dataset=dataset, limit=limit)
     with open_catalog(here) as catalog:
         _, exported = store_of(here).find(name, version)
         site = promotion.Site.of(here, catalog, margin)
-        done = promotion.promote(exported, site, order, say)
+        done = promotion.promote(exported, site, request, say)
         register_served(here, catalog)
     _show_promotion(done, as_json)
 
@@ -92,5 +91,5 @@ def _show_promotion(promotion: Promotion, as_json: bool) -> None:
     if as_json:
         write_text(None, promotion.model_dump_json(indent=2))
     else:
-        told = promotion_line(promotion.model_dump(mode="json"))
-        console().print(told, markup=False, soft_wrap=True)
+        line = promotion_line(promotion.model_dump(mode="json"))
+        console().print(line, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The revision queue as a step of the loop: which cases people look at (steps ④ and ⑤)."""
+"""Fills the revision queue with the top of a priority list, as a step of the loop (④ and ⑤)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from atlas_core.loop import PriorityListName, cases_seen, tasks_of
 from atlas_core.records import Reading
 from atlas_core.review import Portion, RevisionQueue
 
-from atlas_flows.loop.iteration import Queued
+from atlas_flows.loop.state_machine import Queued
 
 WHO = "atlasloop"
-"""Who opens tasks, in the audit log."""
+"""The author of these tasks in the audit log."""
 
 ANSWER_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class QueueRequest:
-    """Which part of which priority list is revised.
+    """Which part of which priority list goes into the queue.
 
     Attributes:
         ensemble: whose list; None: the one that scored last.
@@ -40,7 +40,7 @@ class QueueRequest:
 
 
 def open_queue(catalog: Catalog, request: QueueRequest, before: Collection[int] = ()) -> Queued:
-    """Open tasks for the top of a priority list; the same tasks if it is called again.
+    """Open tasks for the top of a priority list; called again, it returns the same tasks.
 
     Args:
         before: tasks that earlier iterations opened, perhaps from the same list.
@@ -70,7 +70,7 @@ def open_queue(catalog: Catalog, request: QueueRequest, before: Collection[int] 
 
 
 def review_answers(url: str) -> bool:
-    """Whether the review service can be worked with now."""
+    """Whether the review service is ready."""
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=ANSWER_TIMEOUT_S) as answer:  # noqa: S310
             answer.read()

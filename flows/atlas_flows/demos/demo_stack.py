@@ -1,4 +1,4 @@
-"""The stack of a demonstration: its own data, and ports that nothing else uses."""
+"""The embedded stack of a demonstration, with data and ports of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
 from filelock import FileLock, Timeout
 
 
-def own_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -> EmbeddedSettings:
-    """The usual ports where they are free, others where they are not."""
+def demo_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -> EmbeddedSettings:
+    """Settings of a stack in `home`: the usual ports where they are free, others where not."""
     names = [name for name in EmbeddedSettings.model_fields if name.endswith("_port")]
     usual = EmbeddedSettings(home=home)
     chosen: dict[str, int] = {}
@@ -35,7 +35,7 @@ def own_settings(home: Path, parts: Sequence[ComponentName], **fields: object) -
 
 
 def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
-    """`wanted` if it is free, else one that the system picks; held so that none is picked twice."""
+    """`wanted` if it is free, else any free port; bound until `held` closes."""
     for port in (wanted, 0):
         listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,8 +47,8 @@ def _hold_port(held: contextlib.ExitStack, wanted: int) -> int:
     raise Conflict("no port is free on this machine")
 
 
-def enter(settings: EmbeddedSettings) -> None:
-    """Make this process work with the demo's stack, whatever addresses its environment names."""
+def use_stack(settings: EmbeddedSettings) -> None:
+    """Point this process to the demo's stack, whatever addresses its environment names."""
     os.environ.update(settings.environment())
     for elsewhere in ("TRITON_ADDRESS", "TRITON_CONTROL_KEY", "MODEL_REPOSITORY", "MODEL_STORE",
                       "TRAINING_RUNS"):  # fmt: skip
@@ -80,8 +80,8 @@ def exclusive_demo(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """`kill` ends the demo as Ctrl-C does: with its stack stopped."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does, with its stack stopped."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -94,7 +94,7 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """A second Ctrl-C must not leave half a stack behind; stopping takes seconds."""
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_IGN) for number in signals]

@@ -1,4 +1,4 @@
-"""Training and fine-tuning as a version of a model: trained, stored, registered. Not served yet."""
+"""Trains a version of a model, stores and registers it. It does not serve yet."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from atlas_flows.models.store import ModelStore
 from atlas_flows.settings import Places
 
 if TYPE_CHECKING:
-    from atlas_models.training import Progress
+    from atlas_models.training import TrainingProgress
 
 PROVENANCE_FILE = "provenance.json"
 
 
 @dataclass(frozen=True)
 class TrainingOrder:
-    """What is wanted of a training run.
+    """How a version is trained.
 
     Attributes:
         config: YAML file, or name of a shipped configuration.
@@ -37,9 +37,9 @@ class TrainingOrder:
         overrides: fields of the configuration.
         validation_share: of the cases, held out by their ids; `promote` judges by these.
         sources: labels to learn from; per organ the best of them counts.
-        version: t of the new version; None: the next one. If it is there already, because whoever
-            ordered it was killed before it took note, it is taken and nothing is trained.
-        loaders: threads that prepare patches ahead of the network; they change no result.
+        version: t of the new version; None: the next one. One that exists already, because
+            a run was killed before it took note of it, is taken as it is.
+        loaders: threads that prepare patches in advance; they do not change the result.
     """
 
     config: str
@@ -61,17 +61,16 @@ def train_version(
     store: ModelStore,
     on_step: Callable[[int, int], None],
 ) -> ModelSpec:
-    """Train the next version of a model, store it, and register it with all it learnt from.
+    """Train the next version of a model, store it, and register it with the labels it learnt from.
 
-    A run that was stopped goes on when it is ordered again.
+    A run that was stopped resumes when it is requested again.
 
     Raises:
-        AtlasError: see `train_command.train_from_catalog`; nothing is stored then.
+        AtlasError: see `atlas_models.training.train_from_catalog`; nothing is stored then.
         InvalidInput: the version to train further is another model's.
     """
     from atlas_models.config import read_config
-    from atlas_models.train_command import TrainRequest, train_from_catalog
-    from atlas_models.training import LabelChoice
+    from atlas_models.training import LabelChoice, TrainRequest, train_from_catalog
 
     name = read_config(order.config, dict(order.overrides)).name
     parent, weights = _parent(order, name, store)
@@ -81,7 +80,7 @@ def train_version(
     elif store.folder(name, version).exists():
         return _taken(name, version, parent, store, catalog)
 
-    def say(step: Progress) -> None:
+    def say(step: TrainingProgress) -> None:
         on_step(step.step, step.steps)
 
     run_folder = order.run_folder or here.training_runs / f"{name}-{version}"
@@ -122,7 +121,7 @@ def train_version(
 def _taken(
     name: str, version: int, parent: ModelRef | None, store: ModelStore, catalog: Catalog
 ) -> ModelSpec:
-    """A version that was trained and stored before; what was not registered of it is."""
+    """A version that was trained and stored before; registers what is not registered of it."""
     folder = store.folder(name, version)
     spec = read_spec(folder)
     content = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
@@ -163,7 +162,7 @@ def _parent(
 
 
 def _learnt(folder: Path) -> list[TrainingLabel]:
-    """The labels of the training cases, by the provenance that training wrote."""
+    """The labels of the training cases, from the provenance that training wrote."""
     content = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
     return [
         TrainingLabel(

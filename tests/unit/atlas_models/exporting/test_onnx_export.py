@@ -13,8 +13,8 @@ import torch
 from atlas_core.errors import CorruptFile, InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_models.config import TrainingConfig
-from atlas_models.exporting import ServedNetwork, export_model, load_network, measure_parity
-from atlas_models.exporting.export import SPEC_KEY
+from atlas_models.exporting import ExportedNetwork, export_model, load_network, measure_parity
+from atlas_models.exporting.onnx_export import SPEC_KEY
 from atlas_models.exporting.parity import BYTE_TOLERANCE, PROBABILITY_TOLERANCE
 from atlas_models.networks import build_network
 from atlas_models.serving import GRAPH_FILE, read_spec
@@ -123,7 +123,8 @@ def test_an_exported_network_can_be_trained_on(network: nn.Module, folder: Path)
     window = torch.from_numpy(windows(1)[0])[None, None]
     with torch.no_grad():
         before, after = (
-            ServedNetwork(net, CONFIG.hu_window).probabilities(window) for net in (network, loaded)
+            ExportedNetwork(net, CONFIG.hu_window).probabilities(window)
+            for net in (network, loaded)
         )
     assert torch.equal(before, after)
 

@@ -1,4 +1,4 @@
-"""Scoring cases through the attention service: which, one after the other, and what came of it.
+"""Scoring cases through the attention service: choosing them, calling it, recording the scores.
 
 Nothing here knows Prefect; `atlas_flows.scoring.flow` is a thin shell around these functions.
 """
@@ -25,11 +25,11 @@ from atlasloop.answers import CaseResult, ServiceInfo
 from atlasloop.client import AttentionServiceError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay
 
-from atlas_flows.runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
+from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter, RunSummary, candidates
 
 log = logging.getLogger(__name__)
 
-ResultT = TypeVar("ResultT")
+ReplyT = TypeVar("ReplyT")
 
 
 CASE_TIMEOUT_S = 3600.0
@@ -41,7 +41,7 @@ INFO_TIMEOUT_S = 10.0
 
 
 class ScoreSummary(RunSummary):
-    """What came of one run; skipped are the cases that this ensemble had scored before."""
+    """The result of one run; cases that this ensemble had scored before are skipped."""
 
     reading: Reading
     ensemble: str
@@ -49,7 +49,7 @@ class ScoreSummary(RunSummary):
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is to be scored.
+    """Which cases are scored, and how.
 
     Attributes:
         reading: how soft predictions become attention.
@@ -69,7 +69,7 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """Which cases are scored with which models.
 
     The models are pinned: one run gives one comparable list even if a new version comes into
@@ -88,7 +88,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a service that is away.
+    """How long to wait for a service that does not answer.
 
     Attributes:
         total_s: from the first refusal of a case to giving up.
@@ -128,11 +128,11 @@ class ScoringClient(Protocol):
 class ScoringRun:
     """Everything that the shards of one run share. Safe to use from several threads."""
 
-    plan: Plan
+    plan: ScoringPlan
     client: ScoringClient
     catalog: Catalog
     store: CaseStore
-    progress: Progress
+    progress: ProgressCounter
     patience: Patience = field(default_factory=Patience)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -154,9 +154,9 @@ class Ensemble:
         return ensemble_key(self.models)
 
 
-def ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
-    """The models that `wanted` names ("unet", "unet@2"); if it is empty, of each model the version
-    in service.
+def select_ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
+    """The models that `wanted` names ("unet", "unet@2"); if it is empty, of each
+    model the version in service.
 
     Raises:
         NotFound: a model that is not in service.
@@ -180,15 +180,15 @@ def ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
 def await_ensemble(
     client: ScoringClient, wanted: Sequence[str], registered: Collection[str], patience: Patience
 ) -> Ensemble:
-    """The ensemble to score with, as `ensemble`; waits for a service that is starting.
+    """The ensemble to score with, as `select_ensemble`; waits for a service that is starting.
 
     Args:
         registered: names of the models that the catalog knows. Unless models are `wanted` by name,
             all of them must be in service: a smaller ensemble would give another list, silently.
 
     Raises:
-        Unavailable: the service, or a registered model, is still away when `patience` is over.
-        NotFound, InvalidInput: see `ensemble`.
+        Unavailable: the service, or a registered model, does not answer within `patience`.
+        NotFound, InvalidInput: see `select_ensemble`.
         AttentionServiceError: the service refused.
     """
 
@@ -203,10 +203,12 @@ def await_ensemble(
             )
         return info
 
-    return ensemble(_patiently(ask, patience, threading.Event()), wanted)
+    return select_ensemble(_patiently(ask, patience, threading.Event()), wanted)
 
 
-def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore) -> Plan:
+def plan_scoring(
+    request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore
+) -> ScoringPlan:
     """Which cases of `request` are still to be scored by the ensemble `by`.
 
     A case counts as scored when the catalog has its score *and* the store its files: files that
@@ -224,7 +226,7 @@ def plan(request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore
             if store.has_prediction(case_id, request.reading, by.key)
         }
     to_do = [case_id for case_id in chosen if case_id not in scored]
-    return Plan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
+    return ScoringPlan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
 
 
 def score_shard(run: ScoringRun, cases: Sequence[str]) -> list[CaseOutcome]:
@@ -288,7 +290,7 @@ def _call_service(run: ScoringRun, case_id: str) -> CaseResult:
         if error.status is not grpc.StatusCode.NOT_FOUND:
             raise
         # A model server that was started again loads its models one by one: ours was there when
-        # the run began, so it is away, not unknown.
+        # the run began, so it is not loaded yet, rather than unknown.
         if not _in_service(run):
             raise AttentionServiceError(grpc.StatusCode.UNAVAILABLE, error.message) from None
     # All are there: it is the case that is unknown, or the last model has come this very moment.
@@ -302,7 +304,7 @@ def _in_service(run: ScoringRun) -> bool:
 
 
 def score_of(result: CaseResult) -> Score:
-    """The service's answer as the catalog keeps it."""
+    """The service's answer as a record of the catalog."""
     return Score(
         case_id=result.case_id,
         reading=Reading(result.reading),
@@ -365,11 +367,11 @@ def _refs(result: CaseResult) -> tuple[ModelRef, ...]:
     return tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in result.models)
 
 
-def _patiently(call: Callable[[], ResultT], patience: Patience, stop: threading.Event) -> ResultT:
-    """`call` again while the service is away or busy, with growing pauses.
+def _patiently(call: Callable[[], ReplyT], patience: Patience, stop: threading.Event) -> ReplyT:
+    """`call`, again with growing pauses while the service is busy or does not answer.
 
     Raises:
-        Unavailable: still away when `patience` is over, or `stop` was set meanwhile.
+        Unavailable: no answer when `patience` is over, or `stop` was set meanwhile.
         AttentionServiceError: refused for good.
     """
 
@@ -384,7 +386,7 @@ def _patiently(call: Callable[[], ResultT], patience: Patience, stop: threading.
         if stop.wait(seconds):
             raise Unavailable("the run was stopped")
 
-    def give_up(state: RetryCallState) -> ResultT:
+    def give_up(state: RetryCallState) -> ReplyT:
         raise Unavailable(
             f"the attention service is away for more than {patience.total_s:.0f} s: "
             f"{_error_of(state).message}",

@@ -1,4 +1,4 @@
-"""Assembling cases: which, one after the other, and what came of it (§3.2 ⑥).
+"""Assembling cases: choosing them, assembling one after the other, summing up (§3.2 ⑥).
 
 Nothing here knows Prefect; `atlas_flows.assembly.flow` is a thin shell around these functions.
 """
@@ -24,15 +24,15 @@ from atlas_core.catalog import Catalog, cases_by_id, chunks, labels_by_case, new
 from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
-from atlas_core.records import LabelSource, Reading
+from atlas_core.records import Reading
 from atlas_core.store import CaseStore
 from pydantic import Field
 
-from atlas_flows.runs import CaseOutcome, Outcome, Progress, RunSummary, candidates
+from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter, RunSummary, candidates
 
 
 class OrganSources(FrozenModel):
-    """Where one organ comes from, over all assembled cases of a run (also those of before)."""
+    """Where one organ comes from, over all assembled cases of a run, earlier ones included."""
 
     organ: str
     original: int = 0
@@ -45,7 +45,7 @@ class OrganSources(FrozenModel):
 
 
 class AssemblySummary(RunSummary):
-    """What came of one run; skipped are the cases whose assembled map was up to date."""
+    """The result of one run; cases whose assembled map was up to date are skipped."""
 
     reading: Reading
     organs: tuple[OrganSources, ...]
@@ -58,7 +58,7 @@ class AssemblySummary(RunSummary):
 
 @dataclass(frozen=True)
 class AssemblyRequest:
-    """What is to be assembled.
+    """Which cases are assembled, and how.
 
     Attributes:
         dataset: only its cases; None for all.
@@ -67,8 +67,8 @@ class AssemblyRequest:
         models: NAME or NAME@T: pseudo labels of the newest ensemble of exactly these; empty: of
             the newest ensemble that scored the case.
         post_processing: organ → what is kept of its pseudo label.
-        masks: also one mask file per organ.
-        force: also what is up to date.
+        masks: also write one mask file per organ.
+        force: assemble also what is up to date.
         scheme: organs of this site.
     """
 
@@ -83,7 +83,7 @@ class AssemblyRequest:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AssemblyPlan:
     """Which cases are assembled.
 
     Attributes:
@@ -108,13 +108,14 @@ class AssemblyRun:
     request: AssemblyRequest
     catalog: Catalog
     store: CaseStore
-    progress: Progress
+    progress: ProgressCounter
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def plan(request: AssemblyRequest, catalog: Catalog, store: CaseStore) -> Plan:
-    """Which cases of `request` are to be assembled: those whose inputs changed, or whose map is
-    gone. Holds the labels of a few hundred cases at a time.
+def plan_assembly(request: AssemblyRequest, catalog: Catalog, store: CaseStore) -> AssemblyPlan:
+    """The cases of `request` to assemble: those whose inputs have changed, or whose map is gone.
+
+    Holds the labels of a few hundred cases at a time.
 
     Raises:
         NotFound: an unknown dataset or case; no case at all.
@@ -132,7 +133,7 @@ def plan(request: AssemblyRequest, catalog: Catalog, store: CaseStore) -> Plan:
         for case_id, inputs in inputs_of(request, catalog, store, chunk):
             if not _up_to_date(request, store, inputs, current.get(case_id)):
                 to_do.append(case_id)
-    return Plan(request, tuple(chosen), tuple(to_do))
+    return AssemblyPlan(request, tuple(chosen), tuple(to_do))
 
 
 def inputs_of(
@@ -172,7 +173,7 @@ def assemble_shard(run: AssemblyRun, cases: Sequence[str]) -> list[CaseOutcome]:
     return outcomes
 
 
-def organ_sources(plan: Plan, catalog: Catalog) -> tuple[OrganSources, ...]:
+def organ_sources(plan: AssemblyPlan, catalog: Catalog) -> tuple[OrganSources, ...]:
     """Where each organ comes from, over the assembled cases of `plan`."""
     counts = {
         name: dict.fromkeys(OrganSources.model_fields, 0) for name in plan.request.scheme.names
@@ -265,9 +266,9 @@ def _assemble_one(
 
 
 def summarize(
-    plan: Plan, catalog: Catalog, outcomes: Iterable[CaseOutcome], seconds: float
+    plan: AssemblyPlan, catalog: Catalog, outcomes: Iterable[CaseOutcome], seconds: float
 ) -> AssemblySummary:
-    """What came of a run over `plan`."""
+    """The summary of a run over `plan`."""
     return AssemblySummary(
         reading=plan.request.reading,
         skipped=plan.skipped,
@@ -275,8 +276,3 @@ def summarize(
         organs=organ_sources(plan, catalog),
         seconds=round(seconds, 3),
     )
-
-
-def source_total(summary: AssemblySummary, source: LabelSource) -> int:
-    """Organs of all cases that come from `source`."""
-    return sum(getattr(organ, source.value) for organ in summary.organs)

@@ -1,7 +1,7 @@
 """From a network to the folder that is served: `model.onnx`, `model.json`, `weights.safetensors`.
 
-The graph holds everything between Hounsfield units and bytes, so that whoever runs it (ONNX
-Runtime, OpenVINO, TensorRT) sends float32 HU and receives uint8; see `atlas_core.model_spec`. The
+The graph holds everything between Hounsfield units and bytes, so that a runtime (ONNX Runtime,
+OpenVINO, TensorRT) takes float32 HU and returns uint8; see `atlas_core.model_spec`. The
 weights beside it are the network's own tensors under its own names: exporters fold and rename them.
 """
 
@@ -25,37 +25,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from atlas_models.config import TrainingConfig
-from atlas_models.exporting.parity import BYTE_TOLERANCE, PROBABILITY_TOLERANCE, Parity, measure
-from atlas_models.exporting.served_network import ServedNetwork
+from atlas_models.exporting.exported_network import ExportedNetwork
+from atlas_models.exporting.parity import Parity, measure
 from atlas_models.exporting.weights import CONFIG_KEY, WEIGHTS_FILE, network_from, write_weights
 from atlas_models.networks import build_network
 from atlas_models.serving import GRAPH_FILE, SPEC_FILE, read_spec
 
-__all__ = [
-    "BYTE_TOLERANCE",
-    "PROBABILITY_TOLERANCE",
-    "Parity",
-    "ServedNetwork",
-    "build_graph",
-    "export_model",
-    "load_network",
-    "measure_parity",
-    "round_weights",
-    "served_network",
-    "write_graph",
-]
-
 OPSET = 20
-"""Newest opset that ONNX Runtime, OpenVINO and TensorRT all read."""
+"""The newest opset that ONNX Runtime, OpenVINO and TensorRT can all read."""
 
 MAX_BATCH = 64
-"""Windows in one request, at most: what the exporter must know; servers allow far fewer."""
+"""Most windows in one request, which the exporter must know; servers allow far fewer."""
 
 RESTORED_SUFFIX = ".float32"
 """Name of a weight behind its cast from float16."""
 
 SPEC_KEY = "atlasloop.spec"
-"""Metadata of the ONNX file with its ModelSpec: a file that lost its folder explains itself."""
+"""Metadata of the ONNX file: its ModelSpec, so that the file explains itself without its folder."""
 
 NO_SHA256 = "0" * 64
 """In the spec of a graph that is not written yet."""
@@ -76,8 +62,8 @@ def export_model(
         onnx.checker.ValidationError: the graph is not valid ONNX.
     """
     round_weights(network)
-    model = build_graph(served_network(network, config), _spec(config, version), _note(config))
-    store_halved(model)
+    model = build_graph(wrap_network(network, config), _spec(config, version), _note(config))
+    store_as_float16(model)
     return write_graph(model, _spec(config, version), folder, weights_of=(network, config))
 
 
@@ -85,13 +71,13 @@ def _note(config: TrainingConfig) -> dict[str, str]:
     return {CONFIG_KEY: config.model_dump_json()}
 
 
-def served_network(network: nn.Module, config: TrainingConfig) -> ServedNetwork:
-    """A network of ours with everything around it that its graph holds."""
-    return ServedNetwork(network, config.hu_window).eval()
+def wrap_network(network: nn.Module, config: TrainingConfig) -> ExportedNetwork:
+    """A network of ours with all that its graph holds around it."""
+    return ExportedNetwork(network, config.hu_window).eval()
 
 
 def build_graph(
-    served: ServedNetwork, spec: ModelSpec, notes: Mapping[str, str]
+    served: ExportedNetwork, spec: ModelSpec, notes: Mapping[str, str]
 ) -> onnx.ModelProto:
     """The ONNX graph of a network with our interface, weights in float32.
 
@@ -125,7 +111,7 @@ def write_graph(
     """Check a graph and write ``model.onnx``, ``model.json`` and the weights of a network of ours.
 
     A folder that is new appears in one step; in one that is there, ``model.json`` comes last, and
-    until then its checksum tells that the graph is another one.
+    until then its checksum shows that the graph is another one.
 
     Returns:
         `spec` with the checksum of the ONNX file.
@@ -182,7 +168,7 @@ def round_weights(network: nn.Module) -> None:
                 tensor.copy_(tensor.half().float())
 
 
-def _to_onnx(served: ServedNetwork, spec: ModelSpec) -> onnx.ModelProto:
+def _to_onnx(served: ExportedNetwork, spec: ModelSpec) -> onnx.ModelProto:
     x, y, z = spec.patch
     # Two windows: the exporter takes an axis of length one for a constant.
     example = torch.zeros(2, 1, z, y, x)
@@ -215,7 +201,7 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def store_halved(model: onnx.ModelProto) -> None:
+def store_as_float16(model: onnx.ModelProto) -> None:
     """Store float32 weights as float16 under their own names, each with a cast back behind it."""
     graph = model.graph
     casts = []
@@ -237,9 +223,9 @@ def store_halved(model: onnx.ModelProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     halved_names = {cast.input[0] for cast in casts}
-    described = [value for value in graph.value_info if value.name not in halved_names]
+    remaining = [value for value in graph.value_info if value.name not in halved_names]
     del graph.value_info[:]
-    graph.value_info.extend(described)
+    graph.value_info.extend(remaining)
 
 
 def set_metadata(model: onnx.ModelProto, spec: ModelSpec, notes: Mapping[str, str]) -> None:
@@ -261,7 +247,7 @@ def set_metadata(model: onnx.ModelProto, spec: ModelSpec, notes: Mapping[str, st
 
 
 def load_network(folder: Path) -> tuple[nn.Module, TrainingConfig]:
-    """The network of an exported model, with its weights, and how it was trained: to train on.
+    """The network of an exported model with its weights and configuration, to train it further.
 
     Raises:
         InvalidInput: it is no network of ours, or its weights do not fit its configuration.
@@ -290,7 +276,7 @@ def _load_from_graph(folder: Path) -> tuple[nn.Module, TrainingConfig]:
             remedy="an imported model is served as it is; train one of ours to go on",
         )
     config = TrainingConfig.model_validate_json(props[CONFIG_KEY])
-    served = ServedNetwork(build_network(config), config.hu_window)
+    served = ExportedNetwork(build_network(config), config.hu_window)
     stored = {
         tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.float32))
         for tensor in model.graph.initializer
@@ -317,4 +303,4 @@ def measure_parity(
     windows: Sequence[NDArray[np.float32]],
 ) -> Parity:
     """Compare the export of a network of ours with it; see `parity.measure`."""
-    return measure(served_network(network, config), folder, windows)
+    return measure(wrap_network(network, config), folder, windows)

@@ -10,8 +10,8 @@ import pytest
 from atlas_core.errors import InvalidInput
 from atlas_core.loop import ReviewOutcome
 from atlas_core.records import Iteration, IterationState
-from atlas_flows.loop import LoopParameters, Standing, next_step
-from atlas_flows.loop.iteration import (
+from atlas_flows.loop import IterationStatus, LoopParameters, next_step
+from atlas_flows.loop.state_machine import (
     Begin,
     Closed,
     Ending,
@@ -22,7 +22,7 @@ from atlas_flows.loop.iteration import (
     StepKind,
     beginning,
     closing,
-    last_labels,
+    stop_reason,
 )
 from atlas_flows.models import Promoted, Trained, TrainingPlan
 
@@ -47,19 +47,19 @@ def test_an_undisturbed_iteration_goes_through_every_step_once() -> None:
 
 def test_it_waits_only_while_tasks_are_pending() -> None:
     done = {"score": scored(), "queue": queued()}
-    waiting = Standing(0, LoopParameters(), done, ReviewOutcome(revised=3, pending=1))
+    waiting = IterationStatus(0, LoopParameters(), done, ReviewOutcome(revised=3, pending=1))
     assert next_step(waiting) == Step(StepKind.WAIT)
-    drained = Standing(0, LoopParameters(), done, ReviewOutcome(revised=4))
+    drained = IterationStatus(0, LoopParameters(), done, ReviewOutcome(revised=4))
     assert next_step(drained) == Step(StepKind.REVIEW)
-    impatient = Standing(0, LoopParameters(), done, waiting.review, impatient=True)
-    assert next_step(impatient) == Step(StepKind.REVIEW)
+    stop_waiting = IterationStatus(0, LoopParameters(), done, waiting.review, stop_waiting=True)
+    assert next_step(stop_waiting) == Step(StepKind.REVIEW)
 
 
 def test_a_reviewed_iteration_does_not_wait_again() -> None:
     """A task may be opened again after the labels were assembled; the loop is past it."""
     done = {"score": scored(), "queue": queued(), "review": dumped(ReviewOutcome(revised=4))}
-    standing = Standing(0, LoopParameters(), done, ReviewOutcome(revised=3, pending=1))
-    assert next_step(standing) == Step(StepKind.ASSEMBLE)
+    status = IterationStatus(0, LoopParameters(), done, ReviewOutcome(revised=3, pending=1))
+    assert next_step(status) == Step(StepKind.ASSEMBLE)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_stop_rule_looks_at_judged_cases(
     review: ReviewOutcome, share: float, ending: Ending | None
 ) -> None:
     done = {"score": scored(), "queue": queued(), "review": dumped(review)}
-    assert last_labels(Standing(0, LoopParameters(stop_share=share), done)) is ending
+    assert stop_reason(IterationStatus(0, LoopParameters(stop_share=share), done)) is ending
 
 
 def test_when_the_stop_rule_holds_labels_are_assembled_and_nothing_is_trained() -> None:
@@ -87,37 +87,37 @@ def test_when_the_stop_rule_holds_labels_are_assembled_and_nothing_is_trained() 
 
 
 def test_an_empty_queue_ends_the_loop() -> None:
-    taken, standing = play(Standing(0, LoopParameters(), {}), ReviewOutcome(), tasks=())
+    taken, status = play(IterationStatus(0, LoopParameters(), {}), ReviewOutcome(), tasks=())
     assert [step.key for step in taken] == ["score", "queue", "review", "assemble", "close"]
-    assert closing(standing).ending is Ending.NOTHING_LEFT
+    assert closing(status).ending is Ending.NOTHING_LEFT
 
 
 def test_a_model_whose_training_failed_is_not_promoted_and_the_others_are() -> None:
-    taken, standing = play(
-        Standing(0, LoopParameters(), {}), ReviewOutcome(revised=4), diverged={"nnunet"}
+    taken, status = play(
+        IterationStatus(0, LoopParameters(), {}), ReviewOutcome(revised=4), diverged={"nnunet"}
     )
     keys = [step.key for step in taken]
     assert "promote:nnunet" not in keys
     assert "promote:unet" in keys
-    assert closing(standing).ending is Ending.NEXT
-    assert "nnunet was not trained" in closing(standing).why
+    assert closing(status).ending is Ending.NEXT
+    assert "nnunet was not trained" in closing(status).why
 
 
 def test_a_loop_without_any_trained_model_fails_and_says_why() -> None:
-    _, standing = play(
-        Standing(0, LoopParameters(), {}), ReviewOutcome(revised=4), diverged=set(MODELS)
+    _, status = play(
+        IterationStatus(0, LoopParameters(), {}), ReviewOutcome(revised=4), diverged=set(MODELS)
     )
-    closed = closing(standing)
+    closed = closing(status)
     assert closed.ending is Ending.NOTHING_TRAINED
     assert closed.state is IterationState.FAILED
     assert "no number" in closed.why
 
 
 def test_a_refused_promotion_leaves_the_old_version_and_the_loop_goes_on() -> None:
-    _, standing = play(
-        Standing(0, LoopParameters(), {}), ReviewOutcome(revised=4), refused={"unet"}
+    _, status = play(
+        IterationStatus(0, LoopParameters(), {}), ReviewOutcome(revised=4), refused={"unet"}
     )
-    closed = closing(standing)
+    closed = closing(status)
     assert closed.ending is Ending.NEXT
     assert "unet@1 was refused" in closed.why
 
@@ -127,18 +127,18 @@ def test_the_limit_counts_from_the_first_iteration_of_the_loop(
     first: int, t: int, ending: Ending
 ) -> None:
     parameters = LoopParameters(iterations=3, first=first)
-    _, standing = play(Standing(t, parameters, {}), ReviewOutcome(revised=4))
-    assert closing(standing).ending is ending
+    _, status = play(IterationStatus(t, parameters, {}), ReviewOutcome(revised=4))
+    assert closing(status).ending is ending
 
 
 def test_a_run_that_was_killed_anywhere_goes_on_with_the_step_that_was_not_recorded() -> None:
     """Whatever prefix of an iteration is recorded, the rest is what an undisturbed one does."""
     review = ReviewOutcome(revised=3, confirmed=1)
-    whole, standing = play(Standing(0, LoopParameters(), {}), review)
+    whole, status = play(IterationStatus(0, LoopParameters(), {}), review)
     keys = [step.key for step in whole]
     for count in range(len(keys)):
-        kept = {key: standing.done[key] for key in keys[:count]}
-        rest, _ = play(Standing(0, LoopParameters(), kept, review), review)
+        kept = {key: status.done[key] for key in keys[:count]}
+        rest, _ = play(IterationStatus(0, LoopParameters(), kept, review), review)
         assert [step.key for step in rest] == keys[count:]
 
 
@@ -178,32 +178,32 @@ def test_minutes_that_are_not_enough_for_a_case_are_refused() -> None:
 
 
 def played(review: ReviewOutcome) -> list[Step]:
-    taken, _ = play(Standing(0, LoopParameters(), {}), review)
+    taken, _ = play(IterationStatus(0, LoopParameters(), {}), review)
     return taken
 
 
 def play(
-    standing: Standing,
+    status: IterationStatus,
     review: ReviewOutcome,
     *,
     tasks: tuple[int, ...] = (1, 2, 3, 4),
     diverged: Collection[str] = (),
     refused: Collection[str] = (),
-) -> tuple[list[Step], Standing]:
+) -> tuple[list[Step], IterationStatus]:
     """Steps until the iteration is closed, and where it stands then."""
     taken: list[Step] = []
-    while not standing.has(StepKind.CLOSE):
-        step = next_step(standing)
+    while not status.has(StepKind.CLOSE):
+        step = next_step(status)
         taken.append(step)
-        result = _result(step, standing, review, tasks, diverged, refused)
-        done = {**standing.done, step.key: result}
-        standing = Standing(standing.t, standing.parameters, done, review)
-    return taken, standing
+        result = _result(step, status, review, tasks, diverged, refused)
+        done = {**status.done, step.key: result}
+        status = IterationStatus(status.t, status.parameters, done, review)
+    return taken, status
 
 
 def _result(
     step: Step,
-    standing: Standing,
+    status: IterationStatus,
     review: ReviewOutcome,
     tasks: tuple[int, ...],
     diverged: Collection[str],
@@ -227,7 +227,7 @@ def _result(
             bad = step.model in refused
             return dumped(Promoted(version=1, before=0, refused="worse" if bad else ""))
         case StepKind.CLOSE:
-            return dumped(closing(standing))
+            return dumped(closing(status))
         case _:
             return {"cases": 4}
 

@@ -20,7 +20,7 @@ SPATIAL = 2
 
 
 @dataclass(frozen=True)
-class Intake:
+class InputTransform:
     """How Hounsfield units become what a network was trained on: clipped, shifted, divided, turned.
 
     Attributes:
@@ -46,7 +46,7 @@ class Intake:
         """Normalised values of Hounsfield units of any shape."""
         return (hu.clamp(self.low, self.high) - self.shift) / self.scale
 
-    def turned(self, canonical: torch.Tensor) -> torch.Tensor:
+    def to_network_axes(self, canonical: torch.Tensor) -> torch.Tensor:
         """``[batch, channel, z, y, x]`` on the network's axes."""
         if self.flipped:
             canonical = canonical.flip([SPATIAL + axis for axis in self.flipped])
@@ -54,7 +54,7 @@ class Intake:
             return canonical
         return canonical.permute(0, 1, *(SPATIAL + axis for axis in self.axes))
 
-    def turned_back(self, own: torch.Tensor) -> torch.Tensor:
+    def to_canonical_axes(self, own: torch.Tensor) -> torch.Tensor:
         """The network's ``[batch, channel, …]`` as ``[batch, channel, z, y, x]``."""
         if self.axes != (0, 1, 2):
             own = own.permute(0, 1, *(SPATIAL + self.axes.index(axis) for axis in range(3)))
@@ -95,28 +95,33 @@ def _joined(soft: torch.Tensor, group: Sequence[int], activation: Activation) ->
     return joined.clamp(0.0, 1.0) if len(group) > 1 else joined
 
 
-class ServedNetwork(nn.Module):
+class ExportedNetwork(nn.Module):
     """What the graph computes: HU ``[batch, 1, z, y, x]`` → uint8 ``[batch, organ, z, y, x]``.
 
     Args:
-        intake: how the network wants its input; a HU window stands for `Intake.window` of it.
+        input_transform: what the network expects of its input; a pair is taken as a HU window,
+            see `InputTransform.window`.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        intake: Intake | tuple[float, float],
+        input_transform: InputTransform | tuple[float, float],
         head: Head | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.intake = intake if isinstance(intake, Intake) else Intake.window(*intake)
+        self.input_transform = (
+            input_transform
+            if isinstance(input_transform, InputTransform)
+            else InputTransform.window(*input_transform)
+        )
         self.head = head or Head()
 
     def probabilities(self, ct: torch.Tensor) -> torch.Tensor:
         """Soft predictions in [0, 1] before they are rounded."""
-        seen = self.intake.intensities(self.intake.turned(ct))
-        return self.head.probabilities(self.intake.turned_back(self.network(seen)))
+        seen = self.input_transform.intensities(self.input_transform.to_network_axes(ct))
+        return self.head.probabilities(self.input_transform.to_canonical_axes(self.network(seen)))
 
     def forward(self, ct: torch.Tensor) -> torch.Tensor:
         return torch.round(self.probabilities(ct) * 255.0).to(torch.uint8)

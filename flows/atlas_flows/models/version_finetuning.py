@@ -1,6 +1,6 @@
-"""Fine-tuning as a step of the loop: which version, from what, and into service or not (step ⑦).
+"""Fine-tuning as a step of the loop: the next version, its training and its promotion (step ⑦).
 
-Each function may be called again after it was killed, and does not do twice what it had done.
+Each function may be called again after a kill, and does not repeat what was done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atlas_flows.models.outcomes import Promoted, Trained, TrainingPlan
 from atlas_flows.models.promotion import PromotionRefused, Site
 from atlas_flows.models.server import model_repository, model_store
 from atlas_flows.models.store import ModelStore
-from atlas_flows.models.training import TrainingOrder, train_version
+from atlas_flows.models.version_training import TrainingOrder, train_version
 from atlas_flows.settings import Places
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 WEIGHTS_FILE = "weights.safetensors"
 
 CONFIG_FILE = "config.json"
-"""The configuration of a fine-tuning, beside its checkpoints."""
+"""Configuration of a fine-tuning, beside its checkpoints."""
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What is wanted of a fine-tuning.
+class FinetuningRequest:
+    """Which version a fine-tuning makes, from which one, and how.
 
     Attributes:
         model, parent: name, and t of the version that is trained further.
@@ -65,7 +65,7 @@ class Tuning:
 def plan_versions(
     here: Places, catalog: Catalog, served: Sequence[str], wanted: Sequence[str]
 ) -> TrainingPlan:
-    """Versions that are trained next, each from the one in service.
+    """The versions to train next, each from the one in service.
 
     Args:
         served: models in service.
@@ -96,12 +96,12 @@ def plan_versions(
 
 
 def tune(
-    tuning: Tuning, here: Places, catalog: Catalog, on_step: Callable[[int, int], None]
+    tuning: FinetuningRequest, here: Places, catalog: Catalog, on_step: Callable[[int, int], None]
 ) -> Trained:
-    """Train the version in service further; what was trained before is found, not trained again.
+    """Train the version in service further; a version that was trained before is taken as it is.
 
-    A run that was killed goes on from its checkpoint. If the labels changed meanwhile (a case was
-    deleted, or revised after all), it begins anew.
+    A run that was killed resumes from its checkpoint. If the labels have changed meanwhile (a case
+    was deleted, or revised after all), it starts again.
 
     Returns:
         With `refused` if the training diverged: the version in service stays as it is.
@@ -135,7 +135,7 @@ def put_into_service(
     here: Places,
     catalog: Catalog,
     *,
-    order: promotion.Order,
+    request: promotion.PromotionRequest,
     on_event: Callable[[str], None],
 ) -> Promoted:
     """Promote a trained version if it is no worse than the one in service.
@@ -152,7 +152,7 @@ def put_into_service(
     if site.repository.in_service(model) == version:
         return _promoted_before(model, version, catalog)
     try:
-        done = promotion.promote(exported, site, order, on_event)
+        done = promotion.promote(exported, site, request, on_event)
     except (PromotionRefused, NotFound) as error:
         return Promoted(
             version=version,
@@ -164,14 +164,14 @@ def put_into_service(
 
 
 def _promoted_before(model: str, version: int, catalog: Catalog) -> Promoted:
-    """What is on record of a promotion; a run may have been killed before it wrote one."""
+    """The promotion on record; a run may have been killed before it wrote one."""
     for done in reversed(promotions(catalog, model)):
         if done.kind is PromotionKind.PROMOTED and done.model.version == version:
             return Promoted(version=version, before=done.previous_version, evidence=done.evidence)
     return Promoted(version=version)
 
 
-def _order(tuning: Tuning, here: Places, catalog: Catalog) -> TrainingOrder:
+def _order(tuning: FinetuningRequest, here: Places, catalog: Catalog) -> TrainingOrder:
     run_folder = here.training_runs / f"{tuning.model}-{tuning.version}"
     config = run_folder / CONFIG_FILE
     run_folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _order(tuning: Tuning, here: Places, catalog: Catalog) -> TrainingOrder:
         labels=tuning.labels,
         overrides=tuning.overrides,
         validation_share=tuning.validation_share,
-        # Step 6 chose the best label of every organ; a pseudo label counts for less in the loss.
+        # Assembly chose the best label of every organ; a pseudo label counts for less in the loss.
         sources=tuple(LabelSource),
         version=tuning.version,
     )
@@ -221,7 +221,7 @@ def _configuration(model: str, version: int, catalog: Catalog) -> str:
     """How a version was built and trained, as JSON.
 
     Raises:
-        NotFound: nobody wrote it down.
+        NotFound: it is not on record.
     """
     known: list[Model] = find_models(catalog, model, version)
     found = next((m.provenance["config"] for m in known if "config" in m.provenance), None)

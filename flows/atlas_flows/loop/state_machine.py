@@ -2,7 +2,7 @@
 
 An iteration is a row of the catalog with a record per step that is done. A run of the flow
 (`flow`, beside this) reads both, does the steps that are left, and ends where people are needed; so
-it does not matter how often, or where, a run is killed.
+a run may be killed at any point, any number of times.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Mode(StrEnum):
     CONTINUE = "continue"
     """Go on with the iteration that is open; nothing if there is none (what automations ask)."""
     PROCEED = "proceed"
-    """The same, without waiting for the cases that nobody has revised yet."""
+    """The same, without waiting for the cases that are not revised yet."""
     RESTART = "restart"
     """Close the open iteration as failed, and begin anew with the parameters of this run."""
 
 
 class LoopParameters(FrozenModel):
-    """What a loop works on, and when it ends; kept with every iteration of it."""
+    """What a loop works on, and when it ends; recorded with each of its iterations."""
 
     dataset: DatasetName | None = None
     reading: Reading = Reading.PAPER
@@ -89,12 +89,12 @@ class StepKind(StrEnum):
     SCORE = "score"
     QUEUE = "queue"
     WAIT = "wait"
-    """For people. Never recorded: the run ends here, and another one looks again."""
+    """For annotators. Never recorded: the run ends here, and a later one checks again."""
     REVIEW = "review"
-    """What the people did is counted; from now on the iteration no longer waits for them."""
+    """The annotators' work is counted; from here on the iteration no longer waits for them."""
     ASSEMBLE = "assemble"
     ORDER = "order"
-    """Which versions are trained is written down before one is: no version is trained twice."""
+    """The versions to train are recorded before the first training: none is trained twice."""
     TRAIN = "train"
     PROMOTE = "promote"
     CLOSE = "close"
@@ -127,7 +127,9 @@ class Queued(FrozenModel):
 
     tasks: tuple[int, ...]
     passed_over: int = Field(default=0, description="Cases that annotators have seen before.")
-    deadline: datetime | None = Field(default=None, description="People are awaited until then.")
+    deadline: datetime | None = Field(
+        default=None, description="Annotators are awaited until then."
+    )
 
 
 class Assembled(FrozenModel):
@@ -161,20 +163,20 @@ class Closed(FrozenModel):
 
 
 @dataclass(frozen=True)
-class Standing:
+class IterationStatus:
     """Where an iteration stands.
 
     Attributes:
         done: step → what came of it, as recorded.
         review: what became of its tasks until now.
-        impatient: do not wait for people any more (asked for, or the deadline is over).
+        stop_waiting: do not wait for annotators any longer (asked for, or past the deadline).
     """
 
     t: int
     parameters: LoopParameters
     done: Mapping[str, Mapping[str, Any]]
     review: ReviewOutcome = field(default_factory=ReviewOutcome)
-    impatient: bool = False
+    stop_waiting: bool = False
 
     def has(self, kind: StepKind, model: str | None = None) -> bool:
         return Step(kind, model).key in self.done
@@ -214,72 +216,72 @@ class Standing:
         return None if found is None else Promoted.model_validate(found)
 
 
-def next_step(standing: Standing) -> Step:
-    """The first step that is left; `WAIT` where people are at work, `CLOSE` when all is done."""
+def next_step(status: IterationStatus) -> Step:
+    """The first step that is left: `WAIT` while annotators work, `CLOSE` when all is done."""
     for kind in (StepKind.SCORE, StepKind.QUEUE):
-        if not standing.has(kind):
+        if not status.has(kind):
             return Step(kind)
-    if not standing.has(StepKind.REVIEW):
-        waits = standing.review.pending > 0 and not standing.impatient
+    if not status.has(StepKind.REVIEW):
+        waits = status.review.pending > 0 and not status.stop_waiting
         return Step(StepKind.WAIT if waits else StepKind.REVIEW)
-    if not standing.has(StepKind.ASSEMBLE):
+    if not status.has(StepKind.ASSEMBLE):
         return Step(StepKind.ASSEMBLE)
-    return Step(StepKind.CLOSE) if last_labels(standing) else _next_model(standing)
+    return Step(StepKind.CLOSE) if stop_reason(status) else _next_model(status)
 
 
-def _next_model(standing: Standing) -> Step:
-    if not standing.has(StepKind.ORDER):
+def _next_model(status: IterationStatus) -> Step:
+    if not status.has(StepKind.ORDER):
         return Step(StepKind.ORDER)
-    for model in standing.versions:
-        if not standing.has(StepKind.TRAIN, model):
+    for model in status.versions:
+        if not status.has(StepKind.TRAIN, model):
             return Step(StepKind.TRAIN, model)
-        if not standing.trained(model).refused and not standing.has(StepKind.PROMOTE, model):
+        if not status.trained(model).refused and not status.has(StepKind.PROMOTE, model):
             return Step(StepKind.PROMOTE, model)
     return Step(StepKind.CLOSE)
 
 
-def last_labels(standing: Standing) -> Ending | None:
-    """Why no model is trained any more after what the annotators said; None if one is.
+def stop_reason(status: IterationStatus) -> Ending | None:
+    """Why the loop stops after the annotators' verdicts; None if it goes on training.
 
-    The stop rule (§3.2 ⑧) looks at the cases that were judged. Cases that were skipped, or that
-    nobody has looked at, say nothing; if none was judged, the rule does not hold.
+    The stop rule (§3.2 ⑧) looks at the cases that were judged. Cases that were skipped, or not
+    looked at yet, do not count; if none was judged, the rule does not hold.
     """
-    if not standing.queued.tasks:
+    if not status.queued.tasks:
         return Ending.NOTHING_LEFT
-    review = standing.reviewed
+    review = status.reviewed
     judged = review.revised + review.confirmed
-    if judged and review.confirmed_share >= standing.parameters.stop_share:
+    if judged and review.confirmed_share >= status.parameters.stop_share:
         return Ending.STOP_RULE
     return None
 
 
-def closing(standing: Standing) -> Closed:
+def closing(status: IterationStatus) -> Closed:
     """How an iteration ends whose steps are done."""
-    ending = last_labels(standing)
-    review = standing.reviewed
+    ending = stop_reason(status)
+    review = status.reviewed
     if ending is Ending.NOTHING_LEFT:
         return Closed(ending=ending, why="annotators have seen every case of the list")
     if ending is Ending.STOP_RULE:
         judged = review.revised + review.confirmed
         why = f"{review.confirmed} of the {judged} cases at the top needed no revision"
         return Closed(ending=ending, why=why)
-    refused = [model for model in standing.versions if standing.trained(model).refused]
-    if len(refused) == len(standing.versions):
+    refused = [model for model in status.versions if status.trained(model).refused]
+    if len(refused) == len(status.versions):
         why = "no model could be trained: " + "; ".join(
-            f"{model}: {standing.trained(model).refused}" for model in refused
+            f"{model}: {status.trained(model).refused}" for model in refused
         )
         return Closed(ending=Ending.NOTHING_TRAINED, why=why)
-    done = standing.t - standing.parameters.first + 1
-    if done >= standing.parameters.iterations:
+    done = status.t - status.parameters.first + 1
+    if done >= status.parameters.iterations:
         return Closed(ending=Ending.LIMIT, why=f"the limit of {done} iterations is reached")
-    return Closed(ending=Ending.NEXT, why=told_promotions(standing))
+    return Closed(ending=Ending.NEXT, why=promotions_line(status))
 
 
-def told_promotions(standing: Standing) -> str:
-    """Which models got a new version, and which did not, in one line."""
+def promotions_line(status: IterationStatus) -> str:
+    """Which models have a new version, and which do not, in one line."""
     words = []
-    for model in standing.versions:
-        trained, promoted = standing.trained(model), standing.promoted(model)
+    for model in status.versions:
+        trained, promoted = status.trained(model), status.promoted(model)
         if trained.refused:
             words.append(f"{model} was not trained")
         elif promoted is None or promoted.refused:
@@ -304,7 +306,7 @@ def beginning(last: Iteration | None, closed: Closed | None, mode: Mode) -> Begi
     """What a run does first, by the last iteration in the catalog.
 
     Args:
-        closed: how that one ended, as recorded; None if it did not say.
+        closed: how that one ended; None if that is not recorded.
     """
     if last is not None and last.state is IterationState.OPEN:
         return Begin.CLOSE_AND_OPEN_FIRST if mode is Mode.RESTART else Begin.GO_ON

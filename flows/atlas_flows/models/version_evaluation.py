@@ -25,29 +25,26 @@ from atlas_models.evaluation import organ_agreement
 from atlasloop.client import AttentionClient, AttentionServiceError
 from numpy.typing import NDArray
 
-OnCase = Callable[[int, int], None]
-"""Takes how many cases are done, and of how many."""
-
 TRUE_SOURCES = (LabelSource.ORIGINAL, LabelSource.REVISED)
-"""What a person drew or confirmed; a pseudo label says nothing about the model that made it."""
+"""What a person drew or confirmed; a pseudo label cannot judge the model that made it."""
 
 
 @dataclass(frozen=True)
-class TrueCase:
+class EvaluationCase:
     """A case with the labels that count as its truth, one per organ."""
 
     case: Case
     labels: tuple[Label, ...]
 
 
-def true_cases(
+def evaluation_cases(
     catalog: Catalog,
     organs: Sequence[str],
     *,
     dataset: str | None = None,
     without: Iterable[ModelRef] = (),
     limit: int | None = None,
-) -> list[TrueCase]:
+) -> list[EvaluationCase]:
     """Cases with an original or revised label of any of `organs`, by id.
 
     Args:
@@ -64,7 +61,7 @@ def true_cases(
             continue
         labels = _truth(catalog.labels(case.id), organs)
         if labels:
-            found.append(TrueCase(case, labels))
+            found.append(EvaluationCase(case, labels))
     if not found:
         raise NotFound(
             "no case to evaluate on",
@@ -85,14 +82,17 @@ def _truth(labels: Sequence[Label], organs: Sequence[str]) -> tuple[Label, ...]:
 
 def evaluate(
     spec: ModelSpec,
-    cases: Sequence[TrueCase],
+    cases: Sequence[EvaluationCase],
     client: AttentionClient,
     store: CaseStore,
     *,
     scheme: OrganScheme = ABDOMEN_ATLAS,
-    on_case: OnCase | None = None,
+    on_case: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """One version, which Triton has loaded, on `cases`; nothing is written to the store.
+
+    Args:
+        on_case: called with the number of cases that are done, and of all.
 
     Raises:
         Unavailable: the service or the model does not answer.
@@ -113,7 +113,7 @@ def evaluate(
 
 def _agreement(
     spec: ModelSpec,
-    true: TrueCase,
+    true: EvaluationCase,
     client: AttentionClient,
     store: CaseStore,
     scheme: OrganScheme,
@@ -146,7 +146,7 @@ def predicted_label(model: str, case: Case, client: AttentionClient) -> NDArray[
     return label
 
 
-def _masks(true: TrueCase, store: CaseStore) -> Iterator[tuple[Label, NDArray[np.bool_]]]:
+def _masks(true: EvaluationCase, store: CaseStore) -> Iterator[tuple[Label, NDArray[np.bool_]]]:
     for label in true.labels:
         try:
             volume = read_label(store.path(label.path))

@@ -9,7 +9,7 @@ import pytest
 from atlas_core.errors import NotFound
 from atlas_core.loop import Iterations, ReviewOutcome, record_step, review_outcome, steps_done
 from atlas_core.review import Annotator, Portion, RevisionQueue, TaskFilter, TaskState
-from atlas_flows.loop.revising import QueueRequest, open_queue
+from atlas_flows.loop.queue_filling import QueueRequest, open_queue
 from labelled_site import UNET, UNET_1, LabelledSite, cube, open_site
 
 ANN = Annotator("ann")

@@ -1,6 +1,6 @@
-"""The whole spine in one process: CTs in, attention maps, priority list and a report page out.
+"""CTs in; attention maps, priority list and a report page out: the demo of steps ② to ④.
 
-It runs a stack of its own, with data and ports of its own, and stops it whatever happens.
+It runs a stack of its own, with its own data and ports, and stops it whatever happens.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from rich.console import Console
 from atlas_flows.commands.cases import counting, show_import
 from atlas_flows.commands.scoring import run_score, show_summary
 from atlas_flows.commands.terminal import print_table, write_text
-from atlas_flows.demos.own_stack import (
-    enter,
+from atlas_flows.demos.demo_stack import (
+    demo_settings,
     exclusive_demo,
-    own_settings,
-    stopped_by_sigterm,
-    undisturbed,
+    signals_ignored,
+    sigterm_as_interrupt,
+    use_stack,
 )
-from atlas_flows.reports import RunFacts, Step
+from atlas_flows.reports import RunFacts, StepTime
 from atlas_flows.runs import CasesFailed
 from atlas_flows.scoring import ScoreRequest, priority_list
 from atlas_flows.settings import Places
 
 PARTS: tuple[ComponentName, ...] = ("triton", "attention", "prefect")
-"""Runs happen in this process; nobody else starts any."""
+"""Runs happen in this process, so that nothing has to serve flows."""
 
 HARD_SHARE = 0.25
-"""Of the demo's phantoms: a dozen cases shall hold a few hard ones."""
+"""Of the demo's phantoms, so that a dozen cases hold a few hard ones."""
 
 CASES_WITH_PICTURES = 5
 
 IN_FLIGHT = 2
-"""One case computes while the other one is read or written."""
+"""One case is computed while another is read or written."""
 
 PATIENCE_S = 60.0
 """The demo's own services are on this machine and were healthy a moment ago."""
@@ -53,7 +53,7 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What the demo is to show.
+    """What the demo shows.
 
     Attributes:
         ct: folder or file of the user's own CTs; None for phantoms.
@@ -69,12 +69,12 @@ class DemoRequest:
 
 @dataclass
 class _Run:
-    """One run of the demo: its stack, and what is to be told of it."""
+    """One run of the demo: its stack, and what the report says of it."""
 
     request: DemoRequest
     settings: EmbeddedSettings
     console: Console
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepTime] = field(default_factory=list)
     refused: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -92,13 +92,13 @@ class _Run:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
-        """Times a step and tells of it; the value takes words on what was done."""
+        """Times a step and prints it; the block appends what was done to the list that it gets."""
         self.console.print(f"[bold]{name}[/bold]")
         started = time.monotonic()
         words: list[str] = []
         yield words
         seconds = time.monotonic() - started
-        self.steps.append(Step(name, seconds, "; ".join(words)))
+        self.steps.append(StepTime(name, seconds, "; ".join(words)))
         self.console.print(f"  {'; '.join(words) or 'done'} ({seconds:.1f} s)", highlight=False)
 
 
@@ -115,12 +115,12 @@ def run_demo(places: Places, request: DemoRequest) -> Path:
     home = places.embedded.home / "demo"
     home.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    with exclusive_demo(home), stopped_by_sigterm():
-        # What a demo that was killed has left; its ports become free before ours are chosen.
+    with exclusive_demo(home), sigterm_as_interrupt():
+        # A demo that was killed may still run; its ports must be free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
-        forget(home)
-        settings = own_settings(home, PARTS)
-        enter(settings)
+        delete_results(home)
+        settings = demo_settings(home, PARTS)
+        use_stack(settings)
         run = _Run(request, settings, console)
         page = _run(run)
     console.print(f"report: {page}", soft_wrap=True, markup=False)
@@ -131,7 +131,7 @@ def _run(run: _Run) -> Path:
     started = time.monotonic()
     with Catalog.open(run.settings.catalog_url) as catalog:
         store = CaseStore(run.settings.store)
-        _bring_in_cases(run, catalog, store)
+        _import_cases(run, catalog, store)
         try:
             with run.step("stack") as words:
                 parts = stack.up(run.settings, on_event=lambda line: run.console.print(f"  {line}"))
@@ -141,14 +141,14 @@ def _run(run: _Run) -> Path:
             _show_list(run, catalog)
             page = _report(run, catalog, store)
         finally:
-            with undisturbed():
+            with signals_ignored():
                 run.console.print("stopping the stack")
                 stack.down(run.settings)
     _show_times(run, time.monotonic() - started)
     return page
 
 
-def _bring_in_cases(run: _Run, catalog: Catalog, store: CaseStore) -> None:
+def _import_cases(run: _Run, catalog: Catalog, store: CaseStore) -> None:
     from atlas_core.importing import import_folder
 
     folder = run.request.ct
@@ -261,8 +261,8 @@ def _show_times(run: _Run, total_s: float) -> None:
     print_table("Wall time", rows, numbers=("seconds",))
 
 
-def forget(home: Path) -> None:
-    """Results and models of earlier demos; phantoms and compiled graphs only save time."""
+def delete_results(home: Path) -> None:
+    """Delete results and models of earlier demos, but not phantoms and compiled graphs."""
     for folder in ("store", "triton-repository", "models", "runs"):
         shutil.rmtree(home / folder, ignore_errors=True)
     for path in home.glob("catalog.sqlite*"):

@@ -20,9 +20,9 @@ from atlas_core.model_spec import ModelRef as CoreRef
 from atlas_core.model_spec import ensemble_key
 from atlas_core.records import Case, Dataset, LabelSource, Reading
 from atlas_core.store import CaseStore
-from atlas_flows.runs import CaseOutcome, Outcome, Progress
-from atlas_flows.scoring import ScoreRequest, scoring
-from atlas_flows.scoring.scoring import Ensemble, Patience, ScoringRun
+from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter
+from atlas_flows.scoring import ScoreRequest, case_scoring
+from atlas_flows.scoring.case_scoring import Ensemble, Patience, ScoringRun
 from atlasloop.answers import (
     CaseResult,
     Limits,
@@ -90,7 +90,7 @@ class ScriptedService:
             waiting = self.script.get(case_id)
             if waiting:
                 raise waiting.pop(0)
-        refs = scoring.ensemble(INFO, models).models
+        refs = case_scoring.select_ensemble(INFO, models).models
         key = ensemble_key(refs)
         found = self.store.has_prediction(case_id, Reading(reading), key)
         if not found:
@@ -127,18 +127,20 @@ class Bench:
                     imported_at=datetime.now(UTC),
                 )
             )
-        self.ensemble = scoring.ensemble(INFO, ())
+        self.ensemble = case_scoring.select_ensemble(INFO, ())
 
-    def plan(self, request: ScoreRequest | None = None) -> scoring.Plan:
-        return scoring.plan(request or ScoreRequest(), self.ensemble, self.catalog, self.store)
+    def plan(self, request: ScoreRequest | None = None) -> case_scoring.ScoringPlan:
+        return case_scoring.plan_scoring(
+            request or ScoreRequest(), self.ensemble, self.catalog, self.store
+        )
 
     def run(
         self, service: ScriptedService, request: ScoreRequest | None = None
     ) -> list[CaseOutcome]:
         plan = self.plan(request)
-        progress = Progress(len(plan.cases), lambda done, total, outcome: None)
+        progress = ProgressCounter(len(plan.cases), lambda done, total, outcome: None)
         run = ScoringRun(plan, service, self.catalog, self.store, progress, IMPATIENT)
-        return scoring.score_shard(run, plan.cases)
+        return case_scoring.score_shard(run, plan.cases)
 
 
 @pytest.fixture
@@ -147,17 +149,17 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_the_newest_models_are_the_ensemble() -> None:
-    names = [str(ref)[:8] for ref in scoring.ensemble(INFO, ()).models]
+    names = [str(ref)[:8] for ref in case_scoring.select_ensemble(INFO, ()).models]
     assert names == ["nnunet@0", "unet@1-4"]
-    assert [ref.version for ref in scoring.ensemble(INFO, ("unet@0",)).models] == [0]
-    assert [ref.version for ref in scoring.ensemble(INFO, ("unet",)).models] == [1]
+    assert [ref.version for ref in case_scoring.select_ensemble(INFO, ("unet@0",)).models] == [0]
+    assert [ref.version for ref in case_scoring.select_ensemble(INFO, ("unet",)).models] == [1]
 
 
 def test_models_that_are_not_in_service_are_refused() -> None:
     with pytest.raises(NotFound, match=r"unet@7.*unet@0"):
-        scoring.ensemble(INFO, ("unet@7",))
+        case_scoring.select_ensemble(INFO, ("unet@7",))
     with pytest.raises(InvalidInput, match="one version per model"):
-        scoring.ensemble(INFO, ("unet@0", "unet@1"))
+        case_scoring.select_ensemble(INFO, ("unet@0", "unet@1"))
 
 
 def test_requests_choose_cases(bench: Bench) -> None:
@@ -250,13 +252,13 @@ def test_a_case_that_the_service_does_not_know_fails(bench: Bench) -> None:
 def test_the_whole_ensemble_is_waited_for(bench: Bench) -> None:
     service = ScriptedService(bench.store)
     service.infos = [replace(INFO, models=INFO.models[:1])] * 2
-    found = scoring.await_ensemble(service, (), {"nnunet", "unet"}, IMPATIENT)
+    found = case_scoring.await_ensemble(service, (), {"nnunet", "unet"}, IMPATIENT)
     assert [ref.name for ref in found.models] == ["nnunet", "unet"]
     service.infos = [replace(INFO, models=INFO.models[:1])] * 10_000
     with pytest.raises(Unavailable, match="not in service: unet"):
-        scoring.await_ensemble(service, (), {"nnunet", "unet"}, IMPATIENT)
+        case_scoring.await_ensemble(service, (), {"nnunet", "unet"}, IMPATIENT)
     # Who names models means them.
-    alone = scoring.await_ensemble(service, ("nnunet",), {"nnunet", "unet"}, IMPATIENT)
+    alone = case_scoring.await_ensemble(service, ("nnunet",), {"nnunet", "unet"}, IMPATIENT)
     assert [ref.name for ref in alone.models] == ["nnunet"]
 
 
@@ -304,9 +306,9 @@ def test_a_run_that_is_stopped_does_not_sit_out_its_pauses(bench: Bench) -> None
     plan = bench.plan(ScoreRequest(limit=1))
     service = ScriptedService(bench.store, {"case0": [AWAY] * 10})
     patience = Patience(total_s=1e6, first_s=1e5, longest_s=1e5)
-    progress = Progress(1, lambda done, total, outcome: None)
+    progress = ProgressCounter(1, lambda done, total, outcome: None)
     run = ScoringRun(plan, service, bench.catalog, bench.store, progress, patience)
-    worker = threading.Thread(target=scoring.score_shard, args=(run, plan.cases))
+    worker = threading.Thread(target=case_scoring.score_shard, args=(run, plan.cases))
     worker.start()
     run.stop.set()
     worker.join(timeout=30)
@@ -315,7 +317,7 @@ def test_a_run_that_is_stopped_does_not_sit_out_its_pauses(bench: Bench) -> None
 
 def test_progress_is_told_in_order_from_many_threads() -> None:
     seen: list[int] = []
-    progress = Progress(200, lambda done, total, outcome: seen.append(done))
+    progress = ProgressCounter(200, lambda done, total, outcome: seen.append(done))
     outcome = CaseOutcome(case_id="c", outcome=Outcome.SCORED)
     threads = [
         threading.Thread(target=lambda: [progress.add(outcome) for _ in range(50)])
@@ -335,4 +337,4 @@ def test_the_same_models_in_any_order_are_the_same_ensemble() -> None:
 
 def test_unavailable_names_what_to_look_at() -> None:
     with pytest.raises(Unavailable, match="atlasloop status"):
-        scoring._patiently(lambda: (_ for _ in ()).throw(AWAY), IMPATIENT, threading.Event())
+        case_scoring._patiently(lambda: (_ for _ in ()).throw(AWAY), IMPATIENT, threading.Event())

@@ -1,11 +1,10 @@
-"""Making a release: which files, written in parallel into a folder that appears whole.
+"""The folder of a release: its files are written in parallel, and it appears when all are there.
 
 Nothing here knows Prefect; `atlas_flows.release.flow` is a thin shell around these functions.
 """
 
 from __future__ import annotations
 
-import csv
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atlas_core.atomic_writes import new_folder
-from atlas_core.errors import AtlasError, ConfigurationError, Conflict, InvalidInput, NotFound
+from atlas_core.errors import AtlasError, ConfigurationError, Conflict
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.release import (
     ReleasePlan,
@@ -26,7 +25,7 @@ from atlas_core.release import (
 from atlas_core.store import CaseStore
 from pydantic import Field
 
-from atlas_flows.runs import CaseOutcome, Outcome, Progress
+from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter
 
 
 class ReleaseSummary(FrozenModel):
@@ -49,7 +48,7 @@ class ReleaseRun:
     plan: ReleasePlan
     store: CaseStore
     folder: Path
-    progress: Progress
+    progress: ProgressCounter
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -101,30 +100,3 @@ def new_release(target: Path, plan: ReleasePlan) -> Iterator[Path]:
 def finish(run: ReleaseRun, cases: Sequence[WrittenFile]) -> tuple[WrittenFile, ...]:
     """The tables, the card and the checksums."""
     return write_tables(run.folder, run.plan, run.store, cases)
-
-
-def read_patients(path: Path | None) -> dict[str, str]:
-    """Case id → patient out of a table with the columns ``case`` and ``patient``.
-
-    Raises:
-        NotFound: no such file.
-        InvalidInput: other columns, an empty cell, or a case twice.
-    """
-    if path is None:
-        return {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise NotFound("no table of patients", got=path.name) from None
-    found: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2):
-        case, patient = (row.get("case") or "").strip(), (row.get("patient") or "").strip()
-        if not case or not patient or case in found:
-            raise InvalidInput(
-                f"line {line} of the table of patients cannot be used",
-                case=path.name,
-                expected="columns case and patient, both filled, every case once",
-            )
-        found[case] = patient
-    return found

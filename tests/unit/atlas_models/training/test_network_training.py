@@ -14,10 +14,10 @@ from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_models.config import Architecture, TrainingConfig, read_config
 from atlas_models.networks import build_network
-from atlas_models.training import PatchSampler, Trained, TrainingCase, phantom_case, train
+from atlas_models.training import PatchSampler, TrainedNetwork, TrainingCase, phantom_case, train
 from atlas_models.training.losses import OrganLoss
+from atlas_models.training.network_training import scale_hu
 from atlas_models.training.patches import AIR_HU, positive_weights, prepare_case
-from atlas_models.training.training import scale_hu
 from pydantic import ValidationError
 from tiny_training import tiny_config
 
@@ -174,7 +174,7 @@ def test_hounsfield_units_are_clipped_and_scaled() -> None:
 
 
 def test_training_follows_from_the_seed(case: TrainingCase) -> None:
-    def run(seed: int) -> Trained:
+    def run(seed: int) -> TrainedNetwork:
         return train(TINY.model_copy(update={"seed": seed}), [case])
 
     first, again, other = run(3), run(3), run(4)

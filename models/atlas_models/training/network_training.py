@@ -1,11 +1,11 @@
 """Training and fine-tuning of one network on cases that may be labelled in part.
 
-    trained = train(config, cases, validation=held_out, run=Run(folder))
+    trained = train(config, cases, validation=held_out, run=RunOptions(folder))
     tuned = finetune(trained.weights(), config, more_cases)
 
 Everything follows from configuration, cases and seed (on one platform with one number of threads):
-patch n depends on the seed and n alone, so a run that was killed at any step and taken up from its
-checkpoint ends with the same weights, to the bit, as an undisturbed one.
+patch n depends on the seed and n only, so a run that was killed at any step and resumed from its
+checkpoint ends with the same weights, to the bit, as an uninterrupted one.
 
 Several GPUs or nodes run the same function through Lightning Fabric (DDP), started by ``torchrun``:
 each process takes its own patches of the common batch.
@@ -57,11 +57,11 @@ _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mix
 
 
 class Diverged(InvalidInput):
-    """The loss or the weights of a run are no numbers any more; nothing of that step was kept."""
+    """The loss or the weights of a run are no longer finite; nothing of that step was kept."""
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a training run stands.
 
     Attributes:
@@ -77,14 +77,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where and how a run runs; nothing here changes its result but `devices` and `nodes`.
+class RunOptions:
+    """Where and how a training runs; only `devices` and `nodes` change its result.
 
     Attributes:
         folder: of checkpoints and curves; None: neither is written. A run that finds its own
             checkpoint there continues from it.
         checkpoint_every: steps between checkpoints.
-        data_key: names what the ids of the cases do not tell (hashes of labels and weights), so
+        data_key: identifies what the ids of the cases do not (hashes of labels and weights), so
             that a checkpoint is not continued on other data.
         accelerator: "cpu", "cuda" or "auto".
         devices, nodes: processes per machine, and machines; started by ``torchrun``.
@@ -101,8 +101,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A trained network and how it went.
+class TrainedNetwork:
+    """A trained network and the course of its training.
 
     Attributes:
         network: with the weights of the best validation; of the last step where there was none.
@@ -123,9 +123,6 @@ class Trained:
         return self.network.state_dict()
 
 
-OnProgress = Callable[[Progress], None]
-
-
 def scale_hu(hu: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
     """Hounsfield units clipped to `window` and scaled to 0..1, as in the exported graph."""
     low, high = window
@@ -137,9 +134,9 @@ def train(
     cases: Sequence[TrainingCase],
     *,
     validation: Sequence[TrainingCase] = (),
-    run: Run | None = None,
-    on_progress: OnProgress | None = None,
-) -> Trained:
+    run: RunOptions | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+) -> TrainedNetwork:
     """Train the network of `config` on `cases`, from scratch.
 
     Args:
@@ -150,7 +147,9 @@ def train(
         Diverged: the loss is no number.
         Conflict, CorruptFile: the run folder holds another run, or a damaged checkpoint.
     """
-    return _train(config, build_network(config), cases, validation, run or Run(), on_progress)
+    return _train(
+        config, build_network(config), cases, validation, run or RunOptions(), on_progress
+    )
 
 
 def finetune(
@@ -159,10 +158,10 @@ def finetune(
     cases: Sequence[TrainingCase],
     *,
     validation: Sequence[TrainingCase] = (),
-    run: Run | None = None,
-    on_progress: OnProgress | None = None,
+    run: RunOptions | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
     source: str = "weights",
-) -> Trained:
+) -> TrainedNetwork:
     """Train the network of `config` further, from `weights`; otherwise as `train`.
 
     Args:
@@ -174,7 +173,7 @@ def finetune(
     """
     network = build_network(config)
     load_weights(network, dict(weights), source)
-    return _train(config, network, cases, validation, run or Run(), on_progress)
+    return _train(config, network, cases, validation, run or RunOptions(), on_progress)
 
 
 def _train(
@@ -182,9 +181,9 @@ def _train(
     network: nn.Module,
     cases: Sequence[TrainingCase],
     validation: Sequence[TrainingCase],
-    run: Run,
-    on_progress: OnProgress | None,
-) -> Trained:
+    run: RunOptions,
+    on_progress: Callable[[TrainingProgress], None] | None,
+) -> TrainedNetwork:
     _check_cases(config, cases)
     if validation:
         _check_cases(config, validation)
@@ -221,7 +220,7 @@ def _check_cases(config: TrainingConfig, cases: Sequence[TrainingCase]) -> None:
 
 @dataclass
 class _History:
-    """What a run has seen so far."""
+    """The course of a run so far."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -240,7 +239,7 @@ class _Training:
         network: nn.Module,
         cases: Sequence[TrainingCase],
         validation: Sequence[TrainingCase],
-        run: Run,
+        run: RunOptions,
     ) -> None:
         self._fabric, self._config, self._run = fabric, config, run
         self._validation = validation
@@ -262,8 +261,8 @@ class _Training:
         )
         self._history = _History()
 
-    def go(self, on_progress: OnProgress | None) -> Trained:
-        self._take_up()
+    def go(self, on_progress: Callable[[TrainingProgress], None] | None) -> TrainedNetwork:
+        self._resume()
         started, history, steps = time.monotonic(), self._history, self._config.steps
         with self._curves() as curves, contextlib.closing(self._batches()) as batches:
             for batch in batches:
@@ -277,7 +276,7 @@ class _Training:
                     curves.step(history.step, history.losses[-1], self._learning_rate())
                     if validated is not None:
                         curves.validation(validated)
-                self._keep(curves)
+                self._save(curves)
                 if on_progress is not None and self._fabric.is_global_zero:
                     on_progress(self._progress(time.monotonic() - started))
         return self._trained(time.monotonic() - started)
@@ -287,7 +286,7 @@ class _Training:
     def _step(self, batch: Batch) -> float:
         """Take one optimiser step; the loss of the whole batch of all processes."""
         step, config, fabric = self._history.step + 1, self._config, self._fabric
-        # Networks with dropout must not depend on where a run was taken up.
+        # Networks with dropout must not depend on where a run was resumed.
         torch.manual_seed(config.seed * 1_000_003 + step)
         hu, target, weight = (
             fabric.to_device(torch.from_numpy(part))
@@ -391,7 +390,7 @@ class _Training:
 
     # What is kept
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         """Continue from the checkpoint of the run folder, if there is one."""
         if self._run.folder is None:
             return
@@ -411,7 +410,7 @@ class _Training:
             state["finished"],
         )
 
-    def _keep(self, curves: Curves | None) -> None:
+    def _save(self, curves: Curves | None) -> None:
         """Write checkpoint and curves if it is time."""
         history, run = self._history, self._run
         if run.folder is None or not (history.finished or history.step % run.checkpoint_every == 0):
@@ -420,7 +419,7 @@ class _Training:
             write_checkpoint(run.folder, self._state())
         if curves is not None:
             curves.draw(history.losses, history.validations)
-        # Nobody runs ahead of a checkpoint that a kill would take everyone back to.
+        # No process runs ahead of a checkpoint to which a kill would take all of them back.
         self._fabric.barrier()
 
     def _state(self) -> dict[str, Any]:
@@ -450,18 +449,18 @@ class _Training:
     def _learning_rate(self) -> float:
         return float(self._optimiser.param_groups[0]["lr"])
 
-    def _progress(self, seconds: float) -> Progress:
+    def _progress(self, seconds: float) -> TrainingProgress:
         history = self._history
         dice = history.validations[-1].mean_dice if history.validations else None
-        return Progress(history.step, self._config.steps, history.losses[-1], seconds, dice)
+        return TrainingProgress(history.step, self._config.steps, history.losses[-1], seconds, dice)
 
-    def _trained(self, seconds: float) -> Trained:
+    def _trained(self, seconds: float) -> TrainedNetwork:
         history = self._history
         best = None
         if history.best is not None:
             best, weights = history.best
             self._network.load_state_dict(weights)
-        return Trained(
+        return TrainedNetwork(
             self._network.cpu().eval(),
             tuple(history.losses),
             seconds,
