@@ -25,11 +25,11 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import make_phantom
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.triton_environment import find_triton
-from atlas_models.serving import triton_repository
+from atlas_models import serving
 from measurement import machine, report, say
 from numpy.typing import NDArray
 
-BACKEND = Path(triton_repository.__file__).with_name("triton_backend") / "model.py"
+BACKEND = Path(serving.__file__).with_name("triton_backend") / "model.py"
 INSIDE = Path(__file__).with_name("runtimes_inside.py")
 PHANTOM_SEED = 7
 
@@ -47,8 +47,8 @@ def main() -> None:
     environment = find_triton(defaults.triton_environment)
     results = {}
     with tempfile.TemporaryDirectory(prefix="atlasloop-bench-") as folder:
-        for exported in triton_repository.exported_models(options.models):
-            spec = triton_repository.read_spec(exported)
+        for exported in serving.exported_models(options.models):
+            spec = serving.read_spec(exported)
             say(f"{spec.name}, window {spec.patch}")
             window = Path(folder) / f"{spec.name}.npy"
             np.save(window, _window(spec))
@@ -56,7 +56,7 @@ def main() -> None:
                 environment.root / "bin" / "python",
                 {
                     "backend": str(BACKEND),
-                    "graph": str(exported / triton_repository.GRAPH_FILE),
+                    "graph": str(exported / serving.GRAPH_FILE),
                     "window": str(window),
                     "cache": str(Path(folder) / "cache" / spec.name),
                     "threads": options.threads,

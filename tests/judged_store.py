@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from atlas_core.assembly import Assemblies, Prediction, assemble_case, choose
+from atlas_core.assembly import Assemblies, PseudoLabelMap, assemble_case, choose_labels
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, write_volume
@@ -205,8 +205,8 @@ def assemble(catalog: Catalog, store: CaseStore, number: int, version: int) -> N
         for organ in ORGANS
     ]
     labels = [*catalog.labels(name, LabelSource.REVISED), *pseudo]
-    prediction = Prediction(Reading.PAPER, key, store.relative(path))
-    inputs = choose(catalog.case(name), labels, prediction, {}, ORGANS)
+    prediction = PseudoLabelMap(Reading.PAPER, key, store.relative(path))
+    inputs = choose_labels(catalog.case(name), labels, prediction, {}, ORGANS)
     assembly = assemble_case(store, inputs)
     created_at = scored_at + timedelta(days=5)
     Assemblies(catalog).record(assembly.model_copy(update={"created_at": created_at}))
