@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import sqlalchemy as sa
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
 from atlas_core.catalog import Catalog
@@ -24,6 +24,8 @@ VOLUMES_SHOWN = 1000
 class CaseSize(FrozenModel):
     """Attention size of one case."""
 
+    model_config = ConfigDict(extra="ignore")  # a response: its schema stays open
+
     case_id: str
     attention_ml: float
     in_top_share: bool
@@ -31,6 +33,8 @@ class CaseSize(FrozenModel):
 
 class OrganVolumes(FrozenModel):
     """Volumes of one organ over all cases that have it, in millilitres."""
+
+    model_config = ConfigDict(extra="ignore")  # a response: its schema stays open
 
     count: int
     q1: float

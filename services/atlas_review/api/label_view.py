@@ -7,13 +7,15 @@ from datetime import datetime
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelRef
 from atlas_core.review import LabelVersion
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from atlas_review.api.paths import API_PREFIX
 
 
 class LabelView(FrozenModel):
     """One version of the label of one organ."""
+
+    model_config = ConfigDict(extra="ignore")  # a response: its schema stays open
 
     id: str
     organ: str

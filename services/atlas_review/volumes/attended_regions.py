@@ -9,7 +9,7 @@ import numpy as np
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.imaging import Volume
 from atlas_core.imaging.label_maps import TOUCHING
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from scipy import ndimage
 
 ATTENTION_LEVELS: Final = 136
@@ -21,6 +21,8 @@ MAX_REGIONS: Final = 200
 
 class AttendedRegion(FrozenModel):
     """One connected component of attended voxels."""
+
+    model_config = ConfigDict(extra="ignore")  # a response: its schema stays open
 
     voxels: int
     ml: float = Field(description="Its volume.")
