@@ -19,6 +19,8 @@ from atlas_models.exporting import export_model, measure_parity
 from atlas_models.networks import build_network
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 PAPER = [name for name in shipped_configs() if name.startswith("paper/")]
 
 MILLIONS = {

@@ -30,6 +30,8 @@ from atlas_models.exporting import WEIGHTS_FILE, measure_parity
 from atlas_models.exporting.weights import network_from
 from atlas_models.serving import GRAPH_FILE, read_spec
 
+pytestmark = pytest.mark.slow
+
 MEAN_DICE_EACH = 0.80
 MEAN_DICE_ENSEMBLE = 0.85
 MEAN_DICE_OF_FOUR = 0.83

@@ -429,6 +429,7 @@ def test_a_ct_that_is_on_the_model_grid_already() -> None:
     assert (result.label == names[fused.label].transpose(2, 1, 0)).all()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_slices() -> None:
     """What is held between slabs, and what is read and in flight at once, for 40 and 160 slices.
 

@@ -53,6 +53,8 @@ from judged_store import (
 from playwright.sync_api import Browser
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.slow
+
 LIVER_DICE_M0 = [1 / 3, 4 / 7, *[18 / 19] * 18]
 LIVER_DICE_M1 = [3 / 4, 14 / 17, *[1.0] * 18]
 

@@ -20,6 +20,8 @@ from atlas_models.networks import build_network
 from atlas_models.serving import GRAPH_FILE, read_spec
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainingConfig(
     name="tiny",
     architecture="nnunet",

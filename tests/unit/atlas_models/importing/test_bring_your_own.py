@@ -26,6 +26,8 @@ from bombs import compress, overlap
 from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = Path(__file__).parents[4] / "models" / "atlas_models" / "published"
 
 PATCH = (24, 16, 32)  # x, y, z

@@ -24,6 +24,8 @@ from atlas_models.importing.nnunet import (
 )
 from atlas_models.serving import GRAPH_FILE, read_spec
 
+pytestmark = pytest.mark.slow
+
 PATCH = (24, 16, 32)  # z, y, x before the plans' transposition; three lengths
 SPACING = (2.0, 1.5, 1.0)
 CT = {"mean": 60.0, "std": 110.0, "percentile_00_5": -600.0, "percentile_99_5": 900.0}

@@ -31,6 +31,8 @@ from atlas_models.training import (
 )
 from atlas_models.training.stored_cases import is_validation
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainingConfig(
     name="tiny",
     architecture="unet",

@@ -40,6 +40,8 @@ from tiny_training import (
     two_process_config,
 )
 
+pytestmark = pytest.mark.slow
+
 TESTS = str(Path(__file__).parents[3])
 
 
