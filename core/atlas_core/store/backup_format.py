@@ -21,7 +21,6 @@ from pydantic import Field, ValidationError
 from atlas_core.errors import ConfigurationError, CorruptFile
 from atlas_core.frozen_model import FrozenModel
 
-FORMAT: Final = 1
 MANIFEST_FILE: Final = "backup.json"
 STORE_FILE: Final = "store.jsonl"
 CATALOG_FOLDER: Final = "catalog"

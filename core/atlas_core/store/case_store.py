@@ -173,13 +173,6 @@ class CaseStore:
             raise InvalidInput("path leaves the case store", got=relative)
         return self.root.joinpath(*parts)
 
-    def list_cases(self) -> list[str]:
-        """Ids of the cases that have a CT, sorted."""
-        folder = self.root / "cases"
-        if not folder.is_dir():
-            return []
-        return sorted(f.name for f in folder.iterdir() if (f / "ct.nii.gz").is_file())
-
     def files(self) -> Iterator[Path]:
         """Every file of every case, sorted by path; what is being written is not among them."""
         for folder, subfolders, names in os.walk(self.root / "cases"):
