@@ -8,13 +8,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, now
 from atlas_core.catalog import tables as t
 from atlas_core.errors import NotFound
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.records import OrganScore, Reading
 from atlas_core.review.audit_log import note
-from atlas_core.review.clock import Clock, utc_now
+from atlas_core.review.clock import Clock
 from atlas_core.review.records import AuditEntry
 
 NOT_QUEUED = "not_queued"
@@ -63,7 +63,7 @@ class CaseAttention:
 class CaseReview:
     """Lists and flags over a catalog. Safe to share between threads."""
 
-    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = now) -> None:
         self._catalog = catalog
         self._now = clock
 

@@ -15,12 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from atlas_core.assembly import preferred
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, now
 from atlas_core.catalog import tables as t
 from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.records import Label, LabelSource
 from atlas_core.review.audit_log import note
-from atlas_core.review.clock import Clock, utc_now
+from atlas_core.review.clock import Clock
 from atlas_core.review.records import AuditEntry, LabelVersion
 
 NO_BASE: Final = "none"
@@ -79,7 +79,7 @@ class Submission:
 class LabelVersions:
     """The label versions in a catalog. Safe to share between threads."""
 
-    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = now) -> None:
         self._catalog = catalog
         self._now = clock
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from atlas_core.catalog import Catalog, insert_new
+from atlas_core.catalog import Catalog, insert_new, now
 from atlas_core.catalog import tables as t
-from atlas_core.review.clock import Clock, utc_now
+from atlas_core.review.clock import Clock
 from atlas_core.review.records import PENDING
 
 QUEUE_DRAINED: Final = "atlasloop.queue.drained"
@@ -50,7 +50,7 @@ class OutgoingEvent:
 class OutgoingEvents:
     """The events in a catalog. Safe to share between threads and processes."""
 
-    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = now) -> None:
         self._catalog = catalog
         self._now = clock
 

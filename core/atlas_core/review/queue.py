@@ -17,12 +17,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, now
 from atlas_core.catalog import tables as t
 from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.records import LabelSource, Reading
 from atlas_core.review.audit_log import note
-from atlas_core.review.clock import Clock, utc_now
+from atlas_core.review.clock import Clock
 from atlas_core.review.error_taxonomy import require_error_type
 from atlas_core.review.filling import Portion, PriorityListSource, insert_tasks, ranked_by
 from atlas_core.review.leasing import IS_PENDING, LeaseRequest, give_back, pick
@@ -59,7 +59,7 @@ class RevisionQueue(RevisionViews):
     """
 
     def __init__(
-        self, catalog: Catalog, *, lease: timedelta = DEFAULT_LEASE, clock: Clock = utc_now
+        self, catalog: Catalog, *, lease: timedelta = DEFAULT_LEASE, clock: Clock = now
     ) -> None:
         super().__init__(catalog, clock=clock)
         self._lease = lease

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, now
 from atlas_core.catalog import tables as t
-from atlas_core.review.clock import Clock, utc_now
+from atlas_core.review.clock import Clock
 
 _i = t.sign_ins.c
 
@@ -41,7 +41,7 @@ class SignIn:
 class SignIns:
     """The sign-ins in a catalog. Safe to share between threads."""
 
-    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = now) -> None:
         self._catalog = catalog
         self._now = clock
 

@@ -9,11 +9,11 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, now
 from atlas_core.catalog import tables as t
 from atlas_core.errors import NotFound
 from atlas_core.review.audit_log import task_history
-from atlas_core.review.clock import Clock, utc_now
+from atlas_core.review.clock import Clock
 from atlas_core.review.leasing import IS_PENDING
 from atlas_core.review.records import AuditEntry, Task, TaskCounts, TaskState
 from atlas_core.review.rows import TaskRow, tasks_of
@@ -47,7 +47,7 @@ class RevisionViews:
         clock: the current time, in UTC.
     """
 
-    def __init__(self, catalog: Catalog, *, clock: Clock = utc_now) -> None:
+    def __init__(self, catalog: Catalog, *, clock: Clock = now) -> None:
         self._catalog = catalog
         self._now = clock
 
