@@ -133,14 +133,14 @@ class Places:
             quiet: only problems on the terminal; the run's log in the UI stays complete.
         """
         # Not above: it loads the model server's client, which most commands do without.
+        from atlas_embedded.access import prefect_auth
         from atlas_embedded.components import prefect_variables
 
-        variables = prefect_variables(self.embedded)
-        if self.prefect_api_url != self.embedded.prefect_api_url:
-            # The password is for our own server: another one brings its own, if it has any.
-            del variables["PREFECT_API_AUTH_STRING"]
-        os.environ.update(variables)
+        os.environ.update(prefect_variables(self.embedded))
         os.environ["PREFECT_API_URL"] = self.prefect_api_url
+        if self.prefect_api_url == self.embedded.prefect_api_url:
+            # Our own server's; whoever names another one brings its password along, if it has any.
+            os.environ["PREFECT_API_AUTH_STRING"] = prefect_auth(self.embedded)
         os.environ["ATLASLOOP_HOME"] = str(self.embedded.home.absolute())
         if quiet:
             os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"

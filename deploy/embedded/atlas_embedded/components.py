@@ -136,7 +136,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
             "--strict-readiness=false",
             f"--exit-timeout-secs={max(1, int(settings.stop_timeout_s) // 2)}",
             # A model brings code along: only who has this stack's client key may come near. The
-            # HTTP endpoint could tell a web page from nobody, and nothing here needs it.
+            # HTTP endpoint cannot keep a web page out, and nothing here needs it.
             "--allow-http=false",
             "--grpc-use-ssl=true",
             "--grpc-use-ssl-mutual=true",
@@ -271,6 +271,7 @@ def _prefect(settings: EmbeddedSettings) -> Component:
             "PREFECT__SERVER_FINAL": "1",
             "PREFECT_SERVER_API_HOST": HOST,
             "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
+            "PREFECT_API_AUTH_STRING": prefect_auth(settings),
             "PREFECT_SERVER_API_AUTH_STRING": prefect_auth(settings),
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{own}" for own in origins),
         }
@@ -299,6 +300,7 @@ def _flows(settings: EmbeddedSettings) -> Component:
             (sys.executable, "-m", "atlas_flows.serve"),
             {
                 "PREFECT_API_URL": settings.prefect_api_url,
+                "PREFECT_API_AUTH_STRING": prefect_auth(settings),
                 "ATLASLOOP_ATTENTION_PORT": str(settings.attention_port),
             },
         ),
@@ -313,7 +315,6 @@ def prefect_variables(settings: EmbeddedSettings) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(settings.prefect_home),
         "PREFECT_API_URL": settings.prefect_api_url,
-        "PREFECT_API_AUTH_STRING": prefect_auth(settings),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
