@@ -12,6 +12,13 @@ pytest_plugins = ["postgres", "triton_server", "stack", "host_device", "review_s
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See `tests/attack/test_kills.py`."""
+    group = parser.getgroup("attack", "how much the attacks try")
+    group.addoption("--kills", type=int, default=1, help="random kills of each work")
+    group.addoption("--kill-seed", default="atlas", help="which random moments")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real CT volumes; skips where it is missing.
