@@ -16,6 +16,8 @@ CT ?=
 OUTPUT ?= demo-output
 # Extra arguments for pytest: make test ARGS='-k fusion -x'
 ARGS ?=
+# Random kills of each work in make attack.
+KILLS ?= 20
 # Test processes; each has servers of its own. WORKERS= runs the tests in one, in order.
 WORKERS ?= -n auto --dist loadfile --no-loadscope-reorder
 
@@ -48,6 +50,9 @@ test: setup-dev  ## every test, against real Triton, gRPC, Prefect and PostgreSQ
 
 test-quick: setup-dev  ## what needs no server, in three minutes: unit tests and laws
 	$(BIN)/python -m pytest tests/unit tests/property -m "not slow and not stack" $(WORKERS) $(ARGS)
+
+attack: setup-dev setup-browser  ## attack a stack of its own and kill its processes at random (KILLS= of each work); one JSON line at the end
+	@$(BIN)/python tests/attack_report.py --kills $(KILLS) $(ARGS)
 
 check: setup-dev  ## lint, format, types, import contracts
 	$(BIN)/ruff check .
