@@ -23,6 +23,7 @@ from atlas_review.api import (
     labels,
     oidc,
     organs,
+    proposals,
     queue,
     session,
     statistics,
@@ -67,7 +68,7 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         openapi_url=f"{API_PREFIX}/openapi.json",
     )
     answer_with_problems(app)
-    for module in (session, organs, queue, cases, labels, drafts, statistics):
+    for module in (session, organs, queue, cases, labels, proposals, drafts, statistics):
         app.include_router(module.router, prefix=API_PREFIX)
     app.include_router(routes.router)
     app.include_router(health.router)

@@ -78,6 +78,14 @@ def hand_in(
     return client.post(f"{API}/cases/{case_id}/labels", params=query, files=files)
 
 
+def take(client: httpx.Client, case: dict[str, Any]) -> int:
+    """Lease the case; the id of its task."""
+    cases = client.get(f"{API}/cases", params={"limit": 500}).json()["cases"]
+    task = next(one["task_id"] for one in cases if one["id"] == case["id"])
+    client.post(f"{API}/tasks/{task}/lease").raise_for_status()
+    return int(task)
+
+
 def stored(review: RunningReview) -> tuple[set[str], int]:
     """Every file of the store except derived ones, and the number of label versions."""
     root = review.place.store.root
@@ -429,6 +437,7 @@ def test_contact_sheets_are_rendered_in_advance(tmp_path: Path) -> None:
         mask[5:9, 5:9, 2:4] = 1
         content = nifti(tmp_path, mask, geometry_of(case))
         base = label_of(case, "aorta")["id"]
+        take(client, case)
         hand_in(client, case["id"], content, organ="aorta", base=base).raise_for_status()
         wait_for(lambda now: not now[case["id"]] & first[case["id"]] and len(now[case["id"]]) == 1)
 
@@ -476,6 +485,7 @@ def test_a_label_is_stored_as_it_was_drawn(
     mask = np.zeros(case["shape"], np.uint8)
     mask[10:20, 10:20, 3:6] = 7
     content = nifti(tmp_path, mask, geometry_of(case))
+    take(ann, case)
     answer = hand_in(ann, case["id"], content, organ="stomach", base=before["id"])
     assert answer.status_code == 201, answer.text
     version = answer.json()
@@ -495,8 +505,8 @@ def test_a_label_is_stored_as_it_was_drawn(
     assert stale.status_code == 201  # the very same mask is the version in force
     mask[10:20, 10:20, 7] = 7
     other = nifti(tmp_path, mask, geometry_of(case))
-    with review.client("bob") as bob:
-        conflict = hand_in(bob, case["id"], other, organ="stomach", base=before["id"])
+    with review.client("rita") as rita:
+        conflict = hand_in(rita, case["id"], other, organ="stomach", base=before["id"])
     assert conflict.status_code == 409
     problem = conflict.json()
     assert problem["current"]["id"] == version["id"]
@@ -519,6 +529,7 @@ def test_a_mask_in_another_axis_order_is_reoriented(
     geometry = VolumeGeometry.from_array(turned.shape, matrix)
     base = label_of(case, "aorta")["id"]
     content = nifti(tmp_path, turned, geometry)
+    take(ann, case)
     answer = hand_in(ann, case["id"], content, organ="aorta", base=base)
     assert answer.status_code == 201, answer.text
     back = tmp_path / "back.nii.gz"

@@ -3,19 +3,27 @@ from .case_status import CaseAttention, CaseBrief, CaseFilter, CaseReview
 from .drafts import Drafts
 from .error_taxonomy import ERROR_TYPES, ErrorType
 from .filling import Portion
-from .label_versions import NO_BASE, LabelVersions, StaleBase, Submission
+from .label_versions import (
+    NO_BASE,
+    KeptAsProposal,
+    LabelVersions,
+    NotHeld,
+    StaleBase,
+)
 from .outgoing_events import QUEUE_DRAINED, OutgoingEvent, OutgoingEvents
-from .queue import Annotator, RevisionQueue
+from .queue import RevisionQueue
 from .records import (
     FINISHED,
     MINUTES_PER_CASE,
     PENDING,
     TOP_SHARE,
     USER_NAME,
+    Annotator,
     AuditEntry,
     Draft,
     LabelVersion,
     OpenedTasks,
+    Submission,
     Task,
     TaskCounts,
     TaskState,
@@ -47,8 +55,10 @@ __all__ = [
     "Draft",
     "Drafts",
     "ErrorType",
+    "KeptAsProposal",
     "LabelVersion",
     "LabelVersions",
+    "NotHeld",
     "OpenedTasks",
     "OrganVolumes",
     "OutgoingEvent",
