@@ -185,6 +185,62 @@ def test_a_name_that_comes_to_mean_this_machine_opens_nothing(
     page.close()
 
 
+def test_a_page_of_another_site_reads_no_metrics(
+    rebound_chromium: Browser, evil_site: Site, target: Stack
+) -> None:
+    page = rebound_chromium.new_page()
+    page.goto(evil_site.url)
+    url = f"http://127.0.0.1:{target.settings.attention_metrics_port}/metrics"
+    for cors in (True, False):
+        answer = send(page, url, "GET", None, cors=cors)
+        assert answer["text"] == "" or answer["type"] == "refused", answer
+    page.close()
+
+
+def test_a_name_that_comes_to_mean_this_machine_reads_no_metrics(
+    rebound_chromium: Browser, target: Stack
+) -> None:
+    """A metrics server asks for no password: `Host` alone keeps a page out."""
+    page = rebound_chromium.new_page()
+    origin = f"http://{EVIL_HOST}:{target.settings.attention_metrics_port}"
+    page.goto(f"{origin}/")
+    answer = send(page, f"{origin}/metrics", "GET", None, cors=True)
+    assert answer["status"] == 421, answer
+    assert "atlasloop_" not in answer["text"]
+    assert "atlasloop_" not in page.content()
+    page.close()
+    metrics = httpx.get(
+        f"http://127.0.0.1:{target.settings.attention_metrics_port}/metrics", trust_env=False
+    )
+    assert "atlasloop_attention_serving 1.0" in metrics.text
+
+
+def test_every_port_of_triton_wants_a_certificate(target: Stack) -> None:
+    pid = target.status()["triton"].pid
+    assert pid is not None
+    listening = [
+        connection.laddr.port
+        for connection in psutil.Process(pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == [target.settings.triton_grpc_port]
+
+
+def test_a_page_that_posts_to_the_attention_service_harms_nothing(
+    rebound_chromium: Browser, evil_site: Site, target: Stack
+) -> None:
+    page = rebound_chromium.new_page()
+    page.goto(evil_site.url)
+    call = "atlasloop.attention.v1.AttentionService/GetInfo"
+    for host in ("127.0.0.1", EVIL_HOST):
+        url = f"http://{host}:{target.settings.attention_port}/{call}"
+        for cors in (True, False):
+            for _ in range(5):
+                assert send(page, url, "POST", {"case_id": "x"}, cors=cors)["type"] == "refused"
+    page.close()
+    assert target.status()["attention"].state == "healthy"
+
+
 def test_prefect_wants_its_password(target: Stack) -> None:
     settings = target.settings
     with httpx.Client(base_url=settings.prefect_api_url, trust_env=False) as client:
