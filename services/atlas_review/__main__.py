@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from atlas_core.store import CaseStore
 from pydantic import ValidationError
 
 from atlas_review.auth import FIRST_USER, Accounts, Role
+from atlas_review.connections import BoundedConnection
 from atlas_review.service import signing_secret
 from atlas_review.settings import ENV_PREFIX, ReviewSettings
 from atlas_review.volumes import contact_sheet_worker
@@ -95,10 +97,13 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
             remedy="check that its volume is mounted, writable for this user, and not full",
         ) from None
     host, port = host_and_port(settings.listen)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection takes a file
     with contact_sheet_worker.running_worker(settings):
         uvicorn.run(
             APPLICATION,
             factory=True,
+            http=BoundedConnection,
             host=host,
             port=port,
             workers=settings.workers,
@@ -106,6 +111,7 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
             access_log=False,
             server_header=False,
             proxy_headers=False,  # `ClientAddressMiddleware` does that
+            timeout_keep_alive=settings.client_timeout_s,
             timeout_graceful_shutdown=5,
         )
     return 0

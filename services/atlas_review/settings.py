@@ -98,6 +98,12 @@ class ReviewSettings(BaseSettings):
         ge=1 << 10,
         description="Bytes of one request at most; a compressed mask is small.",
     )
+    client_timeout_s: int = Field(
+        default=10,
+        ge=1,
+        description="Seconds that a client may take for the head of a request, or keep a "
+        "connection open between two; three times as long it may send less than 1 KiB/s of a body.",
+    )
     volume_threads: int = Field(
         default=0, ge=0, description="Volumes processed at once; 0: half the cores."
     )
@@ -117,7 +123,7 @@ class ReviewSettings(BaseSettings):
     login_attempts: int = Field(
         default=10,
         ge=1,
-        description="Failed sign-ins allowed per name, and per address, in 15 minutes.",
+        description="Failed sign-ins allowed per address (IPv6: per /64 network) in 15 minutes.",
     )
     insecure: bool = Field(
         default=False,

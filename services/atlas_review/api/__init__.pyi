@@ -4,7 +4,7 @@ from .downloads import VOLUME_TYPE, file_response
 from .forms import MULTIPART_FILE, file_in, received_form
 from .paths import API_PREFIX
 from .problems import PROBLEM_RESPONSES, answer_with_problems, problem
-from .session import check_password
+from .session import Credentials, check_password
 
 __all__ = [
     "API_PREFIX",
@@ -12,6 +12,7 @@ __all__ = [
     "PROBLEM_RESPONSES",
     "VOLUME_TYPE",
     "BodyLimit",
+    "Credentials",
     "SignedIn",
     "TheReview",
     "annotator_of",

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from atlas_review.api.label_view import label_view
 from atlas_review.errors import NotAllowed, NotSignedIn, TooManyAttempts
@@ -138,6 +139,11 @@ def answer_with_problems(app: FastAPI) -> None:
         return problem(
             error.status_code, str(error.detail), str(error.detail), headers=error.headers
         )
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        # Nobody reads it; without it, every broken connection would be a traceback in the log.
+        return problem(400, "Malformed", "the request ended before its body was complete")
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:

@@ -15,11 +15,13 @@ from typing import Annotated, Any, Final
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.review import USER_NAME, Task, TaskFilter, TaskState
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from atlas_review.api import (
     MULTIPART_FILE,
     VOLUME_TYPE,
+    Credentials,
     SignedIn,
     TheReview,
     annotator_of,
@@ -69,15 +71,17 @@ async def token(request: Request, review: TheReview) -> dict[str, str]:
     """A bearer token for a local account."""
     async with received_form(request) as form:
         name, password = form.get("username"), form.get("password")
-    if not isinstance(name, str) or not isinstance(password, str):
-        raise InvalidInput("username or password is missing", expected="a form with both")
-
-    def start() -> str:
-        who = check_password(request, review, name, password)
-        lifetime = timedelta(hours=review.settings.session_hours)
-        return review.sign_ins.start("bearer", who.user, who.roles, lifetime)[0]
-
-    return {"access_token": await run_in_threadpool(start), "token_type": "bearer"}
+    try:
+        given = Credentials.model_validate({"username": name, "password": password})
+    except ValidationError:
+        raise InvalidInput(
+            "username or password is missing or too long", expected="a form with both"
+        ) from None
+    who = await check_password(request, review, given)
+    lifetime = timedelta(hours=review.settings.session_hours)
+    start = review.sign_ins.start
+    secret, _ = await run_in_threadpool(start, "bearer", who.user, who.roles, lifetime)
+    return {"access_token": secret, "token_type": "bearer"}
 
 
 @router.get("/auth/token/valid")
