@@ -16,6 +16,7 @@ from atlas_review.api import (
     API_PREFIX,
     PROBLEM_RESPONSES,
     BodyLimit,
+    TextLimit,
     answer_with_problems,
     cases,
     drafts,
@@ -76,6 +77,7 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     page.install_page(app)
     # The last one is the outermost: a refused body, too, is counted and gets the headers.
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    app.add_middleware(TextLimit)
     app.add_middleware(RequestMetrics)
     app.add_middleware(page.SecurityHeaders)
     app.add_middleware(ClientAddressMiddleware, trusted=settings.trusted_proxies)

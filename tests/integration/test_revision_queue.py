@@ -19,6 +19,7 @@ from atlas_core.review import (
     NO_BASE,
     QUEUE_DRAINED,
     Annotator,
+    AuditLog,
     LabelVersions,
     NotHeld,
     OutgoingEvents,
@@ -620,3 +621,14 @@ def test_what_is_refused_leaves_no_trace(queue: RevisionQueue) -> None:
             refused()
     assert queue.history(task.id) == before
     assert queue.task(task.id).state is TaskState.LEASED
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE audit_log SET who = 'nobody'", "DELETE FROM audit_log WHERE id = 1"]
+)
+def test_the_audit_log_only_grows(catalog: Catalog, queue: RevisionQueue, change: str) -> None:
+    before = AuditLog(catalog).page(0, 500)
+    assert before[0] > 0
+    with pytest.raises(sa.exc.DBAPIError, match="only grows"), catalog.engine.begin() as direct:
+        direct.execute(sa.text(change))
+    assert AuditLog(catalog).page(0, 500) == before

@@ -10,6 +10,7 @@ from .label_versions import (
     NotHeld,
     StaleBase,
 )
+from .orphans import set_orphans_aside
 from .outgoing_events import QUEUE_DRAINED, OutgoingEvent, OutgoingEvents
 from .queue import RevisionQueue
 from .records import (
@@ -77,4 +78,5 @@ __all__ = [
     "Throughput",
     "UserName",
     "Verdict",
+    "set_orphans_aside",
 ]
