@@ -103,6 +103,8 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
     host, port = host_and_port(settings.listen)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection takes a file
+    if settings.metrics_listen and settings.workers > 1:
+        _log.warning("metrics are of one process, and not served with several workers")
     threading.Thread(target=_set_orphans_aside, args=(settings,), daemon=True).start()
     with contact_sheet_worker.running_worker(settings):
         uvicorn.run(

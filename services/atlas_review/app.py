@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
 from typing import Final
 
 import anyio
+from atlas_core.metrics_server import MetricsServer
 from fastapi import FastAPI
 
 from atlas_review import events, page
@@ -49,14 +50,14 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         # More threads than database connections would only wait for one.
         anyio.to_thread.current_default_thread_limiter().total_tokens = DATABASE_CONNECTIONS
         app.state.review = review
-        delivery = asyncio.create_task(events.deliver_forever(review))
-        try:
-            yield
-        finally:
-            delivery.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await delivery
-            review.catalog.close()
+        with contextlib.closing(review.catalog), _metrics_served(review):
+            delivery = asyncio.create_task(events.deliver_forever(review))
+            try:
+                yield
+            finally:
+                delivery.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await delivery
 
     app = FastAPI(
         title="Atlas Loop review",
@@ -82,3 +83,15 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     app.add_middleware(page.SecurityHeaders)
     app.add_middleware(ClientAddressMiddleware, trusted=settings.trusted_proxies)
     return app
+
+
+@contextlib.contextmanager
+def _metrics_served(review: Review) -> Iterator[None]:
+    """On a port of their own, which the page's visitors do not reach."""
+    settings = review.settings
+    if not settings.metrics_listen or settings.workers > 1:
+        yield
+        return
+    server = MetricsServer(review.metrics.registry, settings.metrics_listen, settings.metrics_hosts)
+    with contextlib.closing(server):
+        yield

@@ -20,6 +20,7 @@ from atlas_core.review import (
     OutgoingEvents,
     RevisionQueue,
     SignIns,
+    TaskFilter,
 )
 from atlas_core.store import CaseStore
 
@@ -88,7 +89,7 @@ class Review:
             volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
             password_threads=anyio.CapacityLimiter(min(MAX_HASHING, _half_the_cores())),
             files=CaseFiles(store, catalog, versions, cases, settings),
-            metrics=ReviewMetrics(),
+            metrics=ReviewMetrics(lambda: queue.counts(TaskFilter()).model_dump()),
             secret=signing_secret(settings),
         )
 

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from atlas_core.addresses import Address, is_loopback
+from atlas_core.addresses import Address, HostNames, is_loopback
 from atlas_core.imaging import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Reading
@@ -43,6 +43,16 @@ class ReviewSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     listen: Address = Field(default="127.0.0.1:18030", description="Where HTTP is served.")
+    metrics_listen: Address | Literal[""] = Field(
+        default="",
+        description="Where Prometheus metrics are served, as 127.0.0.1:18031; default: nowhere. Of "
+        "one process: with several `workers` they are not served.",
+    )
+    metrics_hosts: HostNames = Field(
+        default="",
+        description="Host names by which metrics may be asked for, comma-separated, beside every "
+        "IP address and localhost.",
+    )
     public_url: Url | None = Field(
         default=None,
         description="Address by which browsers reach the service, as https://review.example.org; "

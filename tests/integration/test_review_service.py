@@ -32,6 +32,7 @@ from atlas_core.store import CaseStore
 from atlas_review.auth.sign_in_cache import CACHED_S
 from numpy.typing import NDArray
 from PIL import Image
+from ports import free_port
 from reference_assembly import Candidate, assemble
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
 
@@ -918,9 +919,16 @@ def test_headers_restrict_what_the_page_may_do(review: RunningReview) -> None:
         assert client.get(f"{API}/nothing").status_code == 404
 
 
-def test_metrics_name_no_case(review: RunningReview, ann: httpx.Client) -> None:
-    case_id = ann.get(f"{API}/cases").json()["cases"][0]["id"]
-    ann.get(f"{API}/cases/{case_id}")
-    text = ann.get("/metrics").text
+def test_metrics_have_a_port_of_their_own_and_name_no_case(review_place: ReviewPlace) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with (
+        running_review(review_place, metrics_listen=address) as running,
+        running.client("ann") as ann,
+    ):
+        case_id = ann.get(f"{API}/cases").json()["cases"][0]["id"]
+        ann.get(f"{API}/cases/{case_id}")
+        text = httpx.get(f"http://{address}/metrics", trust_env=False).text
+        assert ann.get("/metrics").status_code == 404
     assert "atlasloop_review_requests_total" in text
+    assert 'atlasloop_review_tasks{state="open"}' in text
     assert case_id not in text

@@ -214,6 +214,7 @@ def _review(settings: EmbeddedSettings) -> Component:
     def launch() -> Launch:
         variables = {
             "ATLAS_REVIEW_LISTEN": f"{HOST}:{settings.review_port}",
+            "ATLAS_REVIEW_METRICS_LISTEN": f"{HOST}:{settings.review_metrics_port}",
             "ATLAS_REVIEW_STORE": str(settings.store),
             "ATLAS_REVIEW_CATALOG_URL": settings.catalog_url,
             "ATLAS_REVIEW_HOME": str(settings.review_home),
@@ -229,7 +230,7 @@ def _review(settings: EmbeddedSettings) -> Component:
     return Component(
         name="review",
         address=settings.review_url,
-        port_fields=("review_port",),
+        port_fields=("review_port", "review_metrics_port"),
         prepare=lambda: settings.store.mkdir(parents=True, exist_ok=True),
         launch=launch,
         answers=probe,

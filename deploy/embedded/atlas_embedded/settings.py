@@ -55,6 +55,7 @@ class EmbeddedSettings(BaseSettings):
     attention_metrics_port: Port = 18011
     prefect_port: Port = 18020
     review_port: Port = 18030
+    review_metrics_port: Port = 18031
     triton_environment: Path = Field(
         default=_CHECKOUT / ".venv-triton",
         description="Virtual environment that holds tritonserver and the models' runtimes.",
