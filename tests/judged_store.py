@@ -252,7 +252,7 @@ def submit(
             sha256=stored.sha256,
             voxels=int(mask.sum()),
             volume_ml=int(mask.sum()) * VOXEL_ML,
-            author=author,
+            author=Annotator(author, second_reader=True),
             base=NO_BASE,
         )
     ).id

@@ -16,7 +16,20 @@ def _address(text: str) -> str:
     return text
 
 
+def _host_names(text: str) -> str:
+    for name in _names(text):
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+            raise ValueError(f"host name {name!r}: expected as attention,metrics.example.org")
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
 Address = Annotated[str, AfterValidator(_address)]
+HostNames = Annotated[str, AfterValidator(_host_names)]
+"""Names of hosts without their ports, comma-separated; may be empty."""
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -32,3 +45,28 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_own_host(header: str, names: str = "") -> bool:
+    """Whether a server may answer a request with this ``Host``.
+
+    A web page's own name can be made to resolve to this machine (DNS rebinding); page and server
+    are then of one origin for the browser, and only ``Host`` tells. An IP address or ``localhost``
+    is no name that somebody else could have taken.
+
+    Args:
+        header: value of ``Host``, with or without a port.
+        names: other names of this server; see `HostNames`.
+
+    >>> is_own_host("10.1.2.3:18011"), is_own_host("evil.example:18011")
+    (True, False)
+    """
+    match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](:\d*)?|([^:\[\]]+)(:\d*)?", header.strip())
+    if match is None:
+        return False
+    host = (match[1] or match[3]).lower()
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host in _names(names)
+    return True

@@ -29,8 +29,8 @@ DECIDED_BY_CHART = {
         "stop_grace_s",
     },
     "review": {
-        "listen", "store", "home", "catalog_url", "secret", "prefect_api_url", "prefect_auth",
-        "oidc_client_secret", "insecure", "allow_http_oidc",
+        "listen", "metrics_listen", "store", "home", "catalog_url", "secret", "prefect_api_url",
+        "prefect_auth", "oidc_client_secret", "insecure", "allow_http_oidc",
     },
 }  # fmt: skip
 """Addresses and folders follow from the chart; secrets never stand in values; the last two are for
@@ -40,7 +40,9 @@ REVIEW_SETTINGS: dict[str, Schema] = {
     "public_url": {"type": "string", "pattern": "^https://"},
     "trusted_proxies": {"type": "string"},
     "accounts": {"type": "string", "pattern": "^/"},
+    "metrics_hosts": {"type": "string"},
     "workers": {"type": "integer", "minimum": 1, "maximum": 64},
+    "client_timeout_s": {"type": "integer", "minimum": 1},
     "volume_threads": {"type": "integer", "minimum": 0, "maximum": 64},
     "organs": {"type": "object"},
     "reading": {"enum": ["paper", "released"]},

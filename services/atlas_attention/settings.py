@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from atlas_core.addresses import Address, is_loopback
+from atlas_core.addresses import Address, HostNames, is_loopback
 from atlas_core.imaging import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.tls import TlsFiles
@@ -25,6 +25,11 @@ class AttentionSettings(BaseSettings):
     listen: Address = Field(default="127.0.0.1:18010", description="Where gRPC is served.")
     metrics_listen: Address | Literal[""] = Field(
         default="127.0.0.1:18011", description="Where Prometheus metrics are served, or empty."
+    )
+    metrics_hosts: HostNames = Field(
+        default="",
+        description="Host names by which metrics may be asked for, comma-separated, beside every "
+        "IP address and localhost. Others are refused: a web page could have come by them.",
     )
     allow_remote: bool = Field(
         default=False,

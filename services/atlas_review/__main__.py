@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import logging
 import os
+import resource
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -20,11 +23,12 @@ from atlas_core.addresses import host_and_port
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, ConfigurationError
 from atlas_core.json_logs import log_to_stderr
-from atlas_core.review import AuditLog, SignIns
+from atlas_core.review import AuditLog, SignIns, set_orphans_aside
 from atlas_core.store import CaseStore
 from pydantic import ValidationError
 
 from atlas_review.auth import FIRST_USER, Accounts, Role
+from atlas_review.connections import BoundedConnection
 from atlas_review.service import signing_secret
 from atlas_review.settings import ENV_PREFIX, ReviewSettings
 from atlas_review.volumes import contact_sheet_worker
@@ -33,6 +37,8 @@ EXIT_CONFIGURATION = 2
 
 COMMAND_LINE = "command line"
 """Author of changed accounts in the audit log; no user can have this name."""
+
+_log = logging.getLogger(__name__)
 
 APPLICATION = "atlas_review.app:create_app"
 
@@ -95,10 +101,16 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
             remedy="check that its volume is mounted, writable for this user, and not full",
         ) from None
     host, port = host_and_port(settings.listen)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection takes a file
+    if settings.metrics_listen and settings.workers > 1:
+        _log.warning("metrics are of one process, and not served with several workers")
+    threading.Thread(target=_set_orphans_aside, args=(settings,), daemon=True).start()
     with contact_sheet_worker.running_worker(settings):
         uvicorn.run(
             APPLICATION,
             factory=True,
+            http=BoundedConnection,
             host=host,
             port=port,
             workers=settings.workers,
@@ -106,9 +118,22 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
             access_log=False,
             server_header=False,
             proxy_headers=False,  # `ClientAddressMiddleware` does that
+            timeout_keep_alive=settings.client_timeout_s,
             timeout_graceful_shutdown=5,
         )
     return 0
+
+
+def _set_orphans_aside(settings: ReviewSettings) -> None:
+    """In a thread of its own: in a large store it takes a while."""
+    try:
+        with Catalog.open(settings.catalog_url.get_secret_value()) as catalog:
+            orphans = set_orphans_aside(CaseStore(settings.store), catalog)
+    except (AtlasError, OSError) as error:
+        _log.warning("files without a row were not looked for: %s", error)
+        return
+    for path in orphans:
+        _log.warning("no row names this file: moved to orphans", extra={"fields": {"file": path}})
 
 
 def announce_first_account(settings: ReviewSettings) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
 from typing import Final
 
 import anyio
+from atlas_core.metrics_server import MetricsServer
 from fastapi import FastAPI
 
 from atlas_review import events, page
@@ -16,6 +17,7 @@ from atlas_review.api import (
     API_PREFIX,
     PROBLEM_RESPONSES,
     BodyLimit,
+    TextLimit,
     answer_with_problems,
     cases,
     drafts,
@@ -23,6 +25,7 @@ from atlas_review.api import (
     labels,
     oidc,
     organs,
+    proposals,
     queue,
     session,
     statistics,
@@ -47,14 +50,14 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         # More threads than database connections would only wait for one.
         anyio.to_thread.current_default_thread_limiter().total_tokens = DATABASE_CONNECTIONS
         app.state.review = review
-        delivery = asyncio.create_task(events.deliver_forever(review))
-        try:
-            yield
-        finally:
-            delivery.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await delivery
-            review.catalog.close()
+        with contextlib.closing(review.catalog), _metrics_served(review):
+            delivery = asyncio.create_task(events.deliver_forever(review))
+            try:
+                yield
+            finally:
+                delivery.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await delivery
 
     app = FastAPI(
         title="Atlas Loop review",
@@ -67,7 +70,7 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         openapi_url=f"{API_PREFIX}/openapi.json",
     )
     answer_with_problems(app)
-    for module in (session, organs, queue, cases, labels, drafts, statistics):
+    for module in (session, organs, queue, cases, labels, proposals, drafts, statistics):
         app.include_router(module.router, prefix=API_PREFIX)
     app.include_router(routes.router)
     app.include_router(health.router)
@@ -75,7 +78,20 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     page.install_page(app)
     # The last one is the outermost: a refused body, too, is counted and gets the headers.
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    app.add_middleware(TextLimit)
     app.add_middleware(RequestMetrics)
     app.add_middleware(page.SecurityHeaders)
     app.add_middleware(ClientAddressMiddleware, trusted=settings.trusted_proxies)
     return app
+
+
+@contextlib.contextmanager
+def _metrics_served(review: Review) -> Iterator[None]:
+    """On a port of their own, which the page's visitors do not reach."""
+    settings = review.settings
+    if not settings.metrics_listen or settings.workers > 1:
+        yield
+        return
+    server = MetricsServer(review.metrics.registry, settings.metrics_listen, settings.metrics_hosts)
+    with contextlib.closing(server):
+        yield

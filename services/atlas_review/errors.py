@@ -24,7 +24,7 @@ class NotAllowed(AtlasError):
 
 
 class TooManyAttempts(AtlasError):
-    """Sign-in failed too often.
+    """Sign-in failed too often, or too many sign in at once.
 
     Attributes:
         retry_after_s: seconds until the next attempt is accepted.
@@ -32,4 +32,6 @@ class TooManyAttempts(AtlasError):
 
     def __init__(self, retry_after_s: int) -> None:
         self.retry_after_s = retry_after_s
-        super().__init__("too many failed sign-ins", remedy=f"wait {retry_after_s} seconds")
+        super().__init__(
+            "too many sign-ins that failed, or that wait", remedy=f"wait {retry_after_s} seconds"
+        )

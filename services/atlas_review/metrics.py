@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from atlas_core.errors import AtlasError
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PREFIX = "atlasloop_review"
@@ -14,9 +18,13 @@ REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30
 
 
 class ReviewMetrics:
-    """The metrics of one process, in a registry of their own."""
+    """The metrics of one process, in a registry of their own.
 
-    def __init__(self) -> None:
+    Args:
+        count_tasks: tasks by state, asked for at every scrape.
+    """
+
+    def __init__(self, count_tasks: Callable[[], Mapping[str, int]]) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter(
@@ -32,10 +40,28 @@ class ReviewMetrics:
             buckets=REQUEST_BUCKETS_S,
             registry=registry,
         )
-        self.tasks = Gauge(f"{PREFIX}_tasks", "Tasks by state", ["state"], registry=registry)
+        registry.register(_Tasks(count_tasks))
         self.undelivered = Counter(
             f"{PREFIX}_event_failures", "Deliveries of events that failed", registry=registry
         )
+
+
+class _Tasks(Collector):
+    def __init__(self, count: Callable[[], Mapping[str, int]]) -> None:
+        self._count = count
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Nothing is counted to register it."""
+        yield GaugeMetricFamily(f"{PREFIX}_tasks", "Tasks by state", labels=["state"])
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        (tasks,) = self.describe()
+        try:
+            for state, number in self._count().items():
+                tasks.add_metric([state], number)
+        except AtlasError:  # no database: all other metrics are still served
+            return
+        yield tasks
 
 
 class RequestMetrics:

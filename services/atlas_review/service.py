@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 from atlas_core.catalog import Catalog
@@ -20,6 +20,7 @@ from atlas_core.review import (
     OutgoingEvents,
     RevisionQueue,
     SignIns,
+    TaskFilter,
 )
 from atlas_core.store import CaseStore
 
@@ -28,6 +29,9 @@ from atlas_review.metrics import ReviewMetrics
 from atlas_review.next_cases import NextCases
 from atlas_review.settings import ReviewSettings
 from atlas_review.volumes import CaseFiles
+
+MAX_HASHING: Final = 4
+"""Passwords that are hashed at once, each in 32 MiB and a tenth of a second."""
 
 VolumeResultT = TypeVar("VolumeResultT")
 
@@ -51,6 +55,7 @@ class Review:
     files: CaseFiles
     next_cases: NextCases
     volume_threads: anyio.CapacityLimiter
+    password_threads: anyio.CapacityLimiter
     metrics: ReviewMetrics
     secret: bytes
 
@@ -82,8 +87,9 @@ class Review:
             sign_in_attempts=SignInAttempts(),
             next_cases=NextCases(queue),
             volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
+            password_threads=anyio.CapacityLimiter(min(MAX_HASHING, _half_the_cores())),
             files=CaseFiles(store, catalog, versions, cases, settings),
-            metrics=ReviewMetrics(),
+            metrics=ReviewMetrics(lambda: queue.counts(TaskFilter()).model_dump()),
             secret=signing_secret(settings),
         )
 

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from atlas_core.addresses import Address, is_loopback
+from atlas_core.addresses import Address, HostNames, is_loopback
 from atlas_core.imaging import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Reading
@@ -43,6 +43,16 @@ class ReviewSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     listen: Address = Field(default="127.0.0.1:18030", description="Where HTTP is served.")
+    metrics_listen: Address | Literal[""] = Field(
+        default="",
+        description="Where Prometheus metrics are served, as 127.0.0.1:18031; default: nowhere. Of "
+        "one process: with several `workers` they are not served.",
+    )
+    metrics_hosts: HostNames = Field(
+        default="",
+        description="Host names by which metrics may be asked for, comma-separated, beside every "
+        "IP address and localhost.",
+    )
     public_url: Url | None = Field(
         default=None,
         description="Address by which browsers reach the service, as https://review.example.org; "
@@ -98,6 +108,12 @@ class ReviewSettings(BaseSettings):
         ge=1 << 10,
         description="Bytes of one request at most; a compressed mask is small.",
     )
+    client_timeout_s: int = Field(
+        default=10,
+        ge=1,
+        description="Seconds that a client may take for the head of a request, or keep a "
+        "connection open between two; three times as long it may send less than 1 KiB/s of a body.",
+    )
     volume_threads: int = Field(
         default=0, ge=0, description="Volumes processed at once; 0: half the cores."
     )
@@ -117,7 +133,7 @@ class ReviewSettings(BaseSettings):
     login_attempts: int = Field(
         default=10,
         ge=1,
-        description="Failed sign-ins allowed per name, and per address, in 15 minutes.",
+        description="Failed sign-ins allowed per address (IPv6: per /64 network) in 15 minutes.",
     )
     insecure: bool = Field(
         default=False,

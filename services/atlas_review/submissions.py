@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from atlas_core.imaging import Volume
 from atlas_core.records import Case
-from atlas_core.review import LabelVersion, LabelVersions, StaleBase, Submission
+from atlas_core.review import (
+    Annotator,
+    KeptAsProposal,
+    LabelVersion,
+    LabelVersions,
+    Submission,
+)
 from atlas_core.store import CaseStore
 
 
@@ -25,7 +31,7 @@ class MaskSubmission:
     case: Case
     organ: str
     mask: Volume
-    author: str
+    author: Annotator
     base: str
     task_id: int | None = None
 
@@ -40,7 +46,7 @@ def submit_mask(
         The new version, or, if it is the mask in force, that one.
 
     Raises:
-        StaleBase: its base is not the latest version; the mask is kept beside the label in force.
+        NotHeld, StaleBase: the mask is kept as a proposal.
         InvalidInput, NotFound: as `LabelVersions.submit`; nothing is kept.
     """
     case, mask = submission.case, submission.mask
@@ -59,7 +65,9 @@ def submit_mask(
     )
     try:
         version = versions.submit(row)
-    except StaleBase:
+    except KeptAsProposal as error:
+        if error.submitted.path != stored.path:  # this very mask was a proposal already
+            store.remove(stored.path)
         raise
     except BaseException:
         store.remove(stored.path)

@@ -23,9 +23,12 @@ import httpx
 import psutil
 import pytest
 import tritonclient.grpc as triton
+from atlas_core.catalog import Catalog
+from atlas_core.review import AuditLog
 from atlas_embedded.access import prefect_auth
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.stack import running
+from atlas_review.auth import ACCOUNTS_FILE, Accounts, Role
 from browser import CHROMIUM, FLAGS
 from playwright.sync_api import Browser, Page, sync_playwright
 from prefect_api import as_operator, ask_prefect
@@ -185,6 +188,112 @@ def test_a_name_that_comes_to_mean_this_machine_opens_nothing(
     page.close()
 
 
+def test_a_page_of_another_site_reads_no_metrics(
+    rebound_chromium: Browser, evil_site: Site, target: Stack
+) -> None:
+    page = rebound_chromium.new_page()
+    page.goto(evil_site.url)
+    for port in metrics_ports(target.settings):
+        for cors in (True, False):
+            answer = send(page, f"http://127.0.0.1:{port}/metrics", "GET", None, cors=cors)
+            assert answer["text"] == "" or answer["type"] == "refused", answer
+    page.close()
+
+
+def test_a_name_that_comes_to_mean_this_machine_reads_no_metrics(
+    rebound_chromium: Browser, target: Stack
+) -> None:
+    """A metrics server asks for no password: `Host` alone keeps a page out."""
+    page = rebound_chromium.new_page()
+    for port in metrics_ports(target.settings):
+        origin = f"http://{EVIL_HOST}:{port}"
+        page.goto(f"{origin}/")
+        answer = send(page, f"{origin}/metrics", "GET", None, cors=True)
+        assert answer["status"] == 421, answer
+        assert "atlasloop_" not in answer["text"]
+        assert "atlasloop_" not in page.content()
+    page.close()
+    metrics = httpx.get(
+        f"http://127.0.0.1:{target.settings.attention_metrics_port}/metrics", trust_env=False
+    )
+    assert "atlasloop_attention_serving 1.0" in metrics.text
+
+
+def test_a_page_of_another_site_reads_and_changes_nothing_in_review(
+    rebound_chromium: Browser, evil_site: Site, target: Stack
+) -> None:
+    """Also while somebody is signed in there in the same browser."""
+    settings = target.settings
+    accounts = Accounts(settings.review_home / ACCOUNTS_FILE)
+    accounts.add_user("visitor", "a password of some length", (Role.MANAGER,))
+    context = rebound_chromium.new_context()
+    context.request.post(
+        f"{settings.review_url}/api/v1/session",
+        data={"username": "visitor", "password": "a password of some length"},
+    )
+    assert context.request.get(f"{settings.review_url}/api/v1/session").ok
+    page = context.new_page()
+    page.goto(evil_site.url)
+    with Catalog.open(settings.catalog_url) as catalog:
+        before = AuditLog(catalog).page(0, 1)[0]
+        for path, method, body in (
+            ("api/v1/session", "GET", None),
+            ("api/v1/audit", "GET", None),
+            ("datastore/", "GET", None),
+            ("api/v1/session", "DELETE", None),
+            ("api/v1/queue", "POST", {"count": 1}),
+            ("api/v1/queue/next", "POST", {}),
+            ("activelearning/attention", "POST", {}),
+        ):
+            for cors in (True, False):
+                answer = send(page, f"{settings.review_url}/{path}", method, body, cors=cors)
+                assert answer["text"] == "" or answer["type"] == "refused", answer
+        assert AuditLog(catalog).page(0, 1)[0] == before
+    page.close()
+    assert context.request.get(f"{settings.review_url}/api/v1/session").ok
+    context.close()
+
+
+def test_a_name_that_comes_to_mean_this_machine_is_signed_in_nowhere(
+    rebound_chromium: Browser, target: Stack
+) -> None:
+    """Review's cookie belongs to the name that people open; under another there is none."""
+    settings = target.settings
+    page = rebound_chromium.new_page()
+    origin = f"http://{EVIL_HOST}:{settings.review_port}"
+    page.goto(f"{origin}/healthz")
+    for path in ("/api/v1/session", "/api/v1/cases", "/api/v1/audit", "/datastore/", "/info/"):
+        answer = send(page, f"{origin}{path}", "GET", None, cors=True)
+        assert answer["status"] == 401, (path, answer)
+    page.close()
+
+
+def test_every_port_of_triton_wants_a_certificate(target: Stack) -> None:
+    pid = target.status()["triton"].pid
+    assert pid is not None
+    listening = [
+        connection.laddr.port
+        for connection in psutil.Process(pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == [target.settings.triton_grpc_port]
+
+
+def test_a_page_that_posts_to_the_attention_service_harms_nothing(
+    rebound_chromium: Browser, evil_site: Site, target: Stack
+) -> None:
+    page = rebound_chromium.new_page()
+    page.goto(evil_site.url)
+    call = "atlasloop.attention.v1.AttentionService/GetInfo"
+    for host in ("127.0.0.1", EVIL_HOST):
+        url = f"http://{host}:{target.settings.attention_port}/{call}"
+        for cors in (True, False):
+            for _ in range(5):
+                assert send(page, url, "POST", {"case_id": "x"}, cors=cors)["type"] == "refused"
+    page.close()
+    assert target.status()["attention"].state == "healthy"
+
+
 def test_prefect_wants_its_password(target: Stack) -> None:
     settings = target.settings
     with httpx.Client(base_url=settings.prefect_api_url, trust_env=False) as client:
@@ -258,6 +367,10 @@ def test_grpc_ports_answer_no_browser(target: Stack) -> None:
         pytest.raises(grpc.FutureTimeoutError),
     ):
         grpc.channel_ready_future(channel).result(timeout=2)
+
+
+def metrics_ports(settings: EmbeddedSettings) -> tuple[int, ...]:
+    return settings.attention_metrics_port, settings.review_metrics_port
 
 
 def deployments(settings: EmbeddedSettings) -> list[dict[str, Any]]:

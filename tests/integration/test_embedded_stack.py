@@ -154,10 +154,9 @@ def test_up_again_leaves_a_healthy_stack_alone(triton_stack: Stack) -> None:
 
 def test_everything_listens_on_this_machine_only(triton_stack: Stack) -> None:
     given = triton_stack.settings
-    ports = {given.triton_grpc_port, given.triton_metrics_port}
     connections = psutil.Process(server_pid(triton_stack)).net_connections()
     listening = [c for c in connections if c.status == psutil.CONN_LISTEN]
-    assert {c.laddr.port for c in listening} == ports
+    assert {c.laddr.port for c in listening} == {given.triton_grpc_port}
     # gRPC listens on an IPv6 socket; the address is the IPv4 one all the same.
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
 
@@ -299,13 +298,13 @@ def test_foreign_process_under_a_recorded_id_is_left_alone(settings: EmbeddedSet
 
 
 def test_taken_port_is_a_clear_error_and_starts_nothing(settings: EmbeddedSettings) -> None:
-    taken = socket.create_server(("127.0.0.1", settings.triton_metrics_port))
+    taken = socket.create_server(("127.0.0.1", settings.triton_grpc_port))
     with taken, pytest.raises(ConfigurationError) as caught:
         up(settings)
     message = str(caught.value)
-    assert str(settings.triton_metrics_port) in message
+    assert str(settings.triton_grpc_port) in message
     assert f"(pid {os.getpid()})" in message
-    assert "ATLASLOOP_TRITON_METRICS_PORT" in message
+    assert "ATLASLOOP_TRITON_GRPC_PORT" in message
     assert not Stack(settings).pids()
 
 

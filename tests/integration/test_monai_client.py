@@ -150,7 +150,7 @@ def test_two_users_never_overwrite_each_other(running: RunningReview, tmp_path: 
         if make is ann:
             make().save_label(first["id"], str(tmp_path / "edited.nii.gz"))
             continue
-        with pytest.raises(monailabel.client.MONAILabelClientException, match="changed by some"):
+        with pytest.raises(monailabel.client.MONAILabelClientException, match="kept"):
             make().save_label(first["id"], str(tmp_path / "edited.nii.gz"))
 
 

@@ -32,6 +32,7 @@ from atlas_core.store import CaseStore
 from atlas_review.auth.sign_in_cache import CACHED_S
 from numpy.typing import NDArray
 from PIL import Image
+from ports import free_port
 from reference_assembly import Candidate, assemble
 from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
 
@@ -76,6 +77,14 @@ def hand_in(
 ) -> httpx.Response:
     files = {"label": (name, content, "application/gzip")}
     return client.post(f"{API}/cases/{case_id}/labels", params=query, files=files)
+
+
+def take(client: httpx.Client, case: dict[str, Any]) -> int:
+    """Lease the case; the id of its task."""
+    cases = client.get(f"{API}/cases", params={"limit": 500}).json()["cases"]
+    task = next(one["task_id"] for one in cases if one["id"] == case["id"])
+    client.post(f"{API}/tasks/{task}/lease").raise_for_status()
+    return int(task)
 
 
 def stored(review: RunningReview) -> tuple[set[str], int]:
@@ -127,6 +136,34 @@ def test_signing_out_ends_the_session_at_once(review: RunningReview) -> None:
         assert client.delete(f"{API}/session").status_code == 204
         client.cookies.set("atlasloop_session", cookie)
         assert client.get(f"{API}/session").status_code == 401
+
+
+def test_a_bearer_token_is_revoked_or_said_to_be_no_sign_in(review: RunningReview) -> None:
+    from atlas_review.auth import Role
+
+    with review.client() as client:
+        form = {"username": "ann", "password": PASSWORD}
+        token = client.post("/auth/token", data=form).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        assert client.get(f"{API}/session").json()["user"] == "ann"
+        assert client.delete(f"{API}/session").status_code == 204
+        assert client.get(f"{API}/session").status_code == 401
+        machine = review.place.accounts.add_token("robot", (Role.MANAGER,))
+        client.headers["Authorization"] = f"Bearer {machine}"
+        refused = client.delete(f"{API}/session")
+        assert refused.status_code == 403
+        assert "remove NAME" in refused.json()["detail"]
+        assert client.get(f"{API}/session").status_code == 200
+
+
+def test_failed_sign_ins_are_on_record_without_what_was_typed(review: RunningReview) -> None:
+    with review.client("admin") as admin:
+        for name in ("ann", "correct horse battery"):
+            sign_in(admin, name, "guess", "")
+        found = admin.get(f"{API}/audit", params={"limit": 2}).json()["entries"]
+    said = {"by": "password", "from": "127.0.0.1"}
+    assert [one["action"] for one in found] == ["failed sign-in"] * 2
+    assert [(one["who"], one["detail"]) for one in found] == [("(unknown)", said), ("ann", said)]
 
 
 def test_roles_decide(review: RunningReview, ann: httpx.Client) -> None:
@@ -193,7 +230,7 @@ def test_behind_a_proxy_a_guesser_locks_out_nobody_else(
     log = tmp_path / "log"
     fields: dict[str, Any] = {"login_attempts": 2, "trusted_proxies": trusted, "log": log}
     with running_review(review_place, **fields) as running, running.client() as client:
-        guesses = [sign_in(client, f"no{n}", "guess", "1.1.1.1, 203.0.113.5") for n in range(3)]
+        guesses = [sign_in(client, "ann", "guess", "1.1.1.1, 203.0.113.5") for n in range(3)]
         assert guesses == [401, 401, 429]
         assert sign_in(client, "ann", PASSWORD, "203.0.113.5") == 429
         assert sign_in(client, "ann", PASSWORD, "203.0.113.6") == 200
@@ -429,6 +466,7 @@ def test_contact_sheets_are_rendered_in_advance(tmp_path: Path) -> None:
         mask[5:9, 5:9, 2:4] = 1
         content = nifti(tmp_path, mask, geometry_of(case))
         base = label_of(case, "aorta")["id"]
+        take(client, case)
         hand_in(client, case["id"], content, organ="aorta", base=base).raise_for_status()
         wait_for(lambda now: not now[case["id"]] & first[case["id"]] and len(now[case["id"]]) == 1)
 
@@ -476,6 +514,7 @@ def test_a_label_is_stored_as_it_was_drawn(
     mask = np.zeros(case["shape"], np.uint8)
     mask[10:20, 10:20, 3:6] = 7
     content = nifti(tmp_path, mask, geometry_of(case))
+    take(ann, case)
     answer = hand_in(ann, case["id"], content, organ="stomach", base=before["id"])
     assert answer.status_code == 201, answer.text
     version = answer.json()
@@ -495,8 +534,8 @@ def test_a_label_is_stored_as_it_was_drawn(
     assert stale.status_code == 201  # the very same mask is the version in force
     mask[10:20, 10:20, 7] = 7
     other = nifti(tmp_path, mask, geometry_of(case))
-    with review.client("bob") as bob:
-        conflict = hand_in(bob, case["id"], other, organ="stomach", base=before["id"])
+    with review.client("rita") as rita:
+        conflict = hand_in(rita, case["id"], other, organ="stomach", base=before["id"])
     assert conflict.status_code == 409
     problem = conflict.json()
     assert problem["current"]["id"] == version["id"]
@@ -519,6 +558,7 @@ def test_a_mask_in_another_axis_order_is_reoriented(
     geometry = VolumeGeometry.from_array(turned.shape, matrix)
     base = label_of(case, "aorta")["id"]
     content = nifti(tmp_path, turned, geometry)
+    take(ann, case)
     answer = hand_in(ann, case["id"], content, organ="aorta", base=base)
     assert answer.status_code == 201, answer.text
     back = tmp_path / "back.nii.gz"
@@ -879,9 +919,16 @@ def test_headers_restrict_what_the_page_may_do(review: RunningReview) -> None:
         assert client.get(f"{API}/nothing").status_code == 404
 
 
-def test_metrics_name_no_case(review: RunningReview, ann: httpx.Client) -> None:
-    case_id = ann.get(f"{API}/cases").json()["cases"][0]["id"]
-    ann.get(f"{API}/cases/{case_id}")
-    text = ann.get("/metrics").text
+def test_metrics_have_a_port_of_their_own_and_name_no_case(review_place: ReviewPlace) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with (
+        running_review(review_place, metrics_listen=address) as running,
+        running.client("ann") as ann,
+    ):
+        case_id = ann.get(f"{API}/cases").json()["cases"][0]["id"]
+        ann.get(f"{API}/cases/{case_id}")
+        text = httpx.get(f"http://{address}/metrics", trust_env=False).text
+        assert ann.get("/metrics").status_code == 404
     assert "atlasloop_review_requests_total" in text
+    assert 'atlasloop_review_tasks{state="open"}' in text
     assert case_id not in text

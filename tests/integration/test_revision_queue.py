@@ -19,7 +19,9 @@ from atlas_core.review import (
     NO_BASE,
     QUEUE_DRAINED,
     Annotator,
+    AuditLog,
     LabelVersions,
+    NotHeld,
     OutgoingEvents,
     Portion,
     ReviewStatistics,
@@ -86,7 +88,7 @@ def handed_in(
         sha256=f"{number:064x}",
         voxels=10,
         volume_ml=1.0,
-        author=author,
+        author=Annotator(author, second_reader=True),  # who needs no lease
         base=base,
         task_id=task_id,
     )
@@ -328,7 +330,7 @@ def test_a_revision_counts_every_organ_that_got_a_label(
 def test_labels_of_another_time_do_not_make_a_confirmed_case_revised(
     queue: RevisionQueue, versions: LabelVersions, clock: Clock
 ) -> None:
-    """Handed in before the task was opened, or kept as a conflict, which no label is."""
+    """Handed in before the task was opened, or kept as a proposal, which no label is."""
     task = queue.next(ANN)
     assert task is not None
     clock.now = datetime(2020, 1, 1, tzinfo=UTC)
@@ -343,7 +345,7 @@ def test_of_two_labels_from_one_base_both_are_kept(versions: LabelVersions) -> N
     with pytest.raises(StaleBase) as caught:
         versions.submit(handed_in("Many_00000", "bob", NO_BASE, 2))
     assert caught.value.current == first
-    assert caught.value.submitted.id.startswith("conflict-")
+    assert caught.value.submitted.id.startswith("proposal-")
     found = versions.versions("Many_00000", ORGAN)
     assert [one.author for one in found] == ["ann", "bob"]
     assert [one.in_force for one in found] == [True, False]
@@ -352,13 +354,109 @@ def test_of_two_labels_from_one_base_both_are_kept(versions: LabelVersions) -> N
     assert resolved.base == first.id
 
 
-def test_a_conflict_is_none_of_the_labels_that_assembly_sees(
+def test_a_proposal_is_none_of_the_labels_that_assembly_sees(
     catalog: Catalog, versions: LabelVersions
 ) -> None:
     versions.submit(handed_in("Many_00000", "ann", NO_BASE, 1))
     with pytest.raises(StaleBase):
         versions.submit(handed_in("Many_00000", "bob", NO_BASE, 2))
     assert [label.annotator for label in catalog.labels("Many_00000")] == ["ann"]
+
+
+def by_annotator(submission: Submission) -> Submission:
+    """The same by somebody who is no reader."""
+    return replace(submission, author=Annotator(submission.author.name))
+
+
+def test_a_label_comes_into_force_by_the_lease_of_its_case(
+    catalog: Catalog, queue: RevisionQueue, versions: LabelVersions
+) -> None:
+    task = queue.next(ANN)
+    assert task is not None
+    by_ann = by_annotator(handed_in(task.case_id, "ann", NO_BASE, 1))
+    by_bob = by_annotator(handed_in(task.case_id, "bob", NO_BASE, 2, task.id))
+    with pytest.raises(NotHeld) as kept:
+        versions.submit(by_bob)
+    assert not kept.value.submitted.in_force
+    assert catalog.labels(task.case_id) == []
+    first = versions.submit(by_ann)
+    assert first.in_force
+    queue.release(task.id, ANN)
+    with pytest.raises(NotHeld):
+        versions.submit(by_annotator(handed_in(task.case_id, "ann", first.id, 3)))
+    assert versions.in_force(task.case_id)[ORGAN] == first
+
+
+def test_an_expired_lease_holds_until_somebody_else_takes_the_case(
+    queue: RevisionQueue, versions: LabelVersions, clock: Clock
+) -> None:
+    task = queue.next(ANN)
+    assert task is not None
+    clock.now += timedelta(days=1)
+    first = versions.submit(by_annotator(handed_in(task.case_id, "ann", NO_BASE, 1)))
+    queue.lease(task.id, BOB)
+    with pytest.raises(NotHeld):
+        versions.submit(by_annotator(handed_in(task.case_id, "ann", first.id, 2)))
+
+
+def test_a_finished_or_passed_on_case_is_nobodys(
+    queue: RevisionQueue, versions: LabelVersions
+) -> None:
+    for end in (
+        lambda task: queue.confirm(task.id, ANN, 60),
+        lambda task: queue.ask_second_reader(task.id, ANN, "fundus?"),
+    ):
+        task = queue.next(ANN)
+        assert task is not None
+        end(task)
+        with pytest.raises(NotHeld):
+            versions.submit(by_annotator(handed_in(task.case_id, "ann", NO_BASE, 1)))
+        assert versions.in_force(task.case_id) == {}
+        assert versions.submit(handed_in(task.case_id, "rita", NO_BASE, 2)).in_force
+
+
+def test_what_others_hand_in_does_not_decide_how_a_task_ends(
+    queue: RevisionQueue, versions: LabelVersions
+) -> None:
+    task = queue.next(ANN)
+    assert task is not None
+    with pytest.raises(NotHeld):
+        versions.submit(by_annotator(handed_in(task.case_id, "bob", NO_BASE, 1, task.id)))
+    versions.submit(handed_in(task.case_id, "rita", NO_BASE, 2, task.id))
+    assert queue.confirm(task.id, ANN, 60).state is TaskState.CONFIRMED
+
+
+def test_a_proposal_is_accepted_by_the_holder_of_the_case_over_what_they_saw(
+    catalog: Catalog, queue: RevisionQueue, versions: LabelVersions
+) -> None:
+    task = queue.next(ANN)
+    assert task is not None
+    with pytest.raises(NotHeld) as kept:
+        versions.submit(by_annotator(handed_in(task.case_id, "bob", NO_BASE, 1)))
+    proposal = kept.value.submitted.id
+    assert [one.id for one in versions.proposals(0, 10)[1]] == [proposal]
+    with pytest.raises(Conflict, match="holds the case"):
+        versions.accept(task.case_id, proposal, BOB, NO_BASE)
+    first = versions.submit(handed_in(task.case_id, "ann", NO_BASE, 2))
+    with pytest.raises(Conflict, match="changed by somebody else"):
+        versions.accept(task.case_id, proposal, ANN, NO_BASE)
+    accepted = versions.accept(task.case_id, proposal, ANN, first.id)
+    assert (accepted.author, accepted.in_force) == ("bob", True)
+    assert versions.latest(task.case_id)[ORGAN] == accepted
+    assert versions.proposals(0, 10) == (0, [])
+    assert {label.annotator for label in catalog.labels(task.case_id)} == {"ann", "bob"}
+    with pytest.raises(NotFound):
+        versions.accept(task.case_id, proposal, ANN, accepted.id)
+
+
+def test_a_proposal_that_is_sent_again_is_one(
+    queue: RevisionQueue, versions: LabelVersions
+) -> None:
+    again = by_annotator(handed_in("Many_00000", "bob", NO_BASE, 1))
+    for _ in range(2):
+        with pytest.raises(NotHeld):
+            versions.submit(again)
+    assert versions.proposals(0, 10)[0] == 1
 
 
 def test_sending_the_same_label_twice_is_one_version(versions: LabelVersions) -> None:
@@ -523,3 +621,14 @@ def test_what_is_refused_leaves_no_trace(queue: RevisionQueue) -> None:
             refused()
     assert queue.history(task.id) == before
     assert queue.task(task.id).state is TaskState.LEASED
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE audit_log SET who = 'nobody'", "DELETE FROM audit_log WHERE id = 1"]
+)
+def test_the_audit_log_only_grows(catalog: Catalog, queue: RevisionQueue, change: str) -> None:
+    before = AuditLog(catalog).page(0, 500)
+    assert before[0] > 0
+    with pytest.raises(sa.exc.DBAPIError, match="only grows"), catalog.engine.begin() as direct:
+        direct.execute(sa.text(change))
+    assert AuditLog(catalog).page(0, 500) == before

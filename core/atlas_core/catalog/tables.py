@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0005"
+REVISION = "0006"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -313,7 +313,8 @@ sign_ins = Table(
     Column("expires_at", UtcDateTime, nullable=False, index=True),
 )
 
-# No foreign keys: what was done stays on record when its case is deleted.
+# No foreign keys: what was done stays on record when its case is deleted. A trigger refuses to
+# change what it holds (revision 0006).
 audit_log = Table(
     "audit_log",
     metadata,

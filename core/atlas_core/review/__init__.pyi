@@ -3,19 +3,28 @@ from .case_status import CaseAttention, CaseBrief, CaseFilter, CaseReview
 from .drafts import Drafts
 from .error_taxonomy import ERROR_TYPES, ErrorType
 from .filling import Portion
-from .label_versions import NO_BASE, LabelVersions, StaleBase, Submission
+from .label_versions import (
+    NO_BASE,
+    KeptAsProposal,
+    LabelVersions,
+    NotHeld,
+    StaleBase,
+)
+from .orphans import set_orphans_aside
 from .outgoing_events import QUEUE_DRAINED, OutgoingEvent, OutgoingEvents
-from .queue import Annotator, RevisionQueue
+from .queue import RevisionQueue
 from .records import (
     FINISHED,
     MINUTES_PER_CASE,
     PENDING,
     TOP_SHARE,
     USER_NAME,
+    Annotator,
     AuditEntry,
     Draft,
     LabelVersion,
     OpenedTasks,
+    Submission,
     Task,
     TaskCounts,
     TaskState,
@@ -47,8 +56,10 @@ __all__ = [
     "Draft",
     "Drafts",
     "ErrorType",
+    "KeptAsProposal",
     "LabelVersion",
     "LabelVersions",
+    "NotHeld",
     "OpenedTasks",
     "OrganVolumes",
     "OutgoingEvent",
@@ -67,4 +78,5 @@ __all__ = [
     "Throughput",
     "UserName",
     "Verdict",
+    "set_orphans_aside",
 ]

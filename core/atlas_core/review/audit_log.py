@@ -36,11 +36,20 @@ class AuditLog:
         self._catalog = catalog
 
     def add(
-        self, at: datetime, who: str, action: str, detail: Mapping[str, Any] | None = None
+        self,
+        at: datetime,
+        who: str,
+        action: str,
+        detail: Mapping[str, Any] | None = None,
+        *,
+        case_id: str | None = None,
     ) -> None:
-        """Add an entry that concerns no case, such as a sign-in."""
+        """Add an entry for what changes no case, such as a sign-in or a download."""
+        entry = AuditEntry(
+            at=at, who=who, action=action, case_id=case_id, detail=dict(detail or {})
+        )
         with self._catalog.transaction(write=True) as connection:
-            note(connection, AuditEntry(at=at, who=who, action=action, detail=dict(detail or {})))
+            note(connection, entry)
 
     def page(self, offset: int, limit: int) -> tuple[int, Sequence[AuditEntry]]:
         """Number of entries, and `limit` of them from `offset` on, newest first."""

@@ -1,79 +1,94 @@
 """Label versions: every label of an organ, from each source, and the labels annotators submit.
 
-A version never changes. A label that is handed in names the version it was made from, its base. If
-that is no longer the latest version, both are kept and no work is lost: the new label stays a
-submission of its own, which assembly does not see, until somebody has compared the two.
+A version never changes. A label that is handed in names the version it was made from, its base. It
+comes into force if that is the latest version, and if its author holds the case or is a reader. If
+not, no work is lost: it stays a proposal, which assembly does not see, until somebody who may put a
+label into force has compared the two and accepts it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from atlas_core.assembly import preferred
 from atlas_core.catalog import Catalog, now
 from atlas_core.catalog import tables as t
 from atlas_core.errors import Conflict, InvalidInput, NotFound
-from atlas_core.records import Label, LabelSource
+from atlas_core.records import LabelSource
 from atlas_core.review.audit_log import note
 from atlas_core.review.clock import Clock
-from atlas_core.review.records import AuditEntry, LabelVersion
+from atlas_core.review.label_rows import (
+    accept_proposal,
+    hand_in_entry,
+    insert_label,
+    insert_submission,
+    is_proposal,
+    of_proposal,
+    version_of,
+    versions_of,
+)
+from atlas_core.review.leasing import held_task
+from atlas_core.review.records import (
+    PROPOSAL_PREFIX,
+    Annotator,
+    AuditEntry,
+    LabelVersion,
+    Submission,
+)
 
 NO_BASE: Final = "none"
 """Base of a label of an organ that had none."""
-
-CONFLICT_PREFIX: Final = "conflict-"
 
 _l = t.labels.c
 _s = t.label_submissions.c
 
 
-class StaleBase(Conflict):
-    """A label was made from a version that is no longer the latest. Both are kept.
+class KeptAsProposal(Conflict):
+    """A label was handed in that must not come into force. It is kept as a proposal.
+
+    Attributes:
+        submitted: the proposal.
+    """
+
+    def __init__(self, submitted: LabelVersion, what: str, **details: Any) -> None:
+        self.submitted = submitted
+        super().__init__(what, case=submitted.case_id, **details)
+
+
+class NotHeld(KeptAsProposal):
+    """Its author neither holds the case nor is a reader."""
+
+    def __init__(self, submitted: LabelVersion) -> None:
+        super().__init__(
+            submitted,
+            f"the label of the {submitted.organ} is kept, as {submitted.id}, and not in force",
+            expected="somebody who holds the case, or a reader",
+            got=submitted.author,
+            remedy="take the case and accept it, or ask its holder, a reader or a manager to",
+        )
+
+
+class StaleBase(KeptAsProposal):
+    """It was made from a version that is no longer the latest. Both are kept.
 
     Attributes:
         current: the latest version; None if the organ has none.
-        submitted: what was handed in, as it is kept.
     """
 
     def __init__(self, current: LabelVersion | None, submitted: LabelVersion) -> None:
         self.current = current
-        self.submitted = submitted
         super().__init__(
+            submitted,
             f"the {submitted.organ} was changed by somebody else meanwhile; both labels are kept",
-            case=submitted.case_id,
             expected=f"base {current.id if current else NO_BASE}",
             got=f"base {submitted.base or NO_BASE}",
-            remedy="compare the two, and hand in a label that is made from the latest version",
+            remedy="compare the two, and hand in one made from the latest version, or accept yours",
         )
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A mask that is in the store and not yet on record.
-
-    Attributes:
-        case_id, organ: what it segments.
-        path, sha256: its file in the case store, shared with no other label.
-        voxels, volume_ml: its size.
-        author: who drew it.
-        base: id of the version that it was made from, or `NO_BASE`.
-        task_id: the task that it was drawn for, if any.
-    """
-
-    case_id: str
-    organ: str
-    path: str
-    sha256: str
-    voxels: int
-    volume_ml: float
-    author: str
-    base: str
-    task_id: int | None = None
 
 
 class LabelVersions:
@@ -86,10 +101,10 @@ class LabelVersions:
     def versions(
         self, case_id: str, organ: str | None = None, source: LabelSource | None = None
     ) -> list[LabelVersion]:
-        """Every version of a case (of one organ, of one source), conflicts included, oldest
+        """Every version of a case (of one organ, of one source), proposals included, oldest
         first."""
         with self._catalog.transaction(write=False) as connection:
-            found = _versions(connection, case_id)
+            found = versions_of(connection, case_id)
         return [
             version
             for version in found
@@ -123,25 +138,25 @@ class LabelVersions:
         Raises:
             NotFound: this case has no such version.
         """
-        for version in self.versions(case_id):
-            if version.id == version_id:
-                return version
-        raise NotFound("no such label version", case=case_id, got=version_id)
+        with self._catalog.transaction(write=False) as connection:
+            return version_of(connection, case_id, version_id)
 
     def submit(self, submission: Submission) -> LabelVersion:
-        """Put a label on record: as the revised label of its organ, or as a conflict.
+        """Put a label on record: as the revised label of its organ, or as a proposal.
 
         The same mask as the newest revision (from a client that missed the answer and sends again)
-        is no new version: that revision is returned.
+        is no new version: that revision is returned. So is a proposal that its author repeats.
 
         Raises:
             NotFound: no such case.
             InvalidInput: the base is no version of this case and organ.
-            StaleBase: the base is not the latest version. What was handed in is on record.
+            NotHeld: the author neither holds the case nor is a reader. The proposal is on record.
+            StaleBase: the base is not the latest version. The proposal is on record.
         """
+        author = submission.author
         with self._catalog.transaction(write=True) as connection:
             _lock_case(connection, submission.case_id)
-            known = _versions(connection, submission.case_id)
+            known = versions_of(connection, submission.case_id)
             known = [version for version in known if version.organ == submission.organ]
             latest = _latest(known)
             base_id = _base_id(submission, known)
@@ -151,27 +166,103 @@ class LabelVersions:
                 and latest.sha256 == submission.sha256
             ):
                 return latest
+            held = held_task(connection, submission.case_id, author.name)
+            may = held is not None or author.second_reader
             fresh = submission.base == (latest.id if latest else NO_BASE)
-            now = max([self._now(), *(v.created_at + timedelta(microseconds=1) for v in known)])
-            label_id = _insert_label(connection, submission, now) if fresh else None
-            submission_id = _insert_submission(connection, submission, now, base_id, label_id)
-            identity = f"{CONFLICT_PREFIX}{submission_id}" if label_id is None else str(label_id)
-            note(connection, _audit(submission, now, identity))
-            found = _versions(connection, submission.case_id)
-        submitted = next(version for version in found if version.id == identity)
+            submitted = None if may and fresh else _repeated(known, submission)
+            if submitted is None:
+                now = _after(known, self._now())
+                label_id = insert_label(connection, submission, now) if may and fresh else None
+                # Whose label it is decides how the task ends: only its holder's counts.
+                task_id = held if held == submission.task_id else None
+                number = insert_submission(
+                    connection, replace(submission, task_id=task_id), now, base_id, label_id
+                )
+                identity = f"{PROPOSAL_PREFIX}{number}" if label_id is None else str(label_id)
+                note(connection, hand_in_entry(submission, now, identity))
+                submitted = version_of(connection, submission.case_id, identity)
+        if not may:
+            raise NotHeld(submitted)
         if not fresh:
             raise StaleBase(latest, submitted)
         return submitted
 
+    def proposals(self, offset: int, limit: int) -> tuple[int, list[LabelVersion]]:
+        """Number of proposals that nobody has accepted, and `limit` of them from `offset` on,
+        newest first."""
+        waiting = sa.select(t.label_submissions).where(_s.label_id.is_(None))
+        page = waiting.order_by(_s.id.desc()).offset(offset).limit(limit)
+        with self._catalog.transaction(write=False) as connection:
+            total = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery()))
+            rows = connection.execute(page).mappings()
+            return total or 0, [of_proposal(row) for row in rows]
 
-def _is_conflict(version: LabelVersion) -> bool:
-    return version.id.startswith(CONFLICT_PREFIX)
+    def accept(self, case_id: str, proposal_id: str, who: Annotator, over: str) -> LabelVersion:
+        """Put a proposal into force: it becomes the newest revision, by its own author.
+
+        Args:
+            over: id of the latest version of the organ, as `who` has seen it, or `NO_BASE`.
+
+        Raises:
+            NotFound: this case has no such proposal.
+            Conflict: `who` neither holds the case nor is a reader; or there is a later version
+                than `over`. Nothing changes.
+        """
+        with self._catalog.transaction(write=True) as connection:
+            _lock_case(connection, case_id)
+            proposal = version_of(connection, case_id, proposal_id)
+            if not is_proposal(proposal):
+                raise NotFound("this label is no proposal", case=case_id, got=proposal_id)
+            if held_task(connection, case_id, who.name) is None and not who.second_reader:
+                raise Conflict(
+                    "a proposal is accepted by somebody who holds the case, or by a reader",
+                    case=case_id,
+                    got=who.name,
+                    remedy="take the case first",
+                )
+            known = versions_of(connection, case_id)
+            known = [version for version in known if version.organ == proposal.organ]
+            latest = _latest(known)
+            current = latest.id if latest else NO_BASE
+            if over != current:
+                raise Conflict(
+                    f"the {proposal.organ} was changed by somebody else meanwhile",
+                    case=case_id,
+                    expected=f"version {current}",
+                    got=f"version {over}",
+                    remedy="compare the proposal with the latest version",
+                )
+            label_id = accept_proposal(connection, proposal, _after(known, self._now()))
+            detail = {"organ": proposal.organ, "proposal": proposal.id, "version": str(label_id)}
+            entry = AuditEntry(
+                at=self._now(), who=who.name, action="accept", case_id=case_id, detail=detail
+            )
+            note(connection, entry)
+            return version_of(connection, case_id, str(label_id))
+
+
+def _repeated(known: Sequence[LabelVersion], submission: Submission) -> LabelVersion | None:
+    """The proposal that this very mask of this author is already."""
+    return next(
+        (
+            version
+            for version in known
+            if is_proposal(version)
+            and (version.sha256, version.author) == (submission.sha256, submission.author.name)
+        ),
+        None,
+    )
+
+
+def _after(known: Sequence[LabelVersion], now: datetime) -> datetime:
+    """An instant later than all versions: the newest counts."""
+    return max([now, *(version.created_at + timedelta(microseconds=1) for version in known)])
 
 
 def _latest(versions: list[LabelVersion]) -> LabelVersion | None:
     """The newest revision among the versions of one organ, oldest first; without any, the version
     in force."""
-    revised = [v for v in versions if v.source is LabelSource.REVISED and not _is_conflict(v)]
+    revised = [v for v in versions if v.source is LabelSource.REVISED and not is_proposal(v)]
     return revised[-1] if revised else next((v for v in versions if v.in_force), None)
 
 
@@ -185,7 +276,7 @@ def _lock_case(connection: Connection, case_id: str) -> None:
 def _base_id(submission: Submission, known: list[LabelVersion]) -> int | None:
     if submission.base == NO_BASE:
         return None
-    if submission.base not in {version.id for version in known if not _is_conflict(version)}:
+    if submission.base not in {version.id for version in known if not is_proposal(version)}:
         raise InvalidInput(
             f"the base is no label of the {submission.organ} of this case",
             case=submission.case_id,
@@ -194,130 +285,3 @@ def _base_id(submission: Submission, known: list[LabelVersion]) -> int | None:
             remedy="name the version that the label was made from",
         )
     return int(submission.base)
-
-
-def _versions(connection: Connection, case_id: str) -> list[LabelVersion]:
-    """Labels and conflicts of a case, oldest first."""
-    query = (
-        sa.select(*t.labels.c, _s.base_id)
-        .outerjoin(t.label_submissions, _s.label_id == _l.id)
-        .where(_l.case_id == case_id)
-        .order_by(_l.created_at, _l.id)
-    )
-    rows = list(connection.execute(query).mappings())
-    labels = {row["id"]: _label(row) for row in rows}
-    chosen = _in_force(labels)
-    found = [_of_label(row, row["id"] in chosen) for row in rows]
-    kept = sa.select(t.label_submissions).where(_s.case_id == case_id, _s.label_id.is_(None))
-    found += [_of_conflict(row) for row in connection.execute(kept).mappings()]
-    return sorted(found, key=lambda version: version.created_at)
-
-
-def _label(row: sa.RowMapping) -> Label:
-    return Label.model_validate({name: row[name] for name in Label.model_fields})
-
-
-def _in_force(labels: dict[int, Label]) -> set[int]:
-    """Ids of the labels that assembly takes, one for each organ."""
-    by_organ: dict[str, dict[int, Label]] = {}
-    for number, label in labels.items():
-        by_organ.setdefault(label.organ, {})[number] = label
-    chosen = set()
-    for candidates in by_organ.values():
-        best = preferred(candidates.values())
-        chosen.add(next(number for number, label in candidates.items() if label is best))
-    return chosen
-
-
-def _of_label(row: sa.RowMapping, in_force: bool) -> LabelVersion:
-    return LabelVersion(
-        id=str(row["id"]),
-        case_id=row["case_id"],
-        organ=row["organ"],
-        source=row["source"],
-        path=row["path"],
-        value=row["value"],
-        sha256=row["sha256"],
-        voxels=row["voxels"],
-        volume_ml=row["volume_ml"],
-        author=row["annotator"],
-        models=row["models"],
-        created_at=row["created_at"],
-        base=None if row["base_id"] is None else str(row["base_id"]),
-        in_force=in_force,
-    )
-
-
-def _of_conflict(row: sa.RowMapping) -> LabelVersion:
-    return LabelVersion(
-        id=f"{CONFLICT_PREFIX}{row['id']}",
-        case_id=row["case_id"],
-        organ=row["organ"],
-        source=LabelSource.REVISED,
-        path=row["path"],
-        value=1,
-        sha256=row["sha256"],
-        voxels=row["voxels"],
-        volume_ml=row["volume_ml"],
-        author=row["author"],
-        created_at=row["created_at"],
-        base=None if row["base_id"] is None else str(row["base_id"]),
-        in_force=False,
-    )
-
-
-def _insert_label(connection: Connection, submission: Submission, now: datetime) -> int:
-    row = {
-        "case_id": submission.case_id,
-        "organ": submission.organ,
-        "source": LabelSource.REVISED.value,
-        "path": submission.path,
-        "value": 1,
-        "sha256": submission.sha256,
-        "voxels": submission.voxels,
-        "volume_ml": submission.volume_ml,
-        "models": [],
-        "annotator": submission.author,
-        "created_at": now,
-    }
-    return int(connection.execute(sa.insert(t.labels).values(row).returning(_l.id)).scalar_one())
-
-
-def _insert_submission(
-    connection: Connection,
-    submission: Submission,
-    now: datetime,
-    base_id: int | None,
-    label_id: int | None,
-) -> int:
-    row = {
-        "case_id": submission.case_id,
-        "organ": submission.organ,
-        "path": submission.path,
-        "sha256": submission.sha256,
-        "voxels": submission.voxels,
-        "volume_ml": submission.volume_ml,
-        "author": submission.author,
-        "created_at": now,
-        "base_id": base_id,
-        "task_id": submission.task_id,
-        "label_id": label_id,
-    }
-    query = sa.insert(t.label_submissions).values(row).returning(_s.id)
-    return int(connection.execute(query).scalar_one())
-
-
-def _audit(submission: Submission, now: datetime, identity: str) -> AuditEntry:
-    return AuditEntry(
-        at=now,
-        who=submission.author,
-        action="hand in label",
-        case_id=submission.case_id,
-        task_id=submission.task_id,
-        detail={
-            "organ": submission.organ,
-            "version": identity,
-            "base": submission.base,
-            "sha256": submission.sha256,
-        },
-    )

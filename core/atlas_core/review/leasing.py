@@ -45,6 +45,12 @@ _HELD: Final = (
     .with_for_update(of=t.revision_tasks)
 )
 
+_HELD_OF_CASE: Final = (
+    sa.select(_k.id)
+    .where(IS_PENDING, _k.case_id == sa.bindparam("case"), _k.assignee == sa.bindparam("who"))
+    .with_for_update(of=t.revision_tasks)
+)
+
 _FREE: Final = (
     sa.update(t.revision_tasks)
     .where(_k.id.in_(sa.bindparam("tasks", expanding=True)))
@@ -115,6 +121,15 @@ def give_back(
     if held:  # rarely: people finish what they have before they ask for more
         connection.execute(_FREE, {"tasks": [row["id"] for row in held], "now": now})
     return held
+
+
+def held_task(connection: Connection, case_id: str, who: str) -> int | None:
+    """The pending task of a case that `who` holds, locked; None if they do not.
+
+    A lease that expired while its annotator was drawing does no harm unless somebody else has
+    taken the case.
+    """
+    return connection.scalar(_HELD_OF_CASE, {"case": case_id, "who": who})
 
 
 @cache

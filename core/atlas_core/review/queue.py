@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -26,7 +26,16 @@ from atlas_core.review.clock import Clock
 from atlas_core.review.error_taxonomy import require_error_type
 from atlas_core.review.filling import Portion, PriorityListSource, insert_tasks, ranked_by
 from atlas_core.review.leasing import IS_PENDING, LeaseRequest, give_back, pick
-from atlas_core.review.records import FINISHED, PENDING, OpenedTasks, Task, TaskState, Verdict
+from atlas_core.review.records import (
+    FINISHED,
+    PENDING,
+    PROPOSAL_PREFIX,
+    Annotator,
+    OpenedTasks,
+    Task,
+    TaskState,
+    Verdict,
+)
 from atlas_core.review.rows import TaskRow, audit_entry
 from atlas_core.review.views import ANY_TASK, RevisionViews, TaskFilter
 
@@ -35,19 +44,6 @@ DEFAULT_LEASE: Final = timedelta(minutes=10)
 
 _k = t.revision_tasks.c
 _o = t.revision_task_organs.c
-
-
-@dataclass(frozen=True)
-class Annotator:
-    """An annotator.
-
-    Attributes:
-        name: unique.
-        second_reader: may take cases that another annotator was unsure of.
-    """
-
-    name: str
-    second_reader: bool = False
 
 
 class RevisionQueue(RevisionViews):
@@ -235,7 +231,7 @@ class RevisionQueue(RevisionViews):
         now = self._now()
         with self._catalog.transaction(write=True) as connection:
             row = self._held(connection, task_id, annotator, now)
-            revised = _handed_in(connection, row)
+            revised = _handed_in(connection, row, annotator)
             wrong = connection.scalars(
                 sa.select(_o.organ)
                 .where(
@@ -279,7 +275,7 @@ class RevisionQueue(RevisionViews):
             row = self._held(connection, task_id, annotator, now)
             for organ, version in labels.items():
                 _require_newest(connection, row["case_id"], organ, version)
-            revised = {**_handed_in(connection, row), **labels}
+            revised = {**_handed_in(connection, row, annotator), **labels}
             self._judge_revised(connection, task_id, annotator, now, revised)
             return self._finish_by(connection, row, annotator, seconds, revised)
 
@@ -547,12 +543,12 @@ def _require_text(what: str, text: str) -> None:
         raise InvalidInput(f"to {what} a case needs a reason")
 
 
-def _handed_in(connection: Connection, task: sa.RowMapping) -> dict[str, str]:
-    """Organ → newest label that was handed in for a task: under its id or, by a program that knows
-    no tasks, under none since the task was opened."""
+def _handed_in(connection: Connection, task: sa.RowMapping, annotator: Annotator) -> dict[str, str]:
+    """Organ → newest label that was handed in for a task: under its id by whoever held it or, by a
+    program of the annotator that knows no tasks, under none since the task was opened."""
     s = t.label_submissions.c
     of_task = (s.task_id == task["id"]) | (
-        s.task_id.is_(None) & (s.created_at >= task["created_at"])
+        s.task_id.is_(None) & (s.author == annotator.name) & (s.created_at >= task["created_at"])
     )
     query = (
         sa.select(s.organ, s.label_id)
@@ -575,7 +571,7 @@ def _require_newest(connection: Connection, case_id: str, organ: str, version: s
         .order_by(labels.created_at.desc(), labels.sha256.desc())
     )
     revised = [str(number) for number in connection.scalars(query)]
-    if version.startswith("conflict-") or (version in revised and version != revised[0]):
+    if version.startswith(PROPOSAL_PREFIX) or (version in revised and version != revised[0]):
         raise Conflict(
             f"the {organ} was changed by somebody else meanwhile",
             case=case_id,

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -25,6 +26,24 @@ MINUTES_PER_CASE = 15
 
 TOP_SHARE = 0.05
 """Share of the cases that are revised in the paper (§4.2)."""
+
+
+PROPOSAL_PREFIX: Final = "proposal-"
+"""Of the ids of label versions that are no labels."""
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """An annotator.
+
+    Attributes:
+        name: unique.
+        second_reader: may take cases that another annotator was unsure of, and reopen finished
+            ones; so may change labels also of a case that they do not hold.
+    """
+
+    name: str
+    second_reader: bool = False
 
 
 class TaskState(StrEnum):
@@ -117,7 +136,7 @@ class AuditEntry(FrozenModel):
 class LabelVersion(FrozenModel):
     """One label of one organ of one case, with its provenance. Immutable."""
 
-    id: str = Field(description="Of a label, or ``conflict-N`` for a submission that is none.")
+    id: str = Field(description="Of a label, or ``proposal-N`` for a submission that is none.")
     case_id: CaseId
     organ: OrganName
     source: LabelSource
@@ -131,6 +150,30 @@ class LabelVersion(FrozenModel):
     created_at: datetime
     base: str | None = Field(default=None, description="Version that it was made from.")
     in_force: bool = Field(description="It is the one that assembly takes.")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A mask that is in the store and not yet on record.
+
+    Attributes:
+        case_id, organ: what it segments.
+        path, sha256: its file in the case store, shared with no other label.
+        voxels, volume_ml: its size.
+        author: who drew it.
+        base: id of the version that it was made from, or `NO_BASE`.
+        task_id: the task that it was drawn for, if any.
+    """
+
+    case_id: str
+    organ: str
+    path: str
+    sha256: str
+    voxels: int
+    volume_ml: float
+    author: Annotator
+    base: str
+    task_id: int | None = None
 
 
 class Draft(FrozenModel):

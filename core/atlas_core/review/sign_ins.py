@@ -82,10 +82,11 @@ class SignIns:
             return None
         return SignIn(row.user_name, tuple(row.roles), row.csrf_token, row.expires_at)
 
-    def end(self, secret: str) -> None:
-        """End the sign-in of this secret."""
+    def end(self, secret: str) -> bool:
+        """End the sign-in of this secret; False if there was none."""
+        of_secret = sa.delete(t.sign_ins).where(_i.secret_sha256 == _hash(secret))
         with self._catalog.transaction(write=True) as connection:
-            connection.execute(sa.delete(t.sign_ins).where(_i.secret_sha256 == _hash(secret)))
+            return bool(connection.execute(of_secret).rowcount)
 
     def end_all(self, user: str) -> int:
         """Sign a user out everywhere; returns the number of sign-ins that ended."""

@@ -11,6 +11,7 @@
     cases/<case>/assembled/<inputs16>/combined_labels.nii.gz
                                       provenance.json
                                       segmentations/<organ>.nii.gz   where asked for
+    orphans/cases/…                               hand-ins and drafts that the catalog did not name
     .incoming/<host>.<pid>.<random>/              what is being written
 
 Everything is written under ``.incoming`` and renamed into place when it is complete and on disk: a
@@ -180,6 +181,15 @@ class CaseStore:
             for name in sorted(names):
                 yield Path(folder, name)
 
+    def hand_ins(self, before: float) -> Iterator[Path]:
+        """Every mask that was handed in and every draft, written before a time (seconds since the
+        epoch)."""
+        for pattern in ("cases/*/labels/*/revised-*.nii.gz", "cases/*/drafts/*.nii.gz"):
+            for path in self.root.glob(pattern):
+                with contextlib.suppress(FileNotFoundError):  # a draft that is replaced just now
+                    if path.stat().st_mtime < before:
+                        yield path
+
     def require_usable(self) -> None:
         """Prove with a small file that the store can be written to; for the start of a process.
 
@@ -339,6 +349,11 @@ class CaseStore:
     def remove(self, relative: str) -> None:
         """Remove one file that the catalog does not name (any more); nothing if it is not there."""
         self.path(relative).unlink(missing_ok=True)
+
+    def set_aside(self, relative: str) -> None:
+        """Move one file that the catalog does not name to ``orphans``."""
+        target = self.root / "orphans" / self.path(relative).relative_to(self.root)
+        move_file(self.path(relative), target)
 
     def sweep(self, older_than_hours: float = SWEEP_AFTER_HOURS) -> int:
         """Remove what crashed writers left behind; safe while others write.

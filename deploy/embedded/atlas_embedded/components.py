@@ -143,9 +143,10 @@ def _triton(settings: EmbeddedSettings) -> Component:
             f"--grpc-root-cert={tls.authority}",
             f"--grpc-server-cert={tls.certificate}",
             f"--grpc-server-key={tls.key}",
-            *(f"--{kind}-address={HOST}" for kind in ("grpc", "metrics")),
+            # Nor can the one of metrics, which answers whatever host name it is asked for by.
+            "--allow-metrics=false",
+            f"--grpc-address={HOST}",
             f"--grpc-port={settings.triton_grpc_port}",
-            f"--metrics-port={settings.triton_metrics_port}",
             # By this name the regions of this very stack are found after a crash.
             f"--backend-config=python,shm-region-prefix-name={_region_prefix(settings)}",
         )
@@ -156,7 +157,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
             settings.triton_grpc,
             repository_of(settings),
             settings.start_timeout_s,
-            metrics_port=settings.triton_metrics_port,
+            log=settings.log("triton"),
             tls=settings.triton_client_tls,
         )
 
@@ -167,7 +168,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
     return Component(
         name="triton",
         address=settings.triton_grpc,
-        port_fields=("triton_grpc_port", "triton_metrics_port"),
+        port_fields=("triton_grpc_port",),
         prepare=prepare,
         launch=launch,
         answers=lambda: models().require_alive(),
@@ -213,6 +214,7 @@ def _review(settings: EmbeddedSettings) -> Component:
     def launch() -> Launch:
         variables = {
             "ATLAS_REVIEW_LISTEN": f"{HOST}:{settings.review_port}",
+            "ATLAS_REVIEW_METRICS_LISTEN": f"{HOST}:{settings.review_metrics_port}",
             "ATLAS_REVIEW_STORE": str(settings.store),
             "ATLAS_REVIEW_CATALOG_URL": settings.catalog_url,
             "ATLAS_REVIEW_HOME": str(settings.review_home),
@@ -228,7 +230,7 @@ def _review(settings: EmbeddedSettings) -> Component:
     return Component(
         name="review",
         address=settings.review_url,
-        port_fields=("review_port",),
+        port_fields=("review_port", "review_metrics_port"),
         prepare=lambda: settings.store.mkdir(parents=True, exist_ok=True),
         launch=launch,
         answers=probe,

@@ -51,11 +51,11 @@ class EmbeddedSettings(BaseSettings):
         description="Which parts run here.",
     )
     triton_grpc_port: Port = 18001
-    triton_metrics_port: Port = 18002
     attention_port: Port = 18010
     attention_metrics_port: Port = 18011
     prefect_port: Port = 18020
     review_port: Port = 18030
+    review_metrics_port: Port = 18031
     triton_environment: Path = Field(
         default=_CHECKOUT / ".venv-triton",
         description="Virtual environment that holds tritonserver and the models' runtimes.",
@@ -116,6 +116,10 @@ class EmbeddedSettings(BaseSettings):
     def compiled_models(self) -> Path:
         """Graphs as OpenVINO compiled them for this CPU."""
         return self.home / "compiled-models"
+
+    def log(self, name: ComponentName) -> Path:
+        """What a part has written since its last start."""
+        return self.run / f"{name}.log"
 
     @property
     def access_folder(self) -> Path:

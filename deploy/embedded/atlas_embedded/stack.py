@@ -143,7 +143,7 @@ def logs(
     Raises:
         NotFound: the part was never started.
     """
-    log = _log(settings, name)
+    log = settings.log(name)
     if follow:
         yield from follow_log(log, lines)
         return
@@ -213,7 +213,7 @@ class _Start:
 
     def _launch(self, part: Component) -> None:
         self.on_event(f"{part.name} starts")
-        log = _log(self.settings, part.name)
+        log = self.settings.log(part.name)
         rotate(log)
         launch = part.launch()
         self.launched.append(part)
@@ -253,7 +253,7 @@ class _Start:
             time.sleep(_POLL_S)
 
     def _with_log(self, part: Component, error: Unavailable) -> Unavailable:
-        log = _log(self.settings, part.name)
+        log = self.settings.log(part.name)
         last = "\n".join(f"    {line}" for line in tail(log, _LOG_LINES_IN_ERROR))
         return Unavailable(
             f"{part.name} did not come into service: {error}",
@@ -338,10 +338,6 @@ def _record(settings: EmbeddedSettings, name: ComponentName) -> ProcessRecord | 
 
 def _record_path(settings: EmbeddedSettings, name: ComponentName) -> Path:
     return settings.run / f"{name}.json"
-
-
-def _log(settings: EmbeddedSettings, name: ComponentName) -> Path:
-    return settings.run / f"{name}.log"
 
 
 @contextlib.contextmanager

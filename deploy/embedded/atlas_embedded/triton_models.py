@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -32,7 +33,6 @@ from atlas_models.serving import (
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from atlas_embedded.loopback import fetch
 from atlas_embedded.settings import EmbeddedSettings
 
 _CALL_TIMEOUT_S = 10.0
@@ -41,8 +41,8 @@ _CALL_TIMEOUT_S = 10.0
 _INFERENCE_TIMEOUT_S = 30.0
 """For one window; on a busy server it waits behind the windows of the attention service."""
 
-_STARTED_METRIC = "atlasloop_model_started_seconds{"
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_RUNS_BY = re.compile(r"\b(\w+) (\d+) runs by (\w+) in (\w+)")
+"""As the Python backend of `atlas_models.serving` says it."""
 
 _SERVER_AWAY = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 """A server that is gone or hangs, rather than one that refuses."""
@@ -119,7 +119,7 @@ class TritonModels:
         address: host:port of the server's gRPC endpoint.
         repository: what it should serve.
         load_timeout_s: for loading one model; a cold compilation takes seconds.
-        metrics_port: of a server on this machine, which says there by what each model runs.
+        log: of a server on this machine, which says there by what each model runs.
         control_key: secret of the server's restricted model control; None: it has none.
         tls: this end of the connection; None: neither encrypted nor proved.
         seen_timeout_s: until the server sees what was written to its repository; a client of NFS
@@ -129,7 +129,7 @@ class TritonModels:
     address: str
     repository: TritonRepository
     load_timeout_s: float
-    metrics_port: int | None = None
+    log: Path | None = None
     control_key: str | None = field(default=None, repr=False)
     tls: TlsFiles | None = None
     seen_timeout_s: float = 90.0
@@ -182,17 +182,12 @@ class TritonModels:
         return "; ".join(f"{', '.join(models)} by {how}" for how, models in by_runtime.items())
 
     def _runtimes(self) -> dict[tuple[str, str], str]:
-        """What each model version really runs by, as its newest process reports it in a metric."""
-        if self.metrics_port is None:
+        """What each model version really runs by, as it last said in the server's log."""
+        if self.log is None or not self.log.is_file():
             return {}
-        newest: dict[tuple[str, str], tuple[float, str]] = {}
-        for line in fetch(self.metrics_port, "/metrics").decode().splitlines():
-            if line.startswith(_STARTED_METRIC):
-                labels = dict(_LABEL.findall(line))
-                key = labels["model"], labels["version"]
-                report = float(line.split()[-1]), f"{labels['runtime']} {labels['precision']}"
-                newest[key] = max(report, newest.get(key, report))
-        return {key: runtime for key, (_, runtime) in newest.items()}
+        with self.log.open(encoding="utf-8", errors="replace") as lines:
+            said = [match for line in lines if (match := _RUNS_BY.search(line))]
+        return {(match[1], match[2]): f"{match[3]} {match[4]}" for match in said}
 
     def load(self, name: str) -> None:
         """Has the server serve model `name` as the repository says now.

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread
 from time import monotonic
-from wsgiref.simple_server import WSGIServer
 
-from atlas_core.addresses import host_and_port
-from atlas_core.errors import ConfigurationError
 from atlas_core.model_spec import ModelSpec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 PREFIX = "atlasloop_attention"
@@ -86,32 +82,3 @@ class AttentionMetrics:
             yield
         finally:
             self.stage_seconds.labels(name).inc(monotonic() - began)
-
-    def serve(self, address: str) -> MetricsServer:
-        """Serve the metrics over HTTP at `address` (host:port).
-
-        Raises:
-            ConfigurationError: the port is taken.
-        """
-        host, port = host_and_port(address)
-        try:
-            return MetricsServer(*start_http_server(port, host, self.registry))
-        except OSError as error:
-            raise ConfigurationError(
-                f"metrics cannot be served on {address}",
-                got=error.strerror,
-                remedy="free the port, or set ATLAS_ATTENTION_METRICS_LISTEN",
-            ) from None
-
-
-class MetricsServer:
-    """The HTTP server of `AttentionMetrics.serve`."""
-
-    def __init__(self, server: WSGIServer, thread: Thread) -> None:
-        self._server = server
-        self._thread = thread
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -15,6 +15,7 @@ from typing import Self
 
 import grpc
 from atlas_core.errors import ConfigurationError
+from atlas_core.metrics_server import MetricsServer
 from atlas_core.store import CaseStore
 from atlasloop.attention.v1 import attention_pb2 as pb
 from atlasloop.attention.v1 import attention_pb2_grpc as stubs
@@ -54,7 +55,10 @@ class AttentionServer:
         with ExitStack() as parts:
             metrics = AttentionMetrics()
             if settings.metrics_listen:
-                parts.callback(metrics.serve(settings.metrics_listen).close)
+                scraped = MetricsServer(
+                    metrics.registry, settings.metrics_listen, settings.metrics_hosts
+                )
+                parts.callback(scraped.close)
             predictor = TritonPredictor(
                 TritonOptions(
                     settings.triton,

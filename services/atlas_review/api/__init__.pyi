@@ -1,10 +1,11 @@
 from .access import SignedIn, TheReview, annotator_of, identity
 from .body_limit import BodyLimit
-from .downloads import VOLUME_TYPE, file_response
+from .downloads import VOLUME_TYPE, record_download, volume_response
 from .forms import MULTIPART_FILE, file_in, received_form
 from .paths import API_PREFIX
 from .problems import PROBLEM_RESPONSES, answer_with_problems, problem
-from .session import check_password
+from .session import Credentials, check_password
+from .text_limit import TextLimit
 
 __all__ = [
     "API_PREFIX",
@@ -12,14 +13,17 @@ __all__ = [
     "PROBLEM_RESPONSES",
     "VOLUME_TYPE",
     "BodyLimit",
+    "Credentials",
     "SignedIn",
+    "TextLimit",
     "TheReview",
     "annotator_of",
     "answer_with_problems",
     "check_password",
     "file_in",
-    "file_response",
     "identity",
     "problem",
     "received_form",
+    "record_download",
+    "volume_response",
 ]

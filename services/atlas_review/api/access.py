@@ -55,6 +55,13 @@ async def identity(request: Request) -> Identity:
     raise NotSignedIn(review.sign_in_methods)
 
 
+def sign_in_secret(request: Request, who: Identity) -> str | None:
+    """What `identity` knew `who` by, where that can be the secret of a sign-in."""
+    if who.method == "bearer":
+        return request.headers.get("authorization", "").partition(" ")[2].strip()
+    return request.cookies.get(SESSION_COOKIE) if who.method == "session" else None
+
+
 async def _identity_by_token(review: Review, token: str) -> Identity | None:
     machine = review.accounts.by_token(token)
     if machine is not None:

@@ -11,9 +11,10 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_review.api.access import SignedIn, TheReview
-from atlas_review.api.downloads import file_response
+from atlas_review.api.downloads import file_response, record_download, volume_response
 from atlas_review.api.label_view import LabelView, label_view
 from atlas_review.api.paths import API_PREFIX
+from atlas_review.api.text_limit import NO_CONTROL
 from atlas_review.service import Review
 from atlas_review.volumes import CaseFile, OrganRegion, read_chunks, write_archive
 
@@ -87,7 +88,7 @@ class Flag(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     flagged: bool
-    reason: str = Field(default="", max_length=2000)
+    reason: str = Field(default="", max_length=2000, pattern=NO_CONTROL)
 
 
 class Flagged(BaseModel):
@@ -137,7 +138,9 @@ def download_ct(
 ) -> Response:
     """The CT, as it was imported."""
     case = review.catalog.case(case_id)
-    return file_response(request, review.files.ct(case), f"{case.id}_ct.nii.gz")
+    return volume_response(
+        request, review, who.user, case.id, review.files.ct(case), f"{case.id}_ct.nii.gz"
+    )
 
 
 @router.get("/cases/{case_id}/label_map.nii.gz", response_class=Response)
@@ -146,7 +149,8 @@ def download_label_map(
 ) -> Response:
     """The label in force of every organ, in one map."""
     case = review.catalog.case(case_id)
-    return file_response(request, review.files.label_map(case), f"{case.id}_labels.nii.gz")
+    file = review.files.label_map(case)
+    return volume_response(request, review, who.user, case.id, file, f"{case.id}_labels.nii.gz")
 
 
 @router.get("/cases/{case_id}/attention.nii.gz", response_class=Response)
@@ -160,7 +164,8 @@ def download_attention(
     """The attention map of one organ, or the largest value of all that count."""
     case = review.catalog.case(case_id)
     file = review.files.attention_map(case.id, organ)
-    return file_response(request, file, f"{case.id}_attention_{organ or 'all'}.nii.gz")
+    name = f"{case.id}_attention_{organ or 'all'}.nii.gz"
+    return volume_response(request, review, who.user, case.id, file, name)
 
 
 @router.get("/cases/{case_id}/download.zip", response_class=Response)
@@ -170,6 +175,7 @@ def download_archive(review: TheReview, who: SignedIn, case_id: CaseIdPath) -> R
     files = {"ct.nii.gz": review.files.ct(case), "labels.nii.gz": review.files.label_map(case)}
     if review.files.organ_attention(case.id):
         files["attention.nii.gz"] = review.files.attention_map(case.id, None)
+    record_download(review, who.user, case.id, f"{case.id}.zip")
     archive = write_archive(case.id, files, review.settings.organs)
     headers = {"Content-Disposition": f'attachment; filename="{case.id}.zip"'}
     return StreamingResponse(read_chunks(archive), media_type="application/zip", headers=headers)
@@ -212,7 +218,8 @@ def download_label(
     """The file of one version; its `value` is the voxel value of the organ."""
     version = review.versions.version(case_id, version_id)
     name = f"{case_id}_{version.organ}_{version.source.value}-{version.id}.nii.gz"
-    return file_response(request, review.files.label(version), name)
+    file = review.files.label(version)
+    return volume_response(request, review, who.user, case_id, file, name)
 
 
 @router.put("/cases/{case_id}/flag")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 
+from atlas_review.service import Review
 from atlas_review.volumes import CaseFile
 
 VOLUME_TYPE: Final = "application/gzip"
@@ -32,3 +34,18 @@ def file_response(
     if etag in held_by_client or held_by_client == ["*"]:
         return Response(status_code=304, headers=headers)
     return FileResponse(file.path, media_type=media_type, filename=name, headers=headers)
+
+
+def volume_response(
+    request: Request, review: Review, who: str, case_id: str, file: CaseFile, name: str
+) -> Response:
+    """`file_response` of a volume of a case; that `who` got it is put on record first."""
+    answer = file_response(request, file, name)
+    if answer.status_code != 304 and request.method != "HEAD":
+        record_download(review, who, case_id, name)
+    return answer
+
+
+def record_download(review: Review, who: str, case_id: str, name: str) -> None:
+    """Put on record that `who` gets a volume of a case."""
+    review.audit.add(datetime.now(UTC), who, "download", {"file": name}, case_id=case_id)

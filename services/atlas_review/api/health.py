@@ -1,11 +1,10 @@
-"""Liveness, readiness and metrics."""
+"""Liveness and readiness."""
 
 from __future__ import annotations
 
 from atlas_core.errors import Unavailable
 from atlas_core.review import TaskFilter
-from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi import APIRouter
 from pydantic import BaseModel
 
 from atlas_review.api.access import TheReview
@@ -32,11 +31,3 @@ def ready(review: TheReview) -> Health:
     if not review.store.root.is_dir():
         raise Unavailable("the case store is missing")
     return Health(status="ok")
-
-
-@router.get("/metrics", include_in_schema=False)
-def metrics(review: TheReview) -> Response:
-    """For Prometheus."""
-    for state, number in review.queue.counts(TaskFilter()).model_dump().items():
-        review.metrics.tasks.labels(state).set(number)
-    return Response(generate_latest(review.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -10,7 +10,7 @@ from atlas_core.records import Case
 from fastapi import APIRouter, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from atlas_review.api.access import SignedIn, TheReview
+from atlas_review.api.access import SignedIn, TheReview, annotator_of
 from atlas_review.api.forms import MULTIPART_FILE, file_in, received_form
 from atlas_review.api.label_view import LabelView, label_view
 from atlas_review.api.queue import MAX_ID
@@ -42,7 +42,7 @@ async def hand_in(
     async with received_form(request) as form:
         content = file_in(form, "label", plain_name=True)
         mask = await review.on_volume(_read_mask, review, case, content, value)
-    submission = MaskSubmission(case, organ, mask, who.user, base, task)
+    submission = MaskSubmission(case, organ, mask, annotator_of(who), base, task)
     return label_view(
         await review.on_volume(submit_mask, review.store, review.versions, submission)
     )

@@ -19,7 +19,7 @@ from starlette.middleware.sessions import SessionMiddleware
 
 from atlas_review.api.access import TheReview
 from atlas_review.api.paths import API_PREFIX
-from atlas_review.api.session import start_session
+from atlas_review.api.session import NOBODY, start_session
 from atlas_review.auth import Identity, Role
 from atlas_review.errors import NotAllowed
 from atlas_review.service import Review, signing_secret
@@ -101,7 +101,14 @@ async def callback(request: Request, review: TheReview) -> Response:
         raise _unreachable(error) from None
     if not token.get("userinfo"):
         raise NotAllowed("the provider sent no identity", remedy="ask for the scope openid")
-    who = identity_of(token["userinfo"], review.settings)
+    try:
+        who = identity_of(token["userinfo"], review.settings)
+    except NotAllowed:
+        refused = {"by": "oidc", "sub": str(token["userinfo"].get("sub"))[:100]}
+        await run_in_threadpool(
+            review.audit.add, datetime.now(UTC), NOBODY, "failed sign-in", refused
+        )
+        raise
     answer = RedirectResponse("/", status_code=303)
     await run_in_threadpool(_start_session, request, answer, review, who)
     return answer

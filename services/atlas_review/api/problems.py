@@ -14,11 +14,12 @@ from atlas_core.errors import (
     NotFound,
     Unavailable,
 )
-from atlas_core.review import StaleBase
+from atlas_core.review import KeptAsProposal, StaleBase
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from atlas_review.api.label_view import label_view
 from atlas_review.errors import NotAllowed, NotSignedIn, TooManyAttempts
@@ -62,6 +63,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 STATUS: tuple[tuple[type[AtlasError], int, str], ...] = (
     (NotFound, 404, "Not found"),
     (StaleBase, 409, "Made from an older version"),
+    (KeptAsProposal, 409, "Kept as a proposal"),
     (Conflict, 409, "Conflict"),
     (LimitExceeded, 413, "Too large"),
     (InvalidInput, 422, "Not acceptable as it is"),
@@ -111,13 +113,12 @@ def _parts(error: AtlasError) -> dict[str, Any]:
 
 
 def _versions(error: AtlasError) -> dict[str, Any]:
-    if not isinstance(error, StaleBase):
+    if not isinstance(error, KeptAsProposal):
         return {}
-    current = error.current
-    return {
-        "current": None if current is None else label_view(current).model_dump(mode="json"),
-        "submitted": label_view(error.submitted).model_dump(mode="json"),
-    }
+    versions = {"submitted": label_view(error.submitted).model_dump(mode="json")}
+    if isinstance(error, StaleBase) and error.current is not None:
+        versions["current"] = label_view(error.current).model_dump(mode="json")
+    return versions
 
 
 def answer_with_problems(app: FastAPI) -> None:
@@ -138,6 +139,11 @@ def answer_with_problems(app: FastAPI) -> None:
         return problem(
             error.status_code, str(error.detail), str(error.detail), headers=error.headers
         )
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        # Nobody reads it; without it, every broken connection would be a traceback in the log.
+        return problem(400, "Malformed", "the request ended before its body was complete")
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:

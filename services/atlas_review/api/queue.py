@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_review.api.access import AsManager, AsReader, SignedIn, TheReview, annotator_of
 from atlas_review.api.cases import CaseView, case_view
+from atlas_review.api.text_limit import NO_CONTROL
 from atlas_review.service import Review
 
 router = APIRouter(tags=["queue"])
@@ -35,7 +36,8 @@ Name = Annotated[str | None, Query(max_length=100)]
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=MAX_NOTE)]
+Text = Annotated[str, Field(max_length=MAX_NOTE, pattern=NO_CONTROL)]
+Word = Annotated[str, Field(max_length=63, pattern=NO_CONTROL)]
 
 
 class _Body(BaseModel):
@@ -59,23 +61,23 @@ class OpenTasks(_Body):
     minutes: float | None = Field(
         default=None, gt=0, le=1e9, allow_inf_nan=False, description="At 15 minutes a case."
     )
-    dataset: str | None = Field(default=None, max_length=63)
+    dataset: Word | None = None
     reading: Reading | None = Field(default=None, description="Default: the service's.")
-    organs: list[str] = Field(default_factory=list, max_length=255)
+    organs: list[Word] = Field(default_factory=list, max_length=255)
 
 
 class NextTask(_Body):
     """Filters of the next case; without any, it is the one that needs revision most."""
 
-    dataset: str | None = Field(default=None, max_length=63)
-    organ: str | None = Field(default=None, max_length=63)
+    dataset: Word | None = None
+    organ: Word | None = None
 
 
 class Judgement(_Body):
     """An annotator's verdict on one organ."""
 
     verdict: Verdict
-    error_type: str | None = Field(default=None, max_length=63, description="See /error-types.")
+    error_type: Word | None = Field(default=None, description="See /error-types.")
     note: Text = ""
 
 
@@ -89,7 +91,7 @@ class Revision(_Body):
     """The label versions that make up the revision."""
 
     seconds_spent: Seconds = 0.0
-    labels: dict[str, str] = Field(max_length=255, description="Organ → id of its new version.")
+    labels: dict[Word, Word] = Field(max_length=255, description="Organ → id of its new version.")
 
 
 class Skip(_Body):

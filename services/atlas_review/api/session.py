@@ -5,18 +5,24 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
+import anyio
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
-from atlas_review.api.access import SESSION_COOKIE, TheReview, identity
-from atlas_review.auth import AttemptKey, Identity, Role, claimed_address, client_address
-from atlas_review.errors import NotSignedIn
+from atlas_review.api.access import SESSION_COOKIE, TheReview, identity, sign_in_secret
+from atlas_review.auth import Identity, Role, claimed_network, client_network
+from atlas_review.errors import NotAllowed, NotSignedIn
 from atlas_review.service import Review
 
 router = APIRouter(tags=["session"])
 
 CLIENTS_OF_A_PROXY: Final = 10
 """Behind an untrusted proxy, all addresses together may fail this many times as often as one."""
+
+
+NOBODY: Final = "(unknown)"
+"""In the audit log, of a failed sign-in under a name that nobody has; no user can be called so."""
 
 
 class Credentials(BaseModel):
@@ -47,57 +53,76 @@ async def who_am_i(review: TheReview, who: Annotated[Identity, Depends(identity)
 
 
 @router.post("/session")
-def sign_in(
+async def sign_in(
     request: Request, response: Response, review: TheReview, credentials: Credentials
 ) -> SessionView:
     """Sign in with a local account; sets the session cookie."""
-    who = check_password(request, review, credentials.username, credentials.password)
-    return session_view(review, start_session(request, response, review, who))
+    who = await check_password(request, review, credentials)
+    session = await run_in_threadpool(start_session, request, response, review, who)
+    return session_view(review, session)
 
 
 @router.delete("/session", status_code=204)
 def sign_out(
     request: Request, review: TheReview, who: Annotated[Identity, Depends(identity)]
 ) -> Response:
-    """Sign out; the session ends on every replica."""
-    cookie = request.cookies.get(SESSION_COOKIE)
-    if cookie:
-        review.sign_ins.end(cookie)
-        review.audit.add(datetime.now(UTC), who.user, "sign out")
+    """Sign out, of the page or of a bearer token; it ends on every replica."""
+    secret = sign_in_secret(request, who)
+    if secret is None or not review.sign_ins.end(secret):
+        raise NotAllowed(
+            "this is no sign-in that could end",
+            expected="a session, or a token of POST /auth/token",
+            got=who.method,
+            remedy="a token of the account file ends by `python -m atlas_review remove NAME`",
+        )
+    review.audit.add(datetime.now(UTC), who.user, "sign out", {"by": who.method})
     # CTs in the browser's cache are not for whoever sits here next; drafts, in its storage, stay.
     response = Response(status_code=204, headers={"Clear-Site-Data": '"cache"'})
     response.delete_cookie(SESSION_COOKIE)
     return response
 
 
-def check_password(request: Request, review: Review, name: str, password: str) -> Identity:
-    """The user with this name and password.
+async def check_password(request: Request, review: Review, given: Credentials) -> Identity:
+    """The user with this name and password. Both outcomes are put on record.
+
+    Hashing, slow on purpose, has threads of its own: however many guess, all else is answered.
 
     Raises:
-        TooManyAttempts: the name or the address has failed too often.
+        TooManyAttempts: the network has failed too often, or too many sign-ins are pending.
         NotSignedIn: there is none.
     """
-    with review.sign_in_attempts.attempt(_limits(request, review, name)):
-        user = review.accounts.by_password(name, password)
+    with review.sign_in_attempts.attempt(_limits(request, review)):
+        user = await anyio.to_thread.run_sync(
+            review.accounts.by_password,
+            given.username,
+            given.password,
+            limiter=review.password_threads,
+        )
+        await run_in_threadpool(_record, request, review, given.username, user is not None)
         if user is None:
             raise NotSignedIn(review.sign_in_methods)
-    review.audit.add(datetime.now(UTC), user.name, "sign in", {"by": "password"})
     return Identity(user.name, user.roles, "session")
 
 
-def _limits(request: Request, review: Review, name: str) -> dict[AttemptKey, int]:
-    """How often the name and the address may fail."""
+def _record(request: Request, review: Review, name: str, signed_in: bool) -> None:
+    if signed_in:
+        review.audit.add(datetime.now(UTC), name, "sign in", {"by": "password"})
+        return
+    # A name that nobody has may be a password that was typed into the wrong field.
+    known = name in {user.name for user in review.accounts.content().users}
+    detail = {"by": "password", "from": claimed_network(request) or client_network(request)}
+    review.audit.add(datetime.now(UTC), name if known else NOBODY, "failed sign-in", detail)
+
+
+def _limits(request: Request, review: Review) -> dict[str, int]:
+    """How often the network may fail."""
     allowed = review.settings.login_attempts
-    address, claimed = client_address(request), claimed_address(request)
+    network, claimed = client_network(request), claimed_network(request)
     if claimed is None:
-        return {("name", name): allowed, ("address", address): allowed}
+        return {network: allowed}
     # Behind a proxy that is not trusted, one guesser must not lock out everybody else; nor may one
     # who makes up forwarded addresses guess without a limit.
-    return {
-        ("name", name): allowed,
-        ("address", f"{claimed} by {address}"): allowed,
-        ("address", address): allowed * CLIENTS_OF_A_PROXY,
-    }
+    return {f"{claimed} by {network}": allowed, network: allowed * CLIENTS_OF_A_PROXY}
 
 
 def start_session(request: Request, response: Response, review: Review, who: Identity) -> Identity:

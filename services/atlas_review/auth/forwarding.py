@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from typing import Any, Final, cast
 
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 class ClientAddressMiddleware:
     """Takes the client's address and scheme from the headers of trusted proxies.
 
-    What any other proxy says is only a claim: see `claimed_address`.
+    What any other proxy says is only a claim: see `claimed_network`.
 
     Args:
         trusted: addresses and networks of proxies, comma-separated.
@@ -39,7 +40,7 @@ class ClientAddressMiddleware:
             if forwarded and peer not in self._trusted:
                 # The proxy itself saw the last one; those before it can be made up.
                 claimed = forwarded[-1].decode("latin-1").rpartition(",")[2].strip()
-                scope.setdefault("state", {})["claimed_address"] = claimed
+                scope.setdefault("state", {})["claimed_network"] = network_of(claimed)
                 self._warn(peer)
         await self._app(scope, receive, send)
 
@@ -54,12 +55,30 @@ class ClientAddressMiddleware:
         )
 
 
-def client_address(request: Request) -> str:
-    """The address of the client of a trusted proxy, else of whoever has connected."""
-    return request.client.host if request.client else "unknown"
+def network_of(address: str) -> str:
+    """What one client has at will: an IPv4 address, or the 64 bits that IPv6 gives every line;
+    "unknown" for what is no address.
+
+    >>> network_of("203.0.113.5"), network_of("2001:db8:1:2:3::4")
+    ('203.0.113.5', '2001:db8:1:2::/64')
+    """
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((int(found), 64), strict=False))
 
 
-def claimed_address(request: Request) -> str | None:
-    """The client that an untrusted proxy claims to forward; None without such a proxy."""
-    claimed: str | None = getattr(request.state, "claimed_address", None)
+def client_network(request: Request) -> str:
+    """The network of the client of a trusted proxy, else of whoever has connected."""
+    return network_of(request.client.host) if request.client else "unknown"
+
+
+def claimed_network(request: Request) -> str | None:
+    """That of the client that an untrusted proxy claims to forward; None without such a proxy."""
+    claimed: str | None = getattr(request.state, "claimed_network", None)
     return claimed

@@ -1,54 +1,60 @@
-"""How often sign-in has failed recently, per name and per address."""
+"""How often sign-in has failed recently, per network, and how many are being checked."""
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Final
 
 from atlas_review.errors import NotSignedIn, TooManyAttempts
 
 WINDOW_S: Final = 900.0
 
-MAX_KEYS: Final = 10_000
-"""Keys that are remembered; whoever tries more names evicts their own oldest attempts."""
+MAX_NETWORKS: Final = 100_000
+"""Networks that are remembered, some 40 MB. Passwords are hashed too slowly for so many to fail
+within the window, so whoever comes from many cannot wipe out their own failures."""
 
-AttemptKey = tuple[Literal["name", "address"], str]
+MAX_PENDING: Final = 64
+"""Attempts that wait for their hash, a few seconds of work; whoever comes later tries again."""
+
+BUSY_RETRY_S: Final = 2
 
 _log = logging.getLogger(__name__)
 
 
 class SignInAttempts:
-    """Counts failures in memory; each replica counts for itself. Safe to share between threads."""
+    """Counts failures in memory; each process counts for itself. For one thread, that of the event
+    loop: nobody ever waits in it.
+
+    Failures are not counted by name: whoever knew one could lock its owner out.
+    """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failures: OrderedDict[AttemptKey, deque[float]] = OrderedDict()
-        self._pending: Counter[AttemptKey] = Counter()
-        self._ended = threading.Condition()
+        self._failures: OrderedDict[str, list[float]] = OrderedDict()
+        self._pending: Counter[str] = Counter()
+        self._all_pending = 0
 
     @contextmanager
-    def attempt(self, limits: Mapping[AttemptKey, int]) -> Iterator[None]:
+    def attempt(self, limits: Mapping[str, int]) -> Iterator[None]:
         """One attempt, made in the block; it has failed if the block raises `NotSignedIn`.
 
-        A pending attempt may still fail, so no more are admitted at once than may fail; the next
-        one waits until one of them has ended.
+        A pending attempt may still fail, so no more are admitted at once than may fail.
 
         Args:
-            limits: key → failures within `WINDOW_S` after which it is locked out.
+            limits: network → failures within `WINDOW_S` after which it is locked out.
 
         Raises:
-            TooManyAttempts: one of the keys is locked out; says when to try again.
+            TooManyAttempts: one of the networks is locked out, or too many attempts are pending;
+                says when to try again.
         """
-        with self._ended:
-            while not self._has_room(limits):
-                self._ended.wait()
-            self._pending.update(limits.keys())
+        self._require_room(limits)
+        self._pending.update(limits.keys())
+        self._all_pending += 1
         failed = False
         try:
             yield
@@ -56,48 +62,44 @@ class SignInAttempts:
             failed = True
             raise
         finally:
-            with self._ended:
-                self._end(limits, failed)
-                self._ended.notify_all()
+            self._all_pending -= 1
+            self._pending -= Counter(limits.keys())  # drops those that come to 0
+            if failed:
+                self._note_failure(limits)
 
-    def _has_room(self, limits: Mapping[AttemptKey, int]) -> bool:
+    def _require_room(self, limits: Mapping[str, int]) -> None:
         now = self._clock()
-        room = True
-        for key, allowed in limits.items():
-            failures = self._recent(key, now)
+        for network, allowed in limits.items():
+            failures = self._recent(network, now)
             if len(failures) >= allowed:
                 raise TooManyAttempts(math.ceil(failures[0] + WINDOW_S - now))
-            room = room and len(failures) + self._pending[key] < allowed
-        return room
+        if self._all_pending >= MAX_PENDING or any(
+            len(self._recent(network, now)) + self._pending[network] >= allowed
+            for network, allowed in limits.items()
+        ):
+            raise TooManyAttempts(BUSY_RETRY_S)
 
-    def _end(self, limits: Mapping[AttemptKey, int], failed: bool) -> None:
-        self._pending -= Counter(limits.keys())  # drops keys that come to 0
-        if not failed:
-            return
+    def _note_failure(self, limits: Mapping[str, int]) -> None:
         now = self._clock()
-        for key, allowed in limits.items():
-            failures = self._recent(key, now)
-            failures.append(now)
-            self._failures[key] = failures
-            self._failures.move_to_end(key)
+        for network, allowed in limits.items():
+            failures = [*self._recent(network, now), now]
+            self._failures[network] = failures
+            self._failures.move_to_end(network)
             if len(failures) == allowed:
-                _warn(key)
-        while len(self._failures) > MAX_KEYS:
+                _warn(network)
+        while self._failures and (
+            len(self._failures) > MAX_NETWORKS
+            or next(iter(self._failures.values()))[-1] <= now - WINDOW_S
+        ):
             self._failures.popitem(last=False)
 
-    def _recent(self, key: AttemptKey, now: float) -> deque[float]:
-        failures = self._failures.get(key, deque())
-        while failures and failures[0] <= now - WINDOW_S:
-            failures.popleft()
-        return failures
+    def _recent(self, network: str, now: float) -> list[float]:
+        return [at for at in self._failures.get(network, ()) if at > now - WINDOW_S]
 
 
-def _warn(key: AttemptKey) -> None:
-    """Names stay out of the log: somebody may have typed a password where the name goes."""
-    kind, value = key
-    if kind == "address":
-        _log.warning(
-            "too many failed sign-ins from one address, which now has to wait; if a proxy is "
-            "there, let it send X-Forwarded-For, and name it in ATLAS_REVIEW_TRUSTED_PROXIES",
-            extra={"fields": {"address": value}},
-        )
+def _warn(network: str) -> None:
+    _log.warning(
+        "too many failed sign-ins from one address, which now has to wait; if a proxy is "
+        "there, let it send X-Forwarded-For, and name it in ATLAS_REVIEW_TRUSTED_PROXIES",
+        extra={"fields": {"address": network}},
+    )

@@ -49,9 +49,9 @@ class SignInCache:
                     self._entries.popitem(last=False)
         return sign_in
 
-    def end(self, secret: str) -> None:
+    def end(self, secret: str) -> bool:
         """See `SignIns.end`."""
         with self._lock:
             for kind in ("session", "bearer"):
                 self._entries.pop((kind, secret), None)
-        self._sign_ins.end(secret)
+        return self._sign_ins.end(secret)

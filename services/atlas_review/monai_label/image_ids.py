@@ -24,11 +24,13 @@ class ImageId:
     Attributes:
         case_id: which case.
         may_download: it carries a capability that has not expired.
+        holder: user whom it was given to.
         bases: organ → id of the label version that its holder was given; None in a plain case id.
     """
 
     case_id: str
     may_download: bool = False
+    holder: str = ""
     bases: dict[str, str] | None = None
 
 
@@ -44,9 +46,10 @@ class ImageIds:
         self._signer = URLSafeTimedSerializer(secret, salt="atlasloop.monai.image")
         self._lifetime_s = int(lifetime_s)
 
-    def make(self, case_id: str, bases: dict[str, str]) -> str:
+    def make(self, case_id: str, bases: dict[str, str], holder: str) -> str:
         """The id of a case, for somebody who may see it."""
-        return f"{case_id}{_SEPARATOR}{self._signer.dumps({'case': case_id, 'bases': bases})}"
+        content = {"case": case_id, "bases": bases, "holder": holder}
+        return f"{case_id}{_SEPARATOR}{self._signer.dumps(content)}"
 
     def read(self, text: str) -> ImageId:
         """The content of an id; a plain case id carries nothing else.
@@ -66,7 +69,8 @@ class ImageIds:
             raise NotSignedIn({}) from None
         if content["case"] != case_id:
             raise NotSignedIn({})
-        return ImageId(case_id, may_download, content["bases"])
+        # Ids of earlier versions, which live for an hour, name no holder.
+        return ImageId(case_id, may_download, content.get("holder", ""), content["bases"])
 
     def _expired_content(self, error: SignatureExpired) -> Any:
         # Drawing may take longer than a download is allowed: the bases remain valid.

@@ -15,7 +15,7 @@ from atlas_core.errors import UnknownLabel
 from atlas_core.imaging import Volume, read_label, write_volume
 from atlas_core.organs import BACKGROUND
 from atlas_core.records import Case
-from atlas_core.review import NO_BASE, Annotator, LabelVersion, StaleBase
+from atlas_core.review import NO_BASE, Annotator, KeptAsProposal, LabelVersion
 
 from atlas_review.service import Review
 from atlas_review.submissions import MaskSubmission, submit_mask
@@ -70,17 +70,17 @@ def submit_label_map(review: Review, submission: LabelMapSubmission) -> dict[str
     Raises:
         InvalidInput: as `label_on_grid`; also a value or a segment that is no organ. Nothing is
             stored.
-        StaleBase: somebody else has changed an organ meanwhile; both labels are kept.
+        NotHeld, StaleBase: an organ is kept as a proposal, as `LabelVersions.submit` says.
     """
-    case, author = submission.case, submission.annotator.name
+    case = submission.case
     label = read_upload(review.store, submission.content, case)
     organs = _values_of_organs(review, submission, label.values)
     stored = review.files.read_label_map(case).voxels
     versions = {version.id: version for version in review.versions.versions(case.id)}
     latest = review.versions.latest(case.id)
-    task = review.queue.held_by(author, case.id)
+    task = review.queue.held_by(submission.annotator.name, case.id)
     changed: dict[str, str] = {}
-    stale: StaleBase | None = None
+    proposed: KeptAsProposal | None = None
     for organ, value in organs.items():
         mask = label.voxels == value
         current = latest.get(organ)
@@ -91,16 +91,16 @@ def submit_label_map(review: Review, submission: LabelMapSubmission) -> dict[str
             case=case,
             organ=organ,
             mask=Volume(mask.astype(np.uint8), case.geometry),
-            author=author,
+            author=submission.annotator,
             base=_base(submission, organ, current, versions),
             task_id=None if task is None else task.id,
         )
         try:
             changed[organ] = submit_mask(review.store, review.versions, organ_submission).id
-        except StaleBase as error:  # the other organs are submitted all the same
-            stale = stale or error
-    if stale is not None:
-        raise stale
+        except KeptAsProposal as error:  # the other organs are submitted all the same
+            proposed = proposed or error
+    if proposed is not None:
+        raise proposed
     if task is not None and submission.final:
         _end_task(review, submission.annotator, task.id, changed)
     return changed

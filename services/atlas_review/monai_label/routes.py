@@ -14,21 +14,24 @@ from typing import Annotated, Any, Final
 
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.review import USER_NAME, Task, TaskFilter, TaskState
-from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from atlas_review.api import (
     MULTIPART_FILE,
     VOLUME_TYPE,
+    Credentials,
     SignedIn,
     TheReview,
     annotator_of,
     check_password,
     file_in,
-    file_response,
     identity,
     problem,
     received_form,
+    record_download,
+    volume_response,
 )
 from atlas_review.auth import Identity
 from atlas_review.monai_label.image_ids import ImageId, ImageIds
@@ -46,7 +49,9 @@ STRATEGY: Final = "attention"
 FINAL: Final = "final"
 
 ImageQuery = Annotated[str, Query(max_length=4096)]
-Params = Annotated[dict[str, Any] | None, Body()]
+Params = Annotated[dict[str, Any] | None, Body(max_length=64)]
+Name = Annotated[str, Path(max_length=100)]
+Output = Annotated[str, Query(pattern="^(all|image|json|dsa|asap)?$", max_length=8)]
 
 
 def image_ids(review: TheReview) -> ImageIds:
@@ -69,15 +74,17 @@ async def token(request: Request, review: TheReview) -> dict[str, str]:
     """A bearer token for a local account."""
     async with received_form(request) as form:
         name, password = form.get("username"), form.get("password")
-    if not isinstance(name, str) or not isinstance(password, str):
-        raise InvalidInput("username or password is missing", expected="a form with both")
-
-    def start() -> str:
-        who = check_password(request, review, name, password)
-        lifetime = timedelta(hours=review.settings.session_hours)
-        return review.sign_ins.start("bearer", who.user, who.roles, lifetime)[0]
-
-    return {"access_token": await run_in_threadpool(start), "token_type": "bearer"}
+    try:
+        given = Credentials.model_validate({"username": name, "password": password})
+    except ValidationError:
+        raise InvalidInput(
+            "username or password is missing or too long", expected="a form with both"
+        ) from None
+    who = await check_password(request, review, given)
+    lifetime = timedelta(hours=review.settings.session_hours)
+    start = review.sign_ins.start
+    secret, _ = await run_in_threadpool(start, "bearer", who.user, who.roles, lifetime)
+    return {"access_token": secret, "token_type": "bearer"}
 
 
 @router.get("/auth/token/valid")
@@ -119,18 +126,18 @@ def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
 
 @router.post("/activelearning/{strategy}")
 async def next_sample(
-    review: TheReview, who: SignedIn, ids: Ids, strategy: str, params: Params = None
+    review: TheReview, who: SignedIn, ids: Ids, strategy: Name, params: Params = None
 ) -> dict[str, Any]:
     """The next case of the queue, leased to the caller; {} if none is left."""
     wanted = TaskFilter(organ=_organ_of(review, strategy))
     task = await review.next_cases.take(annotator_of(_acting_identity(who, params)), wanted)
     if task is None:
         return {}
-    sample = await run_in_threadpool(_sample, review, ids, task)
+    sample = await run_in_threadpool(_sample, review, ids, task, who.user)
     return sample | {"client_id": (params or {}).get("client_id")}
 
 
-def _sample(review: Review, ids: ImageIds, task: Task) -> dict[str, Any]:
+def _sample(review: Review, ids: ImageIds, task: Task, who: str) -> dict[str, Any]:
     case = review.catalog.case(task.case_id)
     in_force = review.versions.in_force(case.id)
     bases = {organ: version.id for organ, version in in_force.items()}
@@ -138,7 +145,7 @@ def _sample(review: Review, ids: ImageIds, task: Task) -> dict[str, Any]:
     digest = review.files.sha256(path)
     name = f"{case.id}_{digest[:8]}.nii.gz"  # 3D Slicer caches images by name: no two may share one
     return {
-        "id": ids.make(case.id, bases),
+        "id": ids.make(case.id, bases, who),
         "name": name,
         "path": name,
         "ts": int(task.updated_at.timestamp()),
@@ -151,18 +158,18 @@ def _sample(review: Review, ids: ImageIds, task: Task) -> dict[str, Any]:
 async def image(request: Request, review: TheReview, ids: Ids, image: ImageQuery) -> Response:
     """The CT of a case; an id from the queue suffices, without a token."""
     found = ids.read(image)
-    if not found.may_download:
-        await identity(request)
+    who = found.holder if found.may_download else (await identity(request)).user
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     file = await run_in_threadpool(review.files.ct, case)
-    return file_response(request, file, f"{case.id}.nii.gz")
+    name = f"{case.id}.nii.gz"
+    return await run_in_threadpool(volume_response, request, review, who, case.id, file, name)
 
 
 @router.get("/datastore/")
 def datastore(
     review: TheReview,
     who: SignedIn,
-    output: Annotated[str, Query(pattern="^(all|stats|train)?$")] = "all",
+    output: Annotated[str, Query(pattern="^(all|stats|train)?$", max_length=8)] = "all",
 ) -> Any:
     """What is in the store: all cases, their number, or the finished ones."""
     if output == "stats":
@@ -211,7 +218,8 @@ def label(
     if tag != FINAL:
         raise NotFound("no label of this tag", expected=FINAL, got=tag)
     case = review.catalog.case(ids.read(label).case_id)
-    return file_response(request, dense_label_map(review, case), f"{case.id}.nii.gz")
+    file = dense_label_map(review, case)
+    return volume_response(request, review, who.user, case.id, file, f"{case.id}_labels.nii.gz")
 
 
 @router.put("/datastore/label", openapi_extra=MULTIPART_FILE)
@@ -249,9 +257,9 @@ async def infer(
     review: TheReview,
     who: SignedIn,
     ids: Ids,
-    model: str,
+    model: Name,
     image: ImageQuery,
-    output: Annotated[str, Query(pattern="^(all|image|json|dsa|asap)?$")] = "all",
+    output: Output = "all",
 ) -> Response:
     """The label map in force, as if a model had just made it."""
     if model != MODEL:
@@ -260,11 +268,15 @@ async def infer(
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     file = await review.on_volume(dense_label_map, review, case)
     if output == "image":
-        return file_response(request, file, f"{case.id}.nii.gz")
+        name = f"{case.id}_labels.nii.gz"
+        return await run_in_threadpool(
+            volume_response, request, review, who.user, case.id, file, name
+        )
     names = {name: k for k, name in enumerate(review.settings.organs.names, start=1)}
     result = {"label_names": names, "params": {"label_names": names}}
     if output == "json":
         return Response(json.dumps(result), media_type="application/json")
+    await run_in_threadpool(record_download, review, who.user, case.id, f"{case.id}_labels.nii.gz")
     content = await run_in_threadpool(file.path.read_bytes)
     return _multipart_response(json.dumps(result), content, f"{case.id}.nii.gz")
 
@@ -284,13 +296,13 @@ def create_session(who: SignedIn) -> Response:
 
 
 @router.get("/session/{session_id}")
-def see_session(who: SignedIn, session_id: str) -> Response:
+def see_session(who: SignedIn, session_id: Name) -> Response:
     """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
 
 
 @router.delete("/session/{session_id}")
-def remove_session(who: SignedIn, session_id: str) -> Response:
+def remove_session(who: SignedIn, session_id: Name) -> Response:
     """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
 
@@ -318,7 +330,7 @@ def _parsed_params(text: object) -> dict[str, Any]:
         return {}
     try:
         params = json.loads(text) if isinstance(text, str) else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also numbers of more digits than Python reads
         params = None
     if not isinstance(params, dict):
         raise InvalidInput("params cannot be read", expected="a JSON object")

@@ -37,7 +37,7 @@ def test_arguments_before_environment_before_file_before_defaults(
     assert settings.home == tmp_path
     assert (settings.attention_port, settings.prefect_port) == (1001, 1002)
     assert settings.triton_grpc_port == 1003
-    assert settings.triton_metrics_port == 18002
+    assert settings.attention_metrics_port == 18011
 
 
 def test_a_misspelt_setting_is_refused(tmp_path: Path) -> None:

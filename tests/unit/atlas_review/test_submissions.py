@@ -13,7 +13,7 @@ from atlas_core.errors import InvalidInput
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, read_label
 from atlas_core.records import Case, Dataset
-from atlas_core.review import NO_BASE, LabelVersions, StaleBase, Submission
+from atlas_core.review import NO_BASE, Annotator, LabelVersions, StaleBase, Submission
 from atlas_core.store import CaseStore
 from atlas_review.submissions import MaskSubmission, submit_mask
 
@@ -50,7 +50,7 @@ def a_submission(author: str = "ann", base: str = NO_BASE, column: int = 1) -> M
     """Two voxels of the liver in one column."""
     mask = np.zeros(GRID.shape, np.uint8, order="F")
     mask[column, 2, 1:3] = 1
-    return MaskSubmission(CASE, "liver", Volume(mask, GRID), author, base)
+    return MaskSubmission(CASE, "liver", Volume(mask, GRID), Annotator(author, True), base)
 
 
 def files(store: CaseStore) -> list[str]:

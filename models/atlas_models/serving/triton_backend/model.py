@@ -15,15 +15,13 @@ Parameters of the model's ``config.pbtxt`` (string values):
     atlasloop.cache_dir   folder of compiled graphs; empty means none
     atlasloop.in_service  the version without which the model must not be loaded
 
-What really runs is in the server's log and in its metric ``atlasloop_model_started_seconds``.
+What really runs is in the server's log: ``unet 1 runs by openvino in f32``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -209,26 +207,7 @@ class TritonPythonModel:
             self._graph = _Broken(f"it cannot run: {error}")
         else:
             self._graph = graph
-            self._report(graph, name, version)
-
-    def _report(self, graph: OpenVinoGraph | OnnxRuntimeGraph, name: str, version: str) -> None:
-        pb_utils.Logger.log_info(f"{name} {version} runs by {graph.name} in {graph.precision}")
-        self._family = pb_utils.MetricFamily(
-            name="atlasloop_model_started_seconds",
-            description="When a model version started to run, and by what; the latest one counts",
-            kind=pb_utils.MetricFamily.GAUGE,
-        )
-        labels = {
-            "model": name,
-            "version": version,
-            "runtime": graph.name,
-            "precision": graph.precision,
-            # The server keeps what a process that ended has reported, and takes a mark away from
-            # all processes that share it: so none are shared, and the value tells the latest.
-            "process": str(os.getpid()),
-        }
-        self._metric = self._family.Metric(labels=labels)
-        self._metric.set(time.time())
+            pb_utils.Logger.log_info(f"{name} {version} runs by {graph.name} in {graph.precision}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         # Every window is answered as soon as it is done: were those that came together answered

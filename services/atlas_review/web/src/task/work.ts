@@ -13,7 +13,7 @@ import { Lease } from './lease'
 export class StaleBase extends Error {
   constructor(
     readonly organ: string,
-    readonly current: LabelVersion | null,
+    readonly current: LabelVersion,
     readonly submitted: LabelVersion | null,
     readonly problem: Problem,
   ) {
@@ -297,7 +297,8 @@ export class Work {
     } catch (error) {
       if (!(error instanceof Problem) || error.status !== 409) throw error
       const { current, submitted } = error.body as { current?: LabelVersion; submitted?: LabelVersion }
-      throw new StaleBase(organ, current ?? null, submitted ?? null, error)
+      if (!current) throw error // the case is another's now: kept as a proposal, as the problem says
+      throw new StaleBase(organ, current, submitted ?? null, error)
     }
   }
 
