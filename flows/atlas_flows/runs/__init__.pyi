@@ -8,10 +8,24 @@ from .case_outcomes import (
     observed_by,
 )
 from .file_lock import exclusive_run
+from .parameters import (
+    CaseIds,
+    EnsembleKey,
+    FilePath,
+    ModelNames,
+    ModelReferences,
+    OrganNames,
+)
 
 __all__ = [
+    "CaseIds",
     "CaseOutcome",
     "CasesFailed",
+    "EnsembleKey",
+    "FilePath",
+    "ModelNames",
+    "ModelReferences",
+    "OrganNames",
     "Outcome",
     "ProgressCounter",
     "RunSummary",
