@@ -22,6 +22,7 @@ from atlas_review.auth import ACCOUNTS_FILE, FIRST_USER, Accounts, Role
 
 from atlas_embedded import probes
 from atlas_embedded.access import make_access, prefect_auth
+from atlas_embedded.model_trials import tidy
 from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE, marked
 from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
 from atlas_embedded.triton_environment import TritonEnvironment, find_triton
@@ -161,6 +162,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
         )
 
     def settle() -> None:
+        tidy(models(), settings.catalog_url)
         models().put_into_service()
         _remove_regions(settings)
 

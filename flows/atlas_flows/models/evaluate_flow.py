@@ -9,6 +9,7 @@ from atlas_core.catalog import Catalog, record_evaluation
 from atlas_core.errors import NotFound
 from atlas_core.model_spec import ModelName
 from atlas_core.store import CaseStore
+from atlas_embedded.model_trials import in_use
 from atlas_models.evaluation import summarise
 from atlasloop.client import AttentionClient
 from prefect import flow, get_run_logger, runtime
@@ -55,6 +56,7 @@ def evaluate(
     organs = [organ for organ in specs[0].organs if all(organ in s.organs for s in specs)]
     means = {}
     with (
+        in_use(repository, specs),
         Catalog.open(places.catalog_url) as catalog,
         AttentionClient(places.attention_address) as client,
     ):
