@@ -10,10 +10,8 @@ may be killed at any point: the next one goes on where it ended.
 import time
 from typing import Annotated
 
-from atlas_core.assembly import PostProcessing
 from atlas_core.catalog import Catalog
-from atlas_core.organs import OrganName
-from atlas_core.records import CaseId, Reading
+from atlas_core.records import DatasetName, Reading
 from atlas_core.store import CaseStore
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -27,7 +25,14 @@ from atlas_flows.assembly.case_assembly import (
     AssemblyRun,
     AssemblySummary,
 )
-from atlas_flows.runs import CaseOutcome, CasesFailed, ProgressCounter
+from atlas_flows.runs import (
+    CaseIds,
+    CaseOutcome,
+    CasesFailed,
+    ModelReferences,
+    PostProcessingByOrgan,
+    ProgressCounter,
+)
 from atlas_flows.runs.progress_artifact import ProgressArtifact
 from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
 from atlas_flows.settings import Places
@@ -61,11 +66,11 @@ def assemble_cases(cases: tuple[str, ...], run: AssemblyRun) -> list[CaseOutcome
     persist_result=False,
 )
 def assemble(
-    dataset: str | None = None,
-    cases: list[CaseId] | None = None,
+    dataset: DatasetName | None = None,
+    cases: CaseIds | None = None,
     reading: Reading = Reading.PAPER,
-    models: list[str] | None = None,
-    post_processing: dict[OrganName, PostProcessing] | None = None,
+    models: ModelReferences | None = None,
+    post_processing: PostProcessingByOrgan | None = None,
     in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
     force: bool = False,
     masks: bool = False,

@@ -15,6 +15,7 @@ from .parameters import (
     ModelNames,
     ModelReferences,
     OrganNames,
+    PostProcessingByOrgan,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ModelReferences",
     "OrganNames",
     "Outcome",
+    "PostProcessingByOrgan",
     "ProgressCounter",
     "RunSummary",
     "candidates",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from atlas_core.assembly import PostProcessing
 from atlas_core.model_spec import ModelName
 from atlas_core.organs import OrganName
 from atlas_core.records import CaseId
@@ -12,8 +13,13 @@ from pydantic import Field
 
 CaseIds = Annotated[list[CaseId], Field(max_length=100_000)]
 
-OrganNames = Annotated[list[OrganName], Field(max_length=255)]
+BoundedOrganName = Annotated[OrganName, Field(max_length=63)]
+"""The bound is said once more because a schema does not show what a function checks."""
+
+OrganNames = Annotated[list[BoundedOrganName], Field(max_length=255)]
 """No more organs than a label map has values."""
+
+PostProcessingByOrgan = Annotated[dict[BoundedOrganName, PostProcessing], Field(max_length=255)]
 
 ModelNames = Annotated[list[ModelName], Field(max_length=64)]
 
