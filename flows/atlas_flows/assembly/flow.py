@@ -16,6 +16,7 @@ from atlas_core.store import CaseStore
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from pydantic import Field
 
 from atlas_flows.assembly import case_assembly
@@ -32,9 +33,10 @@ from atlas_flows.runs import (
     ModelReferences,
     PostProcessingByOrgan,
     ProgressCounter,
+    not_tried,
 )
 from atlas_flows.runs.progress_artifact import ProgressArtifact
-from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
+from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
@@ -52,9 +54,12 @@ def _run_name() -> str:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def assemble_cases(cases: tuple[str, ...], run: AssemblyRun) -> list[CaseOutcome]:
+def assemble_cases(
+    cases: tuple[str, ...], run: AssemblyRun
+) -> list[CaseOutcome] | State[list[CaseOutcome]]:
     """One shard, as a task that Prefect shows."""
-    return case_assembly.assemble_shard(run, cases)
+    outcomes = case_assembly.assemble_shard(run, cases)
+    return shard_state(outcomes, not_tried(outcomes))
 
 
 @flow(

@@ -31,13 +31,14 @@ from atlas_core.store import CaseStore
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from pydantic import Field
 
 from atlas_flows.release import read_patients, release_folder
 from atlas_flows.release.release_folder import ReleaseRun, ReleaseSummary
 from atlas_flows.runs import FilePath, ProgressCounter
 from atlas_flows.runs.progress_artifact import ProgressArtifact
-from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
+from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.settings import Places
 
 
@@ -48,9 +49,13 @@ from atlas_flows.settings import Places
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def release_cases(numbers: tuple[str, ...], run: ReleaseRun) -> list[WrittenFile]:
+def release_cases(
+    numbers: tuple[str, ...], run: ReleaseRun
+) -> list[WrittenFile] | State[list[WrittenFile]]:
     """One shard, as a task that Prefect shows."""
-    return release_folder.write_shard(run, numbers)
+    files = release_folder.write_shard(run, numbers)
+    left = sum(not any(number in file.path for file in files) for number in numbers)
+    return shard_state(files, left)
 
 
 @flow(

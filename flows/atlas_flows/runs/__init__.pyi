@@ -5,6 +5,7 @@ from .case_outcomes import (
     ProgressCounter,
     RunSummary,
     candidates,
+    not_tried,
     observed_by,
 )
 from .file_lock import exclusive_run
@@ -33,5 +34,6 @@ __all__ = [
     "RunSummary",
     "candidates",
     "exclusive_run",
+    "not_tried",
     "observed_by",
 ]

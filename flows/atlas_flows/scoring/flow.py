@@ -17,6 +17,7 @@ from atlasloop.client import AttentionClient
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from pydantic import Field
 
 from atlas_flows.runs import (
@@ -26,9 +27,10 @@ from atlas_flows.runs import (
     ModelReferences,
     Outcome,
     ProgressCounter,
+    not_tried,
 )
 from atlas_flows.runs.progress_artifact import ProgressArtifact
-from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
+from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.scoring import case_scoring
 from atlas_flows.scoring.case_scoring import ScoreRequest, ScoreSummary, ScoringPlan, ScoringRun
 from atlas_flows.scoring.priority_list import as_rows
@@ -50,9 +52,12 @@ def _run_name() -> str:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def score_cases(cases: tuple[str, ...], run: ScoringRun) -> list[CaseOutcome]:
+def score_cases(
+    cases: tuple[str, ...], run: ScoringRun
+) -> list[CaseOutcome] | State[list[CaseOutcome]]:
     """One shard, as a task that Prefect shows."""
-    return case_scoring.score_shard(run, cases)
+    outcomes = case_scoring.score_shard(run, cases)
+    return shard_state(outcomes, not_tried(outcomes))
 
 
 @flow(
