@@ -272,6 +272,9 @@ def _prefect(settings: EmbeddedSettings) -> Component:
         variables = {
             "PREFECT__SERVER_FINAL": "1",
             "PREFECT_SERVER_API_HOST": HOST,
+            # A run that waits for another one looks again soon: at half a minute each, a good run
+            # waited for minutes behind a few that failed at once.
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
             "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
             "PREFECT_API_AUTH_STRING": prefect_auth(settings),
             "PREFECT_SERVER_API_AUTH_STRING": prefect_auth(settings),
