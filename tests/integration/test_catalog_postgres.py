@@ -6,6 +6,7 @@ import hashlib
 import threading
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from atlas_core.records import (
     Reading,
     Score,
 )
+from atlas_core.release.case_numbers import case_numbers
 from child_processes import PATIENCE_S, SPAWN, open_and_add, start
 from postgres import PASSWORD, PostgresServer, running_postgres
 
@@ -252,6 +254,16 @@ def test_the_score_of_another_result_takes_its_place(catalog: Catalog) -> None:
         third = again.model_copy(update={"number": 3})
         catalog.record_score(third, [a_label(a_case("b"), "liver")])
     assert catalog.score(case.id, Reading.PAPER, ENSEMBLE) == found
+
+
+def test_releases_number_every_case_once(catalog: Catalog) -> None:
+    cases = [a_case(name) for name in "abcdef"]
+    first = case_numbers(catalog, cases[:2])
+    with ThreadPoolExecutor(4) as pool:
+        all_at_once = list(pool.map(lambda _: case_numbers(catalog, cases), range(4)))
+    assert all(numbers == all_at_once[0] for numbers in all_at_once)
+    assert all_at_once[0].items() >= first.items()
+    assert len(set(all_at_once[0].values())) == len(cases)
 
 
 def test_a_score_of_an_unknown_case_leaves_nothing(catalog: Catalog) -> None:
