@@ -111,6 +111,9 @@ class Score(FrozenModel):
     ensemble: str = Field(description="`model_spec.ensemble_key` of its models.")
     models: tuple[ModelRef, ...]
     organs: tuple[OrganScore, ...]
+    number: int = Field(
+        default=1, ge=1, description="Of the result in the case store that is in force."
+    )
     seconds: float = Field(ge=0)
     created_at: datetime
 

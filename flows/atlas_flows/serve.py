@@ -14,7 +14,9 @@ import sys
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError
 from atlas_core.store import CaseStore
+from atlas_embedded.model_trials import tidy
 
+from atlas_flows.models import triton_models
 from atlas_flows.settings import Places
 
 
@@ -34,6 +36,7 @@ def main() -> int:
     """Serve until stopped by a signal."""
     places = Places.read()
     require_places(places)
+    tidy(triton_models(places), places.catalog_url)
     places.enter_prefect()
     # Prefect reads its settings when it is imported, so only now.
     from prefect import serve

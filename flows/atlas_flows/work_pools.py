@@ -13,7 +13,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from atlas_core.errors import AtlasError, ConfigurationError
 
@@ -52,6 +52,13 @@ class Deployed:
             pool: work pool; None: served by the process that asks.
         """
         from prefect.types.entrypoint import EntrypointType
+        from prefect.utilities.callables import ParameterSchema
+
+        class ClosedSchema(ParameterSchema):
+            """Without this word, Prefect takes parameters that the flow does not have, and the run
+            fails when its turn comes."""
+
+            additionalProperties: Literal[False] = False  # noqa: N815  JSON Schema's word
 
         made = self.flow.to_deployment(
             name=self.flow.name,
@@ -63,7 +70,12 @@ class Deployed:
             # The code is installed: nothing is downloaded when a run starts.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
-        return cast("RunnerDeployment", made)  # a coroutine only where the caller is one
+        deployment = cast("RunnerDeployment", made)  # a coroutine only where the caller is one
+        parameters = deployment._parameter_openapi_schema
+        deployment._parameter_openapi_schema = ClosedSchema(
+            **parameters.model_dump(), additionalProperties=False
+        )
+        return deployment
 
 
 def deployed_flows(places: Places) -> tuple[Deployed, ...]:

@@ -113,6 +113,8 @@ class CaseResult:
         ensemble: key of models and versions; the name of the predictions' folder in the store.
         models: which models predicted; empty if the client sent the predictions.
         already_scored: nothing was predicted, the store held the result.
+        number: of the results of this case, ensemble and reading in the store, from 1; 0: it is not
+            stored.
     """
 
     case_id: str
@@ -122,6 +124,7 @@ class CaseResult:
     organs: tuple[OrganResult, ...]
     timing: Timing
     already_scored: bool
+    number: int
 
 
 @dataclass(frozen=True)
@@ -269,4 +272,5 @@ def case_result(result: pb.CaseResult) -> CaseResult:
             windows_air=result.timing.windows_air,
         ),
         already_scored=result.already_scored,
+        number=result.number,
     )

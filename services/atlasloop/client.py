@@ -250,6 +250,7 @@ class AttentionClient:
         reading: Reading = "paper",
         *,
         models: Sequence[str] = (),
+        newer_than: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         timeout_s: float | None = None,
     ) -> CaseResult:
@@ -258,12 +259,16 @@ class AttentionClient:
         Args:
             models: ``"unet"`` (the version in service) or ``"unet@2"``, one version per model;
                 empty: the whole ensemble.
+            newer_than: number of a stored result that is not to be answered; the next one is made
+                beside it.
             on_progress: called with windows done and windows in total, of all models together.
 
         Raises:
             AttentionServiceError: nothing was written.
         """
-        request = pb.ScoreCaseRequest(case_id=case_id, reading=_READINGS[reading], models=models)
+        request = pb.ScoreCaseRequest(
+            case_id=case_id, reading=_READINGS[reading], models=models, newer_than=newer_than
+        )
         result = None
         with _service_errors():
             for event in self._stub.ScoreCase(request, timeout=timeout_s or self.timeout_s):

@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -476,6 +476,43 @@ def test_leaving_early_stops_the_work(
         predicted = service.metric("inferences_total")
         whole = client.attend_volume(voxels, AXES["RAS"]).result.timing.windows
     assert predicted < whole
+
+
+# Scored again
+
+
+def test_a_newer_result_is_made_beside_the_stored_one(
+    private_triton: TritonServer, open_service: OpenService
+) -> None:
+    service = open_service(private_triton, overlap=0.75)
+    add_case(service.store, AXES["LPS"])
+
+    def files(number: int) -> dict[str, bytes]:
+        folder = service.store.prediction_dir(CASE, Reading.PAPER, first.ensemble, number)
+        return {path.name: path.read_bytes() for path in folder.rglob("*.nii.gz")}
+
+    with service.client() as client:
+        first = client.score_case(CASE)
+        kept = files(1)
+        with pytest.raises(Interrupted):
+            client.score_case(CASE, newer_than=1, on_progress=_interrupt)
+        assert client.score_case(CASE) == replace(first, already_scored=True)
+        again = client.score_case(CASE, newer_than=1)
+        assert (again.number, again.already_scored, again.organs) == (2, False, first.organs)
+        assert client.score_case(CASE, newer_than=1) == replace(again, already_scored=True)
+        assert files(1) == kept == files(2)
+        with client.stream_case(CASE) as stored:
+            list(stored)
+        assert stored.result.number == 2
+
+
+class Interrupted(Exception):
+    """A caller that does not wait for the end."""
+
+
+def _interrupt(done: int, total: int) -> None:
+    if done:
+        raise Interrupted
 
 
 # Dying parts

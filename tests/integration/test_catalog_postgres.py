@@ -6,6 +6,7 @@ import hashlib
 import threading
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from atlas_core.records import (
     Reading,
     Score,
 )
+from atlas_core.release.case_numbers import case_numbers
 from child_processes import PATIENCE_S, SPAWN, open_and_add, start
 from postgres import PASSWORD, PostgresServer, running_postgres
 
@@ -186,7 +188,7 @@ def test_deleting_a_case_takes_its_labels_and_scores(catalog: Catalog) -> None:
     catalog.record_score(a_score(case, {"liver": 1.0}))
     catalog.delete_case(case.id)
     assert catalog.labels(case.id) == []
-    assert catalog.scored_cases(Reading.PAPER, ENSEMBLE) == set()
+    assert catalog.scored_cases(Reading.PAPER, ENSEMBLE) == {}
     with pytest.raises(NotFound):
         catalog.delete_case(case.id)
 
@@ -227,12 +229,41 @@ def test_the_first_score_stays(catalog: Catalog) -> None:
     assert {o.organ: o for o in found.organs} == {o.organ: o for o in score.organs}
     assert set(found.models) == set(REFS)
     assert catalog.labels(case.id) == [pseudo]
-    assert catalog.scored_cases(Reading.PAPER, ENSEMBLE) == {case.id}
-    assert catalog.scored_cases(Reading.RELEASED, ENSEMBLE) == set()
+    assert catalog.scored_cases(Reading.PAPER, ENSEMBLE) == {case.id: 1}
+    assert catalog.scored_cases(Reading.RELEASED, ENSEMBLE) == {}
     assert catalog.score(case.id, Reading.RELEASED, ENSEMBLE) is None
     assert catalog.delete_score(case.id, Reading.PAPER, ENSEMBLE)
     assert not catalog.delete_score(case.id, Reading.PAPER, ENSEMBLE)
     assert catalog.record_score(a_score(case, {"liver": 9.0}))
+
+
+def test_the_score_of_another_result_takes_its_place(catalog: Catalog) -> None:
+    case = a_case("a")
+    catalog.add_case(case)
+    first, later = a_label(case, "liver", LabelSource.PSEUDO), a_label(case, "liver")
+    catalog.record_score(a_score(case, {"liver": 1.0, "aorta": 2.0}), [first])
+    again = a_score(case, {"liver": 9.0}).model_copy(update={"number": 2})
+    assert catalog.record_score(again, [later])
+    assert not catalog.record_score(again)
+    found = catalog.score(case.id, Reading.PAPER, ENSEMBLE)
+    assert found is not None
+    assert (found.number, found.organs) == (2, again.organs)
+    assert catalog.scored_cases(Reading.PAPER, ENSEMBLE) == {case.id: 2}
+    assert catalog.labels(case.id) == [first, later]
+    with pytest.raises(NotFound):  # its labels cannot be stored: the score in force stays
+        third = again.model_copy(update={"number": 3})
+        catalog.record_score(third, [a_label(a_case("b"), "liver")])
+    assert catalog.score(case.id, Reading.PAPER, ENSEMBLE) == found
+
+
+def test_releases_number_every_case_once(catalog: Catalog) -> None:
+    cases = [a_case(name) for name in "abcdef"]
+    first = case_numbers(catalog, cases[:2])
+    with ThreadPoolExecutor(4) as pool:
+        all_at_once = list(pool.map(lambda _: case_numbers(catalog, cases), range(4)))
+    assert all(numbers == all_at_once[0] for numbers in all_at_once)
+    assert all_at_once[0].items() >= first.items()
+    assert len(set(all_at_once[0].values())) == len(cases)
 
 
 def test_a_score_of_an_unknown_case_leaves_nothing(catalog: Catalog) -> None:

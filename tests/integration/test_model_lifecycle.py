@@ -7,6 +7,9 @@ the truth of every case is what version 0 sees, a version with a shifted level s
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +22,7 @@ from atlas_core.catalog import Catalog, PromotionKind, evaluations, promotions
 from atlas_core.errors import AtlasError, Conflict, NotFound, Unavailable
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore
+from atlas_embedded.model_trials import exclusive_change, in_use, tidy
 from atlas_embedded.stack import up
 from atlas_embedded.triton_models import TritonModels, repository_of
 from atlas_flows.cli import app
@@ -169,6 +173,73 @@ def test_a_server_that_loads_what_it_finds_serves_beside_a_broken_version(
     with pytest.raises(Unavailable, match="cannot run"):
         site.triton.prove(broken)
     site.triton.prove(next(s for s in site.repository.served(NAME) if s.version == 0))
+
+
+KILLED_WHILE_IT_JUDGES = """
+import os, signal, sys
+from pathlib import Path
+from atlas_core.catalog import Catalog
+from atlas_flows.models.promotion import PromotionRequest, Site, promote
+from atlas_flows.settings import Places
+
+def die(line):
+    if "evaluating" in line:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+here = Places.read()
+with Catalog.open(here.catalog_url) as catalog:
+    promote(Path(sys.argv[1]), Site.of(here, catalog), PromotionRequest(), die)
+"""
+
+
+def kill_a_promotion(stack: Stack, exported: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WHILE_IT_JUDGES, str(exported)]
+    killed = subprocess.run(command, env=stack.environment(), check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+
+def test_a_killed_promotion_does_not_keep_its_model_loaded(
+    site: Site, lifecycle_stack: Stack, tmp_path: Path
+) -> None:
+    """Each version takes hundreds of megabytes; there may be any number of kills."""
+    before = files(site)
+    kill_a_promotion(lifecycle_stack, export(tmp_path / "one", 11))
+    assert loaded(site) == {0, 11}
+    kill_a_promotion(lifecycle_stack, export(tmp_path / "two", 12))
+    assert loaded(site) == {0, 12}  # before a version is loaded, the one left behind goes
+    up(lifecycle_stack.settings)
+    assert loaded(site) == {0}
+    assert in_service(site) == [(NAME, 0)]
+    kill_a_promotion(lifecycle_stack, export(tmp_path / "three", 13))
+    with pytest.raises(PromotionRefused):
+        promote(export(tmp_path / "worse", 14, level=3.0), site, PromotionRequest())
+    assert loaded(site) == {0}
+    assert {spec.version for spec in site.repository.served(NAME)} == {0}
+    assert before.keys() <= files(site).keys()
+
+
+def test_what_somebody_works_with_or_a_promotion_tries_is_not_unloaded(
+    site: Site, lifecycle_stack: Stack, tmp_path: Path
+) -> None:
+    kill_a_promotion(lifecycle_stack, export(tmp_path / "one", 15))
+    (trial,) = (spec for spec in site.repository.served(NAME) if spec.version == 15)
+    with in_use(site.repository, [trial]), in_use(site.repository, [trial]):
+        tidy(site.triton, lifecycle_stack.settings.catalog_url)
+        assert loaded(site) == {0, 15}
+    with exclusive_change(site.repository):  # as a promotion that is under way
+        tidy(site.triton, lifecycle_stack.settings.catalog_url)
+        assert loaded(site) == {0, 15}
+    tidy(site.triton, lifecycle_stack.settings.catalog_url)
+    assert loaded(site) == {0}
+    with pytest.raises(NotFound, match="no longer loaded"), in_use(site.repository, [trial]):
+        pass
+    # What was promoted, and what served before it, stay: the way back is short.
+    promote(export(tmp_path / "two", 16), site, PromotionRequest(limit=1))
+    tidy(site.triton, lifecycle_stack.settings.catalog_url)
+    assert loaded(site) == {0, 16}
+    rollback(NAME, site)
+    tidy(site.triton, lifecycle_stack.settings.catalog_url)
+    assert loaded(site) == {0, 16}
 
 
 class Questions:

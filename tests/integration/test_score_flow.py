@@ -158,9 +158,10 @@ def test_a_run_started_from_the_form(cases: tuple[Stack, Catalog, CaseStore]) ->
         deployment = _await(lambda: _deployment(stack))
         form = deployment["parameter_openapi_schema"]["properties"]
         assert all(field["description"] for field in form.values())
-        with pytest.raises(httpx.HTTPStatusError) as refused:
-            _start(stack, deployment, {"in_flight": 0})
-        assert refused.value.response.status_code in (409, 422)
+        for bad in ({"in_flight": 0}, {"no_such": 1}, {"dataset": "x" * 64}, {"models": ["a b"]}):
+            with pytest.raises(httpx.HTTPStatusError) as refused:
+                _start(stack, deployment, bad)
+            assert refused.value.response.status_code in (409, 422)
         run = _start(stack, deployment, {"reading": "paper", "limit": 2})
         ended = _await(lambda: _ended(stack, run["id"]))
         assert ended["state_type"] == "COMPLETED", Path(log.name).read_text()

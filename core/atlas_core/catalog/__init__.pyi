@@ -1,4 +1,4 @@
-from .bulk_reads import cases_by_id, labels_by_case, newest_ensembles
+from .bulk_reads import cases_by_id, labels_by_case, newest_scores
 from .catalog import Catalog
 from .database import chunks, insert_new
 from .model_registry import (
@@ -34,7 +34,7 @@ __all__ = [
     "find_models",
     "insert_new",
     "labels_by_case",
-    "newest_ensembles",
+    "newest_scores",
     "next_version",
     "now",
     "promotions",

@@ -32,10 +32,11 @@ def labels_by_case(catalog: Catalog, case_ids: Sequence[str]) -> dict[str, list[
     return found
 
 
-def newest_ensembles(
+def newest_scores(
     catalog: Catalog, case_ids: Sequence[str], reading: Reading, models: Sequence[str] = ()
-) -> dict[str, str]:
-    """The ensemble of the newest score of each case (at most one chunk), under `reading`.
+) -> dict[str, tuple[str, int]]:
+    """Ensemble, and number of the result, of the newest score of each case (at most one chunk),
+    under `reading`.
 
     Args:
         models: NAME (any version) or NAME@T; only ensembles of exactly these models count. Empty:
@@ -47,7 +48,7 @@ def newest_ensembles(
     wanted = parse_ensemble(models)
     s = t.scores.c
     query = (
-        sa.select(s.case_id, s.ensemble)
+        sa.select(s.case_id, s.ensemble, s.number)
         .where(s.reading == reading.value, s.case_id.in_(case_ids))
         # Of equally new ones the first by name, as in `Catalog.ranking`.
         .order_by(s.created_at, s.ensemble.desc())
@@ -57,7 +58,7 @@ def newest_ensembles(
         fitting = {
             ensemble: _fits(connection, ensemble, wanted) for ensemble in {r.ensemble for r in rows}
         }
-    return {row.case_id: row.ensemble for row in rows if fitting[row.ensemble]}
+    return {row.case_id: (row.ensemble, row.number) for row in rows if fitting[row.ensemble]}
 
 
 def _fits(connection: Connection, ensemble: str, wanted: dict[str, int | None]) -> bool:

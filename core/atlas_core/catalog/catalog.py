@@ -207,11 +207,11 @@ class Catalog(Database):
     def record_score(self, score: Score, labels: Iterable[Label] = ()) -> bool:
         """Record a score together with the pseudo labels of that prediction, all or nothing.
 
-        The first score of a case, reading and ensemble stays, as the first prediction stays in the
-        case store, so that numbers and files always match. To score anew, delete both first.
+        There is one score of a case, reading and ensemble: it says which of the results in the case
+        store is in force. That of another result takes its place at once; labels stay on record.
 
         Returns:
-            False if there was one already; nothing is changed then.
+            False if the score of this very result was there already; nothing is changed then.
 
         Raises:
             NotFound: the case is not in the catalog.
@@ -219,15 +219,16 @@ class Catalog(Database):
         with self.transaction(write=True) as connection:
             _require_cases(connection, {score.case_id})
             self._insert_ensemble(connection, score)
-            row = score.model_dump(include={"case_id", "ensemble", "seconds", "created_at"})
-            added = insert_new(connection, t.scores, [row | {"reading": score.reading.value}])
-            if not added:
-                return False
+            s, kept = t.scores.c, {"number", "seconds", "created_at"}
             key = {
                 "case_id": score.case_id,
                 "reading": score.reading.value,
                 "ensemble": score.ensemble,
             }
+            others = sa.and_(*(s[name] == value for name, value in key.items()))
+            connection.execute(sa.delete(t.scores).where(others, s.number != score.number))
+            if not insert_new(connection, t.scores, [key | score.model_dump(include=kept)]):
+                return False
             if score.organs:
                 connection.execute(
                     sa.insert(t.organ_scores), [key | size.model_dump() for size in score.organs]
@@ -238,7 +239,7 @@ class Catalog(Database):
     def score(self, case_id: str, reading: Reading, ensemble: str) -> Score | None:
         """The score of a case by one ensemble, or None."""
         s = t.scores.c
-        query = sa.select(s.seconds, s.created_at).where(
+        query = sa.select(s.number, s.seconds, s.created_at).where(
             s.case_id == case_id, s.reading == reading.value, s.ensemble == ensemble
         )
         with self.transaction(write=False) as connection:
@@ -257,6 +258,7 @@ class Catalog(Database):
                 ensemble=ensemble,
                 models=_ensemble_models(connection, ensemble),
                 organs=tuple(_organ_score(size) for size in sizes),
+                number=row.number,
                 seconds=row.seconds,
                 created_at=row.created_at,
             )
@@ -270,12 +272,15 @@ class Catalog(Database):
         with self.transaction(write=True) as connection:
             return bool(connection.execute(query).rowcount)
 
-    def scored_cases(self, reading: Reading, ensemble: str) -> set[str]:
-        """Ids of the cases that this ensemble has scored under this reading."""
+    def scored_cases(self, reading: Reading, ensemble: str) -> dict[str, int]:
+        """Cases that this ensemble has scored under this reading, with the number of the result in
+        force."""
         s = t.scores.c
-        query = sa.select(s.case_id).where(s.reading == reading.value, s.ensemble == ensemble)
+        query = sa.select(s.case_id, s.number).where(
+            s.reading == reading.value, s.ensemble == ensemble
+        )
         with self.transaction(write=False) as connection:
-            return set(connection.scalars(query))
+            return {row.case_id: row.number for row in connection.execute(query)}
 
     def latest_ensemble(self, reading: Reading, dataset: str | None = None) -> str | None:
         """The ensemble of the newest score under this reading; None where nothing is scored."""

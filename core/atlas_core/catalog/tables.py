@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0006"
+REVISION = "0007"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -139,6 +139,8 @@ scores = Table(
     Column("case_id", String(100), ForeignKey("cases.id", ondelete="CASCADE"), primary_key=True),
     Column("reading", String(16), primary_key=True),
     Column("ensemble", String, ForeignKey("ensembles.key"), primary_key=True),
+    # Which of the results that the case store has under this key; see `CaseStore.new_prediction`.
+    Column("number", Integer, nullable=False, server_default="1"),
     Column("seconds", Float(53), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     # The ranking asks for one reading and ensemble; the newest ensemble is asked for by time.
@@ -405,4 +407,13 @@ assemblies = Table(
     Column("missing", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Index("ix_assemblies_case_id_id", "case_id", "id"),
+)
+
+# The numbers by which releases name cases (revision 0007), by content: what is published once means
+# the same CT for ever, whatever becomes of its case.
+released_cases = Table(
+    "released_cases",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("content_sha256", String(64), nullable=False, unique=True),
 )

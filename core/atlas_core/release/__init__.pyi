@@ -1,5 +1,12 @@
 from .card import release_card
-from .files import CHECKSUMS, WrittenFile, require_writable_as, write_case, write_tables
+from .files import (
+    CHECKSUMS,
+    WrittenFile,
+    private_mapping,
+    require_writable_as,
+    write_case,
+    write_tables,
+)
 from .licences import LicenceRisk
 from .plan import CtFiles, ReleaseFormat, ReleaseOptions, ReleasePlan, plan_release
 from .splits import Split
@@ -14,6 +21,7 @@ __all__ = [
     "Split",
     "WrittenFile",
     "plan_release",
+    "private_mapping",
     "release_card",
     "require_writable_as",
     "write_case",

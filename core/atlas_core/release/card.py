@@ -53,8 +53,9 @@ def _files(plan: ReleasePlan) -> str:
         CtFiles.COPY: "CTs are included",
     }[plan.options.cts]
     return (
-        f"{layout} {cts}; `cases.csv` names dataset, original file, and path in the case store of "
-        "each. `provenance.csv` says of every mask whether it is original, revised or predicted. "
+        f"{layout} {cts}; `cases.csv` names dataset and licence of each, and the SHA-256 of its "
+        "grid and voxels, by which whoever has the CT finds it. `provenance.csv` says of every "
+        "mask whether it is original, revised or predicted. "
         "`sha256sum -c SHA256SUMS` checks every file."
     )
 
@@ -113,7 +114,7 @@ def _volume_row(row: VolumeStatistics) -> Sequence[str]:
 
 
 def _left_out(plan: ReleasePlan) -> str:
-    return _table(("case", "why"), [(case.case_id, case.why) for case in plan.left_out])
+    return f"{len(plan.left_out)} CTs of these datasets, which are not complete."
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,8 @@
 """The files of a release: label maps, masks, tables, card and checksums.
 
-The same plan over the same store gives the same bytes: no file holds a time or a random name.
+The same plan over the same store gives the same bytes: no file holds a time or a random name. None
+says where a case comes from but by dataset and licence: file names of an import may hold patients'
+names. `private_mapping` does, and is no part of a release.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def write_case(
 
 
 def write_tables(
-    folder: Path, plan: ReleasePlan, store: CaseStore, cases: Iterable[WrittenFile]
+    folder: Path, plan: ReleasePlan, cases: Iterable[WrittenFile]
 ) -> tuple[WrittenFile, ...]:
     """Write the files that describe the whole release, the checksums last.
 
@@ -68,7 +70,7 @@ def write_tables(
         cases: what `write_case` wrote.
     """
     texts: dict[str, str] = {
-        "cases.csv": _csv(_case_rows(plan, store)),
+        "cases.csv": _csv(_case_rows(plan)),
         "provenance.csv": _csv(_provenance_rows(plan)),
         "organ_volumes.csv": _csv([row.as_row() for row in volume_statistics(plan)]),
         CARD: release_card(plan),
@@ -89,6 +91,23 @@ def write_tables(
     lines = "".join(f"{file.sha256}  {file.path}\n" for file in every)
     write_synced(folder / CHECKSUMS, lines.encode())
     return tuple(every)
+
+
+def private_mapping(plan: ReleasePlan, store: CaseStore) -> str:
+    """Which case of this site each case of the release is, and where it came from; as CSV, for the
+    site alone."""
+    return _csv(
+        [
+            {
+                "id": released.number,
+                "case": released.case.id,
+                "dataset": released.case.dataset,
+                "source": released.case.source,
+                "ct_path": store.relative(store.ct_path(released.case.id)),
+            }
+            for released in plan.cases
+        ]
+    )
 
 
 def require_writable_as(plan: ReleasePlan) -> None:
@@ -173,17 +192,15 @@ def _copy(source: Path, target: Path, folder: Path) -> WrittenFile:
     return WrittenFile(target.relative_to(folder).as_posix(), sha256)
 
 
-def _case_rows(plan: ReleasePlan, store: CaseStore) -> list[dict[str, object]]:
+def _case_rows(plan: ReleasePlan) -> list[dict[str, object]]:
     licences = {dataset.name: dataset.licence for dataset in plan.datasets}
     return [
         {
             "id": released.number,
-            "case": released.case.id,
             "dataset": released.case.dataset,
             "licence": licences[released.case.dataset],
             "split": released.split.value,
-            "ct_path": store.relative(store.ct_path(released.case.id)),
-            "source": released.case.source,
+            # By this, whoever has the CT finds its masks.
             "content_sha256": released.case.content_sha256,
             "shape": " ".join(str(n) for n in released.case.shape),
             "spacing_mm": " ".join(f"{mm:.4f}" for mm in released.case.geometry.spacing_mm),

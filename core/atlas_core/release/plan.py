@@ -16,6 +16,7 @@ from atlas_core.errors import AtlasError, InvalidInput, NotFound
 from atlas_core.imaging import read_header
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Case, Dataset, Label, LabelSource
+from atlas_core.release.case_numbers import case_numbers
 from atlas_core.release.licences import LicenceProblem, LicenceRisk, licence_problems
 from atlas_core.release.splits import Member, Split, split_cases
 from atlas_core.store import CaseStore
@@ -71,7 +72,7 @@ class ReleasedCase:
     """One case of a release.
 
     Attributes:
-        number: its name in the release, ``BDMAP_00000001``.
+        number: its name in this release and in every other, ``BDMAP_00000001``.
         case, assembly: its records.
         split: its split.
     """
@@ -130,8 +131,7 @@ class NotComplete(AtlasError):
 def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) -> ReleasePlan:
     """Plan a release, and check that it is allowed.
 
-    Cases are numbered by the time of their import, so that a later release with more cases keeps
-    the numbers of the earlier one.
+    A case that was never released gets the next number, in the order of import; see `case_numbers`.
 
     Raises:
         NotFound: an unknown dataset; no case at all.
@@ -155,20 +155,23 @@ def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) ->
     splits = split_cases(
         Member(case.id, case.dataset, options.patients.get(case.id)) for case, _ in good
     )
-    released = tuple(
-        ReleasedCase(f"BDMAP_{number:08d}", case, assembly, splits[case.id])
-        for number, (case, assembly) in enumerate(good, start=1)
-    )
-    return ReleasePlan(options, released, datasets, problems, tuple(incomplete))
+    numbers = case_numbers(catalog, [case for case, _ in good])
+    released = [
+        ReleasedCase(f"BDMAP_{numbers[case.id]:08d}", case, assembly, splits[case.id])
+        for case, assembly in good
+    ]
+    in_order = tuple(sorted(released, key=lambda one: one.number))
+    return ReleasePlan(options, in_order, datasets, problems, tuple(incomplete))
 
 
 def _require_known_patients(options: ReleaseOptions, cases: Iterable[Case]) -> None:
-    unknown = sorted(set(options.patients) - {case.id for case in cases})
+    unknown = set(options.patients) - {case.id for case in cases}
     if unknown:
+        # They are not repeated: with its columns swapped, the table has patients' names there.
         raise InvalidInput(
             "the table of patients names cases that are not released",
-            got=", ".join(unknown[:SHOWN]),
-            remedy="name cases by their ids in the catalog",
+            expected="ids of the catalog in column case",
+            got=f"{len(unknown)} others of {len(options.patients)}",
         )
 
 

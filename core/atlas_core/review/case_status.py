@@ -51,12 +51,13 @@ class CaseAttention:
     """The attention of one ensemble to a case, under one reading.
 
     Attributes:
-        reading, ensemble: name the maps in the case store.
+        reading, ensemble, number: name the maps in the case store.
         organs: attention size by organ, largest first.
     """
 
     reading: Reading
     ensemble: str
+    number: int
     organs: tuple[OrganScore, ...]
 
 
@@ -149,19 +150,22 @@ class CaseReview:
         """The newest prediction of each reading of a case, by reading."""
         s = t.scores.c
         query = (
-            sa.select(s.reading, s.ensemble)
+            sa.select(s.reading, s.ensemble, s.number)
             .where(s.case_id == case_id)
             .order_by(s.reading, s.created_at.desc(), s.ensemble)
         )
         with self._catalog.transaction(write=False) as connection:
-            newest: dict[str, str] = {}
-            for reading, ensemble in connection.execute(query):
-                newest.setdefault(reading, ensemble)
+            newest: dict[str, tuple[str, int]] = {}
+            for reading, ensemble, number in connection.execute(query):
+                newest.setdefault(reading, (ensemble, number))
             return [
                 CaseAttention(
-                    Reading(reading), ensemble, _organ_sizes(connection, case_id, reading, ensemble)
+                    Reading(reading),
+                    ensemble,
+                    number,
+                    _organ_sizes(connection, case_id, reading, ensemble),
                 )
-                for reading, ensemble in newest.items()
+                for reading, (ensemble, number) in newest.items()
             ]
 
 

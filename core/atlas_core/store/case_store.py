@@ -8,6 +8,7 @@
     cases/<case>/predictions/<reading>/<ensemble>/pseudo_label.nii.gz
                                                   attention/<organ>.nii.gz
                                                   result.json
+    cases/<case>/predictions/<reading>/<ensemble>~<number>/…     from the second result on
     cases/<case>/assembled/<inputs16>/combined_labels.nii.gz
                                       provenance.json
                                       segmentations/<organ>.nii.gz   where asked for
@@ -18,6 +19,9 @@ Everything is written under ``.incoming`` and renamed into place when it is comp
 reader sees a whole file or folder, or none. A crash leaves at most a folder under ``.incoming``,
 which `CaseStore.sweep` removes. Any number of processes, also of several machines on a shared
 volume, may write at once.
+
+A case that is scored again keeps the result that it had. Results are numbered from 1, and which one
+is in force says the catalog's row of the score.
 """
 
 from __future__ import annotations
@@ -78,12 +82,14 @@ class PredictionDraft:
 
     Attributes:
         folder: where to write.
+        number: of the result that this will be.
         published: after the ``with`` block: True if this draft became the prediction, False if
             another writer was first (whose files then stand, and this draft is gone).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, number: int) -> None:
         self.folder = folder
+        self.number = number
         self.published = False
 
     @property
@@ -126,23 +132,33 @@ class CaseStore:
             raise InvalidInput("malformed name of a derived file", case=case_id, got=name)
         return self._case_dir(case_id) / "derived" / name
 
-    def prediction_dir(self, case_id: str, reading: Reading, ensemble: str) -> Path:
-        """Folder of the prediction of one ensemble under one reading."""
+    def prediction_dir(
+        self, case_id: str, reading: Reading, ensemble: str, number: int | None = None
+    ) -> Path:
+        """Folder of a result of one ensemble under one reading; `number` None: of the newest."""
+        if number is None:
+            number = self.result_number(case_id, reading, ensemble) or 1
         folder = self._case_dir(case_id) / "predictions" / Reading(reading).value
-        return folder / _ensemble_folder(ensemble)
+        return folder / (_ensemble_folder(ensemble) + (f"~{number}" if number > 1 else ""))
 
-    def pseudo_label_path(self, case_id: str, reading: Reading, ensemble: str) -> Path:
+    def pseudo_label_path(
+        self, case_id: str, reading: Reading, ensemble: str, number: int | None = None
+    ) -> Path:
         """Label map of all organs, uint8 with their label ids."""
-        return self.prediction_dir(case_id, reading, ensemble) / _PSEUDO_LABEL
+        return self.prediction_dir(case_id, reading, ensemble, number) / _PSEUDO_LABEL
 
-    def attention_path(self, case_id: str, reading: Reading, ensemble: str, organ: str) -> Path:
+    def attention_path(
+        self, case_id: str, reading: Reading, ensemble: str, organ: str, number: int | None = None
+    ) -> Path:
         """Attention map of one organ, uint8 with ``scl_slope`` 1/136."""
-        folder = self.prediction_dir(case_id, reading, ensemble)
+        folder = self.prediction_dir(case_id, reading, ensemble, number)
         return folder / _ATTENTION / f"{_organ(organ)}.nii.gz"
 
-    def result_path(self, case_id: str, reading: Reading, ensemble: str) -> Path:
+    def result_path(
+        self, case_id: str, reading: Reading, ensemble: str, number: int | None = None
+    ) -> Path:
         """The numbers of a prediction."""
-        return self.prediction_dir(case_id, reading, ensemble) / _RESULT
+        return self.prediction_dir(case_id, reading, ensemble, number) / _RESULT
 
     def assembly_dir(self, case_id: str, inputs_sha256: str) -> Path:
         """Folder of the label map that was assembled from inputs of this checksum."""
@@ -208,7 +224,16 @@ class CaseStore:
 
     def has_prediction(self, case_id: str, reading: Reading, ensemble: str) -> bool:
         """Whether that prediction is there (and then it is complete)."""
-        return self.result_path(case_id, reading, ensemble).is_file()
+        return self.result_number(case_id, reading, ensemble) > 0
+
+    def result_number(self, case_id: str, reading: Reading, ensemble: str) -> int:
+        """Number of the newest result of that prediction; 0 if there is none."""
+        found = [
+            number
+            for number, folder in self._results(case_id, reading, ensemble)
+            if (folder / _RESULT).is_file()
+        ]
+        return max(found, default=0)
 
     # Writing
 
@@ -277,19 +302,23 @@ class CaseStore:
 
     @contextmanager
     def new_prediction(
-        self, case_id: str, reading: Reading, ensemble: str
+        self, case_id: str, reading: Reading, ensemble: str, *, after: int = 0
     ) -> Iterator[PredictionDraft]:
         """Write a prediction: all of it appears when the block ends, nothing if it fails.
 
         Of several writers of the same prediction one publishes; to the others
         `PredictionDraft.published` says that it was there already. That is no error.
 
+        Args:
+            after: number of the result that it follows, which stays; 0: it is the first.
+
         Raises:
             NotFound: the block ended without writing ``result.json``.
         """
-        target = self.prediction_dir(case_id, reading, ensemble)
+        number = after + 1
+        target = self.prediction_dir(case_id, reading, ensemble, number)
         with self.incoming() as folder:
-            draft = PredictionDraft(folder / "prediction")
+            draft = PredictionDraft(folder / "prediction", number)
             (draft.folder / _ATTENTION).mkdir(parents=True)
             yield draft
             if not draft.result_path.is_file():
@@ -339,8 +368,9 @@ class CaseStore:
     # Deleting
 
     def delete_prediction(self, case_id: str, reading: Reading, ensemble: str) -> bool:
-        """Remove one prediction; False if there was none."""
-        return self._delete(self.prediction_dir(case_id, reading, ensemble))
+        """Remove all results of one prediction; False if there was none."""
+        folders = [folder for _, folder in self._results(case_id, reading, ensemble)]
+        return sum(self._delete(folder) for folder in folders) > 0
 
     def delete_case(self, case_id: str) -> bool:
         """Remove a case with everything in it; False if there was none."""
@@ -376,6 +406,15 @@ class CaseStore:
 
     def _case_dir(self, case_id: str) -> Path:
         return self.root / "cases" / _checked(_case_ids(), "case id", case_id)
+
+    def _results(self, case_id: str, reading: Reading, ensemble: str) -> Iterator[tuple[int, Path]]:
+        """Number and folder of every result of one prediction."""
+        first = self.prediction_dir(case_id, reading, ensemble, 1)
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(first.parent):  # noqa: PTH208  names are enough
+                match = re.fullmatch(re.escape(first.name) + r"(?:~([0-9]{1,9}))?", name)
+                if match is not None:
+                    yield int(match[1] or 1), first.parent / name
 
     def _delete(self, folder: Path) -> bool:
         with self.incoming() as incoming:

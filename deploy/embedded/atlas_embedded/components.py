@@ -22,6 +22,7 @@ from atlas_review.auth import ACCOUNTS_FILE, FIRST_USER, Accounts, Role
 
 from atlas_embedded import probes
 from atlas_embedded.access import make_access, prefect_auth
+from atlas_embedded.model_trials import tidy
 from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE, marked
 from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
 from atlas_embedded.triton_environment import TritonEnvironment, find_triton
@@ -162,6 +163,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
         )
 
     def settle() -> None:
+        tidy(models(), settings.catalog_url)
         models().put_into_service()
         _remove_regions(settings)
 
@@ -272,6 +274,9 @@ def _prefect(settings: EmbeddedSettings) -> Component:
         variables = {
             "PREFECT__SERVER_FINAL": "1",
             "PREFECT_SERVER_API_HOST": HOST,
+            # A run that waits for another one looks again soon: at half a minute each, a good run
+            # waited for minutes behind a few that failed at once.
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
             "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
             "PREFECT_API_AUTH_STRING": prefect_auth(settings),
             "PREFECT_SERVER_API_AUTH_STRING": prefect_auth(settings),

@@ -20,7 +20,7 @@ from atlas_core.assembly import (
     choose_labels,
     write_masks,
 )
-from atlas_core.catalog import Catalog, cases_by_id, chunks, labels_by_case, newest_ensembles
+from atlas_core.catalog import Catalog, cases_by_id, chunks, labels_by_case, newest_scores
 from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
@@ -142,12 +142,12 @@ def inputs_of(
     """What each case of one chunk is assembled from, or why it cannot be."""
     cases = cases_by_id(catalog, case_ids)
     labels = labels_by_case(catalog, case_ids)
-    ensembles = newest_ensembles(catalog, case_ids, request.reading, request.models)
+    scores = newest_scores(catalog, case_ids, request.reading, request.models)
     for case_id in case_ids:
         try:
             if case_id not in cases:
                 raise NotFound("the case was deleted meanwhile", case=case_id)
-            prediction = _prediction(request, store, case_id, ensembles.get(case_id))
+            prediction = _prediction(request, store, case_id, scores.get(case_id))
             yield (
                 case_id,
                 choose_labels(
@@ -200,9 +200,9 @@ def _count(counts: dict[str, dict[str, int]], assembly: Assembly) -> None:
 
 
 def _prediction(
-    request: AssemblyRequest, store: CaseStore, case_id: str, ensemble: str | None
+    request: AssemblyRequest, store: CaseStore, case_id: str, score: tuple[str, int] | None
 ) -> PseudoLabelMap | None:
-    if ensemble is None:
+    if score is None:
         if request.models:
             raise InvalidInput(
                 "the case is not scored by these models",
@@ -211,7 +211,8 @@ def _prediction(
                 remedy="run `atlasloop score` with them first, or name no models",
             )
         return None
-    path = store.pseudo_label_path(case_id, request.reading, ensemble)
+    ensemble, number = score
+    path = store.pseudo_label_path(case_id, request.reading, ensemble, number)
     return PseudoLabelMap(request.reading, ensemble, store.relative(path))
 
 

@@ -10,14 +10,13 @@ may be killed at any point: the next one goes on where it ended.
 import time
 from typing import Annotated
 
-from atlas_core.assembly import PostProcessing
 from atlas_core.catalog import Catalog
-from atlas_core.organs import OrganName
-from atlas_core.records import CaseId, Reading
+from atlas_core.records import DatasetName, Reading
 from atlas_core.store import CaseStore
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from pydantic import Field
 
 from atlas_flows.assembly import case_assembly
@@ -27,9 +26,17 @@ from atlas_flows.assembly.case_assembly import (
     AssemblyRun,
     AssemblySummary,
 )
-from atlas_flows.runs import CaseOutcome, CasesFailed, ProgressCounter
+from atlas_flows.runs import (
+    CaseIds,
+    CaseOutcome,
+    CasesFailed,
+    ModelReferences,
+    PostProcessingByOrgan,
+    ProgressCounter,
+    not_tried,
+)
 from atlas_flows.runs.progress_artifact import ProgressArtifact
-from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
+from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
@@ -47,9 +54,12 @@ def _run_name() -> str:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def assemble_cases(cases: tuple[str, ...], run: AssemblyRun) -> list[CaseOutcome]:
+def assemble_cases(
+    cases: tuple[str, ...], run: AssemblyRun
+) -> list[CaseOutcome] | State[list[CaseOutcome]]:
     """One shard, as a task that Prefect shows."""
-    return case_assembly.assemble_shard(run, cases)
+    outcomes = case_assembly.assemble_shard(run, cases)
+    return shard_state(outcomes, not_tried(outcomes))
 
 
 @flow(
@@ -61,11 +71,11 @@ def assemble_cases(cases: tuple[str, ...], run: AssemblyRun) -> list[CaseOutcome
     persist_result=False,
 )
 def assemble(
-    dataset: str | None = None,
-    cases: list[CaseId] | None = None,
+    dataset: DatasetName | None = None,
+    cases: CaseIds | None = None,
     reading: Reading = Reading.PAPER,
-    models: list[str] | None = None,
-    post_processing: dict[OrganName, PostProcessing] | None = None,
+    models: ModelReferences | None = None,
+    post_processing: PostProcessingByOrgan | None = None,
     in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
     force: bool = False,
     masks: bool = False,

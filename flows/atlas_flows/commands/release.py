@@ -47,7 +47,7 @@ def release(
         typer.Option("--format", help="atlas: AbdomenAtlas layout. nnunet: nnU-Net raw."),
     ] = "atlas",
     cts: Annotated[
-        CtFilesName, typer.Option(help="CTs: none (a table says where they are), link or copy.")
+        CtFilesName, typer.Option(help="CTs: none (masks only), link or copy.")
     ] = "none",
     accept: Annotated[
         list[LicenceRiskName] | None,
@@ -63,6 +63,13 @@ def release(
             dir_okay=False,
         ),
     ] = None,
+    mapping: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write this file, for this site alone: which case each released one is.",
+            dir_okay=False,
+        ),
+    ] = None,
     in_flight: InFlightOption = 2,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,8 +81,6 @@ def release(
     """
     from atlas_core.release import CtFiles, LicenceRisk, ReleaseFormat, ReleaseOptions
 
-    from atlas_flows.release import read_patients
-
     options = ReleaseOptions(
         name=name,
         datasets=tuple(dataset or ()),
@@ -83,9 +88,10 @@ def release(
         cts=CtFiles(cts),
         accepted=frozenset(LicenceRisk(risk) for risk in accept or ()),
         leave_out=leave_out,
-        patients=read_patients(patients),
     )
-    summary = run_release(places(context), folder, options, in_flight=in_flight)
+    summary = run_release(
+        places(context), folder, options, patients=patients, mapping=mapping, in_flight=in_flight
+    )
     if as_json:
         sys.stdout.write(f"{summary.model_dump_json(indent=2)}\n")
     else:
@@ -93,7 +99,13 @@ def release(
 
 
 def run_release(
-    here: Places, folder: Path, options: ReleaseOptions, *, in_flight: int
+    here: Places,
+    folder: Path,
+    options: ReleaseOptions,
+    *,
+    patients: Path | None,
+    mapping: Path | None,
+    in_flight: int,
 ) -> ReleaseSummary:
     """Run the flow in this process, with a progress bar.
 
@@ -115,7 +127,8 @@ def run_release(
             cts=options.cts,
             accept=sorted(options.accepted),
             leave_out=options.leave_out,
-            patients=dict(options.patients),
+            patients=None if patients is None else str(patients.absolute()),
+            mapping=None if mapping is None else str(mapping.absolute()),
             in_flight=in_flight,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from atlas_core.errors import Unavailable
+from atlas_core.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     from atlas_flows.settings import Places
@@ -22,11 +22,13 @@ def run_here(here: Places, flow: str, kept: str = "") -> Iterator[None]:
 
     Raises:
         Unavailable: no Prefect server, or it stopped answering.
+        InvalidInput: a parameter that the flow does not take.
     """
     here.enter_prefect(quiet=True)
     here.require_prefect()
     import httpx
     from prefect import tags
+    from prefect.exceptions import ParameterTypeError
     from prefect.logging.handlers import APILogHandler
 
     from atlas_flows.runs.crashed_runs import mark_interrupted_runs, process_tag
@@ -37,6 +39,11 @@ def run_here(here: Places, flow: str, kept: str = "") -> Iterator[None]:
             yield
         # What the caller may do next is to stop the server; half of the log would not get there.
         APILogHandler().flush()
+    except ParameterTypeError as error:
+        _, *wrong = str(error).splitlines()
+        raise InvalidInput(
+            f"flow {flow} does not take this", got="; ".join(line.strip(" -") for line in wrong)
+        ) from None
     except httpx.HTTPError as error:
         raise Unavailable(
             "the Prefect server went away during the run",

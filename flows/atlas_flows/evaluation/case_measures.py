@@ -251,7 +251,8 @@ def _compared_organs(catalog: Catalog, assembly: Assembly) -> set[str]:
 
 
 def _read_on_grid(case: Case, store: CaseStore, score: Score) -> NDArray[np.integer]:
-    volume = read_label(store.pseudo_label_path(case.id, score.reading, score.ensemble))
+    path = store.pseudo_label_path(case.id, score.reading, score.ensemble, score.number)
+    volume = read_label(path)
     case.geometry.require_same_grid(volume.geometry, this="CT", that="pseudo label", case=case.id)
     return volume.voxels
 
@@ -259,6 +260,7 @@ def _read_on_grid(case: Case, store: CaseStore, score: Score) -> NDArray[np.inte
 def _attended(
     case: Case, store: CaseStore, score: Score, organ: str, what: MeasurementOptions
 ) -> NDArray[np.bool_]:
-    volume = read_stored(store.attention_path(case.id, score.reading, score.ensemble, organ))
+    path = store.attention_path(case.id, score.reading, score.ensemble, organ, score.number)
+    volume = read_stored(path)
     case.geometry.require_same_grid(volume.geometry, this="CT", that="attention", case=case.id)
     return np.asarray(volume.voxels >= what.rule.lowest_byte(score.reading))

@@ -76,7 +76,7 @@ def architecture_matrix(
         maps = _map_of_each_model(where, known.case, score, client) if score else None
         if score and maps:
             names |= dict.fromkeys(maps)
-            maps[ENSEMBLE] = _pseudo_label(where, known.case)
+            maps[ENSEMBLE] = _pseudo_label(where, known.case, score)
             pairs += _pairs(known, maps, where.scheme, _organs(known, score))
         on_case(done, len(cases))
     if len(names) < 2:
@@ -189,8 +189,9 @@ def _cache_name(ref: ModelRef) -> str:
     return f"alone-{ref.name}-{ref.version}-{ref.sha256[:12]}.nii.gz"
 
 
-def _pseudo_label(where: ComparisonScope, case: Case) -> NDArray[np.integer]:
-    return read_label(where.store.pseudo_label_path(case.id, where.reading, where.ensemble)).voxels
+def _pseudo_label(where: ComparisonScope, case: Case, score: Score) -> NDArray[np.integer]:
+    path = where.store.pseudo_label_path(case.id, score.reading, score.ensemble, score.number)
+    return read_label(path).voxels
 
 
 def _drawn_pairs(
@@ -201,8 +202,8 @@ def _drawn_pairs(
     for version in drawn:  # oldest first: the last one stays
         if version.author:
             newest.setdefault(version.organ, {})[version.author] = version
-    scored = where.store.has_prediction(case.id, where.reading, where.ensemble)
-    pseudo = _pseudo_label(where, case) if scored else None
+    score = where.catalog.score(case.id, where.reading, where.ensemble)
+    pseudo = None if score is None else _pseudo_label(where, case, score)
     truth = known.masks() if known else {}
     pairs = []
     for organ, by_author in sorted(newest.items()):

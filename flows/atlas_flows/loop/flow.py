@@ -13,9 +13,7 @@ from typing import Annotated, Any
 
 from atlas_core.catalog import Catalog
 from atlas_core.loop import Iterations, record_step, review_outcome, steps_done
-from atlas_core.model_spec import ModelName
-from atlas_core.organs import OrganName
-from atlas_core.records import Iteration, IterationState, LabelSource, Reading
+from atlas_core.records import DatasetName, Iteration, IterationState, LabelSource, Reading
 from prefect import flow, get_run_logger, tags
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.schemas.objects import State
@@ -46,7 +44,7 @@ from atlas_flows.loop.summary import (
 from atlas_flows.loop.wake_up import wake_up_at
 from atlas_flows.models import FinetuningRequest, Promoted, Trained, TrainingPlan, plan_versions
 from atlas_flows.models.finetune_flow import promote_version, train
-from atlas_flows.runs import CasesFailed, Outcome, exclusive_run
+from atlas_flows.runs import CasesFailed, ModelNames, OrganNames, Outcome, exclusive_run
 from atlas_flows.runs.crashed_runs import mark_interrupted_runs, process_tag
 from atlas_flows.runs.events import Event, emit
 from atlas_flows.scoring import ScoreSummary
@@ -69,22 +67,22 @@ WAITING = "WaitingForReview"
 )
 def iterate(
     mode: Mode = Mode.RUN,
-    dataset: str | None = None,
+    dataset: DatasetName | None = None,
     reading: Reading = Reading.PAPER,
     share: Annotated[float, Field(gt=0, le=1)] | None = 0.05,
     minutes: Annotated[float, Field(ge=15)] | None = None,
-    organs: list[OrganName] | None = None,
-    models: list[ModelName] | None = None,
+    organs: OrganNames | None = None,
+    models: ModelNames | None = None,
     steps: Annotated[int, Field(ge=1)] | None = None,
     learning_rate: Annotated[float, Field(gt=0)] | None = None,
-    validation_dataset: str | None = None,
+    validation_dataset: DatasetName | None = None,
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     stop_share: Annotated[float, Field(gt=0, le=1)] = 1.0,
     iterations: Annotated[int, Field(ge=1, le=100)] = 3,
     deadline_hours: Annotated[float, Field(gt=0)] | None = None,
     dry_run: bool = False,
     in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
-    patience_s: Annotated[float, Field(ge=0)] = 300.0,
+    patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0,
 ) -> State[IterateSummary]:
     """Go on with the loop. While an iteration is open, the parameters it was begun with hold; then
     only mode, dry_run and patience_s count.

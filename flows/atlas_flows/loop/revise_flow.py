@@ -9,8 +9,7 @@ It ends when the tasks are open; people work in the review service, as long as t
 from typing import Annotated
 
 from atlas_core.catalog import Catalog
-from atlas_core.organs import OrganName
-from atlas_core.records import Reading
+from atlas_core.records import DatasetName, Reading
 from atlas_core.review import TOP_SHARE, Portion
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -18,6 +17,7 @@ from pydantic import Field
 
 from atlas_flows.loop.queue_filling import QueueRequest, open_queue, review_answers
 from atlas_flows.loop.state_machine import Queued
+from atlas_flows.runs import EnsembleKey, OrganNames
 from atlas_flows.runs.events import Event, emit
 from atlas_flows.settings import Places
 
@@ -35,14 +35,14 @@ def _run_name() -> str:
     persist_result=False,
 )
 def revise(
-    dataset: str | None = None,
+    dataset: DatasetName | None = None,
     reading: Reading = Reading.PAPER,
     share: Annotated[float, Field(gt=0, le=1)] | None = 0.05,
     minutes: Annotated[float, Field(ge=15)] | None = None,
-    organs: list[OrganName] | None = None,
+    organs: OrganNames | None = None,
     again: bool = False,
-    ensemble: str | None = None,
-    before: list[int] | None = None,
+    ensemble: EnsembleKey | None = None,
+    before: Annotated[list[int], Field(max_length=1_000_000)] | None = None,
 ) -> Queued:
     """Open revision tasks.
 

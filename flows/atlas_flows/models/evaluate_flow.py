@@ -7,8 +7,9 @@ from typing import Annotated
 
 from atlas_core.catalog import Catalog, record_evaluation
 from atlas_core.errors import NotFound
-from atlas_core.model_spec import ModelName
+from atlas_core.records import DatasetName
 from atlas_core.store import CaseStore
+from atlas_embedded.model_trials import in_use
 from atlas_models.evaluation import summarise
 from atlasloop.client import AttentionClient
 from prefect import flow, get_run_logger, runtime
@@ -17,6 +18,7 @@ from pydantic import Field
 
 from atlas_flows.models import version_evaluation
 from atlas_flows.models.server import model_repository
+from atlas_flows.runs import ModelNames
 from atlas_flows.settings import Places
 
 
@@ -32,8 +34,8 @@ def _run_name() -> str:
     persist_result=False,
 )
 def evaluate(
-    models: list[ModelName] | None = None,
-    dataset: str | None = None,
+    models: ModelNames | None = None,
+    dataset: DatasetName | None = None,
     limit: Annotated[int, Field(ge=1)] | None = None,
 ) -> dict[str, float]:
     """Mean Dice of each version, by NAME@T.
@@ -55,6 +57,7 @@ def evaluate(
     organs = [organ for organ in specs[0].organs if all(organ in s.organs for s in specs)]
     means = {}
     with (
+        in_use(repository, specs),
         Catalog.open(places.catalog_url) as catalog,
         AttentionClient(places.attention_address) as client,
     ):

@@ -16,6 +16,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelName
+from atlas_core.records import DatasetName
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import (
     create_progress_artifact,
@@ -62,10 +63,10 @@ def _run_name() -> str:
 )
 def finetune(
     model: ModelName,
-    dataset: str | None = None,
+    dataset: DatasetName | None = None,
     steps: Annotated[int, Field(ge=1)] | None = None,
     learning_rate: Annotated[float, Field(gt=0)] | None = None,
-    validation_dataset: str | None = None,
+    validation_dataset: DatasetName | None = None,
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     labels: Literal["in_force", "assembled"] = "in_force",
     promote: bool = True,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -30,11 +30,11 @@ from atlas_core.catalog import (
 from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
 from atlas_core.model_spec import ModelRef, ModelSpec
 from atlas_core.store import CaseStore
+from atlas_embedded.model_trials import end_abandoned_trials, exclusive_change
 from atlas_embedded.triton_models import TritonModels
 from atlas_models.evaluation import summarise
 from atlas_models.serving import TritonRepository, read_spec
 from atlasloop.client import AttentionClient
-from filelock import FileLock, Timeout
 
 from atlas_flows.models.server import triton_models
 from atlas_flows.models.version_evaluation import evaluate, evaluation_cases
@@ -117,7 +117,9 @@ def promote(
     """
     spec = read_spec(exported)
     repository = site.repository
-    with _exclusive_change(repository):
+    with exclusive_change(repository):
+        for reference in end_abandoned_trials(site.triton, site.catalog):
+            on_event(f"{reference} was on trial in a promotion that was killed: unloaded")
         before = _State.of(repository, spec.name)
         if before.in_service == spec.version:
             raise Conflict(f"model {spec.name}@{spec.version} is in service already")
@@ -152,7 +154,8 @@ def rollback(
         ConfigurationError, Unavailable: it does not answer any more; the present one stays.
     """
     repository = site.repository
-    with _exclusive_change(repository):
+    with exclusive_change(repository):
+        end_abandoned_trials(site.triton, site.catalog)
         before = _State.of(repository, name)
         target = _before(name, before, site) if to is None else to
         if target == before.in_service:
@@ -324,19 +327,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"user {os.getuid()}"
-
-
-@contextlib.contextmanager
-def _exclusive_change(repository: TritonRepository) -> Iterator[None]:
-    """One change of what is in service at a time; the kernel releases the lock if this process
-    dies.
-
-    Raises:
-        Conflict: another change is under way.
-    """
-    try:
-        held = FileLock(repository.root / ".promotion.lock").acquire(blocking=False)
-    except Timeout:
-        raise Conflict("another promotion or rollback is under way", remedy="wait for it") from None
-    with held:
-        yield

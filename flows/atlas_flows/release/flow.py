@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from atlas_core.catalog import Catalog
-from atlas_core.records import CaseId
+from atlas_core.records import DatasetName
 from atlas_core.release import (
     CHECKSUMS,
     CtFiles,
@@ -31,13 +31,14 @@ from atlas_core.store import CaseStore
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from pydantic import Field
 
-from atlas_flows.release import release_folder
+from atlas_flows.release import read_patients, release_folder
 from atlas_flows.release.release_folder import ReleaseRun, ReleaseSummary
-from atlas_flows.runs import ProgressCounter
+from atlas_flows.runs import FilePath, ProgressCounter
 from atlas_flows.runs.progress_artifact import ProgressArtifact
-from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
+from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.settings import Places
 
 
@@ -48,9 +49,13 @@ from atlas_flows.settings import Places
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def release_cases(numbers: tuple[str, ...], run: ReleaseRun) -> list[WrittenFile]:
+def release_cases(
+    numbers: tuple[str, ...], run: ReleaseRun
+) -> list[WrittenFile] | State[list[WrittenFile]]:
     """One shard, as a task that Prefect shows."""
-    return release_folder.write_shard(run, numbers)
+    files = release_folder.write_shard(run, numbers)
+    left = sum(not any(number in file.path for file in files) for number in numbers)
+    return shard_state(files, left)
 
 
 @flow(
@@ -60,14 +65,15 @@ def release_cases(numbers: tuple[str, ...], run: ReleaseRun) -> list[WrittenFile
     persist_result=False,
 )
 def release(
-    folder: str,
-    name: str = "Atlas",
-    datasets: list[str] | None = None,
+    folder: FilePath,
+    name: Annotated[str, Field(min_length=1, max_length=200)] = "Atlas",
+    datasets: Annotated[list[DatasetName], Field(max_length=1000)] | None = None,
     format: ReleaseFormat = ReleaseFormat.ATLAS,  # noqa: A002  (what people call it)
     cts: CtFiles = CtFiles.NONE,
-    accept: list[LicenceRisk] | None = None,
+    accept: Annotated[list[LicenceRisk], Field(max_length=len(LicenceRisk))] | None = None,
     leave_out: bool = False,
-    patients: dict[CaseId, str] | None = None,
+    patients: FilePath | None = None,
+    mapping: FilePath | None = None,
     in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
 ) -> ReleaseSummary:
     """Release what is assembled.
@@ -78,16 +84,19 @@ def release(
         datasets: Only these. Empty: all.
         format: atlas: a folder per case with combined_labels.nii.gz and segmentations. nnunet:
             imagesTr, labelsTr and dataset.json.
-        cts: none: masks only, a table says where the CTs are. link: symbolic links into the case
+        cts: none: masks only. link: symbolic links into the case
             store. copy: copies.
         accept: What the licences of the datasets forbid, and is to be done nevertheless.
         leave_out: Leave out cases that are not complete. Otherwise one of them refuses the release.
-        patients: Case id to patient, where known: the CTs of a patient go into one split.
+        patients: CSV file with the columns case (its id) and patient, on the machine where the flow
+            runs: the CTs of a patient go into one split.
+        mapping: New file that says which case of this site each released case is, and where it came
+            from. For this site alone; it lies outside of the release.
         in_flight: Cases worked on at the same time.
 
     Raises:
         NotComplete: cases without an assembled map of every organ on the grid of their CT.
-        InvalidInput: what the licences forbid and was not accepted.
+        InvalidInput: what the licences forbid and was not accepted; a mapping in the release.
         Conflict: there is something of this name.
     """
     places = Places.read()
@@ -98,15 +107,19 @@ def release(
         cts=cts,
         accepted=frozenset(accept or ()),
         leave_out=leave_out,
-        patients=patients or {},
+        patients=read_patients(None if patients is None else Path(patients)),
     )
+    target = Path(folder)
+    if mapping is not None:
+        release_folder.require_apart(Path(mapping), target)
     started = time.monotonic()
     with Catalog.open(places.catalog_url) as catalog:
         store = CaseStore(places.store)
         plan = plan_release(catalog, store, options)
-    target = Path(folder)
     with release_folder.new_release(target, plan) as draft:
         files = _write_all(plan, store, draft, in_flight)
+        if mapping is not None:
+            release_folder.write_mapping(Path(mapping), plan, store)
     summary = _summary(target, plan, len(files), time.monotonic() - started)
     create_markdown_artifact(release_card(plan), key="release-card", description=f"Card of {name}")
     return summary

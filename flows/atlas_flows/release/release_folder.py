@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atlas_core.atomic_writes import new_folder
-from atlas_core.errors import AtlasError, ConfigurationError, Conflict
+from atlas_core.atomic_writes import new_folder, replace_file
+from atlas_core.errors import AtlasError, ConfigurationError, Conflict, InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.release import (
     ReleasePlan,
     Split,
     WrittenFile,
+    private_mapping,
     require_writable_as,
     write_case,
     write_tables,
@@ -99,4 +100,32 @@ def new_release(target: Path, plan: ReleasePlan) -> Iterator[Path]:
 
 def finish(run: ReleaseRun, cases: Sequence[WrittenFile]) -> tuple[WrittenFile, ...]:
     """The tables, the card and the checksums."""
-    return write_tables(run.folder, run.plan, run.store, cases)
+    return write_tables(run.folder, run.plan, cases)
+
+
+def require_apart(mapping: Path, target: Path) -> None:
+    """Refuse a `mapping` that would be published with the release in `target`.
+
+    Raises:
+        InvalidInput: it lies in there.
+    """
+    if mapping.resolve().is_relative_to(target.resolve()):
+        raise InvalidInput(
+            "the mapping would lie inside the release",
+            expected="a file that is not published",
+            got=mapping,
+        )
+
+
+def write_mapping(mapping: Path, plan: ReleasePlan, store: CaseStore) -> None:
+    """Which case of this site each case of the release is; for its owner only.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    try:
+        replace_file(mapping, private_mapping(plan, store).encode(), mode=0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the mapping cannot be written to {mapping}", got=error.strerror
+        ) from None

@@ -44,6 +44,11 @@ class CaseOutcome(FrozenModel):
         return self.outcome not in (Outcome.FAILED, Outcome.NOT_TRIED)
 
 
+def not_tried(outcomes: Iterable[CaseOutcome]) -> int:
+    """How many cases the run ended before."""
+    return sum(case.outcome is Outcome.NOT_TRIED for case in outcomes)
+
+
 class RunSummary(FrozenModel):
     """The outcomes of one run."""
 
@@ -97,7 +102,8 @@ Observer = Callable[[int, int, CaseOutcome], None]
 
 
 class ProgressCounter:
-    """Counts outcomes across threads, and calls an observer after each case."""
+    """Counts outcomes across threads, and calls an observer after each case. A case that was not
+    tried is not done."""
 
     def __init__(self, total: int, observer: Observer) -> None:
         self.total = total
@@ -108,7 +114,7 @@ class ProgressCounter:
     def add(self, outcome: CaseOutcome) -> None:
         # The observer is called under the lock, so that it sees counts in order.
         with self._lock:
-            self._done += 1
+            self._done += outcome.outcome is not Outcome.NOT_TRIED
             self._observer(self._done, self.total, outcome)
 
 

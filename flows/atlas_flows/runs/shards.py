@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 from prefect import Task, runtime
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque, unmapped
 
@@ -44,8 +47,18 @@ class Stoppable(Protocol):
     def stop(self) -> threading.Event: ...
 
 
+def shard_state(
+    results: list[ShardResultT], left: int
+) -> list[ShardResultT] | State[list[ShardResultT]]:
+    """What the task of a shard returns: a shard with `left` cases that were not worked on, because
+    the run was stopped, counts as cancelled; `run_shards` has the results all the same."""
+    if not left:
+        return results
+    return Cancelled(message=f"the run ended before {left} of its cases", data=results)
+
+
 def run_shards(
-    task: Task[..., list[ShardResultT]],
+    task: Task[..., list[ShardResultT] | State[list[ShardResultT]]],
     shards: Mapping[str, Sequence[object]],
     run: Stoppable,
     in_flight: int,
@@ -66,11 +79,26 @@ def run_shards(
     pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=in_flight)
     with pool as runner:
         try:
-            futures = runner.map(task, {**shards, "run": unmapped(opaque(run))})
-            # Typed as futures by Prefect; at run time these are the return values of the tasks.
-            results = cast(list[list[ShardResultT]], futures.result())
+            futures = list(runner.map(task, {**shards, "run": unmapped(opaque(run))}))
+            for future in as_completed(futures):  # whatever fails is raised at once
+                _result(future)
+            results = cast(list[list[ShardResultT]], [_result(future) for future in futures])
         except BaseException:
             run.stop.set()
             on_abort()
             raise
     return [one for shard in results for one in shard]
+
+
+def _result(future: PrefectFuture[Any]) -> Any:
+    """What the task of a shard returned, also where that was `Cancelled`.
+
+    Raises:
+        BaseException: what it raised.
+    """
+    future.wait()
+    if future.state.is_cancelled():
+        result = future.result(raise_on_failure=False)
+        if not isinstance(result, BaseException):  # somebody else cancelled it
+            return result
+    return future.result()

@@ -119,6 +119,7 @@ class ScoringClient(Protocol):
         reading: Literal["paper", "released"] = "paper",
         *,
         models: Sequence[str] = (),
+        newer_than: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         timeout_s: float | None = None,
     ) -> CaseResult: ...
@@ -211,8 +212,8 @@ def plan_scoring(
 ) -> ScoringPlan:
     """Which cases of `request` are still to be scored by the ensemble `by`.
 
-    A case counts as scored when the catalog has its score *and* the store its files: files that
-    were lost are made again.
+    A case counts as scored when the result in force is the newest one that the store has: files
+    that were lost are made again, and a result that was not recorded is.
 
     Raises:
         NotFound: an unknown dataset or case.
@@ -222,8 +223,8 @@ def plan_scoring(
     if not request.force:
         scored = {
             case_id
-            for case_id in catalog.scored_cases(request.reading, by.key)
-            if store.has_prediction(case_id, request.reading, by.key)
+            for case_id, number in catalog.scored_cases(request.reading, by.key).items()
+            if store.result_number(case_id, request.reading, by.key) == number
         }
     to_do = [case_id for case_id in chosen if case_id not in scored]
     return ScoringPlan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
@@ -268,20 +269,25 @@ def _score_one(run: ScoringRun, case_id: str) -> CaseOutcome:
 def _score_patiently(run: ScoringRun, case_id: str) -> CaseResult:
     request = run.plan.request
     key = (case_id, request.reading, run.plan.ensemble.key)
-    if request.force or not run.store.has_prediction(*key):
-        # The row first: a row without files would be believed, files without a row are found again.
-        run.catalog.delete_score(*key)
-    if request.force:
-        run.store.delete_prediction(*key)
-    return _patiently(lambda: _call_service(run, case_id), run.patience, run.stop)
+    stored = run.store.result_number(*key)
+    if stored == 0:
+        run.catalog.delete_score(*key)  # its files are lost: nobody should believe it
+    # The result in force stays so until there is a newer one, and an answer that was lost on the
+    # way is found by the next call.
+    newer_than = stored if request.force else 0
+    return _patiently(lambda: _call_service(run, case_id, newer_than), run.patience, run.stop)
 
 
-def _call_service(run: ScoringRun, case_id: str) -> CaseResult:
+def _call_service(run: ScoringRun, case_id: str, newer_than: int) -> CaseResult:
     plan = run.plan
 
     def score() -> CaseResult:
         return run.client.score_case(
-            case_id, plan.request.reading.value, models=plan.pinned, timeout_s=CASE_TIMEOUT_S
+            case_id,
+            plan.request.reading.value,
+            models=plan.pinned,
+            newer_than=newer_than,
+            timeout_s=CASE_TIMEOUT_S,
         )
 
     try:
@@ -319,6 +325,7 @@ def score_of(result: CaseResult) -> Score:
             )
             for organ in result.organs
         ),
+        number=result.number,
         seconds=result.timing.total_s,
         created_at=datetime.now(UTC),
     )
@@ -335,7 +342,8 @@ def pseudo_labels(
     Raises:
         NotFound: the store does not hold what the service says it wrote.
     """
-    path = store.pseudo_label_path(result.case_id, Reading(result.reading), result.ensemble)
+    reading = Reading(result.reading)
+    path = store.pseudo_label_path(result.case_id, reading, result.ensemble, result.number)
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,17 +11,26 @@ import time
 from typing import Annotated
 
 from atlas_core.catalog import Catalog
-from atlas_core.records import CaseId, RankedCase, Reading
+from atlas_core.records import DatasetName, RankedCase, Reading
 from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from pydantic import Field
 
-from atlas_flows.runs import CaseOutcome, CasesFailed, Outcome, ProgressCounter
+from atlas_flows.runs import (
+    CaseIds,
+    CaseOutcome,
+    CasesFailed,
+    ModelReferences,
+    Outcome,
+    ProgressCounter,
+    not_tried,
+)
 from atlas_flows.runs.progress_artifact import ProgressArtifact
-from atlas_flows.runs.shards import name_shards_by, run_shards, split_into_shards
+from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.scoring import case_scoring
 from atlas_flows.scoring.case_scoring import ScoreRequest, ScoreSummary, ScoringPlan, ScoringRun
 from atlas_flows.scoring.priority_list import as_rows
@@ -43,9 +52,12 @@ def _run_name() -> str:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def score_cases(cases: tuple[str, ...], run: ScoringRun) -> list[CaseOutcome]:
+def score_cases(
+    cases: tuple[str, ...], run: ScoringRun
+) -> list[CaseOutcome] | State[list[CaseOutcome]]:
     """One shard, as a task that Prefect shows."""
-    return case_scoring.score_shard(run, cases)
+    outcomes = case_scoring.score_shard(run, cases)
+    return shard_state(outcomes, not_tried(outcomes))
 
 
 @flow(
@@ -57,14 +69,14 @@ def score_cases(cases: tuple[str, ...], run: ScoringRun) -> list[CaseOutcome]:
     persist_result=False,
 )
 def score(
-    dataset: str | None = None,
+    dataset: DatasetName | None = None,
     reading: Reading = Reading.PAPER,
-    cases: list[CaseId] | None = None,
-    models: list[str] | None = None,
+    cases: CaseIds | None = None,
+    models: ModelReferences | None = None,
     in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
     limit: Annotated[int, Field(ge=1)] | None = None,
     force: bool = False,
-    patience_s: Annotated[float, Field(ge=0)] = 300.0,
+    patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0,
 ) -> ScoreSummary:
     """Score what is not scored yet, then publish the ranking.
 

@@ -46,6 +46,7 @@ class PredictionResult(FrozenModel):
     total_s: float = Field(default=0.0, ge=0)
     predict_s: float = Field(default=0.0, ge=0, description="Waiting for the models.")
     pseudo_label_sha256: Sha256 | None = None
+    number: int = Field(default=1, ge=0, description="Of the results in the store; 0: not stored.")
     service_version: str = ""
     created_at: datetime
 
@@ -88,17 +89,23 @@ class PredictionResult(FrozenModel):
             windows_air=summary.windows_air,
             total_s=total_s,
             predict_s=summary.predict_s,
+            number=0,
             service_version=service_version,
             created_at=datetime.now(UTC),
         )
 
     def stored(
-        self, case_id: str, attention_sha256: dict[str, str], pseudo_label_sha256: str
+        self,
+        case_id: str,
+        number: int,
+        attention_sha256: dict[str, str],
+        pseudo_label_sha256: str,
     ) -> PredictionResult:
         """The same for a case of the store, with the checksums of its files."""
         return self.model_copy(
             update={
                 "case_id": case_id,
+                "number": number,
                 "pseudo_label_sha256": pseudo_label_sha256,
                 "organs": tuple(
                     organ.model_copy(update={"attention_sha256": attention_sha256[organ.organ]})

@@ -155,9 +155,17 @@ class Scorer:
         )
 
     def score(
-        self, case_id: str, task: AttentionTask, on_progress: ProgressCallback
+        self,
+        case_id: str,
+        task: AttentionTask,
+        on_progress: ProgressCallback,
+        *,
+        newer_than: int = 0,
     ) -> tuple[PredictionResult, bool]:
         """The result for a case, and whether it was stored already.
+
+        Args:
+            newer_than: number of a stored result that will not do; the next one is made beside it.
 
         Files are written all or nothing; of two calls for the same prediction the second waits, and
         then reads what the first has stored.
@@ -168,14 +176,15 @@ class Scorer:
         """
         key = (case_id, task.reading, task.ensemble)
         stored = self._stored(case_id, task)
-        if stored is not None:
+        if stored is not None and stored.number > newer_than:
             return stored, True
         with self._admission.exclusive(key, task.cancelled):
             stored = self._stored(case_id, task)
-            if stored is not None:
+            if stored is not None and stored.number > newer_than:
                 return stored, True
             with self._admission.working(task.cancelled):
-                return self._score_anew(case_id, task, on_progress)
+                after = 0 if stored is None else stored.number
+                return self._score_anew(case_id, task, on_progress, after)
 
     def stored_map(
         self, case_id: str, task: AttentionTask
@@ -196,7 +205,7 @@ class Scorer:
         wanted = stored.model_copy(
             update={"organs": tuple(of_organ[organ] for organ in task.organs)}
         )
-        label = self._store.pseudo_label_path(case_id, task.reading, task.ensemble)
+        label = self._store.pseudo_label_path(case_id, task.reading, task.ensemble, stored.number)
         return read_header(label).geometry, self._stored_slabs(case_id, task, wanted)
 
     def _stored_slabs(
@@ -204,8 +213,11 @@ class Scorer:
     ) -> Generator[GridSlab, None, PredictionResult]:
         where = (case_id, task.reading, task.ensemble)
         paths = [
-            self._store.pseudo_label_path(*where),
-            *(self._store.attention_path(*where, organ) for organ in task.organs),
+            self._store.pseudo_label_path(*where, prediction.number),
+            *(
+                self._store.attention_path(*where, organ, prediction.number)
+                for organ in task.organs
+            ),
         ]
         limit = self._settings.max_voxels
         with ExitStack() as opened:
@@ -230,11 +242,12 @@ class Scorer:
         return read_prediction(path, case_id)
 
     def _score_anew(
-        self, case_id: str, task: AttentionTask, on_progress: ProgressCallback
+        self, case_id: str, task: AttentionTask, on_progress: ProgressCallback, after: int
     ) -> tuple[PredictionResult, bool]:
+        key = (case_id, task.reading, task.ensemble)
         with (
             self.open_case(case_id) as source,
-            self._store.new_prediction(case_id, task.reading, task.ensemble) as draft,
+            self._store.new_prediction(*key, after=after) as draft,
             closing(self.run(source, task, on_progress)) as slabs,
         ):
             prediction = self._write(draft, case_id, source.geometry, task.organs, slabs)
@@ -278,6 +291,7 @@ class Scorer:
             with self._metrics.stage("write"):
                 prediction = prediction.stored(
                     case_id,
+                    draft.number,
                     {organ: writer.close() for organ, writer in attention.items()},
                     label.close(),
                 )

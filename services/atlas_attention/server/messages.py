@@ -188,6 +188,7 @@ def result_message(prediction: PredictionResult, *, already_scored: bool = False
         ),
         already_scored=already_scored,
         models=[_ref_message(ref) for ref in prediction.models],
+        number=prediction.number,
     )
 
 

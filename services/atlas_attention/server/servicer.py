@@ -105,7 +105,11 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         """See the proto."""
         with self._admission.admitted():
             task = self._task(request.reading, request.models, (), context)
-            job = BackgroundJob(lambda report: self._scorer.score(request.case_id, task, report))
+            job = BackgroundJob(
+                lambda report: self._scorer.score(
+                    request.case_id, task, report, newer_than=request.newer_than
+                )
+            )
             try:
                 for done, total in job.progress():
                     yield pb.ScoreCaseResponse(

@@ -130,7 +130,7 @@ class CaseFiles:
         files = []
         for size in prediction.organs:
             path = self._store.attention_path(
-                case_id, prediction.reading, prediction.ensemble, size.organ
+                case_id, prediction.reading, prediction.ensemble, size.organ, prediction.number
             )
             if path.is_file():
                 file = CaseFile(path, self.sha256(path))

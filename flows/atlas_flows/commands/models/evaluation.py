@@ -49,14 +49,19 @@ def evaluate(
     """
     from atlas_core.catalog import record_evaluation
     from atlas_core.store import CaseStore
+    from atlas_embedded.model_trials import in_use
     from atlas_models.evaluation import as_csv
     from atlasloop.client import AttentionClient
 
-    from atlas_flows.models import version_evaluation
+    from atlas_flows.models import model_repository, version_evaluation
 
     here = places(context)
-    with open_catalog(here) as catalog, AttentionClient(here.attention_address) as client:
-        specs = [_loaded(here, reference) for reference in references]
+    specs = [_loaded(here, reference) for reference in references]
+    with (
+        in_use(model_repository(here), specs),
+        open_catalog(here) as catalog,
+        AttentionClient(here.attention_address) as client,
+    ):
         organs = [organ for organ in specs[0].organs if all(organ in s.organs for s in specs)]
         refs = [spec.ref for spec in specs]
         cases = version_evaluation.evaluation_cases(

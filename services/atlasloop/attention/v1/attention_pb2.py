@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&atlasloop/attention/v1/attention.proto\x12\x16\x61tlasloop.attention.v1\"d\n\nVolumeGrid\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0e\n\x06\x61\x66\x66ine\x18\x02 \x03(\x01\x12\x0e\n\x06organs\x18\x03 \x03(\t\x12\x0e\n\x06labels\x18\x04 \x03(\r\x12\x17\n\x0f\x61ttention_scale\x18\x05 \x01(\x01\"\x10\n\x0eGetInfoRequest\"\xaa\x02\n\x0fGetInfoResponse\x12\x17\n\x0fservice_version\x18\x01 \x01(\t\x12-\n\x06models\x18\x02 \x03(\x0b\x32\x1d.atlasloop.attention.v1.Model\x12\x0e\n\x06organs\x18\x03 \x03(\t\x12\x0e\n\x06labels\x18\x04 \x03(\r\x12\x31\n\x08readings\x18\x05 \x03(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12.\n\x06limits\x18\x06 \x01(\x0b\x32\x1e.atlasloop.attention.v1.Limits\x12\x17\n\x0f\x61ttention_scale\x18\x07 \x01(\x01\x12\x33\n\x0colder_models\x18\x08 \x03(\x0b\x32\x1d.atlasloop.attention.v1.Model\"\x7f\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x0e\n\x06organs\x18\x05 \x03(\t\x12\x12\n\nspacing_mm\x18\x06 \x03(\x02\x12\r\n\x05patch\x18\x07 \x03(\r\"\x94\x01\n\x06Limits\x12\x12\n\nmax_voxels\x18\x01 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmax_fuse_models\x18\x03 \x01(\r\x12\x17\n\x0fmax_fuse_organs\x18\x04 \x01(\r\x12\x11\n\tmax_calls\x18\x05 \x01(\r\x12\x16\n\x0eidle_timeout_s\x18\x06 \x01(\r\"e\n\x10ScoreCaseRequest\x12\x0f\n\x07\x63\x61se_id\x18\x01 \x01(\t\x12\x30\n\x07reading\x18\x02 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12\x0e\n\x06models\x18\x03 \x03(\t\"\x88\x01\n\x11ScoreCaseResponse\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .atlasloop.attention.v1.ProgressH\x00\x12\x34\n\x06result\x18\x02 \x01(\x0b\x32\".atlasloop.attention.v1.CaseResultH\x00\x42\x07\n\x05\x65vent\"7\n\x08Progress\x12\x14\n\x0cwindows_done\x18\x01 \x01(\r\x12\x15\n\rwindows_total\x18\x02 \x01(\r\"v\n\x11StreamCaseRequest\x12\x0f\n\x07\x63\x61se_id\x18\x01 \x01(\t\x12\x30\n\x07reading\x18\x02 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0e\n\x06organs\x18\x04 \x03(\t\"m\n\x13\x41ttendVolumeRequest\x12<\n\x06header\x18\x01 \x01(\x0b\x32*.atlasloop.attention.v1.AttendVolumeHeaderH\x00\x12\x10\n\x06voxels\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xf1\x01\n\x12\x41ttendVolumeHeader\x12\x30\n\x04grid\x18\x01 \x01(\x0b\x32\".atlasloop.attention.v1.VolumeGrid\x12\x35\n\nvoxel_type\x18\x02 \x01(\x0e\x32!.atlasloop.attention.v1.VoxelType\x12\r\n\x05slope\x18\x03 \x01(\x01\x12\x11\n\tintercept\x18\x04 \x01(\x01\x12\x30\n\x07reading\x18\x05 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x0e\n\x06organs\x18\x07 \x03(\t\"\x8c\x01\n\x1a\x46useSoftPredictionsRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".atlasloop.attention.v1.FuseHeaderH\x00\x12\x30\n\x04slab\x18\x02 \x01(\x0b\x32 .atlasloop.attention.v1.SoftSlabH\x00\x42\x06\n\x04part\"\xc7\x01\n\nFuseHeader\x12\x30\n\x04grid\x18\x01 \x01(\x0b\x32\".atlasloop.attention.v1.VolumeGrid\x12\x0e\n\x06models\x18\x02 \x01(\r\x12\x0e\n\x06organs\x18\x03 \x03(\t\x12\x35\n\nvoxel_type\x18\x04 \x01(\x0e\x32!.atlasloop.attention.v1.VoxelType\x12\x30\n\x07reading\x18\x05 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\"5\n\x08SoftSlab\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0c\n\x04stop\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xbd\x01\n\x11\x41ttentionResponse\x12\x32\n\x04grid\x18\x01 \x01(\x0b\x32\".atlasloop.attention.v1.VolumeGridH\x00\x12\x35\n\x04slab\x18\x02 \x01(\x0b\x32%.atlasloop.attention.v1.AttentionSlabH\x00\x12\x34\n\x06result\x18\x03 \x01(\x0b\x32\".atlasloop.attention.v1.CaseResultH\x00\x42\x07\n\x05\x65vent\"c\n\rAttentionSlab\x12\x0c\n\x04\x61xis\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x11\n\tattention\x18\x04 \x01(\x0c\x12\x14\n\x0cpseudo_label\x18\x05 \x01(\x0c\"\x90\x02\n\nCaseResult\x12\x0f\n\x07\x63\x61se_id\x18\x01 \x01(\t\x12\x10\n\x08\x65nsemble\x18\x02 \x01(\t\x12\x30\n\x07reading\x18\x03 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12\x33\n\x06organs\x18\x04 \x03(\x0b\x32#.atlasloop.attention.v1.OrganResult\x12.\n\x06timing\x18\x05 \x01(\x0b\x32\x1e.atlasloop.attention.v1.Timing\x12\x16\n\x0e\x61lready_scored\x18\x06 \x01(\x08\x12\x30\n\x06models\x18\x07 \x03(\x0b\x32 .atlasloop.attention.v1.ModelRef\"9\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x82\x01\n\x0bOrganResult\x12\r\n\x05organ\x18\x01 \x01(\t\x12\x18\n\x10\x61ttention_voxels\x18\x02 \x01(\x01\x12\x14\n\x0c\x61ttention_ml\x18\x03 \x01(\x01\x12\x17\n\x0fpseudo_label_ml\x18\x04 \x01(\x01\x12\x1b\n\x13pseudo_label_voxels\x18\x05 \x01(\x04\"R\n\x06Timing\x12\x0f\n\x07total_s\x18\x01 \x01(\x01\x12\x11\n\tpredict_s\x18\x02 \x01(\x01\x12\x0f\n\x07windows\x18\x03 \x01(\r\x12\x13\n\x0bwindows_air\x18\x04 \x01(\r*K\n\x07Reading\x12\x17\n\x13READING_UNSPECIFIED\x10\x00\x12\x11\n\rREADING_PAPER\x10\x01\x12\x14\n\x10READING_RELEASED\x10\x02*\x81\x01\n\tVoxelType\x12\x1a\n\x16VOXEL_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10VOXEL_TYPE_INT16\x10\x01\x12\x14\n\x10VOXEL_TYPE_INT32\x10\x02\x12\x16\n\x12VOXEL_TYPE_FLOAT32\x10\x03\x12\x14\n\x10VOXEL_TYPE_UINT8\x10\x04\x32\x9e\x04\n\x10\x41ttentionService\x12Z\n\x07GetInfo\x12&.atlasloop.attention.v1.GetInfoRequest\x1a\'.atlasloop.attention.v1.GetInfoResponse\x12\x62\n\tScoreCase\x12(.atlasloop.attention.v1.ScoreCaseRequest\x1a).atlasloop.attention.v1.ScoreCaseResponse0\x01\x12\x64\n\nStreamCase\x12).atlasloop.attention.v1.StreamCaseRequest\x1a).atlasloop.attention.v1.AttentionResponse0\x01\x12j\n\x0c\x41ttendVolume\x12+.atlasloop.attention.v1.AttendVolumeRequest\x1a).atlasloop.attention.v1.AttentionResponse(\x01\x30\x01\x12x\n\x13\x46useSoftPredictions\x12\x32.atlasloop.attention.v1.FuseSoftPredictionsRequest\x1a).atlasloop.attention.v1.AttentionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&atlasloop/attention/v1/attention.proto\x12\x16\x61tlasloop.attention.v1\"d\n\nVolumeGrid\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0e\n\x06\x61\x66\x66ine\x18\x02 \x03(\x01\x12\x0e\n\x06organs\x18\x03 \x03(\t\x12\x0e\n\x06labels\x18\x04 \x03(\r\x12\x17\n\x0f\x61ttention_scale\x18\x05 \x01(\x01\"\x10\n\x0eGetInfoRequest\"\xaa\x02\n\x0fGetInfoResponse\x12\x17\n\x0fservice_version\x18\x01 \x01(\t\x12-\n\x06models\x18\x02 \x03(\x0b\x32\x1d.atlasloop.attention.v1.Model\x12\x0e\n\x06organs\x18\x03 \x03(\t\x12\x0e\n\x06labels\x18\x04 \x03(\r\x12\x31\n\x08readings\x18\x05 \x03(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12.\n\x06limits\x18\x06 \x01(\x0b\x32\x1e.atlasloop.attention.v1.Limits\x12\x17\n\x0f\x61ttention_scale\x18\x07 \x01(\x01\x12\x33\n\x0colder_models\x18\x08 \x03(\x0b\x32\x1d.atlasloop.attention.v1.Model\"\x7f\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x0e\n\x06organs\x18\x05 \x03(\t\x12\x12\n\nspacing_mm\x18\x06 \x03(\x02\x12\r\n\x05patch\x18\x07 \x03(\r\"\x94\x01\n\x06Limits\x12\x12\n\nmax_voxels\x18\x01 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmax_fuse_models\x18\x03 \x01(\r\x12\x17\n\x0fmax_fuse_organs\x18\x04 \x01(\r\x12\x11\n\tmax_calls\x18\x05 \x01(\r\x12\x16\n\x0eidle_timeout_s\x18\x06 \x01(\r\"y\n\x10ScoreCaseRequest\x12\x0f\n\x07\x63\x61se_id\x18\x01 \x01(\t\x12\x30\n\x07reading\x18\x02 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x12\n\nnewer_than\x18\x04 \x01(\r\"\x88\x01\n\x11ScoreCaseResponse\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .atlasloop.attention.v1.ProgressH\x00\x12\x34\n\x06result\x18\x02 \x01(\x0b\x32\".atlasloop.attention.v1.CaseResultH\x00\x42\x07\n\x05\x65vent\"7\n\x08Progress\x12\x14\n\x0cwindows_done\x18\x01 \x01(\r\x12\x15\n\rwindows_total\x18\x02 \x01(\r\"v\n\x11StreamCaseRequest\x12\x0f\n\x07\x63\x61se_id\x18\x01 \x01(\t\x12\x30\n\x07reading\x18\x02 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0e\n\x06organs\x18\x04 \x03(\t\"m\n\x13\x41ttendVolumeRequest\x12<\n\x06header\x18\x01 \x01(\x0b\x32*.atlasloop.attention.v1.AttendVolumeHeaderH\x00\x12\x10\n\x06voxels\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xf1\x01\n\x12\x41ttendVolumeHeader\x12\x30\n\x04grid\x18\x01 \x01(\x0b\x32\".atlasloop.attention.v1.VolumeGrid\x12\x35\n\nvoxel_type\x18\x02 \x01(\x0e\x32!.atlasloop.attention.v1.VoxelType\x12\r\n\x05slope\x18\x03 \x01(\x01\x12\x11\n\tintercept\x18\x04 \x01(\x01\x12\x30\n\x07reading\x18\x05 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x0e\n\x06organs\x18\x07 \x03(\t\"\x8c\x01\n\x1a\x46useSoftPredictionsRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".atlasloop.attention.v1.FuseHeaderH\x00\x12\x30\n\x04slab\x18\x02 \x01(\x0b\x32 .atlasloop.attention.v1.SoftSlabH\x00\x42\x06\n\x04part\"\xc7\x01\n\nFuseHeader\x12\x30\n\x04grid\x18\x01 \x01(\x0b\x32\".atlasloop.attention.v1.VolumeGrid\x12\x0e\n\x06models\x18\x02 \x01(\r\x12\x0e\n\x06organs\x18\x03 \x03(\t\x12\x35\n\nvoxel_type\x18\x04 \x01(\x0e\x32!.atlasloop.attention.v1.VoxelType\x12\x30\n\x07reading\x18\x05 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\"5\n\x08SoftSlab\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0c\n\x04stop\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xbd\x01\n\x11\x41ttentionResponse\x12\x32\n\x04grid\x18\x01 \x01(\x0b\x32\".atlasloop.attention.v1.VolumeGridH\x00\x12\x35\n\x04slab\x18\x02 \x01(\x0b\x32%.atlasloop.attention.v1.AttentionSlabH\x00\x12\x34\n\x06result\x18\x03 \x01(\x0b\x32\".atlasloop.attention.v1.CaseResultH\x00\x42\x07\n\x05\x65vent\"c\n\rAttentionSlab\x12\x0c\n\x04\x61xis\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x11\n\tattention\x18\x04 \x01(\x0c\x12\x14\n\x0cpseudo_label\x18\x05 \x01(\x0c\"\xa0\x02\n\nCaseResult\x12\x0f\n\x07\x63\x61se_id\x18\x01 \x01(\t\x12\x10\n\x08\x65nsemble\x18\x02 \x01(\t\x12\x30\n\x07reading\x18\x03 \x01(\x0e\x32\x1f.atlasloop.attention.v1.Reading\x12\x33\n\x06organs\x18\x04 \x03(\x0b\x32#.atlasloop.attention.v1.OrganResult\x12.\n\x06timing\x18\x05 \x01(\x0b\x32\x1e.atlasloop.attention.v1.Timing\x12\x16\n\x0e\x61lready_scored\x18\x06 \x01(\x08\x12\x30\n\x06models\x18\x07 \x03(\x0b\x32 .atlasloop.attention.v1.ModelRef\x12\x0e\n\x06number\x18\x08 \x01(\r\"9\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x82\x01\n\x0bOrganResult\x12\r\n\x05organ\x18\x01 \x01(\t\x12\x18\n\x10\x61ttention_voxels\x18\x02 \x01(\x01\x12\x14\n\x0c\x61ttention_ml\x18\x03 \x01(\x01\x12\x17\n\x0fpseudo_label_ml\x18\x04 \x01(\x01\x12\x1b\n\x13pseudo_label_voxels\x18\x05 \x01(\x04\"R\n\x06Timing\x12\x0f\n\x07total_s\x18\x01 \x01(\x01\x12\x11\n\tpredict_s\x18\x02 \x01(\x01\x12\x0f\n\x07windows\x18\x03 \x01(\r\x12\x13\n\x0bwindows_air\x18\x04 \x01(\r*K\n\x07Reading\x12\x17\n\x13READING_UNSPECIFIED\x10\x00\x12\x11\n\rREADING_PAPER\x10\x01\x12\x14\n\x10READING_RELEASED\x10\x02*\x81\x01\n\tVoxelType\x12\x1a\n\x16VOXEL_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10VOXEL_TYPE_INT16\x10\x01\x12\x14\n\x10VOXEL_TYPE_INT32\x10\x02\x12\x16\n\x12VOXEL_TYPE_FLOAT32\x10\x03\x12\x14\n\x10VOXEL_TYPE_UINT8\x10\x04\x32\x9e\x04\n\x10\x41ttentionService\x12Z\n\x07GetInfo\x12&.atlasloop.attention.v1.GetInfoRequest\x1a\'.atlasloop.attention.v1.GetInfoResponse\x12\x62\n\tScoreCase\x12(.atlasloop.attention.v1.ScoreCaseRequest\x1a).atlasloop.attention.v1.ScoreCaseResponse0\x01\x12\x64\n\nStreamCase\x12).atlasloop.attention.v1.StreamCaseRequest\x1a).atlasloop.attention.v1.AttentionResponse0\x01\x12j\n\x0c\x41ttendVolume\x12+.atlasloop.attention.v1.AttendVolumeRequest\x1a).atlasloop.attention.v1.AttentionResponse(\x01\x30\x01\x12x\n\x13\x46useSoftPredictions\x12\x32.atlasloop.attention.v1.FuseSoftPredictionsRequest\x1a).atlasloop.attention.v1.AttentionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atlasloop.attention.v1.attention_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_READING']._serialized_start=2785
-  _globals['_READING']._serialized_end=2860
-  _globals['_VOXELTYPE']._serialized_start=2863
-  _globals['_VOXELTYPE']._serialized_end=2992
+  _globals['_READING']._serialized_start=2821
+  _globals['_READING']._serialized_end=2896
+  _globals['_VOXELTYPE']._serialized_start=2899
+  _globals['_VOXELTYPE']._serialized_end=3028
   _globals['_VOLUMEGRID']._serialized_start=66
   _globals['_VOLUMEGRID']._serialized_end=166
   _globals['_GETINFOREQUEST']._serialized_start=168
@@ -46,35 +46,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIMITS']._serialized_start=617
   _globals['_LIMITS']._serialized_end=765
   _globals['_SCORECASEREQUEST']._serialized_start=767
-  _globals['_SCORECASEREQUEST']._serialized_end=868
-  _globals['_SCORECASERESPONSE']._serialized_start=871
-  _globals['_SCORECASERESPONSE']._serialized_end=1007
-  _globals['_PROGRESS']._serialized_start=1009
-  _globals['_PROGRESS']._serialized_end=1064
-  _globals['_STREAMCASEREQUEST']._serialized_start=1066
-  _globals['_STREAMCASEREQUEST']._serialized_end=1184
-  _globals['_ATTENDVOLUMEREQUEST']._serialized_start=1186
-  _globals['_ATTENDVOLUMEREQUEST']._serialized_end=1295
-  _globals['_ATTENDVOLUMEHEADER']._serialized_start=1298
-  _globals['_ATTENDVOLUMEHEADER']._serialized_end=1539
-  _globals['_FUSESOFTPREDICTIONSREQUEST']._serialized_start=1542
-  _globals['_FUSESOFTPREDICTIONSREQUEST']._serialized_end=1682
-  _globals['_FUSEHEADER']._serialized_start=1685
-  _globals['_FUSEHEADER']._serialized_end=1884
-  _globals['_SOFTSLAB']._serialized_start=1886
-  _globals['_SOFTSLAB']._serialized_end=1939
-  _globals['_ATTENTIONRESPONSE']._serialized_start=1942
-  _globals['_ATTENTIONRESPONSE']._serialized_end=2131
-  _globals['_ATTENTIONSLAB']._serialized_start=2133
-  _globals['_ATTENTIONSLAB']._serialized_end=2232
-  _globals['_CASERESULT']._serialized_start=2235
-  _globals['_CASERESULT']._serialized_end=2507
-  _globals['_MODELREF']._serialized_start=2509
-  _globals['_MODELREF']._serialized_end=2566
-  _globals['_ORGANRESULT']._serialized_start=2569
-  _globals['_ORGANRESULT']._serialized_end=2699
-  _globals['_TIMING']._serialized_start=2701
-  _globals['_TIMING']._serialized_end=2783
-  _globals['_ATTENTIONSERVICE']._serialized_start=2995
-  _globals['_ATTENTIONSERVICE']._serialized_end=3537
+  _globals['_SCORECASEREQUEST']._serialized_end=888
+  _globals['_SCORECASERESPONSE']._serialized_start=891
+  _globals['_SCORECASERESPONSE']._serialized_end=1027
+  _globals['_PROGRESS']._serialized_start=1029
+  _globals['_PROGRESS']._serialized_end=1084
+  _globals['_STREAMCASEREQUEST']._serialized_start=1086
+  _globals['_STREAMCASEREQUEST']._serialized_end=1204
+  _globals['_ATTENDVOLUMEREQUEST']._serialized_start=1206
+  _globals['_ATTENDVOLUMEREQUEST']._serialized_end=1315
+  _globals['_ATTENDVOLUMEHEADER']._serialized_start=1318
+  _globals['_ATTENDVOLUMEHEADER']._serialized_end=1559
+  _globals['_FUSESOFTPREDICTIONSREQUEST']._serialized_start=1562
+  _globals['_FUSESOFTPREDICTIONSREQUEST']._serialized_end=1702
+  _globals['_FUSEHEADER']._serialized_start=1705
+  _globals['_FUSEHEADER']._serialized_end=1904
+  _globals['_SOFTSLAB']._serialized_start=1906
+  _globals['_SOFTSLAB']._serialized_end=1959
+  _globals['_ATTENTIONRESPONSE']._serialized_start=1962
+  _globals['_ATTENTIONRESPONSE']._serialized_end=2151
+  _globals['_ATTENTIONSLAB']._serialized_start=2153
+  _globals['_ATTENTIONSLAB']._serialized_end=2252
+  _globals['_CASERESULT']._serialized_start=2255
+  _globals['_CASERESULT']._serialized_end=2543
+  _globals['_MODELREF']._serialized_start=2545
+  _globals['_MODELREF']._serialized_end=2602
+  _globals['_ORGANRESULT']._serialized_start=2605
+  _globals['_ORGANRESULT']._serialized_end=2735
+  _globals['_TIMING']._serialized_start=2737
+  _globals['_TIMING']._serialized_end=2819
+  _globals['_ATTENTIONSERVICE']._serialized_start=3031
+  _globals['_ATTENTIONSERVICE']._serialized_end=3573
 # @@protoc_insertion_point(module_scope)

@@ -290,8 +290,11 @@ class ScoreCaseRequest(_message.Message):
     CASE_ID_FIELD_NUMBER: _builtins.int
     READING_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    NEWER_THAN_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     reading: Global___Reading.ValueType
+    newer_than: _builtins.int
+    """Only a result with a higher number than this will do (CaseResult.number); 0: any."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"unet" (the version in service) or "unet@2", one version per model; empty: the whole ensemble."""
@@ -302,10 +305,11 @@ class ScoreCaseRequest(_message.Message):
         case_id: _builtins.str = ...,
         reading: Global___Reading.ValueType = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        newer_than: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "models", b"models", "reading", b"reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "models", b"models", "newer_than", b"newer_than", "reading", b"reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -634,6 +638,7 @@ class CaseResult(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     ALREADY_SCORED_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """empty for a client's own volume"""
     ensemble: _builtins.str
@@ -641,6 +646,8 @@ class CaseResult(_message.Message):
     reading: Global___Reading.ValueType
     already_scored: _builtins.bool
     """nothing was predicted: the store held the result"""
+    number: _builtins.int
+    """of the results of this case, ensemble and reading in the store, from 1;"""
     @_builtins.property
     def organs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrganResult]: ...
     @_builtins.property
@@ -659,10 +666,11 @@ class CaseResult(_message.Message):
         timing: Global___Timing | None = ...,
         already_scored: _builtins.bool = ...,
         models: _abc.Iterable[Global___ModelRef] | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "models", b"models", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -74,7 +74,8 @@ class AttentionServiceServicer:
     def ScoreCase(self, request, context):
         """Scores one case of the case store: predicts with every model of the ensemble, fuses, and writes
         attention maps and pseudo labels into the store, all or nothing. Progress messages come first,
-        the result is the last message. Scoring again what is already there answers at once.
+        the result is the last message. Scoring again what is already there answers at once, unless a
+        newer result is asked for: results are numbered, and the ones before stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

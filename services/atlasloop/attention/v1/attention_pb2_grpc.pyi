@@ -44,7 +44,8 @@ class AttentionServiceStub:
     ScoreCase: _grpc.UnaryStreamMultiCallable[_attention_pb2.ScoreCaseRequest, _attention_pb2.ScoreCaseResponse]
     """Scores one case of the case store: predicts with every model of the ensemble, fuses, and writes
     attention maps and pseudo labels into the store, all or nothing. Progress messages come first,
-    the result is the last message. Scoring again what is already there answers at once.
+    the result is the last message. Scoring again what is already there answers at once, unless a
+    newer result is asked for: results are numbered, and the ones before stay.
     """
     StreamCase: _grpc.UnaryStreamMultiCallable[_attention_pb2.StreamCaseRequest, _attention_pb2.AttentionResponse]
     """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
@@ -69,7 +70,8 @@ class AttentionServiceAsyncStub(AttentionServiceStub):
     ScoreCase: _aio.UnaryStreamMultiCallable[_attention_pb2.ScoreCaseRequest, _attention_pb2.ScoreCaseResponse]  # type: ignore[assignment]
     """Scores one case of the case store: predicts with every model of the ensemble, fuses, and writes
     attention maps and pseudo labels into the store, all or nothing. Progress messages come first,
-    the result is the last message. Scoring again what is already there answers at once.
+    the result is the last message. Scoring again what is already there answers at once, unless a
+    newer result is asked for: results are numbered, and the ones before stay.
     """
     StreamCase: _aio.UnaryStreamMultiCallable[_attention_pb2.StreamCaseRequest, _attention_pb2.AttentionResponse]  # type: ignore[assignment]
     """Streams attention and pseudo labels of a case of the store, slab by slab, without writing. What
@@ -103,7 +105,8 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_attention_pb2.ScoreCaseResponse], _abc.AsyncIterator[_attention_pb2.ScoreCaseResponse]]:
         """Scores one case of the case store: predicts with every model of the ensemble, fuses, and writes
         attention maps and pseudo labels into the store, all or nothing. Progress messages come first,
-        the result is the last message. Scoring again what is already there answers at once.
+        the result is the last message. Scoring again what is already there answers at once, unless a
+        newer result is asked for: results are numbered, and the ones before stay.
         """
 
     @_abc_1.abstractmethod

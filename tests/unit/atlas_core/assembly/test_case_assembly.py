@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from atlas_core.assembly import Assemblies, Assembly, PostProcessing, choose_labels, read_assembled
 from atlas_core.assembly.post_processing import post_processed
-from atlas_core.catalog import newest_ensembles
+from atlas_core.catalog import newest_scores
 from atlas_core.errors import CorruptFile, InvalidInput, NotFound, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, read_label, write_volume
@@ -194,7 +194,8 @@ def test_the_newest_ensemble_of_each_case_counts(site: LabelledSite) -> None:
     released = site.add_prediction("b", all_organs(), (UNET_1,), reading=Reading.RELEASED, hour=9)
 
     def newest(reading: Reading = Reading.PAPER, *models: str) -> dict[str, str]:
-        return newest_ensembles(site.catalog, ["a", "b"], reading, models)
+        found = newest_scores(site.catalog, ["a", "b"], reading, models)
+        return {case_id: ensemble for case_id, (ensemble, _) in found.items()}
 
     assert newest() == {"a": single, "b": both}
     assert newest(Reading.RELEASED) == {"b": released}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,13 +107,14 @@ def test_a_release_holds_map_and_masks_of_every_case(site: LabelledSite, tmp_pat
     rows = table(folder / "cases.csv")
     assert [row["id"] for row in rows] == [f"BDMAP_{n:08d}" for n in range(1, CASES + 1)]
     for row in rows:
-        case = site.catalog.case(row["case"])
+        case = site.catalog.find_case_by_content(row["content_sha256"])
+        assert case is not None
         assembly = Assemblies(site.catalog).current(case.id)
         assert assembly is not None
         expected = read_assembled(site.store, case, assembly).voxels
         combined = read_label(folder / row["id"] / "combined_labels.nii.gz")
         assert np.array_equal(combined.voxels, expected)
-        assert read_header(site.store.root / row["ct_path"]).geometry.same_grid(combined.geometry)
+        assert case.geometry.same_grid(combined.geometry)
         for organ in ABDOMEN_ATLAS:
             mask = read_label(folder / row["id"] / "segmentations" / f"{organ.name}.nii.gz")
             assert np.array_equal(mask.voxels != 0, expected == organ.label)
@@ -140,8 +144,10 @@ def test_a_release_can_be_imported_again(site: LabelledSite, tmp_path: Path) -> 
         assert not summary.refused
         for row in table(folder / "cases.csv"):
             there = catalog.find_case_by_content(row["content_sha256"])
-            assembly = Assemblies(site.catalog).current(row["case"])
+            here = site.catalog.find_case_by_content(row["content_sha256"])
             assert there is not None
+            assert here is not None
+            assembly = Assemblies(site.catalog).current(here.id)
             assert assembly is not None
             labels = {label.organ: label for label in catalog.labels(there.id, ORIGINAL)}
             assert {name: label.voxels for name, label in labels.items()} == {
@@ -215,7 +221,9 @@ def test_a_case_that_is_not_complete_refuses_the_release_or_is_left_out(
     assert not (tmp_path / "atlas").exists()
     folder = release(site, tmp_path / "atlas", leave_out=True)
     assert len(table(folder / "cases.csv")) == 3
-    assert "| late | not assembled" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "3 CTs of these datasets, which are not complete" in card
+    assert "late" not in card
 
 
 def test_a_map_that_is_not_the_one_on_record_leaves_nothing(
@@ -266,6 +274,65 @@ def test_numbers_stay_when_cases_are_added(site: LabelledSite, tmp_path: Path) -
     assert [(c.number, c.case.id) for c in after.cases] == [
         (c.number, c.case.id) for c in before.cases
     ]
+
+
+def test_a_number_means_one_ct_in_every_release(site: LabelledSite) -> None:
+    """Whatever was chosen, left out or deleted before: who has two releases may join them."""
+
+    def numbers(**options: object) -> dict[str, str]:
+        plan = plan_release(site.catalog, site.store, ReleaseOptions(**options))  # type: ignore[arg-type]
+        return {case.case.content_sha256: case.number for case in plan.cases}
+
+    published = numbers(datasets=("own",))
+    site.add_case("between", "free")
+    content = site.catalog.case("between").content_sha256
+    published |= numbers(leave_out=True)
+    site.add_prediction("between", all_organs())
+    assemble(site)
+    everything = numbers()
+    assert everything.items() >= published.items()
+    assert everything[content] not in published.values()
+    site.catalog.delete_case("between")
+    site.add_case("new", "free")
+    site.add_prediction("new", all_organs())
+    assemble(site)
+    assert everything[content] not in numbers().values()
+
+
+def test_plans_made_at_once_give_every_case_one_number(site: LabelledSite) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        plans = list(
+            pool.map(
+                lambda _: plan_release(site.catalog, site.store, ReleaseOptions()).cases, range(4)
+            )
+        )
+    assert len(set(plans)) == 1
+    assert len({case.number for case in plans[0]}) == CASES
+
+
+def test_where_a_case_comes_from_is_told_apart(site: LabelledSite, tmp_path: Path) -> None:
+    site.add_case("named", "own", source="DOE^JOHN_19500101/ct.nii.gz")
+    site.add_prediction("named", all_organs())
+    assemble(site)
+    folder = release(site, tmp_path / "atlas", cts=CtFiles.COPY)
+    plan = plan_release(site.catalog, site.store, ReleaseOptions())
+    for path in folder.rglob("*"):
+        assert "DOE" not in path.name
+        if path.is_file():
+            content = path.read_bytes()
+            text = gzip.decompress(content) if path.suffix == ".gz" else content
+            assert b"DOE" not in text
+            assert b"case-0" not in text
+    release_folder.write_mapping(tmp_path / "private.csv", plan, site.store)
+    assert stat.S_IMODE((tmp_path / "private.csv").stat().st_mode) == 0o600
+    rows = {row["case"]: row for row in table(tmp_path / "private.csv")}
+    assert rows["named"]["source"] == "DOE^JOHN_19500101/ct.nii.gz"
+    combined = read_label(folder / rows["named"]["id"] / "combined_labels.nii.gz")
+    assert combined.geometry.same_grid(
+        read_header(site.store.root / rows["named"]["ct_path"]).geometry
+    )
+    with pytest.raises(InvalidInput, match="inside the release"):
+        release_folder.require_apart(folder / "private.csv", folder)
 
 
 @pytest.mark.parametrize(
@@ -333,5 +400,6 @@ def test_patients_come_from_a_table(site: LabelledSite, tmp_path: Path) -> None:
         read_patients(path)
     with pytest.raises(NotFound, match="table of patients"):
         read_patients(tmp_path / "none.csv")
-    with pytest.raises(InvalidInput, match="not released"):
+    with pytest.raises(InvalidInput, match="not released") as refused:
         release(site, tmp_path / "atlas", patients={"nobody": "A"})
+    assert "nobody" not in str(refused.value)  # it may be a patient's name

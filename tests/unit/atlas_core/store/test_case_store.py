@@ -126,6 +126,26 @@ def test_the_first_prediction_stays(store: CaseStore) -> None:
     assert list((store.root / ".incoming").iterdir()) == []
 
 
+def test_a_later_result_stands_beside_the_earlier_one(store: CaseStore) -> None:
+    key = (CASE, Reading.PAPER, ENSEMBLE)
+    assert store.result_number(*key) == 0
+    write_prediction(store, "first")
+    with store.new_prediction(*key, after=1) as draft:
+        draft.pseudo_label_path.write_bytes(b"label 2")
+        draft.result_path.write_text("second")
+        assert store.result_number(*key) == 1
+    assert draft.published
+    assert (draft.number, store.result_number(*key)) == (2, 2)
+    assert store.pseudo_label_path(*key).read_bytes() == b"label 2"
+    assert store.result_path(*key, 1).read_text() == "first"
+    with store.new_prediction(*key, after=1) as late:
+        late.result_path.write_text("also second")
+    assert not late.published
+    (store.prediction_dir(*key, 1).parent / f"{ENSEMBLE}~x").mkdir()
+    assert store.delete_prediction(*key)
+    assert store.result_number(*key) == 0
+
+
 def test_of_many_writers_exactly_one_publishes(store: CaseStore) -> None:
     together, results = SPAWN.Barrier(6), SPAWN.Queue()
     processes = [start(publish, store.root, WHERE, n, together, results) for n in range(6)]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from atlas_core.errors import Conflict
-from atlas_embedded import stack
+from atlas_embedded import model_trials, stack
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.demos import exclusive_demo
-from atlas_flows.models import promotion
 from atlas_flows.runs import exclusive_run
 from atlas_models.serving import CpuServing, TritonRepository
 
@@ -79,10 +78,10 @@ def test_a_second_promotion_is_refused(tmp_path: Path) -> None:
     with (
         held_elsewhere(tmp_path / ".promotion.lock"),
         pytest.raises(Conflict, match="another promotion or rollback is under way"),
-        promotion._exclusive_change(repository),
+        model_trials.exclusive_change(repository),
     ):
         pass
-    with promotion._exclusive_change(repository):
+    with model_trials.exclusive_change(repository):
         pass
 
 

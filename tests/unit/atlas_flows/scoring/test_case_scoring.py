@@ -64,12 +64,14 @@ INFO = ServiceInfo(
 
 
 class ScriptedService:
-    """Answers by the next entry of the case's script, then well; writes into the store."""
+    """Answers by the next entry of the case's script, then well; writes into the store. Of what it
+    did well, `lost_answers` do not arrive."""
 
     def __init__(self, store: CaseStore, script: dict[str, list[Exception]] | None = None) -> None:
         self.store = store
         self.script = script or {}
         self.infos: list[ServiceInfo] = []
+        self.lost_answers: list[Exception] = []
         self.calls: list[tuple[str, tuple[str, ...]]] = []
         self._lock = threading.Lock()
 
@@ -82,6 +84,7 @@ class ScriptedService:
         reading: str = "paper",
         *,
         models: Sequence[str] = (),
+        newer_than: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         timeout_s: float | None = None,
     ) -> CaseResult:
@@ -91,20 +94,24 @@ class ScriptedService:
             if waiting:
                 raise waiting.pop(0)
         refs = case_scoring.select_ensemble(INFO, models).models
-        key = ensemble_key(refs)
-        found = self.store.has_prediction(case_id, Reading(reading), key)
+        key = (case_id, Reading(reading), ensemble_key(refs))
+        stored = self.store.result_number(*key)
+        found = stored > newer_than
         if not found:
-            with self.store.new_prediction(case_id, Reading(reading), key) as draft:
-                draft.pseudo_label_path.write_bytes(b"mask")
+            with self.store.new_prediction(*key, after=stored) as draft:
+                draft.pseudo_label_path.write_bytes(b"mask" * draft.number)
                 draft.result_path.write_text("{}")
+        if self.lost_answers:
+            raise self.lost_answers.pop()
         return CaseResult(
             case_id=case_id,
-            ensemble=key,
+            ensemble=key[2],
             reading="released" if reading == "released" else "paper",
             models=tuple(ModelRef(r.name, r.version, r.sha256) for r in refs),
-            organs=(OrganResult("liver", 12.5, 0.5, 40, 1.6),),
+            organs=(OrganResult("liver", 12.5 * self.store.result_number(*key), 0.5, 40, 1.6),),
             timing=Timing(1.0, 0.5, 3, 1),
             already_scored=found,
+            number=self.store.result_number(*key),
         )
 
 
@@ -133,6 +140,12 @@ class Bench:
         return case_scoring.plan_scoring(
             request or ScoreRequest(), self.ensemble, self.catalog, self.store
         )
+
+    def in_force(self, case_id: str) -> tuple[int, float]:
+        """Number of the result, and attention size of the liver."""
+        score = self.catalog.score(case_id, Reading.PAPER, self.ensemble.key)
+        assert score is not None
+        return score.number, score.organs[0].attention_voxels
 
     def run(
         self, service: ScriptedService, request: ScoreRequest | None = None
@@ -204,6 +217,46 @@ def test_force_predicts_again(bench: Bench) -> None:
     bench.run(service)
     again = bench.run(service, ScoreRequest(force=True))
     assert [outcome.outcome for outcome in again] == [Outcome.SCORED] * 6
+    assert bench.in_force("case0") == (2, 25.0)
+    old, new = bench.catalog.labels("case0", LabelSource.PSEUDO)
+    assert bench.store.path(old.path).read_bytes() == b"mask"  # what was made from it can be seen
+    assert bench.store.path(new.path).read_bytes() == b"maskmask"
+    assert bench.plan().cases == ()
+
+
+@pytest.mark.parametrize("trouble", [BAD, AWAY])
+def test_a_forced_run_that_fails_or_ends_early_leaves_what_was_there(
+    bench: Bench, trouble: Exception
+) -> None:
+    bench.run(ScriptedService(bench.store))
+    service = ScriptedService(bench.store, {"case1": [trouble] * 10_000})
+    outcomes = {o.case_id: o for o in bench.run(service, ScoreRequest(force=True))}
+    assert not outcomes["case1"].good
+    assert bench.in_force("case0") == (2, 25.0)
+    assert bench.in_force("case1") == (1, 12.5)
+    assert bench.store.has_prediction("case1", Reading.PAPER, bench.ensemble.key)
+    assert bench.plan().cases == ()  # all of them count as scored
+    assert len(bench.catalog.ranking(Reading.PAPER)) == 6
+
+
+def test_a_result_that_a_killed_run_did_not_record_is_recorded_by_the_next(bench: Bench) -> None:
+    service = ScriptedService(bench.store)
+    bench.run(service)
+    service.score_case("case3", models=("nnunet", "unet"), newer_than=1)
+    assert bench.in_force("case3") == (1, 12.5)
+    assert bench.plan().cases == ("case3",)
+    (outcome,) = bench.run(service)
+    assert outcome.outcome is Outcome.FOUND
+    assert bench.in_force("case3") == (2, 25.0)
+
+
+def test_an_answer_that_was_lost_is_not_predicted_again(bench: Bench) -> None:
+    bench.run(ScriptedService(bench.store))
+    service = ScriptedService(bench.store)
+    service.lost_answers = [AWAY]
+    (outcome,) = bench.run(service, ScoreRequest(force=True, limit=1))
+    assert outcome.good
+    assert bench.in_force("case0") == (2, 25.0)
 
 
 def test_a_prediction_without_its_row_is_only_recorded(bench: Bench) -> None:
@@ -292,7 +345,7 @@ def test_answers_without_files_are_not_believed(bench: Bench) -> None:
     outcomes = bench.run(Forgetful(bench.store), ScoreRequest(limit=1))
     assert outcomes[0].outcome is Outcome.FAILED
     assert "not in the case store" in outcomes[0].message
-    assert bench.catalog.scored_cases(Reading.PAPER, bench.ensemble.key) == set()
+    assert bench.catalog.scored_cases(Reading.PAPER, bench.ensemble.key) == {}
 
 
 def test_pauses_grow_and_are_bounded() -> None:
