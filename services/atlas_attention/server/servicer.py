@@ -136,7 +136,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 return
             with (
                 self._admission.working(task.cancelled),
-                self._scorer.open_case(request.case_id) as source,
+                self._scorer.open_case(request.case_id, task) as source,
             ):
                 self._require_small_slices(source.geometry, task)
                 yield self._grid(source.geometry, task)
@@ -160,6 +160,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             geometry = read_geometry(header.grid, self._settings.max_voxels)
             coding = read_coding(header)
             task = self._task(header.reading, header.models, header.organs, context, cancelled)
+            geometry.require_bounded(spec.spacing_mm for spec in task.specs)
             self._require_small_slices(geometry, task)
             with self._admission.working(cancelled):
                 yield self._grid(geometry, task)
