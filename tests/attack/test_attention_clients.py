@@ -46,7 +46,7 @@ def volume(
 def attend(service: Service, messages: list[pb.AttendVolumeRequest]) -> int:
     """Messages of the answer."""
     with service.channel() as channel:
-        call = stubs.AttentionServiceStub(channel).AttendVolume(iter(messages), timeout=WAIT_S)
+        call = stubs.AttentionServiceStub(channel).AttendVolume(iter(messages), timeout=4 * WAIT_S)
         return sum(1 for _ in call)
 
 
