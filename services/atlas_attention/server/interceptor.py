@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, use_span
 
 from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.server.messages import require_bounded
-from atlas_attention.server.request_stream import Patience, RequestStream
+from atlas_attention.server.request_stream import Allowance, RequestStream
 from atlas_attention.server.status import OK, CallStatus, status_of
 from atlas_attention.settings import AttentionSettings
 
@@ -35,7 +35,7 @@ SMALL_BYTES_PER_S = 100.0
 
 
 class StalledCalls:
-    """Cancels calls whose client does not read the next message while its `Patience` lasts.
+    """Cancels calls whose client does not read the next message while its `Allowance` lasts.
 
     gRPC lets a server wait for ever for a client that keeps its connection and reads nothing; the
     call would hold its place and its spool file.
@@ -50,19 +50,19 @@ class StalledCalls:
 
     @contextmanager
     def sending(
-        self, context: grpc.ServicerContext, patience: Patience, size: int
+        self, context: grpc.ServicerContext, allowance: Allowance, size: int
     ) -> Iterator[None]:
         """The block sends one message of `size` bytes, and ends when the client has read it."""
         began = time.monotonic()
         with self._lock:
-            self._until[context] = began + patience.left_s
+            self._until[context] = began + allowance.left_s
         try:
             yield
         finally:
             with self._lock:
                 self._until.pop(context, None)
             # Progress is a few bytes: reading it within a second is as good as anybody's.
-            patience.spend(max(0.0, time.monotonic() - began - 1), size)
+            allowance.spend(max(0.0, time.monotonic() - began - 1), size)
 
     def close(self) -> None:
         """End the thread."""
@@ -129,7 +129,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         """Health and reflection: a few bytes in each direction."""
 
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            reading = Patience(FIRST_MESSAGE_S, SMALL_BYTES_PER_S)
+            reading = Allowance(FIRST_MESSAGE_S, SMALL_BYTES_PER_S)
             try:
                 with self._stream(requests, context, FIRST_MESSAGE_S) as received:
                     for response in _answers(handler, received, context):
@@ -147,7 +147,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         pause_s = self._idle_s if handler.request_streaming else min(FIRST_MESSAGE_S, self._idle_s)
 
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            reading = Patience(self._idle_s, self._bytes_per_s)
+            reading = Allowance(self._idle_s, self._bytes_per_s)
             with (
                 self._recorded(name, context) as record,
                 self._stream(requests, context, pause_s) as received,
@@ -165,7 +165,7 @@ class CallInterceptor(grpc.ServerInterceptor):
     ) -> RequestStream[Any]:
         return RequestStream(
             requests,
-            patience=Patience(pause_s, self._bytes_per_s),
+            allowance=Allowance(pause_s, self._bytes_per_s),
             total_timeout_s=self._total_s,
             cancelled=cancellation(context),
             size=lambda message: message.ByteSize(),

@@ -17,7 +17,7 @@ POLL_S = 0.1
 """How soon a cancelled call stops waiting for its client, in seconds."""
 
 
-class Patience:
+class Allowance:
     """How much longer a client may keep the service waiting.
 
     A leaky bucket: waiting empties it, and every byte that has passed fills it again, up to
@@ -43,7 +43,7 @@ class Patience:
 
 
 class RequestStream(Iterator[RequestT], Generic[RequestT]):
-    """The messages of `requests`, as long as the client has `patience` left, and all within
+    """The messages of `requests`, as long as the `allowance` lasts, and all within
     `total_timeout_s`.
 
     gRPC's own iterator blocks without limit, so a thread reads it. That thread holds one message at
@@ -61,12 +61,12 @@ class RequestStream(Iterator[RequestT], Generic[RequestT]):
         self,
         requests: Iterable[RequestT],
         *,
-        patience: Patience,
+        allowance: Allowance,
         total_timeout_s: float,
         cancelled: threading.Event,
         size: Callable[[RequestT], int],
     ) -> None:
-        self._patience = patience
+        self._allowance = allowance
         self._size = size
         self._total_s = total_timeout_s
         self._left_s = total_timeout_s
@@ -80,7 +80,7 @@ class RequestStream(Iterator[RequestT], Generic[RequestT]):
 
     def __next__(self) -> RequestT:
         began = time.monotonic()
-        timeout = min(self._patience.left_s, self._left_s)
+        timeout = min(self._allowance.left_s, self._left_s)
         while True:
             left = began + timeout - time.monotonic()
             if self._cancelled.is_set():
@@ -95,7 +95,7 @@ class RequestStream(Iterator[RequestT], Generic[RequestT]):
         # Only the wait for the client counts, not what is done with its messages.
         waited = time.monotonic() - began
         self._left_s -= waited
-        self._patience.spend(waited, 0 if message is None else self._size(message))
+        self._allowance.spend(waited, 0 if message is None else self._size(message))
         if message is None:
             if self._cancelled.is_set():
                 raise CancelledError
@@ -110,9 +110,9 @@ class RequestStream(Iterator[RequestT], Generic[RequestT]):
         self._closed.set()
 
     def _too_slow(self) -> TooSlowError:
-        if self._left_s <= self._patience.left_s:
+        if self._left_s <= self._allowance.left_s:
             return TooSlowError("the upload took too long", expected=f"{self._total_s:g} s in all")
-        return TooSlowError("the client is silent or too slow", expected=self._patience)
+        return TooSlowError("the client is silent or too slow", expected=self._allowance)
 
     def _read(self, requests: Iterator[RequestT]) -> None:
         try:

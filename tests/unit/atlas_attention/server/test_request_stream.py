@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
-from atlas_attention.server.request_stream import Patience, RequestStream
+from atlas_attention.server.request_stream import Allowance, RequestStream
 from atlas_attention.server.status import TooSlowError
 
 
@@ -23,7 +23,7 @@ def request_stream(
 ) -> RequestStream[int]:
     return RequestStream(
         requests,
-        patience=Patience(idle_s, bytes_per_s=2**10),
+        allowance=Allowance(idle_s, bytes_per_s=2**10),
         total_timeout_s=total_s,
         cancelled=cancelled or threading.Event(),
         size=lambda _: message_bytes,
@@ -95,14 +95,14 @@ def test_a_slow_trickle_is_cut_off_too(limits: dict[str, Any], message: str) -> 
 
 
 def test_what_has_come_pays_for_a_later_pause_but_not_for_a_longer_one() -> None:
-    patience = Patience(10.0, bytes_per_s=100.0)
-    patience.spend(8.0, received=500)
-    assert patience.left_s == 7.0
-    patience.spend(0.0, received=10**9)
-    assert patience.left_s == 10.0
+    allowance = Allowance(10.0, bytes_per_s=100.0)
+    allowance.spend(8.0, received=500)
+    assert allowance.left_s == 7.0
+    allowance.spend(0.0, received=10**9)
+    assert allowance.left_s == 10.0
     for _ in range(4):
-        patience.spend(5.0, received=2)
-    assert patience.left_s < 0
+        allowance.spend(5.0, received=2)
+    assert allowance.left_s < 0
 
 
 def test_a_cancelled_call_stops_waiting() -> None:
