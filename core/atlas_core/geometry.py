@@ -7,6 +7,7 @@ the axes run as close to R, A, S as a permutation and flips can bring them (noth
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_core.errors import GridMismatch, UnsupportedVolume
+from atlas_core.errors import GridMismatch, LimitExceeded, UnsupportedVolume
 
 GRID_TOLERANCE = 0.02
 """Two grids are the same if no corner of one lies further than this share of a voxel from the
@@ -23,6 +24,13 @@ other's. Real masks differ from their CT by the float32 rounding of a qform quat
 
 MIN_SPACING_MM = 1e-3
 MAX_SPACING_MM = 100.0
+
+MAX_LENGTH_MM = 2500.0
+MAX_WIDTH_MM = 1250.0
+"""Largest extent of a CT: no table moves further, and no bore is half as wide."""
+
+MAX_GRID_VOXELS = 1 << 30
+"""Of a CT on the grid of a model: the largest extent at 1.5 mm."""
 
 Shape3 = tuple[int, int, int]
 Float3 = tuple[float, float, float]
@@ -172,15 +180,58 @@ class VolumeGeometry:
         length, flips commute with resampling, and no content is cut off. Index ``j`` of the new
         grid lies at ``(j + 0.5) · n_old / n_new − 0.5`` of the old one.
         """
-        shape = tuple(
-            max(1, round(n * old / new))
-            for n, old, new in zip(self.shape, self.spacing_mm, spacing_mm, strict=True)
-        )
+        shape = self._resampled_shape(spacing_mm)
         ratio = np.array([old / new for old, new in zip(self.shape, shape, strict=True)])
         matrix = self.matrix.copy()
         matrix[:3, :3] *= ratio
         matrix[:3, 3] += self.matrix[:3, :3] @ (ratio * 0.5 - 0.5)
         return VolumeGeometry.from_array(shape, matrix)
+
+    def _resampled_shape(self, spacing_mm: Float3) -> Shape3:
+        i, j, k = (
+            max(1, round(n * old / new))
+            for n, old, new in zip(self.shape, self.spacing_mm, spacing_mm, strict=True)
+        )
+        return i, j, k
+
+    def require_bounded(self, grids_mm: Iterable[Float3] = (), *, case: str | None = None) -> None:
+        """Refuse a volume that asks for more work than any CT does.
+
+        A few voxels of a wrong spacing (100 mm) are millions on the grid of a model. To be called
+        before anything is read or allocated.
+
+        Args:
+            grids_mm: spacing along canonical x, y, z of each model that will work on the volume.
+            case: for the message.
+
+        Raises:
+            LimitExceeded: it is larger than a CT of a whole body, or has too many voxels on one of
+                the grids.
+        """
+        voxels = "×".join(str(n) for n in self.shape)
+        of_mm = "×".join(f"{mm:.4g}" for mm in self.spacing_mm)
+        lengths = [n * mm for n, mm in zip(self.shape, self.spacing_mm, strict=True)]
+        if max(lengths) > MAX_LENGTH_MM or sorted(lengths)[1] > MAX_WIDTH_MM:
+            extent = "×".join(f"{mm:.4g}" for mm in lengths)
+            raise LimitExceeded(
+                "volume is larger than a whole body",
+                case=case,
+                expected=f"at most {MAX_LENGTH_MM:g} mm long and {MAX_WIDTH_MM:g} mm wide",
+                got=f"{extent} mm: {voxels} voxels with a spacing of {of_mm} mm",
+                remedy="correct the spacing in its header (millimetres), or crop it",
+            )
+        canonical = self.canonical()
+        for grid_mm in grids_mm:
+            shape = canonical._resampled_shape(grid_mm)
+            if shape[0] * shape[1] * shape[2] > MAX_GRID_VOXELS:
+                grid, grid_of_mm = ("×".join(f"{n:g}" for n in of) for of in (shape, grid_mm))
+                raise LimitExceeded(
+                    "volume has too many voxels on the grid of a model",
+                    case=case,
+                    expected=f"at most {MAX_GRID_VOXELS} of {grid_of_mm} mm",
+                    got=f"{grid}, from {voxels} with a spacing of {of_mm} mm",
+                    remedy="crop it, correct its spacing, or use models of a coarser grid",
+                )
 
     def corners_mm(self) -> NDArray[np.float64]:
         """Centres of the eight corner voxels, ``[8, 3]`` in mm."""

@@ -30,14 +30,17 @@ class MetricsServer:
         address: ``HOST:PORT`` to listen at.
         hosts: names by which it may be asked for, comma-separated, beside every IP address and
             ``localhost``; see `is_own_host`.
+        env_prefix: of the settings that messages name.
 
     Raises:
         ConfigurationError: the address cannot be listened at.
     """
 
-    def __init__(self, registry: CollectorRegistry, address: str, hosts: str = "") -> None:
+    def __init__(
+        self, registry: CollectorRegistry, address: str, hosts: str = "", *, env_prefix: str = ""
+    ) -> None:
         host, port = host_and_port(address)
-        application = _only_for_own_hosts(make_wsgi_app(registry), hosts)
+        application = _only_for_own_hosts(make_wsgi_app(registry), hosts, env_prefix)
         kind = _Server6 if ":" in host else _Server
         try:
             self._server = make_server(host, port, application, kind, _SilentHandler)
@@ -45,7 +48,7 @@ class MetricsServer:
             raise ConfigurationError(
                 f"metrics cannot be served on {address}",
                 got=error.strerror,
-                remedy="free the port, or set METRICS_LISTEN of this service",
+                remedy=f"free the port, or set {env_prefix}METRICS_LISTEN",
             ) from None
         self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -57,12 +60,14 @@ class MetricsServer:
         self._thread.join()
 
 
-def _only_for_own_hosts(application: Wsgi, hosts: str) -> Wsgi:
+def _only_for_own_hosts(application: Wsgi, hosts: str, env_prefix: str) -> Wsgi:
+    refusal = f"Not served under this host name; see {env_prefix}METRICS_HOSTS.\n".encode()
+
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if is_own_host(environ.get("HTTP_HOST", ""), hosts):
             return application(environ, start_response)
         start_response("421 Misdirected Request", [("Content-Type", "text/plain")])
-        return [b"Metrics are not served under this host name; see the setting METRICS_HOSTS.\n"]
+        return [refusal]
 
     return guarded
 

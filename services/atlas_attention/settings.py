@@ -104,8 +104,21 @@ class AttentionSettings(BaseSettings):
     max_waiting: int = Field(
         default=32, ge=0, le=1024, description="Calls that wait to run; more are refused."
     )
+    max_uploads: int = Field(
+        default=8,
+        ge=1,
+        le=1024,
+        description="Calls that receive a client's data at once; each holds two messages in memory "
+        "and up to 4 bytes per voxel in the spool folder.",
+    )
     idle_timeout_s: float = Field(
         default=60.0, ge=1, description="A client that is silent for longer is cut off."
+    )
+    min_client_rate: float = Field(
+        default=131_072.0,
+        gt=0,
+        description="Bytes per second that a client must send and read in the long run; a pause as "
+        "long as the idle timeout is allowed.",
     )
     upload_timeout_s: float = Field(
         default=900.0, ge=1, description="For the whole of a client's upload."

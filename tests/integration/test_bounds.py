@@ -7,27 +7,16 @@ limits, so that crossing them takes no time.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from atlasloop.attention.v1 import attention_pb2 as pb
 from atlasloop.attention.v1 import attention_pb2_grpc as stubs
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from ports import free_port
-from prometheus_client.parser import text_string_to_metric_families
+from attention_process import WAIT_S, Service, attention_process, await_that
 from stack import Stack
 
 SHAPE = (60, 56, 48)
@@ -44,92 +33,19 @@ MEMORY_SLACK_BYTES = 24 * 2**20
 """What an allocator may keep after 200 calls. Each has up to a megabyte of CT and blended slices in
 hand: one call in ten that leaked them would show."""
 
-WAIT_S = 30.0
-"""For something that happens within milliseconds on an idle machine."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """One attention service as a process."""
-
-    pid: int
-    address: str
-    metrics_url: str
-
-    def metric(self, name: str) -> float:
-        """The value of a metric without labels."""
-        with urllib.request.urlopen(self.metrics_url) as answer:
-            text = answer.read().decode()
-        return next(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name
-        )
-
-    def memory_bytes(self, field: str = "VmRSS") -> int:
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("the service has ended")
-
-    def held(self) -> Counter[str]:
-        """What a leak would add to; to be compared by ``<=``, as a baseline may meet a connection
-        that is being closed."""
-        process = Path(f"/proc/{self.pid}")
-        regions = Path("/dev/shm").glob(f"atlasloop-{self.pid}-*")
-        return Counter(
-            {
-                "regions": len(list(regions)),
-                "open files": len(list((process / "fd").iterdir())),
-                "calls": int(self.metric("atlasloop_attention_calls_admitted")),
-                "windows in flight": int(self.metric("atlasloop_attention_windows_in_flight")),
-            }
-        )
-
-    def idle(self) -> bool:
-        held = self.held()
-        return held["calls"] == 0 and held["windows in flight"] == 0
-
-    def channel(self, *options: tuple[str, int]) -> grpc.Channel:
-        unlimited = ("grpc.max_send_message_length", -1)
-        return grpc.insecure_channel(self.address, [unlimited, *options])
-
 
 @pytest.fixture(scope="module")
 def service(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with low limits, in front of the session's Triton."""
-    folder = tmp_path_factory.mktemp("bounds")
-    grpc_port, metrics_port = free_port(), free_port()
-    settings = {
-        "LISTEN": f"127.0.0.1:{grpc_port}",
-        "METRICS_LISTEN": f"127.0.0.1:{metrics_port}",
-        "TRITON": stack.triton_grpc,
-        "TRITON_TLS": stack.settings.triton_client_tls.model_dump_json(),
-        "STORE": str(folder / "store"),
-        "IDLE_TIMEOUT_S": str(IDLE_TIMEOUT_S),
-        "MAX_VOXELS": str(MAX_VOXELS),
-        "MAX_MESSAGE_BYTES": str(MAX_MESSAGE_BYTES),
-        "MAX_CALLS": "4",
+    limits = {
+        "IDLE_TIMEOUT_S": IDLE_TIMEOUT_S,
+        "MAX_VOXELS": MAX_VOXELS,
+        "MAX_MESSAGE_BYTES": MAX_MESSAGE_BYTES,
+        "MAX_CALLS": 4,
     }
-    variables = {f"ATLAS_ATTENTION_{name}": value for name, value in settings.items()}
-    with (folder / "service.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "atlas_attention"],
-            env={**os.environ, **variables},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        under_test = Service(
-            process.pid, f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics_port}/metrics"
-        )
-        _await(lambda: _serves(under_test), "the service is healthy")
+    with attention_process(stack, tmp_path_factory.mktemp("bounds"), limits) as under_test:
         _attend(under_test, VOXELS_HU)  # kernels compiled, regions made
         yield under_test
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=WAIT_S)
 
 
 def _ct() -> np.ndarray:
@@ -164,21 +80,6 @@ def _attend(service: Service, voxels: np.ndarray) -> list[bytes]:
             iter([header(), *chunks(voxels)]), timeout=WAIT_S
         )
         return [m.SerializeToString() for m in answer if m.WhichOneof("event") != "result"]
-
-
-def _serves(service: Service) -> bool:
-    with service.channel() as channel, contextlib.suppress(grpc.RpcError):
-        health = health_pb2_grpc.HealthStub(channel)
-        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-    return False
-
-
-def _await(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
-        time.sleep(0.05)
 
 
 # Clients that go away
@@ -259,7 +160,7 @@ def _abort(service: Service, calls: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    _await(service.idle, "aborted calls have ended")
+    await_that(service.idle, "aborted calls have ended")
 
 
 def test_two_hundred_aborted_calls_leave_nothing_behind(service: Service, stack: Stack) -> None:
@@ -270,7 +171,7 @@ def test_two_hundred_aborted_calls_leave_nothing_behind(service: Service, stack:
 
     _abort(service, ABORTED_CALLS)
 
-    _await(lambda: service.held() <= held, f"no more than before: {held}, now {service.held()}")
+    await_that(lambda: service.held() <= held, f"no more than before: {held}, now {service.held()}")
     # Fewer are, where an aborted call's have been taken back and not been used again yet.
     assert _registered(stack, service) <= held["regions"]
     grown = service.memory_bytes() - memory
@@ -374,7 +275,7 @@ def test_a_wrong_request_gets_a_precise_status_and_costs_nothing(
     assert isinstance(error, grpc.Call)
     assert error.code() is status, error.details()
     assert error.details()
-    _await(service.idle, "the refused call has ended")
+    await_that(service.idle, "the refused call has ended")
     # Nothing was allocated on the word of a header: the volume itself is 0.3 MiB.
     assert service.memory_bytes("VmHWM") - peak <= MEMORY_SLACK_BYTES
 
@@ -391,7 +292,7 @@ def test_a_silent_upload_is_cut_off_and_frees_its_place(service: Service) -> Non
             list(call)
         upload.end()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    _await(service.idle, "the silent call has ended")
+    await_that(service.idle, "the silent call has ended")
 
 
 def test_a_client_that_reads_nothing_is_cut_off_and_frees_its_place(service: Service) -> None:
@@ -405,8 +306,8 @@ def test_a_client_that_reads_nothing_is_cut_off_and_frees_its_place(service: Ser
         call = stubs.AttentionServiceStub(channel).AttendVolume(
             stream(header(grid=fine), np.resize(VOXELS_HU, wide)), timeout=WAIT_S
         )
-        _await(lambda: not service.idle(), "the call has begun")
-        _await(service.idle, "the call that nobody reads has ended")
+        await_that(lambda: not service.idle(), "the call has begun")
+        await_that(service.idle, "the call that nobody reads has ended")
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
     assert caught.value.code() is grpc.StatusCode.CANCELLED

@@ -395,8 +395,11 @@ class _Import:
 def _read_ct(candidate: Candidate) -> Volume:
     try:
         if isinstance(candidate.ct, Path):
+            read_header(candidate.ct).geometry.require_bounded()  # before its voxels take memory
             return read_volume(candidate.ct)
-        return read_series(candidate.ct)
+        ct = read_series(candidate.ct)
+        ct.geometry.require_bounded()
+        return ct
     except OSError as error:
         raise CorruptFile("cannot be read", got=error.strerror) from error
 

@@ -18,6 +18,7 @@ from typing import Literal, Protocol, TypeVar
 import grpc
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, NotFound, Unavailable
+from atlas_core.geometry import Float3, VolumeGeometry
 from atlas_core.model_spec import ModelRef, ensemble_key, parse_ensemble
 from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.store import CaseStore
@@ -145,10 +146,12 @@ class Ensemble:
     Attributes:
         models: one version of each.
         labels: organ → its value in the pseudo label.
+        grids_mm: spacing of each model's grid along x, y, z.
     """
 
     models: tuple[ModelRef, ...]
     labels: Mapping[str, int]
+    grids_mm: tuple[Float3, ...] = ()
 
     @property
     def key(self) -> str:
@@ -175,6 +178,7 @@ def select_ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
     return Ensemble(
         tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in chosen),
         dict(zip(info.organs, info.labels, strict=True)),
+        tuple((m.spacing_mm[0], m.spacing_mm[1], m.spacing_mm[2]) for m in chosen),
     )
 
 
@@ -247,6 +251,10 @@ def _score_one(run: ScoringRun, case_id: str) -> CaseOutcome:
         )
     started = time.monotonic()
     try:
+        case = run.catalog.case(case_id)
+        VolumeGeometry(case.shape, case.affine).require_bounded(
+            run.plan.ensemble.grids_mm, case=case_id
+        )
         result = _score_patiently(run, case_id)
         run.catalog.record_score(
             score_of(result), pseudo_labels(result, run.plan.ensemble.labels, run.store)

@@ -37,6 +37,7 @@ class AttentionMetrics:
         self.calls = counter("calls", "Calls ended", "method", "status")
         self.call_seconds = histogram("call_seconds", "Of calls", CALL_BUCKETS_S, "method")
         self.admitted = gauge("calls_admitted", "Calls worked on or waiting")
+        self.receiving = gauge("calls_receiving", "Calls that receive a client's data")
         self.working = gauge("calls_working", "Calls worked on")
         self.bytes = counter("bytes", "Message bytes", "method", "direction")
         self.inferences = counter(

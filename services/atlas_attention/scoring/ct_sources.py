@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from atlas_core.errors import AtlasError, InvalidInput, NotFound
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import SlabReader, VoxelCoding, open_slabs, spool_slabs
+from atlas_core.imaging import SlabReader, VoxelCoding, open_slabs, read_header, spool_slabs
+from atlas_core.model_spec import ModelSpec
 from atlas_core.store import CaseStore
 from atlasloop.attention.v1 import attention_pb2 as pb
 
 
 def open_case(
-    store: CaseStore, case_id: str, *, max_voxels: int, spool_folder: Path | None
+    store: CaseStore,
+    case_id: str,
+    specs: Sequence[ModelSpec],
+    *,
+    max_voxels: int,
+    spool_folder: Path | None,
 ) -> SlabReader:
     """The CT of a case, to be read slab by slab and closed by the caller.
+
+    Args:
+        specs: the models that will work on it.
 
     Raises:
         NotFound: no such case.
         CorruptFile, UnsupportedVolume: its file cannot be read.
-        LimitExceeded: it has too many voxels.
+        LimitExceeded: it has too many voxels, or asks for too much work; see
+            `VolumeGeometry.require_bounded`.
     """
     path = store.ct_path(case_id)
     if not path.is_file():
         raise NotFound("the case store has no such case", case=case_id, remedy="import it first")
     try:
+        read_header(path).geometry.require_bounded(spec.spacing_mm for spec in specs)
         return open_slabs(path, max_voxels=max_voxels, spool_folder=spool_folder)
     except AtlasError as error:
         raise error.with_case(case_id) from None

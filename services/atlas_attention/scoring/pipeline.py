@@ -12,10 +12,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -187,6 +187,17 @@ class _Pending:
     answers: dict[int, Future[NDArray[np.uint8]]]
 
 
+def _kernel_threads(pending: Iterable[_Pending | int], most: int) -> int:
+    """One while a window is in flight, since the models may need the other cores; else `most`."""
+    busy = any(
+        not answer.done()
+        for window in pending
+        if isinstance(window, _Pending)
+        for answer in window.answers.values()
+    )
+    return 1 if busy else most
+
+
 class AttentionRun(Iterator[GridSlab]):
     """One run over one CT: iterate over the slabs, then read the `summary`.
 
@@ -230,13 +241,17 @@ class AttentionRun(Iterator[GridSlab]):
         self._axes = source.geometry.axis_map
         x, y, z = self._axes.flip
         self._compute = compute
-        self._threads = available_threads() if threads is None else threads
+        self._pending: deque[_Pending | int] = deque()  # an int starts that z-row
+        # Bound to what is in flight, not to this run: in a cycle, buffers of gigabytes would
+        # outlive the run until the interpreter happens to look for cycles.
+        self._kernel_threads = partial(
+            _kernel_threads, self._pending, available_threads() if threads is None else threads
+        )
         self._fuser = compute.open_fuser(reading, self._kernel_threads)
         self._native = NativeGrid(
             self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
         )  # fmt: skip
-        self._pending: deque[_Pending | int] = deque()  # an int starts that z-row
         self._done = self._air = 0
         self._predict_s = 0.0
         self._finished = False
@@ -297,16 +312,6 @@ class AttentionRun(Iterator[GridSlab]):
     def _blender(self) -> WindowBlender:
         models, organs = len(self._specs), len(self._specs[0].organs)
         return self._compute.open_blender(self._plan, models, organs, self._kernel_threads)
-
-    def _kernel_threads(self) -> int:
-        """One while a window is in flight, since the models may need the other cores; else all."""
-        busy = any(
-            not answer.done()
-            for pending in self._pending
-            if isinstance(pending, _Pending)
-            for answer in pending.answers.values()
-        )
-        return 1 if busy else self._threads
 
     def _run(self) -> Generator[GridSlab, None, None]:
         try:

@@ -145,11 +145,12 @@ class Scorer:
             service_version=SERVICE_VERSION,
         )
 
-    def open_case(self, case_id: str) -> SlabReader:
-        """The CT of a case; see `ct_sources.open_case`."""
+    def open_case(self, case_id: str, task: AttentionTask) -> SlabReader:
+        """The CT of a case for a task; see `ct_sources.open_case`."""
         return open_case(
             self._store,
             case_id,
+            task.specs,
             max_voxels=self._settings.max_voxels,
             spool_folder=self._settings.spool_folder,
         )
@@ -246,7 +247,7 @@ class Scorer:
     ) -> tuple[PredictionResult, bool]:
         key = (case_id, task.reading, task.ensemble)
         with (
-            self.open_case(case_id) as source,
+            self.open_case(case_id, task) as source,
             self._store.new_prediction(*key, after=after) as draft,
             closing(self.run(source, task, on_progress)) as slabs,
         ):

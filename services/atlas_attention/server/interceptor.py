@@ -6,48 +6,63 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import grpc
+from atlas_core.errors import AtlasError, InvalidInput
 from google.protobuf.message import Message
 from opentelemetry.trace import Span, use_span
 
 from atlas_attention.observability import AttentionMetrics, Tracer
+from atlas_attention.server.messages import require_bounded
+from atlas_attention.server.request_stream import Allowance, RequestStream
 from atlas_attention.server.status import OK, CallStatus, status_of
+from atlas_attention.settings import AttentionSettings
 
 _log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 0.5
 """How often stalled calls are looked for."""
 
+FIRST_MESSAGE_S = 10.0
+"""A call that holds one small request brings it along; waiting for it takes a thread."""
+
+SMALL_BYTES_PER_S = 100.0
+"""What is read of health and reflection at least, in the long run."""
+
 
 class StalledCalls:
-    """Cancels calls whose client does not read the next message within `idle_timeout_s`.
+    """Cancels calls whose client does not read the next message while its `Allowance` lasts.
 
     gRPC lets a server wait for ever for a client that keeps its connection and reads nothing; the
     call would hold its place and its spool file.
     """
 
-    def __init__(self, idle_timeout_s: float) -> None:
-        self._idle_s = idle_timeout_s
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._since: dict[grpc.ServicerContext, float] = {}
+        self._until: dict[grpc.ServicerContext, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="stalled-calls", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def sending(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """The block sends one message, and ends when the client has read it."""
+    def sending(
+        self, context: grpc.ServicerContext, allowance: Allowance, size: int
+    ) -> Iterator[None]:
+        """The block sends one message of `size` bytes, and ends when the client has read it."""
+        began = time.monotonic()
         with self._lock:
-            self._since[context] = time.monotonic()
+            self._until[context] = began + allowance.left_s
         try:
             yield
         finally:
             with self._lock:
-                self._since.pop(context, None)
+                self._until.pop(context, None)
+            # Progress is a few bytes: reading it within a second is as good as anybody's.
+            allowance.spend(max(0.0, time.monotonic() - began - 1), size)
 
     def close(self) -> None:
         """End the thread."""
@@ -56,30 +71,40 @@ class StalledCalls:
 
     def _watch(self) -> None:
         while not self._stop.wait(WATCH_INTERVAL_S):
-            oldest = time.monotonic() - self._idle_s
+            now = time.monotonic()
             with self._lock:
-                stalled = [context for context, since in self._since.items() if since < oldest]
+                stalled = [context for context, until in self._until.items() if until < now]
                 for context in stalled:
-                    del self._since[context]
+                    del self._until[context]
             for context in stalled:
                 _log.warning("a client takes no answer; its call is ended")
                 context.cancel()
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Wraps the calls of one service; others (health, reflection) pass through unchanged.
+    """Wraps every call, so that no client keeps a thread waiting for its first message; those of
+    one service are also recorded.
 
     Args:
         service: full name, for instance ``atlasloop.attention.v1.AttentionService``.
+        settings: limits of clients.
     """
 
     def __init__(
-        self, service: str, metrics: AttentionMetrics, stalled: StalledCalls, tracer: Tracer
+        self,
+        service: str,
+        settings: AttentionSettings,
+        metrics: AttentionMetrics,
+        stalled: StalledCalls,
+        tracer: Tracer,
     ) -> None:
         self._prefix = f"/{service}/"
         self._metrics = metrics
         self._stalled = stalled
         self._tracer = tracer
+        self._idle_s = settings.idle_timeout_s
+        self._total_s = settings.upload_timeout_s
+        self._bytes_per_s = settings.min_client_rate
 
     def intercept_service(
         self,
@@ -88,50 +113,69 @@ class CallInterceptor(grpc.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See `grpc.ServerInterceptor`."""
         handler: Any = continuation(handler_call_details)
+        if handler is None:
+            return None
         method = handler_call_details.method
-        if handler is None or not method.startswith(self._prefix):
-            return handler
-        name = method.removeprefix(self._prefix)
-        codec = (handler.request_deserializer, handler.response_serializer)
-        if not handler.response_streaming:
-            single = self._single(name, handler.unary_unary)
-            return grpc.unary_unary_rpc_method_handler(single, *codec)
-        if not handler.request_streaming:
-            answering = self._streaming(name, handler.unary_stream)
-            return grpc.unary_stream_rpc_method_handler(answering, *codec)
-        conversing = self._streaming(name, handler.stream_stream)
-        return grpc.stream_stream_rpc_method_handler(conversing, *codec)
+        name = method.removeprefix(self._prefix) if method.startswith(self._prefix) else None
+        # gRPC's own wait for the one request of a call has no limit; on the wire there is no
+        # difference.
+        return grpc.stream_stream_rpc_method_handler(
+            self._unrecorded(handler) if name is None else self._recording(name, handler),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
 
-    def _single(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        def call(request: Message, context: grpc.ServicerContext) -> Any:
-            with self._recorded(name, request, context) as record:
-                with record.current():
-                    response = behaviour(request, context)
-                record.sent(response)
-                return response
+    def _unrecorded(self, handler: Any) -> Callable[..., Iterator[Any]]:
+        """Health and reflection: a few bytes in each direction."""
+
+        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            reading = Allowance(FIRST_MESSAGE_S, SMALL_BYTES_PER_S)
+            try:
+                with self._stream(requests, context, FIRST_MESSAGE_S) as received:
+                    for response in _answers(handler, received, context):
+                        with self._stalled.sending(context, reading, response.ByteSize()):
+                            yield response
+                return
+            except (AtlasError, CancelledError) as error:
+                status = status_of(error)
+            context.abort(status.code, status.message)
 
         return call
 
-    def _streaming(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+    def _recording(self, name: str, handler: Any) -> Callable[..., Iterator[Any]]:
+        # The one request of a call comes with it; only streams may pause.
+        pause_s = self._idle_s if handler.request_streaming else min(FIRST_MESSAGE_S, self._idle_s)
+
+        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            reading = Allowance(self._idle_s, self._bytes_per_s)
             with (
-                self._recorded(name, request, context) as record,
-                closing(behaviour(record.received(request), context)) as responses,
+                self._recorded(name, context) as record,
+                self._stream(requests, context, pause_s) as received,
+                closing(_answers(handler, record.received(received), context)) as responses,
             ):
                 for response in record.each_current(responses):
                     record.sent(response)
-                    with self._stalled.sending(context):
+                    with self._stalled.sending(context, reading, response.ByteSize()):
                         yield response
 
         return call
 
+    def _stream(
+        self, requests: Iterator[Any], context: grpc.ServicerContext, pause_s: float
+    ) -> RequestStream[Any]:
+        return RequestStream(
+            requests,
+            allowance=Allowance(pause_s, self._bytes_per_s),
+            total_timeout_s=self._total_s,
+            cancelled=cancellation(context),
+            size=lambda message: message.ByteSize(),
+        )
+
     @contextmanager
-    def _recorded(
-        self, name: str, request: Any, context: grpc.ServicerContext
-    ) -> Iterator[_CallRecord]:
+    def _recorded(self, name: str, context: grpc.ServicerContext) -> Iterator[_CallRecord]:
         metadata = {key: str(value) for key, value in context.invocation_metadata()}
         span = self._tracer.call(name, metadata)
-        record = _CallRecord(name, getattr(request, "case_id", ""), self._metrics, span)
+        record = _CallRecord(name, self._metrics, span)
         try:
             yield record
         except BaseException as error:
@@ -146,12 +190,40 @@ class CallInterceptor(grpc.ServerInterceptor):
         context.abort(status.code, status.message)
 
 
+def cancellation(context: grpc.ServicerContext) -> threading.Event:
+    """An event that is set when the call ends: the client left, a deadline passed, or all was sent.
+
+    Raises:
+        CancelledError: the call has ended already.
+    """
+    ended = threading.Event()
+    if not context.add_callback(ended.set):
+        raise CancelledError
+    return ended
+
+
+def _answers(
+    handler: Any, requests: Iterator[Any], context: grpc.ServicerContext
+) -> Generator[Any, None, None]:
+    """What `handler`, of whatever kind, answers to a stream of requests."""
+    if handler.request_streaming:
+        yield from handler.stream_stream(requests, context)
+        return
+    request = next(requests, None)
+    if request is None:
+        raise InvalidInput("malformed call", expected="one request", got="none")
+    if handler.response_streaming:
+        yield from handler.unary_stream(request, context)
+    else:
+        yield handler.unary_unary(request, context)
+
+
 class _CallRecord:
     """One call as metrics, log and trace record it."""
 
-    def __init__(self, method: str, case_id: str, metrics: AttentionMetrics, span: Span) -> None:
+    def __init__(self, method: str, metrics: AttentionMetrics, span: Span) -> None:
         self._method = method
-        self._case_id = case_id
+        self._case_id = ""
         self._metrics = metrics
         self._span = span
         self._began = time.monotonic()
@@ -170,16 +242,12 @@ class _CallRecord:
                 return
             yield response
 
-    def received(self, request: Any) -> Any:
-        """`request`, or an iterator of them, with its bytes counted."""
-        if isinstance(request, Message):
-            self._count("received", request)
-            return request
-        return self._each_received(request)
-
-    def _each_received(self, requests: Iterator[Message]) -> Iterator[Message]:
+    def received(self, requests: Iterator[Message]) -> Iterator[Message]:
+        """`requests`, each counted and bounded before anything of it is recorded or used."""
         for request in requests:
             self._count("received", request)
+            require_bounded(request)
+            self._case_id = getattr(request, "case_id", "")
             yield request
 
     def sent(self, response: Message) -> None:

@@ -13,6 +13,7 @@ from atlas_core.model_spec import ModelRef, ModelSpec
 from atlas_core.organs import OrganScheme
 from atlas_core.records import Reading
 from atlasloop.attention.v1 import attention_pb2 as pb
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from atlas_attention.fusion import ATTENTION_SCALE
@@ -20,6 +21,12 @@ from atlas_attention.scoring import GridSlab, OrganSize, PredictionResult
 
 RESPONSE_BYTES = (4 << 20) - (1 << 16)
 """Slabs are split to this size if a slice fits: gRPC clients refuse more than 4 MiB by default."""
+
+MAX_TEXT = 256
+"""Characters of a text in a request; case ids, organs and models have at most 128."""
+
+MAX_ITEMS = 256
+"""Of a list in a request: organs, labels, models."""
 
 _READINGS = {
     pb.READING_UNSPECIFIED: Reading.PAPER,
@@ -34,6 +41,32 @@ VOXEL_TYPES: dict[int, np.dtype[np.generic]] = {
     pb.VOXEL_TYPE_FLOAT32: np.dtype("<f4"),
     pb.VOXEL_TYPE_UINT8: np.dtype("u1"),
 }
+
+
+def require_bounded(message: Message) -> None:
+    """Refuse a request with a longer text or list than any that means something.
+
+    To be called before anything of it is logged, traced or quoted. Bytes are voxels, which the size
+    of a message bounds.
+
+    Raises:
+        InvalidInput: names the field, never what it holds.
+    """
+    for field, value in message.ListFields():
+        listed = value if field.is_repeated else (value,)
+        if len(listed) > MAX_ITEMS:
+            raise InvalidInput(
+                f"too many {field.name}", expected=f"at most {MAX_ITEMS}", got=len(listed)
+            )
+        for item in listed:
+            if isinstance(item, str) and len(item) > MAX_TEXT:
+                raise InvalidInput(
+                    f"{field.name} is too long",
+                    expected=f"at most {MAX_TEXT} characters",
+                    got=len(item),
+                )
+            if isinstance(item, Message):
+                require_bounded(item)
 
 
 def read_reading(value: pb.Reading.ValueType) -> Reading:

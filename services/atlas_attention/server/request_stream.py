@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from typing import Generic, Self, TypeVar
 
@@ -17,11 +17,40 @@ POLL_S = 0.1
 """How soon a cancelled call stops waiting for its client, in seconds."""
 
 
+class Allowance:
+    """How much longer a client may keep the service waiting.
+
+    A leaky bucket: waiting empties it, and every byte that has passed fills it again, up to
+    `most_s`. So a client may pause for `most_s`, but cannot trickle for longer.
+
+    Args:
+        most_s: longest pause.
+        bytes_per_s: rate that a client must keep up in the long run.
+    """
+
+    def __init__(self, most_s: float, bytes_per_s: float) -> None:
+        self._most_s = most_s
+        self._bytes_per_s = bytes_per_s
+        self.left_s = most_s
+
+    def spend(self, waited_s: float, received: int) -> None:
+        """The service has waited for so many bytes to pass."""
+        left_s = self.left_s - waited_s + received / self._bytes_per_s
+        self.left_s = min(self._most_s, left_s)
+
+    def __str__(self) -> str:
+        return f"a message every {self._most_s:g} s, {self._bytes_per_s:g} bytes/s in the long run"
+
+
 class RequestStream(Iterator[RequestT], Generic[RequestT]):
-    """The messages of `requests`, each within `idle_timeout_s`, all within `total_timeout_s`.
+    """The messages of `requests`, as long as the `allowance` lasts, and all within
+    `total_timeout_s`.
 
     gRPC's own iterator blocks without limit, so a thread reads it. That thread holds one message at
     most; gRPC's flow control slows the client down. Use as a context manager.
+
+    Args:
+        size: bytes of a message.
 
     Raises:
         TooSlowError: from `__next__`: a limit has passed.
@@ -32,11 +61,13 @@ class RequestStream(Iterator[RequestT], Generic[RequestT]):
         self,
         requests: Iterable[RequestT],
         *,
-        idle_timeout_s: float,
+        allowance: Allowance,
         total_timeout_s: float,
         cancelled: threading.Event,
+        size: Callable[[RequestT], int],
     ) -> None:
-        self._idle_s = idle_timeout_s
+        self._allowance = allowance
+        self._size = size
         self._total_s = total_timeout_s
         self._left_s = total_timeout_s
         self._cancelled = cancelled
@@ -49,7 +80,7 @@ class RequestStream(Iterator[RequestT], Generic[RequestT]):
 
     def __next__(self) -> RequestT:
         began = time.monotonic()
-        timeout = min(self._idle_s, self._left_s)
+        timeout = min(self._allowance.left_s, self._left_s)
         while True:
             left = began + timeout - time.monotonic()
             if self._cancelled.is_set():
@@ -62,7 +93,9 @@ class RequestStream(Iterator[RequestT], Generic[RequestT]):
             except queue.Empty:
                 continue
         # Only the wait for the client counts, not what is done with its messages.
-        self._left_s -= time.monotonic() - began
+        waited = time.monotonic() - began
+        self._left_s -= waited
+        self._allowance.spend(waited, 0 if message is None else self._size(message))
         if message is None:
             if self._cancelled.is_set():
                 raise CancelledError
@@ -77,10 +110,9 @@ class RequestStream(Iterator[RequestT], Generic[RequestT]):
         self._closed.set()
 
     def _too_slow(self) -> TooSlowError:
-        if self._left_s <= self._idle_s:
+        if self._left_s <= self._allowance.left_s:
             return TooSlowError("the upload took too long", expected=f"{self._total_s:g} s in all")
-        expected = f"a message every {self._idle_s:g} s"
-        return TooSlowError("the client fell silent", expected=expected)
+        return TooSlowError("the client is silent or too slow", expected=self._allowance)
 
     def _read(self, requests: Iterator[RequestT]) -> None:
         try:

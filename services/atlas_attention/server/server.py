@@ -19,12 +19,12 @@ from atlas_core.metrics_server import MetricsServer
 from atlas_core.store import CaseStore
 from atlasloop.attention.v1 import attention_pb2 as pb
 from atlasloop.attention.v1 import attention_pb2_grpc as stubs
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.scoring import default_windows_in_flight
-from atlas_attention.server.health import HealthWatch
+from atlas_attention.server.health import HealthChecks, HealthWatch
 from atlas_attention.server.interceptor import CallInterceptor, StalledCalls
 from atlas_attention.server.servicer import AttentionServicer
 from atlas_attention.settings import ENV_PREFIX, AttentionSettings
@@ -56,7 +56,10 @@ class AttentionServer:
             metrics = AttentionMetrics()
             if settings.metrics_listen:
                 scraped = MetricsServer(
-                    metrics.registry, settings.metrics_listen, settings.metrics_hosts
+                    metrics.registry,
+                    settings.metrics_listen,
+                    settings.metrics_hosts,
+                    env_prefix=ENV_PREFIX,
                 )
                 parts.callback(scraped.close)
             predictor = TritonPredictor(
@@ -73,11 +76,12 @@ class AttentionServer:
             parts.callback(predictor.close)
             metrics.watch(lambda: predictor.buffers_in_use, lambda: predictor.regions)
             store.sweep()
-            stalled = StalledCalls(settings.idle_timeout_s)
+            stalled = StalledCalls()
             parts.callback(stalled.close)
             tracer = Tracer(settings.traces)
             parts.callback(tracer.close)
-            server = _grpc_server(settings, CallInterceptor(SERVICE, metrics, stalled, tracer))
+            interceptor = CallInterceptor(SERVICE, settings, metrics, stalled, tracer)
+            server = _grpc_server(settings, interceptor)
             servicer = AttentionServicer(settings, store, predictor, metrics, tracer)
             stubs.add_AttentionServiceServicer_to_server(servicer, server)
             health_servicer = _add_standard_services(server)
@@ -85,7 +89,12 @@ class AttentionServer:
             server.start()
             parts.callback(lambda: server.stop(settings.stop_grace_s).wait())
             watch = HealthWatch(
-                health_servicer, ("", SERVICE), predictor, metrics, settings.health_interval_s
+                health_servicer,
+                ("", SERVICE),
+                predictor,
+                metrics,
+                settings.health_interval_s,
+                lambda: servicer.full,
             )
             # Closed first: load balancers stop sending calls before those under way end.
             parts.callback(watch.close)
@@ -123,15 +132,19 @@ def _grpc_server(settings: AttentionSettings, interceptor: CallInterceptor) -> g
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.http2.max_pings_without_data", 0),
+            # Of one connection; a client that asks for more at once waits on its own side.
+            ("grpc.max_concurrent_streams", threads),
+            # A connection that says nothing, or that nobody uses, is not kept for ever.
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            ("grpc.max_connection_idle_ms", 600_000),
+            ("grpc.max_metadata_size", 8 << 10),
+            ("grpc.absolute_max_metadata_size", 16 << 10),
         ],
     )
 
 
-def _add_standard_services(server: grpc.Server) -> health.HealthServicer:
-    servicer = health.HealthServicer(
-        experimental_non_blocking=True,
-        experimental_thread_pool=ThreadPoolExecutor(1, thread_name_prefix="health-watchers"),
-    )
+def _add_standard_services(server: grpc.Server) -> HealthChecks:
+    servicer = HealthChecks()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     names = (
         SERVICE,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import CancelledError
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from itertools import chain
 
 import grpc
 from atlas_core.errors import InvalidInput
@@ -34,6 +35,7 @@ from atlas_attention.scoring import (
     receive_volume,
 )
 from atlas_attention.server.background_job import BackgroundJob
+from atlas_attention.server.interceptor import cancellation
 from atlas_attention.server.messages import (
     grid_message,
     model_message,
@@ -45,7 +47,6 @@ from atlas_attention.server.messages import (
     slab_messages,
     wanted_organs,
 )
-from atlas_attention.server.request_stream import RequestStream, RequestT
 from atlas_attention.server.soft_stream import SLAB_AXIS, SoftFusion, SoftGrid, read_soft_grid
 from atlas_attention.settings import AttentionSettings
 from atlas_attention.triton import TritonPredictor
@@ -70,8 +71,14 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             settings.max_calls,
             settings.max_waiting,
             lambda what, by: getattr(metrics, what).inc(by),
+            max_uploads=settings.max_uploads,
         )
         self._scorer = Scorer(settings, store, predictor, self._admission, metrics, tracer)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next call would be refused."""
+        return self._admission.full
 
     def GetInfo(  # noqa: N802  gRPC's name
         self, request: pb.GetInfoRequest, context: grpc.ServicerContext
@@ -140,7 +147,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 return
             with (
                 self._admission.working(task.cancelled),
-                self._scorer.open_case(request.case_id) as source,
+                self._scorer.open_case(request.case_id, task) as source,
             ):
                 self._require_small_slices(source.geometry, task)
                 yield self._grid(source.geometry, task)
@@ -149,60 +156,65 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 yield pb.AttentionResponse(result=result_message(named))
 
     def AttendVolume(  # noqa: N802  gRPC's name
-        self, request_iterator: Iterable[pb.AttendVolumeRequest], context: grpc.ServicerContext
+        self, request_iterator: Iterator[pb.AttendVolumeRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.AttentionResponse]:
         """See the proto."""
-        cancelled = _cancellation(context)
-        with (
-            self._admission.admitted(),
-            self._request_stream(request_iterator, cancelled) as requests,
-        ):
-            first = next(requests, None)
+        cancelled = cancellation(context)
+        with self._admission.admitted(), ExitStack() as received:
+            first = next(request_iterator, None)
             if first is None or first.WhichOneof("part") != "header":
                 raise InvalidInput("malformed upload", expected="a header in the first message")
             header = first.header
             geometry = read_geometry(header.grid, self._settings.max_voxels)
             coding = read_coding(header)
             task = self._task(header.reading, header.models, header.organs, context, cancelled)
+            geometry.require_bounded(spec.spacing_mm for spec in task.specs)
             self._require_small_slices(geometry, task)
-            with self._admission.working(cancelled):
-                yield self._grid(geometry, task)
-                with self._metrics.stage("receive"), self._tracer.part("receive"):
-                    source = receive_volume(
-                        geometry, coding, requests, spool_folder=self._settings.spool_folder
-                    )
-                with source:
-                    prediction = yield from self._slabs(self._scorer.run(source, task))
-                yield pb.AttentionResponse(result=result_message(prediction))
+            yield self._grid(geometry, task)
+            # However slow the client is, it keeps nobody from working. Its place is kept until the
+            # work begins, so that the spool holds a bounded number of volumes.
+            received.enter_context(self._admission.receiving(cancelled))
+            with self._metrics.stage("receive"), self._tracer.part("receive"):
+                source = receive_volume(
+                    geometry, coding, request_iterator, spool_folder=self._settings.spool_folder
+                )
+            with source, self._admission.working(cancelled):
+                received.close()
+                prediction = yield from self._slabs(self._scorer.run(source, task))
+            yield pb.AttentionResponse(result=result_message(prediction))
 
     def FuseSoftPredictions(  # noqa: N802  gRPC's name
         self,
-        request_iterator: Iterable[pb.FuseSoftPredictionsRequest],
+        request_iterator: Iterator[pb.FuseSoftPredictionsRequest],
         context: grpc.ServicerContext,
     ) -> Iterator[pb.AttentionResponse]:
         """See the proto."""
-        cancelled = _cancellation(context)
+        cancelled = cancellation(context)
         began = time.monotonic()
-        with (
-            self._admission.admitted(),
-            self._request_stream(request_iterator, cancelled) as requests,
-        ):
-            first = next(requests, None)
+        with self._admission.admitted():
+            first = next(request_iterator, None)
             if first is None or first.WhichOneof("part") != "header":
                 raise InvalidInput("malformed upload", expected="a header in the first message")
             grid = read_soft_grid(first.header, self._settings, self._settings.organs)
             require_small_slices(
                 grid.geometry, SLAB_AXIS, len(grid.organs), self._settings.max_message_bytes
             )
-            with self._admission.working(cancelled):
-                yield grid_message(grid.geometry, grid.organs, grid.labels)
-                fusion = SoftFusion(grid, self._settings.kernel_threads or None)
-                for slab in fusion.run(requests):
-                    yield from slab_messages(slab, self._settings.max_message_bytes)
-                    del slab  # freed before the next one is made
-                yield pb.AttentionResponse(
-                    result=_fusion_result(grid, fusion, time.monotonic() - began)
-                )
+            yield grid_message(grid.geometry, grid.organs, grid.labels)
+            fusion = SoftFusion(grid, self._settings.kernel_threads or None)
+            with self._admission.receiving(cancelled):
+                # A place for work is held only while there is work, not while the client sends or
+                # reads. What one message gives is smaller than the message.
+                for message in chain(request_iterator, (None,)):
+                    with self._admission.working(cancelled):
+                        slabs = fusion.finish() if message is None else fusion.push(message)
+                        certain = deque(slabs)
+                    while certain:
+                        yield from slab_messages(
+                            certain.popleft(), self._settings.max_message_bytes
+                        )
+            yield pb.AttentionResponse(
+                result=_fusion_result(grid, fusion, time.monotonic() - began)
+            )
 
     def _task(
         self,
@@ -212,22 +224,12 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         context: grpc.ServicerContext,
         cancelled: threading.Event | None = None,
     ) -> AttentionTask:
-        cancelled = cancelled or _cancellation(context)
+        cancelled = cancelled or cancellation(context)
         checked = read_reading(reading)
         specs = self._predictor.ensemble(tuple(models))
         channels = wanted_organs(tuple(organs), specs[0])
         self._scorer.labels(channels)
         return AttentionTask(specs, checked, channels, cancelled)
-
-    def _request_stream(
-        self, requests: Iterable[RequestT], cancelled: threading.Event
-    ) -> RequestStream[RequestT]:
-        return RequestStream(
-            requests,
-            idle_timeout_s=self._settings.idle_timeout_s,
-            total_timeout_s=self._settings.upload_timeout_s,
-            cancelled=cancelled,
-        )
 
     def _require_small_slices(
         self, geometry: VolumeGeometry, task: AttentionTask, axis: int | None = None
@@ -255,18 +257,6 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                     return prediction
                 yield from slab_messages(slab, self._settings.max_message_bytes)
                 del slab  # freed before the next one is made
-
-
-def _cancellation(context: grpc.ServicerContext) -> threading.Event:
-    """An event that is set when the call ends: the client left, a deadline passed, or all was sent.
-
-    Raises:
-        CancelledError: the call has ended already.
-    """
-    ended = threading.Event()
-    if not context.add_callback(ended.set):
-        raise CancelledError
-    return ended
 
 
 def _fusion_result(grid: SoftGrid, fusion: SoftFusion, total_s: float) -> pb.CaseResult:

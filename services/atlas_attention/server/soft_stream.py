@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,27 +123,33 @@ class SoftFusion:
         self._attended = np.zeros(organs, np.int64)
         self._labelled = np.zeros(organs, np.int64)
 
-    def run(self, requests: Iterable[pb.FuseSoftPredictionsRequest]) -> Iterator[GridSlab]:
-        """Slabs of attention for the slabs in `requests`, as soon as they are certain.
+    def push(self, request: pb.FuseSoftPredictionsRequest) -> Iterator[GridSlab]:
+        """Slabs of attention that are certain once the slab in `request` has come.
 
         Raises:
-            InvalidInput: a slab leaves a gap, overlaps, has a wrong size, or holds a number that is
-                no probability.
+            InvalidInput: the slab leaves a gap, overlaps, has a wrong size, or holds a number that
+                is no probability.
         """
-        for request in requests:
-            if request.WhichOneof("part") != "slab":
-                raise InvalidInput(
-                    "malformed upload",
-                    expected="slabs after the header",
-                    got=request.WhichOneof("part") or "an empty message",
-                )
-            yield from self._fuse(request.slab)
+        if request.WhichOneof("part") != "slab":
+            raise InvalidInput(
+                "malformed upload",
+                expected="slabs after the header",
+                got=request.WhichOneof("part") or "an empty message",
+            )
+        return self._fuse(request.slab)
+
+    def finish(self) -> Iterator[GridSlab]:
+        """The last slabs of attention.
+
+        Raises:
+            InvalidInput: slices are missing.
+        """
         slices = self._grid.geometry.shape[SLAB_AXIS]
         if self._received < slices:
             raise InvalidInput(
                 "soft predictions end too early", expected=f"{slices} slices", got=self._received
             )
-        yield from self._emit(self._fuser.finish())
+        return self._emit(self._fuser.finish())
 
     def sizes(self) -> tuple[OrganSize, ...]:
         """Attention size and pseudo label of every organ, once all slabs have been fused."""

@@ -18,6 +18,7 @@ from atlas_core.errors import (
     NotFound,
     Unavailable,
 )
+from atlas_core.json_logs import shortened
 
 from atlas_attention.scoring import BusyError
 
@@ -67,7 +68,7 @@ def status_of(error: BaseException) -> CallStatus:
     """The status for `error`; what no client caused or can fix is INTERNAL, without details."""
     for kind, code in _STATUS:
         if isinstance(error, kind):
-            return CallStatus(code, str(error) or "the call was cancelled")
+            return CallStatus(code, shortened(str(error)) or "the call was cancelled")
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         return CallStatus(
             grpc.StatusCode.UNAVAILABLE,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from atlas_core.errors import GridMismatch, UnsupportedVolume
+from atlas_core.errors import GridMismatch, LimitExceeded, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import read_header, read_volume
 from numpy.typing import NDArray
@@ -92,3 +92,43 @@ def test_a_label_stored_the_other_way_round_lies_on_the_same_canonical_grid(
     assert ct.axis_codes == "LPS"
     assert ct.same_grid(read_header(folder / "aorta.nii.gz").geometry)
     assert ct.canonical().axis_codes == "RAS"
+
+
+def diagonal(shape: tuple[int, int, int], *spacing_mm: float) -> VolumeGeometry:
+    return VolumeGeometry.from_array(shape, np.diag([*spacing_mm, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        diagonal((512, 512, 4000), 1.95, 1.95, 0.5),  # a whole body, 1 m wide and 2 m long
+        diagonal((4000, 512, 512), 0.5, 1.95, 1.95),
+        diagonal((1000, 1000, 1000), 0.02, 0.02, 0.02),  # a mouse
+        diagonal((1, 1, 1), 0.001, 0.001, 0.001),
+    ],
+    ids=str,
+)
+def test_what_scanners_make_is_bounded(geometry: VolumeGeometry) -> None:
+    geometry.require_bounded([(1.5, 1.5, 1.5), (5.0, 5.0, 5.0)], case="case")
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        diagonal((32, 32, 8), 100.0, 100.0, 100.0),
+        diagonal((64, 64, 4), 100.0, 100.0, 100.0),
+        diagonal((1, 1, 32767), 1.0, 1.0, 100.0),
+        diagonal((512, 512, 100), 0.7, 0.7, 100.0),
+    ],
+    ids=str,
+)
+def test_few_voxels_of_an_absurd_spacing_are_refused_with_it(geometry: VolumeGeometry) -> None:
+    with pytest.raises(LimitExceeded, match=r"case: .*2500 mm.*100 mm.*correct the spacing"):
+        geometry.require_bounded(case="case")
+
+
+def test_voxels_are_bounded_on_every_model_grid() -> None:
+    abdomen = diagonal((512, 512, 400), 0.8, 0.8, 1.0)
+    abdomen.require_bounded([(1.5, 1.5, 1.5)])
+    with pytest.raises(LimitExceeded, match=r"0.2×0.2×0.2 mm.*2048×2048×2000.*0.8×0.8×1 mm"):
+        abdomen.require_bounded([(1.5, 1.5, 1.5), (0.2, 0.2, 0.2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import tracemalloc
 import weakref
@@ -480,6 +481,22 @@ def test_a_model_that_answers_in_another_shape_is_refused() -> None:
     predictor = RulePredictor(lambda spec, window: contextual(spec, window)[:2])
     with pytest.raises(InvalidInput, match=r"\[3, 12, 14, 16\]"):
         run(make_source(), predictor)
+
+
+@pytest.mark.parametrize("slabs", [0, 1, 1000])
+def test_a_run_that_is_closed_gives_its_buffers_back_at_once(slabs: int) -> None:
+    """Not only when the interpreter looks for cycles, which an idle service never does."""
+    gc.disable()
+    try:
+        run = attend(make_source(), ENSEMBLE, RulePredictor(contextual))
+        for _ in zip(range(slabs), run, strict=False):
+            pass
+        buffers = weakref.ref(run._blender)
+        run.close()
+        del run
+        assert buffers() is None
+    finally:
+        gc.enable()
 
 
 def test_cancelling_stops_between_windows() -> None:

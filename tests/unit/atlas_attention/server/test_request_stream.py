@@ -6,9 +6,10 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
-from atlas_attention.server.request_stream import RequestStream
+from atlas_attention.server.request_stream import Allowance, RequestStream
 from atlas_attention.server.status import TooSlowError
 
 
@@ -17,13 +18,15 @@ def request_stream(
     *,
     idle_s: float = 5.0,
     total_s: float = 60.0,
+    message_bytes: int = 2**20,
     cancelled: threading.Event | None = None,
 ) -> RequestStream[int]:
     return RequestStream(
         requests,
-        idle_timeout_s=idle_s,
+        allowance=Allowance(idle_s, bytes_per_s=2**10),
         total_timeout_s=total_s,
         cancelled=cancelled or threading.Event(),
+        size=lambda _: message_bytes,
     )
 
 
@@ -60,7 +63,15 @@ def test_a_silent_client_is_cut_off() -> None:
     silent.put(8)
 
 
-def test_a_slow_trickle_is_cut_off_too() -> None:
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"idle_s": 0.4, "message_bytes": 2}, "1024 bytes/s in the long run"),
+        ({"idle_s": 5, "total_s": 0.4}, r"0\.4 s in all"),
+    ],
+    ids=["below the rate", "for too long"],
+)
+def test_a_slow_trickle_is_cut_off_too(limits: dict[str, Any], message: str) -> None:
     trickle: queue.SimpleQueue[int] = queue.SimpleQueue()
     pulse = threading.Event()
 
@@ -72,8 +83,8 @@ def test_a_slow_trickle_is_cut_off_too() -> None:
     thread.start()
     try:
         with (
-            request_stream(iter(trickle.get, None), idle_s=5, total_s=0.4) as messages,
-            pytest.raises(TooSlowError, match=r"0\.4 s in all"),
+            request_stream(iter(trickle.get, None), **limits) as messages,
+            pytest.raises(TooSlowError, match=message),
         ):
             for _ in messages:
                 pass
@@ -81,6 +92,17 @@ def test_a_slow_trickle_is_cut_off_too() -> None:
         pulse.set()
         thread.join()
         trickle.put(1)
+
+
+def test_what_has_come_pays_for_a_later_pause_but_not_for_a_longer_one() -> None:
+    allowance = Allowance(10.0, bytes_per_s=100.0)
+    allowance.spend(8.0, received=500)
+    assert allowance.left_s == 7.0
+    allowance.spend(0.0, received=10**9)
+    assert allowance.left_s == 10.0
+    for _ in range(4):
+        allowance.spend(5.0, received=2)
+    assert allowance.left_s < 0
 
 
 def test_a_cancelled_call_stops_waiting() -> None:

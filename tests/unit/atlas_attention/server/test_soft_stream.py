@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from atlas_attention.fusion import ATTENTION_SCALE, fuse
+from atlas_attention.scoring import GridSlab
 from atlas_attention.server.soft_stream import SoftFusion, SoftGrid, read_soft_grid
 from atlas_attention.settings import AttentionSettings
 from atlas_core.errors import AtlasError, InvalidInput, LimitExceeded
@@ -56,6 +57,14 @@ def slabs(
         yield pb.FuseSoftPredictionsRequest(slab=slab)
 
 
+def fused(
+    fusion: SoftFusion, requests: Iterable[pb.FuseSoftPredictionsRequest]
+) -> Iterator[GridSlab]:
+    for request in requests:
+        yield from fusion.push(request)
+    yield from fusion.finish()
+
+
 @pytest.mark.parametrize("reading", list(Reading))
 @pytest.mark.parametrize("edges", [[0, 25], [0, 1, 2, 19, 25], list(range(26))])
 def test_slabs_equal_the_whole(reading: Reading, edges: list[int]) -> None:
@@ -63,7 +72,7 @@ def test_slabs_equal_the_whole(reading: Reading, edges: list[int]) -> None:
     grid = read(reading=wire)
     soft = soft_bytes()
     fusion = SoftFusion(grid, threads=1)
-    pieces = list(fusion.run(slabs(soft, edges)))
+    pieces = list(fused(fusion, slabs(soft, edges)))
     whole = fuse(soft, reading, threads=1)
 
     attention = np.concatenate([piece.attention for piece in pieces], axis=3)
@@ -87,7 +96,7 @@ def test_floats_are_rounded_to_bytes() -> None:
     soft = soft_bytes()
     floats = SoftFusion(read(voxel_type=pb.VOXEL_TYPE_FLOAT32), threads=1)
     sent = (soft / np.float32(255)).astype("<f4")
-    ours = np.concatenate([s.attention for s in floats.run(slabs(sent, [0, 25]))], axis=3)
+    ours = np.concatenate([s.attention for s in fused(floats, slabs(sent, [0, 25]))], axis=3)
     assert np.array_equal(ours, fuse(soft, threads=1).attention.transpose(0, 3, 2, 1))
 
 
@@ -97,7 +106,7 @@ def test_an_invalid_probability_is_reported_with_its_voxel(bad: float) -> None:
     values[1, 1, 20, 3, 4] = bad
     fusion = SoftFusion(read(voxel_type=pb.VOXEL_TYPE_FLOAT32), threads=1)
     with pytest.raises(InvalidInput, match=r"model 1, spleen, voxel \(4, 3, 20\)"):
-        list(fusion.run(slabs(values, [0, 10, 25])))
+        list(fused(fusion, slabs(values, [0, 10, 25])))
 
 
 @pytest.mark.parametrize(
@@ -110,25 +119,25 @@ def test_an_invalid_probability_is_reported_with_its_voxel(bad: float) -> None:
 )
 def test_gaps_and_missing_slabs(edges: list[int], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        list(SoftFusion(read(), threads=1).run(slabs(soft_bytes(), edges)))
+        list(fused(SoftFusion(read(), threads=1), slabs(soft_bytes(), edges)))
 
 
 def test_overlapping_slabs() -> None:
     soft = soft_bytes()
     requests = [*slabs(soft, [0, 10]), *slabs(soft, [8, 25])]
     with pytest.raises(InvalidInput, match=r"out of order.*start 10.*got \[8, 25\)"):
-        list(SoftFusion(read(), threads=1).run(requests))
+        list(fused(SoftFusion(read(), threads=1), requests))
 
 
 def test_a_slab_of_a_wrong_size_or_beyond_the_end() -> None:
     short = pb.FuseSoftPredictionsRequest(slab=pb.SoftSlab(start=0, stop=2, data=b"\0" * 503))
     with pytest.raises(InvalidInput, match=r"wrong size.*504 bytes.*got 503"):
-        list(SoftFusion(read(), threads=1).run([short]))
+        list(fused(SoftFusion(read(), threads=1), [short]))
     beyond = pb.FuseSoftPredictionsRequest(slab=pb.SoftSlab(start=0, stop=26))
     with pytest.raises(InvalidInput, match="stop up to 25"):
-        list(SoftFusion(read(), threads=1).run([beyond]))
+        list(fused(SoftFusion(read(), threads=1), [beyond]))
     with pytest.raises(InvalidInput, match="slabs after the header"):
-        list(SoftFusion(read(), threads=1).run([pb.FuseSoftPredictionsRequest(header=header())]))
+        list(fused(SoftFusion(read(), threads=1), [pb.FuseSoftPredictionsRequest(header=header())]))
 
 
 HUGE = pb.VolumeGrid(shape=(2**31, 2**31, 2**31), affine=np.eye(4).ravel())

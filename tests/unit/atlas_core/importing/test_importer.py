@@ -467,6 +467,15 @@ def test_one_bad_file_is_named_with_its_reason_and_the_rest_is_taken(
     assert any(option.lower() in note.reason.lower() for option in word.split("|")), note.reason
 
 
+def test_an_absurd_spacing_is_refused_with_what_to_correct(site: Site) -> None:
+    """100 mm for every voxel: a few kilobytes that are gigabytes on the grid of a model."""
+    save(site.folder / "metres.nii.gz", ct_voxels(), np.diag([100.0, 100.0, 100.0, 1.0]))
+    reason = only_reason(site.run(force=True))
+    assert "4000×2400×1200 mm" in reason
+    assert "correct the spacing" in reason
+    assert not site.catalog.cases()
+
+
 def test_an_mr_is_refused_unless_forced(site: Site) -> None:
     noise = np.random.default_rng(0).normal(300, 100, SHAPE)
     save(site.folder / "mr.nii.gz", np.abs(noise).astype(np.int16))

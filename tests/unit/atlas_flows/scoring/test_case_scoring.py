@@ -204,6 +204,25 @@ def test_scores_and_pseudo_labels_are_recorded(bench: Bench) -> None:
     assert label.models == bench.ensemble.models
 
 
+def test_a_case_of_an_absurd_spacing_is_not_sent(bench: Bench) -> None:
+    """Imported before there was a bound: refused here, with what to do, and the others go on."""
+    bench.catalog.add_case(
+        bench.catalog.case("case0").model_copy(
+            update={
+                "id": "huge",
+                "content_sha256": "f" * 64,
+                "shape": (64, 64, 4),
+                "affine": ((100, 0, 0, 0), (0, 100, 0, 0), (0, 0, 100, 0), (0, 0, 0, 1)),
+            }
+        )
+    )
+    service = ScriptedService(bench.store)
+    failed = [o for o in bench.run(service) if o.outcome is not Outcome.SCORED]
+    assert [outcome.case_id for outcome in failed] == ["huge"]
+    assert "100×100×100 mm" in failed[0].message
+    assert "huge" not in [case_id for case_id, _ in service.calls]
+
+
 def test_what_is_scored_is_skipped_unless_forced(bench: Bench) -> None:
     bench.run(ScriptedService(bench.store), ScoreRequest(limit=4))
     plan = bench.plan()
