@@ -13,7 +13,7 @@ from pathlib import Path
 
 from atlas_core.catalog import Catalog
 from atlas_core.importing import import_folder
-from atlas_core.importing.importer import ImportProgress
+from atlas_core.importing.summary import ImportProgress
 from atlas_core.records import Case, Dataset, Reading
 from atlas_core.store import CaseStore
 

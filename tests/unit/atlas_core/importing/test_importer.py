@@ -20,7 +20,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput, NotFound, Unavailable
 from atlas_core.imaging import read_volume
 from atlas_core.importing import ImportSummary, import_folder
-from atlas_core.importing.importer import ImportProgress
+from atlas_core.importing.summary import ImportProgress
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset, LabelSource
 from atlas_core.store import CaseStore
@@ -112,7 +112,7 @@ def test_a_single_file(site: Site) -> None:
     (taken,) = summary.taken
     case = site.catalog.case(taken.case_id)
     assert (taken.source, case.source, case.dataset) == ("scan.nii.gz", "scan.nii.gz", "site")
-    assert case.id == f"site_{case.content_sha256[:12]}"
+    assert case.id == f"site_{case.content_sha256[:32]}"
     stored = read_volume(site.store.ct_path(case.id))
     np.testing.assert_array_equal(stored.voxels, ct_voxels())
     assert stored.geometry == case.geometry
