@@ -7,7 +7,6 @@ an error of ours, and what it warns about is not shown, as that quotes the heade
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from openjpeg.utils import get_parameters
 from pydicom import Dataset, dcmread
+from pydicom.encaps import get_frame
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, RLELossless
 
 from atlas_core.errors import (
     AtlasError,
@@ -44,6 +45,11 @@ MAX_BITS = 32
 
 MAX_FRAMES = 1 << 31
 """What NumberOfFrames can say; more than one is refused with a reason of its own."""
+
+MAX_RLE_BYTES_PER_PIXEL = 8
+"""Of run lengths, at most: twice what 32 bits need."""
+
+RLE_HEADER_BYTES = 64
 
 PREAMBLE_BYTES = 128
 
@@ -69,6 +75,7 @@ class DicomSlice:
     slope: float
     intercept: float
     stored_range: tuple[int, int]
+    syntax: UID
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -158,6 +165,7 @@ def _slice(file: Path, tags: Dataset) -> DicomSlice:
         slope=_numbers(tags, "RescaleSlope", 1)[0],
         intercept=_numbers(tags, "RescaleIntercept", 1)[0],
         stored_range=(low, low + (1 << bits) - 1),
+        syntax=UID(str(tags.file_meta.get("TransferSyntaxUID", ""))),
     )
 
 
@@ -224,17 +232,22 @@ def read_pixels(one: DicomSlice) -> NDArray[Any]:
     """
     try:
         with _opened(one.file) as stream:
+            if one.syntax in (*JPEG2000TransferSyntaxes, RLELossless):
+                _require_bounded(one, stream)
+                stream.seek(0)
             stored: NDArray[Any] = pixel_array(stream, raw=True)
+    except AtlasError:
+        raise
     except NotImplementedError:
         raise UnsupportedVolume(
-            "no decoder for the compression of a slice", got=_syntax(one.file)
+            "no decoder for the compression of a slice", got=one.syntax.name
         ) from None
     # Decoders of third parties raise what they like on damaged data; what it says may name the
     # file.
     except Exception as error:
         raise CorruptFile(
             "pixel data of a slice cannot be decoded",
-            got=f"{_syntax(one.file)}: {type(error).__name__}",
+            got=f"{one.syntax.name}: {type(error).__name__}",
             remedy="copy the series again, or decompress it with another tool",
         ) from None
     columns, rows = one.size
@@ -247,8 +260,27 @@ def read_pixels(one: DicomSlice) -> NDArray[Any]:
     return stored
 
 
-def _syntax(file: Path) -> str:
-    """Name of the transfer syntax, for the message."""
-    with contextlib.suppress(Exception):  # the file is damaged: it may not even say that
-        return str(UID(str(read_file_meta_info(file).TransferSyntaxUID)).name)
-    return "unknown compression"
+def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:
+    """Compressed pixels may need no more memory than the header's size: decoders check it last.
+
+    Raises:
+        CorruptFile: a JPEG 2000 image of another size, or more run lengths than pixels need.
+    """
+    pixels = one.size[0] * one.size[1]
+    frame = get_frame(dcmread(stream, specific_tags=["PixelData"]).PixelData, 0, number_of_frames=1)
+    if one.syntax == RLELossless:
+        if len(frame) > MAX_RLE_BYTES_PER_PIXEL * pixels + RLE_HEADER_BYTES:
+            raise CorruptFile(
+                "pixel data of a slice is too long",
+                expected=f"{pixels} pixels",
+                got=f"{len(frame)} bytes",
+            )
+        return
+    image = get_parameters(frame)
+    found = (image["columns"], image["rows"], image["samples_per_pixel"])
+    if found != (*one.size, 1):
+        raise CorruptFile(
+            "pixel data of a slice has another size than its header",
+            expected=(*one.size, 1),
+            got=found,
+        )
