@@ -134,9 +134,8 @@ def bounding_box(mask: NDArray[Any]) -> tuple[slice, slice, slice] | None:
 def _x_mm(geometry: VolumeGeometry, box: tuple[slice, slice, slice]) -> NDArray[np.float32]:
     """x coordinate (mm, RAS+) of every voxel of a box, ``[i, j, k]``."""
     row = geometry.matrix[0]
-    axes = [np.arange(s.start, s.stop) * row[a] for a, s in enumerate(box)]
-    x_mm = axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :] + row[3]
-    return np.asarray(x_mm, dtype=np.float32)
+    i, j, k = ((np.arange(s.start, s.stop) * row[a]).astype(np.float32) for a, s in enumerate(box))
+    return np.asarray((i + np.float32(row[3]))[:, None, None] + j[None, :, None] + k)
 
 
 def _middle(geometry: VolumeGeometry) -> float:

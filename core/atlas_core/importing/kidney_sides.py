@@ -4,29 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_core.errors import LimitExceeded
 from atlas_core.geometry import Shape3, VolumeGeometry
 from atlas_core.imaging.label_maps import split_left_right
 
 MaskPieces = Callable[[], Iterator[NDArray[np.bool_]]]
 """Reads a mask: one-dimensional pieces in file order (``i`` fastest) of its CT's grid."""
 
-MAX_BOX_VOXELS: Final = 1 << 27
-"""Box around both kidneys, at most: 400×200×400 mm in voxels of 0.7×0.7×0.5 mm. It is whole in
-memory, as only then connected pieces are known."""
+MAX_BLOCKS: Final = 1 << 24
+"""Blocks in the box around both kidneys, at most: 350×190×250 mm of 1 mm. They are in memory at
+once, as only then connected pieces are known."""
 
 
 @dataclass(frozen=True)
-class _Box:
-    """The smallest box that holds a mask: indices [low, high) along i, j, k."""
+class _Blocks:
+    """The box around a mask, divided into blocks of voxels that go to one side together.
 
-    low: NDArray[np.int64]
-    high: NDArray[np.int64]
+    Attributes:
+        corner: index of its first voxel.
+        edge: voxels along each edge of a block; 1 in all but the finest scans.
+        shape: number of blocks.
+    """
+
+    corner: NDArray[np.int64]
+    edge: int
+    shape: Shape3
+
+    def of(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Blocks of voxels ``[3, voxel]``."""
+        return tuple((index - self.corner[:, None]) // self.edge)
+
+    def geometry(self, grid: VolumeGeometry) -> VolumeGeometry:
+        """Where the blocks lie; `grid`: of the voxels."""
+        affine = grid.matrix @ np.diag([self.edge] * 3 + [1.0])
+        affine[:3, 3] += grid.matrix[:3, :3] @ (self.corner + (self.edge - 1) / 2)
+        return VolumeGeometry.from_array(self.shape, affine)
 
 
 def split_kidneys(
@@ -35,27 +52,17 @@ def split_kidneys(
     """Masks of the left and the right kidney; see `split_left_right`.
 
     Raises:
-        LimitExceeded: the box around the kidneys is too large, or they are in too many pieces.
+        LimitExceeded: the mask consists of too many pieces to be kidneys.
     """
-    box = _box(mask, geometry.shape)
-    if box is None:
+    blocks = _blocks(mask, geometry.shape)
+    if blocks is None:
         return mask, mask
-    shape = tuple((box.high - box.low).tolist())
-    if np.prod(shape) > MAX_BOX_VOXELS:
-        raise LimitExceeded(
-            "kidneys lie too far apart to be told left from right",
-            expected=f"a box of at most {MAX_BOX_VOXELS} voxels around them",
-            got="×".join(map(str, shape)),
-            remedy="remove stray voxels, or give each kidney a value or mask of its own",
-        )
-    inside = np.zeros(shape, np.bool_)
+    inside = np.zeros(blocks.shape, np.bool_)
     for _, index in _voxels(mask, geometry.shape):
-        inside[tuple(index - box.low[:, None])] = True
-    affine = geometry.matrix.copy()
-    affine[:3, 3] += affine[:3, :3] @ box.low
-    part = VolumeGeometry.from_array(shape, affine)
-    left, right = split_left_right(inside, part, midline_mm=midline_mm)
-    return _only(mask, geometry.shape, box, left), _only(mask, geometry.shape, box, right)
+        inside[blocks.of(index)] = True
+    sides = split_left_right(inside, blocks.geometry(geometry), midline_mm=midline_mm)
+    left, right = (_only(mask, geometry.shape, blocks, side) for side in sides)
+    return left, right
 
 
 def _voxels(
@@ -69,21 +76,27 @@ def _voxels(
         start += piece.size
 
 
-def _box(mask: MaskPieces, shape: Shape3) -> _Box | None:
-    """None for an empty mask."""
+def _blocks(mask: MaskPieces, shape: Shape3) -> _Blocks | None:
+    """As fine as memory allows; None for an empty mask."""
     low, high = np.array(shape), np.zeros(3, np.int64)
     for _, index in _voxels(mask, shape):
         if index.size:
             low, high = np.minimum(low, index.min(1)), np.maximum(high, index.max(1) + 1)
-    return _Box(low, high) if high.all() else None
+    if not high.all():
+        return None
+    for edge in count(1):
+        i, j, k = (-(-(high - low) // edge)).tolist()
+        if i * j * k <= MAX_BLOCKS:
+            break
+    return _Blocks(low, edge, (i, j, k))
 
 
-def _only(mask: MaskPieces, shape: Shape3, box: _Box, side: NDArray[np.bool_]) -> MaskPieces:
-    """The voxels of `mask` that are in `side`, a mask of the box."""
+def _only(mask: MaskPieces, shape: Shape3, blocks: _Blocks, side: NDArray[np.bool_]) -> MaskPieces:
+    """The voxels of `mask` that are in `side`, a mask of the blocks."""
 
     def pieces() -> Iterator[NDArray[np.bool_]]:
         for piece, index in _voxels(mask, shape):
-            piece[piece] = side[tuple(index - box.low[:, None])]
+            piece[piece] = side[blocks.of(index)]
             yield piece
 
     return pieces

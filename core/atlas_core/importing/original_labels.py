@@ -38,8 +38,11 @@ MAX_RESAMPLED_RATIO: Final = 8
 """A label that is resampled has at most so many voxels for one of its CT: twice as fine along each
 axis. It is whole in memory."""
 
-SLAB_VOXELS: Final = 1 << 24
-"""A label in another axis order is turned in slabs of so many voxels."""
+SLAB_VOXELS: Final = 1 << 22
+"""A label in another axis order is turned in slabs of about so many voxels."""
+
+MAX_PLANE_VOXELS: Final = 1 << 24
+"""Largest plane (4096×4096) of such a label: a slab is at least one plane."""
 
 
 @dataclass(frozen=True)
@@ -174,13 +177,13 @@ class _Reader:
         """The label in the axis order of its CT, written slab by slab."""
         values = read_label_values(path)
         grid, (i, j, k) = self.ct.geometry, found.shape
-        if i * j > SLAB_VOXELS:
+        if i * j > MAX_PLANE_VOXELS:
             raise LimitExceeded(
                 "a plane of the label is too large to be turned to its CT's axis order",
-                expected=f"at most {SLAB_VOXELS} voxels",
+                expected=f"at most {MAX_PLANE_VOXELS} voxels",
                 got=i * j,
             )
-        slices = SLAB_VOXELS // (i * j)
+        slices = max(1, SLAB_VOXELS // (i * j))
         canonical = found.axis_map.source.index(2)  # the axis along which slabs follow each other
         axis = grid.axis_map.source[canonical]
         falling = grid.axis_map.flip[canonical] != found.axis_map.flip[canonical]

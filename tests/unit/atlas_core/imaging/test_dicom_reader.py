@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,9 @@ from atlas_core.errors import (
 from atlas_core.imaging import MAX_VOXELS, Volume, read_label, read_volume
 from atlas_core.imaging.dicom_reader import find_series
 from atlas_core.imaging.dicom_reader import write_series as write_volume_of
+from dicom_series import COLUMNS, ROWS, SERIES, SLICES, Change, stored, write_series
 from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
-
-ROWS, COLUMNS, SLICES = 6, 5, 4
-SERIES = generate_uid()
-Change = Callable[[Dataset, int], None]
+from pydicom.uid import RLELossless, generate_uid
 
 
 def read_series(files: Sequence[Path], *, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -35,41 +31,6 @@ def read_series(files: Sequence[Path], *, max_voxels: int = MAX_VOXELS) -> Volum
         file = Path(folder, "volume.nii")
         write_volume_of(files, file, max_voxels=max_voxels)
         return read_volume(file)
-
-
-def stored(k: int) -> np.ndarray:
-    """Stored numbers of slice k, ``[row, column]``: distinct everywhere."""
-    rows, columns = np.meshgrid(np.arange(ROWS), np.arange(COLUMNS), indexing="ij")
-    return (columns + 10 * rows + 100 * k).astype(np.int16)
-
-
-def write_series(
-    folder: Path, change: Change = lambda dataset, k: None, slices: int = SLICES
-) -> list[Path]:
-    """A CT series with gaps of 2.5 mm, in shuffled file order."""
-    folder.mkdir(exist_ok=True)
-    files = []
-    for k in range(slices):
-        dataset = Dataset()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-        dataset.PatientName, dataset.SeriesInstanceUID = "Somebody^Secret", SERIES
-        dataset.Modality, dataset.SliceThickness = "CT", 3.0
-        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
-        dataset.PhotometricInterpretation = "MONOCHROME2"
-        dataset.BitsAllocated = dataset.BitsStored = 16
-        dataset.HighBit, dataset.PixelRepresentation = 15, 1
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        dataset.ImagePositionPatient = [-20.0, -30.0, 100.0 + 2.5 * k]
-        dataset.PixelSpacing = [0.7, 0.8]  # between rows, between columns
-        dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
-        dataset.PixelData = stored(k).tobytes()
-        change(dataset, k)
-        files.append(folder / f"{(k * 7) % 11:02d}.dcm")
-        dataset.save_as(files[-1], enforce_file_format=True)
-    return files
 
 
 def refusal(tmp_path: Path, change: Change, slices: int = SLICES) -> AtlasError:
