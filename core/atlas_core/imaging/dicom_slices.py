@@ -7,6 +7,7 @@ an error of ours, and what it warns about is not shown, as that quotes the heade
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from atlas_core.geometry import Float3
 from atlas_core.regular_files import open_regular
 
 warnings.filterwarnings("ignore", module=r"pydicom\b")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 MAX_FILE_BYTES = 1 << 26
 """A slice of 2048×2048 has 8 MiB; a file of more than 64 MiB is no CT slice."""

@@ -173,6 +173,7 @@ class _Search:
             return [], dicom_above
         files, folders = entries
         if self._case_folder(files, folders):
+            self._put_aside_volumes(folders)
             return [], dicom_above
         for images, labels in _nnunet_folders(folders):
             self._nnunet(folder, images, labels)
@@ -269,9 +270,12 @@ class _Search:
     def _volumes(self, folder: Path) -> dict[str, Path]:
         """The NIfTI files in `folder`; what else is called so is put aside."""
         files, folders = self._list(folder) or ([], [])
+        self._put_aside_volumes(folders)
+        return _by_stem(files)
+
+    def _put_aside_volumes(self, folders: list[Path]) -> None:
         for path in _by_stem(folders).values():
             self._put_aside(path, "a folder that is called like a NIfTI file")
-        return _by_stem(files)
 
     def _dicom(self, folder: Path) -> None:
         try:
