@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput, NotFound, Unavailable
-from atlas_core.imaging import read_volume
+from atlas_core.imaging import content_sha256, read_volume
 from atlas_core.importing import ImportSummary, import_folder
 from atlas_core.importing.summary import ImportProgress
 from atlas_core.organs import ABDOMEN_ATLAS
@@ -116,6 +116,36 @@ def test_a_single_file(site: Site) -> None:
     stored = read_volume(site.store.ct_path(case.id))
     np.testing.assert_array_equal(stored.voxels, ct_voxels())
     assert stored.geometry == case.geometry
+
+
+def test_cases_of_old_catalogs_keep_their_short_ids(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when their CT comes again, with another label, and when its file was lost."""
+    save(site.folder / "ct.nii.gz", ct_voxels())
+    with monkeypatch.context() as old:
+        old.setattr("atlas_core.importing.importer.ID_DIGITS", 12)
+        (taken,) = site.run().taken
+    assert len(taken.case_id) == len("site_") + 12
+    site.store.ct_path(taken.case_id).unlink()
+    save(site.folder / "segmentations" / "liver.nii.gz", blob((8, 8, 4)))
+    (present,) = site.run().present
+    assert (present.case_id, present.organs) == (taken.case_id, ("liver",))
+    assert site.store.ct_path(taken.case_id).is_file()
+
+
+def test_an_id_that_another_ct_has_is_refused_and_nothing_of_it_lost(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas_core.importing.importer.ID_DIGITS", 1)
+    for seed in range(17):
+        save(site.folder / f"{seed:02}.nii.gz", ct_voxels(seed))
+    summary = site.run()
+    assert summary.refused
+    assert len(summary.taken) + len(summary.refused) == 17
+    assert all("belongs to another CT" in note.reason for note in summary.refused)
+    for case in site.catalog.cases():
+        assert content_sha256(read_volume(site.store.ct_path(case.id))) == case.content_sha256
 
 
 def test_a_folder_of_loose_files_compressed_or_not_at_any_depth(site: Site) -> None:
