@@ -7,16 +7,15 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from atlas_core.errors import InvalidInput, LimitExceeded, NotFound
+from atlas_core.errors import LimitExceeded, NotFound
 
 
 def open_regular(path: Path) -> BufferedReader:
     """Opens a regular file, or a symbolic link to one, for reading.
 
     Raises:
-        NotFound: it cannot be opened.
-        InvalidInput: it is a folder, pipe, socket or device: reading those may wait for ever or
-            never end.
+        NotFound: it cannot be opened, or is a folder, pipe, socket or device: reading those may
+            wait for ever or never end.
     """
     try:
         # Without O_NONBLOCK, opening a pipe waits for somebody who writes to it.
@@ -25,7 +24,7 @@ def open_regular(path: Path) -> BufferedReader:
         raise NotFound("file cannot be opened", got=error.strerror) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InvalidInput("not a regular file", expected="no folder, pipe, socket or device")
+        raise NotFound("not a regular file", expected="no folder, pipe, socket or device")
     return os.fdopen(descriptor, "rb")
 
 
@@ -33,7 +32,7 @@ def read_small(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file.
 
     Raises:
-        NotFound, InvalidInput: as `open_regular`.
+        NotFound: as `open_regular`.
         LimitExceeded: more than `max_bytes`.
     """
     with open_regular(path) as file:

@@ -99,7 +99,7 @@ def read_tags(file: Path) -> Dataset:
     """The few tags of `_TAGS`.
 
     Raises:
-        NotFound, InvalidInput: as `open_regular`.
+        NotFound: as `open_regular`.
         LimitExceeded: too large to be a slice.
         UnsupportedVolume: deflated as a whole, which would have to be inflated without a bound.
         Exception: whatever pydicom raises on damaged headers.
@@ -127,7 +127,7 @@ def read_slice(file: Path) -> DicomSlice:
     """What a file says about its slice.
 
     Raises:
-        NotFound, InvalidInput: as `open_regular`.
+        NotFound: as `open_regular`.
         LimitExceeded: the file or the slice is too large.
         UnsupportedVolume: no plain CT slice, or an attribute is missing or malformed.
         CorruptFile: no readable DICOM file.

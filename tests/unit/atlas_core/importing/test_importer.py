@@ -140,7 +140,7 @@ def test_an_id_that_another_ct_has_is_refused_and_nothing_of_it_lost(
     monkeypatch.setattr("atlas_core.importing.importer.ID_DIGITS", 1)
     for seed in range(17):
         save(site.folder / f"{seed:02}.nii.gz", ct_voxels(seed))
-    summary = site.run()
+    summary = site.run(workers=1)
     assert summary.refused
     assert len(summary.taken) + len(summary.refused) == 17
     assert all("belongs to another CT" in note.reason for note in summary.refused)
