@@ -1,8 +1,8 @@
 """DICOM CT series → volumes: files of one series in, Hounsfield units on a RAS+ grid out.
 
-A series becomes a volume only if its slices are one regular grid: what
-would have to be guessed or resampled (uneven gaps, gantry tilt, two slices at one position, mixed
-sizes or orientations) is refused with the reason and the numbers.
+A series becomes a volume only if its slices are one regular grid: what would have to be guessed or
+resampled (uneven gaps, gantry tilt, two slices at one position, mixed sizes or orientations) is
+refused with the reason and the numbers. The volume is written to a file a few slices at a time.
 
 pydicom does the parsing and decoding. The geometry is ours: highdicom's reader of series covers the
 same ground, but asks for all data sets in memory, does not say what is wrong in terms a user can
@@ -25,19 +25,21 @@ from atlas_core.errors import AtlasError, LimitExceeded, NotFound, UnsupportedVo
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.dicom_slices import (
     DicomSlice,
-    looks_like_dicom,
     read_pixels,
     read_slice,
     read_tags,
 )
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
 from atlas_core.imaging.nifti_writer import SlabWriter
+from atlas_core.regular_files import open_regular
 
 MAX_FILES = 10_000
 """Files looked at in one folder: four whole-body CTs at 0.5 mm."""
 
 SLAB_PIXELS = 1 << 23
 """Slices of so many pixels together are decoded at once: 32 of 512×512."""
+
+PREAMBLE_BYTES = 128
 
 ANGLE_TOLERANCE = 1e-3
 """Direction cosines may differ by this between slices (0.06°): they are written with few
@@ -70,6 +72,17 @@ class DicomSeries:
     uid: str
     modality: str
     files: tuple[Path, ...]
+
+
+def looks_like_dicom(file: Path) -> bool:
+    """Whether `file` is called or begins like DICOM; some writers leave out the preamble."""
+    if file.suffix.lower() == ".dcm":
+        return True
+    try:
+        with open_regular(file) as stream:
+            return stream.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == b"DICM"
+    except (AtlasError, OSError):
+        return False
 
 
 def find_series(

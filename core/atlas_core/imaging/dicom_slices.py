@@ -53,8 +53,6 @@ MAX_RLE_BYTES_PER_PIXEL = 8
 
 RLE_HEADER_BYTES = 64
 
-PREAMBLE_BYTES = 128
-
 _EXPORT_AGAIN = "export the series again with all its attributes"
 
 _TAGS = (
@@ -82,17 +80,6 @@ class DicomSlice:
     @property
     def normal(self) -> NDArray[np.float64]:
         return np.cross(self.row, self.column)
-
-
-def looks_like_dicom(file: Path) -> bool:
-    """Whether `file` is called or begins like DICOM; some writers leave out the preamble."""
-    if file.suffix.lower() == ".dcm":
-        return True
-    try:
-        with open_regular(file) as stream:
-            return stream.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == b"DICM"
-    except (AtlasError, OSError):
-        return False
 
 
 def read_tags(file: Path) -> Dataset:

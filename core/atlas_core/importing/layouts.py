@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from atlas_core.errors import LimitExceeded, NotFound, printable
-from atlas_core.imaging.dicom_reader import DicomSeries, find_series
-from atlas_core.imaging.dicom_slices import looks_like_dicom
+from atlas_core.imaging.dicom_reader import DicomSeries, find_series, looks_like_dicom
 
 NIFTI: Final = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
 
