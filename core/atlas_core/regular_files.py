@@ -7,7 +7,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from atlas_core.errors import LimitExceeded, NotFound
+from atlas_core.errors import CorruptFile, LimitExceeded, NotFound
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -33,10 +33,14 @@ def read_small(path: Path, max_bytes: int) -> bytes:
 
     Raises:
         NotFound: as `open_regular`.
+        CorruptFile: it cannot be read to its end.
         LimitExceeded: more than `max_bytes`.
     """
     with open_regular(path) as file:
-        content = file.read(max_bytes + 1)
+        try:
+            content = file.read(max_bytes + 1)
+        except OSError as error:
+            raise CorruptFile("file cannot be read", got=error.strerror) from None
     if len(content) > max_bytes:
         raise LimitExceeded("file is too large", expected=f"at most {max_bytes} bytes")
     return content

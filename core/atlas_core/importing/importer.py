@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from atlas_core.catalog import Catalog
 from atlas_core.errors import (
@@ -39,16 +40,16 @@ from atlas_core.importing.original_labels import LabelFiles, Reports, original_m
 from atlas_core.importing.plausibility import VoxelSurvey
 from atlas_core.importing.presets import Preset, nnunet_map, organs_of, preset, scheme_map
 from atlas_core.importing.summary import (
+    CandidateOutcome,
     ImportedCase,
     ImportProgress,
     ImportSummary,
     Note,
-    Outcome,
     left_out_notes,
     summary_of,
 )
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
-from atlas_core.records import Case, Dataset, Label, LabelSource
+from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
 from atlas_core.regular_files import read_small
 from atlas_core.store import CaseStore
 
@@ -94,9 +95,10 @@ def import_folder(
 
     Raises:
         NotFound: nothing at `path`, or no such preset.
-        InvalidInput: no volume at all below `path`.
+        InvalidInput: no volume at all below `path`, or a malformed name of the dataset.
         Unavailable: the store or the catalog cannot be written; earlier cases stay.
     """
+    _require_name(dataset)
     known = preset(preset_name) if preset_name else _preset_of(catalog, dataset)
     found = discover(path)
     if not found.candidates and not found.set_aside:
@@ -117,7 +119,7 @@ def import_folder(
         force=force,
         resample=resample,
     )
-    outcomes: list[Outcome] = []
+    outcomes: list[CandidateOutcome] = []
     # closing: if `on_progress` raises, candidates that have not begun are cancelled
     with closing(_each(job, found.candidates, workers)) as each:
         for outcome in each:
@@ -132,6 +134,17 @@ def import_folder(
     return summary
 
 
+def _require_name(dataset: str) -> None:
+    try:
+        TypeAdapter(DatasetName).validate_python(dataset)
+    except ValidationError:
+        raise InvalidInput(
+            "malformed name of a dataset",
+            expected="1 to 63 letters, digits, - and _, the first a letter or digit",
+            got=dataset,
+        ) from None
+
+
 def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
     """The preset that the dataset was imported with before."""
     for known in catalog.datasets():
@@ -142,7 +155,7 @@ def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
 
 def _each(
     job: _Import, candidates: Iterable[Candidate], workers: int
-) -> Generator[Outcome, None, None]:
+) -> Generator[CandidateOutcome, None, None]:
     """Outcomes in the order of the candidates."""
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="import") as pool:
         try:
@@ -164,9 +177,9 @@ class _Import:
     force: bool
     resample: bool
 
-    def run(self, candidate: Candidate) -> Outcome:
+    def run(self, candidate: Candidate) -> CandidateOutcome:
         """Import one candidate, or record why not."""
-        outcome = Outcome(candidate.name)
+        outcome = CandidateOutcome(candidate.name)
         try:
             with self.store.incoming() as scratch:
                 ct = CtFile.read(_as_file(candidate.ct, scratch))
@@ -184,7 +197,7 @@ class _Import:
             outcome.refused.append(Note(candidate.name, _unexpected(error)))
         return outcome
 
-    def _is_ct(self, candidate: Candidate, survey: VoxelSurvey, outcome: Outcome) -> bool:
+    def _is_ct(self, candidate: Candidate, survey: VoxelSurvey, outcome: CandidateOutcome) -> bool:
         """False for a loose label map, which is skipped.
 
         Raises:
@@ -206,7 +219,9 @@ class _Import:
             outcome.warnings.append(Note(candidate.name, f"taken although {doubt}"))
         return True
 
-    def _take(self, candidate: Candidate, ct: CtFile, scratch: Path, outcome: Outcome) -> None:
+    def _take(
+        self, candidate: Candidate, ct: CtFile, scratch: Path, outcome: CandidateOutcome
+    ) -> None:
         """Store first, catalog last."""
         content = ct.content_sha256()
         known = self.catalog.find_case_by_content(content)
@@ -273,7 +288,12 @@ class _Import:
             raise
 
     def _labels(
-        self, candidate: Candidate, ct: CtFile, case_id: str, scratch: Path, outcome: Outcome
+        self,
+        candidate: Candidate,
+        ct: CtFile,
+        case_id: str,
+        scratch: Path,
+        outcome: CandidateOutcome,
     ) -> Iterator[Label]:
         """Writes the masks that are new, one at a time, and yields their records."""
         files = self._label_files(candidate, outcome)
@@ -321,7 +341,7 @@ class _Import:
             created_at=datetime.now(UTC),
         )
 
-    def _label_files(self, candidate: Candidate, outcome: Outcome) -> LabelFiles | None:
+    def _label_files(self, candidate: Candidate, outcome: CandidateOutcome) -> LabelFiles | None:
         """The candidate's label files and what they mean; None if there are none."""
         label_map, meaning = candidate.label_map, scheme_map(self.scheme)
         if not candidate.masks and label_map is None:

@@ -72,8 +72,8 @@ class ImportProgress:
 
 
 @dataclass
-class Outcome:
-    """Outcome of one candidate."""
+class CandidateOutcome:
+    """CandidateOutcome of one candidate."""
 
     source: str
     taken: ImportedCase | None = None
@@ -91,7 +91,7 @@ class Outcome:
 
 
 def summary_of(
-    dataset: str, outcomes: list[Outcome], set_aside: tuple[SetAside, ...]
+    dataset: str, outcomes: list[CandidateOutcome], set_aside: tuple[SetAside, ...]
 ) -> ImportSummary:
     return ImportSummary(
         dataset=dataset,
@@ -106,7 +106,7 @@ def summary_of(
     )
 
 
-def left_out_notes(path: Path, outcomes: list[Outcome]) -> list[Note]:
+def left_out_notes(path: Path, outcomes: list[CandidateOutcome]) -> list[Note]:
     """One warning for all cases about masks with undeclared names."""
     names = sorted({name for outcome in outcomes for name in outcome.left_out})
     if not names:

@@ -775,3 +775,10 @@ def test_a_registered_dataset_keeps_its_title(site: Site) -> None:
     save(site.folder / "a.nii.gz", ct_voxels())
     site.run()
     assert site.catalog.dataset("site").title == "Our site"
+
+
+def test_a_malformed_name_of_a_dataset_is_refused(site: Site) -> None:
+    save(site.folder / "ct.nii.gz", ct_voxels())
+    for name in ("", "a/b", "../x", "[red]", "x" * 64):
+        with pytest.raises(InvalidInput, match="name of a dataset"):
+            import_folder(site.folder, name, catalog=site.catalog, store=site.store)
