@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -347,6 +348,37 @@ def test_the_preset_of_a_dataset_is_remembered(site: Site) -> None:
     save(site.folder / "segmentation-2.nii", blob((8, 8, 4)))
     (taken,) = site.run().taken
     assert taken.organs == ("liver",)
+
+
+def test_a_label_in_any_axis_order_is_turned_slab_by_slab(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the CT, too: in every pair of orders the label lies where it lay."""
+    monkeypatch.setattr("atlas_core.importing.original_labels.SLAB_VOXELS", 700)
+    orders = ["RAS", "LPS", "IPL", "ASR", "SLP", "PIR"]
+    label = np.random.default_rng(0).integers(0, 2, SHAPE).astype(np.uint8)
+    for number, (ct_order, order) in enumerate(itertools.product(orders, orders)):
+        case = site.folder / f"{number}"
+        save_in_order(case / "ct.nii.gz", ct_voxels(number), ct_order)
+        save_in_order(case / "segmentations" / "liver.nii.gz", label, order)
+    summary = site.run()
+    assert len(summary.taken) == 36
+    assert not (summary.refused or summary.warnings)
+    for case in site.catalog.cases():
+        (stored,) = site.catalog.labels(case.id, LabelSource.ORIGINAL)
+        mask = read_volume(site.store.path(stored.path))
+        assert mask.geometry == case.geometry
+        turned = mask.geometry.axis_map.to_canonical(mask.voxels)
+        np.testing.assert_array_equal(turned, label)
+
+
+def save_in_order(path: Path, voxels: NDArray[Any], order: str) -> None:
+    image = nib.Nifti1Image(voxels, AFFINE)
+    change = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(order)
+    )
+    turned = image.as_reoriented(change)
+    save(path, np.asarray(turned.dataobj), turned.affine)
 
 
 def test_a_mask_in_another_axis_order_is_turned(site: Site) -> None:
