@@ -18,6 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.datadict import tag_for_keyword
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
 FUZZED = settings(deadline=None, max_examples=settings.default.max_examples // 2)
 """An import takes some 30 ms; another profile of Hypothesis gives more examples."""
 

@@ -24,6 +24,8 @@ from dicom_series import write_series
 from numpy.typing import NDArray
 from pydicom.config import IGNORE, settings
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
 GRID = VolumeGeometry.from_array((24, 24, 12), np.diag([4.0, 4.0, 5.0, 1.0]))
 
 PATIENCE_S = 240
