@@ -40,6 +40,11 @@ class Note:
     source: str
     reason: str
 
+    def __post_init__(self) -> None:
+        """Both are one line that a terminal shows as it is, whatever they quote."""
+        object.__setattr__(self, "source", printable(self.source))
+        object.__setattr__(self, "reason", printable(self.reason))
+
 
 @dataclass(frozen=True)
 class ImportSummary:
@@ -112,6 +117,6 @@ def left_out_notes(path: Path, outcomes: list[CandidateOutcome]) -> list[Note]:
     if not names:
         return []
     cases = sum(bool(outcome.left_out) for outcome in outcomes)
-    shown = printable(", ".join(names[:NAMES_SHOWN])) + (" …" if len(names) > NAMES_SHOWN else "")
+    shown = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
     why = f"masks of {cases} cases are not called after an organ and were left out: {shown}"
-    return [Note(printable(path.name), f"{why}; a preset may know them")]
+    return [Note(path.name, f"{why}; a preset may know them")]
