@@ -3,6 +3,7 @@ them) that no fork survives, and therefore in a module that a child can import."
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
@@ -12,8 +13,9 @@ from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 from atlas_core.catalog import Catalog
-from atlas_core.importing import import_folder
-from atlas_core.importing.importer import ImportProgress
+from atlas_core.errors import NotFound
+from atlas_core.importing import ImportSummary, import_folder
+from atlas_core.importing.summary import ImportProgress
 from atlas_core.records import Case, Dataset, Reading
 from atlas_core.store import CaseStore
 
@@ -80,3 +82,22 @@ def write_and_hang(root: Path, where: Where, ready: Event) -> None:
         draft.result_path.write_text("half")
         ready.set()
         signal.pause()
+
+
+def import_in_little_memory(
+    folder: Path, url: str, root: Path, results: Queue[tuple[ImportSummary, int]]
+) -> None:
+    """Import `folder`, and tell how far the memory of this process rose (MiB)."""
+    with Catalog.open(url) as catalog:
+        store = CaseStore(root)
+        with contextlib.suppress(NotFound):
+            import_folder(root.parent / "nothing", "site", catalog=catalog, store=store)
+        before = _peak_mib()
+        summary = import_folder(folder, "site", "kits", catalog=catalog, store=store)
+    results.put((summary, _peak_mib() - before))
+
+
+def _peak_mib() -> int:
+    """The most memory that this process has held; `getrusage` counts its parent's too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024

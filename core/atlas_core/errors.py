@@ -8,6 +8,27 @@ messages contain no patient data, only case ids, organ names and numbers.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    r"""`text` as it may be shown anywhere: in a terminal, in JSON, in a log, in the catalog.
+
+    Characters that control a terminal or the direction of text, and bytes of a file name that are
+    no UTF-8, become backslash escapes.
+
+    >>> print(printable("M\\udcfcller \\x1b[31m"))
+    M\xfcller \x1b[31m
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that Python could not decode
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
 class AtlasError(Exception):
     """Base of all domain errors.
 
@@ -33,7 +54,8 @@ class AtlasError(Exception):
         self.expected = expected
         self.got = got
         self.remedy = remedy
-        super().__init__(self._sentence())
+        # Names and values of others' files are in it. Line ends are ours: some remedies have lines.
+        super().__init__("\n".join(map(printable, self._sentence().split("\n"))))
 
     def _sentence(self) -> str:
         text = f"{self.case}: {self.what}" if self.case else self.what

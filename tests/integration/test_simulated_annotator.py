@@ -16,7 +16,6 @@ from atlas_core.records import Label, LabelSource
 from atlas_core.review import LabelVersions, RevisionQueue, TaskCounts, TaskFilter, Verdict
 from atlas_flows.demos.simulated_annotator import (
     ACCOUNT,
-    DIGEST_IN_ID,
     MINUTES_PER_ORGAN,
     AnnotatorPolicy,
     PhantomLabels,
@@ -53,7 +52,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> PhantomLabels:
     maps = {}
     for seed in range(2):
         phantom = make_phantom(seed, grid=PhantomGrid(columns=64, slice_mm=6.0))
-        digest = content_sha256(Volume(phantom.ct, phantom.geometry))[:DIGEST_IN_ID]
+        digest = content_sha256(Volume(phantom.ct, phantom.geometry))
         maps[digest] = folder / f"{seed}.nii.gz"
         write_volume(maps[digest], phantom.truth, phantom.geometry)
     return PhantomLabels(maps)

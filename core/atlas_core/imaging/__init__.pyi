@@ -1,16 +1,20 @@
 from .nifti_reader import (
     MAX_VOXELS,
     LabelVolume,
+    label_dtype,
     open_slabs,
     read_header,
     read_label,
+    read_label_pieces,
+    read_label_values,
+    read_pieces,
     read_stored,
     read_stored_slabs,
     read_volume,
 )
-from .nifti_writer import SlabWriter, write_volume
+from .nifti_writer import SlabWriter, write_pieces, write_volume
 from .slab_reader import SlabReader, spool_slabs
-from .volume import Volume, content_sha256, distinct_values
+from .volume import ValueRange, Volume, content_sha256, content_sha256_of, distinct_values
 from .voxel_decoder import VoxelCoding
 
 __all__ = [
@@ -18,16 +22,23 @@ __all__ = [
     "LabelVolume",
     "SlabReader",
     "SlabWriter",
+    "ValueRange",
     "Volume",
     "VoxelCoding",
     "content_sha256",
+    "content_sha256_of",
     "distinct_values",
+    "label_dtype",
     "open_slabs",
     "read_header",
     "read_label",
+    "read_label_pieces",
+    "read_label_values",
+    "read_pieces",
     "read_stored",
     "read_stored_slabs",
     "read_volume",
     "spool_slabs",
+    "write_pieces",
     "write_volume",
 ]

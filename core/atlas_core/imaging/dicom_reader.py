@@ -1,9 +1,8 @@
 """DICOM CT series → volumes: files of one series in, Hounsfield units on a RAS+ grid out.
 
-Only the tags that geometry and pixel values need are ever read; patient data is not even loaded,
-and no error names a file. A series becomes a volume only if its slices are one regular grid: what
-would have to be guessed or resampled (uneven gaps, gantry tilt, two slices at one position, mixed
-sizes or orientations) is refused with the reason and the numbers.
+A series becomes a volume only if its slices are one regular grid: what would have to be guessed or
+resampled (uneven gaps, gantry tilt, two slices at one position, mixed sizes or orientations) is
+refused with the reason and the numbers. The volume is written to a file a few slices at a time.
 
 pydicom does the parsing and decoding. The geometry is ours: highdicom's reader of series covers the
 same ground, but asks for all data sets in memory, does not say what is wrong in terms a user can
@@ -13,7 +12,7 @@ act on, and brings three more compiled dependencies for these eighty lines.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +20,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import pixel_array
-from pydicom.uid import UID
 
-from atlas_core.errors import CorruptFile, LimitExceeded, NotFound, UnsupportedVolume
-from atlas_core.geometry import Float3, VolumeGeometry
+from atlas_core.errors import AtlasError, LimitExceeded, NotFound, UnsupportedVolume
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging.dicom_slices import (
+    DicomSlice,
+    read_pixels,
+    read_slice,
+    read_tags,
+)
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
-from atlas_core.imaging.volume import Volume
+from atlas_core.imaging.nifti_writer import SlabWriter
+from atlas_core.regular_files import open_regular
 
 MAX_FILES = 10_000
 """Files looked at in one folder: four whole-body CTs at 0.5 mm."""
 
-MAX_FILE_BYTES = 1 << 26
-"""A slice of 2048×2048 has 8 MiB; a file of more than 64 MiB is no CT slice."""
+SLAB_PIXELS = 1 << 23
+"""Slices of so many pixels together are decoded at once: 32 of 512×512."""
+
+PREAMBLE_BYTES = 128
 
 ANGLE_TOLERANCE = 1e-3
 """Direction cosines may differ by this between slices (0.06°): they are written with few
@@ -54,12 +58,6 @@ TILT_TOLERANCE_PIXELS = 0.5
 """A stack whose last slice is shifted in its own plane against the first by less than half a pixel
 is straight; gantry tilt shifts by many."""
 
-_TAGS = (
-    "SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
-    "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class DicomSeries:
@@ -76,27 +74,27 @@ class DicomSeries:
     files: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """What one file says about its slice. Lengths in mm, coordinates in DICOM's LPS."""
-
-    file: Path
-    position: Float3
-    row: Float3
-    column: Float3
-    spacing: tuple[float, float]
-    size: tuple[int, int]
-    slope: float
-    intercept: float
-    stored_range: tuple[int, int]
-
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        return np.cross(self.row, self.column)
+def looks_like_dicom(file: Path) -> bool:
+    """Whether `file` is called or begins like DICOM; some writers leave out the preamble."""
+    if file.suffix.lower() == ".dcm":
+        return True
+    try:
+        with open_regular(file) as stream:
+            return stream.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == b"DICM"
+    except (AtlasError, OSError):
+        return False
 
 
-def find_series(folder: Path, *, max_files: int = MAX_FILES) -> tuple[DicomSeries, ...]:
+def find_series(
+    folder: Path,
+    *,
+    max_files: int = MAX_FILES,
+    on_unreadable: Callable[[Path, str], None] = lambda file, why: None,
+) -> tuple[DicomSeries, ...]:
     """The DICOM series below `folder`, those with most files first; other files are passed over.
+
+    Args:
+        on_unreadable: called with files that look like DICOM and cannot be read, and the reason.
 
     Raises:
         NotFound: no such folder.
@@ -107,34 +105,40 @@ def find_series(folder: Path, *, max_files: int = MAX_FILES) -> tuple[DicomSerie
     files: dict[str, list[Path]] = {}
     modalities: dict[str, str] = {}
     for file in _files(folder, max_files):
-        tags = _tags_or_none(file)
-        if tags is None or "SeriesInstanceUID" not in tags:
+        try:
+            tags = read_tags(file)
+            uid, modality = str(tags.SeriesInstanceUID), str(tags.get("Modality", ""))
+        except Exception as error:  # pydicom raises what it likes on damaged headers
+            if looks_like_dicom(file) and file.name != "DICOMDIR":
+                known = isinstance(error, AtlasError)
+                on_unreadable(
+                    file, str(error) if known else "not a readable file of a DICOM series"
+                )
             continue
-        uid = str(tags.SeriesInstanceUID)
         files.setdefault(uid, []).append(file)
-        modalities.setdefault(uid, str(tags.get("Modality", "")))
+        modalities.setdefault(uid, modality)
     series = (DicomSeries(uid, modalities[uid], tuple(found)) for uid, found in files.items())
     return tuple(sorted(series, key=lambda one: (-len(one.files), one.uid)))
 
 
-def read_series(files: Sequence[Path], *, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Reads the slices of one CT series, in any order, as one volume.
+def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOXELS) -> None:
+    """Writes the slices of one CT series, in any order, as one NIfTI volume, all or nothing.
 
-    Returns:
-        Voxels ``[i, j, k]`` (columns, rows, slices along the slice normal; Fortran order) in
-        Hounsfield units: int16 or int32 where rescaling is by whole numbers, float32 otherwise.
-        Padding outside the field of view is kept as it is. Spacing between slices comes from their
-        positions, never from SliceThickness.
+    It holds voxels ``[i, j, k]`` (columns, rows, slices along the slice normal) in Hounsfield
+    units: int16 or int32 where rescaling is by whole numbers, float32 otherwise. Padding outside
+    the field of view is kept as it is. Spacing between slices comes from their positions, never
+    from SliceThickness.
 
     Raises:
         NotFound: no file, or one that cannot be opened.
         UnsupportedVolume: not one regular grid of CT slices; says why.
         CorruptFile: a file or its pixel data cannot be read to the end.
         LimitExceeded: too many voxels, or a file too large.
+        InvalidInput: rescaling gives infinite values.
     """
     if not files:
         raise NotFound("no DICOM files to read")
-    slices = [_read_slice(file) for file in files]
+    slices = [read_slice(file) for file in files]
     _require_uniform(slices)
     slices.sort(key=lambda one: float(np.dot(one.normal, one.position)))
     gap = _gap_mm(slices)
@@ -143,14 +147,28 @@ def read_series(files: Sequence[Path], *, max_voxels: int = MAX_VOXELS) -> Volum
         raise LimitExceeded(
             "series is too large", expected=f"at most {max_voxels} voxels", got=geometry.voxels
         )
-    return Volume(_decode(slices), geometry)
+    with SlabWriter(path, geometry, _hu_dtype(slices)) as writer:
+        start = 0
+        for slab in _decoded(slices):
+            writer.write(2, start, start + slab.shape[2], slab)
+            start += slab.shape[2]
 
 
 def _files(folder: Path, max_files: int) -> list[Path]:
+    """Regular files below `folder`, sorted; links to folders are not followed."""
     found: list[Path] = []
-    for file in folder.rglob("*"):
-        if file.is_file():
-            found.append(file)
+    waiting = [folder]
+    while waiting:
+        # Not by recursion: folders are nested as deep as somebody likes.
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry))
+                    elif entry.is_file():
+                        found.append(Path(entry))
+        except OSError:
+            continue  # cannot be listed, or its path is too long to be opened
         if len(found) > max_files:
             raise LimitExceeded(
                 "folder holds too many files",
@@ -160,87 +178,7 @@ def _files(folder: Path, max_files: int) -> list[Path]:
     return sorted(found)
 
 
-def _tags_or_none(file: Path) -> Dataset | None:
-    """The few tags of `_TAGS`, or None if `file` is no DICOM file (or too large to be a slice)."""
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            return None
-        return dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
-    except (InvalidDicomError, OSError, EOFError, ValueError, NotImplementedError):
-        return None
-
-
-def _read_slice(file: Path) -> _Slice:
-    try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise NotFound("DICOM file cannot be opened", got=error.strerror) from None
-    if size > MAX_FILE_BYTES:
-        raise LimitExceeded(
-            "DICOM file is too large for a slice", expected=f"at most {MAX_FILE_BYTES} bytes",
-            got=size,
-        )  # fmt: skip
-    tags = _tags_or_none(file)
-    if tags is None:
-        raise CorruptFile("not a readable DICOM file", remedy="copy the series again")
-    _require_ct(tags)
-    bits, signed = int(_tag(tags, "BitsStored")), bool(_tag(tags, "PixelRepresentation"))
-    low = -(1 << (bits - 1)) if signed else 0
-    orientation = _numbers(tags, "ImageOrientationPatient", 6)
-    x, y, z = _numbers(tags, "ImagePositionPatient", 3)
-    between_rows, between_columns = _numbers(tags, "PixelSpacing", 2)
-    return _Slice(
-        file,
-        position=(x, y, z),
-        row=(orientation[0], orientation[1], orientation[2]),
-        column=(orientation[3], orientation[4], orientation[5]),
-        spacing=(between_columns, between_rows),
-        size=(int(_tag(tags, "Columns")), int(_tag(tags, "Rows"))),
-        slope=_numbers(tags, "RescaleSlope", 1)[0],
-        intercept=_numbers(tags, "RescaleIntercept", 1)[0],
-        stored_range=(low, low + (1 << bits) - 1),
-    )
-
-
-def _require_ct(tags: Dataset) -> None:
-    """A plain CT slice: modality CT, one frame, one sample, Hounsfield units."""
-    modality = str(tags.get("Modality", ""))
-    if modality != "CT":
-        raise UnsupportedVolume("series is no CT", expected="modality CT", got=modality or "none")
-    if int(tags.get("NumberOfFrames") or 1) > 1:
-        raise UnsupportedVolume(
-            "enhanced (multi-frame) CT is not read",
-            remedy="convert it to NIfTI or to single-frame CT first",
-        )
-    if int(tags.get("SamplesPerPixel") or 1) != 1:
-        raise UnsupportedVolume("pixels are colours", expected="one sample a pixel")
-    unit = str(tags.get("RescaleType") or "HU")
-    if unit not in ("HU", "US"):  # US: unspecified, which older scanners write for HU
-        raise UnsupportedVolume("pixel values are no Hounsfield units", got=unit)
-
-
-def _tag(tags: Dataset, keyword: str) -> Any:
-    value = tags.get(keyword)
-    if value is None or value == "":
-        raise UnsupportedVolume(
-            f"DICOM slice lacks {keyword}", remedy="export the series again with all its attributes"
-        )
-    return value
-
-
-def _numbers(tags: Dataset, keyword: str, count: int) -> tuple[float, ...]:
-    """A finite numeric attribute of `count` values."""
-    value = _tag(tags, keyword)
-    try:
-        numbers = tuple(float(v) for v in ([value] if count == 1 else value))
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise UnsupportedVolume(f"{keyword} is malformed", expected=f"{count} finite numbers")
-    return numbers
-
-
-def _require_uniform(slices: Sequence[_Slice]) -> None:
+def _require_uniform(slices: Sequence[DicomSlice]) -> None:
     """One size, one pixel spacing, one orthogonal orientation."""
     first = slices[0]
     axes = np.array([first.row, first.column])
@@ -262,7 +200,7 @@ def _require_uniform(slices: Sequence[_Slice]) -> None:
             )
 
 
-def _gap_mm(slices: Sequence[_Slice]) -> float:
+def _gap_mm(slices: Sequence[DicomSlice]) -> float:
     """Distance between slices sorted along their normal, the same everywhere."""
     if len(slices) < 2:
         raise UnsupportedVolume("a single slice is no volume", expected="at least two slices")
@@ -298,7 +236,7 @@ def _gap_mm(slices: Sequence[_Slice]) -> float:
     return gap
 
 
-def _geometry(slices: Sequence[_Slice], gap: float) -> VolumeGeometry:
+def _geometry(slices: Sequence[DicomSlice], gap: float) -> VolumeGeometry:
     """Grid of the sorted slices; DICOM's LPS becomes RAS by turning x and y."""
     first = slices[0]
     lps = np.eye(4)
@@ -311,27 +249,26 @@ def _geometry(slices: Sequence[_Slice], gap: float) -> VolumeGeometry:
     )
 
 
-def _decode(slices: Sequence[_Slice]) -> NDArray[Any]:
-    """Hounsfield units ``[i, j, k]`` of sorted slices, several decoded at once."""
+def _decoded(slices: Sequence[DicomSlice]) -> Iterator[NDArray[Any]]:
+    """Hounsfield units ``[i, j, k]`` of sorted slices, some at a time, several decoded at once."""
     columns, rows = slices[0].size
-    volume = np.empty((len(slices), rows, columns), _hu_dtype(slices))
+    dtype = _hu_dtype(slices)
+    count = max(1, SLAB_PIXELS // (columns * rows))
 
-    def decode(k: int) -> None:
-        one = slices[k]
-        stored = _pixels(one)
-        if volume.dtype.kind == "f":
-            volume[k] = stored.astype(np.float64) * one.slope + one.intercept
-        else:
-            volume[k] = stored.astype(np.int64) * int(one.slope) + int(one.intercept)
+    def decode(one: DicomSlice) -> NDArray[Any]:
+        stored = read_pixels(one)
+        if dtype is np.float32:
+            with np.errstate(over="ignore"):  # what is not finite is refused when it is written
+                return (stored.astype(np.float64) * one.slope + one.intercept).astype(dtype)
+        return (stored.astype(np.int64) * int(one.slope) + int(one.intercept)).astype(dtype)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(decode, range(len(slices))))
-    if volume.dtype == np.int32 and _fits(np.int16, [int(volume.min()), int(volume.max())]):
-        volume = volume.astype(np.int16)
-    return volume.transpose(2, 1, 0)
+        for start in range(0, len(slices), count):
+            slab = np.stack(list(pool.map(decode, slices[start : start + count])))
+            yield slab.transpose(2, 1, 0)
 
 
-def _hu_dtype(slices: Sequence[_Slice]) -> type[np.generic]:
+def _hu_dtype(slices: Sequence[DicomSlice]) -> type[np.generic]:
     """The narrowest type that holds whatever the stored bits can say."""
     ends = [stored * one.slope + one.intercept for one in slices for stored in one.stored_range]
     if not all(one.slope.is_integer() and one.intercept.is_integer() for one in slices):
@@ -342,35 +279,3 @@ def _hu_dtype(slices: Sequence[_Slice]) -> type[np.generic]:
 def _fits(dtype: type[np.integer[Any]], values: Iterable[float]) -> bool:
     bounds = np.iinfo(dtype)
     return all(bounds.min <= value <= bounds.max for value in values)
-
-
-def _pixels(one: _Slice) -> NDArray[Any]:
-    """Stored numbers of one slice, ``[row, column]``."""
-    try:
-        stored: NDArray[Any] = pixel_array(one.file, raw=True)
-    except NotImplementedError:
-        raise UnsupportedVolume(
-            "no decoder for the compression of a slice", got=_syntax(one.file)
-        ) from None
-    # Decoders of third parties raise what they like on damaged data; what it says may name the
-    # file.
-    except Exception as error:
-        raise CorruptFile(
-            "pixel data of a slice cannot be decoded",
-            got=f"{_syntax(one.file)}: {type(error).__name__}",
-            remedy="copy the series again, or decompress it with another tool",
-        ) from None
-    columns, rows = one.size
-    if stored.shape != (rows, columns):
-        raise CorruptFile(
-            "pixel data of a slice has another size than its header",
-            expected=(rows, columns),
-            got=stored.shape,
-        )
-    return stored
-
-
-def _syntax(file: Path) -> str:
-    """Name of the transfer syntax, for the message."""
-    meta = dcmread(file, stop_before_pixels=True, specific_tags=[]).file_meta
-    return UID(str(meta.get("TransferSyntaxUID", ""))).name or "unknown compression"

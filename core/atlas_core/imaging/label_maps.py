@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from atlas_core.errors import GridMismatch, UnknownLabel
+from atlas_core.errors import GridMismatch, LimitExceeded, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.organs import BACKGROUND
 
@@ -27,6 +27,12 @@ so `WAIST` decides."""
 WAIST = 0.5
 """Two kidneys in one piece have a waist: a sagittal plane between them where the area is at most
 this share of the largest area on either side."""
+
+MAX_COMPONENTS = 1 << 16
+"""Connected pieces of two kidneys, at most: noise has millions."""
+
+COUNTED_VOXELS = 1 << 22
+"""Voxels whose components are counted at a time, so that the sums need little memory."""
 
 TOUCHING = np.ones((3, 3, 3), dtype=np.uint8)
 """Voxels that share a face, edge or corner belong to one component."""
@@ -91,6 +97,10 @@ def split_left_right(
 
     Returns:
         Masks of the left and the right kidney. Together they are `mask`; they do not overlap.
+
+    Raises:
+        GridMismatch: another shape than `geometry`.
+        LimitExceeded: more than `MAX_COMPONENTS` connected pieces.
     """
     if mask.shape != geometry.shape:
         raise GridMismatch(
@@ -124,9 +134,8 @@ def bounding_box(mask: NDArray[Any]) -> tuple[slice, slice, slice] | None:
 def _x_mm(geometry: VolumeGeometry, box: tuple[slice, slice, slice]) -> NDArray[np.float32]:
     """x coordinate (mm, RAS+) of every voxel of a box, ``[i, j, k]``."""
     row = geometry.matrix[0]
-    axes = [np.arange(s.start, s.stop) * row[a] for a, s in enumerate(box)]
-    x_mm = axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :] + row[3]
-    return np.asarray(x_mm, dtype=np.float32)
+    i, j, k = ((np.arange(s.start, s.stop) * row[a]).astype(np.float32) for a, s in enumerate(box))
+    return np.asarray((i + np.float32(row[3]))[:, None, None] + j[None, :, None] + k)
 
 
 def _middle(geometry: VolumeGeometry) -> float:
@@ -138,6 +147,10 @@ def _left_of(
 ) -> NDArray[np.bool_]:
     """Which voxels belong to the left kidney; undefined outside `inside`."""
     numbers, count = ndimage.label(inside, structure=TOUCHING)
+    if count > MAX_COMPONENTS:
+        raise LimitExceeded(
+            "kidneys consist of too many pieces", expected=f"at most {MAX_COMPONENTS}", got=count
+        )
     components = _components(numbers, count, x_mm)
     anchor = components[0]
     other_x = _other_side(anchor, components)
@@ -157,9 +170,12 @@ def _components(
     numbers: NDArray[np.int32], count: int, x_mm: NDArray[np.float32]
 ) -> list[_Component]:
     """Components, largest first (of equal ones the leftmost first)."""
-    flat = numbers.ravel()
-    voxels = np.bincount(flat, minlength=count + 1)
-    x_sum = np.bincount(flat, weights=x_mm.ravel(), minlength=count + 1)
+    flat, x_flat = numbers.ravel(), x_mm.ravel()
+    voxels, x_sum = np.zeros(count + 1, np.int64), np.zeros(count + 1)
+    for start in range(0, flat.size, COUNTED_VOXELS):
+        part = slice(start, start + COUNTED_VOXELS)
+        voxels += np.bincount(flat[part], minlength=count + 1)
+        x_sum += np.bincount(flat[part], weights=x_flat[part], minlength=count + 1)
     found = [
         _Component(n, int(voxels[n]), float(x_sum[n] / voxels[n])) for n in range(1, count + 1)
     ]

@@ -23,16 +23,11 @@ import numpy as np
 from isal import igzip_threaded
 from numpy.typing import NDArray
 
-from atlas_core.errors import (
-    CorruptFile,
-    LimitExceeded,
-    NotFound,
-    UnsupportedVolume,
-)
+from atlas_core.errors import CorruptFile, LimitExceeded, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.nifti_header import NiftiInfo, parse_header
 from atlas_core.imaging.slab_reader import SlabReader, spool
-from atlas_core.imaging.volume import Volume, distinct_values
+from atlas_core.imaging.volume import DistinctValues, Volume, distinct_values
 from atlas_core.imaging.voxel_decoder import (
     PIECE_VOXELS,
     ByteStream,
@@ -41,6 +36,7 @@ from atlas_core.imaging.voxel_decoder import (
     VoxelDecoder,
     stored_pieces,
 )
+from atlas_core.regular_files import open_regular
 
 MAX_VOXELS = 1 << 30
 """Default bound of one volume: 512×512×4096, four times the longest whole-body CT."""
@@ -74,14 +70,11 @@ class LabelVolume:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[ByteStream, NiftiInfo]]:
     """The bytes of a file from its first voxel on, and its header."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise NotFound("file cannot be opened", got=error.strerror) from None
     with ExitStack() as stack:
-        stack.enter_context(file)
-        compressed = file.peek(2)[:2] == b"\x1f\x8b"
+        file = stack.enter_context(open_regular(path))
         size = os.fstat(file.fileno()).st_size
+        compressed = ByteStream(file).take(2) == b"\x1f\x8b"
+        file.seek(0)
         stream: Readable = file
         if compressed:
             # A thread of its own decompresses ahead (the C code frees the interpreter lock).
@@ -203,6 +196,57 @@ def read_stored_slabs(
             yield piece.reshape((i, j, -1), order="F")
 
 
+def read_pieces(
+    path: Path, *, piece_voxels: int = PIECE_VOXELS, max_voxels: int = MAX_VOXELS
+) -> Generator[NDArray[Any]]:
+    """The values in file order (``i`` fastest), in memory bounded by a piece whatever the volume.
+
+    Yields:
+        One-dimensional pieces of `piece_voxels`, the last one with those that are left, of the type
+        that `read_volume` gives before it narrows; overwritten by the next.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`, some only after
+            the last piece.
+    """
+    with _opened(Path(path)) as (data, info):
+        _require_voxels(info.geometry, max_voxels)
+        values = VoxelDecoder(info.coding)
+        for stored in stored_pieces(data, info.coding, info.geometry.voxels, piece_voxels):
+            yield values.decode(stored)
+        values.require_finite(info.geometry.voxels)
+
+
+def read_label_pieces(
+    path: Path, *, piece_voxels: int = PIECE_VOXELS, max_voxels: int = MAX_VOXELS
+) -> Generator[NDArray[Any]]:
+    """The values of a mask or label map in file order, as `read_pieces` gives them, but whole.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_label`, some only after
+            the last piece.
+    """
+    fractions = 0
+    for piece in read_pieces(path, piece_voxels=piece_voxels, max_voxels=max_voxels):
+        if piece.dtype.kind == "f":
+            fractions += int(np.count_nonzero(piece != np.rint(piece)))
+        yield piece
+    _require_whole(fractions)
+
+
+def read_label_values(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[int, ...]:
+    """The distinct values of a mask or label map, rising, found in bounded memory.
+
+    Raises:
+        NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_label`.
+    """
+    distinct = DistinctValues()
+    for piece in read_label_pieces(path, max_voxels=max_voxels):
+        if np.isfinite(piece).all():  # else the reader refuses it after the last piece
+            distinct.add(piece)
+    return _label_values(distinct.values)
+
+
 def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:
     """Reads a mask or label map: whole numbers only.
 
@@ -213,18 +257,30 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:
     volume = read_volume(path, max_voxels=max_voxels)
     if volume.voxels.dtype.kind == "f":
         planes = (volume.voxels[..., k] for k in range(volume.voxels.shape[2]))
-        fractions = sum(int(np.count_nonzero(plane != np.rint(plane))) for plane in planes)
-        if fractions:
-            raise UnsupportedVolume(
-                f"{fractions} voxels of the label are not whole numbers",
-                remedy="store label values, not probabilities",
-            )
-    values = distinct_values(volume.voxels)
+        _require_whole(sum(int(np.count_nonzero(plane != np.rint(plane))) for plane in planes))
+    values = _label_values(distinct_values(volume.voxels))
+    dtype = label_dtype(values)
+    return LabelVolume(np.asarray(volume.voxels.astype(dtype, copy=False)), volume.geometry, values)
+
+
+def label_dtype(values: tuple[int, ...]) -> type[np.uint8 | np.int32]:
+    """The type that `read_label` gives to a label of these values."""
+    return np.uint8 if values[0] >= 0 and values[-1] <= 255 else np.int32
+
+
+def _require_whole(fractions: int) -> None:
+    if fractions:
+        raise UnsupportedVolume(
+            f"{fractions} voxels of the label are not whole numbers",
+            remedy="store label values, not probabilities",
+        )
+
+
+def _label_values(values: tuple[int, ...]) -> tuple[int, ...]:
     bounds = np.iinfo(np.int32)
     if values[0] < bounds.min or values[-1] > bounds.max:
         raise UnsupportedVolume("label values do not fit 32 bits", got=f"{values[0]}..{values[-1]}")
-    dtype = np.uint8 if values[0] >= 0 and values[-1] <= 255 else np.int32
-    return LabelVolume(np.asarray(volume.voxels.astype(dtype, copy=False)), volume.geometry, values)
+    return values
 
 
 def open_slabs(

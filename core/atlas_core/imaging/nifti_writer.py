@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -148,6 +149,33 @@ def write_volume(
     try:
         for start in range(0, voxels.shape[2], planes):
             sink.put(voxels[..., start : start + planes])
+        return sink.commit()
+    except BaseException:
+        sink.discard()
+        raise
+
+
+def write_pieces(
+    path: Path, pieces: Iterable[NDArray[Any]], geometry: VolumeGeometry, dtype: DTypeLike
+) -> str:
+    """`write_volume` of a volume that comes in pieces; equal voxels give equal bytes.
+
+    Args:
+        pieces: values in file order (``i`` fastest), one-dimensional, of any size.
+        dtype: of the file; the values are converted to it.
+
+    Raises:
+        InvalidInput: a data type that is not written here, NaN or infinite values, fewer or more
+            values than `geometry` has voxels.
+    """
+    sink = _Sink(Path(path), geometry, dtype, 1.0, GZIP_THREADS)
+    try:
+        came = 0
+        for piece in pieces:
+            sink.put(piece[:, None, None])
+            came += piece.size
+        if came != geometry.voxels:
+            raise InvalidInput("volume is incomplete", expected=geometry.voxels, got=came)
         return sink.commit()
     except BaseException:
         sink.discard()

@@ -1,5 +1,6 @@
-from .importer import ImportSummary, Note, import_folder
+from .importer import import_folder
 from .presets import shipped_presets
+from .summary import ImportSummary, Note
 
 __all__ = [
     "ImportSummary",

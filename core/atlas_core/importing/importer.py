@@ -7,100 +7,61 @@ file and its dataset; only labels that are new are added.
 
 from __future__ import annotations
 
+import contextlib
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from atlas_core.catalog import Catalog
 from atlas_core.errors import (
     AtlasError,
     Conflict,
-    CorruptFile,
     InvalidInput,
+    NotFound,
     Unavailable,
     UnsupportedVolume,
 )
-from atlas_core.imaging import Volume, content_sha256, read_header, read_volume
-from atlas_core.imaging.dicom_reader import read_series
-from atlas_core.importing.layouts import Candidate, SetAside, discover
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import read_header, write_pieces
+from atlas_core.imaging.dicom_reader import write_series
+from atlas_core.importing.ct_files import CtFile
+from atlas_core.importing.kidney_sides import MaskPieces
+from atlas_core.importing.layouts import Candidate, discover, shown_name
 from atlas_core.importing.original_labels import LabelFiles, Reports, original_masks
-from atlas_core.importing.plausibility import hounsfield_doubt, looks_like_labels, narrowed
+from atlas_core.importing.plausibility import VoxelSurvey
 from atlas_core.importing.presets import Preset, nnunet_map, organs_of, preset, scheme_map
+from atlas_core.importing.summary import (
+    CandidateOutcome,
+    ImportedCase,
+    ImportProgress,
+    ImportSummary,
+    Note,
+    left_out_notes,
+    summary_of,
+)
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
-from atlas_core.records import Case, Dataset, Label, LabelSource
+from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
+from atlas_core.regular_files import read_small
 from atlas_core.store import CaseStore
 
-NAMES_SHOWN: Final = 8
-"""Limit of the names that a warning lists."""
+ID_DIGITS: Final = 32
+"""Hexadecimal digits of the content's checksum in a case's id: 128 bits, of which no two CTs can be
+made to share all (that takes 2⁶⁴ checksums). Cases of old catalogs have 12 and keep their ids."""
 
 WORKERS: Final = 2
-"""Cases worked on at once: one is decompressed while another is compressed. Each holds its CT in
-memory."""
+"""Cases worked on at once: one is decompressed while another is compressed."""
 
-
-@dataclass(frozen=True)
-class ImportedCase:
-    """A CT that is in the catalog now.
-
-    Attributes:
-        source: imported file or folder, relative to what the user passed.
-        case_id: its case.
-        organs: organs whose original labels this import added.
-    """
-
-    source: str
-    case_id: str
-    organs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Note:
-    """A file that was refused or skipped, or deserves a look.
-
-    Attributes:
-        source: file or folder, relative to what the user passed.
-        reason: why, with the remedy.
-    """
-
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ImportSummary:
-    """What an import did.
-
-    Attributes:
-        dataset: that the cases were imported into.
-        taken: new cases.
-        present: cases that were in the catalog before.
-        refused: CTs and label files that could not be imported. The CT of a refused label is.
-        skipped: files that are not CTs, such as label maps without a CT.
-        warnings: files that were imported but deserve a look.
-    """
-
-    dataset: str
-    taken: tuple[ImportedCase, ...] = ()
-    present: tuple[ImportedCase, ...] = ()
-    refused: tuple[Note, ...] = ()
-    skipped: tuple[Note, ...] = ()
-    warnings: tuple[Note, ...] = ()
-
-
-@dataclass(frozen=True)
-class ImportProgress:
-    """How far an import is: `done` of `total` candidates, the last of which was `source`."""
-
-    done: int
-    total: int
-    source: str
+MAX_NAMES_BYTES: Final = 1 << 20
+"""Of nnU-Net's dataset.json, which lists every case; those of thousands have some 100 kB."""
 
 
 def import_folder(
@@ -134,9 +95,10 @@ def import_folder(
 
     Raises:
         NotFound: nothing at `path`, or no such preset.
-        InvalidInput: no volume at all below `path`.
+        InvalidInput: no volume at all below `path`, or a malformed name of the dataset.
         Unavailable: the store or the catalog cannot be written; earlier cases stay.
     """
+    _require_name(dataset)
     known = preset(preset_name) if preset_name else _preset_of(catalog, dataset)
     found = discover(path)
     if not found.candidates and not found.set_aside:
@@ -157,19 +119,30 @@ def import_folder(
         force=force,
         resample=resample,
     )
-    outcomes: list[_Outcome] = []
+    outcomes: list[CandidateOutcome] = []
     # closing: if `on_progress` raises, candidates that have not begun are cancelled
     with closing(_each(job, found.candidates, workers)) as each:
         for outcome in each:
             outcomes.append(outcome)
             if on_progress is not None:
                 on_progress(ImportProgress(len(outcomes), len(found.candidates), outcome.source))
-    summary = _summary(dataset, outcomes, found.set_aside)
+    summary = summary_of(dataset, outcomes, found.set_aside)
     if known is None:
         organs = {organ for outcome in outcomes for organ in outcome.organs}
         catalog.add_dataset(Dataset(name=dataset, organs=tuple(sorted(organs))))
-        summary = replace(summary, warnings=(*summary.warnings, *_left_out(path, outcomes)))
+        summary = replace(summary, warnings=(*summary.warnings, *left_out_notes(path, outcomes)))
     return summary
+
+
+def _require_name(dataset: str) -> None:
+    try:
+        TypeAdapter(DatasetName).validate_python(dataset)
+    except ValidationError:
+        raise InvalidInput(
+            "malformed name of a dataset",
+            expected="1 to 63 letters, digits, - and _, the first a letter or digit",
+            got=dataset,
+        ) from None
 
 
 def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
@@ -182,59 +155,13 @@ def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
 
 def _each(
     job: _Import, candidates: Iterable[Candidate], workers: int
-) -> Generator[_Outcome, None, None]:
+) -> Generator[CandidateOutcome, None, None]:
     """Outcomes in the order of the candidates."""
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="import") as pool:
         try:
             yield from pool.map(job.run, candidates)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-@dataclass
-class _Outcome:
-    """Outcome of one candidate."""
-
-    source: str
-    taken: ImportedCase | None = None
-    present: ImportedCase | None = None
-    refused: list[Note] = field(default_factory=list)
-    skipped: list[Note] = field(default_factory=list)
-    warnings: list[Note] = field(default_factory=list)
-    left_out: frozenset[str] = frozenset()  # names of masks that are not organs of the scheme
-
-    @property
-    def organs(self) -> tuple[str, ...]:
-        """Original labels that were taken."""
-        imported = self.taken or self.present
-        return imported.organs if imported else ()
-
-
-def _summary(
-    dataset: str, outcomes: list[_Outcome], set_aside: tuple[SetAside, ...]
-) -> ImportSummary:
-    return ImportSummary(
-        dataset=dataset,
-        taken=tuple(o.taken for o in outcomes if o.taken is not None),
-        present=tuple(o.present for o in outcomes if o.present is not None),
-        refused=tuple(note for o in outcomes for note in o.refused),
-        skipped=tuple(
-            [note for o in outcomes for note in o.skipped]
-            + [Note(aside.name, aside.reason) for aside in set_aside]
-        ),
-        warnings=tuple(note for o in outcomes for note in o.warnings),
-    )
-
-
-def _left_out(path: Path, outcomes: list[_Outcome]) -> list[Note]:
-    """One warning for all cases about masks with undeclared names."""
-    names = sorted({name for outcome in outcomes for name in outcome.left_out})
-    if not names:
-        return []
-    cases = sum(bool(outcome.left_out) for outcome in outcomes)
-    shown = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
-    why = f"masks of {cases} cases are not called after an organ and were left out: {shown}"
-    return [Note(path.name, f"{why}; a preset may know them")]
 
 
 @dataclass(frozen=True)
@@ -250,36 +177,39 @@ class _Import:
     force: bool
     resample: bool
 
-    def run(self, candidate: Candidate) -> _Outcome:
+    def run(self, candidate: Candidate) -> CandidateOutcome:
         """Import one candidate, or record why not."""
-        outcome = _Outcome(candidate.name)
+        outcome = CandidateOutcome(candidate.name)
         try:
-            ct = _read_ct(candidate)
-            if self._is_ct(candidate, ct, outcome):
-                self._take(candidate, ct, outcome)
+            with self.store.incoming() as scratch:
+                ct = CtFile.read(_as_file(candidate.ct, scratch))
+                if self._is_ct(candidate, ct.survey, outcome):
+                    self._take(candidate, ct, scratch, outcome)
         except Unavailable:
             raise  # not the fault of this file: the next one would fail too
         except AtlasError as error:
             outcome.refused.append(Note(candidate.name, str(error)))
-        except OSError as error:
+        except OSError as error:  # files of others raise errors of ours
             raise Unavailable(
                 "the case store cannot be written", got=error.strerror, remedy="import again then"
             ) from error
+        except Exception as error:
+            outcome.refused.append(Note(candidate.name, _unexpected(error)))
         return outcome
 
-    def _is_ct(self, candidate: Candidate, ct: Volume, outcome: _Outcome) -> bool:
+    def _is_ct(self, candidate: Candidate, survey: VoxelSurvey, outcome: CandidateOutcome) -> bool:
         """False for a loose label map, which is skipped.
 
         Raises:
             UnsupportedVolume: no Hounsfield units, and not forced.
         """
-        if looks_like_labels(ct.voxels):
+        if survey.looks_like_labels():
             reason = "holds label values, not Hounsfield units"
             if candidate.certain:
                 raise UnsupportedVolume(reason)
             outcome.skipped.append(Note(candidate.name, reason))
             return False
-        doubt = hounsfield_doubt(ct.voxels)
+        doubt = survey.hounsfield_doubt()
         if doubt is not None and not self.force:
             raise UnsupportedVolume(
                 f"values are not plausible Hounsfield units: {doubt}",
@@ -289,22 +219,49 @@ class _Import:
             outcome.warnings.append(Note(candidate.name, f"taken although {doubt}"))
         return True
 
-    def _take(self, candidate: Candidate, ct: Volume, outcome: _Outcome) -> None:
+    def _take(
+        self, candidate: Candidate, ct: CtFile, scratch: Path, outcome: CandidateOutcome
+    ) -> None:
         """Store first, catalog last."""
-        content = content_sha256(ct)
+        content = ct.content_sha256()
         known = self.catalog.find_case_by_content(content)
-        case_id = known.id if known else f"{self.dataset}_{content[:12]}"
+        case_id = known.id if known else self._new_id(content)
         if known is None or not self.store.ct_path(case_id).is_file():
-            self.store.write_ct(case_id, Volume(narrowed(ct.voxels), ct.geometry))
+            draft = scratch / "draft.nii.gz"
+            ct.write(draft)
+            self.store.take_ct(case_id, draft)
             if known is not None:
                 outcome.warnings.append(Note(candidate.name, "its CT was lost and is restored"))
-        labels = list(self._labels(candidate, ct, case_id, outcome))
+        labels = list(self._labels(candidate, ct, case_id, scratch, outcome))
         imported = ImportedCase(candidate.name, case_id, tuple(label.organ for label in labels))
         if known is None and self._add(candidate.name, case_id, content, labels):
             outcome.taken = imported
         else:
             self.catalog.add_labels(labels)
             outcome.present = imported
+
+    def _new_id(self, content: str) -> str:
+        """The id of a case that the catalog does not have.
+
+        Raises:
+            Conflict: the id belongs to another CT, whose files stay as they are.
+        """
+        case_id = f"{self.dataset}_{content[:ID_DIGITS]}"
+        other = self._case_called(case_id)
+        # Of the same content, it has just been added by another import, as `_add` finds.
+        if other is not None and other.content_sha256 != content:
+            raise Conflict(
+                "this id belongs to another CT",
+                case=case_id,
+                expected=other.content_sha256,
+                got=content,
+            )
+        return case_id
+
+    def _case_called(self, case_id: str) -> Case | None:
+        with contextlib.suppress(NotFound):
+            return self.catalog.case(case_id)
+        return None
 
     def _add(self, source: str, case_id: str, content: str, labels: list[Label]) -> bool:
         """Registers the case; False if another import has just registered it.
@@ -326,11 +283,18 @@ class _Import:
             return self.catalog.add_case(case, labels)
         except Conflict:
             # The catalog has this CT under the other dataset: these files would never be used.
-            self.store.delete_case(case_id)
+            # Where the id is another CT's, they are not ours to delete.
+            if self._case_called(case_id) is None:
+                self.store.delete_case(case_id)
             raise
 
     def _labels(
-        self, candidate: Candidate, ct: Volume, case_id: str, outcome: _Outcome
+        self,
+        candidate: Candidate,
+        ct: CtFile,
+        case_id: str,
+        scratch: Path,
+        outcome: CandidateOutcome,
     ) -> Iterator[Label]:
         """Writes the masks that are new, one at a time, and yields their records."""
         files = self._label_files(candidate, outcome)
@@ -348,14 +312,24 @@ class _Import:
             refuse=lambda path, why: outcome.refused.append(Note(self._name(path), why)),
             warn=lambda path, why: outcome.warnings.append(Note(self._name(path), why)),
         )
-        for organ, mask in original_masks(files, ct, reports, resample=self.resample):
+        for organ, mask in original_masks(files, ct, reports, scratch, resample=self.resample):
             if organ not in there:  # the first original label of an organ stays
-                yield self._write_label(case_id, organ, mask, ct)
+                yield self._write_label(case_id, organ, mask, ct.geometry, scratch)
 
-    def _write_label(self, case_id: str, organ: str, mask: NDArray[np.bool_], ct: Volume) -> Label:
-        volume = Volume(mask.view(np.uint8), ct.geometry)
-        stored = self.store.write_label(case_id, organ, LabelSource.ORIGINAL, volume)
-        voxels = int(np.count_nonzero(mask))
+    def _write_label(
+        self, case_id: str, organ: str, mask: MaskPieces, grid: VolumeGeometry, scratch: Path
+    ) -> Label:
+        voxels = 0
+
+        def counted() -> Iterator[NDArray[np.bool_]]:
+            nonlocal voxels
+            for piece in mask():
+                voxels += int(np.count_nonzero(piece))
+                yield piece
+
+        draft = scratch / "draft.nii.gz"
+        sha256 = write_pieces(draft, counted(), grid, np.uint8)
+        stored = self.store.take_label(case_id, organ, LabelSource.ORIGINAL, draft, sha256)
         return Label(
             case_id=case_id,
             organ=organ,
@@ -364,11 +338,11 @@ class _Import:
             value=1,
             sha256=stored.sha256,
             voxels=voxels,
-            volume_ml=voxels * ct.geometry.voxel_ml,
+            volume_ml=voxels * grid.voxel_ml,
             created_at=datetime.now(UTC),
         )
 
-    def _label_files(self, candidate: Candidate, outcome: _Outcome) -> LabelFiles | None:
+    def _label_files(self, candidate: Candidate, outcome: CandidateOutcome) -> LabelFiles | None:
         """The candidate's label files and what they mean; None if there are none."""
         label_map, meaning = candidate.label_map, scheme_map(self.scheme)
         if not candidate.masks and label_map is None:
@@ -377,9 +351,9 @@ class _Import:
             return LabelFiles(candidate.masks, label_map, self.preset.within(self.scheme))
         if label_map is not None and candidate.label_names is not None:
             try:
-                text = candidate.label_names.read_text(encoding="utf-8")
+                text = read_small(candidate.label_names, MAX_NAMES_BYTES)
                 return LabelFiles(candidate.masks, label_map, nnunet_map(text, self.scheme))
-            except (OSError, UnicodeDecodeError, InvalidInput) as error:
+            except AtlasError as error:
                 outcome.refused.append(Note(self._name(candidate.label_names), str(error)))
                 return None
         if label_map is not None and not candidate.our_ids:
@@ -389,19 +363,23 @@ class _Import:
         return LabelFiles(candidate.masks, label_map, meaning)
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        return shown_name(path, self.root)
 
 
-def _read_ct(candidate: Candidate) -> Volume:
-    try:
-        if isinstance(candidate.ct, Path):
-            read_header(candidate.ct).geometry.require_bounded()  # before its voxels take memory
-            return read_volume(candidate.ct)
-        ct = read_series(candidate.ct)
-        ct.geometry.require_bounded()
+def _as_file(ct: Path | tuple[Path, ...], scratch: Path) -> Path:
+    """The CT as one file: a DICOM series is written to `scratch`."""
+    if isinstance(ct, Path):
         return ct
-    except OSError as error:
-        raise CorruptFile("cannot be read", got=error.strerror) from error
+    file = scratch / "series.nii"
+    write_series(ct, file)
+    return file
+
+
+def _unexpected(error: Exception) -> str:
+    """What to say of an error that nobody foresaw, without its text: that may quote the file."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}, line {where.lineno}"
+    return f"cannot be imported: {type(error).__name__} ({place}); please report it"
 
 
 def _organs_of(files: LabelFiles) -> set[str]:

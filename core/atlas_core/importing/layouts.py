@@ -10,20 +10,23 @@ Recognised, at any depth and in any mixture:
     loose NIfTIs    paired with their labels where the names say so (volume-3 with segmentation-3,
                     img0003 with label0003, x_0000 with x, images/x with labels/x)
 
-A loose file may turn out to be a label map when it is read; see `Candidate.certain`.
+A loose file may turn out to be a label map when it is read; see `Candidate.certain`. Pipes, sockets
+and devices are never opened; symbolic links are followed, into each folder once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from atlas_core.errors import LimitExceeded, NotFound
-from atlas_core.imaging.dicom_reader import DicomSeries, find_series
+from atlas_core.errors import LimitExceeded, NotFound, printable
+from atlas_core.imaging.dicom_reader import DicomSeries, find_series, looks_like_dicom
 
 NIFTI: Final = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
 
@@ -59,15 +62,13 @@ NOT_DICOM: Final = frozenset({
 })  # fmt: skip
 """Suffixes that are not even opened in search of DICOM files, which often have none."""
 
-DICOM_PREAMBLE: Final = 128
-
 
 @dataclass(frozen=True)
 class Candidate:
     """Files that may form a case.
 
     Attributes:
-        name: of the CT, relative to what the user passed.
+        name: of the CT, relative to what the user passed, printable.
         ct: one NIfTI file, or the files of one DICOM series.
         masks: file name without suffix → mask of one structure.
         label_map: all structures in one file.
@@ -90,7 +91,7 @@ class SetAside:
     """A file or folder that cannot be a case, and why.
 
     Attributes:
-        name: relative to what the user passed.
+        name: relative to what the user passed, printable.
         reason: one clause.
     """
 
@@ -111,17 +112,22 @@ def discover(path: Path) -> Discovery:
 
     Raises:
         NotFound: nothing is there.
-        LimitExceeded: a folder holds more DICOM files than are read at once.
     """
+    name = printable(path.name)
     if path.is_file() and _is_dicom(path):
-        return Discovery((), (SetAside(path.name, "one DICOM file is no volume: pass its folder"),))
+        return Discovery((), (SetAside(name, "one DICOM file is no volume: pass its folder"),))
     if path.is_file():
-        return Discovery((Candidate(path.name, path),), ())
+        return Discovery((Candidate(name, path),), ())
     if not path.is_dir():
         raise NotFound("no such file or folder", case=path.name)
     search = _Search(path)
-    search.folder(path)
+    search.run()
     return search.result()
+
+
+def shown_name(path: Path, root: Path) -> str:
+    """`path` relative to `root`, which the user passed, printable."""
+    return printable(path.name if path == root else path.relative_to(root).as_posix())
 
 
 class _Search:
@@ -130,32 +136,44 @@ class _Search:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._candidates: list[Candidate] = []
-        self._set_aside: list[SetAside] = []
+        self._set_aside: dict[str, str] = {}
         self._labels: set[Path] = set()  # loose files that are the label map of another
         self._seen: set[tuple[int, int]] = set()
 
     def result(self) -> Discovery:
-        loose_labels = {self._name(label) for label in self._labels}
-        candidates = [c for c in self._candidates if c.name not in loose_labels]
+        candidates = [c for c in self._candidates if c.ct not in self._labels]
         return Discovery(
             tuple(sorted(candidates, key=lambda c: c.name)),
-            tuple(sorted(self._set_aside, key=lambda s: s.name)),
+            tuple(SetAside(name, reason) for name, reason in sorted(self._set_aside.items())),
         )
 
-    def folder(self, folder: Path, *, dicom_above: bool = False) -> None:
-        """Everything below `folder`; `dicom_above`: its DICOM files were found already."""
-        try:
-            status = folder.stat()
-            entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
-        except OSError as error:
-            self._put_aside(folder, f"cannot be opened: {error.strerror}")
-            return
-        if (status.st_dev, status.st_ino) in self._seen:
-            return  # a symbolic link led here before
-        self._seen.add((status.st_dev, status.st_ino))
-        files, folders = [e for e in entries if e.is_file()], [e for e in entries if e.is_dir()]
+    def run(self) -> None:
+        """Everything below the root."""
+        # Not by recursion: folders are nested as deep as somebody likes.
+        waiting = [(self._root, False)]
+        while waiting:
+            folder, dicom_above = waiting.pop()
+            try:
+                below, dicom = self._folder(folder, dicom_above=dicom_above)
+            # Whatever one folder brings about, the others are searched.
+            except Exception as error:
+                self._put_aside(folder, f"cannot be searched: {type(error).__name__}")
+                continue
+            waiting += [(inner, dicom) for inner in below]
+
+    def _folder(self, folder: Path, *, dicom_above: bool) -> tuple[list[Path], bool]:
+        """Take what lies in `folder`; `dicom_above`: its DICOM files were found already.
+
+        Returns:
+            Folders to be searched next, and whether their DICOM files are found by then.
+        """
+        entries = self._list(folder)
+        if entries is None or self._was_here(folder):
+            return [], dicom_above
+        files, folders = entries
         if self._case_folder(files, folders):
-            return
+            self._put_aside_volumes(folders)
+            return [], dicom_above
         for images, labels in _nnunet_folders(folders):
             self._nnunet(folder, images, labels)
             folders = [inner for inner in folders if inner not in (images, labels)]
@@ -163,11 +181,47 @@ class _Search:
         if dicom:
             self._dicom(folder)
         self._loose(folder, files)
-        for inner in folders:
-            self.folder(inner, dicom_above=dicom_above or dicom)
+        return folders, dicom_above or dicom
+
+    def _was_here(self, folder: Path) -> bool:
+        """Whether a symbolic link led to this folder before."""
+        status = folder.stat()
+        key = (status.st_dev, status.st_ino)
+        seen = key in self._seen
+        self._seen.add(key)
+        return seen
+
+    def _list(self, folder: Path) -> tuple[list[Path], list[Path]] | None:
+        """Files and folders in `folder`, sorted, without hidden ones; None if it cannot be opened.
+
+        What is neither is put aside.
+        """
+        files: list[Path] = []
+        folders: list[Path] = []
+        try:
+            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208
+        except OSError as error:
+            self._put_aside(folder, f"cannot be opened: {error.strerror}")
+            return None
+        for path in (folder / name for name in names):
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                what = (
+                    "symbolic link that leads nowhere" if path.is_symlink() else "cannot be opened"
+                )
+                self._put_aside(path, f"{what}: {error.strerror}")
+                continue
+            if stat.S_ISDIR(mode):
+                folders.append(path)
+            elif stat.S_ISREG(mode):
+                files.append(path)
+            else:
+                self._put_aside(path, "a pipe, socket or device; these are not read")
+        return files, folders
 
     def _name(self, path: Path) -> str:
-        return self._root.name if path == self._root else path.relative_to(self._root).as_posix()
+        return shown_name(path, self._root)
 
     def _case_folder(self, files: list[Path], folders: list[Path]) -> bool:
         """Handle a case folder, or masks without a CT; False if it is neither."""
@@ -177,7 +231,7 @@ class _Search:
         if ct is not None:
             self._case(volumes, ct, masks)
             return True
-        if masks is not None and not volumes and _by_stem(masks.iterdir()):
+        if masks is not None and not volumes and self._volumes(masks):
             self._put_aside(masks, "masks without a CT: no ct.nii.gz beside them")
             return True
         return False
@@ -188,7 +242,7 @@ class _Search:
             Candidate(
                 self._name(ct),
                 ct,
-                masks=_by_stem(masks.iterdir()) if masks is not None else {},
+                masks=self._volumes(masks) if masks is not None else {},
                 label_map=label_map,
                 our_ids=label_map is not None and _stem(label_map) == OUR_LABEL_MAP,
             )
@@ -198,8 +252,8 @@ class _Search:
 
     def _nnunet(self, folder: Path, images: Path, labels: Path | None) -> None:
         names = folder / "dataset.json"
-        label_files = _by_stem(labels.iterdir()) if labels is not None else {}
-        for stem, ct, channels in _first_channels(_by_stem(images.iterdir()), label_files):
+        label_files = self._volumes(labels) if labels is not None else {}
+        for stem, ct, channels in _first_channels(self._volumes(images), label_files):
             if channels > 1:
                 self._put_aside(ct, f"has {channels} channels; a CT has one")
                 continue
@@ -212,9 +266,19 @@ class _Search:
                 )
             )
 
+    def _volumes(self, folder: Path) -> dict[str, Path]:
+        """The NIfTI files in `folder`; what else is called so is put aside."""
+        files, folders = self._list(folder) or ([], [])
+        self._put_aside_volumes(folders)
+        return _by_stem(files)
+
+    def _put_aside_volumes(self, folders: list[Path]) -> None:
+        for path in _by_stem(folders).values():
+            self._put_aside(path, "a folder that is called like a NIfTI file")
+
     def _dicom(self, folder: Path) -> None:
         try:
-            found = find_series(folder)
+            found = find_series(folder, on_unreadable=self._put_aside)
         except LimitExceeded as error:
             self._put_aside(folder, str(error))
             return
@@ -222,12 +286,12 @@ class _Search:
         for series, home in zip(found, homes, strict=True):
             name = self._name(home)
             if homes.count(home) > 1:
-                name += f" (series …{series.uid[-8:]}, {len(series.files)} files)"
+                name += printable(f" (series …{series.uid[-8:]}, {len(series.files)} files)")
             if series.modality == "CT":
                 self._candidates.append(Candidate(name, series.files))
             else:
-                reason = f"DICOM series of modality {series.modality or 'unknown'}, not CT"
-                self._set_aside.append(SetAside(name, reason))
+                reason = f"DICOM series of modality {series.modality[:16] or 'unknown'}, not CT"
+                self._set_aside[name] = printable(reason)
 
     def _loose(self, folder: Path, files: list[Path]) -> None:
         beside = [] if folder == self._root else _label_folders(folder)
@@ -243,7 +307,7 @@ class _Search:
             )
 
     def _put_aside(self, path: Path, reason: str) -> None:
-        self._set_aside.append(SetAside(self._name(path), reason))
+        self._set_aside[self._name(path)] = reason
 
 
 def _stem(file: Path) -> str | None:
@@ -306,11 +370,13 @@ def _label_folders(folder: Path) -> list[Path]:
     """Folders of labels beside `folder`; none beside one of them."""
     if LABELS_FOLDER.fullmatch(folder.name):
         return []
-    return [
-        inner
-        for inner in sorted(folder.parent.iterdir())
-        if inner != folder and LABELS_FOLDER.fullmatch(inner.name) and inner.is_dir()
-    ]
+    with contextlib.suppress(OSError):  # `folder` may be read, the one above it not
+        return [
+            inner
+            for inner in sorted(folder.parent.iterdir())
+            if inner != folder and LABELS_FOLDER.fullmatch(inner.name) and inner.is_dir()
+        ]
+    return []
 
 
 def _label_beside(folder: Path, beside: list[Path], stem: str) -> Path | None:
@@ -332,12 +398,4 @@ def _first_file(folders: list[Path], stems: list[str]) -> Path | None:
 
 
 def _is_dicom(file: Path) -> bool:
-    if file.suffix.lower() in NOT_DICOM:
-        return False
-    if file.suffix.lower() == ".dcm":
-        return True  # some lack the preamble
-    try:
-        with file.open("rb") as stream:
-            return stream.read(DICOM_PREAMBLE + 4)[DICOM_PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
+    return file.suffix.lower() not in NOT_DICOM and looks_like_dicom(file)

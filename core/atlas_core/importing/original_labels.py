@@ -1,23 +1,48 @@
-"""The original labels of one case, read from its mask files and label map, organ by organ."""
+"""The original labels of one case, read from its mask files and label map, organ by organ.
+
+Masks are never whole in memory: they come in pieces, out of files on the grid of their CT. A label
+that lies otherwise is first written anew on that grid.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_core.errors import AtlasError, GridMismatch, UnknownLabel
-from atlas_core.imaging import LabelVolume, Volume, distinct_values, read_label
-from atlas_core.imaging.label_maps import organ_mask, require_known_labels, split_left_right
+from atlas_core.errors import AtlasError, GridMismatch, LimitExceeded, UnknownLabel
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import (
+    SlabWriter,
+    label_dtype,
+    read_header,
+    read_label,
+    read_label_pieces,
+    read_label_values,
+    write_volume,
+)
+from atlas_core.imaging.label_maps import organ_mask, require_known_labels
 from atlas_core.imaging.resampling import resample_label
-from atlas_core.importing.plausibility import midline_mm
+from atlas_core.importing.ct_files import CtFile
+from atlas_core.importing.kidney_sides import MaskPieces, split_kidneys
 from atlas_core.importing.presets import KIDNEYS, SIDES, LabelMap
 from atlas_core.organs import BACKGROUND
 
-Mask = NDArray[np.bool_]
+MAX_RESAMPLED_RATIO: Final = 8
+"""A label that is resampled has at most so many voxels for one of its CT: twice as fine along each
+axis. It is whole in memory."""
+
+SLAB_VOXELS: Final = 1 << 22
+"""A label in another axis order is turned in slabs of about so many voxels."""
+
+MAX_PLANE_VOXELS: Final = 1 << 24
+"""Largest plane (4096×4096) of such a label: a slab is at least one plane."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +73,8 @@ class Reports:
 
 
 def original_masks(
-    files: LabelFiles, ct: Volume, reports: Reports, *, resample: bool = False
-) -> Iterator[tuple[str, Mask]]:
+    files: LabelFiles, ct: CtFile, reports: Reports, scratch: Path, *, resample: bool = False
+) -> Iterator[tuple[str, MaskPieces]]:
     """Every annotated organ with its mask on the grid of `ct`, one at a time.
 
     An empty mask file counts too: it states that the patient lacks the organ. So does a label map
@@ -57,39 +82,60 @@ def original_masks(
     have an organ, the mask file is used. A file that cannot be used is reported and left out.
 
     Args:
+        scratch: folder for files that are written anew on the CT's grid; masks are read from it.
         resample: put a label that lies on another grid onto the CT's instead of refusing it.
     """
-    reader = _Reader(ct, reports, resample)
+    reader = _Reader(ct, reports, scratch, resample)
     done: set[str] = set()
-    for structure, mask in _from_masks(files, reader):
-        for organ, side in _sides(structure, mask, ct):
-            done.add(organ)
-            yield organ, side
-    for structure, mask in _from_label_map(files, reader):
-        for organ, side in _sides(structure, mask, ct):
-            if organ not in done:
-                yield organ, side
+    for found in (_from_masks(files, reader), _from_label_map(files, reader)):
+        before = frozenset(done)
+        for structure in found:
+            for organ, mask in reader.organs(structure):
+                done.add(organ)
+                if organ not in before:
+                    yield organ, mask
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """What a label file holds: an organ, or both kidneys."""
+
+    path: Path
+    name: str
+    mask: MaskPieces
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A label file on the CT's grid, and the values that occur in it."""
+
+    path: Path
+    values: tuple[int, ...]
+
+    def mask(self, values: list[int]) -> Iterator[NDArray[np.bool_]]:
+        """Pieces of the mask of `values`."""
+        for piece in read_label_pieces(self.path):
+            yield organ_mask(piece, values)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads label files onto the grid of one CT and reports those that cannot be used."""
+    """Brings label files onto the grid of one CT and reports those that cannot be used."""
 
-    ct: Volume
+    ct: CtFile
     reports: Reports
+    scratch: Path
     resample: bool
 
-    def read(self, path: Path) -> LabelVolume | None:
+    def read(self, path: Path) -> _Label | None:
         """The label on the CT's grid, or None."""
         try:
-            return self._on_grid(path, read_label(path))
+            return self._on_grid(path)
         except AtlasError as error:
             self.reports.refuse(path, str(error))
-        except OSError as error:
-            self.reports.refuse(path, f"cannot be read: {error.strerror}")
         return None
 
-    def mask(self, path: Path) -> Mask | None:
+    def mask(self, path: Path) -> MaskPieces | None:
         """A mask on the CT's grid, or None. Its one value may be 1, 255 or any other."""
         label = self.read(path)
         if label is None:
@@ -101,18 +147,61 @@ class _Reader:
             )
             self.reports.refuse(path, str(error))
             return None
-        return organ_mask(label.voxels, values)
+        return partial(label.mask, values)
 
-    def _on_grid(self, path: Path, label: LabelVolume) -> LabelVolume:
-        grid = self.ct.geometry
-        if grid.same_grid(label.geometry):
-            return label
-        if grid.canonical().same_grid(label.geometry.canonical()):
+    def organs(self, structure: _Structure) -> Iterator[tuple[str, MaskPieces]]:
+        """The structure itself, or both kidneys out of one."""
+        if structure.name != KIDNEYS:
+            yield structure.name, structure.mask
+            return
+        try:
+            midline_mm = self.ct.midline_mm()
+            sides = split_kidneys(structure.mask, self.ct.geometry, midline_mm=midline_mm)
+        except AtlasError as error:
+            self.reports.refuse(structure.path, str(error))
+            return
+        yield from zip(SIDES, sides, strict=True)
+
+    def _on_grid(self, path: Path) -> _Label:
+        grid, found = self.ct.geometry, read_header(path).geometry
+        if grid.same_grid(found):
+            return _Label(path, read_label_values(path))
+        if grid.canonical().same_grid(found.canonical()):
             # The same voxels in another axis order: turned, nothing is resampled.
-            turned = label.geometry.axis_map.to_canonical(label.voxels)
-            return LabelVolume(grid.axis_map.from_canonical(turned), grid, label.values)
+            return self._turned(path, found)
         if not self.resample:
-            grid.require_same_grid(label.geometry, this="CT", that="label", case="")
+            grid.require_same_grid(found, this="CT", that="label", case="")
+        return self._resampled(path)
+
+    def _turned(self, path: Path, found: VolumeGeometry) -> _Label:
+        """The label in the axis order of its CT, written slab by slab."""
+        values = read_label_values(path)
+        grid, (i, j, k) = self.ct.geometry, found.shape
+        if i * j > MAX_PLANE_VOXELS:
+            raise LimitExceeded(
+                "a plane of the label is too large to be turned to its CT's axis order",
+                expected=f"at most {MAX_PLANE_VOXELS} voxels",
+                got=i * j,
+            )
+        slices = max(1, SLAB_VOXELS // (i * j))
+        canonical = found.axis_map.source.index(2)  # the axis along which slabs follow each other
+        axis = grid.axis_map.source[canonical]
+        falling = grid.axis_map.flip[canonical] != found.axis_map.flip[canonical]
+        target = self._draft()
+        start = 0
+        with SlabWriter(target, grid, label_dtype(values)) as writer:
+            for piece in read_label_pieces(path, piece_voxels=i * j * slices):
+                slab = piece.astype(label_dtype(values)).reshape((i, j, -1), order="F")
+                turned = grid.axis_map.from_canonical(found.axis_map.to_canonical(slab))
+                stop = start + slab.shape[2]
+                first, last = (k - stop, k - start) if falling else (start, stop)
+                writer.write(axis, first, last, turned)
+                start = stop
+        return _Label(target, values)
+
+    def _resampled(self, path: Path) -> _Label:
+        grid = self.ct.geometry
+        label = read_label(path, max_voxels=MAX_RESAMPLED_RATIO * grid.voxels)
         voxels = resample_label(label.voxels, label.geometry, grid)
         if any(value != BACKGROUND for value in label.values) and not voxels.any():
             raise GridMismatch(
@@ -120,11 +209,16 @@ class _Reader:
                 expected=f"CT {grid}",
                 got=f"label {label.geometry}",
             )
+        target = self._draft()
+        write_volume(target, voxels, grid)
         self.reports.warn(path, "resampled onto the grid of its CT")
-        return LabelVolume(voxels, grid, distinct_values(voxels))
+        return _Label(target, read_label_values(target))
+
+    def _draft(self) -> Path:
+        return self.scratch / f"label-{secrets.token_hex(8)}.nii.gz"
 
 
-def _from_masks(files: LabelFiles, reader: _Reader) -> Iterator[tuple[str, Mask]]:
+def _from_masks(files: LabelFiles, reader: _Reader) -> Iterator[_Structure]:
     """Structures that have a mask file of their own.
 
     Of several files of one structure, the one named first in the map is the organ, the others are
@@ -138,10 +232,18 @@ def _from_masks(files: LabelFiles, reader: _Reader) -> Iterator[tuple[str, Mask]
         masks = [reader.mask(files.masks[name]) for name in names if name in files.masks]
         readable = [mask for mask in masks if mask is not None]
         if len(readable) == len(masks):
-            yield structure, np.logical_or.reduce(readable)
+            yield _Structure(files.masks[names[0]], structure, _union(readable))
 
 
-def _from_label_map(files: LabelFiles, reader: _Reader) -> Iterator[tuple[str, Mask]]:
+def _union(masks: list[MaskPieces]) -> MaskPieces:
+    def pieces() -> Iterator[NDArray[np.bool_]]:
+        for parts in zip(*(mask() for mask in masks), strict=True):
+            yield np.logical_or.reduce(parts)
+
+    return masks[0] if len(masks) == 1 else pieces
+
+
+def _from_label_map(files: LabelFiles, reader: _Reader) -> Iterator[_Structure]:
     """Structures of the label map; nothing if one of its values is unknown."""
     if files.label_map is None:
         return
@@ -157,13 +259,4 @@ def _from_label_map(files: LabelFiles, reader: _Reader) -> Iterator[tuple[str, M
     for structure in dict.fromkeys(meaning.labels.values()):
         values = [value for value, named in meaning.labels.items() if named == structure]
         if not meaning.partial or set(values) & set(label.values):
-            yield structure, organ_mask(label.voxels, values)
-
-
-def _sides(structure: str, mask: Mask, ct: Volume) -> Iterator[tuple[str, Mask]]:
-    """The structure itself, or both kidneys out of one."""
-    if structure != KIDNEYS:
-        yield structure, mask
-        return
-    sides = split_left_right(mask, ct.geometry, midline_mm=midline_mm(ct))
-    yield from zip(SIDES, sides, strict=True)
+            yield _Structure(files.label_map, structure, partial(label.mask, values))

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_core.imaging import Volume, distinct_values
+from atlas_core.imaging import ValueRange
 
 AIR_HU: Final = -200
 """Below this there is only air, lung and padding; fat begins at about −150."""
@@ -22,45 +22,37 @@ MAX_LABEL_VALUES: Final = 128
 118). An image of so few grey values is not a CT either."""
 
 
-def hounsfield_doubt(voxels: NDArray[Any]) -> str | None:
-    """Why `voxels` ``[i, j, k]`` are not plausible Hounsfield units; None if they are."""
-    air = int(np.count_nonzero(voxels < AIR_HU))
-    if air == voxels.size:
-        return f"every voxel lies below {AIR_HU}"
-    if air < MIN_AIR * voxels.size:
-        lowest = f"the lowest value is {float(voxels.min()):g}"
-        return f"a CT has air, but {100 * air / voxels.size:.2g} % lie below {AIR_HU}, {lowest}"
-    return None
+class VoxelSurvey(ValueRange):
+    """What the values of a volume, which come in pieces, say about it.
 
-
-def looks_like_labels(voxels: NDArray[Any]) -> bool:
-    """Whether `voxels` ``[i, j, k]`` are label values: few distinct whole numbers from 0 to 255."""
-    if float(voxels.min()) < 0 or float(voxels.max()) > 255:
-        return False
-    if voxels.dtype.kind == "f" and not all(
-        np.array_equal(plane, np.rint(plane)) for plane in np.moveaxis(voxels, 2, 0)
-    ):
-        return False
-    return len(distinct_values(voxels)) <= MAX_LABEL_VALUES
-
-
-def narrowed(voxels: NDArray[Any]) -> NDArray[Any]:
-    """`voxels` as int16 if that loses nothing (half the bytes to store and to read), else as is."""
-    bounds = np.iinfo(np.int16)
-    if voxels.dtype == np.int16 or voxels.min() < bounds.min or voxels.max() > bounds.max:
-        return voxels
-    narrow = voxels.astype(np.int16)
-    if voxels.dtype.kind == "f" and not np.array_equal(narrow, voxels):
-        return voxels
-    return narrow
-
-
-def midline_mm(ct: Volume) -> float:
-    """Left-right centre of the body (mm, RAS+): mean x of what is denser than air.
-
-    Every fourth voxel along each axis is looked at: a few thousand are plenty for a mean.
+    Attributes:
+        voxels: how many.
+        air: how many of them lie below `AIR_HU`.
     """
-    body = np.argwhere(ct.voxels[::4, ::4, ::4] > AIR_HU)
-    if not len(body):
-        return float(ct.geometry.corners_mm()[:, 0].mean())
-    return float((4 * body.mean(axis=0)) @ ct.geometry.matrix[0, :3] + ct.geometry.matrix[0, 3])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.voxels = 0
+        self.air = 0
+        self._bytes_seen = np.zeros(256, np.bool_)
+
+    def add(self, piece: NDArray[Any]) -> None:
+        """Look at one-dimensional, non-empty `piece`."""
+        super().add(piece)
+        self.voxels += piece.size
+        self.air += int(np.count_nonzero(piece < AIR_HU))
+        if self.fits(np.uint8):
+            self._bytes_seen[piece.astype(np.uint8)] = True
+
+    def looks_like_labels(self) -> bool:
+        """Whether the values are those of a label: few distinct whole numbers from 0 to 255."""
+        return self.fits(np.uint8) and int(self._bytes_seen.sum()) <= MAX_LABEL_VALUES
+
+    def hounsfield_doubt(self) -> str | None:
+        """Why the values are not plausible Hounsfield units; None if they are."""
+        if self.air == self.voxels:
+            return f"every voxel lies below {AIR_HU}"
+        if self.air < MIN_AIR * self.voxels:
+            share, lowest = 100 * self.air / self.voxels, f"the lowest value is {self.low:g}"
+            return f"a CT has air, but {share:.2g} % lie below {AIR_HU}, {lowest}"
+        return None

@@ -156,7 +156,7 @@ def scheme_map(scheme: OrganScheme) -> LabelMap:
     )
 
 
-def nnunet_map(dataset_json: str, scheme: OrganScheme) -> LabelMap:
+def nnunet_map(dataset_json: str | bytes, scheme: OrganScheme) -> LabelMap:
     """The label names of an nnU-Net or Decathlon ``dataset.json``.
 
     Both forms are read: name → value, or → the list of values of a region ("kidney": [1, 2, 3]),
@@ -177,7 +177,7 @@ def nnunet_map(dataset_json: str, scheme: OrganScheme) -> LabelMap:
             if value and (structure := structure_of(name, scheme)) is not None
         }
         return LabelMap(labels=labels, others=frozenset(known - set(labels)))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InvalidInput(
             "dataset.json is not nnU-Net's",
             expected='{"labels": {"background": 0, "liver": 1, ...}}',

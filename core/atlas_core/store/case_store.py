@@ -243,11 +243,15 @@ class CaseStore:
         Returns:
             SHA-256 of the file's bytes, hex.
         """
-        target = self.ct_path(case_id)
         with self.incoming() as folder:
-            sha256 = write_volume(folder / target.name, ct.voxels, ct.geometry)
-            move_file(folder / target.name, target)
+            draft = folder / "ct.nii.gz"
+            sha256 = write_volume(draft, ct.voxels, ct.geometry)
+            self.take_ct(case_id, draft)
         return sha256
+
+    def take_ct(self, case_id: str, draft: Path) -> None:
+        """Move a complete CT out of an `incoming` folder to its place."""
+        move_file(draft, self.ct_path(case_id))
 
     def write_label(
         self, case_id: str, organ: str, source: LabelSource, mask: Volume
@@ -259,8 +263,15 @@ class CaseStore:
         with self.incoming() as folder:
             draft = folder / "label.nii.gz"
             sha256 = write_volume(draft, mask.voxels, mask.geometry)
-            target = self.label_path(case_id, organ, source, sha256)
-            move_file(draft, target)
+            return self.take_label(case_id, organ, source, draft, sha256)
+
+    def take_label(
+        self, case_id: str, organ: str, source: LabelSource, draft: Path, sha256: str
+    ) -> StoredLabel:
+        """Move a complete mask, whose bytes have this checksum, out of an `incoming` folder to its
+        place."""
+        target = self.label_path(case_id, organ, source, sha256)
+        move_file(draft, target)
         return StoredLabel(self.relative(target), sha256)
 
     def write_submission(self, case_id: str, organ: str, mask: Volume) -> StoredLabel:

@@ -7,6 +7,7 @@ simulated-annotator, so that the audit log and the provenance of every label sho
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,8 +33,8 @@ ACCOUNT: Final = "simulated-annotator"
 MINUTES_PER_ORGAN: Final = MINUTES_PER_CASE / len(ABDOMEN_ATLAS.names)
 """A case of all organs takes the paper's 15 minutes (§4.2); one with fewer takes less."""
 
-DIGEST_IN_ID: Final = 12
-"""A case's id ends with so many digits of the checksum of its CT."""
+CONTENT: Final = re.compile(r".+_([0-9a-f]{12,})")
+"""A case's id ends with the first digits of the checksum of its CT: 32, or 12 in old catalogs."""
 
 TIMEOUT_S: Final = 120.0
 
@@ -65,7 +66,11 @@ class AnnotatorPolicy:
 
 
 class PhantomLabels:
-    """True label maps of a folder of phantoms, found by the content of their CTs."""
+    """True label maps of a folder of phantoms, found by the content of their CTs.
+
+    Args:
+        maps: by the checksum of the CT, `content_sha256`.
+    """
 
     def __init__(self, maps: Mapping[str, Path]) -> None:
         self._maps = dict(maps)
@@ -78,7 +83,7 @@ class PhantomLabels:
             NotFound: no list, or no case with both.
         """
         maps = {
-            content_sha256(read_volume(case.ct))[:DIGEST_IN_ID]: case.combined
+            content_sha256(read_volume(case.ct)): case.combined
             for case in truth_files(folder)
             if case.ct is not None and case.combined is not None
         }
@@ -91,8 +96,11 @@ class PhantomLabels:
 
     def of_case(self, case_id: str) -> NDArray[np.uint8] | None:
         """Label ids of `organs.ABDOMEN_ATLAS` on the CT's grid, uint8 ``[i, j, k]``, or None."""
-        path = self._maps.get(case_id.rpartition("_")[2])
-        return None if path is None else np.asarray(read_label(path).voxels, np.uint8)
+        digits = CONTENT.fullmatch(case_id)
+        for content, path in self._maps.items():
+            if digits is not None and content.startswith(digits[1]):
+                return np.asarray(read_label(path).voxels, np.uint8)
+        return None
 
 
 class ReviewApi:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,18 @@ from atlas_core.errors import (
     UnsupportedVolume,
 )
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import read_header, read_label, read_volume, write_volume
+from atlas_core.imaging import (
+    ValueRange,
+    content_sha256,
+    content_sha256_of,
+    read_header,
+    read_label,
+    read_label_values,
+    read_pieces,
+    read_volume,
+    write_pieces,
+    write_volume,
+)
 from isal import igzip
 from numpy.typing import NDArray
 
@@ -138,6 +150,45 @@ def test_slope_and_intercept_are_applied(
         expected = expected * np.float32(slope) + intercept
     assert volume.voxels.dtype == read_as
     assert np.allclose(volume.voxels, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
+def test_pieces_of_any_size_are_the_volume(tmp_path: Path, dtype: str) -> None:
+    """Read in pieces, written in pieces, and hashed in pieces."""
+    path = stored(tmp_path, nifti(numbers(dtype)))
+    whole = read_volume(path)
+    values = ValueRange()
+    for size in (1, 7, 60, 1000):
+        pieces = [piece.copy() for piece in read_pieces(path, piece_voxels=size)]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole.voxels.ravel(order="F"))
+        for piece in pieces:
+            values.add(piece)
+        assert content_sha256_of(GEOMETRY, values.narrowest, pieces) == content_sha256(whole)
+        written = write_pieces(tmp_path / "pieces.nii.gz", pieces, GEOMETRY, dtype)
+        assert written == write_volume(tmp_path / "whole.nii.gz", whole.voxels, GEOMETRY)
+
+
+def test_fewer_or_more_voxels_than_the_grid_has_are_not_written(tmp_path: Path) -> None:
+    for count in (59, 61):
+        with pytest.raises(InvalidInput, match="incomplete"):
+            write_pieces(tmp_path / "v.nii.gz", [np.zeros(count, np.uint8)], GEOMETRY, np.uint8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_reading_never_ends_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nii")
+    (tmp_path / "zeros.nii").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.nii", tmp_path / "zeros.nii", tmp_path):
+        with pytest.raises(NotFound, match="not a regular file"):
+            read_volume(path)
+
+
+def test_a_label_of_noise_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 1 << 30, (128, 128, 16)).astype(np.int32)
+    write_volume(tmp_path / "noise.nii.gz", noise, VolumeGeometry.from_array(noise.shape, AFFINE))
+    for read in (read_label, read_label_values):
+        with pytest.raises(UnsupportedVolume, match="distinct values"):
+            read(tmp_path / "noise.nii.gz")
 
 
 def test_compression_is_detected_by_content_not_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -18,9 +19,9 @@ import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput, NotFound, Unavailable
-from atlas_core.imaging import read_volume
+from atlas_core.imaging import content_sha256, read_volume
 from atlas_core.importing import ImportSummary, import_folder
-from atlas_core.importing.importer import ImportProgress
+from atlas_core.importing.summary import ImportProgress
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset, LabelSource
 from atlas_core.store import CaseStore
@@ -112,10 +113,40 @@ def test_a_single_file(site: Site) -> None:
     (taken,) = summary.taken
     case = site.catalog.case(taken.case_id)
     assert (taken.source, case.source, case.dataset) == ("scan.nii.gz", "scan.nii.gz", "site")
-    assert case.id == f"site_{case.content_sha256[:12]}"
+    assert case.id == f"site_{case.content_sha256[:32]}"
     stored = read_volume(site.store.ct_path(case.id))
     np.testing.assert_array_equal(stored.voxels, ct_voxels())
     assert stored.geometry == case.geometry
+
+
+def test_cases_of_old_catalogs_keep_their_short_ids(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when their CT comes again, with another label, and when its file was lost."""
+    save(site.folder / "ct.nii.gz", ct_voxels())
+    with monkeypatch.context() as old:
+        old.setattr("atlas_core.importing.importer.ID_DIGITS", 12)
+        (taken,) = site.run().taken
+    assert len(taken.case_id) == len("site_") + 12
+    site.store.ct_path(taken.case_id).unlink()
+    save(site.folder / "segmentations" / "liver.nii.gz", blob((8, 8, 4)))
+    (present,) = site.run().present
+    assert (present.case_id, present.organs) == (taken.case_id, ("liver",))
+    assert site.store.ct_path(taken.case_id).is_file()
+
+
+def test_an_id_that_another_ct_has_is_refused_and_nothing_of_it_lost(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas_core.importing.importer.ID_DIGITS", 1)
+    for seed in range(17):
+        save(site.folder / f"{seed:02}.nii.gz", ct_voxels(seed))
+    summary = site.run(workers=1)
+    assert summary.refused
+    assert len(summary.taken) + len(summary.refused) == 17
+    assert all("belongs to another CT" in note.reason for note in summary.refused)
+    for case in site.catalog.cases():
+        assert content_sha256(read_volume(site.store.ct_path(case.id))) == case.content_sha256
 
 
 def test_a_folder_of_loose_files_compressed_or_not_at_any_depth(site: Site) -> None:
@@ -317,6 +348,37 @@ def test_the_preset_of_a_dataset_is_remembered(site: Site) -> None:
     save(site.folder / "segmentation-2.nii", blob((8, 8, 4)))
     (taken,) = site.run().taken
     assert taken.organs == ("liver",)
+
+
+def test_a_label_in_any_axis_order_is_turned_slab_by_slab(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the CT, too: in every pair of orders the label lies where it lay."""
+    monkeypatch.setattr("atlas_core.importing.original_labels.SLAB_VOXELS", 700)
+    orders = ["RAS", "LPS", "IPL", "ASR", "SLP", "PIR"]
+    label = np.random.default_rng(0).integers(0, 2, SHAPE).astype(np.uint8)
+    for number, (ct_order, order) in enumerate(itertools.product(orders, orders)):
+        case = site.folder / f"{number}"
+        save_in_order(case / "ct.nii.gz", ct_voxels(number), ct_order)
+        save_in_order(case / "segmentations" / "liver.nii.gz", label, order)
+    summary = site.run()
+    assert len(summary.taken) == 36
+    assert not (summary.refused or summary.warnings)
+    for case in site.catalog.cases():
+        (stored,) = site.catalog.labels(case.id, LabelSource.ORIGINAL)
+        mask = read_volume(site.store.path(stored.path))
+        assert mask.geometry == case.geometry
+        turned = mask.geometry.axis_map.to_canonical(mask.voxels)
+        np.testing.assert_array_equal(turned, label)
+
+
+def save_in_order(path: Path, voxels: NDArray[Any], order: str) -> None:
+    image = nib.Nifti1Image(voxels, AFFINE)
+    change = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(order)
+    )
+    turned = image.as_reoriented(change)
+    save(path, np.asarray(turned.dataobj), turned.affine)
 
 
 def test_a_mask_in_another_axis_order_is_turned(site: Site) -> None:
@@ -754,3 +816,10 @@ def test_a_registered_dataset_keeps_its_title(site: Site) -> None:
     save(site.folder / "a.nii.gz", ct_voxels())
     site.run()
     assert site.catalog.dataset("site").title == "Our site"
+
+
+def test_a_malformed_name_of_a_dataset_is_refused(site: Site) -> None:
+    save(site.folder / "ct.nii.gz", ct_voxels())
+    for name in ("", "a/b", "../x", "[red]", "x" * 64):
+        with pytest.raises(InvalidInput, match="name of a dataset"):
+            import_folder(site.folder, name, catalog=site.catalog, store=site.store)

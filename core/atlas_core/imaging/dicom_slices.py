@@ -1,0 +1,275 @@
+"""One DICOM file: what it says about its slice of a CT, and the slice's pixels.
+
+Only the tags that geometry and pixel values need are ever read; patient data is not even loaded,
+and no error names a file. A header may be damaged in any way: whatever pydicom throws at it becomes
+an error of ours, and what it warns about is not shown, as that quotes the header.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from openjpeg.utils import get_parameters
+from pydicom import Dataset, dcmread
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_file_meta_info
+from pydicom.pixels import pixel_array
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, RLELossless
+
+from atlas_core.errors import (
+    AtlasError,
+    CorruptFile,
+    LimitExceeded,
+    UnsupportedVolume,
+)
+from atlas_core.geometry import Float3
+from atlas_core.regular_files import open_regular
+
+warnings.filterwarnings("ignore", module=r"pydicom\b")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+MAX_FILE_BYTES = 1 << 26
+"""A slice of 2048×2048 has 8 MiB; a file of more than 64 MiB is no CT slice."""
+
+MAX_SLICE_PIXELS = 1 << 24
+"""4096×4096: detectors have at most a few thousand columns. A slice is decoded as a whole."""
+
+MAX_BITS = 32
+"""BitsStored, at most; CTs have 12 or 16."""
+
+MAX_FRAMES = 1 << 31
+"""What NumberOfFrames can say; more than one is refused with a reason of its own."""
+
+MAX_RLE_BYTES_PER_PIXEL = 8
+"""Of run lengths, at most: twice what 32 bits need."""
+
+RLE_HEADER_BYTES = 64
+
+_EXPORT_AGAIN = "export the series again with all its attributes"
+
+_TAGS = (
+    "SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
+    "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope",
+    "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DicomSlice:
+    """What one file says about its slice. Lengths in mm, coordinates in DICOM's LPS."""
+
+    file: Path
+    position: Float3
+    row: Float3
+    column: Float3
+    spacing: tuple[float, float]
+    size: tuple[int, int]
+    slope: float
+    intercept: float
+    stored_range: tuple[int, int]
+    syntax: UID
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        return np.cross(self.row, self.column)
+
+
+def read_tags(file: Path) -> Dataset:
+    """The few tags of `_TAGS`.
+
+    Raises:
+        NotFound: as `open_regular`.
+        LimitExceeded: too large to be a slice.
+        UnsupportedVolume: deflated as a whole, which would have to be inflated without a bound.
+        Exception: whatever pydicom raises on damaged headers.
+    """
+    with _opened(file) as stream:
+        syntax = read_file_meta_info(file).get("TransferSyntaxUID")
+        if syntax == DeflatedExplicitVRLittleEndian:
+            raise UnsupportedVolume("deflated DICOM is not read", remedy="inflate the series first")
+        return dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
+
+
+def _opened(file: Path) -> BufferedReader:
+    stream = open_regular(file)
+    size = os.fstat(stream.fileno()).st_size
+    if size > MAX_FILE_BYTES:
+        stream.close()
+        raise LimitExceeded(
+            "DICOM file is too large for a slice", expected=f"at most {MAX_FILE_BYTES} bytes",
+            got=size,
+        )  # fmt: skip
+    return stream
+
+
+def read_slice(file: Path) -> DicomSlice:
+    """What a file says about its slice.
+
+    Raises:
+        NotFound: as `open_regular`.
+        LimitExceeded: the file or the slice is too large.
+        UnsupportedVolume: no plain CT slice, or an attribute is missing or malformed.
+        CorruptFile: no readable DICOM file.
+    """
+    try:
+        return _slice(file, read_tags(file))
+    except AtlasError:
+        raise
+    except Exception as error:  # pydicom raises what it likes, and may quote the header
+        raise CorruptFile(
+            "not a readable DICOM file", got=type(error).__name__, remedy="copy the series again"
+        ) from None
+
+
+def _slice(file: Path, tags: Dataset) -> DicomSlice:
+    _require_ct(tags)
+    bits = _whole(tags, "BitsStored", 1, MAX_BITS)
+    signed = bool(_whole(tags, "PixelRepresentation", 0, 1))
+    low = -(1 << (bits - 1)) if signed else 0
+    orientation = _numbers(tags, "ImageOrientationPatient", 6)
+    x, y, z = _numbers(tags, "ImagePositionPatient", 3)
+    between_rows, between_columns = _numbers(tags, "PixelSpacing", 2)
+    size = (_whole(tags, "Columns", 1, 65535), _whole(tags, "Rows", 1, 65535))
+    if size[0] * size[1] > MAX_SLICE_PIXELS:
+        raise LimitExceeded(
+            "slice is too large",
+            expected=f"at most {MAX_SLICE_PIXELS} pixels",
+            got=f"{size[0]}×{size[1]}",
+        )
+    return DicomSlice(
+        file,
+        position=(x, y, z),
+        row=(orientation[0], orientation[1], orientation[2]),
+        column=(orientation[3], orientation[4], orientation[5]),
+        spacing=(between_columns, between_rows),
+        size=size,
+        slope=_numbers(tags, "RescaleSlope", 1)[0],
+        intercept=_numbers(tags, "RescaleIntercept", 1)[0],
+        stored_range=(low, low + (1 << bits) - 1),
+        syntax=UID(str(tags.file_meta.get("TransferSyntaxUID", ""))),
+    )
+
+
+def _require_ct(tags: Dataset) -> None:
+    """A plain CT slice: modality CT, one frame, one sample, Hounsfield units."""
+    modality = str(_value(tags, "Modality") or "")
+    if modality != "CT":
+        raise UnsupportedVolume("series is no CT", expected="modality CT", got=modality or "none")
+    if _value(tags, "NumberOfFrames") and _whole(tags, "NumberOfFrames", 1, MAX_FRAMES) > 1:
+        raise UnsupportedVolume(
+            "enhanced (multi-frame) CT is not read",
+            remedy="convert it to NIfTI or to single-frame CT first",
+        )
+    if _value(tags, "SamplesPerPixel") and _whole(tags, "SamplesPerPixel", 1, 4) != 1:
+        raise UnsupportedVolume("pixels are colours", expected="one sample a pixel")
+    unit = str(_value(tags, "RescaleType") or "HU")
+    if unit not in ("HU", "US"):  # US: unspecified, which older scanners write for HU
+        raise UnsupportedVolume("pixel values are no Hounsfield units", got=unit)
+
+
+def _value(tags: Dataset, keyword: str) -> Any:
+    """An attribute, or None; values are converted, and found malformed, when they are asked for."""
+    try:
+        return tags.get(keyword)
+    except Exception:  # see the module's docstring
+        raise UnsupportedVolume(f"{keyword} is malformed", remedy=_EXPORT_AGAIN) from None
+
+
+def _tag(tags: Dataset, keyword: str) -> Any:
+    value = _value(tags, keyword)
+    if value is None or value == "":
+        raise UnsupportedVolume(f"DICOM slice lacks {keyword}", remedy=_EXPORT_AGAIN)
+    return value
+
+
+def _whole(tags: Dataset, keyword: str, low: int, high: int) -> int:
+    """A whole number in [low, high]."""
+    (number,) = _numbers(tags, keyword, 1)
+    if not (number.is_integer() and low <= number <= high):
+        raise UnsupportedVolume(
+            f"{keyword} is malformed", expected=f"a whole number {low}..{high}", got=f"{number:g}"
+        )
+    return int(number)
+
+
+def _numbers(tags: Dataset, keyword: str, count: int) -> tuple[float, ...]:
+    """A finite numeric attribute of `count` values."""
+    value = _tag(tags, keyword)
+    try:
+        numbers = tuple(float(v) for v in ([value] if count == 1 else value))
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise UnsupportedVolume(f"{keyword} is malformed", expected=f"{count} finite numbers")
+    return numbers
+
+
+def read_pixels(one: DicomSlice) -> NDArray[Any]:
+    """Stored numbers of one slice, ``[row, column]``.
+
+    Raises:
+        UnsupportedVolume: no decoder for its compression.
+        CorruptFile: the pixel data is damaged, or has another size than the header says.
+    """
+    try:
+        with _opened(one.file) as stream:
+            if one.syntax in (*JPEG2000TransferSyntaxes, RLELossless):
+                _require_bounded(one, stream)
+                stream.seek(0)
+            stored: NDArray[Any] = pixel_array(stream, raw=True)
+    except AtlasError:
+        raise
+    except NotImplementedError:
+        raise UnsupportedVolume(
+            "no decoder for the compression of a slice", got=one.syntax.name
+        ) from None
+    # Decoders of third parties raise what they like on damaged data; what it says may name the
+    # file.
+    except Exception as error:
+        raise CorruptFile(
+            "pixel data of a slice cannot be decoded",
+            got=f"{one.syntax.name}: {type(error).__name__}",
+            remedy="copy the series again, or decompress it with another tool",
+        ) from None
+    columns, rows = one.size
+    if stored.shape != (rows, columns):
+        raise CorruptFile(
+            "pixel data of a slice has another size than its header",
+            expected=(rows, columns),
+            got=stored.shape,
+        )
+    return stored
+
+
+def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:
+    """Compressed pixels may need no more memory than the header's size: decoders check it last.
+
+    Raises:
+        CorruptFile: a JPEG 2000 image of another size, or more run lengths than pixels need.
+    """
+    pixels = one.size[0] * one.size[1]
+    frame = get_frame(dcmread(stream, specific_tags=["PixelData"]).PixelData, 0, number_of_frames=1)
+    if one.syntax == RLELossless:
+        if len(frame) > MAX_RLE_BYTES_PER_PIXEL * pixels + RLE_HEADER_BYTES:
+            raise CorruptFile(
+                "pixel data of a slice is too long",
+                expected=f"{pixels} pixels",
+                got=f"{len(frame)} bytes",
+            )
+        return
+    image = get_parameters(frame)
+    found = (image["columns"], image["rows"], image["samples_per_pixel"])
+    if found != (*one.size, 1):
+        raise CorruptFile(
+            "pixel data of a slice has another size than its header",
+            expected=(*one.size, 1),
+            got=found,
+        )

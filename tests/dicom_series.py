@@ -1,0 +1,54 @@
+"""DICOM series of a few small slices, as a scanner writes them or as nobody should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+ROWS, COLUMNS, SLICES = 6, 5, 4
+SERIES = generate_uid()
+Change = Callable[[Dataset, int], None]
+
+
+def stored(k: int) -> np.ndarray:
+    """Stored numbers of slice k, ``[row, column]``: distinct everywhere."""
+    rows, columns = np.meshgrid(np.arange(ROWS), np.arange(COLUMNS), indexing="ij")
+    return (columns + 10 * rows + 100 * k).astype(np.int16)
+
+
+def write_series(
+    folder: Path, change: Change = lambda dataset, k: None, slices: int = SLICES
+) -> list[Path]:
+    """A CT series with gaps of 2.5 mm, in shuffled file order.
+
+    Args:
+        change: called with each data set and the number of its slice before it is saved.
+    """
+    folder.mkdir(exist_ok=True)
+    files = []
+    for k in range(slices):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+        dataset.PatientName, dataset.SeriesInstanceUID = "Somebody^Secret", SERIES
+        dataset.Modality, dataset.SliceThickness = "CT", 3.0
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit, dataset.PixelRepresentation = 15, 1
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        dataset.ImagePositionPatient = [-20.0, -30.0, 100.0 + 2.5 * k]
+        dataset.PixelSpacing = [0.7, 0.8]  # between rows, between columns
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+        dataset.PixelData = stored(k).tobytes()
+        change(dataset, k)
+        files.append(folder / f"{(k * 7) % 11:02d}.dcm")
+        dataset.save_as(files[-1], enforce_file_format=True)
+    return files
