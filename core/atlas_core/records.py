@@ -101,6 +101,16 @@ class OrganScore(FrozenModel):
     attention_voxels: float = Field(ge=0, description="Sum over the stored attention map.")
     attention_ml: float = Field(ge=0)
     pseudo_label_ml: float = Field(ge=0)
+    disagreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="1 − mean pairwise Dice of the models' masks (p > 0.5); of one model: 1 − the "
+        "Dice that it expects. None: scored by a version that did not count it.",
+    )
+    expected_ml: float | None = Field(
+        default=None, ge=0, description="Sum of the mean soft prediction; None as above."
+    )
 
 
 class Score(FrozenModel):
@@ -124,10 +134,12 @@ class RankBy(StrEnum):
     Attributes:
         SIZE: attention size, the paper's (§3.2 ④).
         RELATIVE: attention of an organ against the organ's own volume, averaged over organs.
+        DISAGREEMENT: 1 − pairwise Dice of the models, averaged over organs.
     """
 
     SIZE = "size"
     RELATIVE = "relative"
+    DISAGREEMENT = "disagreement"
 
 
 class RankedCase(FrozenModel):
@@ -140,6 +152,11 @@ class RankedCase(FrozenModel):
     attention_ml: float
     relative_attention: float = Field(
         description="Mean over the organs that count of attention / pseudo label, both in ml."
+    )
+    disagreement: float | None = Field(
+        default=None,
+        description="Mean over the organs that count and are not empty of 1 − the models' pairwise "
+        "Dice; None where the score does not have it.",
     )
     organs: tuple[OrganScore, ...] = Field(description="Organs that count, largest first.")
     left_out: tuple[OrganName, ...] = Field(

@@ -85,6 +85,9 @@ class OrganResult:
         attention_voxels: sum of the attention map over the CT's grid (reading ``paper``), or number
             of attended voxels (``released``).
         attention_ml: the same times the volume of a voxel.
+        disagreement: 1 − mean pairwise Dice of the models' masks (p > 0.5), 0..1; of one model 1 −
+            the Dice that it expects; None in results that an older version stored.
+        expected_ml: sum of the mean soft prediction in ml; None as above.
     """
 
     organ: str
@@ -92,6 +95,8 @@ class OrganResult:
     attention_ml: float
     pseudo_label_voxels: int
     pseudo_label_ml: float
+    disagreement: float | None = None
+    expected_ml: float | None = None
 
 
 @dataclass(frozen=True)
@@ -262,6 +267,8 @@ def case_result(result: pb.CaseResult) -> CaseResult:
                 attention_ml=organ.attention_ml,
                 pseudo_label_voxels=organ.pseudo_label_voxels,
                 pseudo_label_ml=organ.pseudo_label_ml,
+                disagreement=organ.disagreement if organ.HasField("disagreement") else None,
+                expected_ml=organ.expected_ml if organ.HasField("expected_ml") else None,
             )
             for organ in result.organs
         ),

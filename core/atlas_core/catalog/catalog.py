@@ -38,6 +38,8 @@ _SIZES: Final = (
     t.organ_scores.c.attention_voxels,
     t.organ_scores.c.attention_ml,
     t.organ_scores.c.pseudo_label_ml,
+    t.organ_scores.c.disagreement,
+    t.organ_scores.c.expected_ml,
 )
 
 
@@ -315,6 +317,9 @@ class Catalog(Database):
             ensemble: that scored the cases; None: that of the newest score.
             dataset: only its cases; None: all.
             by: what the list is sorted by.
+
+        Raises:
+            Conflict: by disagreement, and some of the scores do not have it; see `ranking.rank`.
         """
         with self.transaction(write=False) as connection:
             if ensemble is None:
@@ -442,10 +447,15 @@ def _latest_ensemble(connection: Connection, reading: Reading, dataset: str | No
 
 def _organ_score(row: Sequence[Any]) -> OrganScore:
     """A score out of the columns `_SIZES`."""
-    organ, voxels, ml, pseudo_ml = row
+    organ, voxels, ml, pseudo_ml, disagreement, expected_ml = row
     # Not validated again: it was when it went in, and a ranking reads 76,000 of them.
     return OrganScore.model_construct(
-        organ=organ, attention_voxels=voxels, attention_ml=ml, pseudo_label_ml=pseudo_ml
+        organ=organ,
+        attention_voxels=voxels,
+        attention_ml=ml,
+        pseudo_label_ml=pseudo_ml,
+        disagreement=disagreement,
+        expected_ml=expected_ml,
     )
 
 

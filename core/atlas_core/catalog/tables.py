@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0007"
+REVISION = "0008"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -158,6 +158,9 @@ organ_scores = Table(
     Column("attention_voxels", Float(53), nullable=False),
     Column("attention_ml", Float(53), nullable=False),
     Column("pseudo_label_ml", Float(53), nullable=False),
+    # Empty in scores of versions that did not count it (before revision 0008).
+    Column("disagreement", Float(53)),
+    Column("expected_ml", Float(53)),
     ForeignKeyConstraint(
         ["case_id", "reading", "ensemble"],
         ["scores.case_id", "scores.reading", "scores.ensemble"],

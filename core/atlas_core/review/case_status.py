@@ -174,7 +174,14 @@ def _organ_sizes(
 ) -> tuple[OrganScore, ...]:
     o = t.organ_scores.c
     query = (
-        sa.select(o.organ, o.attention_voxels, o.attention_ml, o.pseudo_label_ml)
+        sa.select(
+            o.organ,
+            o.attention_voxels,
+            o.attention_ml,
+            o.pseudo_label_ml,
+            o.disagreement,
+            o.expected_ml,
+        )
         .where(o.case_id == case_id, o.reading == reading, o.ensemble == ensemble)
         .order_by(o.attention_ml.desc(), o.organ)
     )

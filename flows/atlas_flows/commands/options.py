@@ -19,7 +19,7 @@ class ReadingName(StrEnum):
     RELEASED = "released"
 
 
-RankByName = Literal["size", "relative"]
+RankByName = Literal["size", "relative", "disagreement"]
 """As `atlas_core.records.RankBy`."""
 
 TOP_SHARE = 0.05

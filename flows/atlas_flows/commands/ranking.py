@@ -24,7 +24,8 @@ ByOption = Annotated[
     typer.Option(
         "--by",
         help="size: attention size, the paper's. relative: attention of each organ against its own "
-        "volume, averaged; large patients do not come first.",
+        "volume, averaged; large patients do not come first. disagreement: how much the models' "
+        "masks differ (1 − pairwise Dice), averaged over organs.",
     ),
 ]
 
@@ -78,7 +79,7 @@ def ranking(
         print_table(
             f"Priority list: {len(shown)} of {len(cases)} cases, reading {reading.value}",
             priority_list.as_rows(shown),
-            numbers=("rank", "attention (ml)", "relative"),
+            numbers=("rank", "attention (ml)", "relative", "disagreement"),
         )
 
 

@@ -175,6 +175,7 @@ def _error(true_case: TruthFiles, case: Case, ranked: RankedCase, pseudo: Path) 
         kind=true_case.kind,
         attention_ml=ranked.attention_ml,
         relative_attention=ranked.relative_attention,
+        disagreement=ranked.disagreement,
         dice=dice_by_organ(predicted.voxels, truth, {organ.name: organ.label for organ in scheme}),
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from atlas_core.errors import InvalidInput
+from atlas_core.errors import Conflict, InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.overlap import dice
 from atlas_core.records import RankBy
@@ -39,6 +39,7 @@ class CaseError(FrozenModel):
     kind: str = Field(description="'ordinary', or how the case is hard.")
     attention_ml: float
     relative_attention: float
+    disagreement: float | None = Field(default=None, description="See `RankedCase`.")
     dice: dict[str, float] = Field(description="Per organ that is in the truth or the prediction.")
 
     @property
@@ -51,8 +52,22 @@ class CaseError(FrozenModel):
         return self.kind != ORDINARY
 
     def attention(self, by: RankBy) -> float:
-        """What the list is sorted by."""
-        return self.attention_ml if by is RankBy.SIZE else self.relative_attention
+        """What the list is sorted by.
+
+        Raises:
+            Conflict: by disagreement, which the case's score does not have.
+        """
+        if by is RankBy.SIZE:
+            return self.attention_ml
+        if by is RankBy.RELATIVE:
+            return self.relative_attention
+        if self.disagreement is None:
+            raise Conflict(
+                "the case was scored by a version that did not count disagreement",
+                case=self.case_id,
+                remedy="score it anew (`atlasloop score --force`)",
+            )
+        return self.disagreement
 
 
 ORDINARY = "ordinary"
@@ -152,6 +167,7 @@ def evaluate_ranking(cases: Iterable[CaseError], by: RankBy = RankBy.SIZE) -> Ra
                 "kind": case.kind,
                 "attention_ml": case.attention_ml,
                 "relative_attention": case.relative_attention,
+                "disagreement": case.disagreement,
                 "error": case.error,
                 "dice": case.dice,
             }

@@ -330,6 +330,8 @@ def score_of(result: CaseResult) -> Score:
                 attention_voxels=organ.attention_voxels,
                 attention_ml=organ.attention_ml,
                 pseudo_label_ml=organ.pseudo_label_ml,
+                disagreement=organ.disagreement,
+                expected_ml=organ.expected_ml,
             )
             for organ in result.organs
         ),

@@ -40,6 +40,7 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["rank", "case", "dataset", "attention_voxels", "attention_ml", "relative_attention"]
+        + ["disagreement"]
         + [f"{organ}_ml" for organ in organs]
         + ["left_out"]
     )
@@ -53,6 +54,7 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
                 f"{case.attention_voxels:.3f}",
                 f"{case.attention_ml:.3f}",
                 f"{case.relative_attention:.4f}",
+                "" if case.disagreement is None else f"{case.disagreement:.4f}",
                 *(sizes.get(organ, "") for organ in organs),
                 " ".join(case.left_out),
             ]
@@ -69,6 +71,7 @@ def as_rows(cases: Sequence[RankedCase]) -> list[dict[str, str]]:
             "dataset": case.dataset,
             "attention (ml)": f"{case.attention_ml:.1f}",
             "relative": f"{case.relative_attention:.2f}",
+            "disagreement": "–" if case.disagreement is None else f"{case.disagreement:.3f}",
             "mostly in": ", ".join(_share(score) for score in case.organs[:3]) or "–",
             "left out": ", ".join(case.left_out) or "–",
         }
@@ -88,11 +91,13 @@ def _as_dict(case: RankedCase) -> dict[str, Any]:
         "attention_voxels": case.attention_voxels,
         "attention_ml": case.attention_ml,
         "relative_attention": case.relative_attention,
+        "disagreement": case.disagreement,
         "organs": {
             score.organ: {
                 "attention_voxels": score.attention_voxels,
                 "attention_ml": score.attention_ml,
                 "pseudo_label_ml": score.pseudo_label_ml,
+                "disagreement": score.disagreement,
             }
             for score in case.organs
         },

@@ -1,3 +1,4 @@
+from .agreement import Counts, disagreement, mean_probability_sum, no_counts
 from .compute import Compute, CpuCompute, DeviceName, WindowBlender, open_compute
 from .fused import MAX_MODELS, MAX_ORGANS, Fused, entropy_terms
 from .fusion import fuse, open_fuser
@@ -29,6 +30,7 @@ __all__ = [
     "UNIT",
     "Box",
     "Compute",
+    "Counts",
     "CpuCompute",
     "DeviceName",
     "Fused",
@@ -39,8 +41,11 @@ __all__ = [
     "WindowPlan",
     "Zyx",
     "available_threads",
+    "disagreement",
     "entropy_terms",
     "fuse",
+    "mean_probability_sum",
+    "no_counts",
     "open_compute",
     "open_fuser",
     "parallel_for",

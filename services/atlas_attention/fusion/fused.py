@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 from atlas_core.errors import InvalidInput, LimitExceeded
 from numpy.typing import NDArray
 
+from atlas_attention.fusion.agreement import Counts, no_counts
 from atlas_attention.fusion.kernels import TILE, UNIT, fuse_tiles, mark_tiles
 from atlas_attention.fusion.threads import Threads, parallel_for
 
@@ -189,6 +191,7 @@ def fuse_block(
     gates: NDArray[np.uint8] | None = None,
     *,
     out: Fused | None = None,
+    counts: Counts | None = None,
     threads: Threads = None,
 ) -> Fused:
     """Eq. 1–4 over one block of voxels, in either reading.
@@ -202,6 +205,7 @@ def fuse_block(
             attention.
         out: memory for the result, with any content; None: new memory. With gates, their array is
             used instead of its attention.
+        counts: of the whole volume; those of this block are added.
         threads: see `threads.Threads`.
 
     Raises:
@@ -223,9 +227,14 @@ def fuse_block(
     flat = (attention.reshape(organs, -1), mean.reshape(organs, -1), label.reshape(-1))
     tables = fusion_tables(models)
     gated = gates is not None
+    counts = no_counts(models, organs) if counts is None else counts
+    adding = threading.Lock()
 
     def kernel(first: int, last: int) -> None:
-        fuse_tiles(planes, gated, written, tables, first, last, *flat)
+        here = np.zeros_like(counts)
+        fuse_tiles(planes, gated, written, tables, first, last, *flat, here)
+        with adding:
+            np.add(counts, here, out=counts)
 
     parallel_for(kernel, len(written), threads)
     return out

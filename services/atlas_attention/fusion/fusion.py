@@ -24,7 +24,14 @@ from typing import Protocol
 
 from atlas_core.records import Reading
 
-from atlas_attention.fusion.fused import Fused, SoftPredictions, fuse_block, require_same_width
+from atlas_attention.fusion.agreement import Counts, no_counts
+from atlas_attention.fusion.fused import (
+    Fused,
+    SoftPredictions,
+    fuse_block,
+    require_form,
+    require_same_width,
+)
 from atlas_attention.fusion.released import ReleasedFuser, fuse_released
 from atlas_attention.fusion.threads import Threads
 
@@ -44,6 +51,10 @@ class Fuser(Protocol):
     def finish(self) -> Fused:
         """The slices that remain (none, in reading `paper`)."""
 
+    @property
+    def counts(self) -> Counts:
+        """Of the whole volume, once finished; of no organ before the first slab."""
+
 
 class PaperFuser:
     """Reading `paper` needs no neighbouring slices: every slab is final at once."""
@@ -51,11 +62,15 @@ class PaperFuser:
     def __init__(self, *, threads: Threads = None) -> None:
         self._threads = threads
         self._first: SoftPredictions | None = None
+        self.counts = no_counts(1, 0)
 
     def push(self, soft: SoftPredictions) -> Fused:
         """See `Fuser.push`."""
         require_same_width(self._first, soft)
-        fused = fuse_block(soft, threads=self._threads)
+        require_form(soft)
+        if self._first is None:
+            self.counts = no_counts(*soft.shape[:2])
+        fused = fuse_block(soft, counts=self.counts, threads=self._threads)
         self._first = soft[:, :, :0]
         return fused
 
@@ -83,6 +98,7 @@ def fuse(
     reading: Reading = Reading.PAPER,
     *,
     out: Fused | None = None,
+    counts: Counts | None = None,
     threads: Threads = None,
 ) -> Fused:
     """Attention, mean and pseudo label of a whole volume.
@@ -92,6 +108,7 @@ def fuse(
         reading: how soft predictions become attention.
         out: memory for the result: what an earlier call returned, with any content; None: new
             memory. A system takes longer to provide a gigabyte of fresh memory than fusing does.
+        counts: from `agreement.no_counts`; those of this volume are added.
         threads: see `threads.Threads`.
 
     Raises:
@@ -104,5 +121,5 @@ def fuse(
     ([0, 68, 0], [1, 0, 0])
     """
     if reading is Reading.PAPER:
-        return fuse_block(soft, out=out, threads=threads)
-    return fuse_released(soft, out=out, threads=threads)
+        return fuse_block(soft, out=out, counts=counts, threads=threads)
+    return fuse_released(soft, out=out, counts=counts, threads=threads)

@@ -45,6 +45,11 @@ WORDS = 64
 """Words of eight bytes that are checked for zero together."""
 
 
+COUNTED_WORDS = 32
+"""Words of eight bytes whose bytes are counted together: 3 models · 2 · 255 · 32 fits 16 bits,
+and loops of a power of two leave no rest for slower code."""
+
+
 KEEP_INCONSISTENCY = 1
 KEEP_UNCERTAINTY = 2
 """Bits of a gate byte (reading `released`): which terms of Eq. 4 a voxel keeps."""
@@ -148,11 +153,12 @@ def _clear(attention, mean, organ, start, stop, gated):  # type: ignore[no-untyp
 
 @njit(cache=True, nogil=True)
 def fuse_tiles(  # type: ignore[no-untyped-def]
-    planes, gated, written, tables, first, last, attention, mean, label
+    planes, gated, written, tables, first, last, attention, mean, label, counts
 ):
     """Tiles ``[first, last)`` of `planes` ``[model, organ, voxel]``.
 
-    Outputs whose `written` ``[tile, organ]`` is False are zero, and are not written again.
+    Outputs whose `written` ``[tile, organ]`` is False are zero, and are not written again. To
+    `counts` ``[organ, k]`` is added what `agreement.Counts` says.
     """
     _, organs, voxels = planes.shape
     in_tile = np.empty(organs, np.int64)
@@ -191,6 +197,7 @@ def fuse_tiles(  # type: ignore[no-untyped-def]
             )  # fmt: skip
         for c in in_tile[:count]:
             written[tile, c] = True
+            _count(planes, c, tile_start, tile_stop, counts[c])
 
 
 @njit(cache=True, nogil=True)
@@ -252,6 +259,108 @@ def _fuse_run(  # type: ignore[no-untyped-def]
         _write_attention(
             scratch[5][k, :length], scratch[6][k, :length], claims, attention[met[k], start:stop]
         )
+
+
+@njit(cache=True, nogil=True)
+def _count(planes, organ, start, stop, counts):  # type: ignore[no-untyped-def]
+    """Adds voxels ``[start, stop)`` to the `counts` ``[k]`` of one organ; see `agreement.Counts`.
+
+    Eight bytes at a time: p > 0.5 is the highest bit of a byte. The parts of a word are added up
+    before they overflow: `COUNTED_WORDS` ones fit 8 bits, and as many pairs of bytes 16.
+    """
+    models = planes.shape[0]
+    whole = start + (stop - start) // 8 * 8
+    if models == 3:  # the usual ensemble in one pass
+        a = planes[0, organ, start:whole].view(np.uint64)
+        b = planes[1, organ, start:whole].view(np.uint64)
+        c = planes[2, organ, start:whole].view(np.uint64)
+        _count_three(a, b, c, counts)
+    else:
+        at = models
+        for n in range(models):
+            a = planes[n, organ, start:whole].view(np.uint64)
+            counts[-1] += _sum_above(a, a, counts[n : n + 1])
+            for m in range(n + 1, models):
+                b = planes[m, organ, start:whole].view(np.uint64)
+                _sum_above(a, b, counts[at : at + 1])
+                at += 1
+    for i in range(whole, stop):
+        at = models
+        for n in range(models):
+            v = planes[n, organ, i]
+            counts[n] += v >> 7
+            counts[-1] += v
+            for m in range(n + 1, models):
+                counts[at] += (v & planes[m, organ, i]) >> 7
+                at += 1
+    if models == 1:
+        row = planes[0, organ, start:stop]
+        within = np.uint32(0)
+        for i in range(row.size):
+            within += np.uint32(row[i]) if row[i] >= HALF_BYTE else np.uint32(0)
+        counts[1] += within
+
+
+@njit(cache=True, nogil=True)
+def _sum_above(a, b, above):  # type: ignore[no-untyped-def]
+    """Adds to `above` ``[1]`` in how many bytes of the words `a` and `b` both exceed one half;
+    returns the sum of the bytes of `a`."""
+    ones = np.uint64(0x0101010101010101)
+    even = np.uint64(0x00FF00FF00FF00FF)
+    total = np.int64(0)
+    for block in range(0, a.size, COUNTED_WORDS):
+        both = np.uint64(0)
+        sums = np.uint64(0)
+        for i in range(block, min(block + COUNTED_WORDS, a.size)):
+            both += ((a[i] & b[i]) >> np.uint64(7)) & ones
+            sums += (a[i] & even) + ((a[i] >> np.uint64(8)) & even)
+        above[0] += _add_bytes(both)
+        total += _add_shorts(sums)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _count_three(a, b, c, counts):  # type: ignore[no-untyped-def]
+    """The words of three models."""
+    ones = np.uint64(0x0101010101010101)
+    even = np.uint64(0x00FF00FF00FF00FF)
+    for block in range(0, a.size, COUNTED_WORDS):
+        in_a = in_b = in_c = in_ab = in_ac = in_bc = sums = np.uint64(0)
+        for i in range(block, min(block + COUNTED_WORDS, a.size)):
+            x = (a[i] >> np.uint64(7)) & ones
+            y = (b[i] >> np.uint64(7)) & ones
+            z = (c[i] >> np.uint64(7)) & ones
+            in_a += x
+            in_b += y
+            in_c += z
+            in_ab += x & y
+            in_ac += x & z
+            in_bc += y & z
+            sums += (a[i] & even) + ((a[i] >> np.uint64(8)) & even)
+            sums += (b[i] & even) + ((b[i] >> np.uint64(8)) & even)
+            sums += (c[i] & even) + ((c[i] >> np.uint64(8)) & even)
+        counts[0] += _add_bytes(in_a)
+        counts[1] += _add_bytes(in_b)
+        counts[2] += _add_bytes(in_c)
+        counts[3] += _add_bytes(in_ab)
+        counts[4] += _add_bytes(in_ac)
+        counts[5] += _add_bytes(in_bc)
+        counts[6] += _add_shorts(sums)
+
+
+@njit(cache=True, nogil=True)
+def _add_bytes(lanes):  # type: ignore[no-untyped-def]
+    """Sum of the eight bytes of a word."""
+    even = np.uint64(0x00FF00FF00FF00FF)
+    return _add_shorts((lanes & even) + ((lanes >> np.uint64(8)) & even))
+
+
+@njit(cache=True, nogil=True)
+def _add_shorts(lanes):  # type: ignore[no-untyped-def]
+    """Sum of the four 16-bit numbers of a word."""
+    even = np.uint64(0x0000FFFF0000FFFF)
+    lanes = (lanes & even) + ((lanes >> np.uint64(16)) & even)
+    return np.int64(lanes & np.uint64(0xFFFFFFFF)) + np.int64(lanes >> np.uint64(32))
 
 
 @njit(cache=True, nogil=True)

@@ -27,6 +27,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from atlas_attention.fusion.agreement import Counts, no_counts
 from atlas_attention.fusion.fused import (
     Fused,
     SoftPredictions,
@@ -59,6 +60,7 @@ class ReleasedFuser:
         self._soft: SoftPredictions | None = None  # slices that have not been returned yet
         self._gates: NDArray[np.uint8] | None = None  # from HALO slices before, not opened yet
         self._before = 0  # of those gates, slices that have been returned already
+        self.counts = no_counts(1, 0)
 
     def push(self, soft: SoftPredictions) -> Fused:
         """See `fusion.Fuser.push`."""
@@ -66,6 +68,7 @@ class ReleasedFuser:
         gates = mark_candidates(require_soft(soft), self._threads)
         if self._soft is None or self._gates is None:
             self._soft, self._gates = soft, gates
+            self.counts = no_counts(*soft.shape[:2])
         else:
             self._soft = np.concatenate([self._soft, soft], axis=2)
             self._gates = np.concatenate([self._gates, gates], axis=1)
@@ -86,6 +89,7 @@ class ReleasedFuser:
         fused = fuse_block(
             self._soft[:, :, :count],
             np.ascontiguousarray(opened[:, self._before : done]),
+            counts=self.counts,
             threads=self._threads,
         )
         keep = max(0, done - HALO)
@@ -96,13 +100,18 @@ class ReleasedFuser:
 
 
 def fuse_released(
-    soft: SoftPredictions, *, out: Fused | None = None, threads: Threads = None
+    soft: SoftPredictions,
+    *,
+    out: Fused | None = None,
+    counts: Counts | None = None,
+    threads: Threads = None,
 ) -> Fused:
     """Attention, mean and pseudo label of a whole volume; needs little memory beyond its result.
 
     Args:
         soft: uint8 ``[model, organ, z, y, x]``, p = v / 255.
         out: memory for the result, with any content; None: new memory.
+        counts: see `fused.fuse_block`.
         threads: see `threads.Threads`.
 
     Raises:
@@ -111,7 +120,7 @@ def fuse_released(
     soft = require_soft(soft)
     gates = mark_terms(soft, MIN_INCONSISTENCY, MIN_UNCERTAINTY, out=out, threads=threads)
     open_gates(gates, threads)
-    return fuse_block(soft, gates, out=out, threads=threads)
+    return fuse_block(soft, gates, out=out, counts=counts, threads=threads)
 
 
 def mark_candidates(soft: SoftPredictions, threads: Threads = None) -> NDArray[np.uint8]:

@@ -35,6 +35,8 @@ from atlas_attention.fusion import (
     WindowBlender,
     WindowPlan,
     available_threads,
+    disagreement,
+    mean_probability_sum,
 )
 from atlas_attention.scoring.body_box import body_box, on_grid
 from atlas_attention.scoring.model_grid import CtSource, ModelGridReader, extract_window, to_zyx
@@ -82,7 +84,8 @@ class AttentionSummary:
     Attributes:
         organs: attention size and pseudo label volume of every attention channel, in order. The
             size is the sum of attention over the CT's voxels (reading `paper`), or the number of
-            voxels with any (reading `released`).
+            voxels with any (reading `released`). Disagreement and expected volume are counted on
+            the models' grid.
         windows: windows predicted, of all models together.
         windows_air: windows skipped because they hold nothing but air, of all models together.
         predict_s: seconds spent waiting for the models.
@@ -228,6 +231,7 @@ class AttentionRun(Iterator[GridSlab]):
         grid = source.canonical.resampled(specs[0].spacing_mm)
         native = to_zyx(source.canonical.shape)
         self._grid = to_zyx(grid.shape)
+        self._grid_voxel_ml = grid.voxel_ml
         self._overlap = overlap
         self._source = source
         self._specs = specs
@@ -281,6 +285,8 @@ class AttentionRun(Iterator[GridSlab]):
             raise RuntimeError("the summary is known once every slab was taken")
         geometry = self._source.geometry
         paper = self._reading is Reading.PAPER
+        models, counts = len(self._specs), self._fuser.counts
+        disagreements, expected = disagreement(counts, models), mean_probability_sum(counts, models)
         organs = []
         for channel in self._channels:
             voxels = (
@@ -294,6 +300,8 @@ class AttentionRun(Iterator[GridSlab]):
                     attention_voxels=voxels,
                     attention_ml=voxels * geometry.voxel_ml,
                     pseudo_label_ml=float(self._native.labelled[channel]) * geometry.voxel_ml,
+                    disagreement=float(disagreements[channel]),
+                    expected_ml=float(expected[channel]) * self._grid_voxel_ml,
                 )
             )
         return AttentionSummary(

@@ -232,6 +232,8 @@ def _organ_message(organ: OrganSize) -> pb.OrganResult:
         attention_ml=organ.attention_ml,
         pseudo_label_ml=organ.pseudo_label_ml,
         pseudo_label_voxels=organ.pseudo_label_voxels,
+        disagreement=organ.disagreement,
+        expected_ml=organ.expected_ml,
     )
 
 

@@ -15,7 +15,13 @@ from atlasloop.attention.v1 import attention_pb2 as pb
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from atlas_attention.fusion import ATTENTION_SCALE, Fused, open_fuser
+from atlas_attention.fusion import (
+    ATTENTION_SCALE,
+    Fused,
+    disagreement,
+    mean_probability_sum,
+    open_fuser,
+)
 from atlas_attention.scoring import GridSlab, OrganSize
 from atlas_attention.server.messages import (
     fusion_labels,
@@ -155,6 +161,8 @@ class SoftFusion:
         """Attention size and pseudo label of every organ, once all slabs have been fused."""
         voxel_ml = self._grid.geometry.voxel_ml
         sizes = []
+        disagreements = disagreement(self._fuser.counts, self._grid.models)
+        expected = mean_probability_sum(self._fuser.counts, self._grid.models)
         for channel, (organ, label) in enumerate(
             zip(self._grid.organs, self._grid.labels, strict=True)
         ):
@@ -172,6 +180,8 @@ class SoftFusion:
                     attention_ml=voxels * voxel_ml,
                     pseudo_label_voxels=labelled,
                     pseudo_label_ml=labelled * voxel_ml,
+                    disagreement=float(disagreements[channel]),
+                    expected_ml=float(expected[channel]) * voxel_ml,
                 )
             )
         return tuple(sizes)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
-from atlas_core.ranking import CaseSizes, rank
+import pytest
+from atlas_core.errors import Conflict
+from atlas_core.ranking import EMPTY_ML, CaseSizes, rank
 from atlas_core.records import OrganScore, RankBy
 
 
@@ -94,3 +96,39 @@ def test_relative_attention_does_not_depend_on_the_size_of_the_patient() -> None
 def test_an_organ_that_no_model_found_counts_by_its_attention() -> None:
     (row,) = rank([CaseSizes("a", "d", (organ("gall_bladder", 4.0, 0.0),))], RankBy.RELATIVE)
     assert row.relative_attention == 4.0
+
+
+def differs(name: str, disagreement: float, *, ml: float = 100.0) -> OrganScore:
+    return OrganScore(
+        organ=name,
+        attention_voxels=0,
+        attention_ml=0,
+        pseudo_label_ml=ml,
+        disagreement=disagreement,
+        expected_ml=ml,
+    )
+
+
+def test_disagreement_puts_first_what_the_models_see_differently() -> None:
+    agreed = CaseSizes("agreed", "d", (differs("liver", 0.1), differs("spleen", 0.1)))
+    apart = CaseSizes("apart", "d", (differs("liver", 0.1), differs("spleen", 0.9)))
+    rows = rank([agreed, apart], RankBy.DISAGREEMENT)
+    assert [(row.case_id, row.disagreement) for row in rows] == [("apart", 0.5), ("agreed", 0.1)]
+
+
+def test_disagreement_counts_neither_original_labels_nor_organs_that_nobody_sees() -> None:
+    organs = (
+        differs("liver", 0.9),
+        differs("spleen", 0.2),
+        differs("gall_bladder", 0.0, ml=EMPTY_ML / 2),
+    )
+    (row,) = rank([CaseSizes("a", "d", organs, {"liver"})], RankBy.DISAGREEMENT)
+    assert row.disagreement == 0.2
+
+
+def test_scores_without_disagreement_are_not_mixed_in() -> None:
+    old = CaseSizes("old", "d", sizes(liver=1.0))
+    new = CaseSizes("new", "d", (differs("liver", 0.5),))
+    with pytest.raises(Conflict, match="1 cases were scored by a version"):
+        rank([old, new], RankBy.DISAGREEMENT)
+    assert [row.disagreement for row in rank([old, new])] == [None, 0.5]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 from atlas_core.records import Reading
 
+from atlas_attention.fusion.agreement import Counts, no_counts
 from atlas_attention.fusion.fused import (
     Fused,
     fusion_tables,
@@ -13,6 +16,7 @@ from atlas_attention.fusion.fused import (
     require_same_width,
 )
 from atlas_attention.fusion.gpu.device import Device, DeviceArray
+from atlas_attention.fusion.kernels import HALF_BYTE
 from atlas_attention.fusion.released import HALO, MIN_INCONSISTENCY, MIN_UNCERTAINTY
 
 
@@ -40,6 +44,27 @@ def fuse_block(device: Device, soft: DeviceArray, gates: DeviceArray | None = No
         int(gates is not None), attention, mean, label,
     )  # fmt: skip
     return Fused(attention, mean, label)
+
+
+def counts_of(device: Device, soft: DeviceArray) -> Counts:
+    """`agreement.Counts` of one block on a device; in host memory.
+
+    Args:
+        device: where.
+        soft: uint8 ``[model, organ, z, y, x]``.
+    """
+    models, organs = soft.shape[:2]
+    above = soft >= HALF_BYTE
+    voxels = (1, 2, 3)
+    rows = [above[n].sum(axis=voxels) for n in range(models)]
+    rows += [(above[n] & above[m]).sum(axis=voxels) for n, m in combinations(range(models), 2)]
+    if models == 1:
+        rows.append((soft[0] * above[0]).sum(axis=voxels, dtype=np.int64))
+    rows.append(soft.sum(axis=(0, 2, 3, 4), dtype=np.int64))
+    counts = no_counts(models, organs)
+    for k, row in enumerate(rows):
+        counts[:, k] = device.to_host(row)
+    return counts
 
 
 def opened_gates(device: Device, soft: DeviceArray) -> DeviceArray:
@@ -71,11 +96,15 @@ class GpuPaperFuser:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._first: DeviceArray | None = None
+        self.counts = no_counts(1, 0)
 
     def push(self, soft: DeviceArray) -> Fused:
         """See `fusion.Fuser.push`; the result is in host memory."""
         require_same_width(self._first, soft)
         fused = _on_host(self._device, fuse_block(self._device, soft))
+        if self._first is None:
+            self.counts = no_counts(*soft.shape[:2])
+        self.counts += counts_of(self._device, soft)
         self._first = soft[:, :, :0].copy()  # its width, without its memory
         return fused
 
@@ -95,11 +124,15 @@ class GpuReleasedFuser:
         self._device = device
         self._held: DeviceArray | None = None
         self._returned = 0  # of the slices held
+        self.counts = no_counts(1, 0)
 
     def push(self, soft: DeviceArray) -> Fused:
         """See `fusion.Fuser.push`; the result is in host memory."""
         require_form(soft)
         require_same_width(self._held, soft)
+        if self._held is None:
+            self.counts = no_counts(*soft.shape[:2])
+        self.counts += counts_of(self._device, soft)
         if self._held is not None:
             soft = self._device.arrays.concatenate([self._held, soft], axis=2)
         self._held = soft

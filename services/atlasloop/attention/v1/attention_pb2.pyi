@@ -714,6 +714,8 @@ class OrganResult(_message.Message):
     ATTENTION_ML_FIELD_NUMBER: _builtins.int
     PSEUDO_LABEL_ML_FIELD_NUMBER: _builtins.int
     PSEUDO_LABEL_VOXELS_FIELD_NUMBER: _builtins.int
+    DISAGREEMENT_FIELD_NUMBER: _builtins.int
+    EXPECTED_ML_FIELD_NUMBER: _builtins.int
     organ: _builtins.str
     attention_voxels: _builtins.float
     """Attention size in voxels of the CT's grid: the sum of the attention map as sent or stored
@@ -725,6 +727,12 @@ class OrganResult(_message.Message):
     """volume of the pseudo label"""
     pseudo_label_voxels: _builtins.int
     """its voxels on the CT's grid"""
+    disagreement: _builtins.float
+    """1 - mean pairwise Dice of the models' masks (p > 0.5), 0..1; of one model 1 - the Dice that it
+    expects. Missing in results that were stored by a version that did not count it.
+    """
+    expected_ml: _builtins.float
+    """sum of the mean soft prediction, times the voxel volume"""
     def __init__(
         self,
         *,
@@ -733,12 +741,21 @@ class OrganResult(_message.Message):
         attention_ml: _builtins.float = ...,
         pseudo_label_ml: _builtins.float = ...,
         pseudo_label_voxels: _builtins.int = ...,
+        disagreement: _builtins.float | None = ...,
+        expected_ml: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "disagreement", b"disagreement", "expected_ml", b"expected_ml"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__disagreement: _TypeAlias = _typing.Literal["disagreement"]  # noqa: Y015
+    _WhichOneofArgType__disagreement: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement"]  # noqa: Y015
+    _WhichOneofReturnType__expected_ml: _TypeAlias = _typing.Literal["expected_ml"]  # noqa: Y015
+    _WhichOneofArgType__expected_ml: _TypeAlias = _typing.Literal["_expected_ml", b"_expected_ml"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disagreement) -> _WhichOneofReturnType__disagreement | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_ml) -> _WhichOneofReturnType__expected_ml | None: ...
 
 Global___OrganResult: _TypeAlias = OrganResult  # noqa: Y015
 

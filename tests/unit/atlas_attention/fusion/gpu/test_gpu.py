@@ -20,13 +20,14 @@ from atlas_attention.fusion import (
     Window,
     WindowPlan,
     fuse,
+    no_counts,
     open_compute,
     open_fuser,
 )
 from atlas_attention.fusion.blending import Blender
 from atlas_attention.fusion.gpu.blending import GpuBlender
 from atlas_attention.fusion.gpu.device import CONSTANTS, KERNELS, CudaDevice, Device
-from atlas_attention.fusion.gpu.fusion import fuse_block, open_gpu_fuser, opened_gates
+from atlas_attention.fusion.gpu.fusion import counts_of, fuse_block, open_gpu_fuser, opened_gates
 from atlas_attention.fusion.released import mark_candidates, open_gates
 from atlas_attention.server import AttentionServer
 from atlas_attention.settings import AttentionSettings
@@ -122,11 +123,21 @@ def test_streams_of_slabs(device: Device, reading: Reading, step: int) -> None:
         fuser.push(device.arrays.asarray(soft[:, :, at : at + step])) for at in range(0, 23, step)
     ]
     fused = Fused.concatenated([*parts, fuser.finish()])
-    expected = fuse(soft, reading)
+    counts = no_counts(3, 4)
+    expected = fuse(soft, reading, counts=counts)
+    np.testing.assert_array_equal(fuser.counts, counts)
     assert isinstance(fused.attention, np.ndarray)
     assert (fused.attention == expected.attention).all() and expected.attention.any()
     assert (fused.mean == expected.mean).all()
     assert (fused.label == expected.label).all() and expected.label.any()
+
+
+@pytest.mark.parametrize("models", [1, 2, 5])
+def test_counts(device: Device, models: int) -> None:
+    soft = noise(models, 3, (5, 6, 7))
+    counts = no_counts(models, 3)
+    fuse(soft, counts=counts)
+    np.testing.assert_array_equal(counts_of(device, device.arrays.asarray(soft)), counts)
 
 
 @pytest.mark.parametrize("reading", list(Reading))
