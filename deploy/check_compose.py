@@ -41,7 +41,9 @@ VERSION = "check"
 ROLES = ("attention", "review", "flows", "trainer", "triton-cpu")
 REVIEW, PREFECT, TLS = 18930, 18920, 18943
 REVIEW_HOST, PREFECT_HOST = "review.localhost", "prefect.localhost"
-PASSWORD_FILES = ("catalog_password", "prefect_password", "review_secret", "triton_control")
+PASSWORD_FILES = (
+    "catalog_password", "review_password", "prefect_password", "review_secret", "triton_control",
+)  # fmt: skip
 CASES = 4
 HARDENED = (
     "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--network=none",

@@ -42,6 +42,13 @@ class PostgresServer:
             connection.execute(statement)  # type: ignore[call-overload]
 
 
+def program(name: str) -> Path:
+    """A client program, as psql, that comes with the server."""
+    binaries = _binaries()
+    assert binaries is not None
+    return binaries / "bin" / name
+
+
 def _binaries() -> Path | None:
     package = importlib.util.find_spec("pgserver")
     if package is not None and package.origin is not None:

@@ -140,6 +140,11 @@ class TritonServer:
         return f"http://127.0.0.1:{self._http_port}"
 
     @property
+    def metrics(self) -> str:
+        """Of its metrics."""
+        return f"http://127.0.0.1:{self._metrics_port}"
+
+    @property
     def _region_prefix(self) -> str:
         """Of the memory that the server shares with its stub processes."""
         return f"triton-test-{self.grpc_port}-"

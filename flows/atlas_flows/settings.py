@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import urllib.request
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_embedded.settings import EmbeddedSettings
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from atlas_core.catalog import Catalog
 
 
 class FlowSettings(BaseSettings):
@@ -33,6 +36,16 @@ class FlowSettings(BaseSettings):
     )
     prefect_api_url: str | None = Field(
         default=None, description="Of the Prefect server; empty: the embedded one."
+    )
+    prefect_hosts: str = Field(
+        default="",
+        description="Host names, comma-separated, by which the Prefect server may be asked beside "
+        "127.0.0.1 and localhost; it reads them itself.",
+    )
+    review_role: str | None = Field(
+        default=None,
+        description="PostgreSQL role of the review service, which migrations give its rights; "
+        "empty: it uses the flows' own.",
     )
     review_url: str | None = Field(
         default=None, description="Of the review page, for links; empty: the embedded one."
@@ -94,6 +107,7 @@ class Places:
         self.catalog_url = flow.catalog_url or embedded.catalog_url
         self.store = flow.store or embedded.store
         self.attention_address = flow.attention_address or embedded.attention_address
+        self.review_role = flow.review_role or None
         self.prefect_api_url = flow.prefect_api_url or embedded.prefect_api_url
         self.review_url = (flow.review_url or embedded.review_url).rstrip("/")
         self.notification_block = flow.notification_block or None
@@ -124,6 +138,17 @@ class Places:
                 expected=first["msg"],
                 got=repr(first.get("input")),
             ) from None
+
+    def grant_rights(self, catalog: Catalog) -> None:
+        """Give the review service's role its rights, where it has one of its own.
+
+        Raises:
+            ConfigurationError: the database has no such role.
+        """
+        if self.review_role is not None:
+            from atlas_core.catalog import grant_review_rights
+
+            grant_review_rights(catalog, self.review_role)
 
     def enter_prefect(self, *, quiet: bool = False) -> None:
         """Point this process's Prefect to our server, and its flows, which read their settings from

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from typing import Final
 import anyio
 from fastapi import FastAPI
 
-from atlas_review import events, page
+from atlas_review import page
 from atlas_review.api import (
     API_PREFIX,
     PROBLEM_RESPONSES,
@@ -47,13 +46,9 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         # More threads than database connections would only wait for one.
         anyio.to_thread.current_default_thread_limiter().total_tokens = DATABASE_CONNECTIONS
         app.state.review = review
-        delivery = asyncio.create_task(events.deliver_forever(review))
         try:
             yield
         finally:
-            delivery.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await delivery
             review.catalog.close()
 
     app = FastAPI(

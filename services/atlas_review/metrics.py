@@ -33,9 +33,6 @@ class ReviewMetrics:
             registry=registry,
         )
         self.tasks = Gauge(f"{PREFIX}_tasks", "Tasks by state", ["state"], registry=registry)
-        self.undelivered = Counter(
-            f"{PREFIX}_event_failures", "Deliveries of events that failed", registry=registry
-        )
 
 
 class RequestMetrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import urllib.error
@@ -9,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grpc
 import pytest
 import tritonclient.grpc as triton
 from atlas_attention.triton import TritonOptions, TritonPredictor
@@ -16,12 +18,13 @@ from atlas_core.errors import ConfigurationError
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_embedded.triton_models import TritonModels
 from atlas_models.serving import CpuServing, TritonRepository
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rendered_chart import REPOSITORY, container, program, render
 from triton_server import TritonServer, install
 from tritonclient.utils import InferenceServerException
 
 KEY = "0123456789abcdef" * 4
-PLACES = ("--model-repository=", "--http-port=", "--grpc-port=", "--metrics-port=")
+PLACES = ("--model-repository=", "--grpc-port=", "--metrics-port=")
 """Where a test's server has its own."""
 
 
@@ -72,15 +75,6 @@ def server(
     server.stop()
 
 
-def post(url: str, headers: dict[str, str] | None = None) -> int:
-    request = urllib.request.Request(url, data=b"{}", headers=headers or {}, method="POST")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 def served(address: str) -> Sequence[str]:
     predictor = TritonPredictor(TritonOptions(address))
     try:
@@ -93,19 +87,24 @@ def test_all_may_infer_and_only_who_has_the_key_may_load(server: TritonServer) -
     # `--load-model=*`: after a restart everything is there again, without anybody's doing.
     assert served(server.address) == ["conv_a", "conv_b"]
     # The probes of the chart and of compose carry no key.
-    for probe in ("live", "ready"):
-        with urllib.request.urlopen(f"{server.http}/v2/health/{probe}", timeout=30) as answer:
-            assert answer.status == 200
+    with grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    with urllib.request.urlopen(f"{server.metrics}/metrics", timeout=30) as answer:
+        assert answer.status == 200
+    # No page of a browser comes in.
+    for closed in (server.http, f"http://{server.address}"):
+        with pytest.raises((urllib.error.URLError, http.client.HTTPException)):
+            urllib.request.urlopen(f"{closed}/v2/health/live", timeout=30)
     # Attention infers; it has no key, and needs none.
     predictor = TritonPredictor(TritonOptions(server.address))
     predictor.probe(predictor.ensemble()[0])
     predictor.close()
-    # Neither way in lets it, or anybody else without the key, change what is loaded.
+    # It, or anybody else without the key, may not change what is loaded.
     with triton.InferenceServerClient(server.address) as client:
         for forbidden in (client.unload_model, client.load_model):
             with pytest.raises(InferenceServerException, match="restricted"):
                 forbidden("conv_a")
-    assert post(f"{server.http}/v2/repository/models/conv_a/unload") == 403
     assert served(server.address) == ["conv_a", "conv_b"]
 
 

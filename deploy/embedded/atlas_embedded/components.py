@@ -217,9 +217,6 @@ def _review(settings: EmbeddedSettings) -> Component:
             "ATLAS_REVIEW_CATALOG_URL": settings.catalog_url,
             "ATLAS_REVIEW_HOME": str(settings.review_home),
         }
-        if "prefect" in settings.components:
-            variables["ATLAS_REVIEW_PREFECT_API_URL"] = settings.prefect_api_url
-            variables["ATLAS_REVIEW_PREFECT_AUTH"] = prefect_auth(settings)
         return Launch((sys.executable, "-m", "atlas_review"), variables)
 
     def probe() -> str:
