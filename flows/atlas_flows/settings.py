@@ -123,14 +123,16 @@ class Places:
         self.training_runs = flow.training_runs or embedded.home / "runs"
 
     @classmethod
-    def read(cls, home: Path | None = None) -> Self:
-        """From the environment and ``<home>/config.toml``.
+    def read(cls, home: Path | None = None, port_base: int | None = None) -> Self:
+        """From the arguments, the environment and ``<home>/config.toml``.
 
         Raises:
             ConfigurationError: a value that cannot work, with its name.
         """
         try:
-            return cls(EmbeddedSettings(home=home) if home else EmbeddedSettings(), FlowSettings())
+            given = {"home": home, "port_base": port_base}
+            chosen = {name: value for name, value in given.items() if value is not None}
+            return cls(EmbeddedSettings.model_validate(chosen), FlowSettings())
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigurationError(

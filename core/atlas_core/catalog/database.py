@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -260,7 +261,10 @@ def _sqlite_engine(address: sa.URL) -> Engine:
             expected="sqlite:///FILE",
             got=str(address),
         )
-    Path(str(address.database)).parent.mkdir(parents=True, exist_ok=True)
+    file = Path(str(address.database))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # the driver says better what is wrong
+        file.touch(mode=0o600)  # names of annotators, file names of imports: the owner's alone
     engine = sa.create_engine(
         address.set(drivername="sqlite"), connect_args={"timeout": BUSY_TIMEOUT_S}
     )

@@ -63,7 +63,7 @@ def restore(
     files = 0
     if store and manifest.store is not None:
         files = verify_store(folder, CaseStore(here.store))
-    here.embedded.home.mkdir(parents=True, exist_ok=True)
+    here.embedded.make_home()
     with Catalog.open(here.catalog_url) as catalog:
         rows = restore_catalog(folder, catalog)
     console().print(f"restored: {rows} rows; {files} files of the store compared", soft_wrap=True)
