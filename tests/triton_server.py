@@ -11,8 +11,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,6 +116,7 @@ class TritonServer:
 
     Args:
         arguments: of tritonserver, beyond what every test needs.
+        login: arguments of a client that it lets in, where it does not let in any.
     """
 
     def __init__(
@@ -122,9 +125,11 @@ class TritonServer:
         repository: Path,
         log: Path,
         arguments: Sequence[str] = (),
+        login: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._environment = environment
         self._arguments = arguments
+        self._login = dict(login)
         self._repository = repository
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -230,7 +235,7 @@ class TritonServer:
     def _wait_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
-        with triton.InferenceServerClient(self.address) as client:
+        with triton.InferenceServerClient(self.address, **self._login) as client:
             while True:
                 try:
                     if client.is_server_ready():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from atlas_core.errors import ConfigurationError, Unavailable
+from atlas_core.tls import TlsFiles
 from atlas_embedded.settings import EmbeddedSettings
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -73,6 +74,11 @@ class FlowSettings(BaseSettings):
         description="Secret of Triton's restricted model control, where it has one. In our images "
         "it comes out of a file: ATLASLOOP_TRITON_CONTROL_KEY__FILE.",
     )
+    triton_tls: TlsFiles | None = Field(
+        default=None,
+        description="Our certificate for a Triton that asks for one, as JSON with `authority`, "
+        "`certificate` and `key`, paths of PEM files; empty: the embedded one's.",
+    )
     triton_load_timeout_s: float | None = Field(
         default=None,
         gt=0,
@@ -115,7 +121,8 @@ class Places:
         self.promotion_margin = flow.promotion_margin
         self.triton_address = flow.triton_address or embedded.triton_grpc
         # Its own Triton lets nobody else in; one that somebody else runs is reached as it is.
-        self.triton_tls = embedded.triton_client_tls if flow.triton_address is None else None
+        own = embedded.triton_client_tls if flow.triton_address is None else None
+        self.triton_tls = flow.triton_tls or own
         self.triton_control_key = flow.triton_control_key
         self.triton_load_timeout_s = flow.triton_load_timeout_s or embedded.start_timeout_s
         self.model_repository = flow.model_repository

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import subprocess
-from typing import Any
 
 import pytest
 import yaml
+from compose_config import FILES, FOLDER, compose, read
 from rendered_chart import REPOSITORY, program
 
-FOLDER = REPOSITORY / "deploy" / "compose"
-FILES = (("compose.yaml",), ("compose.yaml", "compose.gpu.yaml"))
 ONE_SHOT = {"volumes", "migrate-catalog", "migrate-prefect", "model-repository"}
 IMAGE_HEALTH = {"attention", "review"}
 """Their HEALTHCHECK is in the image."""
 
 
-def compose(*arguments: str, env: str = "example.env") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [program("docker-compose"), "--env-file", env, *arguments],
-        cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-
-
-@functools.cache
-def read(files: tuple[str, ...]) -> dict[str, Any]:
-    chosen = [option for file in files for option in ("--file", file)]
-    done = compose(*chosen, "--profile", "tls", "config", "--format", "json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-both = pytest.mark.parametrize("files", FILES, ids=["cpu", "gpu"])
+both = pytest.mark.parametrize("files", FILES, ids=["cpu", "gpu", "tls"])
 
 
 @both
@@ -56,7 +36,7 @@ def test_the_files_follow_the_specification() -> None:
     done = subprocess.run(
         [
             program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec",
-            "compose.yaml", "compose.gpu.yaml",
+            "compose.yaml", "compose.gpu.yaml", "compose.tls.yaml",
         ],
         cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
@@ -147,9 +127,10 @@ def test_review_reaches_the_catalog_and_nothing_of_prefect(files: tuple[str, ...
         name: {secret["source"] for secret in one.get("secrets", [])}
         for name, one in config.items()
     }
-    assert given["review"] == {"review_password", "review_secret"}
+    tls = {"authority_crt"} if "compose.tls.yaml" in files else set()
+    assert given["review"] == {"review_password", "review_secret", *tls}
     assert [name for name, held in given.items() if "prefect_auth" in held] == ["flows", "prefect"]
-    assert given["attention"] == set()
+    assert given["attention"] == (tls and {*tls, "attention_crt", "attention_key"})
     assert config["review"]["environment"]["ATLAS_REVIEW_CATALOG_URL"].startswith(
         "postgresql://atlasloop_review@"
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -18,8 +16,9 @@ from atlas_core.errors import ConfigurationError
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_embedded.triton_models import TritonModels
 from atlas_models.serving import CpuServing, TritonRepository
+from compose_config import triton_arguments
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from rendered_chart import REPOSITORY, container, program, render
+from rendered_chart import container, render
 from triton_server import TritonServer, install
 from tritonclient.utils import InferenceServerException
 
@@ -35,27 +34,6 @@ def chart_arguments() -> list[str]:
     return [argument.replace("$(TRITON_CONTROL_KEY)", KEY) for argument in triton["args"]]
 
 
-def compose_arguments(folder: Path) -> list[str]:
-    """As the shell in the compose file gives them, which reads the key out of its secret."""
-    done = subprocess.run(
-        [program("docker-compose"), "--env-file", "example.env", "config", "--format", "json"],
-        cwd=REPOSITORY / "deploy" / "compose", capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    service = json.loads(done.stdout)["services"]["triton"]
-    shell, options, script, name = service["entrypoint"]
-    secret = folder / "triton_control"
-    secret.write_text(f"{KEY}\n")
-    shown = folder / "tritonserver"
-    shown.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    shown.chmod(0o755)
-    script = script.replace("$$", "$").replace("/run/secrets/triton_control", str(secret))
-    started = subprocess.run(
-        [shell, options, script, name, *service["command"]],
-        env={"PATH": f"{folder}:/usr/bin:/bin"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return started.stdout.splitlines()
-
-
 @pytest.fixture(params=["chart", "compose"])
 def server(
     request: pytest.FixtureRequest,
@@ -63,7 +41,7 @@ def server(
     tiny_models: dict[str, Path],
     tmp_path: Path,
 ) -> Iterator[TritonServer]:
-    given = chart_arguments() if request.param == "chart" else compose_arguments(tmp_path)
+    given = chart_arguments() if request.param == "chart" else triton_arguments(tmp_path, KEY)
     assert {place for place in PLACES for word in given if word.startswith(place)} == set(PLACES)
     arguments = [word for word in given if not word.startswith(PLACES)]
     install(tmp_path / "repository", [tiny_models["conv_a@0"], tiny_models["conv_b@0"]])

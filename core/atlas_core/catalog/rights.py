@@ -51,7 +51,11 @@ def grant_review_rights(catalog: Database, role: str) -> None:
         )
     with catalog.migrating() as connection:
         _require_role(connection, role)
-        quoted = connection.dialect.identifier_preparer.quote(role)
+        quote = connection.dialect.identifier_preparer.quote
+        quoted = quote(role)
+        # As for a database that a backup was restored into.
+        database = connection.scalar(sa.select(sa.func.current_database()))
+        _execute(connection, f"GRANT CONNECT ON DATABASE {quote(database)} TO {quoted}")
         for table in (*sorted(t.metadata.tables), t.VERSION_TABLE):
             _execute(connection, f"REVOKE ALL ON {table} FROM {quoted}")
             if table not in HIDDEN:
@@ -81,7 +85,8 @@ def _sequence(connection: Connection, table: str) -> str | None:
     if "id" not in columns:
         return None
     query = sa.text("SELECT pg_get_serial_sequence(:table, 'id')")
-    return connection.scalar(query, {"table": table})
+    found: str | None = connection.scalar(query, {"table": table})
+    return found
 
 
 def _execute(connection: Connection, statement: str) -> None:

@@ -66,6 +66,7 @@ def restore(
     here.embedded.make_home()
     with Catalog.open(here.catalog_url) as catalog:
         rows = restore_catalog(folder, catalog)
+        here.grant_rights(catalog)
     console().print(f"restored: {rows} rows; {files} files of the store compared", soft_wrap=True)
 
 
