@@ -306,17 +306,21 @@ def check_proxy(stack: Stack) -> str:
 
 
 def check_walls(stack: Stack) -> str:
-    """What attention may not: reach the database, or control the models."""
-    question = "import socket; socket.create_connection(('postgresql', 5432), 5)"
-    try:
-        stack.inside("attention", "python", "-c", question)
-    except CheckFailed:
-        pass
-    else:
-        raise CheckFailed("attention reaches the database")
+    """What attention and review may not: reach what is not theirs, or control the models."""
+    for service, place in (
+        ("attention", ("postgresql", 5432)),
+        ("review", ("prefect", 4200)),
+        ("review", ("triton", 8001)),
+    ):
+        question = f"import socket; socket.create_connection({place}, 5)"
+        try:
+            stack.inside(service, "python", "-c", question)
+        except CheckFailed:
+            continue
+        raise CheckFailed(f"{service} reaches {place[0]}")
     said = stack.inside("attention", "python", "-c", CONTROL).strip()
     require("unload refused" in said, said)
-    return f"attention does not reach the database\n{said}"
+    return f"attention does not reach the database, nor review Prefect or Triton\n{said}"
 
 
 def demo(stack: Stack) -> None:

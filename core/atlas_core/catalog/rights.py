@@ -54,7 +54,7 @@ def grant_review_rights(catalog: Database, role: str) -> None:
         quote = connection.dialect.identifier_preparer.quote
         quoted = quote(role)
         # As for a database that a backup was restored into.
-        database = connection.scalar(sa.select(sa.func.current_database()))
+        database = str(connection.scalar(sa.select(sa.func.current_database())))
         _execute(connection, f"GRANT CONNECT ON DATABASE {quote(database)} TO {quoted}")
         for table in (*sorted(t.metadata.tables), t.VERSION_TABLE):
             _execute(connection, f"REVOKE ALL ON {table} FROM {quoted}")
