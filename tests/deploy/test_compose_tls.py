@@ -110,8 +110,8 @@ def test_triton_takes_certificates_of_this_stack_and_control_the_key_besides(
     server = TritonServer(
         triton_environment, tmp_path / "repository", tmp_path / "triton.log", arguments, attention
     )
-    server.start()
     try:
+        server.start()
         for stranger in ({}, {"ssl": True, "root_certificates": attention["root_certificates"]}):
             with (
                 triton.InferenceServerClient(server.address, **stranger) as client,
