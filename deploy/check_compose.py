@@ -41,7 +41,9 @@ VERSION = "check"
 ROLES = ("attention", "review", "flows", "trainer", "triton-cpu")
 REVIEW, PREFECT, TLS = 18930, 18920, 18943
 REVIEW_HOST, PREFECT_HOST = "review.localhost", "prefect.localhost"
-PASSWORD_FILES = ("catalog_password", "prefect_password", "review_secret", "triton_control")
+PASSWORD_FILES = (
+    "catalog_password", "review_password", "prefect_password", "review_secret", "triton_control",
+)  # fmt: skip
 CASES = 4
 HARDENED = (
     "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--network=none",
@@ -304,17 +306,21 @@ def check_proxy(stack: Stack) -> str:
 
 
 def check_walls(stack: Stack) -> str:
-    """What attention may not: reach the database, or control the models."""
-    question = "import socket; socket.create_connection(('postgresql', 5432), 5)"
-    try:
-        stack.inside("attention", "python", "-c", question)
-    except CheckFailed:
-        pass
-    else:
-        raise CheckFailed("attention reaches the database")
+    """What attention and review may not: reach what is not theirs, or control the models."""
+    for service, place in (
+        ("attention", ("postgresql", 5432)),
+        ("review", ("prefect", 4200)),
+        ("review", ("triton", 8001)),
+    ):
+        question = f"import socket; socket.create_connection({place}, 5)"
+        try:
+            stack.inside(service, "python", "-c", question)
+        except CheckFailed:
+            continue
+        raise CheckFailed(f"{service} reaches {place[0]}")
     said = stack.inside("attention", "python", "-c", CONTROL).strip()
     require("unload refused" in said, said)
-    return f"attention does not reach the database\n{said}"
+    return f"attention does not reach the database, nor review Prefect or Triton\n{said}"
 
 
 def demo(stack: Stack) -> None:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,23 @@ class PostgresServer:
             connection.execute(statement)  # type: ignore[call-overload]
 
 
+def program(name: str) -> Path:
+    """A client program, as psql, that comes with the server."""
+    binaries = _binaries()
+    assert binaries is not None
+    return binaries / "bin" / name
+
+
 def _binaries() -> Path | None:
     package = importlib.util.find_spec("pgserver")
     if package is not None and package.origin is not None:
         return Path(package.origin).parent / "pginstall"
-    found = shutil.which("initdb")
+    return _machines_binaries()
+
+
+def _machines_binaries() -> Path | None:
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = debian[-1] if debian else shutil.which("initdb")
     return Path(found).resolve().parents[1] if found else None
 
 
@@ -73,11 +85,19 @@ def _readable(binaries: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def running_postgres() -> Iterator[PostgresServer]:
-    """A server in a folder of its own, stopped and removed at the end."""
-    binaries = _binaries()
+def running_postgres(
+    options: Sequence[str] = (), owned: Sequence[Path] = (), *, tls: bool = False
+) -> Iterator[PostgresServer]:
+    """A server in a folder of its own, stopped and removed at the end.
+
+    Args:
+        options: further words of its command line.
+        owned: files that its user alone may read, in a folder that it may enter.
+        tls: a server that was built with TLS, which `pgserver` is not.
+    """
+    binaries = _machines_binaries() if tls else _binaries()
     if binaries is None:
-        pytest.skip("NO POSTGRESQL: neither the package pgserver nor initdb is installed")
+        pytest.skip(f"NO POSTGRESQL{' WITH TLS' if tls else ''}: install postgresql")
     rights = _as_unprivileged()
     # Not under pytest's folder, which only its owner can enter.
     with tempfile.TemporaryDirectory(prefix="atlasloop-postgres-") as name:
@@ -89,8 +109,8 @@ def running_postgres() -> Iterator[PostgresServer]:
         password_file = folder / "password"
         password_file.write_text(PASSWORD)
         if rights:
-            for owned in (data, password_file):
-                shutil.chown(owned, user=rights["user"], group=rights["group"])
+            for path in (data, password_file, *owned):
+                shutil.chown(path, user=rights["user"], group=rights["group"])
         server = PostgresServer(free_port())
 
         def run(*command: str) -> None:
@@ -104,10 +124,13 @@ def running_postgres() -> Iterator[PostgresServer]:
             "--pwfile", str(password_file), "--auth", "scram-sha-256",
             "--encoding", "UTF8", "--locale", "C", "--no-sync",
         )  # fmt: skip
-        options = f"-p {server.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        words = (
+            f"-p {server.port}", "-c listen_addresses=127.0.0.1", "-c unix_socket_directories=",
+            "-c fsync=off", *options,
+        )  # fmt: skip
         run(
             control, "--pgdata", str(data), "--wait", "--timeout", START_TIMEOUT_S,
-            "--log", str(data / "log"), "-o", f"{options} -c fsync=off", "start",
+            "--log", str(data / "log"), "-o", " ".join(words), "start",
         )  # fmt: skip
         try:
             yield server

@@ -58,10 +58,12 @@ class ReviewPlace:
     """A folder with everything that a review service works on."""
 
     folder: Path
+    catalog: str | None = None
+    """Address of the catalog; None: an SQLite file in the folder."""
 
     @property
     def catalog_url(self) -> str:
-        return f"sqlite:///{self.folder.absolute()}/catalog.sqlite"
+        return self.catalog or f"sqlite:///{self.folder.absolute()}/catalog.sqlite"
 
     @property
     def store(self) -> CaseStore:
@@ -199,27 +201,29 @@ def _label(
     )
 
 
-def make_place(folder: Path, cases: int = 3, columns: int = 64) -> ReviewPlace:
+def make_place(
+    folder: Path, cases: int = 3, columns: int = 64, catalog: str | None = None
+) -> ReviewPlace:
     """Make phantoms with predictions, accounts, and a full queue; what exists already stays."""
     folder.mkdir(parents=True, exist_ok=True)
-    place = ReviewPlace(folder)
+    place = ReviewPlace(folder, catalog)
     for name, role in PEOPLE.items():
         if name not in {user.name for user in place.accounts.content().users}:
             place.accounts.add_user(name, PASSWORD, (role,))
-    with Catalog.open(place.catalog_url) as catalog:
-        catalog.add_dataset(Dataset(name="Phantoms", title="Phantoms", licence="CC0-1.0"))
-        catalog.add_dataset(Dataset(name="Others", title="Others", licence="CC-BY-4.0"))
-        if not catalog.cases():
+    with Catalog.open(place.catalog_url) as opened:
+        opened.add_dataset(Dataset(name="Phantoms", title="Phantoms", licence="CC0-1.0"))
+        opened.add_dataset(Dataset(name="Others", title="Others", licence="CC-BY-4.0"))
+        if not opened.cases():
             for seed in range(cases):
                 seed_case(
-                    catalog,
+                    opened,
                     place.store,
                     seed,
                     dataset="Others" if seed == 2 else "Phantoms",
                     columns=columns,
                     original=("spleen",) if seed == 0 else (),
                 )
-            RevisionQueue(catalog).open_tasks(Portion(share=1.0), "admin")
+            RevisionQueue(opened).open_tasks(Portion(share=1.0), "admin")
     return place
 
 

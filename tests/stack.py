@@ -25,6 +25,9 @@ from triton_server import REPOSITORY, export_tiny_model
 
 DEMO_MODELS = REPOSITORY / "models" / "demo"
 
+HOME_NAME = "h\u00fc #1 100%20 ?a=b;$(touch evil) '\"&"
+"""Of the shared stack's home: whatever people call their folders, it is used as it is."""
+
 PORT_FIELDS = tuple(name for name in EmbeddedSettings.model_fields if name.endswith("_port"))
 
 
@@ -115,7 +118,7 @@ def stack_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stack(stack_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Triton with the tiny models, and the attention service."""
-    home = tmp_path_factory.mktemp("stack") / "home"
+    home = tmp_path_factory.mktemp("stack") / HOME_NAME
     with open_stack(home, stack_models, ("triton", "attention")) as opened:
         yield opened
 

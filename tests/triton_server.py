@@ -11,8 +11,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,6 +116,7 @@ class TritonServer:
 
     Args:
         arguments: of tritonserver, beyond what every test needs.
+        login: arguments of a client that it lets in, where it does not let in any.
     """
 
     def __init__(
@@ -122,9 +125,11 @@ class TritonServer:
         repository: Path,
         log: Path,
         arguments: Sequence[str] = (),
+        login: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._environment = environment
         self._arguments = arguments
+        self._login = dict(login)
         self._repository = repository
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -138,6 +143,11 @@ class TritonServer:
     def http(self) -> str:
         """Of its HTTP endpoint."""
         return f"http://127.0.0.1:{self._http_port}"
+
+    @property
+    def metrics(self) -> str:
+        """Of its metrics."""
+        return f"http://127.0.0.1:{self._metrics_port}"
 
     @property
     def _region_prefix(self) -> str:
@@ -225,7 +235,7 @@ class TritonServer:
     def _wait_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
-        with triton.InferenceServerClient(self.address) as client:
+        with triton.InferenceServerClient(self.address, **self._login) as client:
             while True:
                 try:
                     if client.is_server_ready():

@@ -47,10 +47,10 @@ ENV PATH=/opt/triton/bin:/opt/tritonserver/bin:$PATH LD_LIBRARY_PATH=/usr/local/
     VIRTUAL_ENV=/opt/triton PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10001
 WORKDIR /tmp
-EXPOSE 8000 8001 8002
+EXPOSE 8001 8002
 HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=4 \
-    CMD ["python", "/opt/triton/bin/healthcheck.py", "http", "http://127.0.0.1:8000/v2/health/ready"]
+    CMD ["python", "/opt/triton/bin/healthcheck.py", "http", "http://127.0.0.1:8002/metrics"]
 # One broken model must not take the others out of service; explicit: models come and go when told.
 ENTRYPOINT ["tritonserver"]
 CMD ["--model-repository=/models", "--model-control-mode=explicit", "--load-model=*", \
-     "--disable-auto-complete-config", "--strict-readiness=false", "--exit-on-error=false"]
+     "--allow-http=false", "--disable-auto-complete-config", "--strict-readiness=false", "--exit-on-error=false"]

@@ -29,8 +29,8 @@ DECIDED_BY_CHART = {
         "stop_grace_s",
     },
     "review": {
-        "listen", "metrics_listen", "store", "home", "catalog_url", "secret", "prefect_api_url",
-        "prefect_auth", "oidc_client_secret", "insecure", "allow_http_oidc",
+        "listen", "metrics_listen", "store", "home", "catalog_url", "secret", "oidc_client_secret",
+        "insecure", "allow_http_oidc",
     },
 }  # fmt: skip
 """Addresses and folders follow from the chart; secrets never stand in values; the last two are for
@@ -54,7 +54,6 @@ REVIEW_SETTINGS: dict[str, Schema] = {
     "region_threshold": {"type": "number", "minimum": 0, "maximum": 2},
     "sheet_interval_s": {"type": "number", "minimum": 0},
     "login_attempts": {"type": "integer", "minimum": 1},
-    "event_interval_s": {"type": "number", "exclusiveMinimum": 0},
     "oidc_issuer": {"type": "string", "pattern": "^https://"},
     "oidc_client_id": {"type": "string"},
     "oidc_scopes": {"type": "string"},
@@ -122,7 +121,8 @@ BY_NAME: dict[str, Schema] = {
     "existingSecret": NAME, "existingClaim": NAME, "tlsSecret": NAME, "configMap": NAME,
     "storageClass": NAME, "className": NAME, "priorityClassName": NAME, "host": HOST,
     "size": QUANTITY, "spool": QUANTITY, "sharedMemory": QUANTITY, "key": KEY,
-    "catalogPasswordKey": KEY, "prefectPasswordKey": KEY, "cidrs": CIDRS, "oidcCidrs": CIDRS,
+    "catalogPasswordKey": KEY, "prefectPasswordKey": KEY, "passwordKey": KEY,
+    "cidrs": CIDRS, "oidcCidrs": CIDRS,
     "port": PORT, "replicas": COUNT, "maxReplicas": COUNT, "runAsUser": USER, "runAsGroup": USER,
     "fsGroup": USER, "terminationGracePeriodSeconds": SECONDS, "startupSeconds": SECONDS,
     "finishedJobSeconds": SECONDS, "name": SQL_NAME, "user": SQL_NAME,

@@ -91,6 +91,14 @@ def common(
             file_okay=False,
         ),
     ] = None,
+    port_base: Annotated[
+        int | None,
+        typer.Option(
+            min=1024,
+            help="Moves all ports of the stack. Default: ATLASLOOP_PORT_BASE or 18000. Keep it in "
+            "<home>/config.toml to say it once.",
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     version: Annotated[
         bool,
@@ -98,7 +106,7 @@ def common(
     ] = False,
 ) -> None:
     """Options of every command."""
-    context.obj = Choices(home=home, debug=debug)
+    context.obj = Choices(home=home, port_base=port_base, debug=debug)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Prefect's server as the stack of one machine runs it: it answers to its own host names only.
+"""Prefect's server as every stack of ours runs it: it answers to its own host names only.
 
 A page of another site whose name is made to resolve to 127.0.0.1 would otherwise count as the
 same origin.
@@ -11,7 +11,9 @@ from typing import Final
 from prefect.server.api.server import create_app as create_prefect
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-OWN_HOSTS: Final = ("127.0.0.1", "localhost")
+from atlas_flows.settings import FlowSettings
+
+LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost")
 
 
 def create_app() -> TrustedHostMiddleware:
@@ -20,4 +22,5 @@ def create_app() -> TrustedHostMiddleware:
     The check stands around Prefect's application, not in it: automations call that one inside the
     process, by a host name that is nobody's.
     """
-    return TrustedHostMiddleware(create_prefect(), allowed_hosts=list(OWN_HOSTS))
+    others = [name.strip() for name in FlowSettings().prefect_hosts.split(",") if name.strip()]
+    return TrustedHostMiddleware(create_prefect(), allowed_hosts=[*LOOPBACK_HOSTS, *others])

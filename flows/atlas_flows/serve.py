@@ -10,12 +10,14 @@ Several machines use a work pool with the same flow (`deploy/helm`).
 from __future__ import annotations
 
 import sys
+from threading import Thread
 
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError
 from atlas_core.store import CaseStore
 from atlas_embedded.model_trials import tidy
 
+from atlas_flows.event_delivery import deliver_forever
 from atlas_flows.models import triton_models
 from atlas_flows.settings import Places
 
@@ -45,6 +47,9 @@ def main() -> int:
     from atlas_flows.work_pools import deployed_flows
 
     notify(places.notification_block)
+    # It keeps nothing that is not in the catalog, so it may end with the process, whenever that is.
+    catalog = Catalog.open(places.catalog_url)
+    Thread(target=deliver_forever, args=(catalog,), daemon=True).start()
     serve(
         *(one.deployment() for one in deployed_flows(places)),
         # A stack that is stopped for the night goes on with its schedule in the morning.

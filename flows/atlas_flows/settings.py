@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import urllib.request
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from atlas_core.errors import ConfigurationError, Unavailable
+from atlas_core.tls import TlsFiles
 from atlas_embedded.settings import EmbeddedSettings
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from atlas_core.catalog import Catalog
 
 
 class FlowSettings(BaseSettings):
@@ -33,6 +37,16 @@ class FlowSettings(BaseSettings):
     )
     prefect_api_url: str | None = Field(
         default=None, description="Of the Prefect server; empty: the embedded one."
+    )
+    prefect_hosts: str = Field(
+        default="",
+        description="Host names, comma-separated, by which the Prefect server may be asked beside "
+        "127.0.0.1 and localhost; it reads them itself.",
+    )
+    review_role: str | None = Field(
+        default=None,
+        description="PostgreSQL role of the review service, which migrations give its rights; "
+        "empty: it uses the flows' own.",
     )
     review_url: str | None = Field(
         default=None, description="Of the review page, for links; empty: the embedded one."
@@ -59,6 +73,11 @@ class FlowSettings(BaseSettings):
         default=None,
         description="Secret of Triton's restricted model control, where it has one. In our images "
         "it comes out of a file: ATLASLOOP_TRITON_CONTROL_KEY__FILE.",
+    )
+    triton_tls: TlsFiles | None = Field(
+        default=None,
+        description="Our certificate for a Triton that asks for one, as JSON with `authority`, "
+        "`certificate` and `key`, paths of PEM files; empty: the embedded one's.",
     )
     triton_load_timeout_s: float | None = Field(
         default=None,
@@ -94,6 +113,7 @@ class Places:
         self.catalog_url = flow.catalog_url or embedded.catalog_url
         self.store = flow.store or embedded.store
         self.attention_address = flow.attention_address or embedded.attention_address
+        self.review_role = flow.review_role or None
         self.prefect_api_url = flow.prefect_api_url or embedded.prefect_api_url
         self.review_url = (flow.review_url or embedded.review_url).rstrip("/")
         self.notification_block = flow.notification_block or None
@@ -101,7 +121,8 @@ class Places:
         self.promotion_margin = flow.promotion_margin
         self.triton_address = flow.triton_address or embedded.triton_grpc
         # Its own Triton lets nobody else in; one that somebody else runs is reached as it is.
-        self.triton_tls = embedded.triton_client_tls if flow.triton_address is None else None
+        own = embedded.triton_client_tls if flow.triton_address is None else None
+        self.triton_tls = flow.triton_tls or own
         self.triton_control_key = flow.triton_control_key
         self.triton_load_timeout_s = flow.triton_load_timeout_s or embedded.start_timeout_s
         self.model_repository = flow.model_repository
@@ -109,14 +130,16 @@ class Places:
         self.training_runs = flow.training_runs or embedded.home / "runs"
 
     @classmethod
-    def read(cls, home: Path | None = None) -> Self:
-        """From the environment and ``<home>/config.toml``.
+    def read(cls, home: Path | None = None, port_base: int | None = None) -> Self:
+        """From the arguments, the environment and ``<home>/config.toml``.
 
         Raises:
             ConfigurationError: a value that cannot work, with its name.
         """
         try:
-            return cls(EmbeddedSettings(home=home) if home else EmbeddedSettings(), FlowSettings())
+            given = {"home": home, "port_base": port_base}
+            chosen = {name: value for name, value in given.items() if value is not None}
+            return cls(EmbeddedSettings.model_validate(chosen), FlowSettings())
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigurationError(
@@ -124,6 +147,17 @@ class Places:
                 expected=first["msg"],
                 got=repr(first.get("input")),
             ) from None
+
+    def grant_rights(self, catalog: Catalog) -> None:
+        """Give the review service's role its rights, where it has one of its own.
+
+        Raises:
+            ConfigurationError: the database has no such role.
+        """
+        if self.review_role is not None:
+            from atlas_core.catalog import grant_review_rights
+
+            grant_review_rights(catalog, self.review_role)
 
     def enter_prefect(self, *, quiet: bool = False) -> None:
         """Point this process's Prefect to our server, and its flows, which read their settings from

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
@@ -12,7 +11,7 @@ import anyio
 from atlas_core.metrics_server import MetricsServer
 from fastapi import FastAPI
 
-from atlas_review import events, page
+from atlas_review import page
 from atlas_review.api import (
     API_PREFIX,
     PROBLEM_RESPONSES,
@@ -51,13 +50,7 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         anyio.to_thread.current_default_thread_limiter().total_tokens = DATABASE_CONNECTIONS
         app.state.review = review
         with contextlib.closing(review.catalog), _metrics_served(review):
-            delivery = asyncio.create_task(events.deliver_forever(review))
-            try:
-                yield
-            finally:
-                delivery.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await delivery
+            yield
 
     app = FastAPI(
         title="Atlas Loop review",

@@ -41,9 +41,6 @@ class ReviewMetrics:
             registry=registry,
         )
         registry.register(_Tasks(count_tasks))
-        self.undelivered = Counter(
-            f"{PREFIX}_event_failures", "Deliveries of events that failed", registry=registry
-        )
 
 
 class _Tasks(Collector):

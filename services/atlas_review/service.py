@@ -17,7 +17,6 @@ from atlas_core.review import (
     CaseReview,
     Drafts,
     LabelVersions,
-    OutgoingEvents,
     RevisionQueue,
     SignIns,
     TaskFilter,
@@ -49,7 +48,6 @@ class Review:
     cases: CaseReview
     audit: AuditLog
     sign_ins: SignInCache
-    events: OutgoingEvents
     accounts: Accounts
     sign_in_attempts: SignInAttempts
     files: CaseFiles
@@ -82,7 +80,6 @@ class Review:
             cases=cases,
             audit=AuditLog(catalog),
             sign_ins=SignInCache(SignIns(catalog)),
-            events=OutgoingEvents(catalog),
             accounts=Accounts(settings.accounts_file),
             sign_in_attempts=SignInAttempts(),
             next_cases=NextCases(queue),

@@ -139,19 +139,6 @@ class ReviewSettings(BaseSettings):
         default=False,
         description="Everybody is a manager without signing in. Only on a loopback address.",
     )
-    prefect_api_url: Url | None = Field(
-        default=None,
-        description="Prefect API that gets events, as http://127.0.0.1:18020/api; default: none.",
-    )
-    prefect_auth: SecretStr | None = Field(
-        default=None,
-        description="USER:PASSWORD of the Prefect server (its PREFECT_SERVER_API_AUTH_STRING).",
-    )
-    event_interval_s: float = Field(
-        default=5.0,
-        gt=0,
-        description="Seconds between checks of the queue, and between retries of a delivery.",
-    )
     oidc_issuer: Url | None = Field(
         default=None, description="OpenID provider, as https://sso.example.org/realms/hospital."
     )

@@ -273,8 +273,8 @@ def test_no_secret_stands_in_any_object(values: str) -> None:
                 )
                 named = variable["name"].endswith(("_FILE", "_SECRET_NAME", "_SECRET_KEY"))
                 assert not secret or named or "valueFrom" in variable, (name, variable["name"])
-                assert "@" not in str(variable.get("value", "")).replace(
-                    "postgresql://atlasloop@", ""
+                assert "@" not in re.sub(
+                    "postgresql://atlasloop(_review)?@", "", str(variable.get("value", ""))
                 ), (name, "a password in an address")
 
 
@@ -300,21 +300,19 @@ def test_an_ingress_has_tls(values: str) -> None:
 
 EDGES = {
     ("attention", "triton", 8001),
-    ("flow-run", "triton", 8000),
     ("flow-run", "triton", 8001),
     ("flow-run", "triton", 8002),
-    ("test", "triton", 8000),
     ("test", "triton", 8001),
     ("test", "triton", 8002),
     ("flow-run", "attention", 18010),
     ("test", "attention", 18010),
     ("test", "review", 18030),
-    *((source, "prefect", 4200) for source in ("flow-run", "review", "register", "test")),
+    *((source, "prefect", 4200) for source in ("flow-run", "events", "register", "test")),
     ("worker-cpu", "prefect", 4200),
     ("worker-gpu", "prefect", 4200),
     *(
         (source, "postgresql", 5432)
-        for source in ("prefect", "review", "flow-run", "migrate", "backup")
+        for source in ("prefect", "review", "flow-run", "events", "migrate", "backup")
     ),
 }
 """Every connection between pods that the policies may allow, and no other: see the threat model."""
@@ -448,6 +446,76 @@ def test_the_key_to_the_models_is_for_triton_and_flow_runs() -> None:
     assert by_reference == {"triton"}
 
 
+@values_files
+def test_the_password_of_prefect_is_for_prefect_and_what_works_for_it(values: str) -> None:
+    """Who has it may run code as the flows: not review, which faces people and their files."""
+    manifests = render(values)
+    pools = {f"work pool {pool}" for pool in ("cpu", "gpu")}
+    assert _holders(manifests, "atlasloop-prefect") == pools | {
+        "Deployment/site-atlasloop-prefect",
+        "Deployment/site-atlasloop-events",
+        "Deployment/site-atlasloop-worker-cpu",
+        "Deployment/site-atlasloop-worker-gpu",
+        "Job/site-atlasloop-register",
+    }
+    for name, pod in pod_templates(manifests):
+        if component(pod) == "review":
+            for one in containers(pod):
+                assert not [v["name"] for v in one["env"] if "PREFECT" in v["name"]], name
+
+
+def _holders(manifests: list[Manifest], secret: str) -> set[str]:
+    """Pods in which `secret` is mounted."""
+    return {
+        name
+        for name, pod in pod_templates(manifests)
+        for volume in pod["spec"]["volumes"]
+        if volume.get("secret", {}).get("secretName") == secret
+    }
+
+
+def test_review_has_a_role_of_its_own_and_no_other_password() -> None:
+    for secret in ("", "review-only"):
+        options = ["--set", f"database.review.existingSecret={secret}"]
+        for values in ("trial", "production"):
+            manifests = render(values, "1.32", *options)
+            review = container(manifests, "review")
+            variables = {v["name"]: v.get("value") for v in review["env"]}
+            address = str(variables["ATLAS_REVIEW_CATALOG_URL"])
+            assert address.startswith("postgresql://atlasloop_review@")
+            (pod,) = [pod for _, pod in pod_templates(manifests) if component(pod) == "review"]
+            (mounted,) = [
+                volume["secret"]
+                for volume in pod["spec"]["volumes"]
+                if volume["name"] == "database-secret"
+            ]
+            assert mounted["secretName"] == (secret or "atlasloop-database")
+            assert [item["key"] for item in mounted["items"]] == ["review-password"]
+
+
+def test_prefect_answers_to_its_own_names() -> None:
+    """And to the probes, which the kubelet sends to the pod's address."""
+    for values, others in (("trial", []), ("production", ["prefect.example.org"])):
+        prefect = container(render(values), "prefect")
+        assert "atlas_flows.prefect_server:create_app" in prefect["args"]
+        variables = {v["name"]: v.get("value") for v in prefect["env"]}
+        hosts = str(variables["ATLASLOOP_PREFECT_HOSTS"]).split(",")
+        assert hosts == ["site-atlasloop-prefect", *others]
+        assert "*" not in str(variables["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"])
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert prefect[probe]["httpGet"]["httpHeaders"] == [
+                {"name": "Host", "value": "localhost"}
+            ]
+
+
+def test_triton_has_no_http_endpoint() -> None:
+    for values in VALUES:
+        triton = container(render(values), "triton")
+        assert "--allow-http=false" in triton["args"]
+        assert any("--grpc-restricted-protocol=model-repository" in a for a in triton["args"])
+        assert triton["livenessProbe"]["grpc"] == {"port": 8001}
+
+
 @pytest.mark.parametrize(
     ("sslmode", "bundle", "said"),
     [
@@ -529,7 +597,11 @@ REQUIRED = [
     ("production", ["review.ingress.host="], "review.ingress.host is required"),
     ("production", ["prefect.ingress.tlsSecret="], "prefect.ingress.tlsSecret is required"),
     ("production", ["prefect.ingress.host="], "prefect.ingress.host is required"),
-    ("production", ["prefect.auth.existingSecret="], "prefect.auth.existingSecret is required"),
+    *(
+        (values, [f"{name}.existingSecret="], f"{name}.existingSecret is required")
+        for values in VALUES
+        for name in ("prefect.auth", "triton.modelControl")
+    ),
     ("production", ["triton.autoscaling.prometheusAddress="], "prometheusAddress is required"),
     ("production", ["images.tritonGpu.digest="], "images.tritonGpu.digest is required"),
     ("trial", ["attention.settings.nonsense=1"], "nonsense"),

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import subprocess
-from typing import Any
 
 import pytest
 import yaml
+from compose_config import FILES, FOLDER, compose, read
 from rendered_chart import REPOSITORY, program
 
-FOLDER = REPOSITORY / "deploy" / "compose"
-FILES = (("compose.yaml",), ("compose.yaml", "compose.gpu.yaml"))
 ONE_SHOT = {"volumes", "migrate-catalog", "migrate-prefect", "model-repository"}
 IMAGE_HEALTH = {"attention", "review"}
 """Their HEALTHCHECK is in the image."""
 
 
-def compose(*arguments: str, env: str = "example.env") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [program("docker-compose"), "--env-file", env, *arguments],
-        cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-
-
-@functools.cache
-def read(files: tuple[str, ...]) -> dict[str, Any]:
-    chosen = [option for file in files for option in ("--file", file)]
-    done = compose(*chosen, "--profile", "tls", "config", "--format", "json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-both = pytest.mark.parametrize("files", FILES, ids=["cpu", "gpu"])
+both = pytest.mark.parametrize("files", FILES, ids=["cpu", "gpu", "tls"])
 
 
 @both
@@ -56,7 +36,7 @@ def test_the_files_follow_the_specification() -> None:
     done = subprocess.run(
         [
             program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec",
-            "compose.yaml", "compose.gpu.yaml",
+            "compose.yaml", "compose.gpu.yaml", "compose.tls.yaml",
         ],
         cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
@@ -130,10 +110,40 @@ def test_networks_keep_apart_what_need_not_meet(files: tuple[str, ...]) -> None:
         for name, service in config["services"].items()
         if "triton_control" in {secret["source"] for secret in service.get("secrets", [])}
     ] == ["flows", "triton"], "nobody else may load models"
-    assert not shares["attention"] & {"database", "front"}
-    assert shares["proxy"] == {"front"}
-    assert shares["postgresql"] == {"database"}
-    assert all(config["networks"][name]["internal"] for name in ("database", "models", "flows"))
+    assert shares["attention"] == {"models", "flows"}
+    assert shares["postgresql"] == {"catalog", "prefect-database"}
+    inner = ("catalog", "prefect-database", "models", "flows")
+    assert all(config["networks"][name]["internal"] for name in inner)
+
+
+@both
+def test_review_reaches_the_catalog_and_nothing_of_prefect(files: tuple[str, ...]) -> None:
+    """It faces people and their files; who has Prefect's password may run code as the flows."""
+    config = read(files)["services"]
+    mine = set(config["review"]["networks"])
+    meets = {name for name, one in config.items() if mine & set(one.get("networks") or {})}
+    assert meets == {"review", "postgresql", "migrate-catalog", "flows", "proxy"}
+    given = {
+        name: {secret["source"] for secret in one.get("secrets", [])}
+        for name, one in config.items()
+    }
+    tls = {"authority_crt"} if "compose.tls.yaml" in files else set()
+    assert given["review"] == {"review_password", "review_secret", *tls}
+    assert [name for name, held in given.items() if "prefect_auth" in held] == ["flows", "prefect"]
+    assert given["attention"] == (tls and {*tls, "attention_crt", "attention_key"})
+    assert config["review"]["environment"]["ATLAS_REVIEW_CATALOG_URL"].startswith(
+        "postgresql://atlasloop_review@"
+    )
+
+
+def test_prefect_answers_to_its_own_names() -> None:
+    prefect = read(FILES[0])["services"]["prefect"]
+    assert "atlas_flows.prefect_server:create_app" in prefect["command"]
+    variables = prefect["environment"]
+    assert variables["ATLASLOOP_PREFECT_HOSTS"] == "prefect,prefect.example.org"
+    assert variables["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == (
+        "http://127.0.0.1:4200,https://prefect.example.org"
+    )
 
 
 @both

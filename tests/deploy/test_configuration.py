@@ -37,8 +37,10 @@ from rendered_chart import (
 SECRETS = {
     "catalog-password": "p" * 40,
     "prefect-password": "q" * 40,
+    "review-password": "r" * 40,
     "catalog_password": "p" * 40,
     "prefect_password": "q" * 40,
+    "review_password": "r" * 40,
     "auth-string": "atlas:secret",
     "prefect_auth": "atlas:secret",
     "secret": "s" * 64,
@@ -132,7 +134,7 @@ def _places_agree(places: Places, database: str, attention: str, prefect: str) -
     assert places.prefect_api_url == prefect
 
 
-def _models_agree(places: Places, triton: str, key: str | None) -> None:
+def _models_agree(places: Places, triton: str, key: str) -> None:
     """A version is promoted from here: in the repository that Triton reads, by a call to Triton."""
     assert places.triton_address == triton
     root = Path("/var/lib/atlasloop/models")
@@ -140,8 +142,8 @@ def _models_agree(places: Places, triton: str, key: str | None) -> None:
     assert places.model_store == root / "store"
     assert places.training_runs == root / "runs"
     assert places.triton_load_timeout_s == 1800
-    found = places.triton_control_key
-    assert (None if found is None else found.get_secret_value()) == key
+    assert places.triton_control_key is not None
+    assert places.triton_control_key.get_secret_value() == key
 
 
 @values_files
@@ -169,8 +171,8 @@ def test_flows_read_their_configuration(values: str, clean: pytest.MonkeyPatch) 
             "dns:///site-atlasloop-attention:18010",
             "http://site-atlasloop-prefect:4200/api",
         )
-        key = SECRETS["control-key"] if values == "production" else None
-        _models_agree(places, "site-atlasloop-triton:8001", key)
+        _models_agree(places, "site-atlasloop-triton:8001", SECRETS["control-key"])
+        assert places.review_role == "atlasloop_review"
         query = make_engine(places.catalog_url).url.query
         expected = {"production": "verify-full", "airgapped": "verify-ca"}.get(values, "disable")
         assert query["sslmode"] == expected
@@ -249,9 +251,8 @@ def test_review_reads_its_configuration(values: str, clean: pytest.MonkeyPatch) 
     assert settings.secret is not None
     assert settings.secret.get_secret_value() == SECRETS["secret"]
     assert make_engine(settings.catalog_url.get_secret_value()).url.password is None
+    assert variables["PGPASSWORD"] == SECRETS["review-password"]
     if values == "production":
-        assert settings.prefect_auth is not None
-        assert settings.prefect_auth.get_secret_value() == SECRETS["prefect_auth"]
         assert settings.public_url == "https://review.example.org"
         assert settings.oidc_client_secret.get_secret_value() == SECRETS["oidc-client-secret"]
         assert set(settings.oidc_roles) == {"radiology", "radiology-seniors", "atlas-managers"}
@@ -263,8 +264,7 @@ def test_compose_configures_review(clean: pytest.MonkeyPatch) -> None:
     enter(clean, variables)
     settings = ReviewSettings()
     assert settings.public_url == "https://review.example.org"
-    assert settings.prefect_auth is not None
-    assert settings.prefect_auth.get_secret_value() == SECRETS["prefect_auth"]
+    assert variables["PGPASSWORD"] == SECRETS["review_password"]
 
 
 def _generator() -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grpc
 import pytest
 import tritonclient.grpc as triton
 from atlas_attention.triton import TritonOptions, TritonPredictor
@@ -16,12 +16,14 @@ from atlas_core.errors import ConfigurationError
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_embedded.triton_models import TritonModels
 from atlas_models.serving import CpuServing, TritonRepository
-from rendered_chart import REPOSITORY, container, program, render
+from compose_config import triton_arguments
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rendered_chart import container, render
 from triton_server import TritonServer, install
 from tritonclient.utils import InferenceServerException
 
 KEY = "0123456789abcdef" * 4
-PLACES = ("--model-repository=", "--http-port=", "--grpc-port=", "--metrics-port=")
+PLACES = ("--model-repository=", "--grpc-port=", "--metrics-port=")
 """Where a test's server has its own."""
 
 
@@ -32,27 +34,6 @@ def chart_arguments() -> list[str]:
     return [argument.replace("$(TRITON_CONTROL_KEY)", KEY) for argument in triton["args"]]
 
 
-def compose_arguments(folder: Path) -> list[str]:
-    """As the shell in the compose file gives them, which reads the key out of its secret."""
-    done = subprocess.run(
-        [program("docker-compose"), "--env-file", "example.env", "config", "--format", "json"],
-        cwd=REPOSITORY / "deploy" / "compose", capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    service = json.loads(done.stdout)["services"]["triton"]
-    shell, options, script, name = service["entrypoint"]
-    secret = folder / "triton_control"
-    secret.write_text(f"{KEY}\n")
-    shown = folder / "tritonserver"
-    shown.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    shown.chmod(0o755)
-    script = script.replace("$$", "$").replace("/run/secrets/triton_control", str(secret))
-    started = subprocess.run(
-        [shell, options, script, name, *service["command"]],
-        env={"PATH": f"{folder}:/usr/bin:/bin"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return started.stdout.splitlines()
-
-
 @pytest.fixture(params=["chart", "compose"])
 def server(
     request: pytest.FixtureRequest,
@@ -60,7 +41,7 @@ def server(
     tiny_models: dict[str, Path],
     tmp_path: Path,
 ) -> Iterator[TritonServer]:
-    given = chart_arguments() if request.param == "chart" else compose_arguments(tmp_path)
+    given = chart_arguments() if request.param == "chart" else triton_arguments(tmp_path, KEY)
     assert {place for place in PLACES for word in given if word.startswith(place)} == set(PLACES)
     arguments = [word for word in given if not word.startswith(PLACES)]
     install(tmp_path / "repository", [tiny_models["conv_a@0"], tiny_models["conv_b@0"]])
@@ -70,15 +51,6 @@ def server(
     server.start()
     yield server
     server.stop()
-
-
-def post(url: str, headers: dict[str, str] | None = None) -> int:
-    request = urllib.request.Request(url, data=b"{}", headers=headers or {}, method="POST")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def served(address: str) -> Sequence[str]:
@@ -93,19 +65,24 @@ def test_all_may_infer_and_only_who_has_the_key_may_load(server: TritonServer) -
     # `--load-model=*`: after a restart everything is there again, without anybody's doing.
     assert served(server.address) == ["conv_a", "conv_b"]
     # The probes of the chart and of compose carry no key.
-    for probe in ("live", "ready"):
-        with urllib.request.urlopen(f"{server.http}/v2/health/{probe}", timeout=30) as answer:
-            assert answer.status == 200
+    with grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    with urllib.request.urlopen(f"{server.metrics}/metrics", timeout=30) as answer:
+        assert answer.status == 200
+    # No page of a browser comes in.
+    for closed in (server.http, f"http://{server.address}"):
+        with pytest.raises((urllib.error.URLError, http.client.HTTPException)):
+            urllib.request.urlopen(f"{closed}/v2/health/live", timeout=30)
     # Attention infers; it has no key, and needs none.
     predictor = TritonPredictor(TritonOptions(server.address))
     predictor.probe(predictor.ensemble()[0])
     predictor.close()
-    # Neither way in lets it, or anybody else without the key, change what is loaded.
+    # It, or anybody else without the key, may not change what is loaded.
     with triton.InferenceServerClient(server.address) as client:
         for forbidden in (client.unload_model, client.load_model):
             with pytest.raises(InferenceServerException, match="restricted"):
                 forbidden("conv_a")
-    assert post(f"{server.http}/v2/repository/models/conv_a/unload") == 403
     assert served(server.address) == ["conv_a", "conv_b"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import io
 import json
@@ -10,12 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,6 @@ from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import read_label, read_volume, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.review import QUEUE_DRAINED
 from atlas_core.store import CaseStore
 from atlas_review.auth.sign_in_cache import CACHED_S
 from numpy.typing import NDArray
@@ -848,58 +844,6 @@ def test_a_case_from_lease_to_revision(tmp_path: Path) -> None:
         ).json() == {"flagged": True}
         flagged = ann.get(f"{API}/cases", params={"flagged": True}).json()
         assert [one["flag_reason"] for one in flagged["cases"]] == ["odd"]
-
-
-# Events
-
-
-class _Prefect(BaseHTTPRequestHandler):
-    """Refuses the first delivery and accepts the second."""
-
-    received: list[dict[str, Any]]
-    refuse: int
-
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.received += body
-        server.signed_in.add(self.headers["Authorization"])
-        self.send_response(503 if len(server.received) == 1 else 204)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        """Quiet."""
-
-
-def test_a_drained_queue_is_reported_until_the_report_arrives(tmp_path: Path) -> None:
-    server: Any = HTTPServer(("127.0.0.1", 0), _Prefect)
-    server.received = []
-    server.signed_in = set()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        place = make_place(tmp_path / "place", cases=1, columns=32)
-        url = f"http://127.0.0.1:{server.server_port}/api"
-        settings = {
-            "prefect_api_url": url, "prefect_auth": "atlas:secret", "event_interval_s": 0.1
-        }  # fmt: skip
-        with running_review(place, **settings) as running, running.client("ann") as ann:
-            task = ann.post(f"{API}/queue/next").json()
-            ann.post(f"{API}/tasks/{task['id']}/confirm", json={}).raise_for_status()
-            deadline = time.monotonic() + 60
-            while len(server.received) < 2:
-                assert time.monotonic() < deadline, "no event"
-                time.sleep(0.05)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-    first, second = server.received
-    assert first == second  # the same id: Prefect takes it for one event
-    assert first["event"] == QUEUE_DRAINED
-    assert server.signed_in == {"Basic " + base64.b64encode(b"atlas:secret").decode()}
-    assert first["payload"] == {"tasks": {"confirmed": 1}}
 
 
 # The page

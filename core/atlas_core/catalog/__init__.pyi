@@ -19,6 +19,7 @@ from .model_registry import (
     training_labels,
     truth_digest,
 )
+from .rights import grant_review_rights
 
 __all__ = [
     "CaseAgreement",
@@ -32,6 +33,7 @@ __all__ = [
     "chunks",
     "evaluations",
     "find_models",
+    "grant_review_rights",
     "insert_new",
     "labels_by_case",
     "newest_scores",

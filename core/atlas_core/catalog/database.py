@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,13 @@ from typing import Any, Final, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DatabaseError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+)
 
 from atlas_core.catalog import tables as t
 from atlas_core.errors import ConfigurationError, Unavailable
@@ -22,6 +29,9 @@ BUSY_TIMEOUT_S: Final = 30
 means that another process keeps a transaction open."""
 
 CONNECT_TIMEOUT_S: Final = 10
+
+NO_RIGHT: Final = "42501"
+"""PostgreSQL's code for "insufficient privilege"."""
 
 MIGRATION_LOCK: Final = 0x61746C6173
 """Key of PostgreSQL's advisory lock around a migration ("atlas" in ASCII)."""
@@ -71,7 +81,8 @@ class Database:
 
         Raises:
             ConfigurationError: another kind of address, a file that is no catalog, a schema that is
-                newer than this version of Atlas Loop, or (``migrate=False``) older.
+                newer than this version of Atlas Loop, or (``migrate=False``, or the role may not
+                change it) older.
             Unavailable: the database does not answer. The message never holds the password.
         """
         database = cls(make_engine(url))
@@ -126,6 +137,13 @@ class Database:
                     expected="an SQLite database",
                     remedy=f"check {self._place}",
                 ) from None
+            if getattr(error.orig, "sqlstate", None) == NO_RIGHT:
+                raise ConfigurationError(
+                    "this role of the database has not the right to do that",
+                    got=_without_password(error, self.engine),
+                    remedy="run `atlasloop migrate` as the catalog's owner, with the name of the "
+                    "review service's role in ATLASLOOP_REVIEW_ROLE",
+                ) from None
             raise
 
     def _bring_up_to_date(self, migrate: bool) -> None:
@@ -140,13 +158,13 @@ class Database:
                 expected=t.REVISION,
                 remedy="open it once with migration",
             )
-        with self._migrating() as connection:
+        with self.migrating() as connection:
             if _revision(connection) != t.REVISION:  # no other process has migrated meanwhile
                 _require_known(connection, self._place)
                 _upgrade(connection)
 
     @contextmanager
-    def _migrating(self) -> Iterator[Connection]:
+    def migrating(self) -> Iterator[Connection]:
         """A transaction that only one process at a time can be in."""
         with _alembic, self.transaction(write=True) as connection:
             if self.engine.dialect.name == "postgresql":
@@ -243,7 +261,10 @@ def _sqlite_engine(address: sa.URL) -> Engine:
             expected="sqlite:///FILE",
             got=str(address),
         )
-    Path(str(address.database)).parent.mkdir(parents=True, exist_ok=True)
+    file = Path(str(address.database))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # the driver says better what is wrong
+        file.touch(mode=0o600)  # names of annotators, file names of imports: the owner's alone
     engine = sa.create_engine(
         address.set(drivername="sqlite"), connect_args={"timeout": BUSY_TIMEOUT_S}
     )
@@ -273,7 +294,7 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _without_password(error: OperationalError | InterfaceError, engine: Engine) -> str:
+def _without_password(error: DBAPIError, engine: Engine) -> str:
     text = " ".join(str(error.orig).split())
     password = engine.url.password
     return text.replace(str(password), "***") if password else text

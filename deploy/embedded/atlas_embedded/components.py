@@ -10,21 +10,24 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 from atlas_attention.triton.shared_memory import SHARED_MEMORY
 from atlas_attention.triton.shared_memory import sweep as sweep_attention_regions
+from atlas_core.atomic_writes import replace_file
 from atlas_review.auth import ACCOUNTS_FILE, FIRST_USER, Accounts, Role
 
 from atlas_embedded import probes
 from atlas_embedded.access import make_access, prefect_auth
 from atlas_embedded.model_trials import tidy
 from atlas_embedded.processes import COMPONENT_VARIABLE, STACK_VARIABLE, marked
-from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
+from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings, sqlite_url
 from atlas_embedded.triton_environment import TritonEnvironment, find_triton
 from atlas_embedded.triton_models import TritonModels, install_models, repository_of
 
@@ -46,10 +49,12 @@ class Launch:
     Attributes:
         command: program, by its absolute path, and arguments.
         variables: what this part needs beside the variables that all parts share.
+        folder: its working directory.
     """
 
     command: tuple[str, ...]
     variables: Mapping[str, str]
+    folder: Path = Path()
 
     def environment(self, settings: EmbeddedSettings, name: ComponentName) -> dict[str, str]:
         """All variables of the process, ours from outside included."""
@@ -128,7 +133,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
         tls = settings.triton_server_tls
         command = (
             str(environment.binary),
-            f"--model-repository={settings.repository}",
+            f"--model-repository={settings.seen_by_triton(settings.repository)}",
             f"--backend-directory={environment.backends}",
             "--model-control-mode=explicit",
             # config.pbtxt says everything; guessing would only hide a mistake in it.
@@ -151,7 +156,7 @@ def _triton(settings: EmbeddedSettings) -> Component:
             # By this name the regions of this very stack are found after a crash.
             f"--backend-config=python,shm-region-prefix-name={_region_prefix(settings)}",
         )
-        return Launch(command, environment.variables())
+        return Launch(command, environment.variables(), settings.home)
 
     def models() -> TritonModels:
         return TritonModels(
@@ -213,6 +218,10 @@ def _sweep_attention() -> None:
 
 
 def _review(settings: EmbeddedSettings) -> Component:
+    def prepare() -> None:
+        settings.store.mkdir(parents=True, exist_ok=True)
+        make_first_account(settings)
+
     def launch() -> Launch:
         variables = {
             "ATLAS_REVIEW_LISTEN": f"{HOST}:{settings.review_port}",
@@ -221,9 +230,6 @@ def _review(settings: EmbeddedSettings) -> Component:
             "ATLAS_REVIEW_CATALOG_URL": settings.catalog_url,
             "ATLAS_REVIEW_HOME": str(settings.review_home),
         }
-        if "prefect" in settings.components:
-            variables["ATLAS_REVIEW_PREFECT_API_URL"] = settings.prefect_api_url
-            variables["ATLAS_REVIEW_PREFECT_AUTH"] = prefect_auth(settings)
         return Launch((sys.executable, "-m", "atlas_review"), variables)
 
     def probe() -> str:
@@ -233,26 +239,45 @@ def _review(settings: EmbeddedSettings) -> Component:
         name="review",
         address=settings.review_url,
         port_fields=("review_port", "review_metrics_port"),
-        prepare=lambda: settings.store.mkdir(parents=True, exist_ok=True),
+        prepare=prepare,
         launch=launch,
         answers=probe,
         healthy=probe,
     )
 
 
-def first_review_account(settings: EmbeddedSettings) -> tuple[str, str] | None:
-    """Name and password of the account that is made before the review service starts for the first
-    time, for people to be told once; None later."""
-    if "review" not in settings.components:
+def make_first_account(settings: EmbeddedSettings) -> None:
+    """The account that people begin with, before the review service starts for the first time.
+
+    Its password is in a file before the account is: a start that fails, or is killed, loses
+    neither.
+    """
+    accounts, kept = _accounts(settings), settings.review_password_file
+    if "review" not in settings.components or accounts.path.exists():
+        return
+    make_access(settings)
+    if not kept.exists():
+        replace_file(kept, f"{secrets.token_urlsafe(12)}\n".encode(), mode=0o600)
+    accounts.create(kept.read_text(encoding="ascii").strip())
+
+
+def first_account(settings: EmbeddedSettings) -> tuple[str, Path] | None:
+    """Name of the first account, and the file with its password; None: people have changed it."""
+    kept = settings.review_password_file
+    if not kept.exists():
         return None
-    password = Accounts(settings.review_home / ACCOUNTS_FILE).create()
-    return None if password is None else (FIRST_USER, password)
+    password = kept.read_text(encoding="ascii").strip()
+    return (FIRST_USER, kept) if _accounts(settings).by_password(FIRST_USER, password) else None
+
+
+def _accounts(settings: EmbeddedSettings) -> Accounts:
+    return Accounts(settings.review_home / ACCOUNTS_FILE)
 
 
 def review_token(settings: EmbeddedSettings, name: str) -> str:
     """A token for a machine that works as an annotator in this stack's review service; the one it
     had before is no longer valid."""
-    return Accounts(settings.review_home / ACCOUNTS_FILE).add_token(name, (Role.ANNOTATOR,))
+    return _accounts(settings).add_token(name, (Role.ANNOTATOR,))
 
 
 def _prefect(settings: EmbeddedSettings) -> Component:
@@ -273,6 +298,10 @@ def _prefect(settings: EmbeddedSettings) -> Component:
         )
         variables = {
             "PREFECT__SERVER_FINAL": "1",
+            # Its default would take "?", "#" and "%" in the path for parts of an address.
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": sqlite_url(
+                settings.prefect_home / "prefect.db", "sqlite+aiosqlite"
+            ),
             "PREFECT_SERVER_API_HOST": HOST,
             # A run that waits for another one looks again soon: at half a minute each, a good run
             # waited for minutes behind a few that failed at once.

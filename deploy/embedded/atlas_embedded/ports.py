@@ -34,8 +34,9 @@ def require_free(settings: EmbeddedSettings, field: str) -> None:
             f"port {port} is taken",
             expected="a free port",
             got=who or "a process that cannot be told from here",
-            remedy=f"end that process, or choose another port: {ENV_PREFIX}{field.upper()} "
-            f"in the environment, or {field} in {settings.home / CONFIG_FILE}",
+            remedy=f"end that process, or move all ports: `atlasloop --port-base N up`, or "
+            f"port_base in {settings.home / CONFIG_FILE}; this one alone: "
+            f"{ENV_PREFIX}{field.upper()}, or {field} there",
         )
 
 

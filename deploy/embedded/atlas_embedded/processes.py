@@ -9,8 +9,10 @@ processes whose file was never written or was removed, are found as well.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,21 +64,31 @@ class ProcessRecord:
         return self.boot_id == _boot_id() and _started_ticks(self.pid) == self.started_ticks
 
 
+_IN_FOLDER = 'cd -- "$0" && exec "$@"'
+"""Spawning has no working directory of its own."""
+
+
 def start(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, launch: str = ""
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    launch: str = "",
+    folder: Path = Path(),
 ) -> ProcessRecord:
     """Starts a process in a session of its own, its output appended to `log`.
 
     It holds neither our terminal nor our files, and lives on when we end. `launch` is kept in the
-    record.
+    record; `folder` is its working directory.
 
     Raises:
         OSError: the program cannot be started.
     """
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
-        command[0],
-        list(command),
+        "/bin/sh",
+        ["/bin/sh", "-c", _IN_FOLDER, str(folder), *command],
         dict(environment),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from atlas_core.tls import TlsFiles
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,6 +30,37 @@ TLS_AUTHORITY, TLS_SERVER, TLS_CLIENT = "authority", "server", "client"
 ComponentName = Literal["triton", "attention", "review", "prefect", "flows"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+
+def _printable(path: Path) -> Path:
+    """Blanks, umlauts, ``%``, ``#`` and ``?`` are all used as they are; what no terminal shows, and
+    bytes that are not UTF-8, not every part could pass on."""
+    if not str(path).isprintable():
+        raise ValueError(f"{str(path)!a} holds characters that cannot be shown")
+    return path
+
+
+Folder = Annotated[Path, AfterValidator(_printable)]
+
+PORT_OFFSETS = {
+    "triton_grpc_port": 1,
+    "attention_port": 10,
+    "attention_metrics_port": 11,
+    "prefect_port": 20,
+    "review_port": 30,
+    "review_metrics_port": 31,
+}
+"""Above `port_base`, unless a port is given by itself."""
+
+
+def _port(field: str) -> Any:
+    return Field(default_factory=lambda values: values["port_base"] + PORT_OFFSETS[field])
+
+
+def sqlite_url(path: Path, driver: str = "sqlite") -> str:
+    """SQLAlchemy address of the SQLite file at the absolute `path`, whatever its name holds."""
+    return f"{driver}:///{quote(str(path), safe='/ +')}"
+
+
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -36,13 +69,15 @@ class EmbeddedSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
-    home: Path = Field(default=Path(".atlasloop"), description="Everything that the stack keeps.")
-    store: Path = Field(
+    home: Folder = Field(default=Path(".atlasloop"), description="Everything that the stack keeps.")
+    store: Folder = Field(
         default_factory=lambda values: values["home"] / "store",
         description="Root of the case store; CTs need a large disk.",
     )
     catalog_url: str = Field(
-        default_factory=lambda values: f"sqlite:///{values['home'].absolute()}/catalog.sqlite",
+        default_factory=lambda values: sqlite_url(
+            values["home"].expanduser().absolute() / "catalog.sqlite"
+        ),
         description="SQLAlchemy address of the catalog.",
     )
     components: tuple[ComponentName, ...] = Field(
@@ -50,12 +85,18 @@ class EmbeddedSettings(BaseSettings):
         min_length=1,
         description="Which parts run here.",
     )
-    triton_grpc_port: Port = 18001
-    attention_port: Port = 18010
-    attention_metrics_port: Port = 18011
-    prefect_port: Port = 18020
-    review_port: Port = 18030
-    review_metrics_port: Port = 18031
+    port_base: int = Field(
+        default=18000,
+        ge=1024,
+        le=65535 - max(PORT_OFFSETS.values()),
+        description="Moves all ports, which lie a little above it.",
+    )
+    triton_grpc_port: Port = _port("triton_grpc_port")
+    attention_port: Port = _port("attention_port")
+    attention_metrics_port: Port = _port("attention_metrics_port")
+    prefect_port: Port = _port("prefect_port")
+    review_port: Port = _port("review_port")
+    review_metrics_port: Port = _port("review_metrics_port")
     triton_environment: Path = Field(
         default=_CHECKOUT / ".venv-triton",
         description="Virtual environment that holds tritonserver and the models' runtimes.",
@@ -107,10 +148,26 @@ class EmbeddedSettings(BaseSettings):
         for name in ("home", "store", "triton_environment", "models_dir"):
             object.__setattr__(self, name, getattr(self, name).expanduser().absolute())
 
+    def make_home(self) -> None:
+        """The home folder, its owner's alone, whoever made it: it holds CTs, labels and keys."""
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = self.home.stat().st_mode
+        shared = mode & stat.S_ISVTX or self.home.parent == self.home  # /tmp, and the root
+        if mode & 0o077 and not shared:
+            self.home.chmod(0o700)
+
     @property
     def repository(self) -> Path:
         """Triton's model repository."""
         return self.home / "triton-repository"
+
+    def seen_by_triton(self, folder: Path) -> Path:
+        """A folder of the home as Triton and its models' processes, who work in the home, name it.
+
+        To start such a process, Triton puts paths into a command line for a shell; and in there no
+        letter beyond ASCII can be part of one.
+        """
+        return Path("/proc/self/cwd") / folder.relative_to(self.home)
 
     @property
     def compiled_models(self) -> Path:
@@ -148,6 +205,11 @@ class EmbeddedSettings(BaseSettings):
     def prefect_auth_file(self) -> Path:
         """``user:password`` of the Prefect server, which its UI asks for; owner-only."""
         return self.access_folder / "prefect-auth"
+
+    @property
+    def review_password_file(self) -> Path:
+        """First password of the review service's manager; owner-only."""
+        return self.access_folder / "review-admin"
 
     @property
     def prefect_home(self) -> Path:

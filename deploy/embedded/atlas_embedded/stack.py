@@ -74,7 +74,8 @@ def up(settings: EmbeddedSettings, *, on_event: OnEvent = _silent) -> tuple[Comp
         Conflict: another `up` or `down` has been at work for too long.
     """
     parts = components(settings)
-    with _locked(settings):
+    settings.make_home()
+    with _owners_alone(), _locked(settings):
         for part in parts:
             part.prepare()
         start = _Start(settings, on_event)
@@ -219,7 +220,11 @@ class _Start:
         self.launched.append(part)
         try:
             record = processes.start(
-                launch.command, launch.environment(self.settings, part.name), log, launch.digest
+                launch.command,
+                launch.environment(self.settings, part.name),
+                log,
+                launch.digest,
+                launch.folder,
             )
         except OSError as error:
             raise ConfigurationError(f"{part.name} cannot be started", got=error) from None
@@ -338,6 +343,16 @@ def _record(settings: EmbeddedSettings, name: ComponentName) -> ProcessRecord | 
 
 def _record_path(settings: EmbeddedSettings, name: ComponentName) -> Path:
     return settings.run / f"{name}.json"
+
+
+@contextlib.contextmanager
+def _owners_alone() -> Iterator[None]:
+    """What is made meanwhile, and by parts that are started, is its owner's alone: CTs, labels."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def repository_of(settings: EmbeddedSettings) -> TritonRepository:
             precision=settings.model_precision,
             threads=settings.model_threads or math.ceil(_cores() / max(1, models * streams)),
             streams=streams,
-            cache_dir=settings.compiled_models,
+            cache_dir=settings.seen_by_triton(settings.compiled_models),
         ),
     )
 

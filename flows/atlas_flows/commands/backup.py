@@ -63,9 +63,10 @@ def restore(
     files = 0
     if store and manifest.store is not None:
         files = verify_store(folder, CaseStore(here.store))
-    here.embedded.home.mkdir(parents=True, exist_ok=True)
+    here.embedded.make_home()
     with Catalog.open(here.catalog_url) as catalog:
         rows = restore_catalog(folder, catalog)
+        here.grant_rights(catalog)
     console().print(f"restored: {rows} rows; {files} files of the store compared", soft_wrap=True)
 
 
@@ -73,11 +74,14 @@ def migrate(context: typer.Context) -> None:
     """Create the catalog's tables, or bring them up to this version. Harmless when they are.
 
     A deployment runs this once before its services start; several at a time wait for each other.
+    With ATLASLOOP_REVIEW_ROLE it gives that role of PostgreSQL the rights of the review service.
 
     Example: atlasloop migrate
     """
     from atlas_core.catalog import Catalog
     from atlas_core.catalog.tables import REVISION
 
-    Catalog.open(places(context).catalog_url).close()
+    here = places(context)
+    with Catalog.open(here.catalog_url) as catalog:
+        here.grant_rights(catalog)
     console().print(f"the catalog is at schema {REVISION}")

@@ -51,7 +51,7 @@ def import_cases(
     from atlas_core.store import CaseStore
 
     here = places(context)
-    here.embedded.home.mkdir(parents=True, exist_ok=True)
+    here.embedded.make_home()
     with Catalog.open(here.catalog_url) as catalog, counting("importing") as on_progress:
         summary = import_folder(
             path,

@@ -20,27 +20,18 @@ def up(context: typer.Context) -> None:
     """Start the stack: Triton, attention and review service, Prefect server and its flows.
 
     Starts what does not run, mends what is not healthy, and returns when every part has proved that
-    it works. Everything listens on 127.0.0.1 only. Ports are settings: ATLASLOOP_ATTENTION_PORT=…
+    it works. Everything listens on 127.0.0.1 only; `--port-base` moves all ports.
 
     Example: atlasloop up
     """
     from atlas_core.catalog import Catalog
     from atlas_embedded import stack
-    from atlas_embedded.components import first_review_account
+    from atlas_embedded.components import first_account
     from atlas_embedded.triton_models import repository_of
 
     from atlas_flows.models import register_installed
 
     here = places(context)
-    account = first_review_account(here.embedded)
-    if account is not None:
-        # Printed before anything can fail: it cannot be found out later.
-        name, password = account
-        console().print(
-            f"review: sign in as {name} with the password {password} (shown only now)",
-            markup=False,
-            highlight=False,
-        )
     parts = stack.up(here.embedded, on_event=_print_event)
     with Catalog.open(here.catalog_url) as catalog:
         register_installed(repository_of(here.embedded), here.embedded.models_dir, catalog)
@@ -52,7 +43,9 @@ def up(context: typer.Context) -> None:
             soft_wrap=True,
         )
     if "review" in here.embedded.components:
-        console().print(f"Review: {here.embedded.review_url}")
+        account = first_account(here.embedded)
+        how = "" if account is None else f"; sign in as {account[0]} with what is in {account[1]}"
+        console().print(f"Review: {here.embedded.review_url}{how}", soft_wrap=True, markup=False)
 
 
 def down(context: typer.Context) -> None:

@@ -28,6 +28,7 @@ class Choices:
     """Options given before the command's name."""
 
     home: Path | None = None
+    port_base: int | None = None
     debug: bool = False
 
 
@@ -39,7 +40,8 @@ def places(context: typer.Context) -> Places:
     """
     from atlas_flows.settings import Places
 
-    return Places.read(context.ensure_object(Choices).home)
+    chosen = context.ensure_object(Choices)
+    return Places.read(chosen.home, chosen.port_base)
 
 
 def console(*, stderr: bool = False) -> Console:

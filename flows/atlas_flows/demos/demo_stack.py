@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from atlas_core.errors import Conflict
-from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings
+from atlas_embedded.settings import HOST, ComponentName, EmbeddedSettings, sqlite_url
 from filelock import FileLock, Timeout
 
 
@@ -27,7 +27,7 @@ def demo_settings(home: Path, parts: Sequence[ComponentName], **fields: object) 
         home=home,
         # Never the store or catalog that the environment may name.
         store=home / "store",
-        catalog_url=f"sqlite:///{home / 'catalog.sqlite'}",
+        catalog_url=sqlite_url(home.absolute() / "catalog.sqlite"),
         components=tuple(parts),
         **chosen,  # type: ignore[arg-type]  # fields named *_port are ports
         **fields,  # type: ignore[arg-type]  # checked by the class

@@ -150,7 +150,8 @@ def run_loop_demo(
         Conflict: another demo runs in the same home.
     """
     home = (places.embedded.home / ("loop-demo-quick" if quick else "loop-demo")).absolute()
-    home.mkdir(parents=True, exist_ok=True)
+    places.embedded.make_home()
+    home.mkdir(exist_ok=True)
     with exclusive_demo(home), sigterm_as_interrupt():
         stack.down(EmbeddedSettings(home=home))  # what a demo that was killed has left
         settings = demo_settings(home, PARTS, models_dir=home / "M0")

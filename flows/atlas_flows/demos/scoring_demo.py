@@ -113,7 +113,8 @@ def run_demo(places: Places, request: DemoRequest) -> Path:
         Conflict: another demo runs in the same home.
     """
     home = places.embedded.home / "demo"
-    home.mkdir(parents=True, exist_ok=True)
+    places.embedded.make_home()
+    home.mkdir(exist_ok=True)
     console = Console(highlight=False)
     with exclusive_demo(home), sigterm_as_interrupt():
         # A demo that was killed may still run; its ports must be free before ours are chosen.

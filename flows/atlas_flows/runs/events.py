@@ -10,7 +10,7 @@ from prefect.events import emit_event
 
 
 class Event(StrEnum):
-    """What people or machines may want to know; the review service emits the drained queue."""
+    """What people or machines may want to know; `event_delivery` reports the drained queue."""
 
     QUEUE_OPEN = "atlasloop.queue.open"
     ITERATION_FINISHED = "atlasloop.iteration.finished"

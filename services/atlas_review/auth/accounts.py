@@ -71,14 +71,17 @@ class Accounts:
         self.path = path
         self._read: _Read | None = None
 
-    def create(self) -> str | None:
+    def create(self, password: str | None = None) -> str | None:
         """Make the file with one manager, unless it exists.
+
+        Args:
+            password: of `FIRST_USER`; None: one that nobody guesses.
 
         Returns:
             The password of `FIRST_USER`, which cannot be recovered later; None if the file
             existed.
         """
-        password = secrets.token_urlsafe(12)
+        password = password or secrets.token_urlsafe(12)
         with self._locked():
             if self.path.exists():
                 return None

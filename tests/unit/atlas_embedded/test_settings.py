@@ -10,11 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from atlas_core.catalog import Catalog
+from atlas_core.errors import ConfigurationError
 from atlas_embedded import processes
-from atlas_embedded.components import components
+from atlas_embedded.components import components, first_account
 from atlas_embedded.logs import follow, rotate, tail
 from atlas_embedded.processes import ProcessRecord
 from atlas_embedded.settings import EmbeddedSettings
+from atlas_embedded.stack import up
+from atlas_review.auth import ACCOUNTS_FILE, FIRST_USER, Accounts, Role
 from pydantic import ValidationError
 
 
@@ -78,6 +82,66 @@ def test_every_port_belongs_to_one_part(tmp_path: Path) -> None:
     settings = EmbeddedSettings(home=tmp_path)
     fields = [field for part in components(settings) for field in part.port_fields]
     assert sorted(fields) == sorted(n for n in EmbeddedSettings.model_fields if n.endswith("_port"))
+
+
+def test_one_setting_moves_all_ports(tmp_path: Path) -> None:
+    usual, moved = EmbeddedSettings(home=tmp_path), EmbeddedSettings(home=tmp_path, port_base=19000)
+    names = [name for name in EmbeddedSettings.model_fields if name.endswith("_port")]
+    assert len({getattr(usual, name) for name in names}) == len(names)
+    for name in names:
+        assert getattr(moved, name) == getattr(usual, name) + 1000
+    alone = EmbeddedSettings(home=tmp_path, port_base=19000, review_port=8080)
+    assert (alone.review_port, alone.prefect_port) == (8080, 19020)
+    with pytest.raises(ValidationError, match="port_base"):
+        EmbeddedSettings(home=tmp_path, port_base=65534)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "caf\udce9", "\x1b[2J"])
+def test_a_home_that_no_terminal_can_show_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValidationError, match="cannot be shown"):
+        EmbeddedSettings(home=tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["h sp", "h\u00fc", "h#1", "h%20x", "h?x=1"])
+def test_a_home_is_used_as_it_is_called(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    with Catalog.open(EmbeddedSettings(home=home).catalog_url) as catalog:
+        assert not catalog.cases()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (home / "catalog.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_the_home_is_its_owners_alone_whoever_made_it(tmp_path: Path) -> None:
+    for home in (tmp_path / "new" / "home", tmp_path / "old"):
+        if home.name == "old":
+            home.mkdir(mode=0o755)
+        EmbeddedSettings(home=home).make_home()
+        assert home.stat().st_mode & 0o777 == 0o700
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    EmbeddedSettings(home=shared).make_home()
+    assert shared.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_a_start_that_fails_keeps_the_first_password(tmp_path: Path) -> None:
+    """Killed at any moment, too: the password is there before its account."""
+    settings = EmbeddedSettings(home=tmp_path, triton_environment=tmp_path / "none")
+    assert first_account(settings) is None
+    for _ in range(2):
+        with pytest.raises(ConfigurationError):
+            up(settings)
+        (review,) = [part for part in components(settings) if part.name == "review"]
+        review.prepare()
+        (tmp_path / "review" / ACCOUNTS_FILE).unlink()
+    password = settings.review_password_file.read_text()
+    review.prepare()
+    assert settings.review_password_file.read_text() == password
+    assert first_account(settings) == (FIRST_USER, settings.review_password_file)
+    Accounts(tmp_path / "review" / ACCOUNTS_FILE).add_user(
+        FIRST_USER, "another one", (Role.MANAGER,)
+    )
+    assert first_account(settings) is None
 
 
 def test_a_part_needs_only_parts_that_are_started_before(tmp_path: Path) -> None:

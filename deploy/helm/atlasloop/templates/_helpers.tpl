@@ -110,8 +110,10 @@ securityContext:
 
 {{- define "atlasloop.caPath" -}}/etc/atlasloop/ca/ca.crt{{- end -}}
 
-{{/* Address of the catalog, without password: libpq takes that from PGPASSWORD. */}}
+{{/* Address of the catalog for a role, without password: libpq takes that from PGPASSWORD. Argument: dict root user. */}}
 {{- define "atlasloop.catalogUrl" -}}
+{{- $user := .user -}}
+{{- with .root -}}
 {{- $d := .Values.database -}}
 {{- $ssl := "sslmode=disable" -}}
 {{- if eq $d.mode "external" -}}
@@ -125,7 +127,8 @@ securityContext:
 {{- fail "global.caBundle.configMap is required with database.sslmode verify-ca: any certificate of a public authority would do otherwise" -}}
 {{- end -}}
 {{- end -}}
-{{- printf "postgresql://%s@%s:%v/%s?%s" $d.catalog.user (include "atlasloop.databaseHost" .) (int $d.port) $d.catalog.name $ssl -}}
+{{- printf "postgresql://%s@%s:%v/%s?%s" $user (include "atlasloop.databaseHost" .) (int $d.port) $d.catalog.name $ssl -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "atlasloop.prefectApi" -}}
@@ -136,12 +139,18 @@ http://{{ include "atlasloop.fullname" . }}-prefect:4200/api
 dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 {{- end -}}
 
-{{/* Environment of every program that opens the catalog by the flows' settings. */}}
-{{- define "atlasloop.flowsEnv" -}}
-- {name: ATLASLOOP_CATALOG_URL, value: {{ include "atlasloop.catalogUrl" . | quote }}}
+{{/* Environment of a program that opens the catalog as its owner. */}}
+{{- define "atlasloop.catalogEnv" -}}
+- {name: ATLASLOOP_CATALOG_URL, value: {{ include "atlasloop.catalogUrl" (dict "root" . "user" .Values.database.catalog.user) | quote }}}
 - {name: PGPASSWORD__FILE, value: /run/secrets/database/{{ .Values.database.catalogPasswordKey }}}
+- {name: ATLASLOOP_REVIEW_ROLE, value: {{ .Values.database.review.user | quote }}}
 - {name: ATLASLOOP_HOME, value: /tmp/home}
 - {name: ATLASLOOP_STORE, value: /var/lib/atlasloop/store}
+{{- end -}}
+
+{{/* Environment of a program that does the work of the flows. */}}
+{{- define "atlasloop.flowsEnv" -}}
+{{ include "atlasloop.catalogEnv" . }}
 - {name: ATLASLOOP_ATTENTION_ADDRESS, value: {{ include "atlasloop.attentionAddress" . | quote }}}
 - {name: ATLASLOOP_PREFECT_API_URL, value: {{ include "atlasloop.prefectApi" . | quote }}}
 - {name: ATLASLOOP_SCORE_SCHEDULE, value: {{ .Values.flows.scoreSchedule | quote }}}
@@ -157,27 +166,25 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 - {name: ATLASLOOP_MODEL_REPOSITORY, value: {{ include "atlasloop.modelsRoot" . }}/repository}
 - {name: ATLASLOOP_MODEL_STORE, value: {{ include "atlasloop.modelsRoot" . }}/store}
 - {name: ATLASLOOP_TRAINING_RUNS, value: {{ include "atlasloop.modelsRoot" . }}/runs}
-{{- if .Values.triton.modelControl.existingSecret }}
 - {name: ATLASLOOP_TRITON_CONTROL_KEY__FILE, value: /run/secrets/triton/{{ .Values.triton.modelControl.key }}}
-{{- end }}
 {{- end -}}
 
 {{- define "atlasloop.modelsMounts" -}}
 - {name: models, mountPath: {{ include "atlasloop.modelsRoot" . }}}
-{{- if .Values.triton.modelControl.existingSecret }}
 - {name: triton-secret, mountPath: /run/secrets/triton, readOnly: true}
-{{- end }}
+{{- end -}}
+
+{{- define "atlasloop.controlSecret" -}}
+{{- required "triton.modelControl.existingSecret is required: a model brings code along (docs/how-to/install.md)" .Values.triton.modelControl.existingSecret -}}
 {{- end -}}
 
 {{- define "atlasloop.controlVolume" -}}
-{{- if .Values.triton.modelControl.existingSecret }}
 - name: triton-secret
   secret:
-    secretName: {{ .Values.triton.modelControl.existingSecret }}
+    secretName: {{ include "atlasloop.controlSecret" . }}
     defaultMode: 0440
     items:
       - {key: {{ .Values.triton.modelControl.key }}, path: {{ .Values.triton.modelControl.key }}}
-{{- end }}
 {{- end -}}
 
 {{- define "atlasloop.prefectClientEnv" -}}
@@ -185,9 +192,7 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 - {name: PREFECT_HOME, value: /tmp/prefect}
 - {name: PREFECT_SERVER_ANALYTICS_ENABLED, value: "false"}
 - {name: DO_NOT_TRACK, value: "1"}
-{{- with .Values.prefect.auth.existingSecret }}
-- {name: PREFECT_API_AUTH_STRING__FILE, value: /run/secrets/prefect/{{ $.Values.prefect.auth.key }}}
-{{- end }}
+- {name: PREFECT_API_AUTH_STRING__FILE, value: /run/secrets/prefect/{{ .Values.prefect.auth.key }}}
 {{- end -}}
 
 {{- define "atlasloop.caEnv" -}}
@@ -203,19 +208,30 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 
 {{- define "atlasloop.commonMounts" -}}
 - {name: tmp, mountPath: /tmp}
-{{- if .Values.prefect.auth.existingSecret }}
-- {name: prefect-secret, mountPath: /run/secrets/prefect, readOnly: true}
-{{- end }}
 {{- if .Values.global.caBundle.configMap }}
 - {name: ca, mountPath: /etc/atlasloop/ca, readOnly: true}
 {{- end }}
 {{- end -}}
 
-{{/* Argument: dict root key (of the database Secret). */}}
+{{/* Who holds this may run code as the flows: for Prefect's server and what works for it alone. */}}
+{{- define "atlasloop.prefectMount" -}}
+- {name: prefect-secret, mountPath: /run/secrets/prefect, readOnly: true}
+{{- end -}}
+
+{{- define "atlasloop.prefectVolume" -}}
+- name: prefect-secret
+  secret:
+    secretName: {{ required "prefect.auth.existingSecret is required: whoever reaches Prefect can run code (docs/how-to/install.md)" .Values.prefect.auth.existingSecret }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .Values.prefect.auth.key }}, path: {{ .Values.prefect.auth.key }}}
+{{- end -}}
+
+{{/* Argument: dict root key (of the database Secret), and secret where it is another. */}}
 {{- define "atlasloop.secretVolumes" -}}
 - name: database-secret
   secret:
-    secretName: {{ include "atlasloop.databaseSecret" .root }}
+    secretName: {{ .secret | default (include "atlasloop.databaseSecret" .root) }}
     defaultMode: 0440
     items:
       - {key: {{ .key }}, path: {{ .key }}}
@@ -225,12 +241,6 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 {{- define "atlasloop.commonVolumes" -}}
 - name: tmp
   emptyDir: {}
-{{- with .Values.prefect.auth.existingSecret }}
-- name: prefect-secret
-  secret:
-    secretName: {{ . }}
-    defaultMode: 0440
-{{- end }}
 {{- with .Values.global.caBundle.configMap }}
 - name: ca
   configMap:

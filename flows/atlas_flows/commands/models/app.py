@@ -32,7 +32,7 @@ LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N c
 def open_catalog(here: Places) -> Iterator[Catalog]:
     from atlas_core.catalog import Catalog
 
-    here.embedded.home.mkdir(parents=True, exist_ok=True)
+    here.embedded.make_home()
     with Catalog.open(here.catalog_url) as catalog:
         yield catalog
 
