@@ -177,7 +177,8 @@ def test_the_review_service_works_by_its_own_role(site: Site, tmp_path: Path) ->
     place = make_place(tmp_path / "place", cases=2, columns=32, catalog=owner)
     own = site.url("atlasloop_review", PASSWORDS["review"])
     with running_review(place, catalog_url=own) as running, ExitStack() as day:
-        ann, rita, admin = (day.enter_context(running.client(n)) for n in ("ann", "rita", "admin"))
+        people = ("ann", "bob", "rita", "admin")
+        ann, bob, rita, admin = (day.enter_context(running.client(name)) for name in people)
 
         def done(answer: httpx.Response) -> Any:
             assert answer.is_success, answer.text
@@ -198,6 +199,13 @@ def test_the_review_service_works_by_its_own_role(site: Site, tmp_path: Path) ->
         version = done(ann.post(f"{case}/labels", params=query, files=files))
         revised = {"seconds_spent": 9, "labels": {"stomach": version["id"]}}
         done(ann.post(f"{path}/revise", json=revised))
+        query |= {"base": version["id"]}
+        del query["task"]
+        files = {"label": ("mask.nii.gz", _cube(detail, tmp_path, 6), "application/gzip")}
+        kept = bob.post(f"{case}/labels", params=query, files=files)
+        kept = kept.json()["submitted"]["id"]
+        over = {"over": version["id"]}
+        done(admin.post(f"{case}/proposals/{kept}/accept", json=over))
         done(admin.post(f"{path}/reopen", json={"reason": "again"}))
         done(admin.put(f"{case}/flag", json={"flagged": True, "reason": "odd"}))
         done(admin.put(f"{case}/flag", json={"flagged": False, "reason": ""}))
@@ -213,9 +221,9 @@ def test_the_review_service_works_by_its_own_role(site: Site, tmp_path: Path) ->
         done(ann.delete(f"{API}/session"))
 
 
-def _cube(case: dict[str, Any], folder: Path) -> bytes:
+def _cube(case: dict[str, Any], folder: Path, start: int = 5) -> bytes:
     mask = np.zeros(case["shape"], np.uint8, order="F")
-    mask[5:9, 5:9, 5:9] = 1
+    mask[start:9, 5:9, 5:9] = 1
     geometry = VolumeGeometry.from_array(tuple(case["shape"]), np.array(case["affine"]))
     write_volume(folder / "mask.nii.gz", mask, geometry)
     return (folder / "mask.nii.gz").read_bytes()

@@ -24,7 +24,8 @@ WRITES: Final[Mapping[str, str]] = MappingProxyType(
     {
         t.audit_log.name: "INSERT",
         t.labels.name: "INSERT",
-        t.label_submissions.name: "INSERT",
+        # A proposal that is accepted is told its label.
+        t.label_submissions.name: "INSERT, UPDATE (label_id)",
         t.revision_work.name: "INSERT",
         t.revision_tasks.name: "INSERT, UPDATE",
         t.revision_task_organs.name: "INSERT, UPDATE",
