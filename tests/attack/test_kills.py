@@ -211,9 +211,9 @@ def kill_at_random(
     if victim in (COMMAND, "prefect"):
         # Prefect's client goes on trying to tell its server of every task; that is not awaited.
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
     if victim != COMMAND:
         site.stack.restart()
+    process.wait()  # whether it got over it or gave up: the next one goes on
     return True
 
 
@@ -309,7 +309,7 @@ def works_on(site: Site) -> dict[str, Work]:
         "iterate": Work(
             begin=partial(site.served, "imported"),
             command=lambda place: ("iterate", "--share", "0.5"),
-            victims=(COMMAND, COMMAND, "prefect"),
+            victims=(COMMAND, COMMAND, "triton", "attention", "prefect"),
         ),
         "assemble": Work(
             begin=partial(site.copy, "scored"),
