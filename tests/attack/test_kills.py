@@ -2,8 +2,8 @@
 
 Each work is done once in peace. Then it is begun again and again, and whoever works on it is killed
 at a random moment; it is taken up until it completes. What was promised stays true after every
-kill, and in the end nothing tells what happened. ``--kills`` says how many kills each work gets,
-``--kill-seed`` which ones.
+kill, and in the end nothing tells what happened. ``--kills`` says how many kills each work gets
+(where that is one, only some works are attacked), ``--kill-seed`` which ones.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ pytestmark = pytest.mark.stack
 CASES = 5
 COMMAND = "command"
 """The victim that is not a part of the stack: who does the work."""
+
+WORKS = ("import", "score", "iterate", "assemble", "release", "backup", "restore")
+SHORT = ("import", "release", "restore")
+"""Scoring and iterating are killed by tests/e2e as well."""
 
 Result = dict[str, Any]
 
@@ -339,9 +343,12 @@ def works_on(site: Site) -> dict[str, Work]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["import", "score", "iterate", "assemble", "release", "backup", "restore"]
-)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All works where there is time for several kills of each, else `SHORT`."""
+    names = WORKS if metafunc.config.getoption("kills") > 1 else SHORT
+    metafunc.parametrize("name", names)
+
+
 def test_a_work_that_is_killed_at_random_loses_nothing(
     name: str,
     site: Site,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -58,6 +59,9 @@ def test_cases_that_were_not_worked_on_count_as_cancelled() -> None:
     outcomes = stopped()
     assert [one.outcome for one in outcomes] == [Outcome.SCORED, *[Outcome.NOT_TRIED] * 3]
     with get_client(sync_client=True) as client:
+        # States reach the server as events, a little later.
+        while not all(run.state and run.state.is_final() for run in client.read_task_runs()):
+            time.sleep(0.1)
         runs = client.read_task_runs()
         (progress,) = client.read_artifacts()
     states = sorted(run.state_type.value for run in runs if run.state_type)
