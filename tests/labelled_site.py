@@ -103,10 +103,12 @@ class LabelledSite:
         hour: int = 0,
         geometry: VolumeGeometry = GEOMETRY,
     ) -> str:
-        """A pseudo label map of the organs of `masks` with its score; returns the ensemble."""
+        """A pseudo label map of the organs of `masks` with its score, in force from now on; returns
+        the ensemble."""
         ensemble = ensemble_key(tuple(models))
-        path = self.store.pseudo_label_path(case_id, reading, ensemble)
-        with self.store.new_prediction(case_id, reading, ensemble) as draft:
+        after = self.store.result_number(case_id, reading, ensemble) or 0
+        path = self.store.pseudo_label_path(case_id, reading, ensemble, after + 1)
+        with self.store.new_prediction(case_id, reading, ensemble, after=after) as draft:
             sha256 = write_volume(draft.pseudo_label_path, label_map(masks), geometry)
             draft.result_path.write_text("{}", encoding="utf-8")
         created_at = EPOCH + timedelta(hours=hour)
@@ -126,7 +128,7 @@ class LabelledSite:
         )
         score = Score(
             case_id=case_id, reading=reading, ensemble=ensemble, models=tuple(models),
-            organs=sizes, seconds=1.0, created_at=created_at,
+            organs=sizes, number=after + 1, seconds=1.0, created_at=created_at,
         )  # fmt: skip
         self.catalog.record_score(score, labels)
         return ensemble

@@ -64,6 +64,18 @@ def atlasloop(stack: Stack, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def test_a_case_that_was_scored_again_is_assembled_from_the_newer_result(
+    prefect_stack: Stack, site: LabelledSite
+) -> None:
+    for shift in (0, 2):
+        site.add_prediction("case-0", all_organs(shift))
+        status, _, err = atlasloop(prefect_stack, "assemble", "--case", "case-0")
+        assert status == 0, err
+        assembly = Assemblies(site.catalog).of_cases(["case-0"])["case-0"]
+        found = read_assembled(site.store, site.catalog.case("case-0"), assembly)
+        assert np.array_equal(found.voxels, label_map(all_organs(shift)))
+
+
 def artifact(stack: Stack, key: str) -> dict[str, Any]:
     """The newest artifact of this key, as the UI shows it."""
     return dict(ask_prefect(stack.settings, f"/artifacts/{key}/latest"))
