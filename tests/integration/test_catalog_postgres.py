@@ -334,7 +334,7 @@ def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
             key = (scored.c.case_id, scored.c.reading, scored.c.ensemble, sa.literal(organ))
             connection.execute(
                 sa.insert(tables.organ_scores).from_select(
-                    list(tables.organ_scores.c.keys()),
+                    list(tables.organ_scores.c.keys())[:7],
                     sa.select(*key, number * 1000.0, number * 1.0, sa.literal(1.0)),
                 )
             )

@@ -317,7 +317,8 @@ def _prefect(settings: EmbeddedSettings) -> Component:
         name="prefect",
         address=settings.prefect_url,
         port_fields=("prefect_port",),
-        prepare=lambda: settings.prefect_home.mkdir(parents=True, exist_ok=True),
+        # Where runs keep results: commands start some, by their user's umask.
+        prepare=lambda: (settings.prefect_home / "storage").mkdir(parents=True, exist_ok=True),
         launch=launch,
         answers=probe,
         healthy=probe,
