@@ -6,8 +6,6 @@ store and the rows of the catalog must equal those of a run that nobody disturbe
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -25,6 +23,7 @@ from atlas_core.store import CaseStore
 from prefect_api import ask_prefect
 from small_cts import write_small_cts
 from stack import Stack, open_stack
+from store_content import files_of, without_times
 
 pytestmark = pytest.mark.stack
 
@@ -33,9 +32,6 @@ CASES = 8
 
 PATIENCE_S = 300.0
 """How long a test waits for something that happens in seconds."""
-
-TIMES = {"total_s", "predict_s", "created_at", "seconds"}
-"""What may differ between two runs."""
 
 
 class Bench:
@@ -97,15 +93,15 @@ class Bench:
     def results(self) -> dict[str, Any]:
         """Everything that a run leaves, without times."""
         files = {
-            path.relative_to(self.store.root).as_posix(): _content(path)
-            for path in sorted(self.store.root.glob("cases/*/predictions/**/*"))
-            if path.is_file()
+            name: content
+            for name, content in files_of(self.store.root).items()
+            if "/predictions/" in name
         }
         rows = [
             {
                 "ranked": ranked.model_dump(mode="json"),
                 "labels": [
-                    label.model_dump(mode="json", exclude=TIMES)
+                    without_times(label.model_dump(mode="json"))
                     for label in sorted(
                         self.catalog.labels(ranked.case_id), key=lambda label: label.organ
                     )
@@ -130,14 +126,6 @@ class Bench:
         incoming = self.store.root / ".incoming"
         self.store.sweep(older_than_hours=0)
         assert not list(incoming.iterdir())
-
-
-def _content(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a result without its times."""
-    if path.suffix != ".json":
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    numbers = {k: v for k, v in json.loads(path.read_text()).items() if k not in TIMES}
-    return json.dumps(numbers, sort_keys=True)
 
 
 @pytest.fixture(scope="module")

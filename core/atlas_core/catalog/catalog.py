@@ -33,14 +33,7 @@ from atlas_core.records import (
     Score,
 )
 
-_SIZES: Final = (
-    t.organ_scores.c.organ,
-    t.organ_scores.c.attention_voxels,
-    t.organ_scores.c.attention_ml,
-    t.organ_scores.c.pseudo_label_ml,
-    t.organ_scores.c.disagreement,
-    t.organ_scores.c.expected_ml,
-)
+_SIZES: Final = tuple(t.organ_scores.c[name] for name in OrganScore.model_fields)
 
 
 class Catalog(Database):
@@ -447,16 +440,8 @@ def _latest_ensemble(connection: Connection, reading: Reading, dataset: str | No
 
 def _organ_score(row: Sequence[Any]) -> OrganScore:
     """A score out of the columns `_SIZES`."""
-    organ, voxels, ml, pseudo_ml, disagreement, expected_ml = row
     # Not validated again: it was when it went in, and a ranking reads 76,000 of them.
-    return OrganScore.model_construct(
-        organ=organ,
-        attention_voxels=voxels,
-        attention_ml=ml,
-        pseudo_label_ml=pseudo_ml,
-        disagreement=disagreement,
-        expected_ml=expected_ml,
-    )
+    return OrganScore.model_construct(**dict(zip(OrganScore.model_fields, row, strict=True)))
 
 
 def _sizes(

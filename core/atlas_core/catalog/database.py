@@ -263,8 +263,9 @@ def _sqlite_engine(address: sa.URL) -> Engine:
         )
     file = Path(str(address.database))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):  # the driver says better what is wrong
-        file.touch(mode=0o600)  # names of annotators, file names of imports: the owner's alone
+    # Names of annotators, file names of imports: the owner's alone.
+    with contextlib.suppress(OSError):  # there already; else the driver says better what is wrong
+        file.touch(mode=0o600, exist_ok=False)
     engine = sa.create_engine(
         address.set(drivername="sqlite"), connect_args={"timeout": BUSY_TIMEOUT_S}
     )

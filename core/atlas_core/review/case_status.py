@@ -174,14 +174,7 @@ def _organ_sizes(
 ) -> tuple[OrganScore, ...]:
     o = t.organ_scores.c
     query = (
-        sa.select(
-            o.organ,
-            o.attention_voxels,
-            o.attention_ml,
-            o.pseudo_label_ml,
-            o.disagreement,
-            o.expected_ml,
-        )
+        sa.select(*(o[name] for name in OrganScore.model_fields))
         .where(o.case_id == case_id, o.reading == reading, o.ensemble == ensemble)
         .order_by(o.attention_ml.desc(), o.organ)
     )

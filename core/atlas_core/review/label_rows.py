@@ -101,19 +101,21 @@ def of_proposal(row: sa.RowMapping) -> LabelVersion:
     )
 
 
-def insert_label(connection: Connection, submission: Submission, now: datetime) -> int:
-    """Make a label of what was handed in; returns its id."""
+def insert_label(
+    connection: Connection, mask: Submission | LabelVersion, author: str | None, now: datetime
+) -> int:
+    """Make a revised label of a mask that was handed in, or of a proposal; returns its id."""
     row = {
-        "case_id": submission.case_id,
-        "organ": submission.organ,
+        "case_id": mask.case_id,
+        "organ": mask.organ,
         "source": LabelSource.REVISED.value,
-        "path": submission.path,
+        "path": mask.path,
         "value": 1,
-        "sha256": submission.sha256,
-        "voxels": submission.voxels,
-        "volume_ml": submission.volume_ml,
+        "sha256": mask.sha256,
+        "voxels": mask.voxels,
+        "volume_ml": mask.volume_ml,
         "models": [],
-        "annotator": submission.author.name,
+        "annotator": author,
         "created_at": now,
     }
     return int(connection.execute(sa.insert(t.labels).values(row).returning(_l.id)).scalar_one())
@@ -121,16 +123,7 @@ def insert_label(connection: Connection, submission: Submission, now: datetime) 
 
 def accept_proposal(connection: Connection, proposal: LabelVersion, now: datetime) -> int:
     """Make a label of a proposal; returns its id."""
-    label = {
-        **proposal.model_dump(include={"case_id", "organ", "path", "value", "sha256", "voxels"}),
-        "source": proposal.source.value,
-        "volume_ml": proposal.volume_ml,
-        "models": [],
-        "annotator": proposal.author,
-        "created_at": now,
-    }
-    query = sa.insert(t.labels).values(label).returning(_l.id)
-    label_id = int(connection.execute(query).scalar_one())
+    label_id = insert_label(connection, proposal, proposal.author, now)
     number = int(proposal.id.removeprefix(PROPOSAL_PREFIX))
     accepted = sa.update(t.label_submissions).where(_s.id == number).values(label_id=label_id)
     connection.execute(accepted)

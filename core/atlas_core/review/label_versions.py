@@ -172,7 +172,9 @@ class LabelVersions:
             submitted = None if may and fresh else _repeated(known, submission)
             if submitted is None:
                 now = _after(known, self._now())
-                label_id = insert_label(connection, submission, now) if may and fresh else None
+                label_id = None
+                if may and fresh:
+                    label_id = insert_label(connection, submission, author.name, now)
                 # Whose label it is decides how the task ends: only its holder's counts.
                 task_id = held if held == submission.task_id else None
                 number = insert_submission(
