@@ -23,7 +23,8 @@ SHAPE = (60, 56, 48)
 SPACING_MM = 3.0
 VOXELS = int(np.prod(SHAPE))
 
-IDLE_TIMEOUT_S = 1
+IDLE_TIMEOUT_S = 5
+"""Long enough that a machine with other work to do is not taken for a client that dawdles."""
 MAX_VOXELS = 4_000_000
 MAX_MESSAGE_BYTES = 2**22
 
