@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.frozen_model import FrozenModel
+from atlas_core.importing.class_names import open_lesions, require_answers
 from atlas_core.organs import ABDOMEN_ATLAS, OrganName, OrganScheme
 from atlas_core.records import Dataset
 
@@ -163,7 +164,8 @@ def nnunet_map(dataset_json: str | bytes, scheme: OrganScheme) -> LabelMap:
     and value → name. Names are recognised however they are written ("Left Kidney", "IVC").
 
     Raises:
-        InvalidInput: no JSON of that form.
+        InvalidInput: no JSON of that form; a lesion of which nothing says whether its organ
+            includes it.
     """
     try:
         pairs = _named_values(json.loads(dataset_json)["labels"])
@@ -176,12 +178,21 @@ def nnunet_map(dataset_json: str | bytes, scheme: OrganScheme) -> LabelMap:
             for value in values
             if value and (structure := structure_of(name, scheme)) is not None
         }
-        return LabelMap(labels=labels, others=frozenset(known - set(labels)))
+        meaning = LabelMap(labels=labels, others=frozenset(known - set(labels)))
+        # A lesion within its organ's region ("liver": [1, 2], "tumour": 2) is answered for.
+        unsettled = [name for name, values in pairs if set(values) & meaning.others]
+        lesions = open_lesions(
+            unsettled, lambda name: structure_of(name, scheme), set(labels.values())
+        )
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InvalidInput(
             "dataset.json is not nnU-Net's",
             expected='{"labels": {"background": 0, "liver": 1, ...}}',
         ) from None
+    require_answers(
+        lesions, "dataset.json", "pass --preset: its labels join values to an organ, or name others"
+    )
+    return meaning
 
 
 def structure_of(name: str, scheme: OrganScheme) -> str | None:

@@ -13,6 +13,7 @@ import yaml
 from atlas_core.errors import ConfigurationError, InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
+from atlas_core.importing import open_lesions, require_answers
 from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import OrganScheme
 from pydantic import Field, ValidationError, model_validator
@@ -101,7 +102,7 @@ class ModelDescription(FrozenModel):
         """Organ → its channels, in the scheme's order.
 
         Raises:
-            InvalidInput: no class is an organ.
+            InvalidInput: no class is an organ; a lesion of an organ.
         """
         found: dict[str, list[int]] = {}
         for channel, name in enumerate(self.classes):
@@ -115,7 +116,26 @@ class ModelDescription(FrozenModel):
                 expected=f"some of {', '.join(scheme.names)}",
                 got=", ".join(str(name) for name in self.classes),
             )
+        lesions = open_lesions(
+            [name for name in self.classes if name is not None],
+            lambda name: organ_called(name, scheme),
+            found,
+        )
+        require_answers(
+            lesions,
+            case,
+            "under `classes`, write the organ's name in its place, which joins it, or null, which "
+            "leaves it out",
+        )
         return {organ: tuple(found[organ]) for organ in scheme.names if organ in found}
+
+    def left_out(self, scheme: OrganScheme) -> dict[str, str]:
+        """Class → why it is not served."""
+        return {
+            name: "no organ of the scheme"
+            for name in self.classes
+            if name is not None and organ_called(name, scheme) is None
+        }
 
 
 DescriptionT = TypeVar("DescriptionT", bound=ModelDescription)

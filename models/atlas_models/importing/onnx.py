@@ -25,12 +25,13 @@ import onnx.compose
 import onnxruntime
 from atlas_core.errors import CorruptFile, InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import Field
 
 from atlas_models.exporting import set_metadata, write_graph
+from atlas_models.importing.imported_model import ImportedModel
 from atlas_models.importing.model_description import ModelDescription, read_description
 
 OLDEST_OPSET = 13
@@ -40,6 +41,8 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 """Operators that ONNX Runtime, OpenVINO and TensorRT share."""
 
 PREFIX = "imported/"
+
+NOT_TRAINABLE = "no: an ONNX graph does not hold what training needs"
 
 
 class GraphDescription(ModelDescription):
@@ -57,8 +60,8 @@ def import_onnx(
     *,
     name: str,
     version: int = 0,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
-) -> ModelSpec:
+    scheme: OrganScheme,
+) -> ImportedModel:
     """Write an ONNX file as an exported model in `folder`.
 
     Raises:
@@ -75,7 +78,8 @@ def import_onnx(
     _Wrapper(model, description).wrap(list(groups.values()), spec)
     set_metadata(model, spec, {})
     _require_answer(model, spec, graph.name)
-    return write_graph(model, spec, folder)
+    spec = write_graph(model, spec, folder)
+    return ImportedModel(spec, NOT_TRAINABLE, description.left_out(scheme))
 
 
 def _load(path: Path) -> onnx.ModelProto:

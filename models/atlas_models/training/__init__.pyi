@@ -7,12 +7,16 @@ from .network_training import (
     finetune,
     train,
 )
+from .nnunet_data import NnunetCase, write_raw
+from .nnunet_training import NnunetRun, train_by_nnunet
 from .patches import PatchSampler, TrainingCase, phantom_case
 from .stored_cases import LabelChoice, StoredCases, choose_cases, load_cases
 
 __all__ = [
     "Diverged",
     "LabelChoice",
+    "NnunetCase",
+    "NnunetRun",
     "PatchSampler",
     "RunOptions",
     "StoredCases",
@@ -26,5 +30,7 @@ __all__ = [
     "load_cases",
     "phantom_case",
     "train",
+    "train_by_nnunet",
     "train_from_catalog",
+    "write_raw",
 ]

@@ -22,6 +22,7 @@ from atlas_flows.commands.terminal import console, places, write_text
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
     from atlas_core.model_spec import ModelSpec
+    from atlas_models.importing import ImportedModel
 
     from atlas_flows.models import ModelStore, TrainingOrder
 
@@ -97,8 +98,12 @@ def import_model(
         str | None, typer.Option(help="nnU-Net: of the plans; default: as it was trained.")
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option(help="nnU-Net: file in each fold's folder.")
-    ] = "checkpoint_final.pth",
+        str | None,
+        typer.Option(
+            help="nnU-Net: file in each fold's folder; default: checkpoint_final.pth, or "
+            "checkpoint_best.pth where there is no other."
+        ),
+    ] = None,
     orientation: Annotated[
         str | None,
         typer.Option(help="nnU-Net: of the training volumes, where plans do not say: RAS, LPS …"),
@@ -107,6 +112,25 @@ def import_model(
         list[str] | None,
         typer.Option(help="nnU-Net: organ=name of a label that means it (repeatable)."),
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="nnU-Net: a label that no organ includes, a lesion say (repeatable)."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="nnU-Net: the dataset it was trained on; see `atlasloop presets`."),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=0.9, help="Of neighbouring windows; default: the service's."),
+    ] = None,
+    mirrored: Annotated[
+        bool,
+        typer.Option("--mirrored", help="Mean over all mirrored windows: 8 times the work."),
+    ] = False,
+    resampling: Annotated[
+        str, typer.Option(help="Of the CT to the model's grid: linear, or nnunet (cubic).")
+    ] = "linear",
     organs: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +150,7 @@ def import_model(
     """  # noqa: E501  an example that can be copied
     from atlas_core.errors import InvalidInput
     from atlas_core.organs import ABDOMEN_ATLAS
+    from atlas_models.importing import NnunetChoices, import_monai, import_nnunet, import_onnx
 
     given = [option for option in (nnunet, weights, onnx) if option is not None]
     if len(given) != 1 or (nnunet is None) != (config is not None):
@@ -139,40 +164,35 @@ def import_model(
         t = _next(store, catalog, name) if version is None else version
         target = Path(folder) / name
         if nnunet is not None:
-            from atlas_models.importing.nnunet import NnunetChoices, import_nnunet
-
-            spec = import_nnunet(
-                nnunet,
-                target,
-                NnunetChoices(
-                    name=name,
-                    version=t,
-                    configuration=configuration,
-                    folds="all" if folds == "all" else tuple(folds.split(",")),
-                    checkpoint=checkpoint,
-                    orientation=orientation,
-                    labels=_labels(label or ()),
-                ),
-                scheme,
+            choices = NnunetChoices(
+                name=name,
+                version=t,
+                configuration=configuration,
+                folds="all" if folds == "all" else tuple(folds.split(",")),
+                checkpoint=checkpoint,
+                orientation=orientation,
+                labels=_labels(label or ()),
+                left_out=tuple(leave_out or ()),
+                preset=preset,
+                serving=_serving(overlap, mirrored, resampling),
             )
+            imported = import_nnunet(nnunet, target, choices, scheme)
         elif weights is not None and config is not None:
-            from atlas_models.importing.monai import import_monai
-
-            spec = import_monai(weights, config, target, name=name, version=t, scheme=scheme)
+            imported = import_monai(weights, config, target, name=name, version=t, scheme=scheme)
         else:
-            from atlas_models.importing.onnx import import_onnx
-
             assert onnx is not None
             assert config is not None
-            spec = import_onnx(onnx, config, target, name=name, version=t, scheme=scheme)
+            imported = import_onnx(onnx, config, target, name=name, version=t, scheme=scheme)
+        spec = imported.spec
         if organs is not None and spec.organs != scheme.names:
             raise InvalidInput(
                 "the model does not know all these organs",
                 expected=organs,
                 got=",".join(spec.organs),
             )
-        store.add(target, catalog, provenance=_origin(given[0], config))
-    _say_made(spec, as_json, "imported")
+        provenance = _origin(given[0], config) | imported.provenance
+        store.add(target, catalog, provenance=provenance)
+    _say_imported(imported, as_json)
 
 
 @app.command()
@@ -308,6 +328,35 @@ def _origin(source: Path, config: Path | None) -> dict[str, str]:
         for path in (*files, *([config] if config else []))
     }
     return {"imported_from": source.name, **origin}
+
+
+def _serving(overlap: float | None, mirrored: bool, resampling: str) -> dict[str, Any]:
+    """What was asked for beyond the usual."""
+    usual = {"overlap": None, "mirrored": False, "resampling": "linear"}
+    asked = {"overlap": overlap, "mirrored": mirrored, "resampling": resampling}
+    return {name: value for name, value in asked.items() if value != usual[name]}
+
+
+def _say_imported(imported: ImportedModel, as_json: bool) -> None:
+    """The version, what of it is not served, and whether it can be trained further."""
+    import json
+
+    from atlas_models.importing import TRAINABLE
+
+    spec, trainable = imported.spec, imported.trainable
+    if as_json:
+        told = {TRAINABLE: trainable, "left_out": dict(imported.left_out), **imported.origin}
+        write_text(None, json.dumps(spec.model_dump(mode="json") | told, indent=2))
+        return
+    _say_made(spec, as_json, "imported")
+    lines = [f"{key.replace('_', ' ')}: {value}" for key, value in imported.origin.items()]
+    lines += [f"left out: {name} ({why})" for name, why in imported.left_out.items()]
+    if trainable.startswith("no"):
+        lines.append(f"cannot be trained further{trainable.removeprefix('no')}")
+    else:
+        lines.append(f"trained further by: {trainable}")
+    for line in lines:
+        console().print(line, markup=False, soft_wrap=True)
 
 
 def _say_made(spec: ModelSpec, as_json: bool, done: str) -> None:

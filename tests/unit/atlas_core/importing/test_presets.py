@@ -153,7 +153,7 @@ def test_structures_by_the_names_people_use(name: str, structure: str | None) ->
 
 def test_nnunet_names() -> None:
     second = nnunet_map(
-        json.dumps({"labels": {"background": 0, "liver": 1, "cancer": 2}}), ABDOMEN_ATLAS
+        json.dumps({"labels": {"background": 0, "liver": 1, "duodenum": 2}}), ABDOMEN_ATLAS
     )
     assert (second.labels, second.others) == ({1: "liver"}, {2})
     first = nnunet_map(json.dumps({"labels": {"0": "background", "1": "spleen"}}), ABDOMEN_ATLAS)
@@ -164,6 +164,23 @@ def test_nnunet_names() -> None:
     )
     assert regions.labels == dict.fromkeys((1, 2, 3), KIDNEYS)
     assert organs_of([KIDNEYS]) == set(SIDES)
+
+
+@pytest.mark.parametrize("lesion", ["cancer", "liver tumor", "hepatic lesion"])
+def test_a_lesion_is_asked_about(lesion: str) -> None:
+    labels = {"background": 0, "liver": 1, lesion: 2}
+    with pytest.raises(InvalidInput, match=f"is '{lesion}' part of .*--preset"):
+        nnunet_map(json.dumps({"labels": labels}), ABDOMEN_ATLAS)
+
+
+def test_a_lesion_of_what_is_no_organ_of_ours_or_in_a_region_is_not() -> None:
+    labels: dict[str, object] = {"background": 0, "liver": 1, "lung nodule": 2}
+    assert nnunet_map(json.dumps({"labels": labels}), ABDOMEN_ATLAS).others == {2}
+    labels = {"background": 0, "liver": [1, 2], "tumour": 2}
+    assert nnunet_map(json.dumps({"labels": labels}), ABDOMEN_ATLAS).labels == {
+        1: "liver",
+        2: "liver",
+    }
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,15 @@ import torch
 import yaml
 from atlas_core.errors import AtlasError, ConfigurationError, CorruptFile, InvalidInput
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_models.exporting import read_checkpoint
+from atlas_models.exporting import export_model, load_network, read_checkpoint
 from atlas_models.exporting.parity import run_graph
 from atlas_models.importing.model_description import read_description
-from atlas_models.importing.monai import WeightsDescription, build, import_monai
+from atlas_models.importing.monai import (
+    WeightsDescription,
+    build,
+    configuration,
+    import_monai,
+)
 from atlas_models.importing.onnx import import_onnx
 from atlas_models.serving import GRAPH_FILE, read_spec
 from bombs import compress, overlap
@@ -91,9 +96,50 @@ def test_monai_weights_answer_as_in_monai(tmp_path: Path, window: np.ndarray, la
     else:
         saved = {f"module.backbone.{name}": tensor for name, tensor in state.items()}
         torch.save({"net": saved, "optimizer": {"lr": 1e-4}, "epoch": 800}, path)
-    spec = import_monai(path, describe(tmp_path), tmp_path / "m", name="theirs", version=2)
+    spec = import_monai(
+        path, describe(tmp_path), tmp_path / "m", name="theirs", version=2, scheme=ABDOMEN_ATLAS
+    ).spec
     assert (spec.name, spec.version, spec.patch) == ("theirs", 2, PATCH)
     check(tmp_path / "m", expected_of(network, window), window)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_an_imported_network_is_trained_further_and_exported(
+    tmp_path: Path, window: np.ndarray, activation: str
+) -> None:
+    """What is kept answers as what is served does, learns in all its weights, and is exported by
+    the exporter of our own networks."""
+    torch.save(unet().state_dict(), tmp_path / "w.pth")
+    turned = {"orientation": "LPS", "activation": activation}
+    imported = import_monai(
+        tmp_path / "w.pth", describe(tmp_path, **turned), tmp_path / "m",
+        name="theirs", scheme=ABDOMEN_ATLAS,
+    )  # fmt: skip
+    assert imported.trainable == "monai"
+    served, _ = run_graph(tmp_path / "m" / GRAPH_FILE, window[None, None])
+    network, config = load_network(tmp_path / "m")
+    assert config.model_dump_json() == imported.provenance["config"]
+    low, high = config.hu_window
+    logits = network(torch.from_numpy(np.clip((window - low) / (high - low), 0, 1))[None, None])
+    assert np.abs(logits.detach().sigmoid().numpy() - served).max() <= 5e-3
+    logits.sum().backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+
+    spec = export_model(network.eval(), config, tmp_path / "next", version=1)
+    again, _ = run_graph(tmp_path / "next" / GRAPH_FILE, window[None, None])
+    assert np.abs(again - served).max() <= 5e-3
+    first = read_spec(tmp_path / "m")
+    assert spec.model_copy(update={"version": 0, "sha256": first.sha256}) == first
+
+
+def test_a_lesion_among_the_classes_is_asked_about(tmp_path: Path) -> None:
+    torch.save(unet().state_dict(), tmp_path / "w.pth")
+    classes = [None, "spleen", "liver", "duodenum", "liver tumour"]
+    with pytest.raises(InvalidInput, match=r"'liver tumour' part of liver.*or null"):
+        import_monai(
+            tmp_path / "w.pth", describe(tmp_path, classes=classes), tmp_path / "out" / "m",
+            name="theirs", scheme=ABDOMEN_ATLAS,
+        )  # fmt: skip
 
 
 def export_theirs(path: Path, network: nn.Module, *, dynamic: bool = True) -> None:
@@ -113,11 +159,19 @@ def test_a_foreign_graph_answers_as_before(tmp_path: Path, window: np.ndarray) -
     network = unet()
     export_theirs(tmp_path / "theirs.onnx", network)
     described = describe(tmp_path, **GRAPH)
-    import_onnx(tmp_path / "theirs.onnx", described, tmp_path / "m", name="theirs")
+    import_onnx(
+        tmp_path / "theirs.onnx", described, tmp_path / "m", name="theirs", scheme=ABDOMEN_ATLAS
+    )
     check(tmp_path / "m", expected_of(network, window), window)
 
     turned = describe(tmp_path / "lps", **GRAPH, orientation="LPS")
-    import_onnx(tmp_path / "theirs.onnx", turned, tmp_path / "lps" / "m", name="theirs")
+    import_onnx(
+        tmp_path / "theirs.onnx",
+        turned,
+        tmp_path / "lps" / "m",
+        name="theirs",
+        scheme=ABDOMEN_ATLAS,
+    )
     flipped = np.ascontiguousarray(window[:, ::-1, ::-1])
     check(tmp_path / "lps" / "m", expected_of(network, flipped)[:, :, ::-1, ::-1], window)
 
@@ -151,7 +205,9 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, what: str) -> N
         torch.save([1, 2, 3], path)
         match = "no dictionary"
     with pytest.raises(error, match=match):
-        import_monai(path, describe(tmp_path), tmp_path / "out" / "m", name="theirs")
+        import_monai(
+            path, describe(tmp_path), tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS
+        )
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "ran").exists()
 
@@ -175,7 +231,11 @@ def test_descriptions_that_cannot_work_are_refused(
     torch.save(unet().state_dict(), tmp_path / "w.pth")
     with pytest.raises(error, match=match):
         import_monai(
-            tmp_path / "w.pth", describe(tmp_path, **changed), tmp_path / "out" / "m", name="theirs"
+            tmp_path / "w.pth",
+            describe(tmp_path, **changed),
+            tmp_path / "out" / "m",
+            name="theirs",
+            scheme=ABDOMEN_ATLAS,
         )
     assert not (tmp_path / "out").exists()
 
@@ -185,7 +245,13 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     next(iter(state.values())).fill_(float("nan"))
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(InvalidInput, match="not finite"):
-        import_monai(tmp_path / "w.pth", describe(tmp_path), tmp_path / "out" / "m", name="theirs")
+        import_monai(
+            tmp_path / "w.pth",
+            describe(tmp_path),
+            tmp_path / "out" / "m",
+            name="theirs",
+            scheme=ABDOMEN_ATLAS,
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -211,7 +277,7 @@ def test_graphs_that_are_not_as_described_are_refused(
 ) -> None:
     described = describe(tmp_path, **{**GRAPH, **changed})
     with pytest.raises(InvalidInput, match=match):
-        import_onnx(theirs, described, tmp_path / "out" / "m", name="theirs")
+        import_onnx(theirs, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
     assert not (tmp_path / "out").exists()
 
 
@@ -220,13 +286,13 @@ def test_graphs_that_cannot_be_served_are_refused(tmp_path: Path, theirs: Path) 
     half = tmp_path / "half.onnx"
     half.write_bytes(theirs.read_bytes()[:900])
     with pytest.raises(CorruptFile, match="no valid ONNX graph"):
-        import_onnx(half, described, tmp_path / "out" / "m", name="theirs")
+        import_onnx(half, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
     model = onnx.load_model(theirs)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     fixed = tmp_path / "fixed.onnx"
     onnx.save_model(model, fixed)
     with pytest.raises(InvalidInput, match="dynamic batch"):
-        import_onnx(fixed, described, tmp_path / "out" / "m", name="theirs")
+        import_onnx(fixed, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
     model = onnx.load_model(theirs)
     node = model.graph.node[0]
     node.domain = "somebody.else"
@@ -234,7 +300,7 @@ def test_graphs_that_cannot_be_served_are_refused(tmp_path: Path, theirs: Path) 
     foreign = tmp_path / "foreign.onnx"
     onnx.save_model(model, foreign)
     with pytest.raises(InvalidInput, match="only one runtime"):
-        import_onnx(foreign, described, tmp_path / "out" / "m", name="theirs")
+        import_onnx(foreign, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
     assert not (tmp_path / "out").exists()
 
 
@@ -243,7 +309,9 @@ def test_published_architectures_are_built_as_described(name: str) -> None:
     described = read_description(PUBLISHED / f"abdomenatlas_{name}.yaml", WeightsDescription)
     assert tuple(described.groups(ABDOMEN_ATLAS, name)) == ABDOMEN_ATLAS.names
     assert described.intensities == (-175.0, 250.0, -175.0, 425.0)
-    shapes = [tuple(parameter.shape) for parameter in build(described, name).parameters()]
+    groups = described.groups(ABDOMEN_ATLAS, name)
+    network = build(configuration(described, "theirs", groups), name)
+    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
     assert any(shape[0] == len(ABDOMEN_ATLAS) for shape in shapes)
 
 
@@ -267,7 +335,9 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(
     torch.save({"w": torch.zeros(1 << 18)}, path)
     bomb(path)
     with pytest.raises(CorruptFile, match=r"bomb\.pt: .*unpacks to more than it holds"):
-        import_monai(path, describe(tmp_path), tmp_path / "out" / "m", name="theirs")
+        import_monai(
+            path, describe(tmp_path), tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS
+        )
     assert not (tmp_path / "out").exists()
 
 
