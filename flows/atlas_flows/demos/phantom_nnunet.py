@@ -40,15 +40,15 @@ class SmallPlan:
 
 PLANS = {
     "fine": SmallPlan(
-        spacing=(4.0, 4.0, 4.0),
-        patch=(48, 64, 64),
+        spacing=(5.0, 5.0, 5.0),
+        patch=(40, 48, 48),
         features=(8, 16, 32),
         kernels=((3, 3, 3),) * 3,
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
     ),
     "anisotropic": SmallPlan(
-        spacing=(8.0, 3.2, 3.2),
-        patch=(24, 80, 80),
+        spacing=(10.0, 4.0, 4.0),
+        patch=(16, 64, 64),
         features=(8, 16, 32),
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
@@ -140,7 +140,7 @@ def train_phantom_nnunet(
         weights=None,
         steps=steps,
         learning_rate=1e-2,
-        epoch=100,
+        epoch=50,
     )
     checkpoint = train_by_nnunet(
         run, lambda raw: write_raw(raw, _phantoms(cases, seed), dataset, values)

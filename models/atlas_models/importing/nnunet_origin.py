@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from atlas_models.exporting import read_checkpoint
 from atlas_models.importing.nnunet_choices import NnunetChoices
-from atlas_models.importing.nnunet_plans import read_configuration, training_plans
+from atlas_models.importing.nnunet_plans import TRAINED_AS, read_configuration, training_plans
 from atlas_models.importing.nnunet_result import DATASET, PLANS, NnunetResult
 
 ORIGIN_FOLDER = "nnunet"
@@ -88,12 +88,14 @@ class TrainingSource:
     Attributes:
         plans, dataset: for nnU-Net; `plans` names only classes that we know.
         flipped: of (z, y, x), the axes along which training files run against RAS+.
+        choices: by which the result is imported again.
     """
 
     origin: NnunetOrigin
     plans: Mapping[str, Any]
     dataset: Mapping[str, Any]
     flipped: tuple[int, ...]
+    choices: NnunetChoices
 
 
 def training_source(model: Path) -> TrainingSource:
@@ -107,11 +109,19 @@ def training_source(model: Path) -> TrainingSource:
         json.loads((model / ORIGIN_FOLDER / name).read_bytes()) for name in (PLANS, DATASET)
     )
     read = read_configuration(plans, origin.configuration, origin.choices.orientation)
+    flipped = read.input_transform.flipped
+    choices = origin.choices.model_copy(
+        update={
+            "orientation": "".join(
+                letter[(2 - axis) in flipped] for axis, letter in enumerate(("RL", "AP", "SI"))
+            ),
+            "configuration": TRAINED_AS,
+            "folds": "all",
+            "checkpoint": None,
+        }
+    )
     return TrainingSource(
-        origin,
-        training_plans(plans, origin.configuration, read),
-        dataset,
-        read.input_transform.flipped,
+        origin, training_plans(plans, origin.configuration, read), dataset, flipped, choices
     )
 
 

@@ -1,8 +1,9 @@
 """Training by nnU-Net itself, in folders and a process of its own.
 
-    <run>/order.json                          what this run was asked for
-    <run>/raw/Dataset001_Atlas                cases
-    <run>/preprocessed, <run>/results         nnU-Net's
+    <run>/raw/Dataset001_Atlas       cases
+    <run>/preprocessed               the same, as nnU-Net prepares them
+    <run>/<network>.json             what was asked of a network
+    <run>/results/<network>          its checkpoints and curves
 
 Every step may be killed: raw data appear by one rename, preprocessing is repeated unless it was
 completed, training goes on from nnU-Net's checkpoint of the last epoch.
@@ -17,7 +18,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class NnunetRun:
         python: interpreter with nnunetv2; None: this one.
         device: cpu, cuda or auto.
         loaders: processes that prepare patches ahead; 0: none.
+        network: several networks may learn from the same cases, each under a name of its own.
     """
 
     folder: Path
@@ -67,7 +69,8 @@ class NnunetRun:
     python: Path | None = None
     device: str = "auto"
     loaders: int = 0
-    epoch: int = field(default=EPOCH)
+    epoch: int = EPOCH
+    network: str = "network"
 
     @property
     def epochs(self) -> int:
@@ -84,10 +87,9 @@ class NnunetRun:
         return self.folder / "raw" / DATASET
 
     @property
-    def result(self) -> Path:
-        """The result folder."""
-        name = f"{self.trainer}__{PLANS}__{self.configuration}"
-        return self.folder / "results" / DATASET / name
+    def results(self) -> Path:
+        """nnU-Net's results of this network."""
+        return self.folder / "results" / self.network
 
 
 def train_by_nnunet(
@@ -117,10 +119,10 @@ def train_by_nnunet(
     replace_file(preprocessed / "dataset.json", (run.raw / "dataset.json").read_bytes())
     # nnU-Net copies it; what it says is in the plans already.
     replace_file(preprocessed / "dataset_fingerprint.json", b"{}")
-    order = run.folder / "order.json"
+    order = run.folder / f"{run.network}.json"
     replace_file(order, json.dumps(_order(run), indent=1).encode())
     _run(run, order, on_epoch)
-    found = sorted(run.folder.glob(f"results/*/*/fold_{FOLD}/checkpoint_final.pth"))
+    found = sorted(run.results.glob(f"*/*/fold_{FOLD}/checkpoint_final.pth"))
     if not found:
         raise InvalidInput("nnU-Net ended without a checkpoint", case=run.folder.name)
     return found[0]
@@ -151,7 +153,7 @@ def _run(run: NnunetRun, order: Path, on_epoch: Callable[[int, int], None]) -> N
         **os.environ,
         "nnUNet_raw": str(run.folder.resolve() / "raw"),
         "nnUNet_preprocessed": str(run.folder.resolve() / "preprocessed"),
-        "nnUNet_results": str(run.folder.resolve() / "results"),
+        "nnUNet_results": str(run.results.resolve()),
         "nnUNet_n_proc_DA": str(run.loaders),
         "PYTHONUNBUFFERED": "1",
     }

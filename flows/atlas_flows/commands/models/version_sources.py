@@ -221,7 +221,12 @@ def train(
 def finetune(
     context: typer.Context,
     reference: ReferenceArgument,
-    config: Annotated[str, typer.Argument(help="YAML file, or a shipped one: demo/unet, …")],
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="YAML file, or a shipped one: demo/unet, …; default: as the version was trained."
+        ),
+    ] = None,
     run_folder: RunOption = None,
     dataset: DatasetsOption = None,
     set_: SetOption = None,
@@ -231,7 +236,9 @@ def finetune(
 ) -> None:
     """Train a version further on the current labels (step ⑦); the result is its next version.
 
-    Example: atlasloop models finetune unet@0 demo/unet --set steps=100
+    An imported nnU-Net is trained by nnU-Net itself, which knows steps and learning_rate only.
+
+    Example: atlasloop models finetune unet@0 --set steps=100
     """
     order = _order(config, reference, run_folder, dataset, set_, validation_share, loaders)
     _train(context, order, as_json)
@@ -257,7 +264,7 @@ def export(
 
 
 def _order(
-    config: str,
+    config: str | None,
     reference: str | None,
     run_folder: Path | None,
     datasets: Sequence[str] | None,
