@@ -11,7 +11,7 @@ from atlas_core.errors import ConfigurationError
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
 from atlas_core.model_spec import ModelName
-from atlas_core.organs import ABDOMEN_ATLAS, OrganName
+from atlas_core.organs import OrganName, OrganScheme
 from atlas_core.records import LabelSource
 from pydantic import Field, ValidationError, model_validator
 
@@ -81,7 +81,7 @@ class TrainingConfig(FrozenModel):
     attention_window: int = Field(default=4, ge=2, description="Swin UNETR: side in tokens.")
     hidden: int = Field(default=96, ge=1, description="UNETR: width of its transformer.")
     organs: tuple[OrganName, ...] = Field(
-        default=ABDOMEN_ATLAS.names, min_length=1, description="Output channels, in order."
+        default=(), description="Output channels, in order; empty: all organs of the atlas."
     )
     activation: Literal["sigmoid", "softmax"] = Field(
         default="sigmoid",
@@ -146,6 +146,15 @@ class TrainingConfig(FrozenModel):
         description="Exponent that the positive weights keep to the end; 0 leaves small organs "
         "a fifth too small.",
     )
+
+    def of_atlas(self, scheme: OrganScheme) -> TrainingConfig:
+        """The same for an atlas with the organs of `scheme`: all of them where none are named.
+
+        Raises:
+            UnknownLabel: an organ that the atlas does not have.
+        """
+        organs = tuple(scheme[name].name for name in self.organs) or scheme.names
+        return self.model_copy(update={"organs": organs})
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:

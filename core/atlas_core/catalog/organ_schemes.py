@@ -1,4 +1,4 @@
-"""Which organs this atlas has: chosen while it is empty, extended later, never changed otherwise."""
+"""Which organs this atlas has: chosen while it is empty, extended later, else never changed."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from atlas_core.errors import InvalidInput
 from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import OrganScore, Reading
 from numpy.typing import NDArray
 
@@ -104,7 +104,7 @@ def attend(
     reading: Reading = Reading.PAPER,
     organs: Sequence[str] | None = None,
     *,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    scheme: OrganScheme,
     overlap: float = DEFAULT_OVERLAP,
     windows_in_flight: int | None = None,
     slab_slices: int = SLAB_SLICES,

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from alembic import op
-
 from atlas_core.catalog.tables import UtcDateTime
 from atlas_core.organs import read_scheme
 
