@@ -212,10 +212,25 @@ def read_config(
                 got=type(fields).__name__,
             )
         return TrainingConfig.model_validate({**fields, **(overrides or {})})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "file"
+        unknown = first["type"] == "extra_forbidden"
         raise ConfigurationError(
-            "unreadable training configuration", case=path.name, got=str(error)
-        ) from error
+            f"the training configuration has no field {field}"
+            if unknown
+            else f"the training configuration cannot work: {field}",
+            case=path.name,
+            expected=f"one of {', '.join(TrainingConfig.model_fields)}"
+            if unknown
+            else first["msg"].removeprefix("Value error, "),
+            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise ConfigurationError(
+            "unreadable training configuration", case=path.name, got=got
+        ) from None
 
 
 def shipped_configs() -> tuple[str, ...]:

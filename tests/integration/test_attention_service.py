@@ -34,6 +34,7 @@ from atlas_attention.triton.shared_memory import SHARED_MEMORY
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, open_slabs, read_header, read_volume
 from atlas_core.model_spec import ModelSpec, ensemble_key
+from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore
 from atlasloop.answers import AttentionMaps
@@ -96,7 +97,9 @@ def expected(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, float]]:
     """Attention, label and sizes of the CT at `path`, without service and Triton."""
     with open_slabs(path) as source:
-        run = attend(source, specs(folders), InProcess(folders), reading, overlap=0.5)
+        run = attend(
+            source, specs(folders), InProcess(folders), reading, overlap=0.5, scheme=ABDOMEN_ATLAS
+        )
         shape = source.geometry.shape
         attention = np.zeros((len(specs(folders)[0].organs), *shape), np.uint8)
         label = np.zeros(shape, np.uint8)
