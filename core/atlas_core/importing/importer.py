@@ -135,6 +135,10 @@ def import_folder(
             if on_progress is not None:
                 on_progress(ImportProgress(len(outcomes), len(found.candidates), outcome.source))
     summary = summary_of(dataset, outcomes, found.set_aside)
+    misspelt = known.misspelt(scheme) if known else ()
+    if misspelt:
+        why = f"names of the preset that no organ goes by were left out: {', '.join(misspelt)}"
+        summary = replace(summary, warnings=(*summary.warnings, Note(path.name, why)))
     if known is None:
         organs = {organ for outcome in outcomes for organ in outcome.organs}
         catalog.add_dataset(Dataset(name=dataset, organs=tuple(sorted(organs))))

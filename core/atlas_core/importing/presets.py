@@ -21,7 +21,13 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.organs import OrganName, OrganScheme, plain_name
+from atlas_core.organs import (
+    OrganName,
+    OrganScheme,
+    plain_name,
+    read_scheme,
+    shipped_schemes,
+)
 from atlas_core.records import Dataset
 from atlas_core.regular_files import read_small
 
@@ -137,6 +143,12 @@ class Preset(FrozenModel):
                 f"preset {self.name} does not go with organ scheme {scheme.name}",
                 expected=error.errors()[0]["msg"].removeprefix("Value error, "),
             ) from None
+
+    def misspelt(self, scheme: OrganScheme) -> tuple[str, ...]:
+        """Names that neither `scheme` nor one that ships with us knows, sorted."""
+        known = (scheme, *map(read_scheme, shipped_schemes()))
+        names = {name for m in (*self.labels.values(), *self.masks.values()) for name in m}
+        return tuple(sorted(n for n in names if not any(one.called(n) for one in known)))
 
     def dataset(self, name: str, scheme: OrganScheme) -> Dataset:
         """The dataset `name` that is imported with this preset."""
