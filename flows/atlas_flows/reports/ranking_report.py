@@ -163,6 +163,7 @@ def _card(
         [
             store.attention_path(case.id, scope.reading, ensemble, size.organ)
             for size in ranked.organs
+            if size.attention_voxels  # a map of zeros has no file
         ],
     )
     strips = [[_picture(cut, layer, case, scope.scheme) for layer in Layer] for cut in cuts]
