@@ -161,7 +161,8 @@ def download_attention(
     case_id: CaseIdPath,
     organ: OrganQuery = None,
 ) -> Response:
-    """The attention map of one organ, or the largest value of all that count."""
+    """The attention map of one organ, cropped to the box of its attention, or the largest value of
+    all that count, on the grid of the CT."""
     case = review.catalog.case(case_id)
     file = review.files.attention_map(case.id, organ)
     name = f"{case.id}_attention_{organ or 'all'}.nii.gz"
