@@ -126,7 +126,8 @@ def see_regions(
     organ: OrganQuery = None,
     threshold: Annotated[float | None, Query(ge=0, le=2)] = None,
 ) -> RegionList:
-    """Attended regions, largest first; without an organ, those of each organ that counts."""
+    """Attended regions, largest first; without an organ, those of each organ that counts,
+    the largest 2,000."""
     case = review.catalog.case(case_id)
     lowest = review.settings.region_threshold if threshold is None else threshold
     return RegionList(threshold=lowest, regions=review.files.regions(case, organ, lowest))

@@ -38,6 +38,9 @@ from atlas_review.volumes.contact_sheet import write_contact_sheet
 
 MAX_CHECKSUMS: Final = 4096
 
+MAX_LISTED_REGIONS: Final = 2000
+"""Regions of all organs together: ten times those of one organ (`MAX_REGIONS`)."""
+
 
 @dataclass(frozen=True)
 class CaseFile:
@@ -186,8 +189,9 @@ class CaseFiles:
         return Volume(read_label(self.label_map(case).path).voxels, case.geometry)
 
     def regions(self, case: Case, organ: str | None, threshold: float) -> list[OrganRegion]:
-        """Attended regions of one organ, or (None) of each organ that counts, largest first. Where
-        the attention of two organs overlaps, each has a region there: an annotator looks at both.
+        """Attended regions of one organ, or (None) of each organ that counts, largest first, at most
+        `MAX_LISTED_REGIONS`. Where the attention of two organs overlaps, each has a region there: an
+        annotator looks at both.
 
         Raises:
             NotFound: the case has no attention map.
@@ -197,7 +201,7 @@ class CaseFiles:
             for one in self._attention_maps(case.id, organ)
             for region in self._regions_of(case, one, threshold)
         ]
-        return sorted(found, key=lambda region: -region.ml)
+        return sorted(found, key=lambda region: -region.ml)[:MAX_LISTED_REGIONS]
 
     def _regions_of(
         self, case: Case, attention: OrganAttention, threshold: float
