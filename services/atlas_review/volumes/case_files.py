@@ -189,9 +189,9 @@ class CaseFiles:
         return Volume(read_label(self.label_map(case).path).voxels, case.geometry)
 
     def regions(self, case: Case, organ: str | None, threshold: float) -> list[OrganRegion]:
-        """Attended regions of one organ, or (None) of each organ that counts, largest first, at most
-        `MAX_LISTED_REGIONS`. Where the attention of two organs overlaps, each has a region there: an
-        annotator looks at both.
+        """Attended regions of one organ, or (None) of each organ that counts, largest first, at
+        most `MAX_LISTED_REGIONS`. Where the attention of two organs overlaps, each has a region
+        there: an annotator looks at both.
 
         Raises:
             NotFound: the case has no attention map.
