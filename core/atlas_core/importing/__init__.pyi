@@ -1,11 +1,9 @@
 from .class_names import is_lesion, open_lesions, require_answers, without_lesion
 from .importer import import_folder
-from .presets import KIDNEYS, SIDES, preset, shipped_presets, structure_of
+from .presets import preset, shipped_presets
 from .summary import ImportSummary, Note
 
 __all__ = [
-    "KIDNEYS",
-    "SIDES",
     "ImportSummary",
     "Note",
     "import_folder",
@@ -14,6 +12,5 @@ __all__ = [
     "preset",
     "require_answers",
     "shipped_presets",
-    "structure_of",
     "without_lesion",
 ]

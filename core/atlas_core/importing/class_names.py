@@ -8,10 +8,12 @@ joining them might be wrong as well. So it is asked about.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from atlas_core.errors import InvalidInput
+from atlas_core.organs import OrganScheme
 
 _LESION: Final = re.compile(
     r"tumou?re?s?|neoplas\w*|cancers?|carcinomas?|adenomas?|ha?emangiomas?|metasta\w*|lesion(?:en|s)?"
@@ -52,32 +54,37 @@ def without_lesion(name: str) -> str:
 
 def open_lesions(
     names: Iterable[str],
-    structure_of: Callable[[str], str | None],
+    scheme: OrganScheme,
     present: Iterable[str],
+    named: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str | None]:
     """Lesions among `names` of which one must ask whether an organ includes them.
 
     Args:
-        structure_of: what a name means among our structures, or None.
-        present: structures that other names of the list mean.
+        present: organs that other names of the list mean.
+        named: further names of organs.
 
     Returns:
-        Name → the structure that it seems to lie in; None where its name does not say, and it may
-        be any. A lesion of what is no structure of ours is not asked about.
+        Name → the organ that it seems to lie in; None where its name does not say, and it may be
+        any. A lesion of what is no organ of ours is not asked about, nor one that is an organ of
+        the scheme by itself.
 
-    >>> open_lesions(["liver", "liver tumour", "lung nodule", "tumour"], {"liver": "liver"}.get,
-    ...              ["liver"])
-    {'liver tumour': 'liver', 'tumour': None}
+    >>> from atlas_core.organs import read_scheme
+    >>> names = ["liver", "liver tumour", "lung nodule", "tumour", "kidney cyst"]
+    >>> open_lesions(names, read_scheme("abdomen_atlas_1_0"), ["liver", "kidney_left"])
+    {'liver tumour': 'liver', 'tumour': None, 'kidney cyst': 'kidney_left'}
     """
     there = set(present)
+    further = {_words(name): (organ,) for name, organ in named.items()}
     asked: dict[str, str | None] = {}
     for name in names:
-        if not is_lesion(name):
+        if not is_lesion(name) or scheme.called(name):
             continue
         host = without_lesion(name)
-        structure = structure_of(host) if host else None
-        if structure in there or (not host and there):
-            asked[name] = structure
+        organs = further.get(host) or tuple(organ.name for organ in scheme.called(host))
+        concerned = [organ for organ in organs if organ in there]
+        if concerned or (not host and there):
+            asked[name] = " or ".join(concerned) or None
     return asked
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.phantoms import Kind, PhantomGrid, make_phantom
+from atlas_core.phantoms import PHANTOM_ORGANS, Kind, PhantomGrid, make_phantom
 from atlas_models.training import NnunetCase, NnunetRun, train_by_nnunet, write_raw
 
 CONFIGURATION = "3d_fullres"
@@ -126,7 +125,7 @@ def train_phantom_nnunet(
     done = folder / "fold_all" / "checkpoint_final.pth"
     if done.exists():
         return folder
-    values = {organ.name: organ.label for organ in ABDOMEN_ATLAS}
+    values = {organ.name: organ.label for organ in PHANTOM_ORGANS}
     dataset = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **values},
@@ -157,7 +156,7 @@ def train_phantom_nnunet(
 def _phantoms(cases: int, seed: int) -> Iterator[NnunetCase]:
     for number in range(cases):
         phantom = make_phantom(seed + number, Kind.ORDINARY, grid=PhantomGrid(columns=96))
-        masks = {o.name: np.asarray(phantom.truth == o.label) for o in ABDOMEN_ATLAS}
+        masks = {o.name: np.asarray(phantom.truth == o.label) for o in PHANTOM_ORGANS}
         yield NnunetCase(f"PHANTOM_{number:04}", phantom.ct, masks, phantom.geometry)
 
 

@@ -19,7 +19,7 @@ from atlas_core.atomic_writes import new_folder, replace_file
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, InvalidInput
 from atlas_core.model_spec import ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.store import CaseStore
 from atlas_models.config import LabelWeights
 
@@ -89,7 +89,7 @@ def train_nnunet_version(
     from atlas_models.training import PROVENANCE_FILE, Diverged, data_key, provenance_file
 
     spec, folder = parent
-    scheme = ABDOMEN_ATLAS
+    scheme = catalog.organ_scheme()
     source = training_source(folder)
     steps, rate = _overrides(order.overrides)
     teaching = _teaching(order, spec, catalog, CaseStore(here.store), scheme)

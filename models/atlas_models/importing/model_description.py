@@ -116,11 +116,8 @@ class ModelDescription(FrozenModel):
                 expected=f"some of {', '.join(scheme.names)}",
                 got=", ".join(str(name) for name in self.classes),
             )
-        lesions = open_lesions(
-            [name for name in self.classes if name is not None],
-            lambda name: organ_called(name, scheme),
-            found,
-        )
+        named = [name for name in self.classes if name is not None]
+        lesions = open_lesions(named, scheme, found)
         require_answers(
             lesions,
             case,

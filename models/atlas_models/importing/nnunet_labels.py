@@ -8,13 +8,10 @@ from typing import Any
 
 from atlas_core.errors import InvalidInput
 from atlas_core.importing import (
-    KIDNEYS,
-    SIDES,
     is_lesion,
     open_lesions,
     preset,
     require_answers,
-    structure_of,
     without_lesion,
 )
 from atlas_core.organs import OrganScheme
@@ -53,7 +50,7 @@ def read_labels(
 
     Raises:
         InvalidInput: no label is an organ of ours, a lesion of which nothing says whether its organ
-            includes it, one channel for both kidneys that was given to one of them, or labels of
+            includes it, one channel for left and right that was given to one of them, or labels of
             another form.
     """
     labels = _values(dataset, case)
@@ -120,8 +117,8 @@ def _meanings(
             organ_of[name] = organ
         elif name in choices.left_out:
             left_out[name] = "as told"
-        elif structure_of(without_lesion(name) or name, scheme) == KIDNEYS:
-            left_out[name] = "one channel for both kidneys, which a window cannot tell apart"
+        elif both := _sides(name, scheme):
+            left_out[name] = f"one channel for {' and '.join(both)}, which no window tells apart"
         else:
             left_out[name] = "no organ of the scheme"
     _require_lesions_settled(labels, organ_of, given, scheme, case)
@@ -144,9 +141,10 @@ def _given(
     if choices.preset is not None:
         known = preset(choices.preset).within(scheme)
         for name, values in labels.items():
-            structures = {known.values.get(value, "") for value in values}
-            if len(structures) == 1 and (structure := structures.pop()) != "":
-                given[name] = None if structure == KIDNEYS else structure
+            structures = {known.values[value] for value in values if value in known.values}
+            if len(structures) == 1:
+                structure = structures.pop() or ()
+                given[name] = structure[0] if len(structure) == 1 else None
     told = [
         *((name, scheme[organ].name) for organ, names in choices.labels.items() for name in names),
         *((name, None) for name in choices.left_out),
@@ -163,10 +161,11 @@ def _given(
             raise InvalidInput(
                 f"label {name!r} was given twice", case=case, expected="one organ, or left out"
             )
-        both = structure_of(without_lesion(name) or name, scheme) == KIDNEYS
-        if both and organ in SIDES:
+        both = _sides(name, scheme)
+        if organ in both:
             raise InvalidInput(
-                f"label {name!r} means both kidneys in one channel, which cannot be one of them",
+                f"label {name!r} means {' and '.join(both)} in one channel, which cannot be one of "
+                "them",
                 case=case,
                 expected="a label for each side",
                 got=f"{organ}={name}",
@@ -186,14 +185,11 @@ def _require_lesions_settled(
     """Asks about lesions, but for those in the region of an organ, which includes them."""
     included = {value for name in organ_of for value in labels[name]}
 
-    def structure(name: str) -> str | None:
-        named = {label.lower(): organ for label, organ in organ_of.items()}
-        return named.get(name) or structure_of(name, scheme)
-
     lesions = open_lesions(
         [name for name in labels if name not in given and not set(labels[name]) <= included],
-        structure,
-        {*organ_of.values(), *([KIDNEYS] if set(SIDES) & set(organ_of.values()) else ())},
+        scheme,
+        organ_of.values(),
+        organ_of,
     )
     require_answers(
         lesions,
@@ -201,6 +197,12 @@ def _require_lesions_settled(
         "--label 'liver=NAME' joins it to the liver, --leave-out 'NAME' keeps it apart; or name "
         "the dataset's --preset",
     )
+
+
+def _sides(name: str, scheme: OrganScheme) -> tuple[str, ...]:
+    """Left and right, if a label of this name (or its lesion) means both; else nothing."""
+    found = scheme.called(without_lesion(name) or name)
+    return tuple(organ.name for organ in found) if len(found) > 1 else ()
 
 
 def _own_value(names: list[str], labels: Mapping[str, tuple[int, ...]]) -> int:

@@ -52,11 +52,11 @@ def test_a_lesion_within_the_region_of_its_organ_is_part_of_it() -> None:
 
 def test_one_channel_of_both_kidneys_is_never_one_of_them() -> None:
     labels = {"liver": 1, "kidneys": 2}
-    assert "both kidneys" in read(labels).left_out["kidneys"]
-    with pytest.raises(InvalidInput, match="both kidneys in one channel"):
+    assert "kidney_left and kidney_right" in read(labels).left_out["kidneys"]
+    with pytest.raises(InvalidInput, match="means kidney_left and kidney_right in one channel"):
         read(labels, labels={"kidney_left": ("kidneys",)})
     kits = {"kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2, "ignore": 4}
-    with pytest.raises(InvalidInput, match="kidney: one channel for both kidneys"):
+    with pytest.raises(InvalidInput, match="kidney: one channel for kidney_left and kidney_right"):
         read(kits)
 
 
