@@ -259,8 +259,8 @@ def test_a_lesion_of_what_is_no_organ_of_ours_or_in_a_region_is_not() -> None:
     assert nnunet_map(json.dumps({"labels": labels}), ABDOMEN_ATLAS).others == {2}
     labels = {"background": 0, "liver": [1, 2], "tumour": 2}
     assert nnunet_map(json.dumps({"labels": labels}), ABDOMEN_ATLAS).labels == {
-        1: "liver",
-        2: "liver",
+        1: ("liver",),
+        2: ("liver",),
     }
 
 
