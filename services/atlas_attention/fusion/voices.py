@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from atlas_core.records import Reading
@@ -34,6 +35,8 @@ from atlas_attention.fusion.fused import Fused, SoftPredictions
 from atlas_attention.fusion.fusion import Fuser
 from atlas_attention.fusion.kernels import ATTENTION_LEVELS, TILE
 from atlas_attention.fusion.threads import Threads, parallel_for
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class PanelFuser:
     @property
     def voices(self) -> NDArray[np.int64]:
         """How many members know each organ, ``[organ]``."""
-        return self._by_organ([np.full(len(p.organs), len(p.members)) for p in self._panels])
+        return self._by_organ(
+            [np.full(len(p.organs), len(p.members), np.int64) for p in self._panels]
+        )
 
     def push(self, soft: Sequence[SoftPredictions]) -> Fused:
         """Adds a slab, of each panel uint8 ``[voice, organ of the panel, z, y, x]``; returns the
@@ -123,7 +128,7 @@ class PanelFuser:
     def _with_panels(self) -> list[tuple[Fuser, Panel]]:
         return list(zip(self._fusers, self._panels, strict=True))
 
-    def _by_organ(self, of_panels: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+    def _by_organ(self, of_panels: Sequence[NDArray[ScalarT]]) -> NDArray[ScalarT]:
         """Values of the organs of each panel as those of all organs, in the ensemble's order."""
         joined = np.concatenate(of_panels)
         channels = np.concatenate([panel.organs for panel in self._panels])

@@ -190,7 +190,7 @@ class GroupRun:
 
     def _averaged(self, member: int, flips: Flips, soft: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The mean of the mirrorings so far, turned back, rounded half up; of use with the last."""
-        turned = np.flip(soft, [1 + axis for axis in flips])
+        turned = np.flip(soft, tuple(1 + axis for axis in flips))
         if not flips:
             self._mirrored[member] = turned.astype(np.uint16)
         else:

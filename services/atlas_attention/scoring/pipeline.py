@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Protocol
 
@@ -276,7 +276,6 @@ class AttentionRun(Iterator[GridSlab]):
             self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
         )  # fmt: skip
-        self._runs: list[GroupRun] = []
         self._fused = 0  # slices of the fusion grid
         self._predictions = self._done = self._air = 0
         self._predict_s = 0.0
@@ -337,7 +336,6 @@ class AttentionRun(Iterator[GridSlab]):
 
     def _run(self) -> Generator[GridSlab, None, None]:
         try:
-            self._runs = self._open_runs()
             self._predictions = sum(run.predictions for run in self._runs)
             in_flight = 0
             for run, k in rows_in_step(self._runs):
@@ -362,7 +360,8 @@ class AttentionRun(Iterator[GridSlab]):
         finally:
             self._abandon()
 
-    def _open_runs(self) -> list[GroupRun]:
+    @cached_property
+    def _runs(self) -> list[GroupRun]:
         body = _body(self._source, self._members.specs)
         return [
             GroupRun(
