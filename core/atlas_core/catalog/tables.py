@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0008"
+REVISION = "0011"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
