@@ -87,7 +87,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         ready = self._predictor.ready_models()
         ensemble = self._predictor.ensemble()
         settings = self._settings
-        organs = ensemble[0].organs
+        organs = self._scorer.organs(ensemble)
         return pb.GetInfoResponse(
             service_version=SERVICE_VERSION,
             models=[model_message(spec) for spec in ensemble],
@@ -229,7 +229,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         cancelled = cancelled or cancellation(context)
         checked = read_reading(reading)
         specs = self._predictor.ensemble(tuple(models))
-        channels = wanted_organs(tuple(organs), specs[0])
+        channels = wanted_organs(tuple(organs), self._scorer.organs(specs))
         self._scorer.labels(channels)
         return AttentionTask(specs, checked, channels, cancelled)
 
