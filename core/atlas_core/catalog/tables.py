@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0008"
+REVISION = "0010"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -419,4 +419,19 @@ released_cases = Table(
     metadata,
     Column("number", Integer, primary_key=True),
     Column("content_sha256", String(64), nullable=False, unique=True),
+)
+
+# Ensembles by name (revision 0010). Rows are only ever added, which a trigger sees to: a row is an
+# ensemble after one change, the newest of a name says how it is now.
+ensemble_changes = Table(
+    "ensemble_changes",
+    metadata,
+    Column("revision", Integer, primary_key=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("ensemble", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("action", String(63), nullable=False),
+    Column("who", String, nullable=False),
+    Column("why", String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
 )

@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import numpy as np
 from atlas_core.errors import NotFound
-from atlas_core.geometry import VolumeGeometry
+from atlas_core.geometry import Float3, VolumeGeometry
 from atlas_core.imaging import SlabReader, SlabWriter, read_header, read_stored_slabs
 from atlas_core.model_spec import ModelSpec, ensemble_key
 from atlas_core.records import Reading
@@ -42,17 +42,19 @@ class AttentionTask:
         specs: the ensemble.
         organs: attention channels wanted, in order.
         cancelled: set once the caller no longer wants the result.
+        fusion_spacing_mm: of the grid of the fusion along x, y, z; None: the finest of the models'.
     """
 
     specs: tuple[ModelSpec, ...]
     reading: Reading
     organs: tuple[str, ...]
     cancelled: threading.Event
+    fusion_spacing_mm: Float3 | None = None
 
     @property
     def ensemble(self) -> str:
-        """Key of the models, independent of their order; see `ensemble_key`."""
-        return ensemble_key([spec.ref for spec in self.specs])
+        """Key of models and fusion grid, whatever the models' order; see `ensemble_key`."""
+        return ensemble_key([spec.ref for spec in self.specs], self.fusion_spacing_mm)
 
 
 class Scorer:
@@ -143,6 +145,7 @@ class Scorer:
             overlap=self._settings.overlap,
             total_s=time.monotonic() - began,
             service_version=SERVICE_VERSION,
+            ensemble=task.ensemble,
         )
 
     def open_case(self, case_id: str, task: AttentionTask) -> SlabReader:
