@@ -14,6 +14,7 @@ from atlas_flows.commands.models.app import (
     counting,
     open_catalog,
     parse_reference,
+    say,
     store_of,
 )
 from atlas_flows.commands.options import JsonOption
@@ -127,6 +128,8 @@ def import_model(
     from atlas_core.errors import InvalidInput
     from atlas_core.organs import ABDOMEN_ATLAS
 
+    from atlas_flows.models import require_compatible
+
     given = [option for option in (nnunet, weights, onnx) if option is not None]
     if len(given) != 1 or (nnunet is None) != (config is not None):
         raise InvalidInput(
@@ -171,6 +174,8 @@ def import_model(
                 expected=organs,
                 got=",".join(spec.organs),
             )
+        for organ in require_compatible(spec, ABDOMEN_ATLAS):
+            say(f"{organ} is no organ of this atlas; it takes no part")
         store.add(target, catalog, provenance=_origin(given[0], config))
     _say_made(spec, as_json, "imported")
 

@@ -42,7 +42,7 @@ def test_only_members_answer_whatever_else_is_in_service() -> None:
 
 def test_a_member_that_is_missing_is_an_error_and_not_a_smaller_ensemble() -> None:
     server = models("a", described={"site": [said(1, "a", "b")]})
-    with pytest.raises(Unavailable, match="ensemble site is not complete.*without b"):
+    with pytest.raises(Unavailable, match=r"ensemble site is not complete.*without b"):
         server.choose()
     assert server.ensembles()[0].missing == ("b",)
 
