@@ -48,7 +48,8 @@ def promote(
 
     It is loaded under its own number, must answer real windows, and is evaluated on the cases with
     original or revised labels that it was not trained on. A model without a version in service
-    joins the ensemble in use. The running service switches without losing a request. Whatever fails, the version in service stays.
+    joins the ensemble in use. The running service switches without losing a request. Whatever
+    fails, the version in service stays.
 
     Example: atlasloop models promote unet@1 --why "fine-tuned on 40 revisions"
     """
