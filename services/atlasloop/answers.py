@@ -85,6 +85,8 @@ class ServiceInfo:
         labels: label value of each organ.
         ensembles: all that are loaded, by name.
         ensemble_in_use: the one that answers when none is named; empty in a service of before.
+        organ_scheme: name of the organ scheme that the service is configured for.
+        organ_scheme_sha256: of its ids and names.
     """
 
     service_version: str
@@ -97,6 +99,8 @@ class ServiceInfo:
     attention_scale: float
     ensembles: tuple[EnsembleInfo, ...] = ()
     ensemble_in_use: str = ""
+    organ_scheme: str = ""
+    organ_scheme_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -253,6 +257,8 @@ def service_info(reply: pb.GetInfoResponse) -> ServiceInfo:
         attention_scale=reply.attention_scale,
         ensembles=tuple(_ensemble_info(ensemble) for ensemble in reply.ensembles),
         ensemble_in_use=reply.ensemble_in_use,
+        organ_scheme=reply.organ_scheme,
+        organ_scheme_sha256=reply.organ_scheme_sha256,
     )
 
 

@@ -27,6 +27,7 @@ from .model_registry import (
     training_labels,
     truth_digest,
 )
+from .organ_schemes import choose_organs, extend_organs
 from .rights import grant_review_rights
 
 __all__ = [
@@ -38,11 +39,13 @@ __all__ = [
     "PromotionKind",
     "TrainingLabel",
     "cases_by_id",
+    "choose_organs",
     "chunks",
     "current_ensembles",
     "described",
     "ensemble_history",
     "evaluations",
+    "extend_organs",
     "find_ensemble",
     "find_models",
     "grant_review_rights",

@@ -421,6 +421,17 @@ released_cases = Table(
     Column("content_sha256", String(64), nullable=False, unique=True),
 )
 
+# Which organs this atlas has (revision 0009). Rows are only ever added; the newest counts.
+organ_schemes = Table(
+    "organ_schemes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("organs", JSON, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
+)
+
 # Ensembles by name (revision 0010). Rows are only ever added, which a trigger sees to: a row is an
 # ensemble after one change, the newest of a name says how it is now.
 ensemble_changes = Table(

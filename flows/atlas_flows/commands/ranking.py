@@ -60,7 +60,6 @@ def ranking(
     """
     from atlas_core.catalog import Catalog, find_ensemble
     from atlas_core.errors import InvalidInput
-    from atlas_core.organs import ABDOMEN_ATLAS
     from atlas_core.records import RankBy, Reading
 
     from atlas_flows.scoring import priority_list
@@ -77,6 +76,7 @@ def ranking(
         )
         cases = catalog.ranking(Reading(reading), key, dataset, RankBy(by))
         others = 0 if key is None else catalog.scored_otherwise(Reading(reading), key, dataset)
+        organs = catalog.organ_scheme().names
     if others:
         console(stderr=True).print(
             f"{others} cases were scored by other ensembles only and are not in the list; score "
@@ -85,7 +85,7 @@ def ranking(
         )
     shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
     if csv is not None:
-        write_text(csv, priority_list.as_csv(shown, ABDOMEN_ATLAS.names))
+        write_text(csv, priority_list.as_csv(shown, organs))
     if as_json:
         write_text(None, priority_list.as_json(shown, Reading(reading), RankBy(by)))
     elif csv is not None:

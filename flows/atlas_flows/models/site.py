@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from atlas_core.catalog import Catalog
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.store import CaseStore
 from atlas_embedded.triton_models import TritonModels
 from atlas_models.serving import TritonRepository
@@ -47,7 +47,7 @@ class Site:
     @property
     def scheme(self) -> OrganScheme:
         """The organs of this atlas."""
-        return ABDOMEN_ATLAS
+        return self.catalog.organ_scheme()
 
     @classmethod
     def of(cls, here: Places, catalog: Catalog, margin: float | None = None) -> Self:

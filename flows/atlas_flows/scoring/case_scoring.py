@@ -18,9 +18,17 @@ from typing import Literal, Protocol, TypeVar
 import grpc
 from atlas_core.catalog import Catalog, current_ensembles
 from atlas_core.ensembles import EnsembleState
-from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound, Unavailable
+from atlas_core.errors import (
+    AtlasError,
+    ConfigurationError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+)
 from atlas_core.geometry import Float3, VolumeGeometry
 from atlas_core.model_spec import ModelRef, ensemble_key, parse_ensemble
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.store import CaseStore
 from atlasloop.answers import CaseResult, ModelInfo, ServiceInfo
@@ -153,6 +161,7 @@ class ScoringEnsemble:
         grids_mm: spacing of each model's grid along x, y, z.
         name: empty where models were named one by one.
         fusion_spacing_mm: of the grid of the fusion; None: the finest of the models'.
+        organ_scheme, organ_scheme_sha256: organs that the service is configured for.
     """
 
     models: tuple[ModelRef, ...]
@@ -160,6 +169,8 @@ class ScoringEnsemble:
     grids_mm: tuple[Float3, ...] = ()
     name: str = ""
     fusion_spacing_mm: Float3 | None = None
+    organ_scheme: str = ""
+    organ_scheme_sha256: str = ""
 
     @property
     def key(self) -> str:
@@ -205,6 +216,8 @@ def select_ensemble(
         tuple((m.spacing_mm[0], m.spacing_mm[1], m.spacing_mm[2]) for m in chosen),
         "" if named is None else named.name,
         spacing,
+        info.organ_scheme,
+        info.organ_scheme_sha256,
     )
 
 
@@ -274,7 +287,9 @@ def plan_scoring(
 
     Raises:
         NotFound: an unknown dataset or case.
+        ConfigurationError: the service and the atlas have different organs.
     """
+    _require_same_organs(by, catalog.organ_scheme())
     chosen = candidates(catalog, request.dataset, request.cases)
     scored: set[str] = set()
     if not request.force:
@@ -285,6 +300,17 @@ def plan_scoring(
         }
     to_do = [case_id for case_id in chosen if case_id not in scored]
     return ScoringPlan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
+
+
+def _require_same_organs(by: ScoringEnsemble, atlas: OrganScheme) -> None:
+    if by.organ_scheme_sha256 != atlas.digest:
+        raise ConfigurationError(
+            "the attention service and the atlas have different organs",
+            expected=atlas,
+            got=f"{by.organ_scheme or 'none said'} ({by.organ_scheme_sha256[:8]})",
+            remedy="start the service anew with the atlas's (`atlasloop up`, or the setting "
+            "ATLAS_ATTENTION_ORGANS)",
+        )
 
 
 def score_shard(run: ScoringRun, cases: Sequence[str]) -> list[CaseOutcome]:

@@ -108,6 +108,8 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             attention_scale=ATTENTION_SCALE,
             ensembles=[ensemble_message(one) for one in models.ensembles()],
             ensemble_in_use=in_use.name,
+            organ_scheme=settings.organs.name,
+            organ_scheme_sha256=settings.organs.digest,
         )
 
     def ScoreCase(  # noqa: N802  gRPC's name

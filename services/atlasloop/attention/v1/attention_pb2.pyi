@@ -155,10 +155,17 @@ class GetInfoResponse(_message.Message):
     OLDER_MODELS_FIELD_NUMBER: _builtins.int
     ENSEMBLES_FIELD_NUMBER: _builtins.int
     ENSEMBLE_IN_USE_FIELD_NUMBER: _builtins.int
+    ORGAN_SCHEME_FIELD_NUMBER: _builtins.int
+    ORGAN_SCHEME_SHA256_FIELD_NUMBER: _builtins.int
     service_version: _builtins.str
     attention_scale: _builtins.float
     ensemble_in_use: _builtins.str
     """the one that answers when none is named"""
+    organ_scheme: _builtins.str
+    """The organs of the atlas that this service is configured for: the scheme's name, and the SHA-256
+    of its ids and names. Another one in the catalog gives label values another meaning.
+    """
+    organ_scheme_sha256: _builtins.str
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
         """of the ensemble in use, each in its version in service"""
@@ -198,10 +205,12 @@ class GetInfoResponse(_message.Message):
         older_models: _abc.Iterable[Global___Model] | None = ...,
         ensembles: _abc.Iterable[Global___Ensemble] | None = ...,
         ensemble_in_use: _builtins.str = ...,
+        organ_scheme: _builtins.str = ...,
+        organ_scheme_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_scale", b"attention_scale", "ensemble_in_use", b"ensemble_in_use", "ensembles", b"ensembles", "labels", b"labels", "limits", b"limits", "models", b"models", "older_models", b"older_models", "organs", b"organs", "readings", b"readings", "service_version", b"service_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_scale", b"attention_scale", "ensemble_in_use", b"ensemble_in_use", "ensembles", b"ensembles", "labels", b"labels", "limits", b"limits", "models", b"models", "older_models", b"older_models", "organ_scheme", b"organ_scheme", "organ_scheme_sha256", b"organ_scheme_sha256", "organs", b"organs", "readings", b"readings", "service_version", b"service_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
