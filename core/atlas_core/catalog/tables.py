@@ -433,3 +433,18 @@ organ_schemes = Table(
     Column("organs", JSON, nullable=False),
     Column("recorded_at", UtcDateTime, nullable=False),
 )
+
+# Ensembles by name (revision 0010). Rows are only ever added, which a trigger sees to: a row is an
+# ensemble after one change, the newest of a name says how it is now.
+ensemble_changes = Table(
+    "ensemble_changes",
+    metadata,
+    Column("revision", Integer, primary_key=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("ensemble", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("action", String(63), nullable=False),
+    Column("who", String, nullable=False),
+    Column("why", String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)

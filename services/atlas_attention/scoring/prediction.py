@@ -69,6 +69,7 @@ class PredictionResult(FrozenModel):
         overlap: float,
         total_s: float,
         service_version: str,
+        ensemble: str | None = None,
     ) -> PredictionResult:
         """The result of a run of `specs`.
 
@@ -77,11 +78,12 @@ class PredictionResult(FrozenModel):
             voxel_ml: volume of one voxel of the CT.
             overlap: of neighbouring windows, as a share of the patch.
             total_s: of the whole run, in seconds.
+            ensemble: key of models and fusion grid; None: that of the models alone.
         """
         refs = tuple(sorted((spec.ref for spec in specs), key=str))
         return cls(
             reading=reading,
-            ensemble=ensemble_key(refs),
+            ensemble=ensemble or ensemble_key(refs),
             models=refs,
             organs=tuple(
                 OrganSize(

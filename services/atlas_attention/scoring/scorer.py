@@ -61,8 +61,8 @@ class AttentionTask:
 
     @property
     def ensemble(self) -> str:
-        """Key of the models, independent of their order; see `ensemble_key`."""
-        return ensemble_key([spec.ref for spec in self.specs])
+        """Key of models and fusion grid, whatever the models' order; see `ensemble_key`."""
+        return ensemble_key([spec.ref for spec in self.specs], self.fusion_spacing_mm)
 
 
 class Scorer:
@@ -158,6 +158,7 @@ class Scorer:
             overlap=self._settings.overlap,
             total_s=time.monotonic() - began,
             service_version=SERVICE_VERSION,
+            ensemble=task.ensemble,
         )
 
     def open_case(self, case_id: str, task: AttentionTask) -> SlabReader:

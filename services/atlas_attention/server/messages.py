@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from atlas_attention.fusion import ATTENTION_SCALE
 from atlas_attention.scoring import GridSlab, OrganSize, PredictionResult
+from atlas_attention.triton import ServedEnsemble
 
 RESPONSE_BYTES = (4 << 20) - (1 << 16)
 """Slabs are split to this size if a slice fits: gRPC clients refuse more than 4 MiB by default."""
@@ -253,6 +254,18 @@ def model_message(spec: ModelSpec) -> pb.Model:
         organs=spec.organs,
         spacing_mm=spec.spacing_mm,
         patch=spec.patch,
+    )
+
+
+def ensemble_message(ensemble: ServedEnsemble) -> pb.Ensemble:
+    """What a client is told of an ensemble."""
+    locator = ensemble.locator
+    return pb.Ensemble(
+        name=ensemble.name,
+        models=[_ref_message(spec.ref) for spec in ensemble.voices],
+        fusion_spacing_mm=ensemble.fusion_spacing_mm or (),
+        locator=None if locator is None else _ref_message(locator.ref),
+        missing=ensemble.missing,
     )
 
 
