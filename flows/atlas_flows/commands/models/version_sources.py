@@ -14,6 +14,7 @@ from atlas_flows.commands.models.app import (
     counting,
     open_catalog,
     parse_reference,
+    say,
     store_of,
 )
 from atlas_flows.commands.options import JsonOption
@@ -151,6 +152,8 @@ def import_model(
     from atlas_core.errors import InvalidInput
     from atlas_models.importing import NnunetChoices, import_monai, import_nnunet, import_onnx
 
+    from atlas_flows.models import require_compatible
+
     given = [option for option in (nnunet, weights, onnx) if option is not None]
     if len(given) != 1 or (nnunet is None) != (config is not None):
         raise InvalidInput(
@@ -191,6 +194,8 @@ def import_model(
                 expected=organs,
                 got=",".join(spec.organs),
             )
+        for organ in require_compatible(spec, catalog.organ_scheme()):
+            say(f"{organ} is no organ of this atlas; it takes no part")
         provenance = _origin(given[0], config) | imported.provenance
         store.add(target, catalog, provenance=provenance)
     _say_imported(imported, as_json)
