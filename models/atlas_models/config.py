@@ -61,6 +61,9 @@ class ForeignNetwork(FrozenModel):
     scale: float = Field(gt=0, description="Divides after that.")
     axes: Shape3 = Field(description="The network's axis i is axis axes[i] of (z, y, x).")
     flipped: tuple[int, ...] = Field(description="Of (z, y, x), axes that ran against RAS+.")
+    serving: dict[str, Any] = Field(
+        default={}, description="Fields of the spec: how it is served, e.g. its overlap."
+    )
 
 
 class TrainingConfig(FrozenModel):

@@ -156,7 +156,6 @@ def _teaching(
         datasets=order.datasets,
         sources=order.sources,
         labels=LabelChoice(order.labels),
-        scheme=scheme,
     )
     ids = [case.case.id for case in chosen]
     held = frozenset(one for one in ids if is_validation(one, order.validation_share))

@@ -6,6 +6,7 @@ their intensities were scaled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -83,9 +84,18 @@ class ModelDescription(FrozenModel):
         return low, high, shift, high - low if self.scale is None else self.scale
 
     def spec(
-        self, name: str, version: int, architecture: str, organs: tuple[str, ...]
+        self,
+        name: str,
+        version: int,
+        architecture: str,
+        organs: tuple[str, ...],
+        serving: Mapping[str, Any],
     ) -> ModelSpec:
-        """The spec of a model that is described so; its graph is not written yet."""
+        """The spec of a model that is described so; its graph is not written yet.
+
+        Args:
+            serving: further fields, such as its overlap.
+        """
         return ModelSpec(
             name=name,
             version=version,
@@ -96,6 +106,7 @@ class ModelDescription(FrozenModel):
             hu_window=self.hu_window,
             activation="softmax" if self.activation == "softmax" else "sigmoid",
             sha256=NO_SHA256,
+            **serving,
         )
 
     def groups(self, scheme: OrganScheme, case: str) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import onnx
@@ -69,8 +70,12 @@ def import_monai(
     name: str,
     version: int = 0,
     scheme: OrganScheme,
+    serving: Mapping[str, Any] = MappingProxyType({}),
 ) -> ImportedModel:
     """Write the network of a weights file as an exported model in `folder`.
+
+    Args:
+        serving: further fields of its spec, such as its overlap.
 
     Raises:
         ConfigurationError: the description cannot be read.
@@ -80,7 +85,7 @@ def import_monai(
     """
     description = read_description(description_file, WeightsDescription)
     groups = description.groups(scheme, description_file.name)
-    config = configuration(description, name, groups)
+    config = configuration(description, name, groups, serving)
     network = build(config, description_file.name)
     assert isinstance(network, ForeignOrgans)
     _load(network.network, _weights(weights), weights.name)
@@ -89,7 +94,7 @@ def import_monai(
         network.transform,
         Head(description.activation, tuple(groups.values())),
     )
-    spec = description.spec(name, version, description.architecture, tuple(groups))
+    spec = description.spec(name, version, description.architecture, tuple(groups), serving)
     note = {"architecture": description.architecture, "arguments": description.arguments}
     graph = _graph(served, spec, {MONAI_KEY: json.dumps(note)}, description_file.name)
     left_out = description.left_out(scheme)
@@ -102,7 +107,10 @@ def import_monai(
 
 
 def configuration(
-    description: WeightsDescription, name: str, groups: Mapping[str, tuple[int, ...]]
+    description: WeightsDescription,
+    name: str,
+    groups: Mapping[str, tuple[int, ...]],
+    serving: Mapping[str, Any],
 ) -> TrainingConfig:
     """By which our trainer trains the network further."""
     low, high, shift, scale = description.intensities
@@ -118,6 +126,7 @@ def configuration(
             scale=scale,
             axes=description.network_axes,
             flipped=description.flipped,
+            serving=dict(serving),
         ),
         organs=tuple(groups),
         activation="softmax" if description.activation == "softmax" else "sigmoid",

@@ -15,8 +15,9 @@ is described.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,12 @@ def import_onnx(
     name: str,
     version: int = 0,
     scheme: OrganScheme,
+    serving: Mapping[str, Any] = MappingProxyType({}),
 ) -> ImportedModel:
     """Write an ONNX file as an exported model in `folder`.
+
+    Args:
+        serving: further fields of its spec, such as its overlap.
 
     Raises:
         ConfigurationError: the description cannot be read.
@@ -72,7 +77,7 @@ def import_onnx(
     """
     description = read_description(description_file, GraphDescription)
     groups = description.groups(scheme, description_file.name)
-    spec = description.spec(name, version, description.architecture, tuple(groups))
+    spec = description.spec(name, version, description.architecture, tuple(groups), serving)
     model = _load(graph)
     _require_as_described(model, description, graph.name)
     _Wrapper(model, description).wrap(list(groups.values()), spec)

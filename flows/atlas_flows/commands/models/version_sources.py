@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from atlas_models.importing import ImportedModel
 
     from atlas_flows.models import ModelStore, TrainingOrder
+
+
+Resampling = Literal["linear", "nnunet"]
 
 
 NameOption = Annotated[str, typer.Option(help="Name in Triton, one per architecture.")]
@@ -123,14 +126,14 @@ def import_model(
     ] = None,
     overlap: Annotated[
         float | None,
-        typer.Option(min=0.0, max=0.9, help="Of neighbouring windows; default: the service's."),
+        typer.Option(min=0.0, max=0.75, help="Of neighbouring windows; default: the service's."),
     ] = None,
     mirrored: Annotated[
         bool,
         typer.Option("--mirrored", help="Mean over all mirrored windows: 8 times the work."),
     ] = False,
     resampling: Annotated[
-        str, typer.Option(help="Of the CT to the model's grid: linear, or nnunet (cubic).")
+        Resampling, typer.Option(help="Of the CT to the model's grid; nnunet: cubic splines.")
     ] = "linear",
     organs: Annotated[
         str | None,
@@ -167,6 +170,7 @@ def import_model(
             scheme = scheme.select(organs.split(","))
         t = _next(store, catalog, name) if version is None else version
         target = Path(folder) / name
+        serving = _serving(overlap, mirrored, resampling)
         if nnunet is not None:
             choices = NnunetChoices(
                 name=name,
@@ -178,15 +182,19 @@ def import_model(
                 labels=_labels(label or ()),
                 left_out=tuple(leave_out or ()),
                 preset=preset,
-                serving=_serving(overlap, mirrored, resampling),
+                serving=serving,
             )
             imported = import_nnunet(nnunet, target, choices, scheme)
         elif weights is not None and config is not None:
-            imported = import_monai(weights, config, target, name=name, version=t, scheme=scheme)
+            imported = import_monai(
+                weights, config, target, name=name, version=t, scheme=scheme, serving=serving
+            )
         else:
             assert onnx is not None
             assert config is not None
-            imported = import_onnx(onnx, config, target, name=name, version=t, scheme=scheme)
+            imported = import_onnx(
+                onnx, config, target, name=name, version=t, scheme=scheme, serving=serving
+            )
         spec = imported.spec
         if organs is not None and spec.organs != scheme.names:
             raise InvalidInput(
@@ -343,7 +351,7 @@ def _origin(source: Path, config: Path | None) -> dict[str, str]:
     return {"imported_from": source.name, **origin}
 
 
-def _serving(overlap: float | None, mirrored: bool, resampling: str) -> dict[str, Any]:
+def _serving(overlap: float | None, mirrored: bool, resampling: Resampling) -> dict[str, Any]:
     """What was asked for beyond the usual."""
     usual = {"overlap": None, "mirrored": False, "resampling": "linear"}
     asked = {"overlap": overlap, "mirrored": mirrored, "resampling": resampling}

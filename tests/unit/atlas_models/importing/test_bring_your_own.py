@@ -113,7 +113,7 @@ def test_an_imported_network_is_trained_further_and_exported(
     turned = {"orientation": "LPS", "activation": activation}
     imported = import_monai(
         tmp_path / "w.pth", describe(tmp_path, **turned), tmp_path / "m",
-        name="theirs", scheme=ABDOMEN_ATLAS,
+        name="theirs", scheme=ABDOMEN_ATLAS, serving={"overlap": 0.25},
     )  # fmt: skip
     assert imported.trainable == "monai"
     served, _ = run_graph(tmp_path / "m" / GRAPH_FILE, window[None, None])
@@ -310,7 +310,7 @@ def test_published_architectures_are_built_as_described(name: str) -> None:
     assert tuple(described.groups(ABDOMEN_ATLAS, name)) == ABDOMEN_ATLAS.names
     assert described.intensities == (-175.0, 250.0, -175.0, 425.0)
     groups = described.groups(ABDOMEN_ATLAS, name)
-    network = build(configuration(described, "theirs", groups), name)
+    network = build(configuration(described, "theirs", groups, {}), name)
     shapes = [tuple(parameter.shape) for parameter in network.parameters()]
     assert any(shape[0] == len(ABDOMEN_ATLAS) for shape in shapes)
 
