@@ -88,6 +88,8 @@ class OrganResult:
         disagreement: 1 − mean pairwise Dice of the models' masks (p > 0.5), 0..1; of one model 1 −
             the Dice that it expects; None in results that an older version stored.
         expected_ml: sum of the mean soft prediction in ml; None as above.
+        attended_ml: volume of the voxels whose attention reaches 0.2 (``released``: is above 0);
+            None as above.
     """
 
     organ: str
@@ -97,6 +99,7 @@ class OrganResult:
     pseudo_label_ml: float
     disagreement: float | None = None
     expected_ml: float | None = None
+    attended_ml: float | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +272,7 @@ def case_result(result: pb.CaseResult) -> CaseResult:
                 pseudo_label_ml=organ.pseudo_label_ml,
                 disagreement=organ.disagreement if organ.HasField("disagreement") else None,
                 expected_ml=organ.expected_ml if organ.HasField("expected_ml") else None,
+                attended_ml=organ.attended_ml if organ.HasField("attended_ml") else None,
             )
             for organ in result.organs
         ),

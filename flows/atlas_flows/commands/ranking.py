@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_flows.commands.options import (
+    ByOption,
     DatasetOption,
     JsonOption,
-    RankByName,
     ReadingName,
     ReadingOption,
 )
@@ -19,22 +19,12 @@ from atlas_flows.commands.terminal import console, places, print_table, write_te
 if TYPE_CHECKING:
     from atlas_flows.evaluation import RankingEvaluation
 
-ByOption = Annotated[
-    RankByName,
-    typer.Option(
-        "--by",
-        help="size: attention size, the paper's. relative: attention of each organ against its own "
-        "volume, averaged; large patients do not come first. disagreement: how much the models' "
-        "masks differ (1 − pairwise Dice), averaged over organs.",
-    ),
-]
-
 
 def ranking(
     context: typer.Context,
     dataset: DatasetOption = None,
     reading: ReadingOption = ReadingName.PAPER,
-    by: ByOption = "size",
+    by: ByOption = "disagreement",
     top: Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")] = None,
     share: Annotated[
         float | None,
@@ -47,9 +37,9 @@ def ranking(
 ) -> None:
     """Show the priority list: which cases need an annotator most.
 
-    The attention size of a case is summed over its organs; those with an original label count
-    nothing, and nor do they in the list by relative attention. The list is that of the newest
-    ensemble.
+    Organs with an original label do not count. The list is that of the newest ensemble; the column
+    "because of" names the organs that drive a case's place, with what each adds to it. Scores of
+    versions that did not count what the list is sorted by are refused.
 
     Example: atlasloop ranking --share 0.05 --csv revise-next.csv
     """
@@ -77,9 +67,9 @@ def ranking(
         console().print("No case is scored yet; run `atlasloop score`.")
     else:
         print_table(
-            f"Priority list: {len(shown)} of {len(cases)} cases, reading {reading.value}",
-            priority_list.as_rows(shown),
-            numbers=("rank", "attention (ml)", "relative", "disagreement"),
+            f"Priority list by {by}: {len(shown)} of {len(cases)} cases, reading {reading.value}",
+            priority_list.as_rows(shown, RankBy(by)),
+            numbers=priority_list.NUMBERS,
         )
 
 

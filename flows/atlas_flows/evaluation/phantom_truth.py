@@ -14,7 +14,7 @@ from atlas_core.errors import AtlasError, CorruptFile, NotFound
 from atlas_core.imaging import content_sha256, read_header, read_label, read_volume
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.phantoms import CT_NAME, INDEX_NAME, TRUTH_NAME
-from atlas_core.records import Case, RankedCase, Reading
+from atlas_core.records import Case, RankBy, RankedCase, Reading
 from atlas_core.store import CaseStore
 from numpy.typing import NDArray
 
@@ -75,7 +75,7 @@ def case_errors(
     ensemble = catalog.latest_ensemble(reading)
     if ensemble is None:
         raise NotFound("no case is scored", remedy="run `atlasloop score` first")
-    ranked = {row.case_id: row for row in catalog.ranking(reading, ensemble)}
+    ranked = {row.case_id: row for row in catalog.ranking(reading, ensemble, by=RankBy.SIZE)}
     for true_case, case in matched_cases(folder, catalog, ranked):
         path = store.pseudo_label_path(case.id, reading, ensemble)
         yield _error(true_case, case, ranked[case.id], path)

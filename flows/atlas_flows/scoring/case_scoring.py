@@ -332,6 +332,7 @@ def score_of(result: CaseResult) -> Score:
                 pseudo_label_ml=organ.pseudo_label_ml,
                 disagreement=organ.disagreement,
                 expected_ml=organ.expected_ml,
+                attended_ml=organ.attended_ml,
             )
             for organ in result.organs
         ),

@@ -11,7 +11,8 @@ import time
 from typing import Annotated
 
 from atlas_core.catalog import Catalog
-from atlas_core.records import DatasetName, RankedCase, Reading
+from atlas_core.errors import Conflict
+from atlas_core.records import DatasetName, RankBy, Reading
 from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
 from prefect import flow, get_run_logger, runtime, task
@@ -38,6 +39,9 @@ from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
 """Cases in the ranking table of the Prefect UI; it draws every row at once."""
+
+_BY = RankBy.DISAGREEMENT
+"""What that table is sorted by."""
 
 
 def _run_name() -> str:
@@ -106,7 +110,7 @@ def score(
         ensemble = case_scoring.await_ensemble(client, request.models, registered, patience)
         plan = case_scoring.plan_scoring(request, ensemble, catalog, store)
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
-        _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
+        _publish(summary, catalog, dataset)
     if summary.failures:
         raise CasesFailed(summary, "scored")
     return summary
@@ -141,15 +145,23 @@ def _score_all(
     )
 
 
-def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:
+def _publish(summary: ScoreSummary, catalog: Catalog, dataset: str | None) -> None:
     """Ranking and summary as artifacts of the run."""
-    create_table_artifact(
-        as_rows(ranking[:ROWS_IN_ARTIFACT]),
-        key="score-ranking",
-        description=f"Priority list, reading {summary.reading.value}: the first "
-        f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases",
-    )
-    create_markdown_artifact(as_markdown(summary), key="score-summary", description="What was done")
+    text = as_markdown(summary)
+    try:
+        ranking = catalog.ranking(summary.reading, summary.ensemble, dataset, _BY)
+    except Conflict as refused:
+        # Older scores that are not compared with these do not make what was done undone.
+        get_run_logger().warning("no priority list: %s", refused)
+        text += f"\n\n**No priority list by {_BY.value}:** {refused}."
+    else:
+        create_table_artifact(
+            as_rows(ranking[:ROWS_IN_ARTIFACT], _BY),
+            key="score-ranking",
+            description=f"Priority list by {_BY.value}, reading {summary.reading.value}: the first "
+            f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases",
+        )
+    create_markdown_artifact(text, key="score-summary", description="What was done")
 
 
 def as_markdown(summary: ScoreSummary) -> str:

@@ -2,7 +2,14 @@ from .agreement import Counts, disagreement, mean_probability_sum, no_counts
 from .compute import Compute, CpuCompute, DeviceName, WindowBlender, open_compute
 from .fused import MAX_MODELS, MAX_ORGANS, Fused, entropy_terms
 from .fusion import fuse, open_fuser
-from .kernels import ATTENTION_LEVELS, ATTENTION_SCALE, FRACTION_BITS, HALF_BYTE, UNIT
+from .kernels import (
+    ATTENDED_FROM,
+    ATTENTION_LEVELS,
+    ATTENTION_SCALE,
+    FRACTION_BITS,
+    HALF_BYTE,
+    UNIT,
+)
 from .threads import Threads, available_threads, parallel_for
 from .windows import (
     AIR_HU,
@@ -18,6 +25,7 @@ from .windows import (
 
 __all__ = [
     "AIR_HU",
+    "ATTENDED_FROM",
     "ATTENTION_LEVELS",
     "ATTENTION_SCALE",
     "DEFAULT_OVERLAP",

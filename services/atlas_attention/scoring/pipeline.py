@@ -26,6 +26,7 @@ from atlas_core.records import OrganScore, Reading
 from numpy.typing import NDArray
 
 from atlas_attention.fusion import (
+    ATTENDED_FROM,
     ATTENTION_SCALE,
     DEFAULT_OVERLAP,
     Compute,
@@ -255,6 +256,7 @@ class AttentionRun(Iterator[GridSlab]):
         self._native = NativeGrid(
             self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
+            attended_from=ATTENDED_FROM if reading is Reading.PAPER else 1,
         )  # fmt: skip
         self._done = self._air = 0
         self._predict_s = 0.0
@@ -289,11 +291,9 @@ class AttentionRun(Iterator[GridSlab]):
         disagreements, expected = disagreement(counts, models), mean_probability_sum(counts, models)
         organs = []
         for channel in self._channels:
-            voxels = (
-                float(self._native.attention_sum[channel]) * ATTENTION_SCALE
-                if paper
-                else float(self._native.attended[channel])
-            )
+            attended = float(self._native.attended[channel])
+            total = float(self._native.attention_sum[channel])
+            voxels = total * ATTENTION_SCALE if paper else attended
             organs.append(
                 OrganScore(
                     organ=self._specs[0].organs[channel],
@@ -302,6 +302,7 @@ class AttentionRun(Iterator[GridSlab]):
                     pseudo_label_ml=float(self._native.labelled[channel]) * geometry.voxel_ml,
                     disagreement=float(disagreements[channel]),
                     expected_ml=float(expected[channel]) * self._grid_voxel_ml,
+                    attended_ml=attended * geometry.voxel_ml,
                 )
             )
         return AttentionSummary(

@@ -234,6 +234,7 @@ def _organ_message(organ: OrganSize) -> pb.OrganResult:
         pseudo_label_voxels=organ.pseudo_label_voxels,
         disagreement=organ.disagreement,
         expected_ml=organ.expected_ml,
+        attended_ml=organ.attended_ml,
     )
 
 

@@ -110,6 +110,9 @@ def scored_home(tmp_path: Path) -> Path:
                 attention_voxels=1000 - number,
                 attention_ml=100 - number,
                 pseudo_label_ml=1,
+                disagreement=(100 - number) / 100,
+                expected_ml=1,
+                attended_ml=100 - number,
             )
             catalog.record_score(
                 Score(

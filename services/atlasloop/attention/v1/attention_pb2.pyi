@@ -716,6 +716,7 @@ class OrganResult(_message.Message):
     PSEUDO_LABEL_VOXELS_FIELD_NUMBER: _builtins.int
     DISAGREEMENT_FIELD_NUMBER: _builtins.int
     EXPECTED_ML_FIELD_NUMBER: _builtins.int
+    ATTENDED_ML_FIELD_NUMBER: _builtins.int
     organ: _builtins.str
     attention_voxels: _builtins.float
     """Attention size in voxels of the CT's grid: the sum of the attention map as sent or stored
@@ -733,6 +734,10 @@ class OrganResult(_message.Message):
     """
     expected_ml: _builtins.float
     """sum of the mean soft prediction, times the voxel volume"""
+    attended_ml: _builtins.float
+    """Volume of the voxels whose attention reaches 0.2 (reading paper) or is above 0 (released).
+    Missing in results that were stored by a version that did not count it.
+    """
     def __init__(
         self,
         *,
@@ -743,15 +748,20 @@ class OrganResult(_message.Message):
         pseudo_label_voxels: _builtins.int = ...,
         disagreement: _builtins.float | None = ...,
         expected_ml: _builtins.float | None = ...,
+        attended_ml: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "disagreement", b"disagreement", "expected_ml", b"expected_ml"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml", "_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attended_ml", b"attended_ml", "disagreement", b"disagreement", "expected_ml", b"expected_ml"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml", "_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attended_ml", b"attended_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attended_ml: _TypeAlias = _typing.Literal["attended_ml"]  # noqa: Y015
+    _WhichOneofArgType__attended_ml: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml"]  # noqa: Y015
     _WhichOneofReturnType__disagreement: _TypeAlias = _typing.Literal["disagreement"]  # noqa: Y015
     _WhichOneofArgType__disagreement: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement"]  # noqa: Y015
     _WhichOneofReturnType__expected_ml: _TypeAlias = _typing.Literal["expected_ml"]  # noqa: Y015
     _WhichOneofArgType__expected_ml: _TypeAlias = _typing.Literal["_expected_ml", b"_expected_ml"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attended_ml) -> _WhichOneofReturnType__attended_ml | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__disagreement) -> _WhichOneofReturnType__disagreement | None: ...
     @_typing.overload

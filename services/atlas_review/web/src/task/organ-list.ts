@@ -30,7 +30,8 @@ export class OrganList {
       { type: 'button', class: 'pick', 'aria-pressed': String(active), 'aria-label': `Draw ${title(organ.name)}`, onclick: () => this.space.activate(organ) },
       swatch(organ.color),
       h('span', { class: 'name' }, title(organ.name)),
-      h('span', { class: 'number' }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
+      h('span', { class: 'number', title: 'disagreement of the models' }, task?.disagreement?.toFixed(2) ?? ''),
+      h('span', { class: 'number', title: 'attention' }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
     )
     const verdict = task?.verdict
     return h(
