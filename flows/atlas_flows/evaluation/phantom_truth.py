@@ -164,6 +164,8 @@ def _match(true_case: TruthFiles, catalog: Catalog, by_name: Mapping[str, Case])
 
 
 def _error(true_case: TruthFiles, case: Case, ranked: RankedCase, pseudo: Path) -> CaseError:
+    if not ranked.organs:
+        return CaseError(ranked=ranked, kind=true_case.kind, dice={})
     try:
         predicted = read_label(pseudo)
         scheme = ABDOMEN_ATLAS.select([size.organ for size in ranked.organs])
@@ -171,12 +173,10 @@ def _error(true_case: TruthFiles, case: Case, ranked: RankedCase, pseudo: Path) 
     except AtlasError as error:
         raise error.with_case(case.id) from None
     return CaseError(
-        case_id=case.id,
+        ranked=ranked,
         kind=true_case.kind,
-        attention_ml=ranked.attention_ml,
-        relative_attention=ranked.relative_attention,
-        disagreement=ranked.disagreement,
         dice=dice_by_organ(predicted.voxels, truth, {organ.name: organ.label for organ in scheme}),
+        absent=frozenset(o.name for o in scheme if o.name not in truth or not truth[o.name].any()),
     )
 
 
