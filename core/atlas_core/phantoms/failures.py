@@ -52,7 +52,7 @@ class Metal:
         plane = self.HU * streaks * np.exp(-radius / self.REACH_MM)
         plane[radius < self.RADIUS_MM] = 3000.0
         along = np.abs(z - self.centre[2]) < self.half_mm
-        return (along[:, None, None] * plane[None]).astype(np.float32)
+        return np.asarray(along[:, None, None] * plane[None], np.float32)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Failure:
         if not step:
             return hu
         positions = [np.roll(hu, shift, axis=1) for shift in (-step, 0, step)]
-        return np.mean(positions, axis=0, dtype=np.float32)
+        return np.asarray(np.mean(positions, axis=0), np.float32)
 
     def axis_codes(self, codes: str) -> str:
         """What the header says of axes that are `codes`."""

@@ -233,7 +233,8 @@ def e_aurc(scores: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[
     best, chance = _area(np.sort(errors, axis=1)), errors.mean(axis=1)
     spread = chance - best
     varies = np.ptp(errors, axis=1) > 0
-    return np.divide(area - best, spread, out=np.full(len(area), np.nan), where=varies)
+    scaled = np.divide(area - best, spread, out=np.full(len(area), np.nan), where=varies)
+    return np.asarray(scaled)
 
 
 def _area(errors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -280,9 +281,9 @@ def _correlations(scores: NDArray[np.float64], errors: NDArray[np.float64]) -> N
     ranks = [rankdata(side, axis=1) for side in (scores, errors)]
     one, other = (side - side.mean(axis=1, keepdims=True) for side in ranks)
     norm = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
-    return np.divide(
-        (one * other).sum(axis=1), norm, out=np.full(len(norm), np.nan), where=norm > 0
-    )
+    found = np.full(len(norm), np.nan)
+    np.divide((one * other).sum(axis=1), norm, out=found, where=norm > 0)
+    return found
 
 
 def _p_value(scores: NDArray[np.float64], errors: NDArray[np.float64]) -> float | None:
