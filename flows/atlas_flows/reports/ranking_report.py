@@ -26,7 +26,7 @@ from atlas_core.imaging.pictures import (
     picture,
 )
 from atlas_core.model_spec import ModelRef
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.ranking import is_absent
 from atlas_core.records import Case, Dataset, Model, OrganScore, RankBy, RankedCase, Reading
 from atlas_core.store import CaseStore
@@ -80,7 +80,6 @@ class ReportScope:
     by: RankBy = RankBy.DISAGREEMENT
     dataset: str | None = None
     top: int = 5
-    scheme: OrganScheme = ABDOMEN_ATLAS
 
 
 def build_report(
@@ -105,12 +104,13 @@ def build_report(
         )
     datasets = {dataset.name: dataset for dataset in catalog.datasets()}
     kinds = facts.kinds or {}
+    scheme = catalog.organ_scheme()
     cards = [
-        _card(catalog.case(case.case_id), store, case, scope, ensemble)
+        _card(catalog.case(case.case_id), store, case, scope, ensemble, scheme)
         | {"kind": _kind(case, kinds, datasets)}
         for case in ranked[: scope.top]
     ]
-    organs = [o for o in scope.scheme if any(_size(case, o.name) is not None for case in ranked)]
+    organs = [o for o in scheme if any(_size(case, o.name) is not None for case in ranked)]
     urgent = cases_in(TOP_SHARE, len(ranked))
     models = _models(catalog, scope.reading, ensemble, ranked[0].case_id)
     phantoms = sum(_is_phantom(case, datasets) for case in ranked)
@@ -160,7 +160,12 @@ def environment() -> list[tuple[str, str]]:
 
 
 def _card(
-    case: Case, store: CaseStore, ranked: RankedCase, scope: ReportScope, ensemble: str
+    case: Case,
+    store: CaseStore,
+    ranked: RankedCase,
+    scope: ReportScope,
+    ensemble: str,
+    scheme: OrganScheme,
 ) -> dict[str, Any]:
     cuts = cut_case(
         store.ct_path(case.id),
@@ -168,21 +173,22 @@ def _card(
         [
             store.attention_path(case.id, scope.reading, ensemble, size.organ)
             for size in ranked.organs
+            if size.attention_voxels  # a map of zeros has no file
         ],
     )
-    strips = [[_picture(cut, layer, case, scope.scheme) for layer in Layer] for cut in cuts]
+    strips = [[_picture(cut, layer, case, scheme) for layer in Layer] for cut in cuts]
     return {
         "rank": ranked.rank,
         "case_id": case.id,
         "attention_ml": ranked.attention_ml,
         "disagreement": ranked.disagreement,
-        "because_of": _because_of(ranked, scope),
+        "because_of": _because_of(ranked, scope.by),
         "grid": _grid_sentence(case),
         "strips": strips,
         "organs": [
             {
-                "title": scope.scheme[size.organ].title,
-                "colour": scope.scheme[size.organ].colour,
+                "title": scheme[size.organ].title,
+                "colour": scheme[size.organ].colour,
                 "attention_ml": size.attention_ml,
                 "disagreement": _shown_disagreement(size),
                 "pseudo_label_ml": size.pseudo_label_ml,
@@ -229,7 +235,7 @@ def _row(
         "dataset": case.dataset,
         "disagreement": case.disagreement,
         "attention_ml": case.attention_ml,
-        "because_of": _because_of(case, scope),
+        "because_of": _because_of(case, scope.by),
         "percent": f"{100 * value / largest:.1f}" if largest else "0",
         "urgent": case.rank <= urgent,
         "card": case.rank <= scope.top,
@@ -237,9 +243,9 @@ def _row(
     }
 
 
-def _because_of(case: RankedCase, scope: ReportScope) -> str:
+def _because_of(case: RankedCase, by: RankBy) -> str:
     """The organs that drive a case's place; see `priority_list.driving`."""
-    return driving(case.organs, scope.by).replace("_", " ")
+    return driving(case.organs, by).replace("_", " ")
 
 
 def _shown_disagreement(organ: OrganScore) -> float | None:

@@ -152,7 +152,7 @@ def run(
     **options: object,
 ) -> Result:
     """The whole run, its slabs put together; they must cover the grid exactly once."""
-    attending = attend(source, specs, predictor, **options)  # type: ignore[arg-type]
+    attending = attend(source, specs, predictor, **options, scheme=ABDOMEN_ATLAS)  # type: ignore[arg-type]
     slabs = list(attending)
     channels = len(slabs[0].attention)
     attention = np.zeros((channels, *source.geometry.shape), np.uint8)
@@ -440,7 +440,9 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
     for slices in (40, 160) * 8:
         predictor = RulePredictor(contextual)
         source = make_source((24, 24, slices))
-        attending = attend(source, ENSEMBLE, predictor, Reading.RELEASED, windows_in_flight=4)
+        attending = attend(
+            source, ENSEMBLE, predictor, Reading.RELEASED, windows_in_flight=4, scheme=ABDOMEN_ATLAS
+        )
         tracemalloc.start()
         for _ in attending:
             pass
@@ -453,7 +455,13 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
 
 @pytest.mark.parametrize("reading", list(Reading))
 def test_a_slab_is_freed_before_the_next_is_made(reading: Reading) -> None:
-    run = attend(make_source((24, 24, 60)), ENSEMBLE, RulePredictor(contextual), reading)
+    run = attend(
+        make_source((24, 24, 60)),
+        ENSEMBLE,
+        RulePredictor(contextual),
+        reading,
+        scheme=ABDOMEN_ATLAS,
+    )
     slabs = 0
     while (slab := next(run, None)) is not None:
         slabs += 1
@@ -488,7 +496,7 @@ def test_a_run_that_is_closed_gives_its_buffers_back_at_once(slabs: int) -> None
     """Not only when the interpreter looks for cycles, which an idle service never does."""
     gc.disable()
     try:
-        run = attend(make_source(), ENSEMBLE, RulePredictor(contextual))
+        run = attend(make_source(), ENSEMBLE, RulePredictor(contextual), scheme=ABDOMEN_ATLAS)
         for _ in zip(range(slabs), run, strict=False):
             pass
         buffers = weakref.ref(run._blender)
@@ -533,7 +541,7 @@ def test_cancelling_stops_waiting_for_a_model_that_hangs() -> None:
 
 def test_closing_early_cancels_what_is_in_flight() -> None:
     predictor = RulePredictor(contextual)
-    attending = attend(make_source((24, 24, 80)), ENSEMBLE, predictor)
+    attending = attend(make_source((24, 24, 80)), ENSEMBLE, predictor, scheme=ABDOMEN_ATLAS)
     next(attending)
     attending.close()
     predictor.shutdown()
@@ -549,14 +557,16 @@ def test_closing_early_cancels_what_is_in_flight() -> None:
 def test_models_that_do_not_fit_together_are_refused(changes: dict[str, object]) -> None:
     other = spec("other", **changes)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match=rf"swin and other differ in {next(iter(changes))}"):
-        attend(make_source(), (*ENSEMBLE, other), RulePredictor(contextual))
+        attend(make_source(), (*ENSEMBLE, other), RulePredictor(contextual), scheme=ABDOMEN_ATLAS)
 
 
 def test_invalid_requests_are_refused() -> None:
     predictor = RulePredictor(contextual)
     with pytest.raises(InvalidInput, match="at least one model"):
-        attend(make_source(), (), predictor)
+        attend(make_source(), (), predictor, scheme=ABDOMEN_ATLAS)
     with pytest.raises(UnknownLabel, match="pancreas"):
-        attend(make_source(), ENSEMBLE, predictor, organs=["pancreas"])
+        attend(make_source(), ENSEMBLE, predictor, organs=["pancreas"], scheme=ABDOMEN_ATLAS)
     with pytest.raises(UnknownLabel, match="tail"):
-        attend(make_source(), (spec("odd", organs=("liver", "tail")),), predictor)
+        attend(
+            make_source(), (spec("odd", organs=("liver", "tail")),), predictor, scheme=ABDOMEN_ATLAS
+        )
