@@ -11,6 +11,7 @@ from atlas_flows.commands.options import (
     TOP_SHARE,
     ByOption,
     DatasetOption,
+    EnsembleOption,
     JsonOption,
     ReadingName,
     ReadingOption,
@@ -30,6 +31,7 @@ def iterate(
     dataset: DatasetOption = None,
     reading: ReadingOption = ReadingName.PAPER,
     by: ByOption = "disagreement",
+    ensemble: EnsembleOption = None,
     share: Annotated[
         float, typer.Option(min=0.0001, max=1, help="Part of the list that is revised.")
     ] = TOP_SHARE,
@@ -67,6 +69,7 @@ def iterate(
         "dataset": dataset,
         "reading": reading.value,
         "by": by,
+        "ensemble": ensemble,
         "share": share,
         "minutes": minutes,
         "models": list(model or ()),

@@ -1,6 +1,6 @@
 from .agreement import Counts, disagreement, mean_probability_sum, no_counts
 from .compute import Compute, CpuCompute, DeviceName, WindowBlender, open_compute
-from .fused import MAX_MODELS, MAX_ORGANS, Fused, entropy_terms
+from .fused import MAX_MODELS, MAX_ORGANS, Fused, SoftPredictions, entropy_terms
 from .fusion import fuse, open_fuser
 from .kernels import (
     ATTENDED_FROM,
@@ -11,6 +11,7 @@ from .kernels import (
     UNIT,
 )
 from .threads import Threads, available_threads, parallel_for
+from .voices import Panel, PanelFuser, panels
 from .windows import (
     AIR_HU,
     DEFAULT_OVERLAP,
@@ -42,7 +43,10 @@ __all__ = [
     "CpuCompute",
     "DeviceName",
     "Fused",
+    "Panel",
+    "PanelFuser",
     "Range",
+    "SoftPredictions",
     "Threads",
     "Window",
     "WindowBlender",
@@ -56,5 +60,6 @@ __all__ = [
     "no_counts",
     "open_compute",
     "open_fuser",
+    "panels",
     "parallel_for",
 ]

@@ -181,6 +181,7 @@ class SoftFusion:
                     pseudo_label_ml=labelled * voxel_ml,
                     disagreement=float(disagreements[channel]),
                     expected_ml=float(expected[channel]) * voxel_ml,
+                    voices=self._grid.models,
                     attended_ml=attended * voxel_ml,
                 )
             )
