@@ -17,7 +17,7 @@ from atlas_core.assembly import Assemblies, Assembly, read_assembled
 from atlas_core.catalog import CaseAgreement, Catalog, OrganAgreement
 from atlas_core.errors import AtlasError
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.imaging import read_label, read_stored
+from atlas_core.imaging import read_cropped, read_label
 from atlas_core.overlap import dice
 from atlas_core.records import Case, LabelSource, Reading, Score
 from atlas_core.store import CaseStore
@@ -258,6 +258,7 @@ def _attended(
     case: Case, store: CaseStore, score: Score, organ: str, what: MeasurementOptions
 ) -> NDArray[np.bool_]:
     path = store.attention_path(case.id, score.reading, score.ensemble, organ, score.number)
-    volume = read_stored(path)
-    case.geometry.require_same_grid(volume.geometry, this="CT", that="attention", case=case.id)
-    return np.asarray(volume.voxels >= what.rule.lowest_byte(score.reading))
+    if not any(size.attention_voxels for size in score.organs if size.organ == organ):
+        return np.zeros(case.shape, np.bool_)  # a map of zeros has no file
+    attention = read_cropped(path, case.geometry, case=case.id)
+    return np.asarray(attention >= what.rule.lowest_byte(score.reading))

@@ -165,7 +165,11 @@ def _card(
     cuts = cut_case(
         store.ct_path(case.id),
         store.pseudo_label_path(case.id, reading, ensemble),
-        [store.attention_path(case.id, reading, ensemble, size.organ) for size in ranked.organs],
+        [
+            store.attention_path(case.id, reading, ensemble, size.organ)
+            for size in ranked.organs
+            if size.attention_voxels  # a map of zeros has no file
+        ],
     )
     strips = [[_picture(cut, layer, case, scheme) for layer in Layer] for cut in cuts]
     return {

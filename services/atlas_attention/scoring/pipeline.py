@@ -40,7 +40,7 @@ from atlas_attention.fusion import (
 )
 from atlas_attention.scoring.body_box import body_box, on_grid
 from atlas_attention.scoring.model_grid import CtSource, ModelGridReader, extract_window, to_zyx
-from atlas_attention.scoring.native_grid import SLAB_SLICES, NativeGrid, NativeSlab
+from atlas_attention.scoring.native_grid import NativeGrid, NativeSlab, default_slab_slices
 
 CANCEL_POLL_S = 0.1
 """How soon a cancelled call stops waiting for the models, in seconds."""
@@ -107,7 +107,7 @@ def attend(
     scheme: OrganScheme,
     overlap: float = DEFAULT_OVERLAP,
     windows_in_flight: int | None = None,
-    slab_slices: int = SLAB_SLICES,
+    slab_slices: int | None = None,
     threads: int | None = None,
     compute: Compute | None = None,
     on_progress: ProgressCallback | None = None,
@@ -126,7 +126,8 @@ def attend(
         overlap: share that neighbouring windows have in common, per axis.
         windows_in_flight: most windows with the models at once; None: see
             `default_windows_in_flight`.
-        slab_slices: most slices that are read, fused and delivered at once; bounds memory.
+        slab_slices: most slices that are read, fused and delivered at once; bounds memory. None:
+            see `default_slab_slices`.
         threads: most threads of a kernel on the CPU; None: one per available core. While the models
             have work, a kernel runs on one: see `AttentionRun`.
         compute: where soft predictions are blended and fused; None: on the CPU.
@@ -141,12 +142,14 @@ def attend(
     chosen = tuple(ensemble.organs if organs is None else organs)
     known = scheme.select(ensemble.organs)
     channels = [ensemble.organs.index(known[name].name) for name in chosen]
+    columns, rows, _ = source.canonical.shape
     return AttentionRun(
         source, tuple(specs), predictor, reading,
         channels=channels, labels=known.labels, overlap=overlap,
         windows_in_flight=windows_in_flight or default_windows_in_flight(),
-        slab_slices=slab_slices, threads=threads,
-        compute=compute or CpuCompute(), on_progress=on_progress, cancelled=cancelled,
+        slab_slices=slab_slices or default_slab_slices(len(ensemble.organs), columns * rows),
+        threads=threads, compute=compute or CpuCompute(),
+        on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
 
 
