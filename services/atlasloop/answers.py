@@ -114,6 +114,7 @@ class OrganResult:
         disagreement: 1 − mean pairwise Dice of the models' masks (p > 0.5), 0..1; of one model 1 −
             the Dice that it expects; None in results that an older version stored.
         expected_ml: sum of the mean soft prediction in ml; None as above.
+        voices: how many models know the organ; one alone cannot be inconsistent. None as above.
     """
 
     organ: str
@@ -123,6 +124,7 @@ class OrganResult:
     pseudo_label_ml: float
     disagreement: float | None = None
     expected_ml: float | None = None
+    voices: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class CaseResult:
         already_scored: nothing was predicted, the store held the result.
         number: of the results of this case, ensemble and reading in the store, from 1; 0: it is not
             stored.
+        fusion_spacing_mm: of the grid where the models' predictions met, along the patient's x, y,
+            z (RAS+); empty: a result that an older version stored, or of soft predictions sent.
     """
 
     case_id: str
@@ -156,6 +160,7 @@ class CaseResult:
     timing: Timing
     already_scored: bool
     number: int
+    fusion_spacing_mm: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -314,6 +319,7 @@ def case_result(result: pb.CaseResult) -> CaseResult:
                 pseudo_label_ml=organ.pseudo_label_ml,
                 disagreement=organ.disagreement if organ.HasField("disagreement") else None,
                 expected_ml=organ.expected_ml if organ.HasField("expected_ml") else None,
+                voices=organ.voices or None,
             )
             for organ in result.organs
         ),
@@ -325,4 +331,5 @@ def case_result(result: pb.CaseResult) -> CaseResult:
         ),
         already_scored=result.already_scored,
         number=result.number,
+        fusion_spacing_mm=tuple(result.fusion_spacing_mm),
     )

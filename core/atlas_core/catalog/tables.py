@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0010"
+REVISION = "0011"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -161,6 +161,8 @@ organ_scores = Table(
     # Empty in scores of versions that did not count it (before revision 0008).
     Column("disagreement", Float(53)),
     Column("expected_ml", Float(53)),
+    # Empty in scores of versions whose models all knew all organs (before revision 0011).
+    Column("voices", Integer),
     ForeignKeyConstraint(
         ["case_id", "reading", "ensemble"],
         ["scores.case_id", "scores.reading", "scores.ensemble"],

@@ -434,6 +434,7 @@ def score_of(result: CaseResult) -> Score:
                 pseudo_label_ml=organ.pseudo_label_ml,
                 disagreement=organ.disagreement,
                 expected_ml=organ.expected_ml,
+                voices=organ.voices,
             )
             for organ in result.organs
         ),

@@ -22,7 +22,7 @@ from atlas_core.imaging import (
     read_header,
     read_stored_slabs,
 )
-from atlas_core.model_spec import ModelSpec, ensemble_key
+from atlas_core.model_spec import ModelSpec, ensemble_key, ensemble_organs
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore, PredictionDraft
 
@@ -50,7 +50,7 @@ class AttentionTask:
         specs: the ensemble.
         organs: attention channels wanted, in order.
         cancelled: set once the caller no longer wants the result.
-        fusion_spacing_mm: of the grid of the fusion along x, y, z; None: the finest of the models'.
+        fusion_spacing_mm: of the grid where the models meet; None: see `FusionPlan.fusion_grid`.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -89,6 +89,10 @@ class Scorer:
         self._tracer = tracer
         self._compute = open_compute(settings.device)
 
+    def organs(self, specs: Sequence[ModelSpec]) -> tuple[str, ...]:
+        """The organs of the configured scheme that an ensemble predicts, in order."""
+        return ensemble_organs(specs, self._settings.organs)
+
     def labels(self, organs: Sequence[str]) -> tuple[int, ...]:
         """Label values of `organs`.
 
@@ -113,6 +117,7 @@ class Scorer:
             task.reading,
             task.organs,
             scheme=self._settings.organs,
+            fusion_spacing_mm=task.fusion_spacing_mm,
             overlap=self._settings.overlap,
             windows_in_flight=self._settings.windows_in_flight or None,
             threads=self._settings.kernel_threads or None,

@@ -134,21 +134,21 @@ def read_voxel_type(value: pb.VoxelType.ValueType) -> np.dtype[np.generic]:
     return VOXEL_TYPES[value]
 
 
-def wanted_organs(asked: Sequence[str], ensemble: ModelSpec) -> tuple[str, ...]:
-    """The attention channels asked for; all if none are named.
+def wanted_organs(asked: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The attention channels asked for; all that the ensemble knows if none are named.
 
     Raises:
         InvalidInput: an organ asked for twice, or one that the ensemble does not predict.
     """
     twice = sorted({organ for organ in asked if list(asked).count(organ) > 1})
-    unknown = [organ for organ in asked if organ not in ensemble.organs]
+    unknown = [organ for organ in asked if organ not in known]
     if twice or unknown:
         raise InvalidInput(
             "organs asked for twice" if twice else "organs that these models do not predict",
-            expected=f"some of {', '.join(ensemble.organs)}",
+            expected=f"some of {', '.join(known)}",
             got=", ".join(twice or unknown),
         )
-    return tuple(asked) or ensemble.organs
+    return tuple(asked) or known
 
 
 def require_small_slices(
@@ -223,6 +223,7 @@ def result_message(prediction: PredictionResult, *, already_scored: bool = False
         already_scored=already_scored,
         models=[_ref_message(ref) for ref in prediction.models],
         number=prediction.number,
+        fusion_spacing_mm=prediction.fusion_spacing_mm or (),
     )
 
 
@@ -235,6 +236,7 @@ def _organ_message(organ: OrganSize) -> pb.OrganResult:
         pseudo_label_voxels=organ.pseudo_label_voxels,
         disagreement=organ.disagreement,
         expected_ml=organ.expected_ml,
+        voices=organ.voices or 0,
     )
 
 

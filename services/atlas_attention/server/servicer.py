@@ -89,7 +89,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         in_use = models.choose()
         ensemble = in_use.voices
         settings = self._settings
-        organs = ensemble[0].organs
+        organs = self._scorer.organs(ensemble)
         return pb.GetInfoResponse(
             service_version=SERVICE_VERSION,
             models=[model_message(spec) for spec in ensemble],
@@ -232,7 +232,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         cancelled = cancelled or cancellation(context)
         checked = read_reading(asked.reading)
         ensemble = self._predictor.server_models().choose(asked.ensemble, tuple(asked.models))
-        channels = wanted_organs(tuple(organs), ensemble.voices[0])
+        channels = wanted_organs(tuple(organs), self._scorer.organs(ensemble.voices))
         self._scorer.labels(channels)
         return AttentionTask(
             ensemble.voices,

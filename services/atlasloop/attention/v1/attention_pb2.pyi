@@ -717,6 +717,7 @@ class CaseResult(_message.Message):
     ALREADY_SCORED_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
+    FUSION_SPACING_MM_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """empty for a client's own volume"""
     ensemble: _builtins.str
@@ -734,6 +735,13 @@ class CaseResult(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
         """which models predicted; empty if the client sent the predictions"""
 
+    @_builtins.property
+    def fusion_spacing_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """0: it is not stored
+        Of the grid where the models' predictions met, in mm along the patient's x, y, z (RAS+); empty
+        in results of a version whose models all had one grid, and for a client's soft predictions.
+        """
+
     def __init__(
         self,
         *,
@@ -745,10 +753,11 @@ class CaseResult(_message.Message):
         already_scored: _builtins.bool = ...,
         models: _abc.Iterable[Global___ModelRef] | None = ...,
         number: _builtins.int = ...,
+        fusion_spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "fusion_spacing_mm", b"fusion_spacing_mm", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -794,6 +803,7 @@ class OrganResult(_message.Message):
     PSEUDO_LABEL_VOXELS_FIELD_NUMBER: _builtins.int
     DISAGREEMENT_FIELD_NUMBER: _builtins.int
     EXPECTED_ML_FIELD_NUMBER: _builtins.int
+    VOICES_FIELD_NUMBER: _builtins.int
     organ: _builtins.str
     attention_voxels: _builtins.float
     """Attention size in voxels of the CT's grid: the sum of the attention map as sent or stored
@@ -811,6 +821,10 @@ class OrganResult(_message.Message):
     """
     expected_ml: _builtins.float
     """sum of the mean soft prediction, times the voxel volume"""
+    voices: _builtins.int
+    """How many models know the organ: N of Eq. 1 and 2. One alone cannot be inconsistent. 0: stored by
+    a version whose models all knew all organs.
+    """
     def __init__(
         self,
         *,
@@ -821,10 +835,11 @@ class OrganResult(_message.Message):
         pseudo_label_voxels: _builtins.int = ...,
         disagreement: _builtins.float | None = ...,
         expected_ml: _builtins.float | None = ...,
+        voices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "disagreement", b"disagreement", "expected_ml", b"expected_ml"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels", "voices", b"voices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__disagreement: _TypeAlias = _typing.Literal["disagreement"]  # noqa: Y015
     _WhichOneofArgType__disagreement: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement"]  # noqa: Y015
