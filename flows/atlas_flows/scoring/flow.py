@@ -34,7 +34,7 @@ from atlas_flows.runs.progress_artifact import ProgressArtifact
 from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.scoring import case_scoring
 from atlas_flows.scoring.case_scoring import ScoreRequest, ScoreSummary, ScoringPlan, ScoringRun
-from atlas_flows.scoring.priority_list import as_rows
+from atlas_flows.scoring.priority_list import as_rows, of_other_ensembles
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
@@ -112,7 +112,8 @@ def score(
         chosen = case_scoring.await_ensemble(client, request, on_record, patience)
         plan = case_scoring.plan_scoring(request, chosen, catalog, store)
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
-        _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
+        others = catalog.scored_otherwise(reading, plan.ensemble.key, dataset)
+        _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset), others)
     if summary.failures:
         raise CasesFailed(summary, "scored")
     return summary
@@ -147,13 +148,14 @@ def _score_all(
     )
 
 
-def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:
-    """Ranking and summary as artifacts of the run."""
+def _publish(summary: ScoreSummary, ranking: list[RankedCase], others: int) -> None:
+    """Ranking and summary as artifacts of the run; `others`: see `of_other_ensembles`."""
     create_table_artifact(
         as_rows(ranking[:ROWS_IN_ARTIFACT]),
         key="score-ranking",
         description=f"Priority list, reading {summary.reading.value}: the first "
-        f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases",
+        f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases. "
+        f"{of_other_ensembles(others)}",
     )
     create_markdown_artifact(as_markdown(summary), key="score-summary", description="What was done")
 
