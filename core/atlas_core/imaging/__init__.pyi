@@ -1,3 +1,5 @@
+from .itk_header import read_segments
+from .nifti_header import AffineSource
 from .nifti_reader import (
     MAX_VOXELS,
     LabelVolume,
@@ -19,6 +21,7 @@ from .voxel_decoder import VoxelCoding
 
 __all__ = [
     "MAX_VOXELS",
+    "AffineSource",
     "LabelVolume",
     "SlabReader",
     "SlabWriter",
@@ -35,6 +38,7 @@ __all__ = [
     "read_label_pieces",
     "read_label_values",
     "read_pieces",
+    "read_segments",
     "read_stored",
     "read_stored_slabs",
     "read_volume",

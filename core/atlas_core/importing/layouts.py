@@ -1,34 +1,57 @@
 """Finds the CTs in a folder and the label files that belong to them, without opening a volume.
 
-Recognised, at any depth and in any mixture:
+Recognised, at any depth and in any mixture, in capitals or not, as NIfTI, NRRD or MetaImage:
 
     case folders    ct.nii.gz with segmentations/<organ>.nii.gz and/or combined_labels.nii.gz
-                    (AbdomenAtlas, TotalSegmentator); imaging.nii.gz with segmentation.nii.gz (KiTS)
+                    (AbdomenAtlas, TotalSegmentator); imaging.nii.gz with segmentation.nii.gz (KiTS);
+                    a CT with 3D Slicer's Segmentation.seg.nrrd
     nnU-Net raw     imagesTr/<case>_0000.nii.gz with labelsTr/<case>.nii.gz and dataset.json; also
-                    the Decathlon's form without _0000, and imagesTs, imagesVa …
-    DICOM           every series below a folder that holds DICOM files
-    loose NIfTIs    paired with their labels where the names say so (volume-3 with segmentation-3,
+                    the Decathlon's form without _0000, imagesTs, imagesVa …, and paths in dataset.json
+    BIDS            sub-1/…/sub-1_ct.nii.gz with derivatives/…/sub-1_dseg.nii.gz or sub-1_…_mask
+    DICOM           every series below a folder that holds DICOM files, with labels as NIfTI
+    loose volumes   paired with their labels where the names say so (volume-3 with segmentation-3,
                     img0003 with label0003, x_0000 with x, images/x with labels/x)
+    a list          whatever a CSV of pairs says, and nothing else
 
 A loose file may turn out to be a label map when it is read; see `Candidate.certain`. Pipes, sockets
-and devices are never opened; symbolic links are followed, into each folder once.
+and devices are never opened; symbolic links are followed, into each folder once. Every file is
+accounted for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from atlas_core.errors import LimitExceeded, NotFound, printable
 from atlas_core.imaging.dicom_reader import DicomSeries, find_series, looks_like_dicom
-
-NIFTI: Final = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
+from atlas_core.importing.candidates import (
+    Candidate,
+    Discovery,
+    SetAside,
+    by_stem,
+    is_segments,
+    named,
+    shown_name,
+    stem_of,
+)
+from atlas_core.importing.label_names import ROOT_NAME
+from atlas_core.importing.pairing import (
+    Labels,
+    Stems,
+    bids_key,
+    bids_labels,
+    label_beside,
+    label_folders,
+    pairs_of_dataset,
+    read_pairs,
+)
 
 CT_STEMS: Final = ("ct", "imaging")
 """Names of the CT in a case folder: AbdomenAtlas and TotalSegmentator, KiTS."""
@@ -42,92 +65,46 @@ MASKS_FOLDER: Final = "segmentations"
 
 NNUNET_IMAGES: Final = re.compile(r"images(Tr|Ts|Va|Val)", re.IGNORECASE)
 
-LABELS_FOLDER: Final = re.compile(
-    r"(labels?|masks?|segmentations?|gt|groundtruth)\w*", re.IGNORECASE
-)
+RESAMPLED: Final = re.compile(r"(?P<source>.+?)(_Tilt|_Eq)+(_\d+)?", re.IGNORECASE)
+"""Beside a series of tilted or uneven slices, dcm2niix writes a copy that is resampled to a straight
+grid; only that one has its slices where they were."""
 
-PAIRS: Final = (
-    (re.compile(r"volume-(\d+)"), ("segmentation-{0}", "labels-{0}")),  # LiTS, CT-ORG
-    (re.compile(r"img(\d+)"), ("label{0}",)),  # BTCV
-    (re.compile(r"pancreas_?(\d+)", re.IGNORECASE), ("label{0}",)),  # Pancreas-CT
-    (re.compile(r"(.+)_0000"), ("{0}",)),  # AbdomenCT-1K, FLARE
-)
-"""Name of a CT → names of its label map, in the same folder or in a folder of labels beside it."""
+OTHER_FORMATS: Final = frozenset({".hdr", ".img", ".mgz", ".mgh", ".mnc", ".gipl", ".vtk"})
 
-OTHER_FORMATS: Final = frozenset({".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mgh"})
+ARCHIVES: Final = frozenset({".zip", ".tar", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".gz"})
 
 NOT_DICOM: Final = frozenset({
-    ".csv", ".gz", ".html", ".jpeg", ".jpg", ".json", ".md", ".nii", ".pdf", ".png", ".py", ".tar",
-    ".tsv", ".txt", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip",
+    ".csv", ".gz", ".html", ".jpeg", ".jpg", ".json", ".md", ".nii", ".nrrd", ".pdf", ".png", ".py",
+    ".tar", ".tsv", ".txt", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip",
 })  # fmt: skip
 """Suffixes that are not even opened in search of DICOM files, which often have none."""
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """Files that may form a case.
-
-    Attributes:
-        name: of the CT, relative to what the user passed, printable.
-        ct: one NIfTI file, or the files of one DICOM series.
-        masks: file name without suffix → mask of one structure.
-        label_map: all structures in one file.
-        label_names: nnU-Net's dataset.json, which says what the label map's values mean.
-        our_ids: the label map has the name that we use, so its values are our label ids.
-        certain: the layout shows that this is a CT; otherwise it is a loose file.
-    """
-
-    name: str
-    ct: Path | tuple[Path, ...]
-    masks: Mapping[str, Path] = field(default_factory=dict)
-    label_map: Path | None = None
-    label_names: Path | None = None
-    our_ids: bool = False
-    certain: bool = True
+UNPAIRED: Final = "a label without its CT: none of its name and none in its folder; see --pairs"
 
 
-@dataclass(frozen=True)
-class SetAside:
-    """A file or folder that cannot be a case, and why.
+def discover(path: Path, pairs: Path | None = None) -> Discovery:
+    """Looks for CTs at `path`: a volume, or a folder.
 
-    Attributes:
-        name: relative to what the user passed, printable.
-        reason: one clause.
-    """
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """The result of a search, in the order of the names."""
-
-    candidates: tuple[Candidate, ...]
-    set_aside: tuple[SetAside, ...]
-
-
-def discover(path: Path) -> Discovery:
-    """Looks for CTs at `path`: a NIfTI file, or a folder.
+    Args:
+        pairs: a list of CTs and their labels; nothing else is then taken. See `read_pairs`.
 
     Raises:
         NotFound: nothing is there.
+        InvalidInput: a list of pairs that names what is not there.
     """
     name = printable(path.name)
-    if path.is_file() and _is_dicom(path):
+    if path.is_file() and stem_of(path) is None and _is_dicom(path):
         return Discovery((), (SetAside(name, "one DICOM file is no volume: pass its folder"),))
     if path.is_file():
         return Discovery((Candidate(name, path),), ())
     if not path.is_dir():
         raise NotFound("no such file or folder", case=path.name)
     search = _Search(path)
-    search.run()
-    return search.result()
-
-
-def shown_name(path: Path, root: Path) -> str:
-    """`path` relative to `root`, which the user passed, printable."""
-    return printable(path.name if path == root else path.relative_to(root).as_posix())
+    if pairs is None:
+        search.run()
+    else:
+        search.take(read_pairs(pairs, path))
+    return search.result("not in the list of pairs" if pairs is not None else None)
 
 
 class _Search:
@@ -136,16 +113,37 @@ class _Search:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._candidates: list[Candidate] = []
-        self._set_aside: dict[str, str] = {}
-        self._labels: set[Path] = set()  # loose files that are the label map of another
+        self._set_aside: dict[Path, SetAside] = {}
         self._seen: set[tuple[int, int]] = set()
+        self._cases: set[Path] = set()
+        self._stems = cache(self._read_stems)
+        self._pairs = cache(pairs_of_dataset)
+        self._derivatives = cache(bids_labels)
 
-    def result(self) -> Discovery:
-        candidates = [c for c in self._candidates if c.ct not in self._labels]
+    def result(self, rest: str | None = None) -> Discovery:
+        """What was found; `rest`: why what is left is left."""
+        labels = {file for one in self._candidates for file in one.label_files}
+        candidates = [c for c in self._candidates if c.ct not in labels]
+        used = labels | {file for one in candidates for file in one.ct_files}
+        aside = {path: one for path, one in self._set_aside.items() if path not in used}
+        others = [
+            SetAside(self._name(file), rest or self._other(file))
+            for file in _files_below(self._root)
+            if file not in used and file not in aside
+        ]
         return Discovery(
             tuple(sorted(candidates, key=lambda c: c.name)),
-            tuple(SetAside(name, reason) for name, reason in sorted(self._set_aside.items())),
+            tuple(sorted(aside.values(), key=lambda one: one.name)),
+            tuple(others),
         )
+
+    def take(self, pairs: Mapping[Path, Path | None]) -> None:
+        """The CTs and labels of a list."""
+        for ct, label in pairs.items():
+            if ct.is_dir():
+                self._dicom(ct, label)
+            else:
+                self._candidates.append(self._with_map(Candidate(self._name(ct), ct), label))
 
     def run(self) -> None:
         """Everything below the root."""
@@ -171,8 +169,7 @@ class _Search:
         if entries is None or self._was_here(folder):
             return [], dicom_above
         files, folders = entries
-        if self._case_folder(files, folders):
-            self._put_aside_volumes(folders)
+        if self._case_folder(folder, files, folders):
             return [], dicom_above
         for images, labels in _nnunet_folders(folders):
             self._nnunet(folder, images, labels)
@@ -223,60 +220,72 @@ class _Search:
     def _name(self, path: Path) -> str:
         return shown_name(path, self._root)
 
-    def _case_folder(self, files: list[Path], folders: list[Path]) -> bool:
-        """Handle a case folder, or masks without a CT; False if it is neither."""
-        masks = next((inner for inner in folders if inner.name == MASKS_FOLDER), None)
-        volumes = _by_stem(files)
+    def _read_stems(self, folder: Path) -> Stems:
+        files, _ = self._list(folder) or ([], [])
+        return {stem.lower(): file for stem, file in reversed(list(by_stem(files).items()))}
+
+    def _case_folder(self, folder: Path, files: list[Path], folders: list[Path]) -> bool:
+        """Handle a case folder, or put aside masks without a CT; False if it is no case folder."""
+        masks = next((inner for inner in folders if inner.name.lower() == MASKS_FOLDER), None)
+        volumes = by_stem(files)
         ct = _ct_of_case(volumes, beside_masks=masks is not None)
         if ct is not None:
             self._case(volumes, ct, masks)
+            self._put_aside_volumes(folders)
+            self._cases.add(folder)
+            for file in _files_below(folder):
+                if stem_of(file) is not None and file not in self._candidates[-1].label_files:
+                    self._put_aside(file, "lies in a case folder but is no part of the case")
             return True
-        if masks is not None and not volumes and self._volumes(masks):
-            self._put_aside(masks, "masks without a CT: no ct.nii.gz beside them")
-            return True
+        inside = self._volumes(masks) if masks is not None and not volumes else {}
+        for mask in inside.values():
+            self._put_aside(mask, "a mask without a CT: no ct.nii.gz beside its folder")
         return False
 
     def _case(self, volumes: Mapping[str, Path], ct: Path, masks: Path | None) -> None:
-        label_map = next((volumes[stem] for stem in LABEL_MAP_STEMS if stem in volumes), None)
-        self._candidates.append(
-            Candidate(
-                self._name(ct),
-                ct,
-                masks=self._volumes(masks) if masks is not None else {},
-                label_map=label_map,
-                our_ids=label_map is not None and _stem(label_map) == OUR_LABEL_MAP,
-            )
-        )
-        for other in sorted(set(volumes.values()) - {ct, label_map}):
-            self._put_aside(other, "lies in a case folder but is no part of the case")
+        segments = [file for file in volumes.values() if is_segments(file)]
+        label_map = named(volumes, LABEL_MAP_STEMS)
+        if label_map is None and len(segments) == 1:
+            label_map = segments[0]
+        ours = label_map is not None and str(stem_of(label_map)).lower() == OUR_LABEL_MAP
+        inside = self._volumes(masks) if masks is not None else {}
+        found = Candidate(self._name(ct), ct, masks=inside, our_ids=ours)
+        self._candidates.append(self._with_map(found, label_map))
+
+    def _with_map(
+        self, candidate: Candidate, label_map: Path | None, names: Path | None = None
+    ) -> Candidate:
+        if label_map is not None and is_segments(label_map):
+            names = label_map
+        return replace(candidate, label_map=label_map, label_names=names if label_map else None)
 
     def _nnunet(self, folder: Path, images: Path, labels: Path | None) -> None:
-        names = folder / "dataset.json"
+        names = folder / ROOT_NAME
+        listed = self._pairs(folder)
         label_files = self._volumes(labels) if labels is not None else {}
         for stem, ct, channels in _first_channels(self._volumes(images), label_files):
             if channels > 1:
                 self._put_aside(ct, f"has {channels} channels; a CT has one")
                 continue
+            label = label_files.get(stem) or listed.get(ct)
+            candidate = Candidate(self._name(ct), ct)
             self._candidates.append(
-                Candidate(
-                    self._name(ct),
-                    ct,
-                    label_map=label_files.get(stem),
-                    label_names=names if names.is_file() else None,
-                )
+                self._with_map(candidate, label, names if names.is_file() else None)
             )
+        for label in label_files.values():
+            self._put_aside(label, UNPAIRED)
 
     def _volumes(self, folder: Path) -> dict[str, Path]:
-        """The NIfTI files in `folder`; what else is called so is put aside."""
+        """The volumes in `folder`; a folder that is called so is put aside."""
         files, folders = self._list(folder) or ([], [])
         self._put_aside_volumes(folders)
-        return _by_stem(files)
+        return by_stem(files)
 
     def _put_aside_volumes(self, folders: list[Path]) -> None:
-        for path in _by_stem(folders).values():
+        for path in by_stem(folders).values():
             self._put_aside(path, "a folder that is called like a NIfTI file")
 
-    def _dicom(self, folder: Path) -> None:
+    def _dicom(self, folder: Path, label: Path | None = None) -> None:
         try:
             found = find_series(folder, on_unreadable=self._put_aside)
         except LimitExceeded as error:
@@ -287,38 +296,98 @@ class _Search:
             name = self._name(home)
             if homes.count(home) > 1:
                 name += printable(f" (series …{series.uid[-8:]}, {len(series.files)} files)")
-            if series.modality == "CT":
-                self._candidates.append(Candidate(name, series.files))
+            for file, why in series.left_out:
+                self._put_aside(file, why)
+            if series.reason is None:
+                candidate = Candidate(name, series.files, notes=series.notes)
+                self._candidates.append(
+                    self._with_map(candidate, label or self._label_of_series(home))
+                )
             else:
-                reason = f"DICOM series of modality {series.modality[:16] or 'unknown'}, not CT"
-                self._set_aside[name] = printable(reason)
+                for file in series.files:
+                    self._put_aside(file, series.reason)
+
+    def _label_of_series(self, home: Path) -> Path | None:
+        """A label as a volume beside a series, by the names of the folders above its files."""
+        for folder in (home, *home.parents):
+            if not folder.is_relative_to(self._root):
+                break
+            beside = [self._stems(inner) for inner in _label_folders_at(folder, self._root)]
+            if (label := label_beside(folder.name, self._stems(folder), beside)) is not None:
+                return label
+        return named({str(stem_of(f)): f for f in self._stems(home).values()}, LABEL_MAP_STEMS)
 
     def _loose(self, folder: Path, files: list[Path]) -> None:
-        beside = [] if folder == self._root else _label_folders(folder)
+        beside = [] if folder == self._root else [self._stems(f) for f in label_folders(folder)]
+        listed = self._listed(folder)
+        derived = self._derived(folder)
         for file in files:
             if file.suffix.lower() in OTHER_FORMATS:
                 self._put_aside(file, f"{file.suffix} files are not read; convert it to NIfTI")
-        for stem, file in _by_stem(files).items():
-            label = _label_beside(folder, beside, stem)
-            if label is not None:
-                self._labels.add(label)
+        volumes = by_stem(file for file in files if file not in self._set_aside)
+        straight = {match["source"] for stem in volumes if (match := RESAMPLED.fullmatch(stem))}
+        for stem, file in volumes.items():
+            if stem in straight:
+                self._put_aside(
+                    file, "its slices are tilted or uneven: dcm2niix's straight copy counts"
+                )
+                continue
+            label = label_beside(stem, self._stems(folder), beside) or listed.get(file)
+            derivatives = (
+                derived.get(bids_key(stem), Labels()) if stem.startswith("sub-") else Labels()
+            )
+            candidate = Candidate(
+                self._name(file),
+                file,
+                masks=derivatives.masks,
+                certain=label is not None or derivatives != Labels(),
+            )
             self._candidates.append(
-                Candidate(self._name(file), file, label_map=label, certain=label is not None)
+                self._with_map(candidate, label or derivatives.label_map, derivatives.label_names)
             )
 
+    def _listed(self, folder: Path) -> Mapping[Path, Path]:
+        """CT → label of the nearest dataset.json at or above `folder`."""
+        for base in (folder, *folder.parents):
+            if not base.is_relative_to(self._root):
+                break
+            if (base / ROOT_NAME).is_file():
+                return self._pairs(base)
+        return {}
+
+    def _derived(self, folder: Path) -> Mapping[str, Labels]:
+        """Labels of the nearest BIDS derivatives at or above `folder`, of a folder that is none."""
+        for base in (folder, *folder.parents):
+            if not base.is_relative_to(self._root) or base.name == "derivatives":
+                break
+            if (base / "derivatives").is_dir():
+                return self._derivatives(base / "derivatives")
+        return {}
+
     def _put_aside(self, path: Path, reason: str) -> None:
-        self._set_aside[self._name(path)] = reason
+        self._set_aside[path] = SetAside(self._name(path), printable(reason))
+
+    def _other(self, file: Path) -> str:
+        """Why a file that is no volume is left out."""
+        for folder in file.parents:
+            if folder in self._set_aside:
+                return f"its folder: {self._set_aside[folder].reason}"
+        if file.name.startswith("."):
+            return "a hidden file"
+        if not self._cases.isdisjoint(file.parents):
+            return "lies in a case folder but is no part of the case"
+        if file.name.upper() == "DICOMDIR":
+            return "an index of DICOM files, which are read themselves"
+        if file.suffix.lower() in ARCHIVES:
+            return "an archive: unpack it first"
+        return f"no volume ({file.suffix.lower() or 'without suffix'})"
 
 
-def _stem(file: Path) -> str | None:
-    """Name without ``.nii`` or ``.nii.gz``; None for other files and hidden ones."""
-    match = NIFTI.fullmatch(file.name)
-    return None if match is None or file.name.startswith(".") else match["stem"]
-
-
-def _by_stem(files: Iterable[Path]) -> dict[str, Path]:
-    """NIfTI files by name without suffix, sorted."""
-    return {stem: file for file in sorted(files) if (stem := _stem(file)) is not None}
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, hidden ones too; links to folders are not followed."""
+    for where, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(where, file) for file in sorted(files))
 
 
 def _ct_of_case(volumes: Mapping[str, Path], *, beside_masks: bool) -> Path | None:
@@ -327,11 +396,14 @@ def _ct_of_case(volumes: Mapping[str, Path], *, beside_masks: bool) -> Path | No
     A folder of loose files may hold one called ``ct`` too: beside others, it takes masks or a label
     map to make it a case folder. Beside masks, a single volume of any name is their CT.
     """
-    named = next((volumes[stem] for stem in CT_STEMS if stem in volumes), None)
+    found = named(volumes, CT_STEMS)
     if len(volumes) == 1:
-        return named if named is not None or not beside_masks else next(iter(volumes.values()))
-    labelled = beside_masks or any(stem in volumes for stem in LABEL_MAP_STEMS)
-    return named if labelled else None
+        return found if found is not None or not beside_masks else next(iter(volumes.values()))
+    segments = [file for file in volumes.values() if is_segments(file)]
+    if found is None and len(volumes) == 2 and len(segments) == 1:
+        return next(file for file in volumes.values() if not is_segments(file))
+    labelled = beside_masks or segments or named(volumes, LABEL_MAP_STEMS) is not None
+    return found if labelled else None
 
 
 def _nnunet_folders(folders: list[Path]) -> list[tuple[Path, Path | None]]:
@@ -366,35 +438,9 @@ def _home(series: DicomSeries) -> Path:
     return Path(os.path.commonpath([file.parent for file in series.files]))
 
 
-def _label_folders(folder: Path) -> list[Path]:
-    """Folders of labels beside `folder`; none beside one of them."""
-    if LABELS_FOLDER.fullmatch(folder.name):
-        return []
-    with contextlib.suppress(OSError):  # `folder` may be read, the one above it not
-        return [
-            inner
-            for inner in sorted(folder.parent.iterdir())
-            if inner != folder and LABELS_FOLDER.fullmatch(inner.name) and inner.is_dir()
-        ]
-    return []
-
-
-def _label_beside(folder: Path, beside: list[Path], stem: str) -> Path | None:
-    """The label map that belongs to a loose CT called `stem` by its name."""
-    for pattern, names in PAIRS:
-        if (match := pattern.fullmatch(stem)) is not None:
-            wanted = [name.format(*match.groups()) for name in names]
-            return _first_file([folder, *beside], wanted)
-    return _first_file(beside, [stem])
-
-
-def _first_file(folders: list[Path], stems: list[str]) -> Path | None:
-    for folder in folders:
-        for stem in stems:
-            for suffix in (".nii.gz", ".nii"):
-                if (file := folder / f"{stem}{suffix}").is_file():
-                    return file
-    return None
+def _label_folders_at(folder: Path, root: Path) -> list[Path]:
+    """Folders of labels beside a folder of DICOM files, inside `root`."""
+    return label_folders(folder) if folder != root else []
 
 
 def _is_dicom(file: Path) -> bool:

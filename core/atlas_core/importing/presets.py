@@ -6,7 +6,6 @@ datasets of the paper's Table 3, TotalSegmentator v2, AbdomenAtlas and our own p
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any, Final, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.errors import NotFound
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.organs import ABDOMEN_ATLAS, OrganName, OrganScheme
 from atlas_core.records import Dataset
@@ -38,6 +37,11 @@ class LabelMap(FrozenModel):
     )
     masks: Mapping[str, OrganName] = Field(
         default={}, description="Name of a mask file without suffix → structure; several join."
+    )
+    unclear: Mapping[int, str] = Field(
+        default={},
+        description="Values that leave open where organs are (nobody looked there, a tumour of any "
+        "organ) → why. A label map that holds one is left out.",
     )
     partial: bool = Field(
         default=False,
@@ -74,7 +78,7 @@ class LabelMap(FrozenModel):
     @property
     def values(self) -> dict[int, str | None]:
         """Every known value → structure, None for what is no organ of ours."""
-        return {**dict.fromkeys(sorted(self.others)), **self.labels}
+        return {**dict.fromkeys(sorted((*self.others, *self.unclear))), **self.labels}
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -88,6 +92,7 @@ class LabelMap(FrozenModel):
             labels=inside,
             others=self.others | (set(self.labels) - set(inside)),
             masks={n: s for n, s in self.masks.items() if set(organs_of([s])) <= set(scheme.names)},
+            unclear=self.unclear,
             partial=self.partial,
         )
 
@@ -133,8 +138,8 @@ def preset(name: str) -> Preset:
     Raises:
         NotFound: there is none; the message lists them.
     """
-    known = {_plain(key): value for key, value in shipped_presets().items()}
-    found = known.get(_plain(name))
+    known = {plain_name(key): value for key, value in shipped_presets().items()}
+    found = known.get(plain_name(name))
     if found is None:
         raise NotFound(
             f"no preset {name!r}",
@@ -156,55 +161,19 @@ def scheme_map(scheme: OrganScheme) -> LabelMap:
     )
 
 
-def nnunet_map(dataset_json: str | bytes, scheme: OrganScheme) -> LabelMap:
-    """The label names of an nnU-Net or Decathlon ``dataset.json``.
-
-    Both forms are read: name → value, or → the list of values of a region ("kidney": [1, 2, 3]),
-    and value → name. Names are recognised however they are written ("Left Kidney", "IVC").
-
-    Raises:
-        InvalidInput: no JSON of that form.
-    """
-    try:
-        pairs = _named_values(json.loads(dataset_json)["labels"])
-        known = {value for _, values in pairs for value in values} - {0}
-        # A name of one value beats a region of several: {"kidney": [1, 2], "left kidney": 1, ...}.
-        pairs.sort(key=lambda pair: -len(pair[1]))
-        labels = {
-            value: structure
-            for name, values in pairs
-            for value in values
-            if value and (structure := structure_of(name, scheme)) is not None
-        }
-        return LabelMap(labels=labels, others=frozenset(known - set(labels)))
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise InvalidInput(
-            "dataset.json is not nnU-Net's",
-            expected='{"labels": {"background": 0, "liver": 1, ...}}',
-        ) from None
-
-
 def structure_of(name: str, scheme: OrganScheme) -> str | None:
     """The structure that goes by `name`, or None: "Left Kidney" → ``kidney_left``."""
-    words = _plain(name)
-    by_name = {_plain(organ): organ for organ in scheme.names}
+    words = plain_name(name)
+    by_name = {plain_name(organ): organ for organ in scheme.names}
     structure = by_name.get(words) or _SYNONYMS.get(words)
     if structure is None or not organs_of([structure]) <= set(scheme.names):
         return None
     return structure
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """`name` without what people write differently: "Left Kidney" → leftkidney."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _named_values(labels: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-    if all(key.isdigit() for key in labels):
-        return [(str(name), (int(value),)) for value, name in labels.items()]
-    return [
-        (name, tuple(int(v) for v in values) if isinstance(values, list) else (int(values),))
-        for name, values in labels.items()
-    ]
 
 
 _SYNONYMS: Final = {
@@ -223,4 +192,4 @@ _SYNONYMS: Final = {
     "venacava": "postcava",
     "arota": "aorta",  # so spelt in the dataset.json of AMOS22
 }
-"""Other names of the default organs, as `_plain` writes them."""
+"""Other names of the default organs, as `plain_name` writes them."""
