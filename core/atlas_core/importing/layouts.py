@@ -24,7 +24,8 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -60,6 +61,8 @@ OUR_LABEL_MAP: Final = "combined_labels"
 
 LABEL_MAP_STEMS: Final = (OUR_LABEL_MAP, "segmentation", "aggregated_MAJ_seg")
 """Names of the label map in a case folder: AbdomenAtlas, KiTS19, KiTS21 and later."""
+
+DERIVATIVES: Final = "derivatives"
 
 MASKS_FOLDER: Final = "segmentations"
 
@@ -107,6 +110,21 @@ def discover(path: Path, pairs: Path | None = None) -> Discovery:
     return search.result("not in the list of pairs" if pairs is not None else None)
 
 
+@dataclass(frozen=True)
+class _Above:
+    """What is known of the folders above another.
+
+    Attributes:
+        dicom: their DICOM files were found already, with all below.
+        listed: CT → label, by the nearest dataset.json.
+        derived: labels by the entities of their CT, of the nearest BIDS derivatives.
+    """
+
+    dicom: bool = False
+    listed: Mapping[Path, Path] = field(default_factory=dict)
+    derived: Mapping[str, Labels] = field(default_factory=dict)
+
+
 class _Search:
     """One walk through a folder."""
 
@@ -117,8 +135,6 @@ class _Search:
         self._seen: set[tuple[int, int]] = set()
         self._cases: set[Path] = set()
         self._stems = cache(self._read_stems)
-        self._pairs = cache(pairs_of_dataset)
-        self._derivatives = cache(bids_labels)
 
     def result(self, rest: str | None = None) -> Discovery:
         """What was found; `rest`: why what is left is left."""
@@ -148,37 +164,47 @@ class _Search:
     def run(self) -> None:
         """Everything below the root."""
         # Not by recursion: folders are nested as deep as somebody likes.
-        waiting = [(self._root, False)]
+        waiting = [(self._root, _Above())]
         while waiting:
-            folder, dicom_above = waiting.pop()
+            folder, above = waiting.pop()
             try:
-                below, dicom = self._folder(folder, dicom_above=dicom_above)
+                below, here = self._folder(folder, above)
             # Whatever one folder brings about, the others are searched.
             except Exception as error:
                 self._put_aside(folder, f"cannot be searched: {type(error).__name__}")
                 continue
-            waiting += [(inner, dicom) for inner in below]
+            waiting += [(inner, here) for inner in below]
 
-    def _folder(self, folder: Path, *, dicom_above: bool) -> tuple[list[Path], bool]:
-        """Take what lies in `folder`; `dicom_above`: its DICOM files were found already.
+    def _folder(self, folder: Path, above: _Above) -> tuple[list[Path], _Above]:
+        """Take what lies in `folder`.
 
         Returns:
-            Folders to be searched next, and whether their DICOM files are found by then.
+            Folders to be searched next, and what is known of the folders above them by then.
         """
         entries = self._list(folder)
         if entries is None or self._was_here(folder):
-            return [], dicom_above
+            return [], above
         files, folders = entries
         if self._case_folder(folder, files, folders):
-            return [], dicom_above
+            return [], above
+        here = self._known(folder, files, folders, above)
         for images, labels in _nnunet_folders(folders):
-            self._nnunet(folder, images, labels)
+            self._nnunet(folder, images, labels, here)
             folders = [inner for inner in folders if inner not in (images, labels)]
-        dicom = not dicom_above and any(map(_is_dicom, files))
+        dicom = not above.dicom and any(map(_is_dicom, files))
         if dicom:
             self._dicom(folder)
-        self._loose(folder, files)
-        return folders, dicom_above or dicom
+        self._loose(folder, files, here)
+        return folders, replace(here, dicom=above.dicom or dicom)
+
+    def _known(self, folder: Path, files: list[Path], folders: list[Path], above: _Above) -> _Above:
+        """What `folder` says about CTs in it and below, or those above it do."""
+        if folder / ROOT_NAME in files:
+            above = replace(above, listed=pairs_of_dataset(folder))
+        if folder / DERIVATIVES in folders:
+            above = replace(above, derived=bids_labels(folder / DERIVATIVES))
+        # Derivatives of derivatives have their labels beside them, as other files do.
+        return replace(above, derived={}) if folder.name == DERIVATIVES else above
 
     def _was_here(self, folder: Path) -> bool:
         """Whether a symbolic link led to this folder before."""
@@ -259,15 +285,14 @@ class _Search:
             names = label_map
         return replace(candidate, label_map=label_map, label_names=names if label_map else None)
 
-    def _nnunet(self, folder: Path, images: Path, labels: Path | None) -> None:
+    def _nnunet(self, folder: Path, images: Path, labels: Path | None, here: _Above) -> None:
         names = folder / ROOT_NAME
-        listed = self._pairs(folder)
         label_files = self._volumes(labels) if labels is not None else {}
         for stem, ct, channels in _first_channels(self._volumes(images), label_files):
             if channels > 1:
                 self._put_aside(ct, f"has {channels} channels; a CT has one")
                 continue
-            label = label_files.get(stem) or listed.get(ct)
+            label = label_files.get(stem) or here.listed.get(ct)
             candidate = Candidate(self._name(ct), ct)
             self._candidates.append(
                 self._with_map(candidate, label, names if names.is_file() else None)
@@ -317,10 +342,8 @@ class _Search:
                 return label
         return named({str(stem_of(f)): f for f in self._stems(home).values()}, LABEL_MAP_STEMS)
 
-    def _loose(self, folder: Path, files: list[Path]) -> None:
+    def _loose(self, folder: Path, files: list[Path], here: _Above) -> None:
         beside = [] if folder == self._root else [self._stems(f) for f in label_folders(folder)]
-        listed = self._listed(folder)
-        derived = self._derived(folder)
         for file in files:
             if file.suffix.lower() in OTHER_FORMATS:
                 self._put_aside(file, f"{file.suffix} files are not read; convert it to NIfTI")
@@ -332,9 +355,9 @@ class _Search:
                     file, "its slices are tilted or uneven: dcm2niix's straight copy counts"
                 )
                 continue
-            label = label_beside(stem, self._stems(folder), beside) or listed.get(file)
+            label = label_beside(stem, self._stems(folder), beside) or here.listed.get(file)
             derivatives = (
-                derived.get(bids_key(stem), Labels()) if stem.startswith("sub-") else Labels()
+                here.derived.get(bids_key(stem), Labels()) if stem.startswith("sub-") else Labels()
             )
             candidate = Candidate(
                 self._name(file),
@@ -345,24 +368,6 @@ class _Search:
             self._candidates.append(
                 self._with_map(candidate, label or derivatives.label_map, derivatives.label_names)
             )
-
-    def _listed(self, folder: Path) -> Mapping[Path, Path]:
-        """CT → label of the nearest dataset.json at or above `folder`."""
-        for base in (folder, *folder.parents):
-            if not base.is_relative_to(self._root):
-                break
-            if (base / ROOT_NAME).is_file():
-                return self._pairs(base)
-        return {}
-
-    def _derived(self, folder: Path) -> Mapping[str, Labels]:
-        """Labels of the nearest BIDS derivatives at or above `folder`, of a folder that is none."""
-        for base in (folder, *folder.parents):
-            if not base.is_relative_to(self._root) or base.name == "derivatives":
-                break
-            if (base / "derivatives").is_dir():
-                return self._derivatives(base / "derivatives")
-        return {}
 
     def _put_aside(self, path: Path, reason: str) -> None:
         self._set_aside[path] = SetAside(self._name(path), printable(reason))
@@ -383,11 +388,18 @@ class _Search:
         return f"no volume ({file.suffix.lower() or 'without suffix'})"
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file below `folder`, hidden ones too; links to folders are not followed."""
-    for where, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (Path(where, file) for file in sorted(files))
+def _files_below(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted, hidden ones too; links to folders are not followed."""
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry))
+                elif not entry.is_dir():
+                    found.append(Path(entry))
+    return sorted(found)
 
 
 def _ct_of_case(volumes: Mapping[str, Path], *, beside_masks: bool) -> Path | None:
