@@ -42,6 +42,7 @@ from atlas_core.importing.original_labels import LabelFiles, Reports, original_m
 from atlas_core.importing.plausibility import VoxelSurvey
 from atlas_core.importing.presets import Preset, organs_of, preset
 from atlas_core.importing.summary import (
+    NAMES_SHOWN,
     CandidateOutcome,
     Fate,
     ImportedCase,
@@ -242,11 +243,20 @@ class _Import:
                 outcome.warnings.append(Note(candidate.name, "its CT was lost and is restored"))
         labels = list(self._labels(candidate, ct, case_id, scratch, outcome))
         imported = ImportedCase(candidate.name, case_id, tuple(label.organ for label in labels))
-        if known is None and self._add(candidate.name, case_id, content, labels):
+        if known is None and self._add(candidate.name, case_id, content, ct, labels):
             outcome.taken = imported
+            # After it is there: of two copies that come at once, one sees the other.
+            self._name_copies(case_id, outcome)
         else:
             self.catalog.add_labels(labels)
             outcome.present = imported
+
+    def _name_copies(self, case_id: str, outcome: CandidateOutcome) -> None:
+        copies = self.catalog.copies_of(self.catalog.case(case_id))
+        if copies:
+            shown = ", ".join(copy.id for copy in copies[:NAMES_SHOWN])
+            why = f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"
+            outcome.warnings.append(Note(outcome.source, why))
 
     def _new_id(self, content: str) -> str:
         """The id of a case that the catalog does not have.
@@ -271,7 +281,9 @@ class _Import:
             return self.catalog.case(case_id)
         return None
 
-    def _add(self, source: str, case_id: str, content: str, labels: list[Label]) -> bool:
+    def _add(
+        self, source: str, case_id: str, content: str, ct: CtFile, labels: list[Label]
+    ) -> bool:
         """Registers the case; False if another import has just registered it.
 
         Raises:
@@ -286,6 +298,7 @@ class _Import:
             affine=geometry.affine,
             source=source,
             imported_at=datetime.now(UTC),
+            fingerprint=ct.survey.fingerprint(geometry.shape),
         )
         try:
             return self.catalog.add_case(case, labels)
