@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from real_data import real_data
 
 pytest_plugins = ["postgres", "triton_server", "stack", "host_device", "review_server", "browser"]
+
+# Tests judge by a handful of cases; the one that is about too few says so itself.
+os.environ.setdefault("ATLASLOOP_PROMOTION_MIN_CASES", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

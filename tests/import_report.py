@@ -1,4 +1,4 @@
-"""`make import-report`: what the importer makes of every kind of file, and one JSON line at the end.
+"""`make import-report`: what an import makes of every kind of file, and one JSON line at the end.
 
     python tests/import_report.py [--cases FOLDER] [--data FOLDER]
 

@@ -9,5 +9,5 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def real_data() -> Path:
-    """Folder of real CT volumes, which may be missing: ATLASLOOP_DATA, else beside the repository."""
+    """Folder of real CTs, which may be missing: ATLASLOOP_DATA, else beside the repository."""
     return Path(os.environ.get("ATLASLOOP_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -163,6 +163,8 @@ organ_scores = Table(
     # Empty in scores of versions that did not count it (before revision 0008).
     Column("disagreement", Float(53)),
     Column("expected_ml", Float(53)),
+    # Empty in scores of versions whose models all knew all organs (before revision 0011).
+    Column("voices", Integer),
     ForeignKeyConstraint(
         ["case_id", "reading", "ensemble"],
         ["scores.case_id", "scores.reading", "scores.ensemble"],
@@ -421,4 +423,30 @@ released_cases = Table(
     metadata,
     Column("number", Integer, primary_key=True),
     Column("content_sha256", String(64), nullable=False, unique=True),
+)
+
+# Which organs this atlas has (revision 0009). Rows are only ever added; the newest counts.
+organ_schemes = Table(
+    "organ_schemes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("organs", JSON, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
+)
+
+# Ensembles by name (revision 0010). Rows are only ever added, which a trigger sees to: a row is an
+# ensemble after one change, the newest of a name says how it is now.
+ensemble_changes = Table(
+    "ensemble_changes",
+    metadata,
+    Column("revision", Integer, primary_key=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("ensemble", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("action", String(63), nullable=False),
+    Column("who", String, nullable=False),
+    Column("why", String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
 )

@@ -1,3 +1,4 @@
+from .cropped_maps import CroppedMapReader, CroppedMapsWriter, read_cropped
 from .itk_header import read_segments
 from .nifti_header import AffineSource
 from .nifti_reader import (
@@ -22,6 +23,8 @@ from .voxel_decoder import VoxelCoding
 __all__ = [
     "MAX_VOXELS",
     "AffineSource",
+    "CroppedMapReader",
+    "CroppedMapsWriter",
     "LabelVolume",
     "SlabReader",
     "SlabWriter",
@@ -33,6 +36,7 @@ __all__ = [
     "distinct_values",
     "label_dtype",
     "open_slabs",
+    "read_cropped",
     "read_header",
     "read_label",
     "read_label_pieces",

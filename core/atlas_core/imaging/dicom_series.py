@@ -1,7 +1,7 @@
 """Which DICOM files form which CT series: found in a folder, and sorted out by what they say.
 
-A series often holds more than one volume, or less: copies of files, a second pass, scouts, screens with
-the dose. What is no slice is left out by rule, and said; two passes become two series.
+A series often holds more than one volume, or less: copies of files, a second pass, scouts, screens
+with the dose. What is no slice is left out by rule, and said; two passes become two series.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class DicomSeries:
     """Files that form one volume, if any.
 
     Attributes:
-        uid: SeriesInstanceUID, with a number where it holds several volumes; an identifier to choose
-            by, not to log.
+        uid: SeriesInstanceUID, with a number where it holds several volumes; an identifier to
+            choose by, not to log.
         modality: "CT", "MR", "RTSTRUCT" …
         files: in the order of their names.
         left_out: files of the series that are no slice of this volume, and why.

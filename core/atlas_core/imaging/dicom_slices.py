@@ -66,8 +66,8 @@ _EXPORT_AGAIN = "export the series again with all its attributes"
 _TAGS = (
     "SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
     "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation", "SOPClassUID", "ImageType",
-    "StudyInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "AcquisitionNumber",
+    "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation", "SOPClassUID",
+    "ImageType", "StudyInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "AcquisitionNumber",
     "TemporalPositionIndex", "AcquisitionTime", "SeriesTime", "ImagesInAcquisition",
 )  # fmt: skip
 

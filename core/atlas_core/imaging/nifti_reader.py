@@ -48,8 +48,8 @@ MAX_DEFLATE_RATIO = 1032
 """Deflate codes at most 258 bytes in 2 bits: no honest gzip file expands more than this."""
 
 LABEL_ROUNDING = 0.02
-"""nibabel stores whole numbers that it holds as floats as integers with a slope, which brings them back
-this far off. Probabilities have values between, too."""
+"""nibabel stores whole numbers that it holds as floats as integers with a slope, which brings them
+back this far off. Probabilities have values between, too."""
 
 FIRST_ALLOCATION_BYTES = 1 << 26
 """A volume up to 64 MiB is allocated at once; a larger one grows with the bytes that came."""

@@ -24,8 +24,8 @@ class Candidate:
         ct: one NIfTI file, or the files of one DICOM series.
         masks: file name without suffix → mask of one structure.
         label_map: all structures in one file.
-        label_names: file that says what the label map's values mean: nnU-Net's dataset.json, a table
-            of BIDS, or the label map itself (3D Slicer's segments).
+        label_names: file that says what the label map's values mean: nnU-Net's dataset.json, a
+            table of BIDS, or the label map itself (3D Slicer's segments).
         our_ids: the label map has the name that we use, so its values are our label ids.
         certain: the layout shows that this is a CT; otherwise it is a loose file.
         notes: what deserves a look, in sentences.

@@ -35,12 +35,12 @@ from atlas_core.imaging import AffineSource, read_header, write_pieces
 from atlas_core.imaging.dicom_reader import write_series
 from atlas_core.importing.candidates import Candidate, shown_name
 from atlas_core.importing.ct_files import CtFile
-from atlas_core.importing.kidney_sides import MaskPieces
 from atlas_core.importing.label_files import label_files
 from atlas_core.importing.layouts import UNPAIRED, discover
 from atlas_core.importing.original_labels import LabelFiles, Reports, original_masks
+from atlas_core.importing.paired_organs import MaskPieces
 from atlas_core.importing.plausibility import VoxelSurvey
-from atlas_core.importing.presets import Preset, organs_of, preset
+from atlas_core.importing.presets import LabelMap, Preset, preset
 from atlas_core.importing.summary import (
     NAMES_SHOWN,
     CandidateOutcome,
@@ -52,7 +52,7 @@ from atlas_core.importing.summary import (
     left_out_notes,
     summary_of,
 )
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
 from atlas_core.store import CaseStore
 
@@ -71,7 +71,7 @@ def import_folder(
     *,
     catalog: Catalog,
     store: CaseStore,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    licence: str | None = None,
     force: bool = False,
     resample: bool = False,
     affine: AffineSource | None = None,
@@ -84,9 +84,11 @@ def import_folder(
     Args:
         path: a NIfTI file or a folder.
         dataset: name of the dataset they belong to; created if it is new.
-        preset_name: preset with the meaning of its label values (`presets`). None: the one that the
-            dataset was imported with before; else our own ids and names, or nnU-Net's dataset.json.
-        scheme: organs of this site.
+        preset_name: preset with the meaning of its label values, or its YAML file (`presets`).
+            None: the one that the dataset was imported with before; else our own ids and names, or
+            nnU-Net's dataset.json.
+        catalog: whose organ scheme says what is an organ.
+        licence: of the dataset, where the preset does not say it or says another.
         force: import volumes whose values are not plausible Hounsfield units, with a warning.
         resample: put a label that lies on another grid onto its CT's instead of refusing it.
         affine: which affine counts where a header has two that give voxels of different size; None:
@@ -100,11 +102,17 @@ def import_folder(
 
     Raises:
         NotFound: nothing at `path`, or no such preset.
-        InvalidInput: no volume at all below `path`, or a malformed name of the dataset.
+        InvalidInput: no volume at all below `path`, a malformed name of the dataset or preset.
+        Conflict: the dataset is on record with another licence.
         Unavailable: the store or the catalog cannot be written; earlier cases stay.
     """
     _require_name(dataset)
     known = preset(preset_name) if preset_name else _preset_of(catalog, dataset)
+    scheme = catalog.organ_scheme()
+    described = known.dataset(dataset, scheme) if known else Dataset(name=dataset)
+    if licence is not None:
+        _require_licence(catalog, dataset, licence)
+        described = described.model_copy(update={"licence": licence})
     found = discover(path, pairs)
     if not found.candidates and not found.set_aside and not found.others:
         raise InvalidInput(
@@ -113,11 +121,11 @@ def import_folder(
             expected="a folder of NIfTIs, case folders, nnU-Net raw, or DICOM series",
         )
     store.sweep()
-    catalog.add_dataset(known.dataset(dataset, scheme) if known else Dataset(name=dataset))
+    catalog.add_dataset(described)
     job = _Import(
         root=path if path.is_dir() else path.parent,
         dataset=dataset,
-        preset=known,
+        meaning=known.within(scheme) if known else None,
         catalog=catalog,
         store=store,
         scheme=scheme,
@@ -133,6 +141,10 @@ def import_folder(
             if on_progress is not None:
                 on_progress(ImportProgress(len(outcomes), len(found.candidates), outcome.source))
     summary = summary_of(dataset, outcomes, found, job.root)
+    misspelt = known.misspelt(scheme) if known else ()
+    if misspelt:
+        why = f"names of the preset that no organ goes by were left out: {', '.join(misspelt)}"
+        summary = replace(summary, warnings=(*summary.warnings, Note(path.name, why)))
     if known is None:
         organs = {organ for outcome in outcomes for organ in outcome.organs}
         catalog.add_dataset(Dataset(name=dataset, organs=tuple(sorted(organs))))
@@ -149,6 +161,18 @@ def _require_name(dataset: str) -> None:
             expected="1 to 63 letters, digits, - and _, the first a letter or digit",
             got=dataset,
         ) from None
+
+
+def _require_licence(catalog: Catalog, dataset: str, licence: str) -> None:
+    """What was imported under one licence is not taken for something else later."""
+    known = {one.name: one.licence for one in catalog.datasets()}.get(dataset, "")
+    if known not in ("", licence):
+        raise Conflict(
+            f"dataset {dataset} is on record with another licence",
+            expected=known,
+            got=licence,
+            remedy="import what has another licence as another dataset",
+        )
 
 
 def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
@@ -176,7 +200,7 @@ class _Import:
 
     root: Path
     dataset: str
-    preset: Preset | None
+    meaning: LabelMap | None  # by a preset
     catalog: Catalog
     store: CaseStore
     scheme: OrganScheme
@@ -219,7 +243,7 @@ class _Import:
         if doubt is not None and not self.force:
             raise UnsupportedVolume(
                 f"values are not plausible Hounsfield units: {doubt}",
-                remedy="import the original; this may be an MR; pass --force if it is a CT all the same",
+                remedy="it may be an MR; import the original, or pass --force if it is a CT as it is",
             )
         if doubt is not None:
             outcome.warnings.append(Note(candidate.name, f"taken although {doubt}"))
@@ -318,7 +342,7 @@ class _Import:
         outcome: CandidateOutcome,
     ) -> Iterator[Label]:
         """Writes the masks that are new, one at a time, and yields their records."""
-        files = label_files(candidate, self.preset, self.scheme, self._reports(outcome))
+        files = label_files(candidate, self.meaning, self.scheme, self._reports(outcome))
         there = {
             label.organ
             for label in self.catalog.labels(case_id, LabelSource.ORIGINAL)
@@ -326,7 +350,7 @@ class _Import:
         }
         outcome.left_out = frozenset(files.unknown)
         if _organs_of(files) <= there:
-            self._account(files, there, set(), outcome)
+            outcome.account(files, there, set())
             return  # nothing new: the files need not be read
         new = set()
         for organ, mask in original_masks(
@@ -335,7 +359,7 @@ class _Import:
             if organ not in there:  # the first original label of an organ stays
                 new.add(organ)
                 yield self._write_label(case_id, organ, mask, ct.geometry, scratch)
-        self._account(files, there, new, outcome)
+        outcome.account(files, there, new)
 
     def _reports(self, outcome: CandidateOutcome) -> Reports:
         def refuse(path: Path, why: str) -> None:
@@ -350,19 +374,6 @@ class _Import:
             outcome.warnings.append(Note(self._name(path), why))
 
         return Reports(refuse, leave_out, warn)
-
-    def _account(
-        self, files: LabelFiles, there: set[str], new: set[str], outcome: CandidateOutcome
-    ) -> None:
-        """What became of the label files that nothing was said of."""
-        for name, file in files.masks.items():
-            organs = (
-                organs_of([files.meaning.masks[name]]) if name in files.meaning.masks else set()
-            )
-            outcome.fates.setdefault(file, _fate(organs, there, new))
-        if files.label_map is not None:
-            organs = organs_of(list(files.meaning.labels.values()))
-            outcome.fates.setdefault(files.label_map, _fate(organs, there, new))
 
     def _write_label(
         self, case_id: str, organ: str, mask: MaskPieces, grid: VolumeGeometry, scratch: Path
@@ -410,19 +421,10 @@ def _unexpected(error: Exception) -> str:
     return f"cannot be imported: {type(error).__name__} ({place}); please report it"
 
 
-def _fate(organs: set[str], there: set[str], new: set[str]) -> tuple[Fate, str]:
-    """What became of a label file of `organs`, of which `new` were taken now."""
-    if organs & new:
-        return Fate.TAKEN, ""
-    if organs & there:
-        return Fate.PRESENT, ""
-    return Fate.LEFT_OUT, "holds no organ of this atlas, or is not called after one"
-
-
 def _organs_of(files: LabelFiles) -> set[str]:
     """Organs that the files can contain."""
     meaning = files.meaning
     structures = [meaning.masks[name] for name in files.masks if name in meaning.masks]
     if files.label_map is not None:
         structures += meaning.labels.values()
-    return organs_of(structures)
+    return {organ for structure in structures for organ in structure}

@@ -1,4 +1,4 @@
-"""Which label files a candidate has, and what they mean: by its preset, by names, by our own ids."""
+"""Which label files a candidate has, and what they mean: by preset, by names, by our own ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas_core.imaging import read_segments
 from atlas_core.importing.candidates import Candidate, is_segments
 from atlas_core.importing.label_names import NamedMap, named_map, named_masks, nnunet_map
 from atlas_core.importing.original_labels import LabelFiles, Reports
-from atlas_core.importing.presets import LabelMap, Preset, scheme_map
+from atlas_core.importing.presets import LabelMap, scheme_map
 from atlas_core.organs import OrganScheme
 from atlas_core.regular_files import read_small
 
@@ -21,15 +21,18 @@ MAX_NAMES_BYTES: Final = 1 << 20
 
 
 def label_files(
-    candidate: Candidate, preset: Preset | None, scheme: OrganScheme, reports: Reports
+    candidate: Candidate, known: LabelMap | None, scheme: OrganScheme, reports: Reports
 ) -> LabelFiles:
-    """The candidate's label files and what they mean; what means nothing is reported."""
-    known = preset.within(scheme) if preset is not None else None
+    """The candidate's label files and what they mean; what means nothing is reported.
+
+    Args:
+        known: what values and masks mean by the dataset's preset, if it has one.
+    """
     names = named_masks(candidate.masks, known.masks if known is not None else None, scheme)
     for name, why in names.left_out.items():
         reports.leave_out(candidate.masks[name], why)
     unknown = frozenset(set(candidate.masks) - set(names.masks) - set(names.left_out))
-    label_map, meaning = candidate.label_map, known or scheme_map(scheme)
+    label_map, meaning = candidate.label_map, known or scheme_map(scheme, ())
     if label_map is not None and known is None:
         named = _named(candidate, label_map, scheme, reports)
         if named is not None:
@@ -45,8 +48,8 @@ def label_files(
 def _named(
     candidate: Candidate, label_map: Path, scheme: OrganScheme, reports: Reports
 ) -> NamedMap | None:
-    """The meaning of a label map by the names that a file gives its values; None, reported, if there
-    is none."""
+    """The meaning of a label map by the names that a file gives its values; None, reported, if
+    there is none."""
     file = candidate.label_names
     if file is None:
         if not candidate.our_ids:

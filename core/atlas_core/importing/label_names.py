@@ -1,8 +1,8 @@
 """What label values and mask files mean by the names that people give them.
 
-A name is an organ's, however it is written; a lesion's, which is a part of its organ; that of voxels
-nobody looked at; or something else. An original label overrides every other for ever, so what a name
-leaves open is left out, and said.
+A name is an organ's, however it is written; a lesion's, which is a part of its organ; that of
+voxels nobody looked at; or something else. An original label overrides every other for ever, so
+what a name leaves open is left out, and said.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from atlas_core.errors import InvalidInput
-from atlas_core.importing.presets import KIDNEYS, SIDES, LabelMap, plain_name, structure_of
-from atlas_core.organs import OrganScheme
+from atlas_core.importing.presets import LabelMap, Structure, structure_of
+from atlas_core.organs import OrganScheme, plain_name
 
 LESION: Final = re.compile(
     r"\b(tumou?rs?|cancers?|carcinomas?|lesions?|cysts?|mass|masses|metastas[ei]s|mets|nodules?)\b"
@@ -47,7 +47,7 @@ class NamedMasks:
         left_out: file name → why it does not count. Names that mean nothing here are not in it.
     """
 
-    masks: Mapping[str, str]
+    masks: Mapping[str, Structure]
     left_out: Mapping[str, str]
 
 
@@ -117,8 +117,8 @@ def named_map(
     """The organs behind values with names.
 
     A region is an organ with all its values. A lesion is a part of the organ in its name; without
-    one, of the only organ that there is. Values that several organs claim, lesions that may lie in any
-    of several organs, and voxels that nobody looked at make their label maps unclear.
+    one, of the only organ that there is. Values that several organs claim, lesions that may lie in
+    any of several organs, and voxels that nobody looked at make their label maps unclear.
 
     Args:
         pairs: name → its value, or the values of a region; 0 is the background.
@@ -127,11 +127,11 @@ def named_map(
     names: dict[str, tuple[int, ...]] = {}
     for name, values in pairs:  # a name may stand at several values
         names[name] = (*names.get(name, ()), *(value for value in values if value))
-    claims: dict[int, list[str]] = {}
+    claims: dict[int, list[Structure]] = {}
     for name, values in names.items():
         structure = structure_of(name, scheme)
-        for value in values if structure is not None and not _is_lesion(name) else ():
-            claims.setdefault(value, []).append(str(structure))
+        for value in values if structure and not _is_lesion(name) else ():
+            claims.setdefault(value, []).append(structure)
     found, unclear = _settled(claims)
     notes = []
     organs = sorted({*found.values()})
@@ -139,10 +139,10 @@ def named_map(
         free = [value for value in values if value not in found and value not in unclear]
         if IGNORED.fullmatch(_words(name)):
             unclear.update(dict.fromkeys(values, f"{name}: not annotated"))
-        elif free and (organ := _host(name, organs, scheme)) is not None:
+        elif free and (organ := _host(name, organs, scheme)):
             found.update(dict.fromkeys(free, organ))
             shown = ", ".join(map(str, free))
-            notes.append(f"{name} (value {shown}) is taken as a part of {organ}")
+            notes.append(f"{name} (value {shown}) is taken as a part of {' and '.join(organ)}")
         elif free and _is_lesion(name) and not _rest(name) and organs:
             unclear.update(dict.fromkeys(free, f"{name}: may lie in any organ"))
     known = {value for values in names.values() for value in values}
@@ -153,32 +153,33 @@ def named_map(
     )
 
 
-def _settled(claims: Mapping[int, list[str]]) -> tuple[dict[int, str], dict[int, str]]:
+def _settled(
+    claims: Mapping[int, list[Structure]],
+) -> tuple[dict[int, Structure], dict[int, str]]:
     """Value → the structure that it belongs to; value → why it is unclear."""
-    found: dict[int, str] = {}
+    found: dict[int, Structure] = {}
     unclear: dict[int, str] = {}
-    sided = any(set(SIDES) & set(claimed) for claimed in claims.values())
+    single = {one[0] for claimed in claims.values() for one in claimed if len(one) == 1}
     for value, claimed in claims.items():
         # The region of both kidneys says nothing beside those of each.
-        wanted = {name for name in claimed if name != KIDNEYS or not sided}
+        wanted = {one for one in claimed if len(one) == 1 or not single & set(one)}
         if len(wanted) == 1:
             found[value] = wanted.pop()
-        elif wanted:
-            unclear[value] = f"named as {' and as '.join(sorted(wanted))}"
         else:
-            unclear[value] = "kidneys: of either side"
+            names = sorted({organ for one in wanted or claimed for organ in one})
+            unclear[value] = f"{' or '.join(names)}"
     return found, unclear
 
 
-def _host(name: str, organs: list[str], scheme: OrganScheme) -> str | None:
-    """The organ that a lesion is a part of, if there is no doubt."""
+def _host(name: str, organs: list[Structure], scheme: OrganScheme) -> Structure:
+    """The organ that a lesion is a part of, if there is no doubt; else nothing."""
     if not _is_lesion(name):
-        return None
+        return ()
     rest = _rest(name)
     if not rest:
-        return organs[0] if len(organs) == 1 else None
+        return organs[0] if len(organs) == 1 else ()
     named = structure_of(rest, scheme)
-    return named if named in organs else None
+    return named if named in organs else ()
 
 
 def _is_lesion(name: str) -> bool:
@@ -200,49 +201,52 @@ def _words(name: str) -> str:
 
 
 def named_masks(
-    files: Collection[str], preset: Mapping[str, str] | None, scheme: OrganScheme
+    files: Collection[str], preset: Mapping[str, Structure] | None, scheme: OrganScheme
 ) -> NamedMasks:
     """The structures behind the names of mask files.
 
     Args:
         files: their names without suffix.
-        preset: the names that a preset knows, those of an organ's lesions behind its own; None: our own
-            names and others that are common.
+        preset: the names that a preset knows, those of an organ's lesions behind its own; None:
+            names and aliases of the organs.
     """
-    organs: dict[str, list[str]] = {}
-    lesions: dict[str, list[str]] = {}
+    organs: dict[Structure, list[str]] = {}
+    lesions: dict[Structure, list[str]] = {}
     for name in sorted(files):
-        structure, part = _of_preset(name, preset) if preset is not None else _of_name(name, scheme)
-        if structure is not None:
-            (lesions if part else organs).setdefault(structure, []).append(name)
+        found, part = _of_name(name, scheme) if preset is None else _of_preset(name, preset)
+        if found:
+            (lesions if part else organs).setdefault(found, []).append(name)
     left_out: dict[str, str] = {}
-    masks: dict[str, str] = {}
-    if set(SIDES) & set(organs):
-        for name in (*organs.pop(KIDNEYS, []), *lesions.pop(KIDNEYS, [])):
-            left_out[name] = "left out: each kidney has a mask of its own"
+    masks: dict[str, Structure] = {}
+    single = {one[0] for one in organs if len(one) == 1}
+    for pair in [one for one in (*organs, *lesions) if len(one) > 1 and single & set(one)]:
+        for name in (*organs.pop(pair, []), *lesions.pop(pair, [])):
+            left_out[name] = "left out: each side has a mask of its own"
     for structure, names in organs.items():
         if len(names) > 1:
-            why = f"left out: {len(names)} masks are called after {structure}: {', '.join(names)}"
+            called = " and ".join(structure)
+            why = f"left out: {len(names)} masks are called after {called}: {', '.join(names)}"
             left_out.update(dict.fromkeys(names, why))
         else:
             masks.update(dict.fromkeys([*names, *lesions.pop(structure, [])], structure))
     # A preset knows such masks (cysts of a kidney that has none): nothing is in doubt.
     for structure, names in lesions.items() if preset is None else ():
-        left_out.update(dict.fromkeys(names, f"left out: a part of {structure}, without the rest"))
+        why = f"left out: a part of {' and '.join(structure)}, without the rest"
+        left_out.update(dict.fromkeys(names, why))
     return NamedMasks(masks, left_out)
 
 
-def _of_preset(name: str, preset: Mapping[str, str]) -> tuple[str | None, bool]:
+def _of_preset(name: str, preset: Mapping[str, Structure]) -> tuple[Structure, bool]:
     """The structure, and whether it is a lesion of it."""
     known = {plain_name(key): key for key in preset}
     key = name if name in preset else known.get(plain_name(name))
     if key is None:
-        return None, False
+        return (), False
     structure = preset[key]
     return structure, key != next(k for k, v in preset.items() if v == structure)
 
 
-def _of_name(name: str, scheme: OrganScheme) -> tuple[str | None, bool]:
+def _of_name(name: str, scheme: OrganScheme) -> tuple[Structure, bool]:
     if _is_lesion(name):
         return structure_of(_rest(name), scheme), True
     return structure_of(name, scheme), False

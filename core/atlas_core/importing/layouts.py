@@ -3,10 +3,10 @@
 Recognised, at any depth and in any mixture, in capitals or not, as NIfTI, NRRD or MetaImage:
 
     case folders    ct.nii.gz with segmentations/<organ>.nii.gz and/or combined_labels.nii.gz
-                    (AbdomenAtlas, TotalSegmentator); imaging.nii.gz with segmentation.nii.gz (KiTS);
-                    a CT with 3D Slicer's Segmentation.seg.nrrd
+                    (AbdomenAtlas, TotalSegmentator); imaging.nii.gz with segmentation.nii.gz
+                    (KiTS); a CT with 3D Slicer's Segmentation.seg.nrrd
     nnU-Net raw     imagesTr/<case>_0000.nii.gz with labelsTr/<case>.nii.gz and dataset.json; also
-                    the Decathlon's form without _0000, imagesTs, imagesVa …, and paths in dataset.json
+                    the Decathlon's form without _0000, imagesTs, imagesVa …, paths in dataset.json
     BIDS            sub-1/…/sub-1_ct.nii.gz with derivatives/…/sub-1_dseg.nii.gz or sub-1_…_mask
     DICOM           every series below a folder that holds DICOM files, with labels as NIfTI
     loose volumes   paired with their labels where the names say so (volume-3 with segmentation-3,
@@ -23,15 +23,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from atlas_core.errors import LimitExceeded, NotFound, printable
-from atlas_core.imaging.dicom_reader import DicomSeries, find_series, looks_like_dicom
+from atlas_core.imaging.dicom_reader import find_series, looks_like_dicom
 from atlas_core.importing.candidates import (
     Candidate,
     Discovery,
@@ -41,6 +40,16 @@ from atlas_core.importing.candidates import (
     named,
     shown_name,
     stem_of,
+)
+from atlas_core.importing.folder_rules import (
+    LABEL_MAP_STEMS,
+    OUR_LABEL_MAP,
+    ct_of_case,
+    files_below,
+    first_channels,
+    home_of,
+    label_folders_at,
+    nnunet_folders,
 )
 from atlas_core.importing.label_names import ROOT_NAME
 from atlas_core.importing.pairing import (
@@ -54,23 +63,14 @@ from atlas_core.importing.pairing import (
     read_pairs,
 )
 
-CT_STEMS: Final = ("ct", "imaging")
-"""Names of the CT in a case folder: AbdomenAtlas and TotalSegmentator, KiTS."""
-
-OUR_LABEL_MAP: Final = "combined_labels"
-
-LABEL_MAP_STEMS: Final = (OUR_LABEL_MAP, "segmentation", "aggregated_MAJ_seg")
-"""Names of the label map in a case folder: AbdomenAtlas, KiTS19, KiTS21 and later."""
-
 DERIVATIVES: Final = "derivatives"
 
 MASKS_FOLDER: Final = "segmentations"
 
-NNUNET_IMAGES: Final = re.compile(r"images(Tr|Ts|Va|Val)", re.IGNORECASE)
 
 RESAMPLED: Final = re.compile(r"(?P<source>.+?)(_Tilt|_Eq)+(_\d+)?", re.IGNORECASE)
-"""Beside a series of tilted or uneven slices, dcm2niix writes a copy that is resampled to a straight
-grid; only that one has its slices where they were."""
+"""Beside a series of tilted or uneven slices, dcm2niix writes a copy that is resampled to a
+straight grid; only that one has its slices where they were."""
 
 OTHER_FORMATS: Final = frozenset({".hdr", ".img", ".mgz", ".mgh", ".mnc", ".gipl", ".vtk"})
 
@@ -144,7 +144,7 @@ class _Search:
         aside = {path: one for path, one in self._set_aside.items() if path not in used}
         others = [
             SetAside(self._name(file), rest or self._other(file))
-            for file in _files_below(self._root)
+            for file in files_below(self._root)
             if file not in used and file not in aside
         ]
         return Discovery(
@@ -188,7 +188,7 @@ class _Search:
         if self._case_folder(folder, files, folders):
             return [], above
         here = self._known(folder, files, folders, above)
-        for images, labels in _nnunet_folders(folders):
+        for images, labels in nnunet_folders(folders):
             self._nnunet(folder, images, labels, here)
             folders = [inner for inner in folders if inner not in (images, labels)]
         dicom = not above.dicom and any(map(_is_dicom, files))
@@ -254,12 +254,12 @@ class _Search:
         """Handle a case folder, or put aside masks without a CT; False if it is no case folder."""
         masks = next((inner for inner in folders if inner.name.lower() == MASKS_FOLDER), None)
         volumes = by_stem(files)
-        ct = _ct_of_case(volumes, beside_masks=masks is not None)
+        ct = ct_of_case(volumes, beside_masks=masks is not None)
         if ct is not None:
             self._case(volumes, ct, masks)
             self._put_aside_volumes(folders)
             self._cases.add(folder)
-            for file in _files_below(folder):
+            for file in files_below(folder):
                 if stem_of(file) is not None and file not in self._candidates[-1].label_files:
                     self._put_aside(file, "lies in a case folder but is no part of the case")
             return True
@@ -288,7 +288,7 @@ class _Search:
     def _nnunet(self, folder: Path, images: Path, labels: Path | None, here: _Above) -> None:
         names = folder / ROOT_NAME
         label_files = self._volumes(labels) if labels is not None else {}
-        for stem, ct, channels in _first_channels(self._volumes(images), label_files):
+        for stem, ct, channels in first_channels(self._volumes(images), label_files):
             if channels > 1:
                 self._put_aside(ct, f"has {channels} channels; a CT has one")
                 continue
@@ -316,7 +316,7 @@ class _Search:
         except LimitExceeded as error:
             self._put_aside(folder, str(error))
             return
-        homes = [_home(series) for series in found]
+        homes = [home_of(series) for series in found]
         for series, home in zip(found, homes, strict=True):
             name = self._name(home)
             if homes.count(home) > 1:
@@ -337,7 +337,7 @@ class _Search:
         for folder in (home, *home.parents):
             if not folder.is_relative_to(self._root):
                 break
-            beside = [self._stems(inner) for inner in _label_folders_at(folder, self._root)]
+            beside = [self._stems(inner) for inner in label_folders_at(folder, self._root)]
             if (label := label_beside(folder.name, self._stems(folder), beside)) is not None:
                 return label
         return named({str(stem_of(f)): f for f in self._stems(home).values()}, LABEL_MAP_STEMS)
@@ -386,73 +386,6 @@ class _Search:
         if file.suffix.lower() in ARCHIVES:
             return "an archive: unpack it first"
         return f"no volume ({file.suffix.lower() or 'without suffix'})"
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """Every file below `folder`, sorted, hidden ones too; links to folders are not followed."""
-    found: list[Path] = []
-    waiting = [folder]
-    while waiting:
-        with suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry))
-                elif not entry.is_dir():
-                    found.append(Path(entry))
-    return sorted(found)
-
-
-def _ct_of_case(volumes: Mapping[str, Path], *, beside_masks: bool) -> Path | None:
-    """The CT of a case folder that holds `volumes`, or None if it is no case folder.
-
-    A folder of loose files may hold one called ``ct`` too: beside others, it takes masks or a label
-    map to make it a case folder. Beside masks, a single volume of any name is their CT.
-    """
-    found = named(volumes, CT_STEMS)
-    if len(volumes) == 1:
-        return found if found is not None or not beside_masks else next(iter(volumes.values()))
-    segments = [file for file in volumes.values() if is_segments(file)]
-    if found is None and len(volumes) == 2 and len(segments) == 1:
-        return next(file for file in volumes.values() if not is_segments(file))
-    labelled = beside_masks or segments or named(volumes, LABEL_MAP_STEMS) is not None
-    return found if labelled else None
-
-
-def _nnunet_folders(folders: list[Path]) -> list[tuple[Path, Path | None]]:
-    """Folders of images with their folders of labels, of an nnU-Net raw dataset."""
-    by_name = {inner.name.lower(): inner for inner in folders}
-    return [
-        (images, by_name.get(images.name.lower().replace("images", "labels", 1)))
-        for images in folders
-        if NNUNET_IMAGES.fullmatch(images.name)
-    ]
-
-
-def _first_channels(
-    images: Mapping[str, Path], labels: Mapping[str, Path]
-) -> Iterator[tuple[str, Path, int]]:
-    """Name of each case, file of its first channel, and how many channels it has.
-
-    ``_0000`` is a channel number only where no label bears the whole name: AMOS calls its 507th
-    case amos_0507, in both folders.
-    """
-    for stem, file in images.items():
-        match = re.fullmatch(r"(.+)_(\d{4})", stem)
-        if match is None or stem in labels or f"{match[1]}_0000" not in images:
-            yield stem, file, 1
-        elif match[2] == "0000":
-            pattern = re.compile(re.escape(match[1]) + r"_\d{4}")
-            yield match[1], file, sum(pattern.fullmatch(other) is not None for other in images)
-
-
-def _home(series: DicomSeries) -> Path:
-    """The folder that holds all files of a series."""
-    return Path(os.path.commonpath([file.parent for file in series.files]))
-
-
-def _label_folders_at(folder: Path, root: Path) -> list[Path]:
-    """Folders of labels beside a folder of DICOM files, inside `root`."""
-    return label_folders(folder) if folder != root else []
 
 
 def _is_dicom(file: Path) -> bool:

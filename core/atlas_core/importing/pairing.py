@@ -61,8 +61,8 @@ class Labels:
 def read_pairs(file: Path, root: Path) -> dict[Path, Path | None]:
     """A list of pairs: CSV with a CT and its label in each line, by comma, semicolon or tab.
 
-    Names are relative to the list's own folder or to `root`, and lie in `root`. A first line without
-    names of files is a heading. A CT without a label has an empty second field.
+    Names are relative to the list's own folder or to `root`, and lie in `root`. A first line
+    without names of files is a heading. A CT without a label has an empty second field.
 
     Raises:
         NotFound, LimitExceeded: as `read_small`.
@@ -149,7 +149,7 @@ def _listed(content: Any) -> Iterator[tuple[str, str]]:
 
 
 def bids_labels(derivatives: Path) -> dict[str, Labels]:
-    """Labels below ``derivatives`` of a BIDS dataset, by the entities of their CT (sub-01_ses-2)."""
+    """Labels below ``derivatives`` of a BIDS dataset, by entities of their CT (sub-01_ses-2)."""
     found: dict[str, Labels] = {}
     for file in sorted(derivatives.rglob("sub-*")):
         match = BIDS_LABEL.fullmatch(stem_of(file) or "")

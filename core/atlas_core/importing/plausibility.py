@@ -1,7 +1,7 @@
 """Whether voxel values are Hounsfield units, and what was done to them if they are not.
 
-Air is at −1000 HU, fat at −100, soft tissue at 50, bone from 300 on: a histogram shows where they lie,
-and from that what went wrong. Padding, which scanners write outside the field of view, says
+Air is at −1000 HU, fat at −100, soft tissue at 50, bone from 300 on: a histogram shows where they
+lie, and from that what went wrong. Padding, which scanners write outside the field of view, says
 nothing and never counts as air.
 """
 

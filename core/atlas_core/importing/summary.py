@@ -9,6 +9,7 @@ from typing import Final
 
 from atlas_core.errors import printable
 from atlas_core.importing.candidates import Candidate, Discovery, shown_name
+from atlas_core.importing.original_labels import LabelFiles
 
 NAMES_SHOWN: Final = 8
 """Limit of the names that a warning lists."""
@@ -126,6 +127,19 @@ class CandidateOutcome:
         imported = self.taken or self.present
         return imported.organs if imported else ()
 
+    def account(self, files: LabelFiles, there: set[str], new: set[str]) -> None:
+        """Says what became of the label files that nothing was said of.
+
+        Args:
+            there: organs that had an original label.
+            new: organs that got one.
+        """
+        for name, file in files.masks.items():
+            self.fates.setdefault(file, _fate({*files.meaning.masks.get(name, ())}, there, new))
+        if files.label_map is not None:
+            organs = {organ for one in files.meaning.labels.values() for organ in one}
+            self.fates.setdefault(files.label_map, _fate(organs, there, new))
+
     def files(self, candidate: Candidate, root: Path) -> list[FileFate]:
         """What became of each of its files."""
         ct, why = self._of_ct()
@@ -145,6 +159,15 @@ class CandidateOutcome:
         if self.refused:
             return Fate.REFUSED, self.refused[-1].reason
         return Fate.LEFT_OUT, self.skipped[-1].reason if self.skipped else ""
+
+
+def _fate(organs: set[str], there: set[str], new: set[str]) -> tuple[Fate, str]:
+    """What became of a label file of `organs`."""
+    if organs & new:
+        return Fate.TAKEN, ""
+    if organs & there:
+        return Fate.PRESENT, ""
+    return Fate.LEFT_OUT, "holds no organ of this atlas, or is not called after one"
 
 
 def summary_of(
