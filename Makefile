@@ -54,6 +54,12 @@ test-quick: setup-dev  ## what needs no server, in three minutes: unit tests and
 attack: setup-dev setup-browser  ## attack a stack of its own and kill its processes at random (KILLS= of each work); one JSON line at the end
 	@$(BIN)/python tests/attack_report.py --kills $(KILLS) $(ARGS)
 
+# Folders of files of every kind, for `make import-report`; see the head of the script.
+CASES ?=
+DATA ?=
+import-report: setup-dev  ## what an import makes of every kind of file (CASES=, DATA=); one JSON line at the end
+	@$(BIN)/python tests/import_report.py $(if $(CASES),--cases "$(CASES)") $(if $(DATA),--data "$(DATA)")
+
 check: setup-dev  ## lint, format, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -181,6 +187,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo loop-demo models-demo up down status setup-dev test test-quick check format proto demo-models clean \
+.PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
 	bench-review check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots
