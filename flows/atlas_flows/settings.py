@@ -116,6 +116,11 @@ class FlowSettings(BaseSettings):
         default=None,
         description="Checkpoints, by which a killed training goes on; empty: <home>/runs.",
     )
+    nnunet_python: Path | None = Field(
+        default=None,
+        description="Python interpreter with nnunetv2, which trains imported nnU-Nets further; "
+        "empty: the one that runs the flows.",
+    )
 
 
 class Places:
@@ -151,6 +156,7 @@ class Places:
         self.model_repository = flow.model_repository
         self.model_store = flow.model_store or embedded.home / "models"
         self.training_runs = flow.training_runs or embedded.home / "runs"
+        self.nnunet_python = flow.nnunet_python
 
     @classmethod
     def read(cls, home: Path | None = None, port_base: int | None = None) -> Self:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +38,7 @@ from atlas_models.training.network_training import (
 )
 from atlas_models.training.patches import PatchSampler
 from atlas_models.training.stored_cases import (
+    ChosenCase,
     LabelChoice,
     StoredCases,
     choose_cases,
@@ -264,6 +265,23 @@ def _as_json(
 ) -> bytes:
     """The whole record: what the catalog keeps, and every label by its checksum."""
     held = {case.id for case in cases.validation}
+    return provenance_file(spec, metrics, provenance, cases.chosen, held, cases.refused)
+
+
+def provenance_file(
+    spec: ModelSpec,
+    metrics: dict[str, float],
+    provenance: dict[str, str],
+    cases: Iterable[ChosenCase],
+    held: Collection[str],
+    refused: dict[str, str],
+) -> bytes:
+    """Content of `PROVENANCE_FILE`.
+
+    Args:
+        held: ids of cases that were held out.
+        refused: case id → why it was left out.
+    """
     record = {
         "sha256": spec.sha256,
         "metrics": metrics,
@@ -277,8 +295,8 @@ def _as_json(
                     for label in chosen.labels
                 },
             }
-            for chosen in cases.chosen
+            for chosen in cases
         },
-        "refused": cases.refused,
+        "refused": refused,
     }
     return (json.dumps(record, indent=1) + "\n").encode()
