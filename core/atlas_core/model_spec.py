@@ -22,13 +22,25 @@ from pydantic import Field, model_validator
 from atlas_core.errors import InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
-from atlas_core.organs import OrganName
+from atlas_core.organs import OrganName, OrganScheme
 
 INPUT_NAME = "ct"
 OUTPUT_NAME = "soft"
 
 MAX_MODEL_STREAMS = 4
 """Default limit of windows that a model on a CPU works on at once (decision 24)."""
+
+MAX_MEMBER_OVERLAP = 0.75
+"""Of neighbouring windows: beyond it 64 predictions per voxel become 125, and quantised weights of
+a window may all be zero (`atlas_attention.fusion.windows`)."""
+
+MAX_PATCH_VOXELS = 1 << 25
+"""Of one window, whatever the CT's size: 320³, twice the largest that nnU-Net plans for a GPU of
+40 GB; a window of Hounsfield units takes 128 MiB then."""
+
+Resampling = Literal["linear", "nnunet"]
+"""How a CT is brought to a model's grid: ``linear`` with antialiasing, as in `imaging.resampling`;
+``nnunet``: cubic splines, and nearest neighbour across thick slices, as nnU-Net prepares a case."""
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -50,6 +62,24 @@ class ModelSpec(FrozenModel):
     )
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     sha256: Sha256 = Field(description="Of the ONNX file.")
+    # Left out of the JSON where they are not set: a description from before reads as it did.
+    overlap: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_MEMBER_OVERLAP,
+        exclude_if=lambda overlap: overlap is None,
+        description="Of neighbouring windows, as a share of the patch; None: the service's own.",
+    )
+    mirrored: bool = Field(
+        default=False,
+        exclude_if=lambda mirrored: not mirrored,
+        description="Predict each window in all eight mirrorings and average, as nnU-Net does.",
+    )
+    resampling: Resampling = Field(
+        default="linear",
+        exclude_if=lambda resampling: resampling == "linear",
+        description="How the CT is brought to the model's grid.",
+    )
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
@@ -57,6 +87,8 @@ class ModelSpec(FrozenModel):
             raise ValueError(f"hu_window {self.hu_window}: expected lower < upper")
         if min(self.spacing_mm) <= 0 or min(self.patch) < 1:
             raise ValueError(f"spacing {self.spacing_mm} and patch {self.patch} must be positive")
+        if self.patch[0] * self.patch[1] * self.patch[2] > MAX_PATCH_VOXELS:
+            raise ValueError(f"patch {self.patch}: expected at most {MAX_PATCH_VOXELS} voxels")
         if len(set(self.organs)) != len(self.organs):
             raise ValueError(f"organs named twice: {self.organs}")
         return self
@@ -119,9 +151,25 @@ def parse_ensemble(references: Sequence[str]) -> dict[str, int | None]:
     return ensemble
 
 
-def ensemble_key(refs: tuple[ModelRef, ...] | list[ModelRef]) -> str:
+def ensemble_organs(specs: Sequence[ModelSpec], scheme: OrganScheme) -> tuple[OrganName, ...]:
+    """The organs of `scheme` that at least one of the models knows, in the order of the scheme;
+    of models with one list of organs in the order of that list."""
+    lists = {tuple(organ for organ in spec.organs if organ in scheme) for spec in specs}
+    if len(lists) == 1:
+        return lists.pop()
+    known = {organ for organs in lists for organ in organs}
+    return tuple(name for name in scheme.names if name in known)
+
+
+def ensemble_key(
+    refs: tuple[ModelRef, ...] | list[ModelRef], fusion_spacing_mm: Float3 | None = None
+) -> str:
     """Name of an ensemble, independent of the order of its models: ``nnunet@0-1a2b3c4d+unet@0-…``.
 
-    Used as the folder of its predictions, and to see whether it has scored a case already.
+    Used as the folder of its predictions, and to see whether it has scored a case already. A fusion
+    grid that was chosen makes other results: it stands at the end, as ``+grid-1.5-1.5-3``.
     """
-    return "+".join(sorted(str(ref) for ref in refs))
+    key = "+".join(sorted(str(ref) for ref in refs))
+    if fusion_spacing_mm is None:
+        return key
+    return f"{key}+grid-{'-'.join(f'{spacing:g}' for spacing in fusion_spacing_mm)}"

@@ -111,6 +111,12 @@ class OrganScore(FrozenModel):
     expected_ml: float | None = Field(
         default=None, ge=0, description="Sum of the mean soft prediction; None as above."
     )
+    voices: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many models of the ensemble know the organ: N of Eq. 1 and 2. None: of a "
+        "version whose models all knew all organs.",
+    )
 
 
 class Score(FrozenModel):

@@ -17,6 +17,7 @@ from atlas_flows.commands import (
     assembly,
     backup,
     cases,
+    ensembles,
     evaluation,
     loop,
     models,
@@ -73,6 +74,7 @@ evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
 app.add_typer(organs.app, name="organs", rich_help_panel="Atlas")
 app.add_typer(models.app, name="models", rich_help_panel="Models")
+app.add_typer(ensembles.app, name="ensemble", rich_help_panel="Models")
 
 
 def _print_version(asked: bool) -> None:

@@ -73,6 +73,15 @@ class FlowSettings(BaseSettings):
         le=1,
         description="By how much mean Dice may fall when a new version of a model is promoted.",
     )
+    promotion_min_cases: int = Field(
+        default=5, ge=1, description="On fewer cases no version is judged, unless by --force."
+    )
+    promotion_floor: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Mean Dice that the first version of a model needs to join the ensemble.",
+    )
     triton_address: str | None = Field(
         default=None,
         description="host:port of Triton's gRPC endpoint, to load models; empty: the embedded one.",
@@ -129,6 +138,8 @@ class Places:
         self.notification_block = flow.notification_block or None
         self.score_schedule = flow.score_schedule or None
         self.promotion_margin = flow.promotion_margin
+        self.promotion_min_cases = flow.promotion_min_cases
+        self.promotion_floor = flow.promotion_floor
         self.triton_address = flow.triton_address or embedded.triton_grpc
         # Its own Triton lets nobody else in; one that somebody else runs is reached as it is.
         own = embedded.triton_client_tls if flow.triton_address is None else None

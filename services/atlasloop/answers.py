@@ -48,14 +48,43 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class ServiceInfo:
-    """The ensemble in service, its organs, and the limits.
+class ModelRef:
+    """Which model predicted: its name, version t, and the SHA-256 of its exported graph."""
+
+    name: str
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EnsembleInfo:
+    """Models that work together under a name, as the service has them loaded.
 
     Attributes:
-        models: the ensemble: of every model the version in service.
+        models: whose predictions are fused, each in its version in service.
+        fusion_spacing_mm: of the grid of the fusion along x, y, z; None: the finest of theirs.
+        locator: finds where organs can be; None: none does.
+        missing: members that the model server does not hold: the ensemble cannot answer.
+    """
+
+    name: str
+    models: tuple[ModelRef, ...]
+    fusion_spacing_mm: tuple[float, float, float] | None = None
+    locator: ModelRef | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """The ensembles that are loaded, their organs, and the limits.
+
+    Attributes:
+        models: of the ensemble in use, each in its version in service.
         older_models: other versions that are loaded, older or newer than the one in service; used
             when asked for as ``"name@t"``.
         labels: label value of each organ.
+        ensembles: all that are loaded, by name.
+        ensemble_in_use: the one that answers when none is named; empty in a service of before.
         organ_scheme: name of the organ scheme that the service is configured for.
         organ_scheme_sha256: of its ids and names.
     """
@@ -68,17 +97,10 @@ class ServiceInfo:
     readings: tuple[Reading, ...]
     limits: Limits
     attention_scale: float
+    ensembles: tuple[EnsembleInfo, ...] = ()
+    ensemble_in_use: str = ""
     organ_scheme: str = ""
     organ_scheme_sha256: str = ""
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """Which model predicted: its name, version t, and the SHA-256 of its exported graph."""
-
-    name: str
-    version: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +114,7 @@ class OrganResult:
         disagreement: 1 − mean pairwise Dice of the models' masks (p > 0.5), 0..1; of one model 1 −
             the Dice that it expects; None in results that an older version stored.
         expected_ml: sum of the mean soft prediction in ml; None as above.
+        voices: how many models know the organ; one alone cannot be inconsistent. None as above.
     """
 
     organ: str
@@ -101,6 +124,7 @@ class OrganResult:
     pseudo_label_ml: float
     disagreement: float | None = None
     expected_ml: float | None = None
+    voices: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,8 @@ class CaseResult:
         already_scored: nothing was predicted, the store held the result.
         number: of the results of this case, ensemble and reading in the store, from 1; 0: it is not
             stored.
+        fusion_spacing_mm: of the grid where the models' predictions met, along the patient's x, y,
+            z (RAS+); empty: a result that an older version stored, or of soft predictions sent.
     """
 
     case_id: str
@@ -134,6 +160,7 @@ class CaseResult:
     timing: Timing
     already_scored: bool
     number: int
+    fusion_spacing_mm: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,9 +260,26 @@ def service_info(reply: pb.GetInfoResponse) -> ServiceInfo:
             idle_timeout_s=limits.idle_timeout_s,
         ),
         attention_scale=reply.attention_scale,
+        ensembles=tuple(_ensemble_info(ensemble) for ensemble in reply.ensembles),
+        ensemble_in_use=reply.ensemble_in_use,
         organ_scheme=reply.organ_scheme,
         organ_scheme_sha256=reply.organ_scheme_sha256,
     )
+
+
+def _ensemble_info(ensemble: pb.Ensemble) -> EnsembleInfo:
+    spacing = ensemble.fusion_spacing_mm
+    return EnsembleInfo(
+        name=ensemble.name,
+        models=tuple(_model_ref(model) for model in ensemble.models),
+        fusion_spacing_mm=(spacing[0], spacing[1], spacing[2]) if len(spacing) == 3 else None,
+        locator=_model_ref(ensemble.locator) if ensemble.HasField("locator") else None,
+        missing=tuple(ensemble.missing),
+    )
+
+
+def _model_ref(model: pb.ModelRef) -> ModelRef:
+    return ModelRef(model.name, model.version, model.sha256)
 
 
 def read_grid(grid: pb.VolumeGrid) -> Grid:
@@ -265,7 +309,7 @@ def case_result(result: pb.CaseResult) -> CaseResult:
         case_id=result.case_id,
         ensemble=result.ensemble,
         reading=_reading(result.reading),
-        models=tuple(ModelRef(m.name, m.version, m.sha256) for m in result.models),
+        models=tuple(_model_ref(model) for model in result.models),
         organs=tuple(
             OrganResult(
                 organ=organ.organ,
@@ -275,6 +319,7 @@ def case_result(result: pb.CaseResult) -> CaseResult:
                 pseudo_label_ml=organ.pseudo_label_ml,
                 disagreement=organ.disagreement if organ.HasField("disagreement") else None,
                 expected_ml=organ.expected_ml if organ.HasField("expected_ml") else None,
+                voices=organ.voices or None,
             )
             for organ in result.organs
         ),
@@ -286,4 +331,5 @@ def case_result(result: pb.CaseResult) -> CaseResult:
         ),
         already_scored=result.already_scored,
         number=result.number,
+        fusion_spacing_mm=tuple(result.fusion_spacing_mm),
     )

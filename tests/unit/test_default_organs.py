@@ -1,4 +1,4 @@
-"""Which organs there are is configuration: only settings, and phantoms, have organs of their own."""
+"""Which organs there are is configuration: only settings and phantoms have organs of their own."""
 
 from __future__ import annotations
 

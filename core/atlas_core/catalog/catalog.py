@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from atlas_core.catalog import tables as t
 from atlas_core.catalog.database import ROWS_PER_STATEMENT, Database, chunks, insert_new
+from atlas_core.catalog.ensembles import key_in_use
 from atlas_core.catalog.organ_schemes import remembered_scheme
 from atlas_core.errors import Conflict, NotFound
 from atlas_core.model_spec import ModelRef
@@ -285,9 +286,26 @@ class Catalog(Database):
             return {row.case_id: row.number for row in connection.execute(query)}
 
     def latest_ensemble(self, reading: Reading, dataset: str | None = None) -> str | None:
-        """The ensemble of the newest score under this reading; None where nothing is scored."""
+        """Whose scores count unless another is named: the ensemble in use, or, where it has scored
+        nothing yet, the one of the newest score under this reading; None where nothing is scored.
+        """
         with self.transaction(write=False) as connection:
             return _latest_ensemble(connection, reading, dataset)
+
+    def scored_otherwise(self, reading: Reading, ensemble: str, dataset: str | None = None) -> int:
+        """How many cases other ensembles have scored, and this one has not: their sizes do not
+        compare with those of its list."""
+        s = t.scores.c
+        of_reading = s.reading == reading.value
+        by_it = sa.select(s.case_id).where(of_reading, s.ensemble == ensemble)
+        query = sa.select(sa.func.count(s.case_id.distinct())).where(
+            of_reading, s.case_id.not_in(by_it)
+        )
+        if dataset is not None:
+            of_dataset = sa.select(t.cases.c.id).where(t.cases.c.dataset == dataset)
+            query = query.where(s.case_id.in_(of_dataset))
+        with self.transaction(write=False) as connection:
+            return int(connection.scalar(query) or 0)
 
     def ensembles(self, reading: Reading) -> dict[str, datetime]:
         """Every ensemble that has scored a case under this reading, with the time of its first
@@ -314,7 +332,7 @@ class Catalog(Database):
 
         Args:
             reading: of the attention maps.
-            ensemble: that scored the cases; None: that of the newest score.
+            ensemble: that scored the cases; None: see `latest_ensemble`.
             dataset: only its cases; None: all.
             by: what the list is sorted by.
 
@@ -434,15 +452,12 @@ def _ensemble_models(connection: Connection, ensemble: str) -> tuple[ModelRef, .
 
 def _latest_ensemble(connection: Connection, reading: Reading, dataset: str | None) -> str | None:
     s = t.scores.c
-    query = (
-        sa.select(s.ensemble)
-        .where(s.reading == reading.value)
-        .order_by(s.created_at.desc(), s.ensemble)
-        .limit(1)
-    )
+    query = sa.select(s.ensemble).where(s.reading == reading.value).limit(1)
     if dataset is not None:
         query = query.join(t.cases, t.cases.c.id == s.case_id).where(t.cases.c.dataset == dataset)
-    return connection.scalar(query)
+    return connection.scalar(
+        query.where(s.ensemble == key_in_use(connection))
+    ) or connection.scalar(query.order_by(s.created_at.desc(), s.ensemble))
 
 
 def _organ_score(row: Sequence[Any]) -> OrganScore:

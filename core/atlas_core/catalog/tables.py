@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0009"
+REVISION = "0011"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -161,6 +161,8 @@ organ_scores = Table(
     # Empty in scores of versions that did not count it (before revision 0008).
     Column("disagreement", Float(53)),
     Column("expected_ml", Float(53)),
+    # Empty in scores of versions whose models all knew all organs (before revision 0011).
+    Column("voices", Integer),
     ForeignKeyConstraint(
         ["case_id", "reading", "ensemble"],
         ["scores.case_id", "scores.reading", "scores.ensemble"],
@@ -430,4 +432,19 @@ organ_schemes = Table(
     Column("sha256", String(64), nullable=False),
     Column("organs", JSON, nullable=False),
     Column("recorded_at", UtcDateTime, nullable=False),
+)
+
+# Ensembles by name (revision 0010). Rows are only ever added, which a trigger sees to: a row is an
+# ensemble after one change, the newest of a name says how it is now.
+ensemble_changes = Table(
+    "ensemble_changes",
+    metadata,
+    Column("revision", Integer, primary_key=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("ensemble", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("action", String(63), nullable=False),
+    Column("who", String, nullable=False),
+    Column("why", String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
 )

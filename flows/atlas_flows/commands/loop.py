@@ -10,6 +10,7 @@ import typer
 from atlas_flows.commands.options import (
     TOP_SHARE,
     DatasetOption,
+    EnsembleOption,
     JsonOption,
     ReadingName,
     ReadingOption,
@@ -28,6 +29,7 @@ def iterate(
     ] = "run",
     dataset: DatasetOption = None,
     reading: ReadingOption = ReadingName.PAPER,
+    ensemble: EnsembleOption = None,
     share: Annotated[
         float, typer.Option(min=0.0001, max=1, help="Part of the list that is revised.")
     ] = TOP_SHARE,
@@ -64,6 +66,7 @@ def iterate(
         "mode": mode,
         "dataset": dataset,
         "reading": reading.value,
+        "ensemble": ensemble,
         "share": share,
         "minutes": minutes,
         "models": list(model or ()),

@@ -29,6 +29,10 @@ ReadingOption = Annotated[
     ReadingName, typer.Option(help="paper: Eq. 1–4. released: thresholds of the published code.")
 ]
 DatasetOption = Annotated[str | None, typer.Option(help="Only the cases of this dataset.")]
+EnsembleOption = Annotated[
+    str | None,
+    typer.Option("--ensemble", help="Name of an ensemble that is loaded; default: the one in use."),
+]
 InFlightOption = Annotated[
     int, typer.Option(min=1, max=64, help="Cases worked on at the same time.")
 ]

@@ -35,6 +35,10 @@ def ranking(
     dataset: DatasetOption = None,
     reading: ReadingOption = ReadingName.PAPER,
     by: ByOption = "size",
+    ensemble: Annotated[
+        str | None,
+        typer.Option(help="The list of this ensemble; default: of the one in use."),
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")] = None,
     share: Annotated[
         float | None,
@@ -48,12 +52,13 @@ def ranking(
     """Show the priority list: which cases need an annotator most.
 
     The attention size of a case is summed over its organs; those with an original label count
-    nothing, and nor do they in the list by relative attention. The list is that of the newest
-    ensemble.
+    nothing, and nor do they in the list by relative attention. The list is that of the ensemble in
+    use, or of the last one that scored where it has scored nothing yet: sizes of different
+    ensembles do not compare.
 
     Example: atlasloop ranking --share 0.05 --csv revise-next.csv
     """
-    from atlas_core.catalog import Catalog
+    from atlas_core.catalog import Catalog, find_ensemble
     from atlas_core.errors import InvalidInput
     from atlas_core.records import RankBy, Reading
 
@@ -64,8 +69,20 @@ def ranking(
     with Catalog.open(places(context).catalog_url) as catalog:
         if dataset is not None:
             catalog.dataset(dataset)  # a typing error must not look like an empty dataset
-        cases = catalog.ranking(Reading(reading), dataset=dataset, by=RankBy(by))
+        key = (
+            catalog.latest_ensemble(Reading(reading), dataset)
+            if ensemble is None
+            else find_ensemble(catalog, ensemble).ensemble.key
+        )
+        cases = catalog.ranking(Reading(reading), key, dataset, RankBy(by))
+        others = 0 if key is None else catalog.scored_otherwise(Reading(reading), key, dataset)
         organs = catalog.organ_scheme().names
+    if others:
+        console(stderr=True).print(
+            f"{others} cases were scored by other ensembles only and are not in the list; score "
+            f"them: atlasloop score{'' if ensemble is None else f' --ensemble {ensemble}'}",
+            soft_wrap=True,
+        )
     shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
     if csv is not None:
         write_text(csv, priority_list.as_csv(shown, organs))

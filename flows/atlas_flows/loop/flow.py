@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from atlas_core.catalog import Catalog
+from atlas_core.ensembles import EnsembleName
 from atlas_core.loop import Iterations, record_step, review_outcome, steps_done
 from atlas_core.records import DatasetName, Iteration, IterationState, LabelSource, Reading
 from prefect import flow, get_run_logger, tags
@@ -83,6 +84,7 @@ def iterate(
     dry_run: bool = False,
     in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0,
+    ensemble: EnsembleName | None = None,
 ) -> State[IterateSummary]:
     """Go on with the loop. While an iteration is open, the parameters it was begun with hold; then
     only mode, dry_run and patience_s count.
@@ -110,6 +112,7 @@ def iterate(
         dry_run: Only say what would be done.
         in_flight: Cases scored at the same time.
         patience_s: Seconds to wait for a service that does not answer before the run ends.
+        ensemble: Name of one that is loaded. Empty: the one in use, whatever that is by then.
 
     Raises:
         AtlasError: what is missing, and what to do about it. Start the flow again afterwards: it
@@ -130,6 +133,7 @@ def iterate(
         iterations=iterations,
         deadline_hours=deadline_hours,
         in_flight=in_flight,
+        ensemble=ensemble,
     )
     places = Places.read()
     with Catalog.open(places.catalog_url) as catalog:
@@ -288,6 +292,7 @@ class _Loop:
                 reading=given.reading,
                 in_flight=given.in_flight,
                 patience_s=self._patience_s,
+                ensemble=given.ensemble,
             )
         except CasesFailed as failed:
             summary = failed.summary

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from atlas_core.ensembles import EnsembleName
 from atlas_core.errors import AtlasError, InvalidInput, NotFound
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.loop import ReviewOutcome
@@ -51,6 +52,7 @@ class LoopParameters(FrozenModel):
 
     dataset: DatasetName | None = None
     reading: Reading = Reading.PAPER
+    ensemble: EnsembleName | None = Field(default=None, description="None: the one in use.")
     share: float | None = Field(default=TOP_SHARE, gt=0, le=1)
     minutes: float | None = Field(default=None, gt=0)
     organs: tuple[OrganName, ...] = ()

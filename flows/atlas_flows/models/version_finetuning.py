@@ -18,8 +18,9 @@ from atlas_core.records import LabelSource, Model
 
 from atlas_flows.models import promotion
 from atlas_flows.models.outcomes import Promoted, Trained, TrainingPlan
-from atlas_flows.models.promotion import PromotionRefused, Site
+from atlas_flows.models.promotion import PromotionRefused
 from atlas_flows.models.server import model_repository, model_store
+from atlas_flows.models.site import Site
 from atlas_flows.models.store import ModelStore
 from atlas_flows.models.version_training import TrainingOrder, train_version
 from atlas_flows.settings import Places

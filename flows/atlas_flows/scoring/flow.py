@@ -11,6 +11,7 @@ import time
 from typing import Annotated
 
 from atlas_core.catalog import Catalog
+from atlas_core.ensembles import EnsembleName
 from atlas_core.records import DatasetName, RankedCase, Reading
 from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
@@ -63,7 +64,7 @@ def score_cases(
 @flow(
     name="score",
     description="Predict, fuse and rank: attention maps, pseudo labels and the priority list. "
-    "Cases that the ensemble in service has scored already are skipped; a run that was "
+    "Cases that the ensemble has scored already are skipped; a run that was "
     "interrupted is completed by the next one.",
     flow_run_name=_run_name,
     persist_result=False,
@@ -77,6 +78,7 @@ def score(
     limit: Annotated[int, Field(ge=1)] | None = None,
     force: bool = False,
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0,
+    ensemble: EnsembleName | None = None,
 ) -> ScoreSummary:
     """Score what is not scored yet, then publish the ranking.
 
@@ -85,26 +87,30 @@ def score(
         reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
             thresholds and openings of the paper's published code.
         cases: Only these case ids. Empty: all of the dataset.
-        models: NAME (its version in service) or NAME@T. Empty: the whole ensemble in service.
+        models: NAME (its version in service) or NAME@T, in place of an ensemble. Empty: the
+            ensemble.
         in_flight: Cases worked on at the same time.
         limit: Score at most so many cases. Empty: all.
         force: Score also the cases that this ensemble has scored already.
         patience_s: Seconds to wait for a service that does not answer before the run ends.
+        ensemble: Name of one that is loaded. Empty: the one in use.
 
     Raises:
         CasesFailed: some cases could not be scored; it names them. All others are recorded.
     """
     places = Places.read()
-    request = ScoreRequest(reading, dataset, tuple(cases or ()), tuple(models or ()), force, limit)
+    request = ScoreRequest(
+        reading, dataset, tuple(cases or ()), tuple(models or ()), force, limit, ensemble
+    )
     patience = case_scoring.Patience(total_s=patience_s)
     with (
         Catalog.open(places.catalog_url) as catalog,
         AttentionClient(places.attention_address) as client,
     ):
         store = CaseStore(places.store)
-        registered = {model.spec.name for model in catalog.models()}
-        ensemble = case_scoring.await_ensemble(client, request.models, registered, patience)
-        plan = case_scoring.plan_scoring(request, ensemble, catalog, store)
+        on_record = case_scoring.members_on_record(catalog)
+        chosen = case_scoring.await_ensemble(client, request, on_record, patience)
+        plan = case_scoring.plan_scoring(request, chosen, catalog, store)
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
         _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
     if summary.failures:

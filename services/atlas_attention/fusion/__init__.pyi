@@ -1,9 +1,10 @@
 from .agreement import Counts, disagreement, mean_probability_sum, no_counts
 from .compute import Compute, CpuCompute, DeviceName, WindowBlender, open_compute
-from .fused import MAX_MODELS, MAX_ORGANS, Fused, entropy_terms
+from .fused import MAX_MODELS, MAX_ORGANS, Fused, SoftPredictions, entropy_terms
 from .fusion import fuse, open_fuser
 from .kernels import ATTENTION_LEVELS, ATTENTION_SCALE, FRACTION_BITS, HALF_BYTE, UNIT
 from .threads import Threads, available_threads, parallel_for
+from .voices import Panel, PanelFuser, panels
 from .windows import (
     AIR_HU,
     DEFAULT_OVERLAP,
@@ -34,7 +35,10 @@ __all__ = [
     "CpuCompute",
     "DeviceName",
     "Fused",
+    "Panel",
+    "PanelFuser",
     "Range",
+    "SoftPredictions",
     "Threads",
     "Window",
     "WindowBlender",
@@ -48,5 +52,6 @@ __all__ = [
     "no_counts",
     "open_compute",
     "open_fuser",
+    "panels",
     "parallel_for",
 ]

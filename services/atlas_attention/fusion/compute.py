@@ -13,7 +13,7 @@ from atlas_attention.fusion.blending import Blender
 from atlas_attention.fusion.fused import SoftPredictions
 from atlas_attention.fusion.fusion import Fuser, open_fuser
 from atlas_attention.fusion.gpu.blending import GpuBlender
-from atlas_attention.fusion.gpu.device import CudaDevice, Device
+from atlas_attention.fusion.gpu.device import CudaDevice, Device, DeviceArray
 from atlas_attention.fusion.gpu.fusion import open_gpu_fuser
 from atlas_attention.fusion.threads import Threads
 from atlas_attention.fusion.windows import Window, WindowPlan
@@ -45,6 +45,9 @@ class Compute(Protocol):
     def open_fuser(self, reading: Reading, threads: Threads) -> Fuser:
         """A fuser for the slices that the blender returns; its results are in host memory."""
 
+    def to_host(self, soft: SoftPredictions) -> SoftPredictions:
+        """Slices that the blender returned, in host memory."""
+
 
 @dataclass(frozen=True)
 class CpuCompute:
@@ -57,6 +60,10 @@ class CpuCompute:
     def open_fuser(self, reading: Reading, threads: Threads) -> Fuser:
         """See `Compute`."""
         return open_fuser(reading, threads=threads)
+
+    def to_host(self, soft: SoftPredictions) -> SoftPredictions:
+        """See `Compute`."""
+        return soft
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,10 @@ class GpuCompute:
     def open_fuser(self, reading: Reading, threads: Threads) -> Fuser:
         """See `Compute`."""
         return open_gpu_fuser(self.device, reading)
+
+    def to_host(self, soft: DeviceArray) -> SoftPredictions:
+        """See `Compute`."""
+        return self.device.to_host(soft)
 
 
 def open_compute(device: DeviceName) -> Compute:

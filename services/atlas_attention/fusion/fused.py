@@ -17,8 +17,8 @@ MAX_MODELS = 16
 """More models would overflow the 16-bit sums of bytes and of fixed-point terms in the kernels."""
 
 
-MAX_ORGANS = 64
-"""Bounds the scratch memory of a kernel; label maps could hold 255."""
+MAX_ORGANS = 255
+"""As many as a label map holds. A kernel's scratch memory is 1.5 KB an organ, 382 KB in all."""
 
 
 FINE_UNIT = 1 << 28

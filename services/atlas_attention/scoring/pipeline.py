@@ -2,6 +2,9 @@
 
     CT slabs → model's grid → windows → every model → blend → fuse → CT's grid → file's axis order
 
+Members of different grids or patches form groups, each with windows and blending of its own; what
+they blend is brought to one fusion grid (`members`, `fusion_grid`). Groups advance in step.
+
 Each stage holds a few slices at most, so memory depends on the size of a slice and the depth of a
 window, not on the number of slices. From blending on, all stages compute in integers: the result is
 the same to the bit whatever the order of models and answers, and wherever slabs are cut.
@@ -16,10 +19,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from typing import Protocol
 
 import numpy as np
-from atlas_core.errors import InvalidInput
+from atlas_core.errors import ConfigurationError
+from atlas_core.geometry import Float3
 from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelSpec
 from atlas_core.organs import OrganScheme
 from atlas_core.records import OrganScore, Reading
@@ -28,18 +33,26 @@ from numpy.typing import NDArray
 from atlas_attention.fusion import (
     ATTENTION_SCALE,
     DEFAULT_OVERLAP,
+    Box,
     Compute,
     CpuCompute,
     Fused,
+    PanelFuser,
+    SoftPredictions,
     Window,
-    WindowBlender,
     WindowPlan,
     available_threads,
-    disagreement,
-    mean_probability_sum,
 )
-from atlas_attention.scoring.body_box import body_box, on_grid
-from atlas_attention.scoring.model_grid import CtSource, ModelGridReader, extract_window, to_zyx
+from atlas_attention.scoring.body_box import body_box
+from atlas_attention.scoring.group_run import (
+    Flips,
+    GroupRun,
+    read_panels,
+    rows_in_step,
+    window_plan,
+)
+from atlas_attention.scoring.members import FusionPlan, fusion_plan
+from atlas_attention.scoring.model_grid import CtSource, to_zyx
 from atlas_attention.scoring.native_grid import NativeGrid, NativeSlab, default_slab_slices
 
 CANCEL_POLL_S = 0.1
@@ -85,13 +98,15 @@ class AttentionSummary:
         organs: attention size and pseudo label volume of every attention channel, in order. The
             size is the sum of attention over the CT's voxels (reading `paper`), or the number of
             voxels with any (reading `released`). Disagreement and expected volume are counted on
-            the models' grid.
+            the fusion grid.
+        fusion_spacing_mm: of the grid where the models met, along canonical x, y, z.
         windows: windows predicted, of all models together.
         windows_air: windows skipped because they hold nothing but air, of all models together.
         predict_s: seconds spent waiting for the models.
     """
 
     organs: tuple[OrganScore, ...]
+    fusion_spacing_mm: Float3
     windows: int
     windows_air: int
     predict_s: float
@@ -105,6 +120,7 @@ def attend(
     organs: Sequence[str] | None = None,
     *,
     scheme: OrganScheme,
+    fusion_spacing_mm: Float3 | None = None,
     overlap: float = DEFAULT_OVERLAP,
     windows_in_flight: int | None = None,
     slab_slices: int | None = None,
@@ -117,13 +133,17 @@ def attend(
 
     Args:
         source: the CT.
-        specs: the ensemble; all of the same grid, patch and list of organs.
+        specs: the ensemble: members of any grids, patches and organs.
         predictor: runs the models.
         reading: how soft predictions become attention.
         organs: attention channels wanted, in this order; None: all of the ensemble. Pseudo labels
             always weigh all organs of the ensemble against one another.
-        scheme: label ids of the organs.
-        overlap: share that neighbouring windows have in common, per axis.
+        scheme: label ids of the organs. Those that a model knows and the scheme does not take no
+            part.
+        fusion_spacing_mm: of the grid where the models meet, along x, y, z; None: see
+            `FusionPlan.fusion_grid`.
+        overlap: share that neighbouring windows have in common, per axis; for models that do not
+            state their own.
         windows_in_flight: most windows with the models at once; None: see
             `default_windows_in_flight`.
         slab_slices: most slices that are read, fused and delivered at once; bounds memory. None:
@@ -135,19 +155,19 @@ def attend(
         cancelled: once set, the run stops with `concurrent.futures.CancelledError`.
 
     Raises:
-        InvalidInput: an empty ensemble, or models that do not fit together; names the difference.
-        UnknownLabel: an organ that the ensemble or `scheme` does not know.
+        InvalidInput, LimitExceeded: an ensemble that cannot be; see `members.fusion_plan`.
+        UnknownLabel: an organ that no model of the ensemble or `scheme` knows.
     """
-    ensemble = _require_ensemble(specs)
-    chosen = tuple(ensemble.organs if organs is None else organs)
-    known = scheme.select(ensemble.organs)
-    channels = [ensemble.organs.index(known[name].name) for name in chosen]
+    members = fusion_plan(specs, scheme, overlap)
+    known = scheme.select(members.organs)
+    chosen = members.organs if organs is None else tuple(organs)
+    channels = [members.organs.index(known[name].name) for name in chosen]
     columns, rows, _ = source.canonical.shape
     return AttentionRun(
-        source, tuple(specs), predictor, reading,
-        channels=channels, labels=known.labels, overlap=overlap,
+        source, members, predictor, reading,
+        fusion_spacing_mm=fusion_spacing_mm, channels=channels, labels=known.labels,
         windows_in_flight=windows_in_flight or default_windows_in_flight(),
-        slab_slices=slab_slices or default_slab_slices(len(ensemble.organs), columns * rows),
+        slab_slices=slab_slices or default_slab_slices(len(members.organs), columns * rows),
         threads=threads, compute=compute or CpuCompute(),
         on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
@@ -160,40 +180,35 @@ def default_windows_in_flight() -> int:
 
 
 def plan_windows(source: CtSource, specs: Sequence[ModelSpec], overlap: float) -> WindowPlan:
-    """Where the windows of an ensemble lie in a CT: over the body (see `body_box`), or over the
-    whole grid if nothing but air is found."""
-    grid = to_zyx(source.canonical.resampled(specs[0].spacing_mm).shape)
-    body = body_box(source, min(spec.hu_window[0] for spec in specs))
-    box = None if body is None else on_grid(body, to_zyx(source.canonical.shape), grid)
-    return WindowPlan.over(grid, to_zyx(specs[0].patch), overlap, box)
+    """Where the windows of models of one grid lie in a CT: over the body (see `body_box`), or over
+    the whole grid if nothing but air is found."""
+    spec = specs[0]
+    return window_plan(source, spec.spacing_mm, to_zyx(spec.patch), overlap, _body(source, specs))
 
 
-def _require_ensemble(specs: Sequence[ModelSpec]) -> ModelSpec:
-    """The first of `specs`, after checking that all agree on organs, spacing and patch."""
-    if not specs:
-        raise InvalidInput("an ensemble needs at least one model")
-    first = specs[0]
-    for spec in specs[1:]:
-        for what in ("organs", "spacing_mm", "patch"):
-            if getattr(spec, what) != getattr(first, what):
-                raise InvalidInput(
-                    f"models {first.name} and {spec.name} differ in {what}: no common windows",
-                    expected=getattr(first, what),
-                    got=getattr(spec, what),
-                    remedy="score with models of one grid",
-                )
-    return first
+def _body(source: CtSource, specs: Sequence[ModelSpec]) -> Box | None:
+    return body_box(source, min(spec.hu_window[0] for spec in specs))
 
 
 @dataclass
 class _Pending:
-    """A window in flight, and the answer of each model that predicts it."""
+    """A window in flight, mirrored along `flips`, and the answer of each model that predicts it."""
 
+    run: GroupRun
     window: Window
+    flips: Flips
     answers: dict[int, Future[NDArray[np.uint8]]]
 
 
-def _kernel_threads(pending: Iterable[_Pending | int], most: int) -> int:
+@dataclass
+class _Row:
+    """The windows that follow lie in z-row `k` of a group."""
+
+    run: GroupRun
+    k: int
+
+
+def _kernel_threads(pending: Iterable[_Pending | _Row], most: int) -> int:
     """One while a window is in flight, since the models may need the other cores; else `most`."""
     busy = any(
         not answer.done()
@@ -217,13 +232,13 @@ class AttentionRun(Iterator[GridSlab]):
     def __init__(
         self,
         source: CtSource,
-        specs: tuple[ModelSpec, ...],
+        members: FusionPlan,
         predictor: Predictor,
         reading: Reading,
         *,
+        fusion_spacing_mm: Float3 | None,
         channels: list[int],
         labels: tuple[int, ...],
-        overlap: float,
         windows_in_flight: int,
         slab_slices: int,
         threads: int | None,
@@ -231,13 +246,13 @@ class AttentionRun(Iterator[GridSlab]):
         on_progress: ProgressCallback | None,
         cancelled: threading.Event | None,
     ) -> None:
-        grid = source.canonical.resampled(specs[0].spacing_mm)
+        fusion_grid = members.fusion_grid(source.canonical, fusion_spacing_mm)
         native = to_zyx(source.canonical.shape)
-        self._grid = to_zyx(grid.shape)
-        self._grid_voxel_ml = grid.voxel_ml
-        self._overlap = overlap
+        self._grid = to_zyx(fusion_grid.shape)
+        self._grid_spacing_mm = fusion_grid.spacing_mm
+        self._grid_voxel_ml = fusion_grid.voxel_ml
         self._source = source
-        self._specs = specs
+        self._members = members
         self._predictor = predictor
         self._reading = reading
         self._channels = channels
@@ -248,18 +263,24 @@ class AttentionRun(Iterator[GridSlab]):
         self._axes = source.geometry.axis_map
         x, y, z = self._axes.flip
         self._compute = compute
-        self._pending: deque[_Pending | int] = deque()  # an int starts that z-row
+        self._pending: deque[_Pending | _Row] = deque()
         # Bound to what is in flight, not to this run: in a cycle, buffers of gigabytes would
         # outlive the run until the interpreter happens to look for cycles.
         self._kernel_threads = partial(
             _kernel_threads, self._pending, available_threads() if threads is None else threads
         )
-        self._fuser = compute.open_fuser(reading, self._kernel_threads)
+        self._alone = members.is_alone_on(fusion_grid, source.canonical)
+        fused_by = compute if self._alone else CpuCompute()
+        threads_now = self._kernel_threads
+        self._fuser = PanelFuser(
+            members.panels, reading, lambda: fused_by.open_fuser(reading, threads_now), threads_now
+        )
         self._native = NativeGrid(
             self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
         )  # fmt: skip
-        self._done = self._air = 0
+        self._fused = 0  # slices of the fusion grid
+        self._predictions = self._done = self._air = 0
         self._predict_s = 0.0
         self._finished = False
         self._slabs = self._run()
@@ -288,8 +309,8 @@ class AttentionRun(Iterator[GridSlab]):
             raise RuntimeError("the summary is known once every slab was taken")
         geometry = self._source.geometry
         paper = self._reading is Reading.PAPER
-        models, counts = len(self._specs), self._fuser.counts
-        disagreements, expected = disagreement(counts, models), mean_probability_sum(counts, models)
+        voices, disagreements = self._fuser.voices, self._fuser.disagreement()
+        expected = self._fuser.mean_probability_sum()
         organs = []
         for channel in self._channels:
             voxels = (
@@ -299,80 +320,91 @@ class AttentionRun(Iterator[GridSlab]):
             )
             organs.append(
                 OrganScore(
-                    organ=self._specs[0].organs[channel],
+                    organ=self._members.organs[channel],
                     attention_voxels=voxels,
                     attention_ml=voxels * geometry.voxel_ml,
                     pseudo_label_ml=float(self._native.labelled[channel]) * geometry.voxel_ml,
                     disagreement=float(disagreements[channel]),
                     expected_ml=float(expected[channel]) * self._grid_voxel_ml,
+                    voices=int(voices[channel]),
                 )
             )
         return AttentionSummary(
             organs=tuple(organs),
+            fusion_spacing_mm=self._grid_spacing_mm,
             windows=self._done - self._air,
             windows_air=self._air,
             predict_s=self._predict_s,
         )
 
-    @cached_property
-    def _plan(self) -> WindowPlan:
-        """See `plan_windows`."""
-        return plan_windows(self._source, self._specs, self._overlap)
-
-    @cached_property
-    def _blender(self) -> WindowBlender:
-        models, organs = len(self._specs), len(self._specs[0].organs)
-        return self._compute.open_blender(self._plan, models, organs, self._kernel_threads)
-
     def _run(self) -> Generator[GridSlab, None, None]:
         try:
-            ct = ModelGridReader(self._source, self._grid, self._slab_slices)
+            self._predictions = sum(run.predictions for run in self._runs)
             in_flight = 0
-            for k in range(self._plan.rows):
-                block = ct.read(*self._plan.z_range(k))
-                self._pending.append(k)
-                for window in self._plan.row(k):
+            for run, k in rows_in_step(self._runs):
+                block = run.read_row(k)
+                self._pending.append(_Row(run, k))
+                for window, flips in product(run.plan.row(k), run.mirrorings):
                     # Before submitting: a predictor without free buffers would block there, where
                     # neither a cancellation nor the timing of the wait is noticed.
                     while in_flight >= self._windows_in_flight:
                         in_flight -= isinstance(self._pending[0], _Pending)
                         yield from self._collect()
-                    in_flight += self._submit(window, extract_window(block, window, self._plan))
+                    in_flight += self._submit(run, window, flips, run.cut(block, window, flips))
             while self._pending:
                 yield from self._collect()
-            yield from self._fuse_settled(self._plan.rows - 1)
-            yield from self._fuse_settled(self._plan.rows)
+            for beyond in (0, 1):  # below the upper edge of all windows, and above it
+                for run in self._runs:
+                    run.settle(run.plan.rows - 1 + beyond)
+                yield from self._fuse_settled()
             yield from self._to_native(self._fuser.finish())
+            self._require_answers()
             self._finished = True
         finally:
             self._abandon()
 
-    def _submit(self, window: Window, voxels: NDArray[np.float32]) -> bool:
+    @cached_property
+    def _runs(self) -> list[GroupRun]:
+        body = _body(self._source, self._members.specs)
+        return [
+            GroupRun(
+                self._source, self._members, group, body, self._grid,
+                compute=self._compute, alone=self._alone, slab_slices=self._slab_slices,
+                threads=self._kernel_threads,
+            )
+            for group in self._members.groups
+        ]  # fmt: skip
+
+    def _submit(
+        self, run: GroupRun, window: Window, flips: Flips, voxels: NDArray[np.float32]
+    ) -> bool:
         """Sends a window to the models for which it is not all air; True if there is one."""
         self._check_cancelled()
         brightest = float(voxels.max())
+        members = run.members_of(flips)
         answers = {
-            model: self._predictor.submit(spec, voxels)
-            for model, spec in enumerate(self._specs)
-            if brightest > spec.hu_window[0]
+            member: self._predictor.submit(run.specs[member], voxels)
+            for member in members
+            if brightest > run.specs[member].hu_window[0]
         }
-        air = len(self._specs) - len(answers)
+        air = len(members) - len(answers)
         self._air += air
         if air:
             self._progress(air)
         if answers:
-            self._pending.append(_Pending(window, answers))
+            self._pending.append(_Pending(run, window, flips, answers))
         return bool(answers)
 
     def _collect(self) -> Iterator[GridSlab]:
         """Blends the oldest window in flight, or starts the next z-row, which completes slabs."""
         oldest = self._pending[0]
-        if isinstance(oldest, int):
-            yield from self._fuse_settled(oldest - 1)
-            self._blender.open_row(oldest)
+        if isinstance(oldest, _Row):
+            oldest.run.settle(oldest.k - 1)
+            yield from self._fuse_settled()
+            oldest.run.open_row(oldest.k)
         else:
-            for model, answer in oldest.answers.items():
-                self._blender.add(oldest.window, model, self._wait(answer))
+            for member, answer in oldest.answers.items():
+                oldest.run.add(oldest.window, member, oldest.flips, self._wait(answer))
                 self._progress(1)
         self._pending.popleft()
 
@@ -385,14 +417,20 @@ class AttentionRun(Iterator[GridSlab]):
         finally:
             self._predict_s += time.monotonic() - began
 
-    def _fuse_settled(self, row: int) -> Iterator[GridSlab]:
-        """Fuses the slices that no window after z-row `row` touches; see `WindowPlan.settled`."""
-        stop = self._plan.settled(row)
-        start = 0 if row < 0 else self._plan.settled(row - 1)
-        for at in range(start, stop, self._slab_slices):
+    def _fuse_settled(self) -> Iterator[GridSlab]:
+        """Fuses the slices that no window to come touches, of any group."""
+        ready = min(run.ready for run in self._runs)
+        while self._fused < ready:
             self._check_cancelled()
-            soft = self._blender.read(min(stop, at + self._slab_slices))
+            start, self._fused = self._fused, min(ready, self._fused + self._slab_slices)
+            soft = self._read(start, self._fused)
             yield from self._to_native(self._fuser.push(soft))
+
+    def _read(self, start: int, stop: int) -> list[SoftPredictions]:
+        """Slices ``[start, stop)`` of the fusion grid, of each panel."""
+        if self._alone:
+            return [self._runs[0].read_blended(stop)]
+        return read_panels(self._runs, self._members.panels, stop - start, stop)
 
     def _to_native(self, fused: Fused) -> Iterator[GridSlab]:
         # No variable may hold a slab here, or it would stay alive while the next one is made: slabs
@@ -424,10 +462,22 @@ class AttentionRun(Iterator[GridSlab]):
             label=label,
         )
 
+    def _require_answers(self) -> None:
+        """Refuses a model that has answered every window of the CT with one and the same byte."""
+        for run in self._runs:
+            for member, byte in run.constant.items():
+                if byte:
+                    raise ConfigurationError(
+                        f"model {run.specs[member].ref} answered {byte} in every voxel of the CT",
+                        expected="soft predictions that depend on the CT",
+                        got=f"p = {byte / 255:.3f} for every organ",
+                        remedy="take it out of the ensemble, and import or export it again",
+                    )
+
     def _progress(self, predictions: int) -> None:
         self._done += predictions
         if self._on_progress is not None:
-            self._on_progress(self._done, len(self._plan) * len(self._specs))
+            self._on_progress(self._done, self._predictions)
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():

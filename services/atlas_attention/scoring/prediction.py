@@ -11,6 +11,7 @@ from pathlib import Path
 
 from atlas_core.errors import CorruptFile
 from atlas_core.frozen_model import FrozenModel
+from atlas_core.geometry import Float3
 from atlas_core.model_spec import ModelRef, ModelSpec, Sha256, ensemble_key
 from atlas_core.records import OrganScore, Reading
 from pydantic import Field, ValidationError
@@ -42,6 +43,11 @@ class PredictionResult(FrozenModel):
         default=ATTENTION_SCALE, description="Attention = byte · attention_scale."
     )
     overlap: float | None = Field(default=None, description="Of neighbouring windows, per axis.")
+    fusion_spacing_mm: Float3 | None = Field(
+        default=None,
+        description="Of the grid where the models met, along canonical x, y, z. None: of a version "
+        "that knew no other than the models' own, or no model was run.",
+    )
     windows: int = Field(default=0, ge=0, description="Predicted, of all models together.")
     windows_air: int = Field(default=0, ge=0, description="Left out: nothing but air.")
     total_s: float = Field(default=0.0, ge=0)
@@ -63,6 +69,7 @@ class PredictionResult(FrozenModel):
         overlap: float,
         total_s: float,
         service_version: str,
+        ensemble: str | None = None,
     ) -> PredictionResult:
         """The result of a run of `specs`.
 
@@ -71,11 +78,12 @@ class PredictionResult(FrozenModel):
             voxel_ml: volume of one voxel of the CT.
             overlap: of neighbouring windows, as a share of the patch.
             total_s: of the whole run, in seconds.
+            ensemble: key of models and fusion grid; None: that of the models alone.
         """
         refs = tuple(sorted((spec.ref for spec in specs), key=str))
         return cls(
             reading=reading,
-            ensemble=ensemble_key(refs),
+            ensemble=ensemble or ensemble_key(refs),
             models=refs,
             organs=tuple(
                 OrganSize(
@@ -86,6 +94,7 @@ class PredictionResult(FrozenModel):
                 for score, label in zip(summary.organs, labels, strict=True)
             ),
             overlap=overlap,
+            fusion_spacing_mm=summary.fusion_spacing_mm,
             windows=summary.windows,
             windows_air=summary.windows_air,
             total_s=total_s,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from atlas_core.errors import NotFound
-from atlas_core.geometry import VolumeGeometry
+from atlas_core.geometry import Float3, VolumeGeometry
 from atlas_core.imaging import (
     CroppedMapReader,
     CroppedMapsWriter,
@@ -22,7 +22,7 @@ from atlas_core.imaging import (
     read_header,
     read_stored_slabs,
 )
-from atlas_core.model_spec import ModelSpec, ensemble_key
+from atlas_core.model_spec import ModelSpec, ensemble_key, ensemble_organs
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore, PredictionDraft
 
@@ -50,17 +50,19 @@ class AttentionTask:
         specs: the ensemble.
         organs: attention channels wanted, in order.
         cancelled: set once the caller no longer wants the result.
+        fusion_spacing_mm: of the grid where the models meet; None: see `FusionPlan.fusion_grid`.
     """
 
     specs: tuple[ModelSpec, ...]
     reading: Reading
     organs: tuple[str, ...]
     cancelled: threading.Event
+    fusion_spacing_mm: Float3 | None = None
 
     @property
     def ensemble(self) -> str:
-        """Key of the models, independent of their order; see `ensemble_key`."""
-        return ensemble_key([spec.ref for spec in self.specs])
+        """Key of models and fusion grid, whatever the models' order; see `ensemble_key`."""
+        return ensemble_key([spec.ref for spec in self.specs], self.fusion_spacing_mm)
 
 
 class Scorer:
@@ -87,6 +89,10 @@ class Scorer:
         self._tracer = tracer
         self._compute = open_compute(settings.device)
 
+    def organs(self, specs: Sequence[ModelSpec]) -> tuple[str, ...]:
+        """The organs of the configured scheme that an ensemble predicts, in order."""
+        return ensemble_organs(specs, self._settings.organs)
+
     def labels(self, organs: Sequence[str]) -> tuple[int, ...]:
         """Label values of `organs`.
 
@@ -111,6 +117,7 @@ class Scorer:
             task.reading,
             task.organs,
             scheme=self._settings.organs,
+            fusion_spacing_mm=task.fusion_spacing_mm,
             overlap=self._settings.overlap,
             windows_in_flight=self._settings.windows_in_flight or None,
             threads=self._settings.kernel_threads or None,
@@ -151,6 +158,7 @@ class Scorer:
             overlap=self._settings.overlap,
             total_s=time.monotonic() - began,
             service_version=SERVICE_VERSION,
+            ensemble=task.ensemble,
         )
 
     def open_case(self, case_id: str, task: AttentionTask) -> SlabReader:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from atlas_attention.fusion import ATTENTION_SCALE
 from atlas_attention.scoring import GridSlab, OrganSize, PredictionResult
+from atlas_attention.triton import ServedEnsemble
 
 RESPONSE_BYTES = (4 << 20) - (1 << 16)
 """Slabs are split to this size if a slice fits: gRPC clients refuse more than 4 MiB by default."""
@@ -133,21 +134,21 @@ def read_voxel_type(value: pb.VoxelType.ValueType) -> np.dtype[np.generic]:
     return VOXEL_TYPES[value]
 
 
-def wanted_organs(asked: Sequence[str], ensemble: ModelSpec) -> tuple[str, ...]:
-    """The attention channels asked for; all if none are named.
+def wanted_organs(asked: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The attention channels asked for; all that the ensemble knows if none are named.
 
     Raises:
         InvalidInput: an organ asked for twice, or one that the ensemble does not predict.
     """
     twice = sorted({organ for organ in asked if list(asked).count(organ) > 1})
-    unknown = [organ for organ in asked if organ not in ensemble.organs]
+    unknown = [organ for organ in asked if organ not in known]
     if twice or unknown:
         raise InvalidInput(
             "organs asked for twice" if twice else "organs that these models do not predict",
-            expected=f"some of {', '.join(ensemble.organs)}",
+            expected=f"some of {', '.join(known)}",
             got=", ".join(twice or unknown),
         )
-    return tuple(asked) or ensemble.organs
+    return tuple(asked) or known
 
 
 def require_small_slices(
@@ -222,6 +223,7 @@ def result_message(prediction: PredictionResult, *, already_scored: bool = False
         already_scored=already_scored,
         models=[_ref_message(ref) for ref in prediction.models],
         number=prediction.number,
+        fusion_spacing_mm=prediction.fusion_spacing_mm or (),
     )
 
 
@@ -234,6 +236,7 @@ def _organ_message(organ: OrganSize) -> pb.OrganResult:
         pseudo_label_voxels=organ.pseudo_label_voxels,
         disagreement=organ.disagreement,
         expected_ml=organ.expected_ml,
+        voices=organ.voices or 0,
     )
 
 
@@ -251,6 +254,18 @@ def model_message(spec: ModelSpec) -> pb.Model:
         organs=spec.organs,
         spacing_mm=spec.spacing_mm,
         patch=spec.patch,
+    )
+
+
+def ensemble_message(ensemble: ServedEnsemble) -> pb.Ensemble:
+    """What a client is told of an ensemble."""
+    locator = ensemble.locator
+    return pb.Ensemble(
+        name=ensemble.name,
+        models=[_ref_message(spec.ref) for spec in ensemble.voices],
+        fusion_spacing_mm=ensemble.fusion_spacing_mm or (),
+        locator=None if locator is None else _ref_message(locator.ref),
+        missing=ensemble.missing,
     )
 
 

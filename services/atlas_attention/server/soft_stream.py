@@ -182,6 +182,7 @@ class SoftFusion:
                     pseudo_label_ml=labelled * voxel_ml,
                     disagreement=float(disagreements[channel]),
                     expected_ml=float(expected[channel]) * voxel_ml,
+                    voices=self._grid.models,
                 )
             )
         return tuple(sizes)

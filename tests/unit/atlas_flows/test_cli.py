@@ -40,8 +40,10 @@ EVALUATIONS = (
 
 MODEL_COMMANDS = (
     "list", "show", "import", "train", "finetune", "export", "evaluate", "compare", "promote",
-    "rollback",
+    "rollback", "retire",
 )  # fmt: skip
+
+ENSEMBLE_COMMANDS = ("create", "show", "list", "add", "remove", "use")
 
 COMMANDS = (
     ["demo"],
@@ -63,6 +65,7 @@ COMMANDS = (
     ["restore"],
     ["migrate"],
     *(["models", name] for name in MODEL_COMMANDS),
+    *(["ensemble", name] for name in ENSEMBLE_COMMANDS),
     ["up"],
     ["down"],
     ["status"],

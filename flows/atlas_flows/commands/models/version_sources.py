@@ -14,6 +14,7 @@ from atlas_flows.commands.models.app import (
     counting,
     open_catalog,
     parse_reference,
+    say,
     store_of,
 )
 from atlas_flows.commands.options import JsonOption
@@ -126,6 +127,8 @@ def import_model(
     """  # noqa: E501  an example that can be copied
     from atlas_core.errors import InvalidInput
 
+    from atlas_flows.models import require_compatible
+
     given = [option for option in (nnunet, weights, onnx) if option is not None]
     if len(given) != 1 or (nnunet is None) != (config is not None):
         raise InvalidInput(
@@ -172,6 +175,8 @@ def import_model(
                 expected=organs,
                 got=",".join(spec.organs),
             )
+        for organ in require_compatible(spec, catalog.organ_scheme()):
+            say(f"{organ} is no organ of this atlas; it takes no part")
         store.add(target, catalog, provenance=_origin(given[0], config))
     _say_made(spec, as_json, "imported")
 

@@ -113,7 +113,8 @@ __device__ void fuse_run(const u8 *soft, const u16 *entropy, float deviation, in
     const u32 half_sum = 255 * models / 2;
     const float scale = __fdiv_rn(1.0f, (float)models);
     const float offset = __fdiv_rn((float)models - 0.5f, 2.0f * models);
-    u64 claims[RUN] = {};  // one bit per organ (Eq. 3)
+    u32 claims[RUN] = {};  // how many organs claim the voxel (Eq. 3), and which did last
+    u32 claimer[RUN] = {};
     u32 best[RUN] = {};    // larger sum first, lower channel first
     for (int c = 0; c < organs; ++c) {
         const i64 here = c * voxels + at;
@@ -141,10 +142,15 @@ __device__ void fuse_run(const u8 *soft, const u16 *entropy, float deviation, in
                 u32 inconsistency = (u32)__fmul_rn(__fsqrt_rn(spread), deviation);
                 if (gated && !(gate[k] & KEEP_INCONSISTENCY)) inconsistency = 0;
                 if (gated && !(gate[k] & KEEP_UNCERTAINTY)) term[k] = 0;
+                // Without Eq. 3 at most 118, so the highest bit is free to mark who claims.
                 shown[k] = (term[k] + inconsistency + HALF_STEP) >> FRACTION_BITS;
                 average[k] = (u32)__fadd_rn(__fmul_rn((float)total[k], scale), offset);
                 const bool claim = gated ? total[k] > half_sum : peak[k] >= HALF_BYTE;
-                claims[k] |= (u64)claim << c;
+                if (claim) {
+                    shown[k] |= HALF_BYTE;
+                    claims[k] += 1;
+                    claimer[k] = c;
+                }
                 const u32 ranked = total[k] << 8 | (255 - c);
                 best[k] = ranked > best[k] ? ranked : best[k];
             }
@@ -155,11 +161,15 @@ __device__ void fuse_run(const u8 *soft, const u16 *entropy, float deviation, in
     u32 named[RUN];
     for (int k = 0; k < RUN; ++k) {
         named[k] = best[k] >> 8 > half_sum ? 256 - (best[k] & 255) : 0;
-        if ((claims[k] & (claims[k] - 1)) == 0) continue;
+        if (claims[k] == 0) continue;
         // Eq. 3 is a whole number of steps of the byte, so it can be added after the rounding, now
-        // that all organs are known.
-        for (int c = 0; c < organs; ++c)
-            if (claims[k] >> c & 1) attention[c * voxels + at + k] += ATTENTION_LEVELS;
+        // that all organs are known. The marks go.
+        const int overlap = claims[k] > 1 ? ATTENTION_LEVELS : 0;
+        const int first = claims[k] > 1 ? 0 : claimer[k];
+        for (int c = first; c <= (int)claimer[k]; ++c) {
+            u8 &byte = attention[c * voxels + at + k];
+            if (byte & HALF_BYTE) byte = (u8)((byte & ~HALF_BYTE) + overlap);
+        }
     }
     store<RUN>(named, label + at);
 }

@@ -48,7 +48,7 @@ def soft_predictions(models: int, organs: int, seed: int = 0) -> NDArray[np.uint
 
 
 @pytest.mark.parametrize(
-    "models, organs", [(1, 1), (1, 9), (2, 3), (3, 9), (5, 4), (16, 2), (3, 64)]
+    "models, organs", [(1, 1), (1, 9), (2, 3), (3, 9), (5, 4), (16, 2), (3, 64), (2, 255)]
 )
 def test_equals_the_equations_up_to_the_stated_rounding(models: int, organs: int) -> None:
     soft = soft_predictions(models, organs)

@@ -151,7 +151,7 @@ WIDE = pb.VolumeGrid(shape=(4096, 4096, 4), affine=np.eye(4).ravel())
         ({"models": 17}, LimitExceeded, "too many models"),
         ({"models": 4_000_000_000}, LimitExceeded, "too many models"),
         ({"organs": []}, InvalidInput, "need organs"),
-        ({"organs": [f"organ_{n}" for n in range(65)]}, LimitExceeded, "too many organs"),
+        ({"organs": [f"organ_{n}" for n in range(256)]}, LimitExceeded, "too many organs"),
         ({"organs": ["liver", "liver"]}, InvalidInput, "twice"),
         ({"organs": ["liver", "../spleen"]}, InvalidInput, "malformed organ name"),
         ({"voxel_type": pb.VOXEL_TYPE_INT16}, InvalidInput, "UINT8 or FLOAT32"),

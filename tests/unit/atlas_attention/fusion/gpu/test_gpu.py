@@ -73,7 +73,7 @@ def assert_equal(device: Device, ours: Fused, expected: Fused) -> None:
 
 @pytest.mark.parametrize("grid", [ODD, EVEN])
 @pytest.mark.parametrize(
-    "models, organs", [(1, 1), (1, 9), (2, 3), (3, 9), (5, 4), (16, 2), (3, 64)]
+    "models, organs", [(1, 1), (1, 9), (2, 3), (3, 9), (5, 4), (16, 2), (3, 64), (2, 255)]
 )
 def test_fusion(device: Device, models: int, organs: int, grid: tuple[int, int, int]) -> None:
     soft = noise(models, organs, grid)

@@ -1,0 +1,241 @@
+"""Members of different grids, patches and organs, against whole volumes in NumPy."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from atlas_attention.fusion import AIR_HU, PanelFuser, open_fuser
+from atlas_attention.fusion.compute import GpuCompute
+from atlas_attention.fusion.fused import Fused
+from atlas_attention.scoring import attend
+from atlas_attention.scoring.body_box import body_box
+from atlas_attention.scoring.group_run import MIRRORINGS, window_plan
+from atlas_attention.scoring.members import fusion_plan
+from atlas_attention.scoring.native_grid import AxisPositions, NativeGrid
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging.resampling import resample_image
+from atlas_core.model_spec import ModelSpec
+from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.records import Reading
+from host_device import HostDevice
+from numpy.typing import NDArray
+from rule_models import (
+    ArraySource,
+    Result,
+    RulePredictor,
+    contextual,
+    make_source,
+    run,
+    spec,
+    voxelwise,
+)
+
+SCHEME_ORDER = ("aorta", "liver", "pancreas", "spleen")
+
+MIXED = (
+    spec("swin"),
+    spec("unet", organs=("spleen", "liver")),
+    spec("nnunet", patch=(12, 20, 8), spacing_mm=(1.6, 1.6, 5.0), organs=("liver", "aorta")),
+    spec("coarse", patch=(10, 10, 10), spacing_mm=(4.0, 4.0, 4.0), overlap=0.25),
+    spec("foreign", patch=(14, 14, 14), spacing_mm=(2.5, 2.5, 2.5),
+         organs=("pancreas", "tail", "aorta"), mirrored=True),
+)  # fmt: skip
+"""Every kind at once: two of one grid with different organs, and three of grids of their own."""
+
+Rule = Callable[[ModelSpec, NDArray[np.float32]], NDArray[np.uint8]]
+
+
+def blended(source: ArraySource, one: ModelSpec, rule: Rule, body: object) -> NDArray[np.uint8]:
+    """What one member says of a whole CT on its own grid, ``[organ, z, y, x]``."""
+    grid = source.canonical.resampled(one.spacing_mm)
+    ct = resample_image(source.voxels, source.geometry, grid).transpose(2, 1, 0)
+    patch = one.patch[::-1]
+    overlap = 0.5 if one.overlap is None else one.overlap
+    plan = window_plan(source, one.spacing_mm, patch, overlap, body)  # type: ignore[arg-type]
+    hang = [max(0, -starts[0]) for starts in plan.starts]
+    pad = [(h, max(0, p - n - h)) for h, p, n in zip(hang, patch, ct.shape, strict=True)]
+    padded = np.pad(ct, pad, constant_values=AIR_HU)
+    sums = np.zeros((len(one.organs), *padded.shape), np.int64)
+    weights = np.zeros(padded.shape, np.int64)
+    for k in range(plan.rows):
+        for window in plan.row(k):
+            place = tuple(
+                slice(s + h, s + h + p) for s, h, p in zip(window.start, hang, patch, strict=True)
+            )
+            z, y, x = (share[at] for share, at in zip(plan.shares, window.at, strict=True))
+            zy = z[:, None, None] * y[:, None] * 257
+            weight = np.minimum(np.floor(zy * x), 255).astype(np.int64)
+            weights[place] += weight
+            if padded[place].max() > -175:
+                sums[:, *place] += weight * mirrored(one, padded[place], rule)
+    inside = tuple(slice(h, h + n) for h, n in zip(hang, ct.shape, strict=True))
+    soft = (2 * sums + weights) // np.maximum(2 * weights, 1)
+    return np.ascontiguousarray(soft[:, *inside]).astype(np.uint8)
+
+
+def mirrored(one: ModelSpec, voxels: NDArray[np.float32], rule: Rule) -> NDArray[np.int64]:
+    answers = [
+        np.flip(
+            rule(one, np.ascontiguousarray(np.flip(voxels, flips))).astype(np.int64),
+            [1 + axis for axis in flips],
+        )
+        for flips in (MIRRORINGS if one.mirrored else MIRRORINGS[:1])
+    ]
+    return np.asarray((2 * sum(answers) + len(answers)) // (2 * len(answers)))
+
+
+def on_fusion_grid(soft: NDArray[np.uint8], grid: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Trilinear at positions rounded to 1/256, in whole numbers."""
+    out = soft.astype(np.int64)
+    for axis, count in enumerate(grid, start=1):
+        at = AxisPositions.between(out.shape[axis], count)
+        weight = at.weight.astype(np.int64).reshape(-1, *[1] * (3 - axis))
+        out = np.take(out, at.lower, axis) * (256 - weight) + np.take(out, at.upper, axis) * weight
+    return ((out + (1 << 23)) >> 24).astype(np.uint8)
+
+
+def whole_volume(
+    source: ArraySource,
+    rule: Rule,
+    specs: tuple[ModelSpec, ...],
+    reading: Reading,
+    fusion_spacing_mm: tuple[float, float, float] | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Canonical attention ``[organ, z, y, x]`` and label; nothing in slabs."""
+    plan = fusion_plan(specs, ABDOMEN_ATLAS, 0.5)
+    body = body_box(source, min(one.hu_window[0] for one in specs))
+    grid = plan.fusion_grid(source.canonical, fusion_spacing_mm).shape[::-1]
+    soft = [on_fusion_grid(blended(source, one, rule, body), grid) for one in specs]
+    fuser = PanelFuser(plan.panels, reading, lambda: open_fuser(reading))
+    parts = [
+        np.stack(
+            [
+                [soft[m][specs[m].organs.index(plan.organs[c])] for c in panel.organs]
+                for m in panel.members
+            ]
+        )
+        for panel in plan.panels
+    ]
+    fused = Fused.concatenated([fuser.push(parts), fuser.finish()])
+    native = NativeGrid(
+        grid, source.canonical.shape[::-1], ABDOMEN_ATLAS.select(list(plan.organs)).labels
+    )
+    slabs = list(native.push(fused))
+    return np.concatenate([s.attention for s in slabs], 1), np.concatenate([s.label for s in slabs])
+
+
+def assert_equals(result: Result, attention: NDArray[np.uint8], label: NDArray[np.uint8]) -> None:
+    assert (result.attention == attention.transpose(0, 3, 2, 1)).all()
+    assert (result.label == label.transpose(2, 1, 0)).all()
+    assert result.label.any() and result.attention.any()
+
+
+@pytest.fixture(scope="module")
+def predictor() -> RulePredictor:
+    return RulePredictor(contextual)
+
+
+@pytest.mark.parametrize("reading", list(Reading))
+@pytest.mark.parametrize("fusion_spacing_mm", [None, (3.0, 2.0, 4.0)])
+def test_slabs_equal_the_whole_volume(
+    predictor: RulePredictor,
+    reading: Reading,
+    fusion_spacing_mm: tuple[float, float, float] | None,
+) -> None:
+    source = make_source((37, 33, 29))
+    result = run(source, predictor, MIXED, reading=reading, fusion_spacing_mm=fusion_spacing_mm)
+    assert_equals(result, *whole_volume(source, contextual, MIXED, reading, fusion_spacing_mm))
+    assert [organ.organ for organ in result.summary.organs] == list(SCHEME_ORDER)
+    assert [organ.voices for organ in result.summary.organs] == [4, 4, 1, 3]
+
+
+@pytest.mark.parametrize("reading", list(Reading))
+@pytest.mark.parametrize("shape", [(30, 30, 90), (9, 40, 61), (50, 12, 5)])
+def test_slab_size_and_order_of_members_change_nothing(
+    predictor: RulePredictor, reading: Reading, shape: tuple[int, int, int]
+) -> None:
+    source = make_source(shape)
+    expected = run(source, predictor, MIXED, reading=reading)
+    result = run(
+        source, predictor, MIXED[::-1], reading=reading,
+        slab_slices=3, windows_in_flight=1, threads=1,
+    )  # fmt: skip
+    assert (result.attention == expected.attention).all()
+    assert (result.label == expected.label).all()
+    for organ, before in zip(result.summary.organs, expected.summary.organs, strict=True):
+        assert organ.model_dump() == pytest.approx(before.model_dump())  # a mean over pairs
+    assert max(slab.stop - slab.start for slab in result.slabs) <= 3
+
+
+def test_kernels_of_the_gpu_change_nothing(
+    predictor: RulePredictor, host_device: HostDevice
+) -> None:
+    source = make_source((29, 30, 33))
+    expected = run(source, predictor, MIXED)
+    result = run(source, predictor, MIXED, compute=GpuCompute(host_device))
+    assert (result.attention == expected.attention).all()
+    assert (result.label == expected.label).all()
+
+
+@pytest.mark.parametrize("axes", ["LPI", "SAR"])
+def test_axis_order_and_flips_of_the_file_change_nothing(
+    predictor: RulePredictor, axes: str
+) -> None:
+    turned = make_source(axes=axes)
+    expected, result = (run(source, predictor, MIXED) for source in (make_source(), turned))
+    back = turned.geometry.axis_map.to_canonical
+    assert (back(result.label) == expected.label).all()
+    for organ, reference in zip(result.attention, expected.attention, strict=True):
+        assert (back(organ) == reference).all()
+
+
+def test_members_that_know_all_organs_are_one_panel_wherever_they_look() -> None:
+    """A rule of the voxel, on the CT's own grid in windows of different sizes: the grid on which a
+    member looks is the only thing that could make a difference, and there is none."""
+    geometry = VolumeGeometry.from_array((20, 21, 22), np.diag([2.0, 2.0, 3.0, 1.0]))
+    source = ArraySource(make_source((20, 21, 22)).voxels, geometry)
+    one_grid = (spec("swin"), spec("nnunet"), spec("unet"))
+    mixed = (spec("swin"), spec("nnunet", patch=(10, 9, 8)), spec("unet", overlap=0.25))
+    expected, result = (run(source, RulePredictor(voxelwise), s) for s in (one_grid, mixed))
+    assert (result.attention == expected.attention).all()
+    assert (result.label == expected.label).all()
+    assert result.summary.organs == expected.summary.organs
+
+
+def test_the_fusion_grid_is_the_finest_of_the_members_but_none_finer_than_the_ct() -> None:
+    ct = make_source().canonical  # 1.5 x 1.4 x 3 mm
+    assert fusion_plan(MIXED, ABDOMEN_ATLAS, 0.5).fusion_grid(ct) == ct.resampled((1.6, 1.6, 3.0))
+    finer = (spec("swin", spacing_mm=(1.0, 1.0, 1.0)), spec("unet"))
+    assert fusion_plan(finer, ABDOMEN_ATLAS, 0.5).fusion_grid(ct) == ct
+    alone = fusion_plan(finer[:1], ABDOMEN_ATLAS, 0.5)
+    assert alone.fusion_grid(ct) == ct.resampled((1.0, 1.0, 1.0))  # its own, whatever the CT's
+    assert alone.fusion_grid(ct, (2.0, 1.0, 4.0)) == ct.resampled((2.0, 1.4, 4.0))
+
+
+def test_mirrored_members_predict_every_window_eight_times() -> None:
+    predictor, mirroring = RulePredictor(voxelwise), RulePredictor(voxelwise)
+    plain = run(make_source(), predictor, (spec("unet"),))
+    result = run(make_source(), mirroring, (spec("unet", mirrored=True),))
+    assert mirroring.calls == 8 * predictor.calls
+    assert result.summary.windows == 8 * plain.summary.windows
+    assert (result.attention == plain.attention).all()  # a rule of the voxel is the same mirrored
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_slices() -> None:
+    held = {40: 0, 160: 0}
+    for slices in (40, 160) * 4:
+        source = make_source((24, 24, slices))
+        attending = attend(
+            source, MIXED, RulePredictor(contextual), windows_in_flight=4, scheme=ABDOMEN_ATLAS
+        )
+        tracemalloc.start()
+        for _ in attending:
+            pass
+        held[slices] = max(held[slices], tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert source.most_slices <= 16
+    assert held[160] < 1.15 * held[40]
