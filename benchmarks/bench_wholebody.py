@@ -3,9 +3,9 @@
 Five members of TotalSegmentator's sizes (1.5 mm, 128³, 18 to 26 classes each) are made up in the
 process: their answers have the shapes of structures, and come one by one, as from one device. What
 a network costs is measured: one window of such a network on the CPU of this machine, in the same
-run. ``overhead_share`` is the processor time of everything but the members against both together, as
-of one core, and as if nothing were done while they compute; ``window_s_at_goal`` says from how many
-seconds a window on it is at most 0.2. Triton takes no part.
+run. ``overhead_share`` is the processor time of everything but the members against both together,
+as of one core, and as if nothing were done while they compute; ``window_s_at_goal`` says from how
+many seconds a window on it is at most 0.2. Triton takes no part.
 
 Every stage runs in a process of its own, whose worst moment is its peak.
 """

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from atlas_attention.fusion import Box, Window, WindowPlan
@@ -53,7 +54,7 @@ def members() -> tuple[ModelSpec, ...]:
             hu_window=(-2000.0, 1000.0),  # no window is all air: members count windows
             sha256=f"{at:064x}",
         )
-        for at, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+        for at, (first, last) in enumerate(pairwise(edges))
     )
 
 

@@ -171,12 +171,14 @@ def _card(
             if size.attention_voxels  # a map of zeros has no file
         ],
     )
+    unseen = store.left_out(case.id, scope.reading, ensemble)
     strips = [[_picture(cut, layer, case, scheme) for layer in Layer] for cut in cuts]
     return {
         "rank": ranked.rank,
         "case_id": case.id,
         "attention_ml": ranked.attention_ml,
         "grid": _grid_sentence(case),
+        "unseen": f"{100 * unseen:.0f}" if unseen else "",
         "strips": strips,
         "organs": [
             {

@@ -19,6 +19,7 @@ export class Head {
       h('span', {}, task.dataset),
       h('span', {}, `rank ${task.rank}`),
       h('span', {}, `attention ${task.attention_ml.toFixed(1)} ml`),
+      task.case.left_out > 0 && h('span', {}, `${Math.round(100 * task.case.left_out)} % of the body not looked at`),
       h('span', { class: `state ${task.state}`, role: 'status', 'aria-label': 'State' }, title(task.state)),
       task.second_reader && h('span', { class: 'state second_reading' }, 'second reader asked'),
       task.second_reader && this.question(),
