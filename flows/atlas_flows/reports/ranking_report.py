@@ -181,6 +181,7 @@ def _card(
             if size.attention_voxels  # a map of zeros has no file
         ],
     )
+    unseen = store.left_out(case.id, reading, ensemble)
     strips = [[_picture(cut, layer, case, scheme) for layer in Layer] for cut in cuts]
     return {
         "rank": ranked.rank,
@@ -189,6 +190,7 @@ def _card(
         "disagreement": ranked.disagreement,
         "because_of": _because_of(ranked, scope.by),
         "grid": _grid_sentence(case),
+        "unseen": f"{100 * unseen:.0f}" if unseen else "",
         "strips": strips,
         "organs": [
             {
