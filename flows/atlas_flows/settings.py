@@ -15,7 +15,7 @@ from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.organs import SchemeSetting, read_scheme
 from atlas_core.tls import TlsFiles
 from atlas_embedded.settings import EmbeddedSettings
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class FlowSettings(BaseSettings):
     store: Path | None = Field(
         default=None, description="Root of the case store; empty: <home>/store."
     )
-    organs: Annotated[SchemeSetting | None, NoDecode] = Field(
+    organs: Annotated[
+        SchemeSetting | None, NoDecode, BeforeValidator(lambda given: given or None)
+    ] = Field(
         default=None,
         description="Organs of a new atlas: a shipped scheme (abdomen_atlas_1_0, "
         "abdomen_atlas_1_1, totalsegmentator_v2), the path of a YAML file, or JSON. An atlas that "

@@ -131,6 +131,13 @@ class Catalog(Database):
         found = self._cases(t.cases.c.content_sha256 == content_sha256)
         return found[0] if found else None
 
+    def copies_of(self, case: Case) -> list[Case]:
+        """Other cases that show the same scan, by id: see `Case.fingerprint`."""
+        if case.fingerprint is None:
+            return []
+        same = t.cases.c.fingerprint == case.fingerprint
+        return self._cases(same & (t.cases.c.id != case.id))
+
     def delete_case(self, case_id: str) -> None:
         """Delete a case with its labels and scores. Its files are left to the case store.
 
@@ -326,7 +333,7 @@ class Catalog(Database):
         reading: Reading,
         ensemble: str | None = None,
         dataset: str | None = None,
-        by: RankBy = RankBy.SIZE,
+        by: RankBy = RankBy.DISAGREEMENT,
     ) -> list[RankedCase]:
         """The priority list of the cases that one ensemble has scored; see `ranking.rank`.
 
@@ -337,7 +344,7 @@ class Catalog(Database):
             by: what the list is sorted by.
 
         Raises:
-            Conflict: by disagreement, and some of the scores do not have it; see `ranking.rank`.
+            Conflict: some of the scores lack what the list is sorted by; see `ranking.rank`.
         """
         with self.transaction(write=False) as connection:
             if ensemble is None:

@@ -24,13 +24,12 @@ from atlas_core.store import CaseStore
 from atlas_models.config import LabelWeights
 
 from atlas_flows.models.store import ModelStore
+from atlas_flows.models.training_order import TrainingOrder
 from atlas_flows.settings import Places
 
 if TYPE_CHECKING:
-    from atlas_models.importing.nnunet_origin import TrainingSource
+    from atlas_models.importing import TrainingSource
     from atlas_models.training import ChosenCase, NnunetCase, NnunetRun
-
-    from atlas_flows.models.version_training import TrainingOrder
 
 STEPS, LEARNING_RATE = 12_500, 1e-3
 """Of further training, unless somebody says otherwise: fifty of nnU-Net's epochs, at a tenth of the

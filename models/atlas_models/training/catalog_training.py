@@ -43,6 +43,7 @@ from atlas_models.training.stored_cases import (
     StoredCases,
     choose_cases,
     load_cases,
+    require_labelled,
 )
 
 PROVENANCE_FILE = "provenance.json"
@@ -131,7 +132,9 @@ def train_from_catalog(
     Raises:
         ConfigurationError: the configuration cannot be read or cannot work.
         NotFound: no such dataset, file or weights.
-        InvalidInput: no labelled case, weights of another network, a loss that is no number.
+        InvalidInput: no labelled case, an organ that nobody has labelled, weights of another
+            network, a loss that is no number.
+        UnknownLabel: an organ that the atlas does not have.
         Conflict, CorruptFile: the run folder holds another run or a damaged checkpoint.
     """
     scheme = catalog.organ_scheme()
@@ -144,6 +147,7 @@ def train_from_catalog(
         sources=request.sources,
         labels=request.labels,
     )
+    require_labelled(config, (label.organ for one in chosen for label in one.labels), "case")
     cases = load_cases(
         store,
         chosen,
@@ -153,6 +157,9 @@ def train_from_catalog(
         scheme=scheme,
         on_case=on_case,
     )
+    learnt = np.any([case.labelled for case in cases.training], axis=0)
+    organs = (organ for organ, there in zip(config.organs, learnt, strict=True) if there)
+    require_labelled(config, organs, "case that is not held out")
     trained = _trained(request, config, cases, initial, on_progress)
     if int(os.environ.get("RANK", "0")) != 0:
         return None

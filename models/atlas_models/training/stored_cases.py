@@ -150,6 +150,28 @@ def choose_cases(
     return tuple(chosen)
 
 
+def require_labelled(config: Taught, labelled: Iterable[str], among: str) -> None:
+    """Refuse to train an organ from nothing: its channel would become whatever it likes.
+
+    Args:
+        labelled: organs that some case has a label of.
+        among: which cases, for people.
+
+    Raises:
+        InvalidInput: names the organs without a label.
+    """
+    known = set(labelled)
+    missing = [organ for organ in config.organs if organ not in known]
+    if missing:
+        raise InvalidInput(
+            f"no {among} has a label of {', '.join(missing)}",
+            expected="a label to learn from of every organ of the model",
+            got=f"labels of {', '.join(organ for organ in config.organs if organ in known)}",
+            remedy="import or draw some, allow other label sources, or train fewer organs: --set "
+            f"organs=[{', '.join(organ for organ in config.organs if organ in known)}]",
+        )
+
+
 def _labels(labels: Iterable[Label], config: Taught, wanted: set[LabelSource]) -> tuple[Label, ...]:
     """The label that counts of every organ, in the order of the configuration."""
     allowed = [label for label in labels if label.source in wanted]
