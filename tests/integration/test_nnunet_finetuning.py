@@ -29,9 +29,9 @@ pytestmark = pytest.mark.slow
 PLAN = SmallPlan(
     spacing=(18.0, 18.0, 18.0),
     patch=(16, 16, 16),
-    features=(4, 8),
-    kernels=((3, 3, 3),) * 2,
-    strides=((1, 1, 1), (2, 2, 2)),
+    features=(4, 8, 8),  # with two stages nnU-Net's loss is no number
+    kernels=((3, 3, 3),) * 3,
+    strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
 )
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "duodenum": 3}
 
