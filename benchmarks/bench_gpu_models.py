@@ -21,7 +21,7 @@ from atlas_attention.fusion import DEFAULT_OVERLAP
 from atlas_attention.scoring import plan_windows
 from atlas_core.imaging import open_slabs, write_volume
 from atlas_core.model_spec import ModelSpec
-from atlas_core.phantoms import make_phantom
+from atlas_core.phantoms import PHANTOM_ORGANS, make_phantom
 from atlas_models.config import TrainingConfig, read_config, shipped_configs
 from atlas_models.exporting import wrap_network
 from atlas_models.networks import build_network
@@ -94,7 +94,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("bench_gpu_models measures a GPU: torch sees none")
     names = [name for name in shipped_configs() if name.startswith("paper/")]
-    configs = {name.removeprefix("paper/"): read_config(name) for name in names}
+    configs = {
+        name.removeprefix("paper/"): read_config(name).of_atlas(PHANTOM_ORGANS) for name in names
+    }
     one = next(iter(configs.values()))
     windows, ct = windows_of_a_ct(one)
     cases = [phantom_case(make_phantom(seed), one) for seed in range(CASES)]

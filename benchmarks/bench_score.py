@@ -41,6 +41,7 @@ from atlas_attention.fusion import DEFAULT_OVERLAP
 from atlas_attention.scoring import attend
 from atlas_core.imaging import open_slabs, read_volume
 from atlas_core.model_spec import ModelSpec, ensemble_key
+from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Reading
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.serving import exported_models, read_spec
@@ -146,7 +147,7 @@ def _windows(ct_path: Path, specs: list[ModelSpec]) -> NDArray[np.float32]:
     """The windows that the service sends to each model, ``[window, z, y, x]``."""
     recorder = _Recorder()
     with open_slabs(ct_path) as source:
-        for _ in attend(source, specs, recorder):
+        for _ in attend(source, specs, recorder, scheme=ABDOMEN_ATLAS):
             pass
     return np.stack(recorder.windows)
 

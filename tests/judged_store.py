@@ -13,7 +13,7 @@ import numpy as np
 from atlas_core.assembly import Assemblies, PseudoLabelMap, assemble_case, choose_labels
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import Volume, write_volume
+from atlas_core.imaging import CroppedMapsWriter, Volume, write_volume
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Reading, Score
@@ -156,11 +156,14 @@ def _add_case(catalog: Catalog, made: JudgedStore, number: int) -> None:
 def _score(catalog: Catalog, store: CaseStore, number: int, version: int) -> None:
     name, key = case_id(number), ensemble_key(models(version))
     sizes = []
-    with store.new_prediction(name, Reading.PAPER, key) as draft:
+    with (
+        store.new_prediction(name, Reading.PAPER, key) as draft,
+        CroppedMapsWriter(draft.folder, GEOMETRY, slope=1 / 136) as maps,
+    ):
         write_volume(draft.pseudo_label_path, pseudo_labels(number, version), GEOMETRY)
         for organ in ORGANS:
             voxels = attention(number, version, organ.name)
-            write_volume(draft.attention_path(organ.name), voxels, GEOMETRY, slope=1 / 136)
+            maps.add(draft.attention_path(organ.name), (0, 0, 0), voxels)
             total = float(voxels.sum()) / 136
             sizes.append(
                 OrganScore(
@@ -170,6 +173,7 @@ def _score(catalog: Catalog, store: CaseStore, number: int, version: int) -> Non
                     pseudo_label_ml=1,
                 )
             )
+        maps.finish()
         draft.result_path.write_text("{}")
     catalog.record_score(
         Score(

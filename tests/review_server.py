@@ -26,7 +26,7 @@ import httpx
 import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
-from atlas_core.imaging import Volume, content_sha256, write_volume
+from atlas_core.imaging import CroppedMapsWriter, Volume, content_sha256, write_volume
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import PhantomGrid, make_phantom
@@ -143,13 +143,16 @@ def _write_prediction(
     truth: NDArray[np.uint8],
 ) -> None:
     sizes, labels = [], []
-    with store.new_prediction(case.id, Reading.PAPER, ENSEMBLE) as draft:
+    with (
+        store.new_prediction(case.id, Reading.PAPER, ENSEMBLE) as draft,
+        CroppedMapsWriter(draft.folder, case.geometry, slope=1 / 136) as maps,
+    ):
         sha256 = write_volume(draft.pseudo_label_path, predicted, case.geometry)
         for organ in ABDOMEN_ATLAS:
             wrong = (predicted == organ.label) != (truth == organ.label)
             border = ndimage.binary_dilation(predicted == organ.label) & (predicted != organ.label)
             attention = np.asfortranarray((wrong * 100 + border * 12).astype(np.uint8))
-            write_volume(draft.attention_path(organ.name), attention, case.geometry, slope=1 / 136)
+            maps.add(draft.attention_path(organ.name), (0, 0, 0), attention)
             voxels = float(attention.sum()) / 136
             pseudo_voxels = int((predicted == organ.label).sum())
             sizes.append(
@@ -160,6 +163,7 @@ def _write_prediction(
                     pseudo_label_ml=pseudo_voxels * case.geometry.voxel_ml,
                 )
             )
+        maps.finish()
         draft.result_path.write_text("{}")
     path = store.relative(store.pseudo_label_path(case.id, Reading.PAPER, ENSEMBLE))
     for organ in ABDOMEN_ATLAS:

@@ -12,6 +12,7 @@ from atlas_attention.scoring import GridSlab, Predictor, attend
 from atlas_attention.scoring.pipeline import AttentionSummary
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.model_spec import ModelSpec
+from atlas_core.organs import ABDOMEN_ATLAS
 from numpy.typing import NDArray
 
 ORGANS = ("liver", "spleen", "aorta")
@@ -139,7 +140,7 @@ def run(
     **options: object,
 ) -> Result:
     """The whole run, its slabs put together; they must cover the grid exactly once."""
-    attending = attend(source, specs, predictor, **options)  # type: ignore[arg-type]
+    attending = attend(source, specs, predictor, scheme=ABDOMEN_ATLAS, **options)  # type: ignore[arg-type]
     slabs = list(attending)
     channels = len(slabs[0].attention)
     attention = np.zeros((channels, *source.geometry.shape), np.uint8)

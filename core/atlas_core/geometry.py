@@ -187,6 +187,36 @@ class VolumeGeometry:
         matrix[:3, 3] += self.matrix[:3, :3] @ (ratio * 0.5 - 0.5)
         return VolumeGeometry.from_array(shape, matrix)
 
+    def cropped(self, start: Shape3, shape: Shape3) -> VolumeGeometry:
+        """The grid of the box of `shape` voxels whose first one is voxel `start` of this grid."""
+        matrix = self.matrix.copy()
+        matrix[:3, 3] += self.matrix[:3, :3] @ np.array(start, np.float64)
+        return VolumeGeometry.from_array(shape, matrix)
+
+    def start_of(self, box: VolumeGeometry, *, this: str, that: str, case: str = "") -> Shape3:
+        """Where `box`, a cropped part of this grid or all of it, begins: see `cropped`.
+
+        Args:
+            this, that: what lies on the two grids, for the message.
+            case: for the message; empty: none.
+
+        Raises:
+            GridMismatch: its voxels are none of this grid, or lie outside; names both grids.
+        """
+        i, j, k = (round(float(at)) for at in (np.linalg.inv(self.matrix) @ box.matrix[:, 3])[:3])
+        inside = all(
+            first >= 0 and first + n <= whole
+            for first, n, whole in zip((i, j, k), box.shape, self.shape, strict=True)
+        )
+        if not (inside and self.cropped((i, j, k), box.shape).same_grid(box)):
+            raise GridMismatch(
+                f"{that} does not lie on the grid of {this}",
+                case=case or None,
+                expected=f"{this} {self}, or a box of it",
+                got=f"{that} {box}",
+            )
+        return i, j, k
+
     def _resampled_shape(self, spacing_mm: Float3) -> Shape3:
         i, j, k = (
             max(1, round(n * old / new))

@@ -20,6 +20,7 @@ from atlas_flows.commands import (
     evaluation,
     loop,
     models,
+    organs,
     ranking,
     release,
     report,
@@ -70,6 +71,7 @@ evaluate = typer.Typer(
 evaluate.command("ranking")(ranking.evaluate)
 evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
+app.add_typer(organs.app, name="organs", rich_help_panel="Atlas")
 app.add_typer(models.app, name="models", rich_help_panel="Models")
 
 

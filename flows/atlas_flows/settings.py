@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from atlas_core.errors import ConfigurationError, Unavailable
+from atlas_core.organs import SchemeSetting, read_scheme
 from atlas_core.tls import TlsFiles
 from atlas_embedded.settings import EmbeddedSettings
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
@@ -31,6 +32,13 @@ class FlowSettings(BaseSettings):
     )
     store: Path | None = Field(
         default=None, description="Root of the case store; empty: <home>/store."
+    )
+    organs: Annotated[SchemeSetting | None, NoDecode] = Field(
+        default=None,
+        description="Organs of a new atlas: a shipped scheme (abdomen_atlas_1_0, "
+        "abdomen_atlas_1_1, totalsegmentator_v2), the path of a YAML file, or JSON. An atlas that "
+        "has cases keeps its own, and other ones are refused; empty: those that the catalog "
+        "remembers, which begins with abdomen_atlas_1_0.",
     )
     attention_address: str | None = Field(
         default=None, description="host:port of the attention service; empty: the embedded one."
@@ -104,6 +112,7 @@ class Places:
 
     Attributes:
         embedded: settings of the one-machine stack.
+        organs: of a new atlas; None: those that the catalog remembers.
         model_repository: Triton's; None: the embedded one, which follows from `embedded`.
         others: see `FlowSettings`.
     """
@@ -113,6 +122,7 @@ class Places:
         self.catalog_url = flow.catalog_url or embedded.catalog_url
         self.store = flow.store or embedded.store
         self.attention_address = flow.attention_address or embedded.attention_address
+        self.organs = flow.organs
         self.review_role = flow.review_role or None
         self.prefect_api_url = flow.prefect_api_url or embedded.prefect_api_url
         self.review_url = (flow.review_url or embedded.review_url).rstrip("/")
@@ -147,6 +157,22 @@ class Places:
                 expected=first["msg"],
                 got=repr(first.get("input")),
             ) from None
+
+    def choose_organs(self, catalog: Catalog, given: str | None = None) -> None:
+        """Make the organs that were asked for those of the atlas; none asked for: it keeps its own.
+
+        Args:
+            given: name or file of a scheme, before the setting.
+
+        Raises:
+            ConfigurationError: no such scheme.
+            Conflict: the atlas has cases, and other organs.
+        """
+        from atlas_core.catalog import choose_organs
+
+        wanted = self.organs if given is None else read_scheme(given)
+        if wanted is not None:
+            choose_organs(catalog, wanted)
 
     def grant_rights(self, catalog: Catalog) -> None:
         """Give the review service's role its rights, where it has one of its own.

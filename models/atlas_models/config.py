@@ -11,7 +11,7 @@ from atlas_core.errors import ConfigurationError
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
 from atlas_core.model_spec import ModelName
-from atlas_core.organs import ABDOMEN_ATLAS, OrganName
+from atlas_core.organs import OrganName, OrganScheme
 from atlas_core.records import LabelSource
 from pydantic import Field, ValidationError, model_validator
 
@@ -81,7 +81,7 @@ class TrainingConfig(FrozenModel):
     attention_window: int = Field(default=4, ge=2, description="Swin UNETR: side in tokens.")
     hidden: int = Field(default=96, ge=1, description="UNETR: width of its transformer.")
     organs: tuple[OrganName, ...] = Field(
-        default=ABDOMEN_ATLAS.names, min_length=1, description="Output channels, in order."
+        default=(), description="Output channels, in order; empty: all organs of the atlas."
     )
     activation: Literal["sigmoid", "softmax"] = Field(
         default="sigmoid",
@@ -147,6 +147,15 @@ class TrainingConfig(FrozenModel):
         "a fifth too small.",
     )
 
+    def of_atlas(self, scheme: OrganScheme) -> TrainingConfig:
+        """The same for an atlas with the organs of `scheme`: all of them where none are named.
+
+        Raises:
+            UnknownLabel: an organ that the atlas does not have.
+        """
+        organs = tuple(scheme[name].name for name in self.organs) or scheme.names
+        return self.model_copy(update={"organs": organs})
+
     @model_validator(mode="after")
     def _plausible(self) -> Self:
         multiple = self._patch_multiple()
@@ -203,10 +212,25 @@ def read_config(
                 got=type(fields).__name__,
             )
         return TrainingConfig.model_validate({**fields, **(overrides or {})})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "file"
+        unknown = first["type"] == "extra_forbidden"
         raise ConfigurationError(
-            "unreadable training configuration", case=path.name, got=str(error)
-        ) from error
+            f"the training configuration has no field {field}"
+            if unknown
+            else f"the training configuration cannot work: {field}",
+            case=path.name,
+            expected=f"one of {', '.join(TrainingConfig.model_fields)}"
+            if unknown
+            else first["msg"].removeprefix("Value error, "),
+            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise ConfigurationError(
+            "unreadable training configuration", case=path.name, got=got
+        ) from None
 
 
 def shipped_configs() -> tuple[str, ...]:

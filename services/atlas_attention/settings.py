@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from atlas_core.addresses import Address, HostNames, is_loopback
 from atlas_core.imaging import MAX_VOXELS
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import ABDOMEN_ATLAS, SchemeSetting
 from atlas_core.tls import TlsFiles
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from atlas_attention.fusion import DEFAULT_OVERLAP, MAX_MODELS, MAX_ORGANS, MAX_OVERLAP, DeviceName
 
@@ -87,8 +87,11 @@ class AttentionSettings(BaseSettings):
         description="Most threads of the numeric kernels; 0: one per available core. Kernels run "
         "on one thread while models have windows to predict.",
     )
-    organs: OrganScheme = Field(
-        default=ABDOMEN_ATLAS, description="Label values of the organs, as JSON."
+    organs: Annotated[SchemeSetting, NoDecode] = Field(
+        default=ABDOMEN_ATLAS,
+        description="The organs of the atlas, which must be those that the catalog remembers: a "
+        "shipped scheme (abdomen_atlas_1_0, abdomen_atlas_1_1, totalsegmentator_v2), the path of a "
+        "YAML file, or JSON.",
     )
     max_voxels: int = Field(default=MAX_VOXELS, ge=1, description="Of one volume.")
     max_message_bytes: int = Field(

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from atlas_review.auth import FIRST_USER, Accounts, Role
 from atlas_review.connections import BoundedConnection
-from atlas_review.service import signing_secret
+from atlas_review.service import open_catalog, signing_secret
 from atlas_review.settings import ENV_PREFIX, ReviewSettings
 from atlas_review.volumes import contact_sheet_worker
 
@@ -89,7 +89,7 @@ def _serve(settings: ReviewSettings, options: argparse.Namespace) -> int:
     log_to_stderr(settings.log_level)
     # What can fail fails here, once, and not in every worker.
     CaseStore(settings.store).require_usable()
-    Catalog.open(settings.catalog_url.get_secret_value()).close()
+    open_catalog(settings).close()
     try:
         signing_secret(settings)
         if not settings.insecure and settings.oidc_issuer is None:

@@ -26,7 +26,7 @@ from atlas_core.store import CaseStore
 from atlas_review.auth import Accounts, SignInAttempts, SignInCache, write_private
 from atlas_review.metrics import ReviewMetrics
 from atlas_review.next_cases import NextCases
-from atlas_review.settings import ReviewSettings
+from atlas_review.settings import ENV_PREFIX, ReviewSettings
 from atlas_review.volumes import CaseFiles
 
 MAX_HASHING: Final = 4
@@ -64,7 +64,7 @@ class Review:
         Raises:
             ConfigurationError, Unavailable: as `Catalog.open`.
         """
-        catalog = Catalog.open(settings.catalog_url.get_secret_value())
+        catalog = open_catalog(settings)
         store = CaseStore(settings.store)
         store.sweep()
         versions = LabelVersions(catalog)
@@ -100,6 +100,35 @@ class Review:
         """Sign-in method of people (``local``, ``oidc``) → whether it is offered."""
         oidc = self.settings.oidc_issuer is not None
         return {"local": bool(self.accounts.content().users), "oidc": oidc}
+
+
+def open_catalog(settings: ReviewSettings) -> Catalog:
+    """The catalog, of an atlas with the organs that this service is configured for.
+
+    Raises:
+        ConfigurationError, Unavailable: as `Catalog.open`, and for other organs.
+    """
+    catalog = Catalog.open(settings.catalog_url.get_secret_value())
+    try:
+        require_same_organs(settings, catalog)
+    except BaseException:
+        catalog.close()
+        raise
+    return catalog
+
+
+def require_same_organs(settings: ReviewSettings, catalog: Catalog) -> None:
+    """Refuse an atlas whose label values mean something else than this service takes them for.
+
+    Raises:
+        ConfigurationError: names both.
+    """
+    catalog.organ_scheme().require_same(
+        settings.organs,
+        this="the atlas",
+        that="the review service",
+        remedy=f"set {ENV_PREFIX}ORGANS to the atlas's (`atlasloop organs show`), and restart",
+    )
 
 
 def _half_the_cores() -> int:

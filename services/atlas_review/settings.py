@@ -8,10 +8,10 @@ from typing import Annotated, Literal, Self
 
 from atlas_core.addresses import Address, HostNames, is_loopback
 from atlas_core.imaging import MAX_VOXELS
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import ABDOMEN_ATLAS, SchemeSetting
 from atlas_core.records import Reading
 from pydantic import AfterValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from atlas_review.auth import ACCOUNTS_FILE, Role
 
@@ -83,8 +83,11 @@ class ReviewSettings(BaseSettings):
         "generated at the first start and kept in `home`.",
     )
     workers: int = Field(default=1, ge=1, le=64, description="Number of processes that serve.")
-    organs: OrganScheme = Field(
-        default=ABDOMEN_ATLAS, description="Label values of the organs, as JSON."
+    organs: Annotated[SchemeSetting, NoDecode] = Field(
+        default=ABDOMEN_ATLAS,
+        description="The organs of the atlas, which must be those that the catalog remembers: a "
+        "shipped scheme (abdomen_atlas_1_0, abdomen_atlas_1_1, totalsegmentator_v2), the path of a "
+        "YAML file, or JSON.",
     )
     reading: Reading = Field(
         default=Reading.PAPER,

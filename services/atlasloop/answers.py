@@ -56,6 +56,8 @@ class ServiceInfo:
         older_models: other versions that are loaded, older or newer than the one in service; used
             when asked for as ``"name@t"``.
         labels: label value of each organ.
+        organ_scheme: name of the organ scheme that the service is configured for.
+        organ_scheme_sha256: of its ids and names.
     """
 
     service_version: str
@@ -66,6 +68,8 @@ class ServiceInfo:
     readings: tuple[Reading, ...]
     limits: Limits
     attention_scale: float
+    organ_scheme: str = ""
+    organ_scheme_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,8 @@ def service_info(reply: pb.GetInfoResponse) -> ServiceInfo:
             idle_timeout_s=limits.idle_timeout_s,
         ),
         attention_scale=reply.attention_scale,
+        organ_scheme=reply.organ_scheme,
+        organ_scheme_sha256=reply.organ_scheme_sha256,
     )
 
 

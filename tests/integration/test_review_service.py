@@ -22,7 +22,13 @@ import psutil
 import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import read_label, read_volume, write_volume
+from atlas_core.imaging import (
+    read_cropped,
+    read_header,
+    read_label,
+    read_stored,
+    write_volume,
+)
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.store import CaseStore
 from atlas_review.auth.sign_in_cache import CACHED_S
@@ -401,12 +407,15 @@ def test_the_joint_attention_leaves_out_organs_with_original_labels(
     assert {one["organ"]: one["counts"] for one in case["attention"]}["spleen"] is False
     served = tmp_path / "attention.nii.gz"
     served.write_bytes(ann.get(case["attention_map"]["url"]).content)
-    maps = []
+    geometry, maps = geometry_of(case), []
     for one in (a for a in case["attention"] if a["counts"]):
         path = tmp_path / f"{one['organ']}.nii.gz"
         path.write_bytes(ann.get(one["url"]).content)
-        maps.append(read_volume(path).voxels)
-    np.testing.assert_allclose(read_volume(served).voxels, np.max(maps, axis=0), atol=1e-6)
+        maps.append(read_cropped(path, geometry))
+        assert read_header(path).geometry.voxels < geometry.voxels
+    joint = read_stored(served)
+    assert joint.geometry.same_grid(geometry)
+    assert np.array_equal(joint.voxels, np.max(maps, axis=0))
 
 
 def test_regions_come_largest_first_with_their_position(

@@ -24,6 +24,7 @@ from atlas_attention.triton.shared_memory import SHARED_MEMORY
 from atlas_core.errors import ConfigurationError, InvalidInput, NotFound, Unavailable
 from atlas_core.imaging import open_slabs
 from atlas_core.model_spec import ModelSpec
+from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Reading
 from atlas_embedded.triton_environment import TritonEnvironment
 from numpy.typing import NDArray
@@ -204,7 +205,13 @@ def test_a_whole_ct_on_the_gpu_is_the_cpus_to_the_bit(
         predictor = open_predictor(triton_server, device=device, shared_memory=transport)
         with open_slabs(tmp_path / "case_0.nii.gz") as ct:
             run = attend(
-                ct, predictor.ensemble(), predictor, reading, compute=compute, slab_slices=7
+                ct,
+                predictor.ensemble(),
+                predictor,
+                reading,
+                compute=compute,
+                slab_slices=7,
+                scheme=ABDOMEN_ATLAS,
             )
             slabs = list(run)
         results.append((slabs, run.summary.organs))

@@ -19,6 +19,7 @@ from .model_registry import (
     training_labels,
     truth_digest,
 )
+from .organ_schemes import choose_organs, extend_organs
 from .rights import grant_review_rights
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "PromotionKind",
     "TrainingLabel",
     "cases_by_id",
+    "choose_organs",
     "chunks",
     "evaluations",
+    "extend_organs",
     "find_models",
     "grant_review_rights",
     "insert_new",

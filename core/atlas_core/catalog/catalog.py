@@ -17,8 +17,10 @@ from sqlalchemy import Connection
 
 from atlas_core.catalog import tables as t
 from atlas_core.catalog.database import ROWS_PER_STATEMENT, Database, chunks, insert_new
+from atlas_core.catalog.organ_schemes import remembered_scheme
 from atlas_core.errors import Conflict, NotFound
 from atlas_core.model_spec import ModelRef
+from atlas_core.organs import OrganScheme
 from atlas_core.ranking import CaseSizes, rank
 from atlas_core.records import (
     Case,
@@ -42,6 +44,11 @@ class Catalog(Database):
     Make one with `Catalog.open`; it is a context manager. Modules that keep further tables in this
     database query them in a `transaction`.
     """
+
+    def organ_scheme(self) -> OrganScheme:
+        """The organs of this atlas; see `choose_organs` and `extend_organs`."""
+        with self.transaction(write=False) as connection:
+            return remembered_scheme(connection)
 
     # Datasets and cases
 

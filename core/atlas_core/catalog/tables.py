@@ -422,3 +422,14 @@ released_cases = Table(
     Column("number", Integer, primary_key=True),
     Column("content_sha256", String(64), nullable=False, unique=True),
 )
+
+# Which organs this atlas has (revision 0009). Rows are only ever added; the newest counts.
+organ_schemes = Table(
+    "organ_schemes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("organs", JSON, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
+)

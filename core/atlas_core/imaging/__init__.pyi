@@ -1,3 +1,4 @@
+from .cropped_maps import CroppedMapReader, CroppedMapsWriter, read_cropped
 from .nifti_reader import (
     MAX_VOXELS,
     LabelVolume,
@@ -19,6 +20,8 @@ from .voxel_decoder import VoxelCoding
 
 __all__ = [
     "MAX_VOXELS",
+    "CroppedMapReader",
+    "CroppedMapsWriter",
     "LabelVolume",
     "SlabReader",
     "SlabWriter",
@@ -30,6 +33,7 @@ __all__ = [
     "distinct_values",
     "label_dtype",
     "open_slabs",
+    "read_cropped",
     "read_header",
     "read_label",
     "read_label_pieces",

@@ -38,7 +38,7 @@ TOUCHING = np.ones((3, 3, 3), dtype=np.uint8)
 """Voxels that share a face, edge or corner belong to one component."""
 
 
-def require_known_labels(values: Iterable[int], organs: Mapping[int, str | None]) -> None:
+def require_known_labels(values: Iterable[int], organs: Mapping[int, object]) -> None:
     """Refuse label values that a dataset's map does not name.
 
     Raises:

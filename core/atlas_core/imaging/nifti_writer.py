@@ -156,19 +156,25 @@ def write_volume(
 
 
 def write_pieces(
-    path: Path, pieces: Iterable[NDArray[Any]], geometry: VolumeGeometry, dtype: DTypeLike
+    path: Path,
+    pieces: Iterable[NDArray[Any]],
+    geometry: VolumeGeometry,
+    dtype: DTypeLike,
+    *,
+    slope: float = 1.0,
 ) -> str:
     """`write_volume` of a volume that comes in pieces; equal voxels give equal bytes.
 
     Args:
         pieces: values in file order (``i`` fastest), one-dimensional, of any size.
         dtype: of the file; the values are converted to it.
+        slope: value of one stored unit (scl_slope).
 
     Raises:
         InvalidInput: a data type that is not written here, NaN or infinite values, fewer or more
             values than `geometry` has voxels.
     """
-    sink = _Sink(Path(path), geometry, dtype, 1.0, GZIP_THREADS)
+    sink = _Sink(Path(path), geometry, dtype, slope, GZIP_THREADS)
     try:
         came = 0
         for piece in pieces:
@@ -211,7 +217,7 @@ class SlabWriter:
         self.sha256: str | None = None
         self._folder = Path(path).parent
         self._geometry = geometry
-        # One thread: many writers are open at once, one for each organ.
+        # One thread: whoever makes the pieces needs the other cores.
         self._sink = _Sink(Path(path), geometry, dtype, slope, 1)
         self._axis: int | None = None
         self._rising = True

@@ -111,19 +111,19 @@ def most_attended(attention: Sequence[Path], geometry: VolumeGeometry) -> dict[P
     """Index of the slice with the largest summed attention, per plane.
 
     Args:
-        attention: attention maps of the organs that count, all on one grid.
-        geometry: that grid, canonical.
+        attention: attention maps of the organs that count, each on the grid or on a box of it.
+        geometry: the grid, canonical.
 
     Returns:
         Canonical index along ``plane.axis``; the middle of the volume where there is no attention.
     """
     profile = [np.zeros(n) for n in geometry.shape]
     for path in attention:
-        for start, slab in _slabs(path):
-            profile[2][start : start + len(slab)] += slab.sum(axis=(1, 2), dtype=np.float64)
+        for (z, y, x), slab in _slabs(path, geometry):
+            profile[2][z] += slab.sum(axis=(1, 2), dtype=np.float64)
             over_z = slab.sum(axis=0, dtype=np.float64)
-            profile[1] += over_z.sum(axis=1)
-            profile[0] += over_z.sum(axis=0)
+            profile[1][y] += over_z.sum(axis=1)
+            profile[0][x] += over_z.sum(axis=0)
     return {
         plane: int(np.argmax(sums)) if (sums := profile[plane.axis]).any() else len(sums) // 2
         for plane in Plane
@@ -189,14 +189,21 @@ def heat_colours(values: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.stack(channels, axis=-1).astype(np.float32)
 
 
-def _slabs(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """First slice and slab ``[z, y, x]`` of a volume, canonical, from bottom to top.
+def _slabs(
+    path: Path, geometry: VolumeGeometry
+) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float32]]]:
+    """Slabs ``[z, y, x]`` of a volume, canonical, from bottom to top, and where each lies on the
+    canonical grid `geometry`, of which the volume may be a box.
 
     One file is open at a time: its decompressed bytes may lie in a temporary file meanwhile.
     """
     with open_slabs(path) as volume:
-        for start in range(0, volume.slices, SLAB):
-            yield start, volume.read(start, min(start + SLAB, volume.slices))
+        x, y, z = geometry.start_of(volume.canonical, this="CT", that="map")
+        columns, rows, slices = volume.canonical.shape
+        for start in range(0, slices, SLAB):
+            stop = min(start + SLAB, slices)
+            where = slice(z + start, z + stop), slice(y, y + rows), slice(x, x + columns)
+            yield where, volume.read(start, stop)
 
 
 def _planes(
@@ -209,14 +216,15 @@ def _planes(
         Plane.CORONAL: np.zeros((nz, nx), np.float32),
         Plane.SAGITTAL: np.zeros((nz, ny), np.float32),
     }
-    axial = at[Plane.AXIAL]
+    axial, coronal, sagittal = at[Plane.AXIAL], at[Plane.CORONAL], at[Plane.SAGITTAL]
     for path in volumes:
-        for start, slab in _slabs(path):
-            stop = start + len(slab)
-            planes[Plane.CORONAL][start:stop] += slab[:, at[Plane.CORONAL], :]
-            planes[Plane.SAGITTAL][start:stop] += slab[:, :, at[Plane.SAGITTAL]]
-            if start <= axial < stop:
-                planes[Plane.AXIAL] += slab[axial - start]
+        for (z, y, x), slab in _slabs(path, geometry):
+            if y.start <= coronal < y.stop:
+                planes[Plane.CORONAL][z, x] += slab[:, coronal - y.start, :]
+            if x.start <= sagittal < x.stop:
+                planes[Plane.SAGITTAL][z, y] += slab[:, :, sagittal - x.start]
+            if z.start <= axial < z.stop:
+                planes[Plane.AXIAL][y, x] += slab[axial - z.start]
     return planes
 
 

@@ -34,11 +34,11 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import read_header, write_pieces
 from atlas_core.imaging.dicom_reader import write_series
 from atlas_core.importing.ct_files import CtFile
-from atlas_core.importing.kidney_sides import MaskPieces
 from atlas_core.importing.layouts import Candidate, discover, shown_name
 from atlas_core.importing.original_labels import LabelFiles, Reports, original_masks
+from atlas_core.importing.paired_organs import MaskPieces
 from atlas_core.importing.plausibility import VoxelSurvey
-from atlas_core.importing.presets import Preset, nnunet_map, organs_of, preset, scheme_map
+from atlas_core.importing.presets import LabelMap, Preset, nnunet_map, preset, scheme_map
 from atlas_core.importing.summary import (
     CandidateOutcome,
     ImportedCase,
@@ -48,7 +48,7 @@ from atlas_core.importing.summary import (
     left_out_notes,
     summary_of,
 )
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
 from atlas_core.regular_files import read_small
 from atlas_core.store import CaseStore
@@ -71,7 +71,7 @@ def import_folder(
     *,
     catalog: Catalog,
     store: CaseStore,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    licence: str | None = None,
     force: bool = False,
     resample: bool = False,
     on_progress: Callable[[ImportProgress], None] | None = None,
@@ -82,9 +82,11 @@ def import_folder(
     Args:
         path: a NIfTI file or a folder.
         dataset: name of the dataset they belong to; created if it is new.
-        preset_name: preset with the meaning of its label values (`presets`). None: the one that the
-            dataset was imported with before; else our own ids and names, or nnU-Net's dataset.json.
-        scheme: organs of this site.
+        preset_name: preset with the meaning of its label values, or its YAML file (`presets`).
+            None: the one that the dataset was imported with before; else our own ids and names, or
+            nnU-Net's dataset.json.
+        catalog: whose organ scheme says what is an organ.
+        licence: of the dataset, where the preset does not say it or says another.
         force: import volumes whose values are not plausible Hounsfield units, with a warning.
         resample: put a label that lies on another grid onto its CT's instead of refusing it.
         on_progress: called after each candidate, in this thread.
@@ -95,11 +97,17 @@ def import_folder(
 
     Raises:
         NotFound: nothing at `path`, or no such preset.
-        InvalidInput: no volume at all below `path`, or a malformed name of the dataset.
+        InvalidInput: no volume at all below `path`, a malformed name of the dataset or preset.
+        Conflict: the dataset is on record with another licence.
         Unavailable: the store or the catalog cannot be written; earlier cases stay.
     """
     _require_name(dataset)
     known = preset(preset_name) if preset_name else _preset_of(catalog, dataset)
+    scheme = catalog.organ_scheme()
+    described = known.dataset(dataset, scheme) if known else Dataset(name=dataset)
+    if licence is not None:
+        _require_licence(catalog, dataset, licence)
+        described = described.model_copy(update={"licence": licence})
     found = discover(path)
     if not found.candidates and not found.set_aside:
         raise InvalidInput(
@@ -108,11 +116,11 @@ def import_folder(
             expected="a folder of NIfTIs, case folders, nnU-Net raw, or DICOM series",
         )
     store.sweep()
-    catalog.add_dataset(known.dataset(dataset, scheme) if known else Dataset(name=dataset))
+    catalog.add_dataset(described)
     job = _Import(
         root=path if path.is_dir() else path.parent,
         dataset=dataset,
-        preset=known,
+        meaning=known.within(scheme) if known else None,
         catalog=catalog,
         store=store,
         scheme=scheme,
@@ -127,6 +135,10 @@ def import_folder(
             if on_progress is not None:
                 on_progress(ImportProgress(len(outcomes), len(found.candidates), outcome.source))
     summary = summary_of(dataset, outcomes, found.set_aside)
+    misspelt = known.misspelt(scheme) if known else ()
+    if misspelt:
+        why = f"names of the preset that no organ goes by were left out: {', '.join(misspelt)}"
+        summary = replace(summary, warnings=(*summary.warnings, Note(path.name, why)))
     if known is None:
         organs = {organ for outcome in outcomes for organ in outcome.organs}
         catalog.add_dataset(Dataset(name=dataset, organs=tuple(sorted(organs))))
@@ -143,6 +155,18 @@ def _require_name(dataset: str) -> None:
             expected="1 to 63 letters, digits, - and _, the first a letter or digit",
             got=dataset,
         ) from None
+
+
+def _require_licence(catalog: Catalog, dataset: str, licence: str) -> None:
+    """What was imported under one licence is not taken for something else later."""
+    known = {one.name: one.licence for one in catalog.datasets()}.get(dataset, "")
+    if known not in ("", licence):
+        raise Conflict(
+            f"dataset {dataset} is on record with another licence",
+            expected=known,
+            got=licence,
+            remedy="import what has another licence as another dataset",
+        )
 
 
 def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
@@ -170,7 +194,7 @@ class _Import:
 
     root: Path
     dataset: str
-    preset: Preset | None
+    meaning: LabelMap | None  # by a preset
     catalog: Catalog
     store: CaseStore
     scheme: OrganScheme
@@ -344,11 +368,11 @@ class _Import:
 
     def _label_files(self, candidate: Candidate, outcome: CandidateOutcome) -> LabelFiles | None:
         """The candidate's label files and what they mean; None if there are none."""
-        label_map, meaning = candidate.label_map, scheme_map(self.scheme)
+        label_map = candidate.label_map
         if not candidate.masks and label_map is None:
             return None
-        if self.preset is not None:
-            return LabelFiles(candidate.masks, label_map, self.preset.within(self.scheme))
+        if self.meaning is not None:
+            return LabelFiles(candidate.masks, label_map, self.meaning)
         if label_map is not None and candidate.label_names is not None:
             try:
                 text = read_small(candidate.label_names, MAX_NAMES_BYTES)
@@ -360,7 +384,7 @@ class _Import:
             why = "not taken: nothing says what its values mean; pass --preset"
             outcome.warnings.append(Note(self._name(label_map), why))
             label_map = None
-        return LabelFiles(candidate.masks, label_map, meaning)
+        return LabelFiles(candidate.masks, label_map, scheme_map(self.scheme, candidate.masks))
 
     def _name(self, path: Path) -> str:
         return shown_name(path, self.root)
@@ -388,4 +412,4 @@ def _organs_of(files: LabelFiles) -> set[str]:
     structures = [meaning.masks[name] for name in files.masks if name in meaning.masks]
     if files.label_map is not None:
         structures += meaning.labels.values()
-    return organs_of(structures)
+    return {organ for structure in structures for organ in structure}

@@ -30,8 +30,8 @@ from atlas_core.imaging import (
 from atlas_core.imaging.label_maps import organ_mask, require_known_labels
 from atlas_core.imaging.resampling import resample_label
 from atlas_core.importing.ct_files import CtFile
-from atlas_core.importing.kidney_sides import MaskPieces, split_kidneys
-from atlas_core.importing.presets import KIDNEYS, SIDES, LabelMap
+from atlas_core.importing.paired_organs import MaskPieces, split_sides
+from atlas_core.importing.presets import LabelMap, Structure
 from atlas_core.organs import BACKGROUND
 
 MAX_RESAMPLED_RATIO: Final = 8
@@ -98,10 +98,10 @@ def original_masks(
 
 @dataclass(frozen=True)
 class _Structure:
-    """What a label file holds: an organ, or both kidneys."""
+    """What a label file holds: an organ, or left and right in one."""
 
     path: Path
-    name: str
+    organs: Structure
     mask: MaskPieces
 
 
@@ -150,17 +150,17 @@ class _Reader:
         return partial(label.mask, values)
 
     def organs(self, structure: _Structure) -> Iterator[tuple[str, MaskPieces]]:
-        """The structure itself, or both kidneys out of one."""
-        if structure.name != KIDNEYS:
-            yield structure.name, structure.mask
+        """The structure itself, or both sides out of one."""
+        if len(structure.organs) == 1:
+            yield structure.organs[0], structure.mask
             return
         try:
             midline_mm = self.ct.midline_mm()
-            sides = split_kidneys(structure.mask, self.ct.geometry, midline_mm=midline_mm)
+            sides = split_sides(structure.mask, self.ct.geometry, midline_mm=midline_mm)
         except AtlasError as error:
             self.reports.refuse(structure.path, str(error))
             return
-        yield from zip(SIDES, sides, strict=True)
+        yield from zip(structure.organs, sides, strict=True)
 
     def _on_grid(self, path: Path) -> _Label:
         grid, found = self.ct.geometry, read_header(path).geometry

@@ -1,42 +1,60 @@
 """Presets: the meaning of label values and file names in known datasets.
 
 The presets themselves are data (``presets.yaml``, with their sources and doubts): the 16 public
-datasets of the paper's Table 3, TotalSegmentator v2, AbdomenAtlas and our own phantoms.
+datasets of the paper's Table 3, TotalSegmentator v2, AbdomenAtlas and our own phantoms. A site has
+files of its own with the same keys. They name structures; which organs these are, the scheme of the
+atlas says, by its names and aliases.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.organs import ABDOMEN_ATLAS, OrganName, OrganScheme
+from atlas_core.organs import (
+    OrganName,
+    OrganScheme,
+    plain_name,
+    read_scheme,
+    shipped_schemes,
+)
 from atlas_core.records import Dataset
+from atlas_core.regular_files import read_small
 
-KIDNEYS: Final = "kidneys"
-"""One value or mask for both kidneys: split into left and right on import."""
+MAX_FILE_BYTES: Final = 1 << 20
+"""Of a preset's file; the largest that ships has some 6 kB."""
 
-SIDES: Final = ("kidney_left", "kidney_right")
+Structure = tuple[OrganName, ...]
+"""What one value or mask shows: an organ; or left and right, which are split on import."""
+
+Meaning = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
+"""A name of what is shown; or several, of which the first counts that the scheme has."""
 
 
 class LabelMap(FrozenModel):
-    """How masks of one dataset become organs; a structure is an organ's name or `KIDNEYS`."""
+    """How masks of one dataset become organs of one scheme."""
 
-    labels: Mapping[int, OrganName] = Field(
+    labels: Mapping[int, Structure] = Field(
         default={}, description="Value in a label map → structure; several values join."
     )
     others: frozenset[int] = Field(
-        default=frozenset(), description="Values that are known and no organ of ours."
+        default=frozenset(), description="Values that are known and no organ of the scheme."
     )
-    masks: Mapping[str, OrganName] = Field(
+    masks: Mapping[str, Structure] = Field(
         default={}, description="Name of a mask file without suffix → structure; several join."
     )
     partial: bool = Field(
@@ -44,6 +62,43 @@ class LabelMap(FrozenModel):
         description="An organ is annotated only in those cases where it occurs. Otherwise a label "
         "map without it says that the patient lacks it.",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for structures in (set(self.labels.values()), set(self.masks.values())):
+            halves = {organ for pair in structures if len(pair) > 1 for organ in pair}
+            both = sorted(halves & {structure[0] for structure in structures if len(structure) < 2})
+            if both:
+                raise ValueError(f"{', '.join(both)}: by itself, and in a value of both sides")
+        return self
+
+    @property
+    def values(self) -> dict[int, Structure | None]:
+        """Every known value → structure, None for what is no organ of the scheme."""
+        return {**dict.fromkeys(sorted(self.others)), **self.labels}
+
+    @property
+    def organs(self) -> tuple[str, ...]:
+        """Organs that are annotated, each once, sorted."""
+        return tuple(sorted({o for s in (*self.labels.values(), *self.masks.values()) for o in s}))
+
+
+class Preset(FrozenModel):
+    """A known dataset."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="What `--preset` takes.")
+    title: str = Field(min_length=1)
+    licence: str = Field(min_length=1)
+    labels: Mapping[int, Meaning] = Field(
+        default={}, description="Value in a label map → what it shows."
+    )
+    others: frozenset[int] = Field(
+        default=frozenset(), description="Values that are no organ in any scheme: “4, 8-51”."
+    )
+    masks: Mapping[str, Meaning] = Field(
+        default={}, description="Name of a mask file without suffix → what it shows."
+    )
+    partial: bool = Field(default=False, description="See `LabelMap`.")
 
     @field_validator("others", mode="before")
     @classmethod
@@ -53,7 +108,7 @@ class LabelMap(FrozenModel):
             return value
         found: set[int] = set()
         for part in value.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+            match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
             if match is None:
                 raise ValueError(f"malformed range of label values {part!r}")
             found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
@@ -66,40 +121,36 @@ class LabelMap(FrozenModel):
             raise ValueError(f"label values {twice} are both an organ and none")
         if any(value < 1 for value in (*self.labels, *self.others)):
             raise ValueError("label values begin at 1; 0 is the background")
-        for structures in (self.labels.values(), self.masks.values()):
-            if KIDNEYS in structures and set(SIDES) & set(structures):
-                raise ValueError("kidneys are split only where both sides share a value")
         return self
 
-    @property
-    def values(self) -> dict[int, str | None]:
-        """Every known value → structure, None for what is no organ of ours."""
-        return {**dict.fromkeys(sorted(self.others)), **self.labels}
-
-    @property
-    def organs(self) -> tuple[str, ...]:
-        """Organs that are annotated, each once, sorted."""
-        return tuple(sorted(organs_of((*self.labels.values(), *self.masks.values()))))
-
     def within(self, scheme: OrganScheme) -> LabelMap:
-        """The same for a site that works with the organs of `scheme` only."""
-        inside = {v: s for v, s in self.labels.items() if set(organs_of([s])) <= set(scheme.names)}
-        return LabelMap(
-            labels=inside,
-            others=self.others | (set(self.labels) - set(inside)),
-            masks={n: s for n, s in self.masks.items() if set(organs_of([s])) <= set(scheme.names)},
-            partial=self.partial,
-        )
+        """What the dataset's values and masks mean to an atlas with the organs of `scheme`.
 
+        Raises:
+            InvalidInput: one value means both sides of an organ, and another one of them.
+        """
+        labels = {value: structure_of(names, scheme) for value, names in self.labels.items()}
+        masks = {file: structure_of(names, scheme) for file, names in self.masks.items()}
+        try:
+            return LabelMap(
+                labels={value: structure for value, structure in labels.items() if structure},
+                others=self.others | {value for value, found in labels.items() if not found},
+                masks={file: structure for file, structure in masks.items() if structure},
+                partial=self.partial,
+            )
+        except ValidationError as error:
+            raise InvalidInput(
+                f"preset {self.name} does not go with organ scheme {scheme.name}",
+                expected=error.errors()[0]["msg"].removeprefix("Value error, "),
+            ) from None
 
-class Preset(LabelMap):
-    """A known dataset."""
+    def misspelt(self, scheme: OrganScheme) -> tuple[str, ...]:
+        """Names that neither `scheme` nor one that ships with us knows, sorted."""
+        known = (scheme, *map(read_scheme, shipped_schemes()))
+        names = {name for m in (*self.labels.values(), *self.masks.values()) for name in m}
+        return tuple(sorted(n for n in names if not any(one.called(n) for one in known)))
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="What `--preset` takes.")
-    title: str = Field(min_length=1)
-    licence: str = Field(min_length=1)
-
-    def dataset(self, name: str, scheme: OrganScheme = ABDOMEN_ATLAS) -> Dataset:
+    def dataset(self, name: str, scheme: OrganScheme) -> Dataset:
         """The dataset `name` that is imported with this preset."""
         return Dataset(
             name=name,
@@ -110,9 +161,14 @@ class Preset(LabelMap):
         )
 
 
-def organs_of(structures: tuple[str, ...] | list[str]) -> set[str]:
-    """Organs behind structures: `KIDNEYS` stands for both sides."""
-    return {organ for s in structures for organ in (SIDES if s == KIDNEYS else (s,))}
+def structure_of(names: tuple[str, ...] | str, scheme: OrganScheme) -> Structure:
+    """What the first of `names` means that `scheme` knows: "Left Kidney" → ``kidney_left``, a
+    name of both sides → left and right; () for what is no organ of it."""
+    for name in (names,) if isinstance(names, str) else names:
+        found = scheme.called(name)
+        if found:
+            return tuple(organ.name for organ in found)
+    return ()
 
 
 @cache
@@ -128,30 +184,67 @@ def shipped_presets() -> Mapping[str, Preset]:
 
 
 def preset(name: str) -> Preset:
-    """The preset called `name`; case, spaces, hyphens and underscores make no difference.
+    """The preset called `name` (case, spaces, hyphens and underscores make no difference), or that
+    in the YAML file of this path.
 
     Raises:
-        NotFound: there is none; the message lists them.
+        NotFound: there is none; the message lists those that ship with us.
+        InvalidInput: the file is no preset, with the place.
     """
-    known = {_plain(key): value for key, value in shipped_presets().items()}
-    found = known.get(_plain(name))
+    known = {plain_name(key): value for key, value in shipped_presets().items()}
+    found = known.get(plain_name(name))
+    path = Path(name).expanduser()
+    if found is None and path.suffix in (".yaml", ".yml") and path.is_file():
+        return _read_preset(path)
     if found is None:
         raise NotFound(
             f"no preset {name!r}",
-            expected=f"one of {', '.join(shipped_presets())}",
-            remedy="see --help",
+            expected=f"one of {', '.join(shipped_presets())}, or a YAML file",
+            remedy="a preset of one's own is given by its file, each time",
         )
     return found
 
 
-def scheme_map(scheme: OrganScheme) -> LabelMap:
-    """Without a preset: our own label ids and organ names.
+def _read_preset(path: Path) -> Preset:
+    try:
+        document: Any = yaml.safe_load(read_small(path, MAX_FILE_BYTES))
+        if isinstance(document, dict):
+            document = {"name": re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")} | document
+        return Preset.model_validate(document)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise InvalidInput("the preset cannot be read", case=path.name, got=got) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(
+            f"the preset cannot work: {'.'.join(map(str, first['loc'])) or 'file'}",
+            case=path.name,
+            expected=first["msg"].removeprefix("Value error, "),
+            got=None if first["type"] == "value_error" else repr(first["input"])[:100],
+            remedy="see docs/how-to/define-organs.md",
+        ) from None
+
+
+def scheme_map(scheme: OrganScheme, masks: Iterable[str]) -> LabelMap:
+    """Without a preset: our own label ids, and the names and aliases of our organs.
 
     Organs that do not occur in a label map count as not annotated, as nothing declares them absent.
+
+    Args:
+        masks: names of the mask files that there are.
     """
+    # An organ's own name comes first: several names of one organ are the organ and lesions in it.
+    names = sorted(masks, key=lambda name: (name not in scheme, name))
+    found = {name: structure for name in names if (structure := structure_of(name, scheme))}
+    single = {structure[0] for structure in found.values() if len(structure) == 1}
     return LabelMap(
-        labels={organ.label: organ.name for organ in scheme},
-        masks={organ.name: organ.name for organ in scheme},
+        labels={organ.label: (organ.name,) for organ in scheme},
+        # Where the sides have masks of their own, one of both adds nothing.
+        masks={
+            name: structure
+            for name, structure in found.items()
+            if len(structure) == 1 or not single & set(structure)
+        },
         partial=True,
     )
 
@@ -174,7 +267,7 @@ def nnunet_map(dataset_json: str | bytes, scheme: OrganScheme) -> LabelMap:
             value: structure
             for name, values in pairs
             for value in values
-            if value and (structure := structure_of(name, scheme)) is not None
+            if value and (structure := structure_of(name, scheme))
         }
         return LabelMap(labels=labels, others=frozenset(known - set(labels)))
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -184,20 +277,6 @@ def nnunet_map(dataset_json: str | bytes, scheme: OrganScheme) -> LabelMap:
         ) from None
 
 
-def structure_of(name: str, scheme: OrganScheme) -> str | None:
-    """The structure that goes by `name`, or None: "Left Kidney" → ``kidney_left``."""
-    words = _plain(name)
-    by_name = {_plain(organ): organ for organ in scheme.names}
-    structure = by_name.get(words) or _SYNONYMS.get(words)
-    if structure is None or not organs_of([structure]) <= set(scheme.names):
-        return None
-    return structure
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def _named_values(labels: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
     if all(key.isdigit() for key in labels):
         return [(str(name), (int(value),)) for value, name in labels.items()]
@@ -205,22 +284,3 @@ def _named_values(labels: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]
         (name, tuple(int(v) for v in values) if isinstance(values, list) else (int(values),))
         for name, values in labels.items()
     ]
-
-
-_SYNONYMS: Final = {
-    "gallbladder": "gall_bladder",
-    "gall": "gall_bladder",
-    "leftkidney": "kidney_left",
-    "lkidney": "kidney_left",
-    "kidneyl": "kidney_left",
-    "rightkidney": "kidney_right",
-    "rkidney": "kidney_right",
-    "kidneyr": "kidney_right",
-    "kidney": KIDNEYS,
-    "kidneys": KIDNEYS,
-    "inferiorvenacava": "postcava",
-    "ivc": "postcava",
-    "venacava": "postcava",
-    "arota": "aorta",  # so spelt in the dataset.json of AMOS22
-}
-"""Other names of the default organs, as `_plain` writes them."""

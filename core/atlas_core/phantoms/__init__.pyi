@@ -1,11 +1,12 @@
 from .dataset import CT_NAME, INDEX_NAME, TRUTH_NAME, case_plan, write_phantoms
-from .organs import HARD_KINDS, Kind
+from .organs import HARD_KINDS, PHANTOM_ORGANS, Kind
 from .scanner import Phantom, PhantomGrid, make_phantom
 
 __all__ = [
     "CT_NAME",
     "HARD_KINDS",
     "INDEX_NAME",
+    "PHANTOM_ORGANS",
     "TRUTH_NAME",
     "Kind",
     "Phantom",

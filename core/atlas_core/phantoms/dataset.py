@@ -14,8 +14,7 @@ import numpy as np
 from atlas_core.atomic_writes import new_folder, replace_file
 from atlas_core.errors import Conflict, InvalidInput
 from atlas_core.imaging import write_volume
-from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.phantoms.organs import HARD_KINDS, Kind
+from atlas_core.phantoms.organs import HARD_KINDS, PHANTOM_ORGANS, Kind
 from atlas_core.phantoms.scanner import Phantom, PhantomGrid, make_phantom
 
 Labels = Literal["truth", "none", "partial"]
@@ -27,7 +26,7 @@ PARTIAL_DATASETS: Mapping[str, tuple[str, ...]] = {
     "phantom_kidneys": ("kidney_left", "kidney_right"),
     "phantom_spleen": ("spleen",),
     "phantom_pancreas": ("pancreas",),
-    "phantom_all": ABDOMEN_ATLAS.names,
+    "phantom_all": PHANTOM_ORGANS.names,
 }
 """Sub-folder and annotated organs of each dataset that ``labels="partial"`` writes."""
 
@@ -95,7 +94,7 @@ def write_phantoms(
 
     Args:
         truth_folder: also write ``<truth_folder>/PHANTOM_…/combined_labels.nii.gz`` (label ids of
-            `organs.ABDOMEN_ATLAS`) with a copy of the list: what predictions are measured against.
+            `PHANTOM_ORGANS`) with a copy of the list: what predictions are measured against.
         on_progress: called with (cases done, cases asked for) after each.
 
     Returns:
@@ -197,7 +196,7 @@ def _dataset_of(plan: PlannedCase, labels: Labels) -> tuple[str, tuple[str, ...]
         names = tuple(PARTIAL_DATASETS)
         dataset = names[(plan.number - 1) % len(names)]
         return dataset, PARTIAL_DATASETS[dataset]
-    return "", ABDOMEN_ATLAS.names if labels == "truth" else ()
+    return "", PHANTOM_ORGANS.names if labels == "truth" else ()
 
 
 def _write_case(case_folder: Path, phantom: Phantom, organs: Sequence[str]) -> None:
@@ -207,7 +206,7 @@ def _write_case(case_folder: Path, phantom: Phantom, organs: Sequence[str]) -> N
         write_volume(fresh / CT_NAME, phantom.ct, phantom.geometry)
         for organ in organs:
             masks.mkdir(exist_ok=True)
-            mask = (phantom.truth == ABDOMEN_ATLAS[organ].label).astype(np.uint8)
+            mask = (phantom.truth == PHANTOM_ORGANS[organ].label).astype(np.uint8)
             write_volume(masks / f"{organ}.nii.gz", mask, phantom.geometry)
         if case_folder.exists():
             # Left by a run that ended before it was listed, or whose truth was removed since.

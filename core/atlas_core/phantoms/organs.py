@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms.anatomy import (
     Canvas,
     Ellipsoid,
@@ -24,6 +25,9 @@ from atlas_core.phantoms.anatomy import (
     union,
     without,
 )
+
+PHANTOM_ORGANS = ABDOMEN_ATLAS
+"""Every phantom has these, whatever the organs of the atlas are that it is imported into."""
 
 
 class Kind(StrEnum):

@@ -1,7 +1,7 @@
 """Procedural abdominal CTs with full truth, for tests, demonstrations and the demo models.
 
 A phantom has a body with skin, fat, muscle, spine, ribs, bowel and vessels, and the nine organs of
-`organs.ABDOMEN_ATLAS`; attenuation follows the contrast phase; a scanner blurs it and adds noise.
+`PHANTOM_ORGANS`; attenuation follows the contrast phase; a scanner blurs it and adds noise.
 Hard cases carry one of the irregularities that the paper's Fig. 5 names, and say which.
 
 Everything follows from one seed, on one platform to the byte.
@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from atlas_core.errors import InvalidInput
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.phantoms.anatomy import (
     Canvas,
     Float32Array,
@@ -28,7 +28,7 @@ from atlas_core.phantoms.anatomy import (
     Tissue,
     Trunk,
 )
-from atlas_core.phantoms.organs import Kind, Organs, draw_patient, sample_organs
+from atlas_core.phantoms.organs import PHANTOM_ORGANS, Kind, Organs, draw_patient, sample_organs
 
 
 class Phase(StrEnum):
@@ -166,7 +166,7 @@ class Phantom:
 
     Attributes:
         ct: Hounsfield units, int16, in the file's own axis order ``[i, j, k]``.
-        truth: label ids of `organs.ABDOMEN_ATLAS`, uint8, on the same grid.
+        truth: label ids of `PHANTOM_ORGANS`, uint8, on the same grid.
     """
 
     ct: NDArray[np.int16]
@@ -176,7 +176,7 @@ class Phantom:
     phase: Phase
     seed: int
 
-    def volumes_ml(self, organs: OrganScheme = ABDOMEN_ATLAS) -> dict[str, float]:
+    def volumes_ml(self, organs: OrganScheme = PHANTOM_ORGANS) -> dict[str, float]:
         """True volume of each organ in millilitres."""
         counts = np.bincount(self.truth.ravel(order="K"), minlength=256)
         return {
@@ -437,7 +437,7 @@ def _label_table() -> NDArray[np.uint8]:
     """Label id by `Tissue`."""
     table = np.zeros(len(Tissue), dtype=np.uint8)
     for organ, tissues in _ORGAN_TISSUES.items():
-        table[list(tissues)] = ABDOMEN_ATLAS[organ].label
+        table[list(tissues)] = PHANTOM_ORGANS[organ].label
     return table
 
 

@@ -28,9 +28,9 @@ def release_card(plan: ReleasePlan) -> str:
 
 
 def _summary(plan: ReleasePlan) -> str:
-    organs = ", ".join(f"{organ.label} {organ.name}" for organ in plan.options.scheme)
+    organs = ", ".join(f"{organ.label} {organ.name}" for organ in plan.scheme)
     return (
-        f"Masks of {len(plan.options.scheme)} structures in {len(plan.cases)} CT volumes of "
+        f"Masks of {len(plan.scheme)} structures in {len(plan.cases)} CT volumes of "
         f"{len(plan.datasets)} datasets. Label ids: {organs}; 0 is the background. Every label map "
         "lies on the grid of its CT."
     )
@@ -95,8 +95,7 @@ def _sources(plan: ReleasePlan) -> str:
         (organ.organ, organ.source) for case in plan.cases for organ in case.assembly.organs
     )
     rows = [
-        (name, *(str(counts[name, source]) for source in LabelSource))
-        for name in plan.options.scheme.names
+        (name, *(str(counts[name, source]) for source in LabelSource)) for name in plan.scheme.names
     ]
     return _table(("organ", *(source.value for source in LabelSource)), rows)
 

@@ -116,7 +116,7 @@ def require_writable_as(plan: ReleasePlan) -> None:
     Raises:
         InvalidInput: nnU-Net requires 1, 2, 3, … without a gap.
     """
-    labels = sorted(plan.options.scheme.labels)
+    labels = sorted(plan.scheme.labels)
     if plan.options.format is ReleaseFormat.NNUNET and labels != [*range(1, len(labels) + 1)]:
         raise InvalidInput(
             "nnU-Net wants label ids without a gap", expected=f"1 to {len(labels)}", got=labels
@@ -129,9 +129,9 @@ def _atlas_case(
     case, home = released.case, folder / released.number
     (home / SEGMENTATIONS).mkdir(parents=True)
     volume = read_assembled(store, case, released.assembly)
-    _require_recorded_sizes(released, volume.voxels, plan.options.scheme)
+    _require_recorded_sizes(released, volume.voxels, plan.scheme)
     yield _copy(store.path(released.assembly.path), home / COMBINED_LABELS, folder)
-    for organ in plan.options.scheme:
+    for organ in plan.scheme:
         path = home / SEGMENTATIONS / f"{organ.name}.nii.gz"
         mask = (volume.voxels == organ.label).view(np.uint8)
         sha256 = write_volume(path, mask, case.geometry)
@@ -146,7 +146,7 @@ def _nnunet_case(
     labels, images = folder / f"labels{kind}", folder / f"images{kind}"
     labels.mkdir(exist_ok=True)
     volume = read_assembled(store, released.case, released.assembly)
-    _require_recorded_sizes(released, volume.voxels, plan.options.scheme)
+    _require_recorded_sizes(released, volume.voxels, plan.scheme)
     target = labels / f"{released.number}.nii.gz"
     yield _copy(store.path(released.assembly.path), target, folder)
     ct = store.ct_path(released.case.id)
@@ -224,7 +224,7 @@ def _provenance_rows(plan: ReleasePlan) -> list[dict[str, object]]:
             "removed_voxels": organ.removed_voxels,
         }
         for released in plan.cases
-        for name in plan.options.scheme.names
+        for name in plan.scheme.names
         if (organ := released.assembly.by_organ[name])
     ]
 
@@ -233,7 +233,7 @@ def _dataset_json(plan: ReleasePlan) -> Mapping[str, Any]:
     return {
         "name": plan.options.name,
         "channel_names": {"0": "CT"},
-        "labels": {"background": 0} | {organ.name: organ.label for organ in plan.options.scheme},
+        "labels": {"background": 0} | {organ.name: organ.label for organ in plan.scheme},
         "numTraining": sum(case.split is not Split.TEST for case in plan.cases),
         "file_ending": ".nii.gz",
     }

@@ -14,7 +14,7 @@ from atlas_core.assembly import Assemblies, Assembly, preferred
 from atlas_core.catalog import Catalog, chunks, labels_by_case
 from atlas_core.errors import AtlasError, InvalidInput, NotFound
 from atlas_core.imaging import read_header
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Dataset, Label, LabelSource
 from atlas_core.release.case_numbers import case_numbers
 from atlas_core.release.licences import LicenceProblem, LicenceRisk, licence_problems
@@ -54,7 +54,6 @@ class ReleaseOptions:
         accepted: licence risks that are accepted.
         leave_out: leave out incomplete cases instead of refusing the release.
         patients: case id → patient, where known; used for the splits and not released.
-        scheme: organs that every case must have.
     """
 
     name: str = "Atlas"
@@ -64,7 +63,6 @@ class ReleaseOptions:
     accepted: frozenset[LicenceRisk] = frozenset()
     leave_out: bool = False
     patients: Mapping[str, str] = field(default_factory=dict)
-    scheme: OrganScheme = ABDOMEN_ATLAS
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,7 @@ class ReleasePlan:
 
     Attributes:
         options: what was asked for.
+        scheme: of the atlas; every case has all its organs.
         cases: in the order of their numbers.
         datasets: of these cases, by name.
         licence_problems: the accepted ones.
@@ -109,6 +108,7 @@ class ReleasePlan:
     """
 
     options: ReleaseOptions
+    scheme: OrganScheme
     cases: tuple[ReleasedCase, ...]
     datasets: tuple[Dataset, ...]
     licence_problems: tuple[LicenceProblem, ...]
@@ -149,7 +149,8 @@ def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) ->
     datasets = tuple(by_name[name] for name in sorted({case.dataset for case in cases}))
     problems = licence_problems(datasets)
     _require_accepted(problems, options.accepted)
-    good, incomplete = _checked(catalog, store, cases, options.scheme)
+    scheme = catalog.organ_scheme()
+    good, incomplete = _checked(catalog, store, cases, scheme)
     if incomplete and (not options.leave_out or not good):
         raise NotComplete(incomplete, len(cases))
     splits = split_cases(
@@ -161,7 +162,7 @@ def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) ->
         for case, assembly in good
     ]
     in_order = tuple(sorted(released, key=lambda one: one.number))
-    return ReleasePlan(options, in_order, datasets, problems, tuple(incomplete))
+    return ReleasePlan(options, scheme, in_order, datasets, problems, tuple(incomplete))
 
 
 def _require_known_patients(options: ReleaseOptions, cases: Iterable[Case]) -> None:

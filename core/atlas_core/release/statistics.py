@@ -63,7 +63,7 @@ def volume_statistics(plan: ReleasePlan) -> tuple[VolumeStatistics, ...]:
     found = []
     for name in (ALL, *(dataset.name for dataset in plan.datasets)):
         cases = [case for case in plan.cases if name in (ALL, case.case.dataset)]
-        for organ in plan.options.scheme.names:
+        for organ in plan.scheme.names:
             volumes = [case.assembly.by_organ[organ].volume_ml for case in cases]
             if volumes:
                 found.append(_row(name, organ, volumes))

@@ -21,6 +21,7 @@ import psutil
 from atlas_attention.triton.shared_memory import SHARED_MEMORY
 from atlas_attention.triton.shared_memory import sweep as sweep_attention_regions
 from atlas_core.atomic_writes import replace_file
+from atlas_core.catalog import Catalog
 from atlas_review.auth import ACCOUNTS_FILE, FIRST_USER, Accounts, Role
 
 from atlas_embedded import probes
@@ -185,6 +186,12 @@ def _triton(settings: EmbeddedSettings) -> Component:
     )
 
 
+def _organs(settings: EmbeddedSettings) -> str:
+    """What the catalog remembers, as a service's setting: it is started again when that changes."""
+    with Catalog.open(settings.catalog_url) as catalog:
+        return catalog.organ_scheme().model_dump_json(exclude_defaults=True)
+
+
 def _attention(settings: EmbeddedSettings) -> Component:
     def launch() -> Launch:
         tls = settings.triton_client_tls
@@ -194,6 +201,7 @@ def _attention(settings: EmbeddedSettings) -> Component:
             "ATLAS_ATTENTION_TRITON": settings.triton_grpc,
             "ATLAS_ATTENTION_TRITON_TLS": tls.model_dump_json(),
             "ATLAS_ATTENTION_STORE": str(settings.store),
+            "ATLAS_ATTENTION_ORGANS": _organs(settings),
         }
         return Launch(
             (sys.executable, "-m", "atlas_attention"),
@@ -229,6 +237,7 @@ def _review(settings: EmbeddedSettings) -> Component:
             "ATLAS_REVIEW_STORE": str(settings.store),
             "ATLAS_REVIEW_CATALOG_URL": settings.catalog_url,
             "ATLAS_REVIEW_HOME": str(settings.review_home),
+            "ATLAS_REVIEW_ORGANS": _organs(settings),
         }
         return Launch((sys.executable, "-m", "atlas_review"), variables)
 

@@ -23,7 +23,6 @@ from atlas_core.assembly import (
 from atlas_core.catalog import Catalog, cases_by_id, chunks, labels_by_case, newest_scores
 from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore
 from pydantic import Field
@@ -69,7 +68,6 @@ class AssemblyRequest:
         post_processing: organ → what is kept of its pseudo label.
         masks: also write one mask file per organ.
         force: assemble also what is up to date.
-        scheme: organs of this site.
     """
 
     dataset: str | None = None
@@ -79,7 +77,6 @@ class AssemblyRequest:
     post_processing: Mapping[str, PostProcessing] = field(default_factory=dict)
     masks: bool = False
     force: bool = False
-    scheme: OrganScheme = ABDOMEN_ATLAS
 
 
 @dataclass(frozen=True)
@@ -122,8 +119,9 @@ def plan_assembly(request: AssemblyRequest, catalog: Catalog, store: CaseStore) 
         UnknownLabel: post-processing of an unknown organ.
         InvalidInput: malformed models; nothing is scored and nothing can be assembled without.
     """
+    scheme = catalog.organ_scheme()
     for organ in request.post_processing:
-        request.scheme[organ]
+        scheme[organ]
     chosen = candidates(catalog, request.dataset, sorted(request.cases))
     if not chosen:
         raise NotFound("there is no case to assemble", remedy="bring some in: `atlasloop import`")
@@ -140,6 +138,7 @@ def inputs_of(
     request: AssemblyRequest, catalog: Catalog, store: CaseStore, case_ids: Sequence[str]
 ) -> Iterator[tuple[str, AssemblyInputs | AtlasError]]:
     """What each case of one chunk is assembled from, or why it cannot be."""
+    scheme = catalog.organ_scheme()
     cases = cases_by_id(catalog, case_ids)
     labels = labels_by_case(catalog, case_ids)
     scores = newest_scores(catalog, case_ids, request.reading, request.models)
@@ -155,7 +154,7 @@ def inputs_of(
                     labels[case_id],
                     prediction,
                     request.post_processing,
-                    request.scheme,
+                    scheme,
                 ),
             )
         except AtlasError as error:
@@ -176,7 +175,7 @@ def assemble_shard(run: AssemblyRun, cases: Sequence[str]) -> list[CaseOutcome]:
 def organ_sources(plan: AssemblyPlan, catalog: Catalog) -> tuple[OrganSources, ...]:
     """Where each organ comes from, over the assembled cases of `plan`."""
     counts = {
-        name: dict.fromkeys(OrganSources.model_fields, 0) for name in plan.request.scheme.names
+        name: dict.fromkeys(OrganSources.model_fields, 0) for name in catalog.organ_scheme().names
     }
     for chunk in chunks(plan.candidates):
         for assembly in Assemblies(catalog).of_cases(chunk).values():
@@ -248,7 +247,7 @@ def _assemble_one(
     try:
         assembly = assemble_case(run.store, inputs)
         if run.request.masks:
-            write_masks(run.store, inputs.case, assembly, run.request.scheme)
+            write_masks(run.store, inputs.case, assembly, inputs.scheme)
         Assemblies(run.catalog).record(assembly)
     except Unavailable as error:
         run.stop.set()  # every other case would meet the same

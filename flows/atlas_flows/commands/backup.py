@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from atlas_flows.commands.options import OrgansOption
 from atlas_flows.commands.terminal import console, places
 
 
@@ -70,7 +71,7 @@ def restore(
     console().print(f"restored: {rows} rows; {files} files of the store compared", soft_wrap=True)
 
 
-def migrate(context: typer.Context) -> None:
+def migrate(context: typer.Context, organs: OrgansOption = None) -> None:
     """Create the catalog's tables, or bring them up to this version. Harmless when they are.
 
     A deployment runs this once before its services start; several at a time wait for each other.
@@ -83,5 +84,7 @@ def migrate(context: typer.Context) -> None:
 
     here = places(context)
     with Catalog.open(here.catalog_url) as catalog:
+        here.choose_organs(catalog, organs)
         here.grant_rights(catalog)
-    console().print(f"the catalog is at schema {REVISION}")
+        scheme = catalog.organ_scheme()
+    console().print(f"the catalog is at schema {REVISION}; organs: {scheme}", markup=False)

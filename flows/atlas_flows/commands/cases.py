@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from atlas_flows.commands.options import JsonOption
+from atlas_flows.commands.options import JsonOption, OrgansOption
 from atlas_flows.commands.terminal import console, places, print_table, progress_bar, write_text
 
 if TYPE_CHECKING:
@@ -28,8 +28,16 @@ def import_cases(
     ],
     dataset: Annotated[str, typer.Option(help="Name under which the cases are kept.")],
     preset: Annotated[
-        str | None, typer.Option(help="Label ids and organs of a known dataset; see presets.")
+        str | None,
+        typer.Option(
+            help="Label ids and organs of a known dataset (see presets), or a YAML file with them."
+        ),
     ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(help="Of the dataset, as SPDX id where it has one; default: the preset's."),
+    ] = None,
+    organs: OrgansOption = None,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring masks on another grid onto their CT's.")
     ] = False,
@@ -53,12 +61,14 @@ def import_cases(
     here = places(context)
     here.embedded.make_home()
     with Catalog.open(here.catalog_url) as catalog, counting("importing") as on_progress:
+        here.choose_organs(catalog, organs)
         summary = import_folder(
             path,
             dataset,
             preset,
             catalog=catalog,
             store=CaseStore(here.store),
+            licence=licence,
             force=force,
             resample=resample,
             on_progress=lambda progress: on_progress(progress.done, progress.total),
@@ -72,18 +82,25 @@ def import_cases(
 
 
 def presets(
+    context: typer.Context,
     as_json: JsonOption = False,
 ) -> None:
-    """List the datasets whose label ids are known.
+    """List the datasets whose label ids are known, with those of the atlas's organs that they have.
 
     Example: atlasloop presets
     """
+    from atlas_core.catalog import Catalog
     from atlas_core.importing import shipped_presets
 
+    here = places(context)
+    here.embedded.make_home()
+    with Catalog.open(here.catalog_url) as catalog:
+        scheme = catalog.organ_scheme()
     known = list(shipped_presets().values())
+    organs = {p.name: p.within(scheme).organs for p in known}
     if as_json:
         rows = [
-            {"name": p.name, "title": p.title, "licence": p.licence, "organs": p.organs}
+            {"name": p.name, "title": p.title, "licence": p.licence, "organs": organs[p.name]}
             for p in known
         ]
         write_text(None, json.dumps(rows, indent=2))
@@ -95,7 +112,7 @@ def presets(
                 "preset": p.name,
                 "dataset": p.title,
                 "licence": p.licence,
-                "annotated organs": ", ".join(p.organs),
+                "annotated organs": ", ".join(organs[p.name]),
             }
             for p in known
         ],

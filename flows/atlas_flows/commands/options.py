@@ -32,4 +32,11 @@ DatasetOption = Annotated[str | None, typer.Option(help="Only the cases of this 
 InFlightOption = Annotated[
     int, typer.Option(min=1, max=64, help="Cases worked on at the same time.")
 ]
+OrgansOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Organs of a new atlas: a scheme that ships with us (`atlasloop organs list`), or a "
+        "YAML file. An atlas that has cases keeps its own."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -55,7 +55,6 @@ def ranking(
     """
     from atlas_core.catalog import Catalog
     from atlas_core.errors import InvalidInput
-    from atlas_core.organs import ABDOMEN_ATLAS
     from atlas_core.records import RankBy, Reading
 
     from atlas_flows.scoring import priority_list
@@ -66,9 +65,10 @@ def ranking(
         if dataset is not None:
             catalog.dataset(dataset)  # a typing error must not look like an empty dataset
         cases = catalog.ranking(Reading(reading), dataset=dataset, by=RankBy(by))
+        organs = catalog.organ_scheme().names
     shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
     if csv is not None:
-        write_text(csv, priority_list.as_csv(shown, ABDOMEN_ATLAS.names))
+        write_text(csv, priority_list.as_csv(shown, organs))
     if as_json:
         write_text(None, priority_list.as_json(shown, Reading(reading), RankBy(by)))
     elif csv is not None:

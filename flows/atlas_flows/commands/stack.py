@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from atlas_flows.commands.options import JsonOption
+from atlas_flows.commands.options import JsonOption, OrgansOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ PartName = Literal["triton", "attention", "review", "prefect", "flows"]
 """As in `atlas_embedded.settings`, repeated so that `--help` need not load it (a test compares)."""
 
 
-def up(context: typer.Context) -> None:
+def up(context: typer.Context, organs: OrgansOption = None) -> None:
     """Start the stack: Triton, attention and review service, Prefect server and its flows.
 
     Starts what does not run, mends what is not healthy, and returns when every part has proved that
@@ -32,6 +32,9 @@ def up(context: typer.Context) -> None:
     from atlas_flows.models import register_installed
 
     here = places(context)
+    here.embedded.make_home()
+    with Catalog.open(here.catalog_url) as catalog:
+        here.choose_organs(catalog, organs)
     parts = stack.up(here.embedded, on_event=_print_event)
     with Catalog.open(here.catalog_url) as catalog:
         register_installed(repository_of(here.embedded), here.embedded.models_dir, catalog)

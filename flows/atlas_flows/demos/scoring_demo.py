@@ -14,7 +14,6 @@ from pathlib import Path
 
 from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput
-from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore
 from atlas_embedded import stack
@@ -221,7 +220,7 @@ def _show_list(run: _Run, catalog: Catalog) -> None:
     cases = catalog.ranking(Reading.PAPER)
     output = run.request.output
     write_text(output / "ranking.json", priority_list.as_json(cases, Reading.PAPER))
-    write_text(output / "ranking.csv", priority_list.as_csv(cases, ABDOMEN_ATLAS.names))
+    write_text(output / "ranking.csv", priority_list.as_csv(cases, catalog.organ_scheme().names))
     print_table(
         "Priority list", priority_list.as_rows(cases[:20]), numbers=("rank", "attention (ml)")
     )

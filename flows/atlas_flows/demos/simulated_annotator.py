@@ -21,7 +21,6 @@ from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import content_sha256, read_label, read_volume, write_volume
-from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.review import MINUTES_PER_CASE, Task, Verdict
 from numpy.typing import NDArray
 from pydantic import Field
@@ -30,8 +29,8 @@ from atlas_flows.evaluation import dice_by_organ, truth_files
 
 ACCOUNT: Final = "simulated-annotator"
 
-MINUTES_PER_ORGAN: Final = MINUTES_PER_CASE / len(ABDOMEN_ATLAS.names)
-"""A case of all organs takes the paper's 15 minutes (§4.2); one with fewer takes less."""
+MINUTES_PER_ORGAN: Final = MINUTES_PER_CASE / 9
+"""A case of the paper's nine organs takes 15 minutes (§4.2); one with fewer takes less."""
 
 CONTENT: Final = re.compile(r".+_([0-9a-f]{12,})")
 """A case's id ends with the first digits of the checksum of its CT: 32, or 12 in old catalogs."""
@@ -95,7 +94,7 @@ class PhantomLabels:
         return cls(maps)
 
     def of_case(self, case_id: str) -> NDArray[np.uint8] | None:
-        """Label ids of `organs.ABDOMEN_ATLAS` on the CT's grid, uint8 ``[i, j, k]``, or None."""
+        """The atlas's label ids on the CT's grid, uint8 ``[i, j, k]``, or None."""
         digits = CONTENT.fullmatch(case_id)
         for content, path in self._maps.items():
             if digits is not None and content.startswith(digits[1]):
@@ -134,6 +133,11 @@ class ReviewApi:
         """The case of a task, with its labels."""
         case: dict[str, Any] = self._ask("GET", f"/tasks/{task.id}").json()["case"]
         return case
+
+    def organ_labels(self) -> dict[str, int]:
+        """Organ of the atlas → its value in label maps."""
+        organs = self._ask("GET", "/organs").json()["organs"]
+        return {organ["name"]: organ["label"] for organ in organs}
 
     def label_map(self, case_id: str, folder: Path) -> NDArray[Any]:
         """The labels in force, in one map ``[i, j, k]``."""
@@ -249,8 +253,10 @@ def _replace_wrong(
         if organ.verdict is Verdict.NEEDS_REVISION
         and in_force.get(organ.organ, {}).get("author") == ACCOUNT
     }
-    for organ in _wrong(api.label_map(task.case_id, folder), true_map, task, policy.dice):
-        mask = (true_map == ABDOMEN_ATLAS[organ].label).astype(np.uint8)
+    label_of = api.organ_labels()
+    labels = {organ.organ: label_of[organ.organ] for organ in task.organs}
+    for organ in _wrong(api.label_map(task.case_id, folder), true_map, labels, policy.dice):
+        mask = (true_map == labels[organ]).astype(np.uint8)
         path = folder / f"{organ}.nii.gz"
         write_volume(path, np.asfortranarray(mask), ct)
         api.judge(task, organ, Verdict.NEEDS_REVISION)
@@ -260,14 +266,15 @@ def _replace_wrong(
 
 
 def _wrong(
-    label_map: NDArray[Any], true_map: NDArray[np.uint8], task: Task, dice: float
+    label_map: NDArray[Any],
+    true_map: NDArray[np.uint8],
+    labels: Mapping[str, int],
+    dice: float,
 ) -> list[str]:
-    """Organs of the task whose Dice against the truth is below `dice`."""
-    names = [organ.organ for organ in task.organs]
-    truth = {name: true_map == ABDOMEN_ATLAS[name].label for name in names}
-    labels = {name: ABDOMEN_ATLAS[name].label for name in names}
+    """Of the organs of `labels`, those whose Dice against the truth is below `dice`."""
+    truth = {name: true_map == label for name, label in labels.items()}
     found = dice_by_organ(label_map, truth, labels)
-    return [name for name in names if found.get(name, 1.0) < dice]
+    return [name for name in labels if found.get(name, 1.0) < dice]
 
 
 def _more(done: SimulatedWork, **counts: float) -> SimulatedWork:

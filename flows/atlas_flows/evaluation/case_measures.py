@@ -17,8 +17,7 @@ from atlas_core.assembly import Assemblies, Assembly, read_assembled
 from atlas_core.catalog import CaseAgreement, Catalog, OrganAgreement
 from atlas_core.errors import AtlasError
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.imaging import read_label, read_stored
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.imaging import read_cropped, read_label
 from atlas_core.overlap import dice
 from atlas_core.records import Case, LabelSource, Reading, Score
 from atlas_core.store import CaseStore
@@ -110,14 +109,12 @@ class MeasurementOptions:
         attention: count regions for Table 1; reads an attention map per organ.
         nsd: surface Dice too; needs torch and most of the time.
         until: only what was assembled before counts; None: whatever was assembled last.
-        scheme: label ids of the pseudo label.
     """
 
     rule: RegionRule = field(default_factory=RegionRule)
     attention: bool = True
     nsd: bool = True
     until: datetime | None = None
-    scheme: OrganScheme = ABDOMEN_ATLAS
 
 
 def measure_cases(
@@ -158,12 +155,12 @@ def _measure(
     truth = known.masks()
     sizes = {size.organ: size.attention_ml for size in score.organs}
     nothing = np.zeros(case.shape, np.bool_, order="F")
-    organs = []
+    organs, scheme = [], catalog.organ_scheme()
     for organ in known.organs:
         if organ not in sizes:
             continue  # the ensemble does not predict it
         attended = _attended(case, store, score, organ, what) if what.attention else None
-        label = what.scheme[organ].label
+        label = scheme[organ].label
         masks = _Masks(
             pseudo=pseudo == label,
             assembled=assembled == label if organ in compared and assembled is not None else None,
@@ -261,6 +258,7 @@ def _attended(
     case: Case, store: CaseStore, score: Score, organ: str, what: MeasurementOptions
 ) -> NDArray[np.bool_]:
     path = store.attention_path(case.id, score.reading, score.ensemble, organ, score.number)
-    volume = read_stored(path)
-    case.geometry.require_same_grid(volume.geometry, this="CT", that="attention", case=case.id)
-    return np.asarray(volume.voxels >= what.rule.lowest_byte(score.reading))
+    if not any(size.attention_voxels for size in score.organs if size.organ == organ):
+        return np.zeros(case.shape, np.bool_)  # a map of zeros has no file
+    attention = read_cropped(path, case.geometry, case=case.id)
+    return np.asarray(attention >= what.rule.lowest_byte(score.reading))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError
 from atlas_core.imaging import read_label, write_volume
 from atlas_core.model_spec import ModelRef, ensemble_key
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, LabelSource, Reading, Score
 from atlas_core.review import LabelVersion, LabelVersions
 from atlas_core.store import CaseStore
@@ -45,7 +46,11 @@ class ComparisonScope:
     truth: GroundTruth | None
     reading: Reading
     ensemble: str
-    scheme: OrganScheme = ABDOMEN_ATLAS
+
+    @cached_property
+    def scheme(self) -> OrganScheme:
+        """The organs of the catalog's atlas."""
+        return self.catalog.organ_scheme()
 
 
 def architecture_matrix(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from atlas_core.assembly import preferred
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, NotFound
 from atlas_core.imaging import read_label
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Label, LabelSource
 from atlas_core.store import CaseStore
 from numpy.typing import NDArray
@@ -68,7 +69,11 @@ class FolderTruth:
 
     folder: Path
     catalog: Catalog
-    scheme: OrganScheme = ABDOMEN_ATLAS
+
+    @cached_property
+    def scheme(self) -> OrganScheme:
+        """The organs of the catalog's atlas."""
+        return self.catalog.organ_scheme()
 
     @property
     def title(self) -> str:
@@ -108,7 +113,11 @@ class OriginalTruth:
 
     catalog: Catalog
     store: CaseStore
-    scheme: OrganScheme = ABDOMEN_ATLAS
+
+    @cached_property
+    def scheme(self) -> OrganScheme:
+        """The organs of the catalog's atlas."""
+        return self.catalog.organ_scheme()
 
     @property
     def title(self) -> str:

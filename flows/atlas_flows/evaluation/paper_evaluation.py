@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
 from atlas_core.records import RankedCase, Reading
 from atlas_core.review import ReviewStatistics, RevisionQueue, TaskState
 from atlas_core.store import CaseStore
@@ -114,7 +113,6 @@ class EvaluationScope:
     rule: RegionRule = field(default_factory=RegionRule)
     nsd: bool = True
     minutes_per_organ: float = MINUTES_PER_ORGAN
-    scheme: OrganScheme = ABDOMEN_ATLAS
 
 
 def evaluate_all(
@@ -153,7 +151,7 @@ def evaluate_all(
             parts = _with_truth(catalog, store, truth, scope, turns, on_case)
         except NothingToCompare as error:
             left_out |= dict.fromkeys(NEED_TRUTH, str(error))
-    where = ComparisonScope(catalog, store, truth, scope.reading, turns[-1].ensemble, scope.scheme)
+    where = ComparisonScope(catalog, store, truth, scope.reading, turns[-1].ensemble)
     annotators = annotator_matrix(where)
     if not annotators.raters:
         left_out["annotators"] = "no annotator has handed in a label"
@@ -242,9 +240,7 @@ def measure_iteration(
         NothingToCompare: no case that this ensemble has scored has a truth.
     """
     known = require_cases(truth, catalog.scored_cases(scope.reading, turn.ensemble))
-    what = MeasurementOptions(
-        rule=scope.rule, attention=attention, nsd=scope.nsd, until=turn.until, scheme=scope.scheme
-    )
+    what = MeasurementOptions(rule=scope.rule, attention=attention, nsd=scope.nsd, until=turn.until)
     return measure_cases(known, catalog, store, scope.reading, turn.ensemble, what)
 
 
@@ -328,7 +324,7 @@ def iteration_tables(
 def efficiency_of(catalog: Catalog, scope: EvaluationScope) -> Efficiency:
     """§3.3 for this catalog; before any revision, for the top 5 % of its cases."""
     cases = catalog.cases()
-    organs = scope.scheme.names
+    organs = catalog.organ_scheme().names
     labelled = catalog.original_organs()
     given = sum(len(labelled.get(case.id, frozenset()) & set(organs)) for case in cases)
     seen = RevisionQueue(catalog).case_ids(TaskState.REVISED, TaskState.CONFIRMED)

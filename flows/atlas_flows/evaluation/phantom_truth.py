@@ -12,7 +12,7 @@ import numpy as np
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, CorruptFile, NotFound
 from atlas_core.imaging import content_sha256, read_header, read_label, read_volume
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.phantoms import CT_NAME, INDEX_NAME, TRUTH_NAME
 from atlas_core.records import Case, RankedCase, Reading
 from atlas_core.store import CaseStore
@@ -78,7 +78,7 @@ def case_errors(
     ranked = {row.case_id: row for row in catalog.ranking(reading, ensemble)}
     for true_case, case in matched_cases(folder, catalog, ranked):
         path = store.pseudo_label_path(case.id, reading, ensemble)
-        yield _error(true_case, case, ranked[case.id], path)
+        yield _error(true_case, case, ranked[case.id], path, catalog.organ_scheme())
 
 
 def matched_cases(
@@ -163,10 +163,12 @@ def _match(true_case: TruthFiles, catalog: Catalog, by_name: Mapping[str, Case])
     return case if case.geometry.same_grid(read_header(true_case.combined).geometry) else None
 
 
-def _error(true_case: TruthFiles, case: Case, ranked: RankedCase, pseudo: Path) -> CaseError:
+def _error(
+    true_case: TruthFiles, case: Case, ranked: RankedCase, pseudo: Path, atlas: OrganScheme
+) -> CaseError:
     try:
         predicted = read_label(pseudo)
-        scheme = ABDOMEN_ATLAS.select([size.organ for size in ranked.organs])
+        scheme = atlas.select([size.organ for size in ranked.organs])
         truth = truth_masks(true_case, case, scheme)
     except AtlasError as error:
         raise error.with_case(case.id) from None

@@ -65,7 +65,9 @@ def evaluate(
             catalog, organs, dataset=dataset, without=[spec.ref for spec in specs], limit=limit
         )
         for spec in specs:
-            found = version_evaluation.evaluate(spec, cases, client, CaseStore(places.store))
+            found = version_evaluation.evaluate(
+                spec, cases, client, CaseStore(places.store), scheme=catalog.organ_scheme()
+            )
             record_evaluation(catalog, found)
             version = f"{spec.name}@{spec.version}"
             means[version] = summarise(found.cases).mean_dice

@@ -242,7 +242,8 @@ def _judge(
         raise
     on_event(f"evaluating on {len(cases)} cases")
     with AttentionClient(site.attention) as client:
-        results = [evaluate(one, cases, client, site.store) for one in both]
+        scheme = site.catalog.organ_scheme()
+        results = [evaluate(one, cases, client, site.store, scheme=scheme) for one in both]
     for result in results:
         record_evaluation(site.catalog, result)
     evidence = _figures(results) | {"margin": site.margin}

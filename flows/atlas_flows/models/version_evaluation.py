@@ -18,7 +18,7 @@ from atlas_core.catalog import (
 from atlas_core.errors import AtlasError, InvalidInput, NotFound, Unavailable
 from atlas_core.imaging import read_label
 from atlas_core.model_spec import ModelRef, ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Label, LabelSource
 from atlas_core.store import CaseStore
 from atlas_models.evaluation import organ_agreement
@@ -86,12 +86,13 @@ def evaluate(
     client: AttentionClient,
     store: CaseStore,
     *,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    scheme: OrganScheme,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """One version, which Triton has loaded, on `cases`; nothing is written to the store.
 
     Args:
+        scheme: of the atlas; says what the values of the predicted label map mean.
         on_case: called with the number of cases that are done, and of all.
 
     Raises:

@@ -26,7 +26,7 @@ from atlas_core.imaging.pictures import (
     picture,
 )
 from atlas_core.model_spec import ModelRef
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Dataset, Model, RankedCase, Reading
 from atlas_core.store import CaseStore
 
@@ -78,7 +78,6 @@ class ReportScope:
     reading: Reading = Reading.PAPER
     dataset: str | None = None
     top: int = 5
-    scheme: OrganScheme = ABDOMEN_ATLAS
 
 
 def build_report(
@@ -102,12 +101,13 @@ def build_report(
         )
     datasets = {dataset.name: dataset for dataset in catalog.datasets()}
     kinds = facts.kinds or {}
+    scheme = catalog.organ_scheme()
     cards = [
-        _card(catalog.case(case.case_id), store, case, scope, ensemble)
+        _card(catalog.case(case.case_id), store, case, scope.reading, ensemble, scheme)
         | {"kind": _kind(case, kinds, datasets)}
         for case in ranked[: scope.top]
     ]
-    organs = [o for o in scope.scheme if any(_size(case, o.name) is not None for case in ranked)]
+    organs = [o for o in scheme if any(_size(case, o.name) is not None for case in ranked)]
     urgent = cases_in(TOP_SHARE, len(ranked))
     models = _models(catalog, scope.reading, ensemble, ranked[0].case_id)
     phantoms = sum(_is_phantom(case, datasets) for case in ranked)
@@ -155,17 +155,23 @@ def environment() -> list[tuple[str, str]]:
 
 
 def _card(
-    case: Case, store: CaseStore, ranked: RankedCase, scope: ReportScope, ensemble: str
+    case: Case,
+    store: CaseStore,
+    ranked: RankedCase,
+    reading: Reading,
+    ensemble: str,
+    scheme: OrganScheme,
 ) -> dict[str, Any]:
     cuts = cut_case(
         store.ct_path(case.id),
-        store.pseudo_label_path(case.id, scope.reading, ensemble),
+        store.pseudo_label_path(case.id, reading, ensemble),
         [
-            store.attention_path(case.id, scope.reading, ensemble, size.organ)
+            store.attention_path(case.id, reading, ensemble, size.organ)
             for size in ranked.organs
+            if size.attention_voxels  # a map of zeros has no file
         ],
     )
-    strips = [[_picture(cut, layer, case, scope.scheme) for layer in Layer] for cut in cuts]
+    strips = [[_picture(cut, layer, case, scheme) for layer in Layer] for cut in cuts]
     return {
         "rank": ranked.rank,
         "case_id": case.id,
@@ -174,8 +180,8 @@ def _card(
         "strips": strips,
         "organs": [
             {
-                "title": scope.scheme[size.organ].title,
-                "colour": scope.scheme[size.organ].colour,
+                "title": scheme[size.organ].title,
+                "colour": scheme[size.organ].colour,
                 "attention_ml": size.attention_ml,
                 "pseudo_label_ml": size.pseudo_label_ml,
             }

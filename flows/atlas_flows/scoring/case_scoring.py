@@ -17,9 +17,10 @@ from typing import Literal, Protocol, TypeVar
 
 import grpc
 from atlas_core.catalog import Catalog
-from atlas_core.errors import AtlasError, NotFound, Unavailable
+from atlas_core.errors import AtlasError, ConfigurationError, NotFound, Unavailable
 from atlas_core.geometry import Float3, VolumeGeometry
 from atlas_core.model_spec import ModelRef, ensemble_key, parse_ensemble
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.store import CaseStore
 from atlasloop.answers import CaseResult, ServiceInfo
@@ -147,11 +148,14 @@ class Ensemble:
         models: one version of each.
         labels: organ → its value in the pseudo label.
         grids_mm: spacing of each model's grid along x, y, z.
+        organ_scheme, organ_scheme_sha256: organs that the service is configured for.
     """
 
     models: tuple[ModelRef, ...]
     labels: Mapping[str, int]
     grids_mm: tuple[Float3, ...] = ()
+    organ_scheme: str = ""
+    organ_scheme_sha256: str = ""
 
     @property
     def key(self) -> str:
@@ -179,6 +183,8 @@ def select_ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
         tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in chosen),
         dict(zip(info.organs, info.labels, strict=True)),
         tuple((m.spacing_mm[0], m.spacing_mm[1], m.spacing_mm[2]) for m in chosen),
+        info.organ_scheme,
+        info.organ_scheme_sha256,
     )
 
 
@@ -221,7 +227,9 @@ def plan_scoring(
 
     Raises:
         NotFound: an unknown dataset or case.
+        ConfigurationError: the service and the atlas have different organs.
     """
+    _require_same_organs(by, catalog.organ_scheme())
     chosen = candidates(catalog, request.dataset, request.cases)
     scored: set[str] = set()
     if not request.force:
@@ -232,6 +240,17 @@ def plan_scoring(
         }
     to_do = [case_id for case_id in chosen if case_id not in scored]
     return ScoringPlan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
+
+
+def _require_same_organs(by: Ensemble, atlas: OrganScheme) -> None:
+    if by.organ_scheme_sha256 != atlas.digest:
+        raise ConfigurationError(
+            "the attention service and the atlas have different organs",
+            expected=atlas,
+            got=f"{by.organ_scheme or 'none said'} ({by.organ_scheme_sha256[:8]})",
+            remedy="start the service anew with the atlas's (`atlasloop up`, or the setting "
+            "ATLAS_ATTENTION_ORGANS)",
+        )
 
 
 def score_shard(run: ScoringRun, cases: Sequence[str]) -> list[CaseOutcome]:

@@ -20,9 +20,9 @@ from atlas_attention.fusion import DEFAULT_OVERLAP
 from atlas_attention.scoring import Predictor, attend
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.overlap import dice
-from atlas_core.phantoms import Kind, Phantom
+from atlas_core.phantoms import PHANTOM_ORGANS, Kind, Phantom
 from numpy.typing import NDArray
 
 from atlas_models.serving import GRAPH_FILE, read_spec
@@ -117,7 +117,7 @@ def predict(
     overlap: float = DEFAULT_OVERLAP,
 ) -> EnsemblePrediction:
     """Pseudo label and attention of one CT, as the attention service computes them."""
-    run = attend(source, specs, predictor, overlap=overlap)
+    run = attend(source, specs, predictor, scheme=PHANTOM_ORGANS, overlap=overlap)
     label = np.zeros(source.geometry.shape, dtype=np.uint8, order="F")
     for slab in run:
         where = [slice(None)] * 3
@@ -130,7 +130,7 @@ def dice_by_organ(
     label: NDArray[np.uint8],
     truth: NDArray[np.uint8],
     organs: Iterable[str],
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    scheme: OrganScheme = PHANTOM_ORGANS,
 ) -> dict[str, float | None]:
     """Dice coefficient of each organ; None where it is in neither label map.
 

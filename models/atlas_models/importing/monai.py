@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from atlas_core.errors import InvalidInput
 from atlas_core.model_spec import ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR, UNet
 from pydantic import Field
 from torch import nn
@@ -75,7 +75,7 @@ def import_monai(
     *,
     name: str,
     version: int = 0,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    scheme: OrganScheme,
 ) -> ModelSpec:
     """Write the network of a weights file as an exported model in `folder`.
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from atlas_core.errors import ConfigurationError, CorruptFile, InvalidInput, NotFound
 from atlas_core.model_spec import ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from torch import nn
 
 from atlas_models.exporting import (
@@ -113,7 +113,7 @@ class NnunetConfiguration:
 
 
 def import_nnunet(
-    result: Path, folder: Path, choices: NnunetChoices, scheme: OrganScheme = ABDOMEN_ATLAS
+    result: Path, folder: Path, choices: NnunetChoices, scheme: OrganScheme
 ) -> ModelSpec:
     """Write the nnU-Net in `result` as an exported model in `folder`.
 
@@ -130,7 +130,7 @@ def import_nnunet(
 
 
 def load_nnunet(
-    result: Path, choices: NnunetChoices, scheme: OrganScheme = ABDOMEN_ATLAS
+    result: Path, choices: NnunetChoices, scheme: OrganScheme
 ) -> tuple[ExportedNetwork, ModelSpec]:
     """The nnU-Net in `result` as a torch module with our interface, and its spec (unhashed)."""
     plans, dataset = _json(result / "plans.json"), _json(result / "dataset.json")

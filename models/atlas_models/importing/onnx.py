@@ -25,7 +25,7 @@ import onnx.compose
 import onnxruntime
 from atlas_core.errors import CorruptFile, InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import Field
@@ -57,7 +57,7 @@ def import_onnx(
     *,
     name: str,
     version: int = 0,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    scheme: OrganScheme,
 ) -> ModelSpec:
     """Write an ONNX file as an exported model in `folder`.
 

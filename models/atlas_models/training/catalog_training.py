@@ -128,7 +128,8 @@ def train_from_catalog(
         InvalidInput: no labelled case, weights of another network, a loss that is no number.
         Conflict, CorruptFile: the run folder holds another run or a damaged checkpoint.
     """
-    config = read_config(request.config, request.overrides)
+    scheme = catalog.organ_scheme()
+    config = read_config(request.config, request.overrides).of_atlas(scheme)
     initial = None if request.weights is None else _initial(request.weights, config)
     chosen = choose_cases(
         catalog,
@@ -143,6 +144,7 @@ def train_from_catalog(
         config,
         validation_share=request.validation_share,
         cache=request.run_folder / CACHE_FOLDER,
+        scheme=scheme,
         on_case=on_case,
     )
     trained = _trained(request, config, cases, initial, on_progress)

@@ -11,8 +11,8 @@ from atlas_core.errors import GridMismatch, InvalidInput, UnknownLabel
 from atlas_core.geometry import Float3, Shape3, VolumeGeometry
 from atlas_core.imaging import distinct_values
 from atlas_core.imaging.resampling import resample_image
-from atlas_core.organs import ABDOMEN_ATLAS, BACKGROUND, OrganScheme
-from atlas_core.phantoms import Phantom
+from atlas_core.organs import BACKGROUND, OrganScheme
+from atlas_core.phantoms import PHANTOM_ORGANS, Phantom
 from numpy.typing import NDArray
 
 from atlas_models.config import TrainingConfig
@@ -76,7 +76,7 @@ def prepare_case(
     organs: Sequence[str],
     *,
     labelled: Iterable[str] | None = None,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    scheme: OrganScheme,
     case_id: str = "",
 ) -> TrainingCase:
     """A case on the model's grid out of one label map.
@@ -152,7 +152,12 @@ def case_of_masks(
 def phantom_case(phantom: Phantom, config: TrainingConfig) -> TrainingCase:
     """A fully labelled training case out of a phantom."""
     return prepare_case(
-        phantom.ct, phantom.truth, phantom.geometry, config.spacing_mm, config.organs
+        phantom.ct,
+        phantom.truth,
+        phantom.geometry,
+        config.spacing_mm,
+        config.organs,
+        scheme=PHANTOM_ORGANS,
     )
 
 

@@ -22,7 +22,7 @@ from atlas_core.atomic_writes import move_folder, scratch_folder, sync, synced_f
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, CorruptFile, InvalidInput, UnknownLabel
 from atlas_core.imaging import LabelVolume, read_label, read_volume
-from atlas_core.organs import ABDOMEN_ATLAS, BACKGROUND, OrganScheme
+from atlas_core.organs import BACKGROUND, OrganScheme
 from atlas_core.records import Case, Label, LabelSource
 from atlas_core.store import CaseStore
 from numpy.typing import NDArray
@@ -91,7 +91,6 @@ def choose_cases(
     datasets: Sequence[str] = (),
     sources: Iterable[LabelSource] = (LabelSource.ORIGINAL, LabelSource.REVISED),
     labels: LabelChoice = LabelChoice.IN_FORCE,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
 ) -> tuple[ChosenCase, ...]:
     """Every case that has a label to learn from, by id.
 
@@ -99,7 +98,6 @@ def choose_cases(
         datasets: only their cases; empty: all.
         sources: labels of other sources are not looked at, nor are those of weight 0.
         labels: the label files, or the assembled map; cases that were never assembled have none.
-        scheme: of the assembled maps.
 
     Raises:
         NotFound: an unknown dataset.
@@ -109,6 +107,7 @@ def choose_cases(
         catalog.dataset(name)
     wanted = {source for source in sources if config.label_weights.of(source) > 0}
     cases = [case for name in datasets or (None,) for case in catalog.cases(name)]
+    scheme = catalog.organ_scheme()
     assemblies: dict[str, Assembly] = {}
     if labels is LabelChoice.ASSEMBLED:
         assemblies = Assemblies(catalog).of_cases([case.id for case in cases])
@@ -185,7 +184,7 @@ def load_cases(
     *,
     validation_share: float,
     cache: Path | None = None,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    scheme: OrganScheme,
     on_case: Callable[[int, int], None] | None = None,
 ) -> StoredCases:
     """Read and prepare cases. A damaged one is left out and named; the others are used.

@@ -7,10 +7,15 @@ predictions arrive. Quantising changes the weight of each window by less than 1/
 that are averaged: where the windows agree, the result is exactly their value.
 
 Slices live in a ring buffer as deep as a window: once no further window can touch a slice, it is
-read out and its memory is reused. Memory does not depend on the number of slices.
+read out and its memory is given back. Memory does not depend on the number of slices; and since
+only pages that hold something exist, many organs, each of which fills a small part of the ring,
+take what they fill.
 """
 
 from __future__ import annotations
+
+import math
+import mmap
 
 import numpy as np
 from atlas_core.errors import InvalidInput
@@ -40,7 +45,7 @@ class Blender:
         depth = min(plan.patch[0], plan.grid[0])
         self._plan = plan
         self._threads = threads
-        self._sums = np.zeros((models, organs, depth, *plan.grid[1:]), np.uint16)
+        self._sums = _PagedZeros((models, organs, depth, *plan.grid[1:]))
         self._touched = np.zeros((models, organs, depth, plan.grid[1]), np.bool_)
         self._weights = np.zeros((depth, *plan.grid[1:]), np.uint16)
         self._row = -1
@@ -67,7 +72,8 @@ class Blender:
         Raises:
             InvalidInput: another type or shape.
         """
-        require_answer(soft, self._sums.shape[1], self._plan.patch)
+        sums = self._sums.array[model]
+        require_answer(soft, len(sums), self._plan.patch)
         assert window.at[0] == self._row, "windows of the open row only"
         if self._last is None or self._last[0] != window:
             self._last = (window, _weights_of(self._plan, window))
@@ -78,8 +84,8 @@ class Blender:
         def kernel(first: int, last: int) -> None:
             for organ in range(first, last):
                 _add_window(
-                    self._sums[model, organ], self._touched[model, organ], soft[organ], weights,
-                    start, self._plan.grid[0],
+                    sums[organ], self._touched[model, organ], soft[organ], weights, start,
+                    self._plan.grid[0],
                 )  # fmt: skip
 
         parallel_for(kernel, len(soft), self._threads)
@@ -92,19 +98,46 @@ class Blender:
         """
         start, self._read = self._read, stop
         require_settled(self._plan, self._row, start, stop)
-        models, organs, _, rows, columns = self._sums.shape
+        models, organs, depth, rows, columns = self._sums.array.shape
         soft = np.zeros((models, organs, stop - start, rows, columns), np.uint8)
 
         def kernel(first: int, last: int) -> None:
             for channel in range(first, last):
                 m, c = divmod(channel, organs)
-                _read_slices(
-                    self._sums[m, c], self._touched[m, c], self._weights, start, soft[m, c]
-                )
+                if _read_slices(
+                    self._sums.array[m, c], self._touched[m, c], self._weights, start, soft[m, c]
+                ):
+                    self._sums.release(channel, start % depth, stop - start)
 
         parallel_for(kernel, models * organs, self._threads)
         self._weights[np.arange(start, stop) % len(self._weights)] = 0
         return soft
+
+
+class _PagedZeros:
+    """Zeros, of which only the pages that were written to take memory.
+
+    Attributes:
+        array: uint16 ``[model, organ, depth, y, x]``.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int, int]) -> None:
+        count = math.prod(shape)
+        self._memory = mmap.mmap(-1, max(1, 2 * count), mmap.MAP_PRIVATE)
+        # Huge pages would be filled by the organ's neighbours, slices further on.
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self.array = np.frombuffer(self._memory, np.uint16, count).reshape(shape)
+
+    def release(self, channel: int, start: int, slices: int) -> None:
+        """Gives back the pages that lie within `slices` of a channel, from `start` on, around the
+        ring; all of them hold zeros."""
+        depth, rows, columns = self.array.shape[2:]
+        for first, last in ((start, min(start + slices, depth)), (0, start + slices - depth)):
+            page = mmap.PAGESIZE
+            begin = -(-2 * (channel * depth + first) * rows * columns // page) * page
+            end = 2 * (channel * depth + last) * rows * columns // page * page
+            if begin < end:
+                self._memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def require_settled(plan: WindowPlan, row: int, start: int, stop: int) -> None:
@@ -204,14 +237,17 @@ def _add_window(sums, touched, soft, weights, start, slices):  # type: ignore[no
 
 @njit(cache=True, nogil=True)
 def _read_slices(sums, touched, weights, start, soft):  # type: ignore[no-untyped-def]
-    """Normalises the slices from `start` on into `soft` ``[z, y, x]``, and clears their memory."""
+    """Normalises the slices from `start` on into `soft` ``[z, y, x]``, and clears their memory;
+    whether there was anything but zeros."""
     depth = sums.shape[0]
+    any_touched = False
     for z in range(soft.shape[0]):
         ring_slice = (start + z) % depth
         for y in range(soft.shape[1]):
             if not touched[ring_slice, y]:
                 continue
             touched[ring_slice, y] = False
+            any_touched = True
             row = sums[ring_slice, y]
             weight = weights[ring_slice, y]
             out = soft[z, y]
@@ -223,3 +259,4 @@ def _read_slices(sums, touched, weights, start, soft):  # type: ignore[no-untype
                 weights_twice = np.float32(2 * max(np.uint32(weight[x]), np.uint32(1)))
                 out[x] = np.uint8(np.int32(doubled / weights_twice))
                 row[x] = 0
+    return any_touched

@@ -28,7 +28,16 @@ ABOVE_HALF = np.uint32((2 * HALF_BYTE - 1) << (2 * WEIGHT_BITS - 1))
 """127.5 in the fixed point of an interpolated mean: values above it mean p > 0.5."""
 
 SLAB_SLICES = 16
-"""CT slices per slab, by default: bounds memory (9 organs of 512×512: 38 MB)."""
+"""Most CT slices per slab, by default."""
+
+SLAB_BYTES = 1 << 27
+"""Most bytes of attention per slab, by default, if a slice has fewer: bounds memory."""
+
+
+def default_slab_slices(organs: int, plane: int) -> int:
+    """Slices per slab for maps of `organs` with `plane` voxels a slice: 16 for nine organs of
+    512×512, 4 for 117."""
+    return max(1, min(SLAB_SLICES, SLAB_BYTES // max(1, organs * plane)))
 
 
 @dataclass(frozen=True)

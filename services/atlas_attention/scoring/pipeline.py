@@ -26,7 +26,7 @@ import numpy as np
 from atlas_core.errors import ConfigurationError
 from atlas_core.geometry import Float3
 from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelRef, ModelSpec
-from atlas_core.organs import ABDOMEN_ATLAS, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import OrganScore, Reading
 from numpy.typing import NDArray
 
@@ -53,7 +53,7 @@ from atlas_attention.scoring.group_run import (
 )
 from atlas_attention.scoring.members import FusionPlan, fusion_plan
 from atlas_attention.scoring.model_grid import CtSource, to_zyx
-from atlas_attention.scoring.native_grid import SLAB_SLICES, NativeGrid, NativeSlab
+from atlas_attention.scoring.native_grid import NativeGrid, NativeSlab, default_slab_slices
 
 CANCEL_POLL_S = 0.1
 """How soon a cancelled call stops waiting for the models, in seconds."""
@@ -121,11 +121,11 @@ def attend(
     reading: Reading = Reading.PAPER,
     organs: Sequence[str] | None = None,
     *,
-    scheme: OrganScheme = ABDOMEN_ATLAS,
+    scheme: OrganScheme,
     fusion_spacing_mm: Float3 | None = None,
     overlap: float = DEFAULT_OVERLAP,
     windows_in_flight: int | None = None,
-    slab_slices: int = SLAB_SLICES,
+    slab_slices: int | None = None,
     threads: int | None = None,
     compute: Compute | None = None,
     on_progress: ProgressCallback | None = None,
@@ -148,7 +148,8 @@ def attend(
             state their own.
         windows_in_flight: most windows with the models at once; None: see
             `default_windows_in_flight`.
-        slab_slices: most slices that are read, fused and delivered at once; bounds memory.
+        slab_slices: most slices that are read, fused and delivered at once; bounds memory. None:
+            see `default_slab_slices`.
         threads: most threads of a kernel on the CPU; None: one per available core. While the models
             have work, a kernel runs on one: see `AttentionRun`.
         compute: where soft predictions are blended and fused; None: on the CPU.
@@ -163,12 +164,14 @@ def attend(
     known = scheme.select(members.organs)
     chosen = members.organs if organs is None else tuple(organs)
     channels = [members.organs.index(known[name].name) for name in chosen]
+    columns, rows, _ = source.canonical.shape
     return AttentionRun(
         source, members, predictor, reading,
         fusion_spacing_mm=fusion_spacing_mm, channels=channels, labels=known.labels,
         windows_in_flight=windows_in_flight or default_windows_in_flight(),
-        slab_slices=slab_slices, threads=threads,
-        compute=compute or CpuCompute(), on_progress=on_progress, cancelled=cancelled,
+        slab_slices=slab_slices or default_slab_slices(len(members.organs), columns * rows),
+        threads=threads, compute=compute or CpuCompute(),
+        on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ class OrganSize(OrganScore):
     label: int = Field(ge=1, le=255, description="Its value in the pseudo label.")
     pseudo_label_voxels: int = Field(ge=0)
     attention_sha256: Sha256 | None = Field(
-        default=None, description="Of the file of its attention map, if it was written."
+        default=None,
+        description="Of the file of its attention map, if it was written: a map of zeros has none.",
     )
 
 
@@ -108,14 +109,18 @@ class PredictionResult(FrozenModel):
         attention_sha256: dict[str, str],
         pseudo_label_sha256: str,
     ) -> PredictionResult:
-        """The same for a case of the store, with the checksums of its files."""
+        """The same for a case of the store, with the checksums of its files.
+
+        Args:
+            attention_sha256: by organ, of those that have a file.
+        """
         return self.model_copy(
             update={
                 "case_id": case_id,
                 "number": number,
                 "pseudo_label_sha256": pseudo_label_sha256,
                 "organs": tuple(
-                    organ.model_copy(update={"attention_sha256": attention_sha256[organ.organ]})
+                    organ.model_copy(update={"attention_sha256": attention_sha256.get(organ.organ)})
                     for organ in self.organs
                 ),
             }

@@ -10,11 +10,19 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from atlas_core.errors import NotFound
 from atlas_core.geometry import Float3, VolumeGeometry
-from atlas_core.imaging import SlabReader, SlabWriter, read_header, read_stored_slabs
+from atlas_core.imaging import (
+    CroppedMapReader,
+    CroppedMapsWriter,
+    SlabReader,
+    SlabWriter,
+    read_header,
+    read_stored_slabs,
+)
 from atlas_core.model_spec import ModelSpec, ensemble_key, ensemble_organs
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore, PredictionDraft
@@ -24,7 +32,7 @@ from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.scoring.admission import Admission
 from atlas_attention.scoring.ct_sources import open_case
 from atlas_attention.scoring.model_grid import CtSource
-from atlas_attention.scoring.native_grid import SLAB_SLICES
+from atlas_attention.scoring.native_grid import default_slab_slices
 from atlas_attention.scoring.pipeline import GridSlab, Predictor, ProgressCallback, attend
 from atlas_attention.scoring.prediction import PredictionResult, read_prediction
 from atlas_attention.settings import AttentionSettings
@@ -223,34 +231,38 @@ class Scorer:
             update={"organs": tuple(of_organ[organ] for organ in task.organs)}
         )
         label = self._store.pseudo_label_path(case_id, task.reading, task.ensemble, stored.number)
-        return read_header(label).geometry, self._stored_slabs(case_id, task, wanted)
+        geometry = read_header(label).geometry
+        return geometry, self._stored_slabs(case_id, task, wanted, label, geometry)
 
     def _stored_slabs(
-        self, case_id: str, task: AttentionTask, prediction: PredictionResult
+        self,
+        case_id: str,
+        task: AttentionTask,
+        prediction: PredictionResult,
+        label_path: Path,
+        geometry: VolumeGeometry,
     ) -> Generator[GridSlab, None, PredictionResult]:
         where = (case_id, task.reading, task.ensemble)
-        paths = [
-            self._store.pseudo_label_path(*where, prediction.number),
-            *(
-                self._store.attention_path(*where, organ, prediction.number)
-                for organ in task.organs
-            ),
-        ]
         limit = self._settings.max_voxels
+        channels = len(task.organs)
+        slices = default_slab_slices(channels, geometry.shape[0] * geometry.shape[1])
         with ExitStack() as opened:
-            maps = [
-                opened.enter_context(
-                    closing(read_stored_slabs(path, SLAB_SLICES, max_voxels=limit))
-                )
-                for path in paths
-            ]
+            maps: list[tuple[int, CroppedMapReader]] = []
+            for at, organ in enumerate(prediction.organs):
+                if organ.attention_voxels > 0:
+                    path = self._store.attention_path(*where, organ.organ, prediction.number)
+                    reader = CroppedMapReader(path, geometry, max_voxels=limit)
+                    maps.append((at, opened.enter_context(closing(reader))))
             start = 0
-            for label, *attention in zip(*maps, strict=True):
+            labels = read_stored_slabs(label_path, slices, max_voxels=limit)
+            for label in opened.enter_context(closing(labels)):
                 if task.cancelled.is_set():
                     raise CancelledError
                 stop = start + label.shape[FILE_AXIS]
-                channels = np.stack([channel.transpose(2, 1, 0) for channel in attention])
-                yield GridSlab(FILE_AXIS, start, stop, channels.transpose(0, 3, 2, 1), label)
+                attention = np.zeros((channels, *label.shape[::-1]), np.uint8).transpose(0, 3, 2, 1)
+                for at, reader in maps:
+                    reader.read_into(start, stop, attention[at])
+                yield GridSlab(FILE_AXIS, start, stop, attention, label)
                 start = stop
         return prediction
 
@@ -286,14 +298,10 @@ class Scorer:
     ) -> PredictionResult:
         with ExitStack() as files:
             label = files.enter_context(SlabWriter(draft.pseudo_label_path, geometry, "uint8"))
-            attention = {
-                organ: files.enter_context(
-                    SlabWriter(
-                        draft.attention_path(organ), geometry, "uint8", slope=ATTENTION_SCALE
-                    )
-                )
-                for organ in organs
-            }
+            attention = files.enter_context(
+                CroppedMapsWriter(draft.folder, geometry, slope=ATTENTION_SCALE)
+            )
+            paths = [draft.attention_path(organ) for organ in organs]
             while True:
                 try:
                     slab = next(slabs)
@@ -302,14 +310,20 @@ class Scorer:
                     break
                 with self._metrics.stage("write"):
                     label.write(slab.axis, slab.start, slab.stop, slab.label)
-                    for at, writer in enumerate(attention.values()):
-                        writer.write(slab.axis, slab.start, slab.stop, slab.attention[at])
+                    i, j, k = (slab.start if axis == slab.axis else 0 for axis in range(3))
+                    for path, block in zip(paths, slab.attention, strict=True):
+                        attention.add(path, (i, j, k), block)
                 del slab  # freed before the next one is made
             with self._metrics.stage("write"):
+                written = attention.finish()
                 prediction = prediction.stored(
                     case_id,
                     draft.number,
-                    {organ: writer.close() for organ, writer in attention.items()},
+                    {
+                        organ: written[path]
+                        for organ, path in zip(organs, paths, strict=True)
+                        if path in written
+                    },
                     label.close(),
                 )
         draft.result_path.write_text(prediction.model_dump_json(indent=2) + "\n", "utf-8")

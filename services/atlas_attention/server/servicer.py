@@ -104,6 +104,8 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 idle_timeout_s=int(settings.idle_timeout_s),
             ),
             attention_scale=ATTENTION_SCALE,
+            organ_scheme=settings.organs.name,
+            organ_scheme_sha256=settings.organs.digest,
         )
 
     def ScoreCase(  # noqa: N802  gRPC's name

@@ -126,7 +126,8 @@ def see_regions(
     organ: OrganQuery = None,
     threshold: Annotated[float | None, Query(ge=0, le=2)] = None,
 ) -> RegionList:
-    """Attended regions, largest first; without an organ, those of each organ that counts."""
+    """Attended regions, largest first; without an organ, those of each organ that counts,
+    the largest 2,000."""
     case = review.catalog.case(case_id)
     lowest = review.settings.region_threshold if threshold is None else threshold
     return RegionList(threshold=lowest, regions=review.files.regions(case, organ, lowest))
@@ -161,7 +162,8 @@ def download_attention(
     case_id: CaseIdPath,
     organ: OrganQuery = None,
 ) -> Response:
-    """The attention map of one organ, or the largest value of all that count."""
+    """The attention map of one organ, cropped to the box of its attention, or the largest value of
+    all that count, on the grid of the CT."""
     case = review.catalog.case(case_id)
     file = review.files.attention_map(case.id, organ)
     name = f"{case.id}_attention_{organ or 'all'}.nii.gz"

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from atlas_review.api.access import TheReview
+from atlas_review.service import require_same_organs
 
 router = APIRouter(tags=["health"])
 
@@ -26,8 +27,9 @@ async def alive() -> Health:
 
 @router.get("/readyz")
 def ready(review: TheReview) -> Health:
-    """The database and the case store can be reached."""
+    """The database and the case store can be reached, and the atlas has our organs."""
     review.queue.counts(TaskFilter())
+    require_same_organs(review.settings, review.catalog)
     if not review.store.root.is_dir():
         raise Unavailable("the case store is missing")
     return Health(status="ok")

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 from atlas_core.frozen_model import FrozenModel
+from atlas_core.geometry import Shape3
 from atlas_core.imaging import Volume
 from atlas_core.imaging.label_maps import TOUCHING
 from pydantic import ConfigDict, Field
@@ -40,12 +41,15 @@ class OrganRegion(AttendedRegion):
     organ: str
 
 
-def find_attended_regions(attention: Volume, threshold: float) -> list[AttendedRegion]:
+def find_attended_regions(
+    attention: Volume, threshold: float, start: Shape3 = (0, 0, 0)
+) -> list[AttendedRegion]:
     """Connected components (26 neighbours) of voxels of at least `threshold`, by falling size.
 
     Args:
         attention: uint8 ``[i, j, k]``, multiples of 1/136.
         threshold: attention as in Eq. 4, >= 0; voxels of value 0 never belong to a region.
+        start: voxel of the CT's grid at which the map, if it is cropped, begins.
 
     Returns:
         At most `MAX_REGIONS`.
@@ -65,17 +69,24 @@ def find_attended_regions(attention: Volume, threshold: float) -> list[AttendedR
     sizes = np.bincount(numbers.ravel(order="K"), minlength=count + 1)
     largest = np.argsort(-sizes[1:], kind="stable")[:MAX_REGIONS] + 1
     boxes = ndimage.find_objects(numbers)
-    return [_region(attention, numbers, int(n), boxes[n - 1]) for n in largest]
+    return [_region(attention, numbers, int(n), boxes[n - 1], start) for n in largest]
 
 
 def _region(
-    attention: Volume, numbers: np.ndarray, number: int, box: tuple[slice, slice, slice]
+    attention: Volume,
+    numbers: np.ndarray,
+    number: int,
+    box: tuple[slice, slice, slice],
+    start: Shape3,
 ) -> AttendedRegion:
     inside = numbers[box] == number
     weights = np.where(inside, attention.voxels[box], 0).astype(np.float64) / ATTENTION_LEVELS
-    start = np.array([axis.start for axis in box])
-    centroid = np.array(ndimage.center_of_mass(weights)) + start
+    first = np.array([axis.start for axis in box])
+    centroid = np.array(ndimage.center_of_mass(weights)) + first
     mm = attention.geometry.matrix @ np.array([*centroid, 1.0])
+    centroid += start
+    low = (first + start).tolist()
+    high = (low + np.array(inside.shape) - 1).tolist()
     voxels = int(np.count_nonzero(inside))
     return AttendedRegion(
         voxels=voxels,
@@ -83,8 +94,5 @@ def _region(
         attention_sum=float(weights.sum()),
         centroid_ijk=(float(centroid[0]), float(centroid[1]), float(centroid[2])),
         centroid_mm=(float(mm[0]), float(mm[1]), float(mm[2])),
-        box_ijk=(
-            (box[0].start, box[1].start, box[2].start),
-            (box[0].stop - 1, box[1].stop - 1, box[2].stop - 1),
-        ),
+        box_ijk=(tuple(low), tuple(high)),
     )

@@ -19,6 +19,7 @@ import numpy as np
 from atlas_core.assembly import SOURCE_PRIORITY
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, NotFound
+from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, read_label, read_stored, write_volume
 from atlas_core.organs import BACKGROUND
 from atlas_core.records import Case, LabelSource
@@ -36,6 +37,9 @@ from atlas_review.volumes.attended_regions import (
 from atlas_review.volumes.contact_sheet import write_contact_sheet
 
 MAX_CHECKSUMS: Final = 4096
+
+MAX_LISTED_REGIONS: Final = 2000
+"""Regions of all organs together: ten times those of one organ (`MAX_REGIONS`)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ class CaseFiles:
         return next(iter(preferred or found), None)
 
     def organ_attention(self, case_id: str) -> list[OrganAttention]:
-        """The attention maps of a case by falling size, with whether they count."""
+        """The attention maps of a case by falling size, with whether they count; an organ without
+        attention has none."""
         prediction = self._prediction(case_id)
         if prediction is None:
             return []
@@ -139,18 +144,23 @@ class CaseFiles:
         return files
 
     def attention_map(self, case_id: str, organ: str | None) -> CaseFile:
-        """The attention map of one organ; None: the largest value at each voxel of all that count.
+        """The attention map of one organ, cropped to the box of its attention; None: the largest
+        value at each voxel of all that count, on the grid of the CT.
 
         Raises:
             NotFound: the case has none.
         """
         files = self._attention_maps(case_id, organ)
-        if len(files) == 1:
+        if organ is not None:
             return files[0].file
         inputs = sorted(f"{one.organ} {one.file.sha256}" for one in files)
         paths = [one.file.path for one in files]
+        geometry = self._catalog.case(case_id).geometry
         return self.derived(
-            case_id, "attention.nii.gz", inputs, lambda path: _write_joint_attention(paths, path)
+            case_id,
+            "attention.nii.gz",
+            inputs,
+            lambda path: _write_joint_attention(paths, geometry, path),
         )
 
     def label_map(self, case: Case) -> CaseFile:
@@ -179,8 +189,9 @@ class CaseFiles:
         return Volume(read_label(self.label_map(case).path).voxels, case.geometry)
 
     def regions(self, case: Case, organ: str | None, threshold: float) -> list[OrganRegion]:
-        """Attended regions of one organ, or (None) of each organ that counts, largest first. Where
-        the attention of two organs overlaps, each has a region there: an annotator looks at both.
+        """Attended regions of one organ, or (None) of each organ that counts, largest first, at
+        most `MAX_LISTED_REGIONS`. Where the attention of two organs overlaps, each has a region
+        there: an annotator looks at both.
 
         Raises:
             NotFound: the case has no attention map.
@@ -190,7 +201,7 @@ class CaseFiles:
             for one in self._attention_maps(case.id, organ)
             for region in self._regions_of(case, one, threshold)
         ]
-        return sorted(found, key=lambda region: -region.ml)
+        return sorted(found, key=lambda region: -region.ml)[:MAX_LISTED_REGIONS]
 
     def _regions_of(
         self, case: Case, attention: OrganAttention, threshold: float
@@ -198,7 +209,11 @@ class CaseFiles:
         inputs = [attention.file.sha256, f"{threshold:.4f}"]
 
         def write(path: Path) -> None:
-            found = find_attended_regions(read_stored(attention.file.path), threshold)
+            attended = read_stored(attention.file.path)
+            start = case.geometry.start_of(
+                attended.geometry, this="CT", that="attention map", case=case.id
+            )
+            found = find_attended_regions(attended, threshold, start)
             path.write_text(json.dumps([region.model_dump() for region in found]))
 
         made = self.derived(case.id, f"regions-{attention.organ}.json", inputs, write)
@@ -286,12 +301,15 @@ class CaseFiles:
         write_volume(path, labels, case.geometry)
 
 
-def _write_joint_attention(paths: Sequence[Path], path: Path) -> None:
-    """The largest value of several attention maps at each voxel."""
-    joint = read_stored(paths[0])
-    for other in paths[1:]:
-        np.maximum(joint.voxels, read_stored(other).voxels, out=joint.voxels)
-    write_volume(path, joint.voxels, joint.geometry, slope=1.0 / ATTENTION_LEVELS)
+def _write_joint_attention(paths: Sequence[Path], geometry: VolumeGeometry, path: Path) -> None:
+    """The largest value of several attention maps at each voxel of the whole grid."""
+    joint = np.zeros(geometry.shape, np.uint8, order="F")
+    for one in paths:
+        box = read_stored(one)
+        start = geometry.start_of(box.geometry, this="CT", that="attention map")
+        within = joint[tuple(map(slice, start, np.add(start, box.geometry.shape)))]
+        np.maximum(within, box.voxels, out=within)
+    write_volume(path, joint, geometry, slope=1.0 / ATTENTION_LEVELS)
 
 
 def _remove_older(path: Path, kind: str, ending: str) -> None:

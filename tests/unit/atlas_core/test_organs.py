@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
-from atlas_core.errors import UnknownLabel
-from atlas_core.organs import ABDOMEN_ATLAS, Organ, OrganScheme
-from pydantic import ValidationError
+from atlas_core.errors import ConfigurationError, Conflict, UnknownLabel
+from atlas_core.organs import (
+    ABDOMEN_ATLAS,
+    Organ,
+    OrganScheme,
+    SchemeSetting,
+    read_scheme,
+    shipped_schemes,
+)
+from pydantic import TypeAdapter, ValidationError
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+VISIONS = {
+    "normal": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+"""What linear RGB becomes: Machado, Oliveira, Fernandes 2009, severity 1."""
+
+LEAST_DIFFERENCE = 8.0
+"""CIEDE2000 between two colours of a group; 1 is just noticed side by side, the two kidneys, whose
+colours are old, have 8.5."""
 
 
 def test_the_default_ids_are_those_of_the_release() -> None:
@@ -53,3 +88,165 @@ def test_names_and_ids_are_distinct() -> None:
             OrganScheme(organs=(liver, other))
     with pytest.raises(ValidationError):
         OrganScheme(organs=())
+
+
+# Schemes of one's own
+
+
+OWN = """
+name: site
+organs:
+  - {name: liver, label: 5, colour: "#a05195"}
+  - {name: lung_left, label: 20, colour: "#112233", partner: lung_right, aliases: [Lunge links, lungs]}
+  - {name: lung_right, label: 21, colour: "#445566", partner: lung_left, aliases: [lungs]}
+"""
+
+
+def written(text: str, folder: Path) -> Path:
+    path = folder / "organs.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_scheme_of_ones_own_is_read_and_written_as_it_was(tmp_path: Path) -> None:
+    scheme = read_scheme(written(OWN, tmp_path))
+    assert (scheme.name, scheme.labels) == ("site", (5, 20, 21))
+    assert [organ.name for organ in scheme.called("LUNGS")] == ["lung_left", "lung_right"]
+    assert [organ.name for organ in scheme.called("lunge_links")] == ["lung_left"]
+    for name in (written(OWN, tmp_path), *shipped_schemes()):
+        known = read_scheme(name)
+        assert read_scheme(written(known.as_yaml(), tmp_path)) == known
+    setting = TypeAdapter(SchemeSetting)
+    assert setting.validate_python(scheme.model_dump_json()) == scheme
+    assert setting.validate_python("abdomen_atlas_1_0") == ABDOMEN_ATLAS
+    assert setting.validate_python(str(written(OWN, tmp_path))) == scheme
+    with pytest.raises(ValidationError, match="no organ scheme 'nowhere'"):
+        setting.validate_python("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("label: 5", "label: 0", r"organs\.liver\.label.*greater than or equal to 1.*got 0"),
+        ("label: 5", "label: 256", r"organs\.liver\.label.*less than or equal to 255"),
+        ("label: 5", "label: 20", "organ label used twice: 20"),
+        ("name: liver", "name: Liver", r"organs\.Liver\.name"),
+        ("label: 5", "label: 5, color: red", r"organs\.liver\.color"),
+        ("#a05195", "violet", r"organs\.liver\.colour"),
+        ("partner: lung_left", "partner: liver", "partner liver of lung_right does not point back"),
+        ("partner: lung_left", "partner: nose", "partner nose of lung_right is no organ here"),
+        ("label: 5", "label: 5, partner: liver", "name must say left or right"),
+        ("label: 5", "label: 5, aliases: [lungs]", "'lungs' means several organs"),
+        ("label: 5", "label: 5, volume_ml: [3, 1]", "volume_ml of liver"),
+        ("organs:", "organ:", "organs.*Field required"),
+        ("name: site", "name: [", "cannot be read"),
+        (OWN, "- liver", "file"),
+        (OWN, "", "file"),
+    ],
+)
+def test_a_file_that_cannot_work_is_refused_with_its_place(
+    old: str, new: str, told: str, tmp_path: Path
+) -> None:
+    assert old in OWN
+    with pytest.raises(ConfigurationError, match=told) as refused:
+        read_scheme(written(OWN.replace(old, new, 1), tmp_path))
+    assert "organs.yaml" in str(refused.value)
+
+
+def test_no_such_scheme(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no organ scheme.*abdomen_atlas_1_1.*YAML"):
+        read_scheme(tmp_path / "missing.yaml")
+
+
+def test_the_digest_is_what_values_mean_and_nothing_else() -> None:
+    liver, aorta = ABDOMEN_ATLAS["liver"], ABDOMEN_ATLAS["aorta"]
+    scheme = OrganScheme(organs=(liver, aorta))
+    prettier = liver.model_copy(update={"colour": "#123456", "aliases": ("hepar",)})
+    assert OrganScheme(name="other", organs=(aorta, prettier)).digest == scheme.digest
+    scheme.require_same(OrganScheme(organs=(aorta, prettier)), this="a", that="b", remedy="c")
+    moved = OrganScheme(organs=(liver.model_copy(update={"label": 77}), aorta))
+    assert moved.digest != scheme.digest
+    with pytest.raises(ConfigurationError, match=r"custom \(2 organs.*custom \(2 organs"):
+        scheme.require_same(moved, this="the atlas", that="the service", remedy="restart it")
+
+
+def test_a_scheme_is_extended_by_new_ids_only() -> None:
+    more = read_scheme("abdomen_atlas_1_1")
+    more.require_extends(ABDOMEN_ATLAS)
+    with pytest.raises(Conflict, match="adrenal_gland_left with id 10.*no such organ"):
+        ABDOMEN_ATLAS.require_extends(more)
+    with pytest.raises(Conflict, match=r"aorta with id 1.*got id 52"):
+        read_scheme("totalsegmentator_v2").require_extends(ABDOMEN_ATLAS)
+
+
+def test_what_is_left_of_a_pair_has_no_name_of_both() -> None:
+    one = ABDOMEN_ATLAS.select(["kidney_left", "liver"])
+    assert one["kidney_left"].partner is None
+    assert one.called("kidneys") == ()
+    assert [organ.name for organ in one.called("left kidney")] == ["kidney_left"]
+
+
+# The schemes that ship
+
+
+def test_the_shipped_ids_are_those_of_the_releases() -> None:
+    first, second, third = (
+        read_scheme(name)
+        for name in ("abdomen_atlas_1_0", "abdomen_atlas_1_1", "totalsegmentator_v2")
+    )
+    assert [organ.model_dump() for organ in second][:9] == [organ.model_dump() for organ in first]
+    assert second.labels == tuple(range(1, 26))
+    assert second.names[9:] == (
+        "adrenal_gland_left", "adrenal_gland_right", "bladder", "celiac_trunk", "colon", "duodenum",
+        "esophagus", "femur_left", "femur_right", "hepatic_vessel", "intestine", "lung_left",
+        "lung_right", "portal_vein_and_splenic_vein", "prostate", "rectum",
+    )  # fmt: skip
+    assert third.labels == tuple(range(1, 118))
+    for name, label in {
+        "spleen": 1, "kidney_right": 2, "kidney_left": 3, "liver": 5, "prostate": 22, "sacrum": 25,
+        "vertebrae_l1": 31, "vertebrae_c1": 50, "aorta": 52, "inferior_vena_cava": 63,
+        "femur_left": 75, "brain": 90, "rib_left_1": 92, "rib_right_12": 115, "sternum": 116,
+        "costal_cartilages": 117,
+    }.items():  # fmt: skip
+        assert third[name].label == label
+
+
+def test_shipped_organs_go_by_the_names_of_one_another() -> None:
+    theirs = read_scheme("totalsegmentator_v2")
+    for organ in read_scheme("abdomen_atlas_1_1"):
+        if organ.name not in {
+            "celiac_trunk",
+            "hepatic_vessel",
+            "rectum",
+            "lung_left",
+            "lung_right",
+        }:
+            assert len(theirs.called(organ.name)) == 1, organ.name
+    assert [organ.name for organ in ABDOMEN_ATLAS.called("inferior_vena_cava")] == ["postcava"]
+
+
+@pytest.mark.parametrize("name", shipped_schemes())
+def test_everybody_can_tell_the_colours_of_a_group_apart(name: str) -> None:
+    groups: dict[str, list[Organ]] = {}
+    for organ in read_scheme(name):
+        assert organ.group
+        groups.setdefault(organ.group, []).append(organ)
+    for group, organs in groups.items():
+        linear = _linear(
+            np.array([[int(o.colour[i : i + 2], 16) for i in (1, 3, 5)] for o in organs])
+        )
+        for vision, matrix in VISIONS.items():
+            lab = rgb2lab(_encoded(linear @ np.asarray(matrix).T))
+            apart = deltaE_ciede2000(lab[:, None], lab[None])
+            np.fill_diagonal(apart, np.inf)
+            assert apart.min() >= LEAST_DIFFERENCE, (group, vision)
+
+
+def _linear(bytes_: np.ndarray) -> np.ndarray:
+    srgb = bytes_ / 255
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def _encoded(linear: np.ndarray) -> np.ndarray:
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)

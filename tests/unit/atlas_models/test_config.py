@@ -38,7 +38,7 @@ paper = pytest.mark.parametrize("name", PAPER)
 @functools.cache
 def on_meta(name: str) -> nn.Module:
     """The network of a configuration, its numbers forgotten: Swin UNETR is only built with some."""
-    return build_network(read_config(name)).to("meta")
+    return build_network(read_config(name).of_atlas(ABDOMEN_ATLAS)).to("meta")
 
 
 def test_every_architecture_ships_in_both_sizes() -> None:
@@ -49,7 +49,7 @@ def test_every_architecture_ships_in_both_sizes() -> None:
 
 @paper
 def test_it_says_what_the_paper_says(name: str) -> None:
-    config = read_config(name)
+    config = read_config(name).of_atlas(ABDOMEN_ATLAS)
     told = (config.optimiser, config.learning_rate, config.weight_decay)
     assert told == OPTIMISERS.get(name, ("adam", 1e-4, 1e-5))
     assert (config.batch_size, config.spacing_mm, config.patch) == (4, (1.5,) * 3, (96,) * 3)
@@ -58,7 +58,7 @@ def test_it_says_what_the_paper_says(name: str) -> None:
 
 @paper
 def test_a_batch_of_full_patches_becomes_one_logit_per_organ_and_voxel(name: str) -> None:
-    config = read_config(name)
+    config = read_config(name).of_atlas(ABDOMEN_ATLAS)
     with torch.no_grad():
         logits = on_meta(name)(torch.empty(config.batch_size, 1, 96, 96, 96, device="meta"))
     assert logits.shape == (4, len(config.organs), 96, 96, 96)
@@ -74,7 +74,7 @@ def test_the_number_of_parameters_is_the_documented_one(name: str) -> None:
 
 @paper
 def test_a_small_patch_is_computed_for_real(name: str) -> None:
-    small = read_config(name, {"patch": (64, 64, 64)})
+    small = read_config(name, {"patch": (64, 64, 64)}).of_atlas(ABDOMEN_ATLAS)
     network = build_network(small).eval()
     with torch.no_grad():
         soft = torch.sigmoid(network(torch.rand(1, 1, 64, 64, 64)))
@@ -88,7 +88,7 @@ def test_a_small_patch_is_computed_for_real(name: str) -> None:
 def test_a_full_network_is_exported_with_parity(name: str, tmp_path: Path) -> None:
     if "ATLASLOOP_SLOW_TESTS" not in os.environ:
         pytest.skip("exports a network of full size, minutes; set ATLASLOOP_SLOW_TESTS=1")
-    config = read_config(name)
+    config = read_config(name).of_atlas(ABDOMEN_ATLAS)
     network = build_network(config).eval()
     export_model(network, config, tmp_path / "m")
     rng = np.random.default_rng(0)

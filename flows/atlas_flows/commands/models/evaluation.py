@@ -71,7 +71,12 @@ def evaluate(
         with counting("evaluating", len(cases) * len(specs)) as step:
             for spec in specs:
                 measured = version_evaluation.evaluate(
-                    spec, cases, client, CaseStore(here.store), on_case=lambda *_: step()
+                    spec,
+                    cases,
+                    client,
+                    CaseStore(here.store),
+                    scheme=catalog.organ_scheme(),
+                    on_case=lambda *_: step(),
                 )
                 record_evaluation(catalog, measured)
                 results[f"{spec.name}@{spec.version}"] = measured.cases

@@ -111,7 +111,7 @@ def import_model(
         str | None,
         typer.Option(
             help="Which, separated by commas and in this order: models of one ensemble have the "
-            "same. Default: all that the model knows, in the order of AbdomenAtlas."
+            "same. Default: all of the atlas that the model knows, in its order."
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -125,7 +125,6 @@ def import_model(
     Example: atlasloop models import --name nnunet --nnunet results/nnUNetTrainer__nnUNetPlans__3d_fullres --orientation RAS
     """  # noqa: E501  an example that can be copied
     from atlas_core.errors import InvalidInput
-    from atlas_core.organs import ABDOMEN_ATLAS
 
     given = [option for option in (nnunet, weights, onnx) if option is not None]
     if len(given) != 1 or (nnunet is None) != (config is not None):
@@ -133,9 +132,11 @@ def import_model(
             "say what to import",
             expected="--nnunet FOLDER, --weights FILE --config YAML or --onnx FILE --config YAML",
         )
-    scheme = ABDOMEN_ATLAS if organs is None else ABDOMEN_ATLAS.select(organs.split(","))
     here, store = places(context), store_of(places(context))
     with open_catalog(here) as catalog, store.incoming() as folder:
+        scheme = catalog.organ_scheme()
+        if organs is not None:
+            scheme = scheme.select(organs.split(","))
         t = _next(store, catalog, name) if version is None else version
         target = Path(folder) / name
         if nnunet is not None:

@@ -153,8 +153,15 @@ class GetInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     ATTENTION_SCALE_FIELD_NUMBER: _builtins.int
     OLDER_MODELS_FIELD_NUMBER: _builtins.int
+    ORGAN_SCHEME_FIELD_NUMBER: _builtins.int
+    ORGAN_SCHEME_SHA256_FIELD_NUMBER: _builtins.int
     service_version: _builtins.str
     attention_scale: _builtins.float
+    organ_scheme: _builtins.str
+    """The organs of the atlas that this service is configured for: the scheme's name, and the SHA-256
+    of its ids and names. Another one in the catalog gives label values another meaning.
+    """
+    organ_scheme_sha256: _builtins.str
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
         """the ensemble: of every model the version in service"""
@@ -188,10 +195,12 @@ class GetInfoResponse(_message.Message):
         limits: Global___Limits | None = ...,
         attention_scale: _builtins.float = ...,
         older_models: _abc.Iterable[Global___Model] | None = ...,
+        organ_scheme: _builtins.str = ...,
+        organ_scheme_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_scale", b"attention_scale", "labels", b"labels", "limits", b"limits", "models", b"models", "older_models", b"older_models", "organs", b"organs", "readings", b"readings", "service_version", b"service_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_scale", b"attention_scale", "labels", b"labels", "limits", b"limits", "models", b"models", "older_models", b"older_models", "organ_scheme", b"organ_scheme", "organ_scheme_sha256", b"organ_scheme_sha256", "organs", b"organs", "readings", b"readings", "service_version", b"service_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -229,7 +229,9 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
     held = {40: 0, 160: 0}
     for slices in (40, 160) * 4:
         source = make_source((24, 24, slices))
-        attending = attend(source, MIXED, RulePredictor(contextual), windows_in_flight=4)
+        attending = attend(
+            source, MIXED, RulePredictor(contextual), scheme=ABDOMEN_ATLAS, windows_in_flight=4
+        )
         tracemalloc.start()
         for _ in attending:
             pass

@@ -310,7 +310,9 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
     for slices in (40, 160) * 8:
         predictor = RulePredictor(contextual)
         source = make_source((24, 24, slices))
-        attending = attend(source, ENSEMBLE, predictor, Reading.RELEASED, windows_in_flight=4)
+        attending = attend(
+            source, ENSEMBLE, predictor, Reading.RELEASED, windows_in_flight=4, scheme=ABDOMEN_ATLAS
+        )
         tracemalloc.start()
         for _ in attending:
             pass
@@ -323,7 +325,13 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
 
 @pytest.mark.parametrize("reading", list(Reading))
 def test_a_slab_is_freed_before_the_next_is_made(reading: Reading) -> None:
-    run = attend(make_source((24, 24, 60)), ENSEMBLE, RulePredictor(contextual), reading)
+    run = attend(
+        make_source((24, 24, 60)),
+        ENSEMBLE,
+        RulePredictor(contextual),
+        reading,
+        scheme=ABDOMEN_ATLAS,
+    )
     slabs = 0
     while (slab := next(run, None)) is not None:
         slabs += 1
@@ -358,7 +366,7 @@ def test_a_run_that_is_closed_gives_its_buffers_back_at_once(slabs: int) -> None
     """Not only when the interpreter looks for cycles, which an idle service never does."""
     gc.disable()
     try:
-        run = attend(make_source(), ENSEMBLE, RulePredictor(contextual))
+        run = attend(make_source(), ENSEMBLE, RulePredictor(contextual), scheme=ABDOMEN_ATLAS)
         for _ in zip(range(slabs), run, strict=False):
             pass
         buffers = weakref.ref(run._runs[0]._blenders[0])
@@ -403,7 +411,7 @@ def test_cancelling_stops_waiting_for_a_model_that_hangs() -> None:
 
 def test_closing_early_cancels_what_is_in_flight() -> None:
     predictor = RulePredictor(contextual)
-    attending = attend(make_source((24, 24, 80)), ENSEMBLE, predictor)
+    attending = attend(make_source((24, 24, 80)), ENSEMBLE, predictor, scheme=ABDOMEN_ATLAS)
     next(attending)
     attending.close()
     predictor.shutdown()
@@ -415,13 +423,23 @@ def test_closing_early_cancels_what_is_in_flight() -> None:
 def test_invalid_requests_are_refused() -> None:
     predictor = RulePredictor(contextual)
     with pytest.raises(InvalidInput, match="at least one model"):
-        attend(make_source(), (), predictor)
+        attend(make_source(), (), predictor, scheme=ABDOMEN_ATLAS)
     with pytest.raises(UnknownLabel, match="pancreas"):
-        attend(make_source(), ENSEMBLE, predictor, organs=["pancreas"])
+        attend(make_source(), ENSEMBLE, predictor, organs=["pancreas"], scheme=ABDOMEN_ATLAS)
     with pytest.raises(InvalidInput, match="swin, unet, swin"):
-        attend(make_source(), (spec("swin"), spec("unet"), spec("swin")), predictor)
+        attend(
+            make_source(),
+            (spec("swin"), spec("unet"), spec("swin")),
+            predictor,
+            scheme=ABDOMEN_ATLAS,
+        )
     with pytest.raises(InvalidInput, match="model odd knows no organ of the scheme"):
-        attend(make_source(), (*ENSEMBLE, spec("odd", organs=("tail",))), predictor)
+        attend(
+            make_source(),
+            (*ENSEMBLE, spec("odd", organs=("tail",))),
+            predictor,
+            scheme=ABDOMEN_ATLAS,
+        )
 
 
 def test_a_model_that_says_the_same_everywhere_is_refused_by_name() -> None:

@@ -232,15 +232,15 @@ def test_totalsegmentator_folders(site: Site) -> None:
 
 def test_masks_that_are_no_organs_of_ours_are_noted(site: Site) -> None:
     save(site.folder / "c" / "ct.nii.gz", ct_voxels())
-    save(site.folder / "c" / "segmentations" / "gallbladder.nii.gz", blob((8, 8, 4)))
-    save(site.folder / "c" / "segmentations" / "aorta.nii.gz", blob((16, 8, 4)))
+    save(site.folder / "c" / "segmentations" / "duodenum.nii.gz", blob((8, 8, 4)))
+    save(site.folder / "c" / "segmentations" / "abdominal_aorta.nii.gz", blob((16, 8, 4)))
     save(site.folder / "d" / "ct.nii.gz", ct_voxels(1))
     save(site.folder / "d" / "segmentations" / "colon.nii.gz", blob((16, 8, 4)))
     summary = site.run()
     assert [case.organs for case in summary.taken] == [("aorta",), ()]
     (note,) = summary.warnings
     assert "2 cases" in note.reason
-    assert "colon, gallbladder" in note.reason
+    assert "colon, duodenum" in note.reason
 
 
 def test_one_label_for_both_kidneys_is_split_by_side(site: Site) -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.importing import shipped_presets
 from atlas_core.importing.presets import (
-    KIDNEYS,
-    SIDES,
     LabelMap,
     Preset,
     nnunet_map,
-    organs_of,
     preset,
     scheme_map,
     structure_of,
 )
-from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.organs import ABDOMEN_ATLAS, read_scheme
 from pydantic import ValidationError
+
+KIDNEYS = ("kidney_left", "kidney_right")
+
+SCHEMES = ("abdomen_atlas_1_0", "abdomen_atlas_1_1", "totalsegmentator_v2")
 
 TABLE_3 = (
     "pancreas-ct", "lits", "kits", "abdomenct-1k", "ct-org", "chaos",
@@ -32,53 +35,72 @@ def test_every_dataset_of_table_3_and_three_more_are_there() -> None:
     assert set(shipped_presets()) == {*TABLE_3, "totalsegmentator", "abdomenatlas", "phantoms"}
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", sorted(shipped_presets()))
-def test_a_preset_is_sound(name: str) -> None:
-    known = shipped_presets()[name]
+def test_a_preset_is_sound(name: str, scheme: str) -> None:
+    known, organs = shipped_presets()[name], read_scheme(scheme)
     assert known.title
     assert known.licence
-    assert set(known.organs) <= set(ABDOMEN_ATLAS.names)
-    assert not set(known.labels) & known.others
-    for structures in (known.labels.values(), known.masks.values()):
-        assert not (KIDNEYS in structures and set(SIDES) & set(structures))
-        assert ("kidney_left" in structures) == ("kidney_right" in structures)
-    assert known.within(ABDOMEN_ATLAS) == LabelMap(
-        labels=known.labels, others=known.others, masks=known.masks, partial=known.partial
-    )
+    meaning = known.within(organs)
+    assert set(meaning.organs) <= set(organs.names)
+    assert set(meaning.values) == set(known.labels) | known.others
+    for left, right in (KIDNEYS, ("lung_left", "lung_right")):
+        assert (left in meaning.organs) == (right in meaning.organs)
+
+
+def test_every_name_in_a_preset_is_one_that_some_shipped_scheme_has() -> None:
+    schemes = [read_scheme(name) for name in SCHEMES]
+    for known in shipped_presets().values():
+        for meaning in (*known.labels.values(), *known.masks.values()):
+            for name in meaning:
+                assert any(scheme.called(name) for scheme in schemes), (known.name, name)
 
 
 @pytest.mark.parametrize(
-    ("name", "organ", "values"),
+    ("name", "structure", "values"),
     [
         ("kits", KIDNEYS, {1, 2, 3}),
-        ("lits", "liver", {1, 2}),
-        ("msd-pancreas", "pancreas", {1, 2}),
+        ("lits", ("liver",), {1, 2}),
+        ("msd-pancreas", ("pancreas",), {1, 2}),
         ("abdomenct-1k", KIDNEYS, {2}),
         ("ct-org", KIDNEYS, {4}),
-        ("totalsegmentator", "postcava", {63}),
-        ("totalsegmentator", "aorta", {52}),
-        ("abdomenatlas", "postcava", {7}),
-        ("flare23", "kidney_left", {13}),
-        ("word", "kidney_left", {3}),
-        ("btcv", "pancreas", {11}),
-        ("amos22", "pancreas", {10}),
+        ("totalsegmentator", ("postcava",), {63}),
+        ("totalsegmentator", ("aorta",), {52}),
+        ("abdomenatlas", ("postcava",), {7}),
+        ("flare23", ("kidney_left",), {13}),
+        ("word", ("kidney_left",), {3}),
+        ("btcv", ("pancreas",), {11}),
+        ("amos22", ("pancreas",), {10}),
     ],
 )
-def test_values_of_well_known_datasets(name: str, organ: str, values: set[int]) -> None:
-    assert {value for value, named in preset(name).labels.items() if named == organ} == values
+def test_values_of_well_known_datasets(
+    name: str, structure: tuple[str, ...], values: set[int]
+) -> None:
+    labels = preset(name).within(ABDOMEN_ATLAS).labels
+    assert {value for value, named in labels.items() if named == structure} == values
 
 
 def test_totalsegmentator_knows_all_its_values_and_mask_names() -> None:
-    known = preset("totalsegmentator")
-    assert set(known.values) == set(range(1, 118))
-    assert known.masks["gallbladder"] == "gall_bladder"
-    assert known.masks["inferior_vena_cava"] == "postcava"
+    known, own = preset("totalsegmentator"), read_scheme("totalsegmentator_v2")
+    assert set(known.within(ABDOMEN_ATLAS).values) == set(range(1, 118))
+    masks = known.within(ABDOMEN_ATLAS).masks
+    assert masks["gallbladder"] == ("gall_bladder",)
+    assert masks["inferior_vena_cava"] == ("postcava",)
+    assert masks["kidney_cyst_left"] == ("kidney_left",)  # a lesion of it
+    assert known.within(own).labels == {organ.label: (organ.name,) for organ in own}
+    assert {(file.lower(),) for file in known.masks} == set(known.within(own).masks.values())
+    lobes = known.within(read_scheme("abdomen_atlas_1_1")).labels
+    assert [lobes[value] for value in (10, 11, 12, 13, 14)] == [
+        *[("lung_left",)] * 2,
+        *[("lung_right",)] * 3,
+    ]
 
 
 def test_msd_tasks_without_an_organ_of_ours_annotate_none() -> None:
     for name in ("msd-lung", "msd-hepatic-vessel", "msd-colon"):
-        assert preset(name).organs == ()
-        assert preset(name).values
+        meaning = preset(name).within(ABDOMEN_ATLAS)
+        assert meaning.organs == ()
+        assert meaning.values
 
 
 def test_only_flare_is_annotated_in_parts() -> None:
@@ -86,10 +108,10 @@ def test_only_flare_is_annotated_in_parts() -> None:
 
 
 def test_a_preset_makes_a_dataset() -> None:
-    dataset = preset("kits").dataset("our-kits")
+    dataset = preset("kits").dataset("our-kits", ABDOMEN_ATLAS)
     assert dataset.name == "our-kits"
     assert dataset.preset == "kits"
-    assert dataset.organs == SIDES
+    assert dataset.organs == KIDNEYS
     assert dataset.licence == "CC-BY-NC-SA-4.0"
 
 
@@ -102,8 +124,16 @@ def test_names_are_forgiving_and_unknown_ones_listed() -> None:
 def test_a_site_with_fewer_organs_still_knows_the_other_values() -> None:
     scheme = ABDOMEN_ATLAS.select(["liver", "kidney_left"])
     known = preset("abdomenct-1k").within(scheme)
-    assert known.labels == {1: "liver"}  # both kidneys share a value, and one of them is unknown
+    # both kidneys share a value, and one of them is unknown
+    assert known.labels == {1: ("liver",)}
     assert known.others == {2, 3, 4}
+
+
+def test_a_site_with_more_organs_has_them_from_the_same_files() -> None:
+    more = read_scheme("abdomen_atlas_1_1")
+    assert preset("amos22").within(more).labels[13] == ("duodenum",)
+    assert preset("word").within(more).labels[12] == ("adrenal_gland_left", "adrenal_gland_right")
+    assert preset("abdomenatlas").within(more).others == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -111,8 +141,7 @@ def test_a_site_with_fewer_organs_still_knows_the_other_values() -> None:
     [
         {"labels": {1: "liver"}, "others": "1"},
         {"labels": {0: "liver"}},
-        {"labels": {1: "Liver!"}},
-        {"labels": {1: "kidneys", 2: "kidney_left"}},
+        {"labels": {1: []}},
         {"others": "1-"},
         {"lables": {}},
     ],
@@ -122,32 +151,85 @@ def test_an_unsound_preset_is_refused(broken: dict[str, object]) -> None:
         Preset.model_validate({"name": "x", "title": "x", "licence": "x", **broken})
 
 
+def own(content: object, folder: Path) -> str:
+    path = folder / "our own.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    content = {
+        "title": "Ours",
+        "licence": "CC0-1.0",
+        "labels": {3: "liver", 4: "kidneys", 7: ["spleen_tumour", "spleen"]},
+        "others": "1, 2",
+    }
+    ours = preset(own(content, tmp_path))
+    assert ours.name == "our-own"
+    assert ours.within(ABDOMEN_ATLAS).labels == {3: ("liver",), 4: KIDNEYS, 7: ("spleen",)}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"title": "x", "licence": "x", "lables": {}}, "lables"),
+        ({"title": "x", "labels": {1: "liver"}}, "licence"),
+        ({"title": "x", "licence": "x", "labels": {"one": "liver"}}, "labels.one"),
+        ("labels: [1", "cannot be read"),
+        ("- 1", "file"),
+    ],
+)
+def test_a_file_that_is_no_preset_is_refused_by_name_and_place(
+    content: object, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        preset(own(content, tmp_path))
+    assert told in str(refused.value)
+    assert "our own.yaml" in str(refused.value)
+
+
+def test_one_side_and_both_sides_at_once_do_not_go_together() -> None:
+    both = {"name": "x", "title": "x", "licence": "x", "labels": {1: "kidneys", 2: "kidney_left"}}
+    with pytest.raises(InvalidInput, match="kidney_left: by itself, and in a value of both"):
+        Preset.model_validate(both).within(ABDOMEN_ATLAS)
+    LabelMap(labels={1: ("kidney_left",), 2: ("kidney_right",)})
+
+
 def test_ranges_of_values() -> None:
-    assert LabelMap.model_validate({"others": "4, 8-10"}).others == {4, 8, 9, 10}
+    ranges = {"name": "x", "title": "x", "licence": "x", "others": "4, 8-10"}
+    assert Preset.model_validate(ranges).others == {4, 8, 9, 10}
 
 
-def test_without_a_preset_our_own_ids_and_names_hold() -> None:
-    ours = scheme_map(ABDOMEN_ATLAS)
-    assert ours.labels[5] == "liver"
-    assert ours.masks["gall_bladder"] == "gall_bladder"
+def test_without_a_preset_our_own_ids_names_and_aliases_hold() -> None:
+    files = ("gallbladder", "gall_bladder", "IVC", "kidneys", "kidney_left", "nose")
+    ours = scheme_map(ABDOMEN_ATLAS, files)
+    assert ours.labels[5] == ("liver",)
     assert ours.partial
+    # Its own name first: another file of the same organ is a lesion in it. Both kidneys in one say
+    # nothing new where one has a file of its own.
+    assert list(ours.masks.items()) == [
+        ("gall_bladder", ("gall_bladder",)),
+        ("kidney_left", ("kidney_left",)),
+        ("IVC", ("postcava",)),
+        ("gallbladder", ("gall_bladder",)),
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "structure"),
     [
-        ("Left Kidney", "kidney_left"),
-        ("kidney_right", "kidney_right"),
-        ("right kidney", "kidney_right"),
+        ("Left Kidney", ("kidney_left",)),
+        ("kidney_right", ("kidney_right",)),
+        ("right kidney", ("kidney_right",)),
         ("kidneys", KIDNEYS),
-        ("gallbladder", "gall_bladder"),
-        ("IVC", "postcava"),
-        ("inferior vena cava", "postcava"),
-        ("liver tumor", None),
-        ("duodenum", None),
+        ("gallbladder", ("gall_bladder",)),
+        ("IVC", ("postcava",)),
+        ("inferior vena cava", ("postcava",)),
+        ("liver tumor", ()),
+        ("duodenum", ()),
     ],
 )
-def test_structures_by_the_names_people_use(name: str, structure: str | None) -> None:
+def test_structures_by_the_names_people_use(name: str, structure: tuple[str, ...]) -> None:
     assert structure_of(name, ABDOMEN_ATLAS) == structure
 
 
@@ -155,15 +237,14 @@ def test_nnunet_names() -> None:
     second = nnunet_map(
         json.dumps({"labels": {"background": 0, "liver": 1, "cancer": 2}}), ABDOMEN_ATLAS
     )
-    assert (second.labels, second.others) == ({1: "liver"}, {2})
+    assert (second.labels, second.others) == ({1: ("liver",)}, {2})
     first = nnunet_map(json.dumps({"labels": {"0": "background", "1": "spleen"}}), ABDOMEN_ATLAS)
-    assert first.labels == {1: "spleen"}
+    assert first.labels == {1: ("spleen",)}
     regions = nnunet_map(
         json.dumps({"labels": {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3]}}),
         ABDOMEN_ATLAS,
     )
     assert regions.labels == dict.fromkeys((1, 2, 3), KIDNEYS)
-    assert organs_of([KIDNEYS]) == set(SIDES)
 
 
 @pytest.mark.parametrize(

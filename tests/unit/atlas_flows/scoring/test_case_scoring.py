@@ -18,6 +18,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput, NotFound, Unavailable
 from atlas_core.model_spec import ModelRef as CoreRef
 from atlas_core.model_spec import ensemble_key
+from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Case, Dataset, LabelSource, Reading
 from atlas_core.store import CaseStore
 from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter
@@ -60,6 +61,8 @@ INFO = ServiceInfo(
     readings=("paper", "released"),
     limits=Limits(1, 1, 1, 1, 1, 1),
     attention_scale=1 / 136,
+    organ_scheme=ABDOMEN_ATLAS.name,
+    organ_scheme_sha256=ABDOMEN_ATLAS.digest,
 )
 
 

@@ -91,7 +91,9 @@ def test_monai_weights_answer_as_in_monai(tmp_path: Path, window: np.ndarray, la
     else:
         saved = {f"module.backbone.{name}": tensor for name, tensor in state.items()}
         torch.save({"net": saved, "optimizer": {"lr": 1e-4}, "epoch": 800}, path)
-    spec = import_monai(path, describe(tmp_path), tmp_path / "m", name="theirs", version=2)
+    spec = import_monai(
+        path, describe(tmp_path), tmp_path / "m", name="theirs", version=2, scheme=ABDOMEN_ATLAS
+    )
     assert (spec.name, spec.version, spec.patch) == ("theirs", 2, PATCH)
     check(tmp_path / "m", expected_of(network, window), window)
 
@@ -113,11 +115,19 @@ def test_a_foreign_graph_answers_as_before(tmp_path: Path, window: np.ndarray) -
     network = unet()
     export_theirs(tmp_path / "theirs.onnx", network)
     described = describe(tmp_path, **GRAPH)
-    import_onnx(tmp_path / "theirs.onnx", described, tmp_path / "m", name="theirs")
+    import_onnx(
+        tmp_path / "theirs.onnx", described, tmp_path / "m", name="theirs", scheme=ABDOMEN_ATLAS
+    )
     check(tmp_path / "m", expected_of(network, window), window)
 
     turned = describe(tmp_path / "lps", **GRAPH, orientation="LPS")
-    import_onnx(tmp_path / "theirs.onnx", turned, tmp_path / "lps" / "m", name="theirs")
+    import_onnx(
+        tmp_path / "theirs.onnx",
+        turned,
+        tmp_path / "lps" / "m",
+        name="theirs",
+        scheme=ABDOMEN_ATLAS,
+    )
     flipped = np.ascontiguousarray(window[:, ::-1, ::-1])
     check(tmp_path / "lps" / "m", expected_of(network, flipped)[:, :, ::-1, ::-1], window)
 
@@ -151,7 +161,9 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, what: str) -> N
         torch.save([1, 2, 3], path)
         match = "no dictionary"
     with pytest.raises(error, match=match):
-        import_monai(path, describe(tmp_path), tmp_path / "out" / "m", name="theirs")
+        import_monai(
+            path, describe(tmp_path), tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS
+        )
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "ran").exists()
 
@@ -175,7 +187,11 @@ def test_descriptions_that_cannot_work_are_refused(
     torch.save(unet().state_dict(), tmp_path / "w.pth")
     with pytest.raises(error, match=match):
         import_monai(
-            tmp_path / "w.pth", describe(tmp_path, **changed), tmp_path / "out" / "m", name="theirs"
+            tmp_path / "w.pth",
+            describe(tmp_path, **changed),
+            tmp_path / "out" / "m",
+            name="theirs",
+            scheme=ABDOMEN_ATLAS,
         )
     assert not (tmp_path / "out").exists()
 
@@ -185,7 +201,13 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     next(iter(state.values())).fill_(float("nan"))
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(InvalidInput, match="not finite"):
-        import_monai(tmp_path / "w.pth", describe(tmp_path), tmp_path / "out" / "m", name="theirs")
+        import_monai(
+            tmp_path / "w.pth",
+            describe(tmp_path),
+            tmp_path / "out" / "m",
+            name="theirs",
+            scheme=ABDOMEN_ATLAS,
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -211,7 +233,7 @@ def test_graphs_that_are_not_as_described_are_refused(
 ) -> None:
     described = describe(tmp_path, **{**GRAPH, **changed})
     with pytest.raises(InvalidInput, match=match):
-        import_onnx(theirs, described, tmp_path / "out" / "m", name="theirs")
+        import_onnx(theirs, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
     assert not (tmp_path / "out").exists()
 
 
@@ -220,13 +242,13 @@ def test_graphs_that_cannot_be_served_are_refused(tmp_path: Path, theirs: Path) 
     half = tmp_path / "half.onnx"
     half.write_bytes(theirs.read_bytes()[:900])
     with pytest.raises(CorruptFile, match="no valid ONNX graph"):
-        import_onnx(half, described, tmp_path / "out" / "m", name="theirs")
+        import_onnx(half, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
     model = onnx.load_model(theirs)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     fixed = tmp_path / "fixed.onnx"
     onnx.save_model(model, fixed)
     with pytest.raises(InvalidInput, match="dynamic batch"):
-        import_onnx(fixed, described, tmp_path / "out" / "m", name="theirs")
+        import_onnx(fixed, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
     model = onnx.load_model(theirs)
     node = model.graph.node[0]
     node.domain = "somebody.else"
@@ -234,7 +256,7 @@ def test_graphs_that_cannot_be_served_are_refused(tmp_path: Path, theirs: Path) 
     foreign = tmp_path / "foreign.onnx"
     onnx.save_model(model, foreign)
     with pytest.raises(InvalidInput, match="only one runtime"):
-        import_onnx(foreign, described, tmp_path / "out" / "m", name="theirs")
+        import_onnx(foreign, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
     assert not (tmp_path / "out").exists()
 
 
@@ -267,7 +289,9 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(
     torch.save({"w": torch.zeros(1 << 18)}, path)
     bomb(path)
     with pytest.raises(CorruptFile, match=r"bomb\.pt: .*unpacks to more than it holds"):
-        import_monai(path, describe(tmp_path), tmp_path / "out" / "m", name="theirs")
+        import_monai(
+            path, describe(tmp_path), tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS
+        )
     assert not (tmp_path / "out").exists()
 
 

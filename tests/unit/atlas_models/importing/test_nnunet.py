@@ -214,8 +214,8 @@ def test_it_says_what_nnunets_own_predictor_says(
     result: Path, window: np.ndarray, tmp_path: Path
 ) -> None:
     choices = NnunetChoices("imported", version=3, orientation="RAS", labels=MORE)
-    spec = import_nnunet(result, tmp_path / "imported", choices)
-    served, _ = load_nnunet(result, choices)
+    spec = import_nnunet(result, tmp_path / "imported", choices, scheme=ABDOMEN_ATLAS)
+    served, _ = load_nnunet(result, choices, scheme=ABDOMEN_ATLAS)
     preprocessed, probabilities = theirs(result, window)
 
     ct = torch.from_numpy(window)[None, None]
@@ -234,7 +234,7 @@ def test_it_says_what_nnunets_own_predictor_says(
 
 def test_the_spec_is_on_our_axes(result: Path, tmp_path: Path) -> None:
     choices = NnunetChoices("imported", version=3, orientation="RAS", labels=MORE)
-    import_nnunet(result, tmp_path / "imported", choices)
+    import_nnunet(result, tmp_path / "imported", choices, scheme=ABDOMEN_ATLAS)
     spec = read_spec(tmp_path / "imported")
     assert spec.patch == PATCH[::-1]
     assert spec.spacing_mm == SPACING[::-1]
@@ -252,8 +252,10 @@ def test_turning_the_volume_turns_the_prediction(
     result: Path, window: np.ndarray, orientation: str
 ) -> None:
     """A network whose volumes ran the other way sees ours turned, and its answer is turned back."""
-    base, _ = load_nnunet(result, NnunetChoices("m", orientation="RAS"))
-    other, _ = load_nnunet(result, NnunetChoices("m", orientation=orientation))
+    base, _ = load_nnunet(result, NnunetChoices("m", orientation="RAS"), scheme=ABDOMEN_ATLAS)
+    other, _ = load_nnunet(
+        result, NnunetChoices("m", orientation=orientation), scheme=ABDOMEN_ATLAS
+    )
     axes = [4 - axis for axis, letter in enumerate(orientation) if letter in "LPI"]
     ct = torch.from_numpy(window)[None, None]
     with torch.no_grad():
@@ -266,7 +268,9 @@ def test_one_fold_is_not_the_mean_of_two(result: Path, window: np.ndarray) -> No
     ct = torch.from_numpy(window)[None, None]
     soft = {}
     for folds in (("0",), ("1",), "all"):
-        served, _ = load_nnunet(result, NnunetChoices("m", orientation="RAS", folds=folds))
+        served, _ = load_nnunet(
+            result, NnunetChoices("m", orientation="RAS", folds=folds), scheme=ABDOMEN_ATLAS
+        )
         with torch.no_grad():
             soft[str(folds)] = served.network(
                 served.input_transform.intensities(served.input_transform.to_network_axes(ct))
@@ -381,13 +385,18 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(tmp_path: Path, wha
     _change(folder, what)
     error, match = REFUSED[what]
     with pytest.raises(error, match=match):
-        import_nnunet(folder, tmp_path / "out" / "m", NnunetChoices("m", orientation="RAS"))
+        import_nnunet(
+            folder,
+            tmp_path / "out" / "m",
+            NnunetChoices("m", orientation="RAS"),
+            scheme=ABDOMEN_ATLAS,
+        )
     assert not (tmp_path / "out").exists()
     assert not (folder / "ran").exists()
 
 
 def test_an_orientation_is_never_guessed(result: Path) -> None:
     with pytest.raises(InvalidInput, match="--orientation"):
-        load_nnunet(result, NnunetChoices("m"))
+        load_nnunet(result, NnunetChoices("m"), scheme=ABDOMEN_ATLAS)
     with pytest.raises(InvalidInput, match="cannot be imported"):
-        load_nnunet(result, NnunetChoices("m", orientation="SAR"))
+        load_nnunet(result, NnunetChoices("m", orientation="SAR"), scheme=ABDOMEN_ATLAS)

@@ -126,7 +126,7 @@ def test_a_case_on_its_own_grid_is_taken_as_it_is() -> None:
     case = prepare_case(
         phantom.ct, phantom.truth, phantom.geometry, phantom.geometry.spacing_mm,
         ("liver", "aorta"), labelled=("liver",),
-    )  # fmt: skip
+    scheme=ABDOMEN_ATLAS,)  # fmt: skip
     assert np.array_equal(case.ct, phantom.ct.transpose(2, 1, 0))
     liver = phantom.truth.transpose(2, 1, 0) == ABDOMEN_ATLAS["liver"].label
     assert np.array_equal(case.target[0], liver * np.uint8(255))

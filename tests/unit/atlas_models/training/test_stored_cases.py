@@ -133,13 +133,15 @@ def test_cases_carry_weights_and_volumes_and_come_back_from_the_cache(
 ) -> None:
     config = CONFIG.model_copy(update={"label_weights": LabelWeights(revised=0.25, pseudo=0.5)})
     chosen = choose_cases(site.catalog, config, sources=tuple(LabelSource))
-    fresh = load_cases(site.store, chosen, config, validation_share=0.0)
+    fresh = load_cases(site.store, chosen, config, validation_share=0.0, scheme=ABDOMEN_ATLAS)
     assert [case.weight.tolist() for case in fresh.training] == [[1.0, 0.5, 0.0], [0.0, 0.25, 0.0]]
     liver_ml = fresh.training[0].target[0].sum() / 255.0 * 16.0**3 / 1000.0
     phantom = make_phantom(1, grid=PhantomGrid(40, 10.0))
     assert liver_ml == pytest.approx(phantom.volumes_ml()["liver"], rel=0.05)
     for _ in range(2):  # written, then read
-        kept = load_cases(site.store, chosen, config, validation_share=0.0, cache=tmp_path)
+        kept = load_cases(
+            site.store, chosen, config, validation_share=0.0, cache=tmp_path, scheme=ABDOMEN_ATLAS
+        )
         for case, other in zip(kept.training, fresh.training, strict=True):
             assert np.array_equal(case.ct, other.ct)
             assert np.array_equal(case.target, other.target)
@@ -147,7 +149,9 @@ def test_cases_carry_weights_and_volumes_and_come_back_from_the_cache(
     assert len(list(tmp_path.iterdir())) == 2  # nothing half-written beside them
     assert kept.data_key == fresh.data_key
     fewer = choose_cases(site.catalog, config)
-    other = load_cases(site.store, fewer, config, validation_share=0.0, cache=tmp_path)
+    other = load_cases(
+        site.store, fewer, config, validation_share=0.0, cache=tmp_path, scheme=ABDOMEN_ATLAS
+    )
     assert other.data_key != fresh.data_key
     assert other.training[0].weight.tolist() == [1.0, 0.0, 0.0]
 
@@ -172,7 +176,7 @@ def test_a_damaged_case_is_left_out_and_named(tmp_path: Path) -> None:
         label_3 = site.store.path(labels[3].path)
         label_3.write_bytes(site.store.path(labels[1].path).read_bytes())
         chosen = choose_cases(catalog, CONFIG)
-        found = load_cases(site.store, chosen, CONFIG, validation_share=0.0)
+        found = load_cases(site.store, chosen, CONFIG, validation_share=0.0, scheme=ABDOMEN_ATLAS)
         assert [case.id for case in found.training] == ["case-1"]
         assert set(found.refused) == {"case-2", "case-3", "case-4"}
         assert (
@@ -181,7 +185,7 @@ def test_a_damaged_case_is_left_out_and_named(tmp_path: Path) -> None:
         )
         assert "200" in found.refused["case-4"]
         with pytest.raises(InvalidInput, match="3 refused"):
-            load_cases(site.store, chosen[1:], CONFIG, validation_share=0.0)
+            load_cases(site.store, chosen[1:], CONFIG, validation_share=0.0, scheme=ABDOMEN_ATLAS)
 
 
 # --- the whole way --------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_the_assembled_map_is_learnt_with_the_weights_of_its_sources(site: Label
     chosen = choose_cases(site.catalog, CONFIG, sources=EVERY, labels=LabelChoice.ASSEMBLED)
     assert [case.case.id for case in chosen] == ["a"]  # the other was never assembled
     assert {label.sha256 for label in chosen[0].labels} == {assembly.sha256}
-    stored = load_cases(site.store, chosen, CONFIG, validation_share=0.0)
+    stored = load_cases(site.store, chosen, CONFIG, validation_share=0.0, scheme=ABDOMEN_ATLAS)
     (case,) = stored.training
     assert not stored.refused
     assert [float(w) for w in case.weight] == [1.0, 0.25, 0.25]
@@ -60,7 +60,9 @@ def test_the_assembled_map_is_learnt_with_the_weights_of_its_sources(site: Label
 def test_the_label_files_are_learnt_unless_asked_otherwise(site: LabelledSite) -> None:
     chosen = choose_cases(site.catalog, CONFIG, sources=EVERY)
     assert [case.case.id for case in chosen] == ["a", "b"]
-    (case, _) = load_cases(site.store, chosen, CONFIG, validation_share=0.0).training
+    (case, _) = load_cases(
+        site.store, chosen, CONFIG, validation_share=0.0, scheme=ABDOMEN_ATLAS
+    ).training
     liver, spleen = (np.asarray(case.target[organ]) != 0 for organ in (0, 1))
     assert (liver & spleen).any()  # nobody settled it
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from atlas_core.errors import Conflict, CorruptFile, GridMismatch, InvalidInput, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
+from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_models.config import TrainingConfig
 from atlas_models.exporting import load_weights, read_weights, write_weights
 from atlas_models.exporting.weights import network_from
@@ -330,7 +331,7 @@ def test_a_label_outside_the_map_is_refused() -> None:
         prepare_case(
             np.zeros((4, 4, 4), np.int16), labels, geometry, (5.0, 5.0, 5.0), ("liver",),
             case_id="case-9",
-        )  # fmt: skip
+        scheme=ABDOMEN_ATLAS,)  # fmt: skip
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_last_checkpoint(

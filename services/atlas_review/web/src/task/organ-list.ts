@@ -4,15 +4,54 @@ import type { Organ } from '../api'
 import { h, replace, swatch, title } from '../dom'
 import type { Workspace } from './workspace'
 
+/** Of more organs than this, those that concern the reader come first and the others are folded away. */
+const FIRST = 24
+
 export class OrganList {
-  readonly element = h('ul', { class: 'organs', 'aria-label': 'Organs' })
+  readonly element = h('div', {})
+  private readonly find = h('input', {
+    type: 'search',
+    placeholder: 'Find an organ',
+    'aria-label': 'Find an organ',
+    oninput: () => this.filter(),
+  })
+  private readonly first = h('ul', { class: 'organs', 'aria-label': 'Organs' })
+  private readonly others = h('ul', { class: 'organs', 'aria-label': 'Other organs' })
+  private readonly summary = h('summary', {})
+  private readonly folded = h('details', { class: 'folded' }, this.summary, this.others)
   /** Labels of the organs that are hidden in the views. */
   private readonly hidden = new Set<number>()
 
   constructor(private readonly space: Workspace) {}
 
   draw(): void {
-    replace(this.element, this.space.context.organs.map((organ) => this.row(organ)))
+    const { organs } = this.space.context
+    const many = organs.length > FIRST
+    const [first, others] = many ? this.parted(organs) : [organs, []]
+    replace(this.first, first.map((organ) => this.row(organ)))
+    replace(this.others, others.map((organ) => this.row(organ)))
+    this.summary.textContent = `Other organs (${others.length})`
+    if (!this.element.hasChildNodes()) replace(this.element, many && this.find, this.first, many && this.folded)
+    this.filter()
+  }
+
+  /** The active organ, those that were drawn, and those with most attention; then the others, as in the scheme. */
+  private parted(organs: readonly Organ[]): [Organ[], Organ[]] {
+    const attention = new Map(this.space.work.detail.organs.map((one) => [one.organ, one.attention_ml]))
+    const weight = (organ: Organ): number =>
+      organ === this.space.organ || this.space.work.changed.has(organ.name) ? Infinity : attention.get(organ.name) ?? 0
+    const sorted = organs.filter((organ) => weight(organ) > 0).sort((a, b) => weight(b) - weight(a))
+    const near = new Set(sorted.slice(0, FIRST))
+    return [sorted.filter((organ) => near.has(organ)), organs.filter((organ) => !near.has(organ))]
+  }
+
+  /** Shows the organs whose names hold what was entered, and unfolds the others while anything is. */
+  private filter(): void {
+    const sought = this.find.value.trim().toLowerCase()
+    for (const row of [...this.first.children, ...this.others.children]) {
+      (row as HTMLElement).hidden = !row.textContent!.toLowerCase().includes(sought)
+    }
+    if (sought) this.folded.open = true
   }
 
   private row(organ: Organ): HTMLElement {

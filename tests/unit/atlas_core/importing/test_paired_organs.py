@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.label_maps import split_left_right
-from atlas_core.importing.kidney_sides import split_kidneys
+from atlas_core.importing.paired_organs import split_sides
 from numpy.typing import NDArray
 
 AFFINE = np.array([[0, 0, 2.0, -90], [0, -2.0, 0, 60], [-1.5, 0, 0, 300], [0, 0, 0, 1]])
@@ -45,7 +45,7 @@ def split(voxels: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         for start in range(0, flat.size, 1000):
             yield flat[start : start + 1000].copy()
 
-    sides = split_kidneys(pieces, GRID, midline_mm=MIDLINE_MM)
+    sides = split_sides(pieces, GRID, midline_mm=MIDLINE_MM)
     return [np.concatenate(list(side())).reshape(GRID.shape, order="F") for side in sides]
 
 
@@ -55,7 +55,7 @@ def test_pieces_are_split_as_the_whole(
     voxels: NDArray[np.bool_], blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In blocks of one voxel and more; only a cut through joined kidneys may move by a block."""
-    monkeypatch.setattr("atlas_core.importing.kidney_sides.MAX_BLOCKS", blocks)
+    monkeypatch.setattr("atlas_core.importing.paired_organs.MAX_BLOCKS", blocks)
     expected = split_left_right(voxels, GRID, midline_mm=MIDLINE_MM)
     found = split(voxels)
     assert not (found[0] & found[1]).any()

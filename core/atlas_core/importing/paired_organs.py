@@ -1,4 +1,4 @@
-"""One mask of both kidneys, which comes in pieces, split into left and right."""
+"""One mask of both kidneys, or of another pair of organs, in pieces: split into left and right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MaskPieces = Callable[[], Iterator[NDArray[np.bool_]]]
 """Reads a mask: one-dimensional pieces in file order (``i`` fastest) of its CT's grid."""
 
 MAX_BLOCKS: Final = 1 << 24
-"""Blocks in the box around both kidneys, at most: 350×190×250 mm of 1 mm. They are in memory at
+"""Blocks in the box around both organs, at most: 350×190×250 mm of 1 mm. They are in memory at
 once, as only then connected pieces are known."""
 
 
@@ -46,13 +46,13 @@ class _Blocks:
         return VolumeGeometry.from_array(self.shape, affine)
 
 
-def split_kidneys(
+def split_sides(
     mask: MaskPieces, geometry: VolumeGeometry, *, midline_mm: float
 ) -> tuple[MaskPieces, MaskPieces]:
-    """Masks of the left and the right kidney; see `split_left_right`.
+    """Masks of the left and the right organ; see `split_left_right`.
 
     Raises:
-        LimitExceeded: the mask consists of too many pieces to be kidneys.
+        LimitExceeded: the mask consists of too many pieces to be two organs.
     """
     blocks = _blocks(mask, geometry.shape)
     if blocks is None:
