@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -38,6 +39,8 @@ from atlas_attention.scoring.prediction import PredictionResult, read_prediction
 from atlas_attention.settings import AttentionSettings
 
 SERVICE_VERSION = version("atlasloop")
+
+_log = logging.getLogger(__name__)
 
 FILE_AXIS = 2
 """Stored maps are read along the last axis of the file, whatever its direction in the patient."""
@@ -147,6 +150,12 @@ class Scorer:
                     "atlasloop.predict_s": summary.predict_s,
                     "atlasloop.fuse_s": fuse_s,
                 }
+            )
+        for ref in summary.silent:
+            _log.warning(
+                "model %s found no organ anywhere in a CT",
+                ref,
+                extra={"fields": {"model": str(ref)}},
             )
         self._metrics.stage_seconds.labels("predict").inc(summary.predict_s)
         self._metrics.stage_seconds.labels("fuse").inc(fuse_s)
