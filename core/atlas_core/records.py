@@ -62,6 +62,11 @@ class Case(FrozenModel):
         default="", description="File name as imported, relative to what the user passed."
     )
     imported_at: datetime
+    fingerprint: Sha256 | None = Field(
+        default=None,
+        description="Equal for copies of one scan in another axis order, with another header, or "
+        "clipped. None: imported by a version that made none, or too plain to tell scans apart.",
+    )
 
     @property
     def geometry(self) -> VolumeGeometry:

@@ -7,6 +7,7 @@ exit status 2; `--debug` shows where it came from.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -122,6 +123,10 @@ def main() -> int:
     """
     from atlas_core.errors import AtlasError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of another encoding shows escapes; without this, a traceback.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except AtlasError as error:

@@ -153,6 +153,7 @@ class CaseResult:
             stored.
         fusion_spacing_mm: of the grid where the models' predictions met, along the patient's x, y,
             z (RAS+); empty: a result that an older version stored, or of soft predictions sent.
+        left_out: share of the body's box that was left out, since locating ruled organs out there.
     """
 
     case_id: str
@@ -164,6 +165,7 @@ class CaseResult:
     already_scored: bool
     number: int
     fusion_spacing_mm: tuple[float, ...] = ()
+    left_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -336,4 +338,5 @@ def case_result(result: pb.CaseResult) -> CaseResult:
         already_scored=result.already_scored,
         number=result.number,
         fusion_spacing_mm=tuple(result.fusion_spacing_mm),
+        left_out=result.left_out,
     )

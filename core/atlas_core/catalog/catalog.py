@@ -131,6 +131,13 @@ class Catalog(Database):
         found = self._cases(t.cases.c.content_sha256 == content_sha256)
         return found[0] if found else None
 
+    def copies_of(self, case: Case) -> list[Case]:
+        """Other cases that show the same scan, by id: see `Case.fingerprint`."""
+        if case.fingerprint is None:
+            return []
+        same = t.cases.c.fingerprint == case.fingerprint
+        return self._cases(same & (t.cases.c.id != case.id))
+
     def delete_case(self, case_id: str) -> None:
         """Delete a case with its labels and scores. Its files are left to the case store.
 

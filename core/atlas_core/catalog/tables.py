@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0013"
+REVISION = "0014"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -86,6 +86,8 @@ cases = Table(
     Column("affine", JSON, nullable=False),
     Column("source", String, nullable=False),
     Column("imported_at", UtcDateTime, nullable=False),
+    # Equal for copies of one scan; empty in cases of older versions (before revision 0014).
+    Column("fingerprint", String(64), index=True),
 )
 
 labels = Table(

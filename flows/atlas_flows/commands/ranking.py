@@ -67,12 +67,8 @@ def ranking(
         cases = catalog.ranking(Reading(reading), key, dataset, RankBy(by))
         others = 0 if key is None else catalog.scored_otherwise(Reading(reading), key, dataset)
         organs = catalog.organ_scheme().names
-    if others:
-        console(stderr=True).print(
-            f"{others} cases were scored by other ensembles only and are not in the list; score "
-            f"them: atlasloop score{'' if ensemble is None else f' --ensemble {ensemble}'}",
-            soft_wrap=True,
-        )
+    if note := priority_list.of_other_ensembles(others, ensemble):
+        console(stderr=True).print(note, markup=False, soft_wrap=True)
     shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
     if csv is not None:
         write_text(csv, priority_list.as_csv(shown, organs))

@@ -33,7 +33,7 @@ from atlas_core.store import CaseStore
 
 from atlas_flows.evaluation import ORDINARY
 from atlas_flows.reports.distribution_plot import TITLES, plot_distribution
-from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in, driving
+from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in, driving, of_other_ensembles
 
 ROWS_SHOWN = 200
 """Rows of the ranked table; a browser stays quick, and few readers go further."""
@@ -113,6 +113,7 @@ def build_report(
     organs = [o for o in scheme if any(_size(case, o.name) is not None for case in ranked)]
     urgent = cases_in(TOP_SHARE, len(ranked))
     models = _models(catalog, scope.reading, ensemble, ranked[0].case_id)
+    others = catalog.scored_otherwise(scope.reading, ensemble, scope.dataset)
     phantoms = sum(_is_phantom(case, datasets) for case in ranked)
     page = {
         "title": facts.title,
@@ -121,7 +122,11 @@ def build_report(
         "by": scope.by.value,
         "by_title": TITLES[scope.by][0],
         "facts": _facts(ranked, scope, models, urgent),
-        "notes": (*_caveats(phantoms, len(ranked), models), *facts.notes),
+        "notes": (
+            *_caveats(phantoms, len(ranked), models),
+            *filter(None, [of_other_ensembles(others)]),
+            *facts.notes,
+        ),
         "organs": organs,
         "several_datasets": len({case.dataset for case in ranked}) > 1,
         "rows": [
@@ -176,6 +181,7 @@ def _card(
             if size.attention_voxels  # a map of zeros has no file
         ],
     )
+    unseen = store.left_out(case.id, reading, ensemble)
     strips = [[_picture(cut, layer, case, scheme) for layer in Layer] for cut in cuts]
     return {
         "rank": ranked.rank,
@@ -184,6 +190,7 @@ def _card(
         "disagreement": ranked.disagreement,
         "because_of": _because_of(ranked, scope.by),
         "grid": _grid_sentence(case),
+        "unseen": f"{100 * unseen:.0f}" if unseen else "",
         "strips": strips,
         "organs": [
             {

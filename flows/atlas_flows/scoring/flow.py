@@ -35,7 +35,7 @@ from atlas_flows.runs.progress_artifact import ProgressArtifact
 from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.scoring import case_scoring
 from atlas_flows.scoring.case_scoring import ScoreRequest, ScoreSummary, ScoringPlan, ScoringRun
-from atlas_flows.scoring.priority_list import as_rows
+from atlas_flows.scoring.priority_list import as_rows, of_other_ensembles
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
@@ -116,7 +116,8 @@ def score(
         chosen = case_scoring.await_ensemble(client, request, on_record, patience)
         plan = case_scoring.plan_scoring(request, chosen, catalog, store)
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
-        _publish(summary, catalog, dataset)
+        others = catalog.scored_otherwise(reading, plan.ensemble.key, dataset)
+        _publish(summary, catalog, dataset, others)
     if summary.failures:
         raise CasesFailed(summary, "scored")
     return summary
@@ -151,8 +152,8 @@ def _score_all(
     )
 
 
-def _publish(summary: ScoreSummary, catalog: Catalog, dataset: str | None) -> None:
-    """Ranking and summary as artifacts of the run."""
+def _publish(summary: ScoreSummary, catalog: Catalog, dataset: str | None, others: int) -> None:
+    """Ranking and summary as artifacts of the run; `others`: see `of_other_ensembles`."""
     text = as_markdown(summary)
     try:
         ranking = catalog.ranking(summary.reading, summary.ensemble, dataset, _BY)
@@ -165,7 +166,8 @@ def _publish(summary: ScoreSummary, catalog: Catalog, dataset: str | None) -> No
             as_rows(ranking[:ROWS_IN_ARTIFACT], _BY),
             key="score-ranking",
             description=f"Priority list by {_BY.value}, reading {summary.reading.value}: the first "
-            f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases",
+            f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases. "
+            f"{of_other_ensembles(others)}",
         )
     create_markdown_artifact(text, key="score-summary", description="What was done")
 

@@ -116,3 +116,19 @@ def _as_dict(case: RankedCase) -> dict[str, Any]:
         },
         "left_out": list(case.left_out),
     }
+
+
+def of_other_ensembles(cases: int, ensemble: str | None = None) -> str:
+    """What a list says of the cases that only other ensembles have scored; empty where none are.
+
+    Args:
+        cases: see `Catalog.scored_otherwise`.
+        ensemble: name of the one whose list it is; None: the one in use.
+    """
+    if not cases:
+        return ""
+    named = "" if ensemble is None else f" --ensemble {ensemble}"
+    return (
+        f"{cases} cases were scored by other ensembles only and are not in this list, because "
+        f"sizes of different ensembles do not compare; score them: `atlasloop score{named}`"
+    )

@@ -30,6 +30,7 @@ from atlas_attention.fusion import ATTENTION_SCALE, open_compute
 from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.scoring.admission import Admission
 from atlas_attention.scoring.ct_sources import open_case
+from atlas_attention.scoring.locating import cheapest
 from atlas_attention.scoring.model_grid import CtSource
 from atlas_attention.scoring.native_grid import default_slab_slices
 from atlas_attention.scoring.pipeline import GridSlab, Predictor, ProgressCallback, attend
@@ -122,6 +123,7 @@ class Scorer:
             windows_in_flight=self._settings.windows_in_flight or None,
             threads=self._settings.kernel_threads or None,
             compute=self._compute,
+            locator=cheapest(task.specs) if self._settings.locating else None,
             on_progress=on_progress,
             cancelled=task.cancelled,
         )

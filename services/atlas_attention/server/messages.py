@@ -224,6 +224,7 @@ def result_message(prediction: PredictionResult, *, already_scored: bool = False
         models=[_ref_message(ref) for ref in prediction.models],
         number=prediction.number,
         fusion_spacing_mm=prediction.fusion_spacing_mm or (),
+        left_out=prediction.left_out,
     )
 
 

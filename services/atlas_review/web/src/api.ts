@@ -92,6 +92,8 @@ export interface Case {
   /** `counts` is false where the organ has an original label, which attention cannot improve. */
   attention: (Volume & { organ: string; attention_ml: number; counts: boolean })[]
   attention_map: Volume | null
+  /** Share of the body that no model was shown, since locating ruled organs out. */
+  left_out: number
 }
 export interface TaskDetail extends Task {
   case: Case

@@ -718,6 +718,7 @@ class CaseResult(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     FUSION_SPACING_MM_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """empty for a client's own volume"""
     ensemble: _builtins.str
@@ -727,6 +728,8 @@ class CaseResult(_message.Message):
     """nothing was predicted: the store held the result"""
     number: _builtins.int
     """of the results of this case, ensemble and reading in the store, from 1;"""
+    left_out: _builtins.float
+    """Share of the body's box that was left out, since locating ruled organs out there; 0: none."""
     @_builtins.property
     def organs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrganResult]: ...
     @_builtins.property
@@ -754,10 +757,11 @@ class CaseResult(_message.Message):
         models: _abc.Iterable[Global___ModelRef] | None = ...,
         number: _builtins.int = ...,
         fusion_spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
+        left_out: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "fusion_spacing_mm", b"fusion_spacing_mm", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "fusion_spacing_mm", b"fusion_spacing_mm", "left_out", b"left_out", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,7 @@ export class Head {
       task.disagreement !== null && h('span', {}, `disagreement ${task.disagreement.toFixed(3)}`),
       h('span', {}, `attention ${task.attention_ml.toFixed(1)} ml`),
       because(task) && h('span', { 'aria-label': 'Why it is here' }, `because of ${because(task)}`),
+      task.case.left_out > 0 && h('span', {}, `${Math.round(100 * task.case.left_out)} % of the body not looked at`),
       h('span', { class: `state ${task.state}`, role: 'status', 'aria-label': 'State' }, title(task.state)),
       task.second_reader && h('span', { class: 'state second_reading' }, 'second reader asked'),
       task.second_reader && this.question(),

@@ -5,7 +5,7 @@ import { h, replace, swatch, title } from '../dom'
 import type { Workspace } from './workspace'
 
 /** Of more organs than this, those that concern the reader come first and the others are folded away. */
-const FIRST = 24
+const FIRST = 30
 
 export class OrganList {
   readonly element = h('div', {})
