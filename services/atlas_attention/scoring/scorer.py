@@ -55,6 +55,7 @@ class AttentionTask:
         organs: attention channels wanted, in order.
         cancelled: set once the caller no longer wants the result.
         fusion_spacing_mm: of the grid where the models meet; None: see `FusionPlan.fusion_grid`.
+        locator: looks where organs can be, if the service locates; None: the cheapest of `specs`.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -62,6 +63,7 @@ class AttentionTask:
     organs: tuple[str, ...]
     cancelled: threading.Event
     fusion_spacing_mm: Float3 | None = None
+    locator: ModelSpec | None = None
 
     @property
     def ensemble(self) -> str:
@@ -126,7 +128,7 @@ class Scorer:
             windows_in_flight=self._settings.windows_in_flight or None,
             threads=self._settings.kernel_threads or None,
             compute=self._compute,
-            locator=cheapest(task.specs) if self._settings.locating else None,
+            locator=(task.locator or cheapest(task.specs)) if self._settings.locating else None,
             on_progress=on_progress,
             cancelled=task.cancelled,
         )
