@@ -123,11 +123,11 @@ class _Extent:
 
     def add(self, start: Zyx, soft: NDArray[np.uint8]) -> None:
         """Takes one answer, uint8 ``[organ, z, y, x]``, of a window that begins at `start`."""
-        found = np.any(soft >= NOT_RULED_OUT, axis=0)
+        counts: NDArray[np.bool_] = np.any(soft >= NOT_RULED_OUT, axis=0)
         ranges = []
         for axis, (first, voxels) in enumerate(zip(start, self._grid, strict=True)):
             others = tuple(other for other in range(3) if other != axis)
-            at = np.flatnonzero(np.any(found, axis=others)) + first
+            at = np.flatnonzero(counts.any(axis=others)) + first
             at = at[(at >= 0) & (at < voxels)]
             if not at.size:
                 return
