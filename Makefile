@@ -54,6 +54,12 @@ test-quick: setup-dev  ## what needs no server, in three minutes: unit tests and
 attack: setup-dev setup-browser  ## attack a stack of its own and kill its processes at random (KILLS= of each work); one JSON line at the end
 	@$(BIN)/python tests/attack_report.py --kills $(KILLS) $(ARGS)
 
+# Folders of files of every kind, for `make import-report`; see the head of the script.
+CASES ?=
+DATA ?=
+import-report: setup-dev  ## what an import makes of every kind of file (CASES=, DATA=); one JSON line at the end
+	@$(BIN)/python tests/import_report.py $(if $(CASES),--cases "$(CASES)") $(if $(DATA),--data "$(DATA)")
+
 check: setup-dev  ## lint, format, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -93,15 +99,18 @@ bench-released: setup-dev  ## the reading `released` against SciPy
 bench-score: setup-dev  ## a case against MONAI, and against the bare runtime
 bench-mixed: setup-dev  ## members of three grids against the bare runtime, and memory of 800 slices
 bench-memory: setup-dev  ## peak memory of the service, 800 slices against 200
+bench-wholebody: setup-dev  ## 117 structures on 900 slices, from scoring to release
+bench-locate: setup-dev  ## an abdominal ensemble on a whole body, with locating and without
 bench-transport: setup-dev  ## float32 and uint8 by gRPC, uint8 by shared memory
 bench-load: setup-dev  ## 1, 4 and 16 clients at once
 bench-overlap: setup-dev  ## what the overlap of windows costs in predictions and is worth in Dice
+bench-ranking: setup-dev  ## orders of the priority list and attention against true errors, 100 phantoms
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
 bench-review: setup-dev  ## 32 annotators on a queue of 8,448 cases, on PostgreSQL
 bench-assembly: setup-dev  ## orchestration of assembly over 2,000 cases (CASES=8448: all), on PostgreSQL
 bench-gpu-models: setup-dev  ## memory and seconds of the paper's networks on a GPU (needs a GPU and torch for CUDA)
 bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
-bench-fusion bench-released bench-score bench-mixed bench-memory bench-transport bench-load bench-overlap bench-runtime bench-review bench-assembly bench-gpu bench-gpu-models:
+bench-fusion bench-released bench-score bench-mixed bench-memory bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-assembly bench-gpu bench-gpu-models:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py
 
 ##@ Deploy it
@@ -181,6 +190,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo loop-demo models-demo up down status setup-dev test test-quick check format proto demo-models clean \
-	bench-fusion bench-released bench-score bench-mixed bench-memory bench-transport bench-load bench-overlap bench-runtime bench-gpu bench-gpu-models \
+.PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-quick check format proto demo-models clean \
+	bench-fusion bench-released bench-score bench-mixed bench-memory bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
 	bench-review check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots

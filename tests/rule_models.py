@@ -140,7 +140,8 @@ def run(
     **options: object,
 ) -> Result:
     """The whole run, its slabs put together; they must cover the grid exactly once."""
-    attending = attend(source, specs, predictor, scheme=ABDOMEN_ATLAS, **options)  # type: ignore[arg-type]
+    chosen: dict[str, object] = {"scheme": ABDOMEN_ATLAS} | options
+    attending = attend(source, specs, predictor, **chosen)  # type: ignore[arg-type]
     slabs = list(attending)
     channels = len(slabs[0].attention)
     attention = np.zeros((channels, *source.geometry.shape), np.uint8)

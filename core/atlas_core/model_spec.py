@@ -161,9 +161,15 @@ def ensemble_organs(specs: Sequence[ModelSpec], scheme: OrganScheme) -> tuple[Or
     return tuple(name for name in scheme.names if name in known)
 
 
-def ensemble_key(refs: tuple[ModelRef, ...] | list[ModelRef]) -> str:
+def ensemble_key(
+    refs: tuple[ModelRef, ...] | list[ModelRef], fusion_spacing_mm: Float3 | None = None
+) -> str:
     """Name of an ensemble, independent of the order of its models: ``nnunet@0-1a2b3c4d+unet@0-…``.
 
-    Used as the folder of its predictions, and to see whether it has scored a case already.
+    Used as the folder of its predictions, and to see whether it has scored a case already. A fusion
+    grid that was chosen makes other results: it stands at the end, as ``+grid-1.5-1.5-3``.
     """
-    return "+".join(sorted(str(ref) for ref in refs))
+    key = "+".join(sorted(str(ref) for ref in refs))
+    if fusion_spacing_mm is None:
+        return key
+    return f"{key}+grid-{'-'.join(f'{spacing:g}' for spacing in fusion_spacing_mm)}"

@@ -7,6 +7,7 @@ exit status 2; `--debug` shows where it came from.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from atlas_flows.commands import (
     assembly,
     backup,
     cases,
+    ensembles,
     evaluation,
     loop,
     models,
@@ -73,6 +75,7 @@ evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
 app.add_typer(organs.app, name="organs", rich_help_panel="Atlas")
 app.add_typer(models.app, name="models", rich_help_panel="Models")
+app.add_typer(ensembles.app, name="ensemble", rich_help_panel="Models")
 
 
 def _print_version(asked: bool) -> None:
@@ -120,6 +123,10 @@ def main() -> int:
     """
     from atlas_core.errors import AtlasError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of another encoding shows escapes; without this, a traceback.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except AtlasError as error:

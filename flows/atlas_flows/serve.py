@@ -15,10 +15,9 @@ from threading import Thread
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError
 from atlas_core.store import CaseStore
-from atlas_embedded.model_trials import tidy
 
 from atlas_flows.event_delivery import deliver_forever
-from atlas_flows.models import triton_models
+from atlas_flows.models import reconcile_at_start
 from atlas_flows.settings import Places
 
 
@@ -38,7 +37,7 @@ def main() -> int:
     """Serve until stopped by a signal."""
     places = Places.read()
     require_places(places)
-    tidy(triton_models(places), places.catalog_url)
+    reconcile_at_start(places)
     places.enter_prefect()
     # Prefect reads its settings when it is imported, so only now.
     from prefect import serve

@@ -15,7 +15,7 @@ from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.organs import SchemeSetting, read_scheme
 from atlas_core.tls import TlsFiles
 from atlas_embedded.settings import EmbeddedSettings
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class FlowSettings(BaseSettings):
     store: Path | None = Field(
         default=None, description="Root of the case store; empty: <home>/store."
     )
-    organs: Annotated[SchemeSetting | None, NoDecode] = Field(
+    organs: Annotated[
+        SchemeSetting | None, NoDecode, BeforeValidator(lambda given: given or None)
+    ] = Field(
         default=None,
         description="Organs of a new atlas: a shipped scheme (abdomen_atlas_1_0, "
         "abdomen_atlas_1_1, totalsegmentator_v2), the path of a YAML file, or JSON. An atlas that "
@@ -73,6 +75,15 @@ class FlowSettings(BaseSettings):
         le=1,
         description="By how much mean Dice may fall when a new version of a model is promoted.",
     )
+    promotion_min_cases: int = Field(
+        default=5, ge=1, description="On fewer cases no version is judged, unless by --force."
+    )
+    promotion_floor: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Mean Dice that the first version of a model needs to join the ensemble.",
+    )
     triton_address: str | None = Field(
         default=None,
         description="host:port of Triton's gRPC endpoint, to load models; empty: the embedded one.",
@@ -105,6 +116,11 @@ class FlowSettings(BaseSettings):
         default=None,
         description="Checkpoints, by which a killed training goes on; empty: <home>/runs.",
     )
+    nnunet_python: Path | None = Field(
+        default=None,
+        description="Python interpreter with nnunetv2, which trains imported nnU-Nets further; "
+        "empty: the one that runs the flows.",
+    )
 
 
 class Places:
@@ -129,6 +145,8 @@ class Places:
         self.notification_block = flow.notification_block or None
         self.score_schedule = flow.score_schedule or None
         self.promotion_margin = flow.promotion_margin
+        self.promotion_min_cases = flow.promotion_min_cases
+        self.promotion_floor = flow.promotion_floor
         self.triton_address = flow.triton_address or embedded.triton_grpc
         # Its own Triton lets nobody else in; one that somebody else runs is reached as it is.
         own = embedded.triton_client_tls if flow.triton_address is None else None
@@ -138,6 +156,7 @@ class Places:
         self.model_repository = flow.model_repository
         self.model_store = flow.model_store or embedded.home / "models"
         self.training_runs = flow.training_runs or embedded.home / "runs"
+        self.nnunet_python = flow.nnunet_python
 
     @classmethod
     def read(cls, home: Path | None = None, port_base: int | None = None) -> Self:

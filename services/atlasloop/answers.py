@@ -48,14 +48,43 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class ServiceInfo:
-    """The ensemble in service, its organs, and the limits.
+class ModelRef:
+    """Which model predicted: its name, version t, and the SHA-256 of its exported graph."""
+
+    name: str
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EnsembleInfo:
+    """Models that work together under a name, as the service has them loaded.
 
     Attributes:
-        models: the ensemble: of every model the version in service.
+        models: whose predictions are fused, each in its version in service.
+        fusion_spacing_mm: of the grid of the fusion along x, y, z; None: the finest of theirs.
+        locator: finds where organs can be; None: none does.
+        missing: members that the model server does not hold: the ensemble cannot answer.
+    """
+
+    name: str
+    models: tuple[ModelRef, ...]
+    fusion_spacing_mm: tuple[float, float, float] | None = None
+    locator: ModelRef | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """The ensembles that are loaded, their organs, and the limits.
+
+    Attributes:
+        models: of the ensemble in use, each in its version in service.
         older_models: other versions that are loaded, older or newer than the one in service; used
             when asked for as ``"name@t"``.
         labels: label value of each organ.
+        ensembles: all that are loaded, by name.
+        ensemble_in_use: the one that answers when none is named; empty in a service of before.
         organ_scheme: name of the organ scheme that the service is configured for.
         organ_scheme_sha256: of its ids and names.
     """
@@ -68,17 +97,10 @@ class ServiceInfo:
     readings: tuple[Reading, ...]
     limits: Limits
     attention_scale: float
+    ensembles: tuple[EnsembleInfo, ...] = ()
+    ensemble_in_use: str = ""
     organ_scheme: str = ""
     organ_scheme_sha256: str = ""
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """Which model predicted: its name, version t, and the SHA-256 of its exported graph."""
-
-    name: str
-    version: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,8 @@ class OrganResult:
             the Dice that it expects; None in results that an older version stored.
         expected_ml: sum of the mean soft prediction in ml; None as above.
         voices: how many models know the organ; one alone cannot be inconsistent. None as above.
+        attended_ml: volume of the voxels whose attention reaches 0.2 (``released``: is above 0);
+            None as above.
     """
 
     organ: str
@@ -103,6 +127,7 @@ class OrganResult:
     disagreement: float | None = None
     expected_ml: float | None = None
     voices: int | None = None
+    attended_ml: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +153,7 @@ class CaseResult:
             stored.
         fusion_spacing_mm: of the grid where the models' predictions met, along the patient's x, y,
             z (RAS+); empty: a result that an older version stored, or of soft predictions sent.
+        left_out: share of the body's box that was left out, since locating ruled organs out there.
     """
 
     case_id: str
@@ -139,6 +165,7 @@ class CaseResult:
     already_scored: bool
     number: int
     fusion_spacing_mm: tuple[float, ...] = ()
+    left_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -238,9 +265,26 @@ def service_info(reply: pb.GetInfoResponse) -> ServiceInfo:
             idle_timeout_s=limits.idle_timeout_s,
         ),
         attention_scale=reply.attention_scale,
+        ensembles=tuple(_ensemble_info(ensemble) for ensemble in reply.ensembles),
+        ensemble_in_use=reply.ensemble_in_use,
         organ_scheme=reply.organ_scheme,
         organ_scheme_sha256=reply.organ_scheme_sha256,
     )
+
+
+def _ensemble_info(ensemble: pb.Ensemble) -> EnsembleInfo:
+    spacing = ensemble.fusion_spacing_mm
+    return EnsembleInfo(
+        name=ensemble.name,
+        models=tuple(_model_ref(model) for model in ensemble.models),
+        fusion_spacing_mm=(spacing[0], spacing[1], spacing[2]) if len(spacing) == 3 else None,
+        locator=_model_ref(ensemble.locator) if ensemble.HasField("locator") else None,
+        missing=tuple(ensemble.missing),
+    )
+
+
+def _model_ref(model: pb.ModelRef) -> ModelRef:
+    return ModelRef(model.name, model.version, model.sha256)
 
 
 def read_grid(grid: pb.VolumeGrid) -> Grid:
@@ -270,7 +314,7 @@ def case_result(result: pb.CaseResult) -> CaseResult:
         case_id=result.case_id,
         ensemble=result.ensemble,
         reading=_reading(result.reading),
-        models=tuple(ModelRef(m.name, m.version, m.sha256) for m in result.models),
+        models=tuple(_model_ref(model) for model in result.models),
         organs=tuple(
             OrganResult(
                 organ=organ.organ,
@@ -281,6 +325,7 @@ def case_result(result: pb.CaseResult) -> CaseResult:
                 disagreement=organ.disagreement if organ.HasField("disagreement") else None,
                 expected_ml=organ.expected_ml if organ.HasField("expected_ml") else None,
                 voices=organ.voices or None,
+                attended_ml=organ.attended_ml if organ.HasField("attended_ml") else None,
             )
             for organ in result.organs
         ),
@@ -293,4 +338,5 @@ def case_result(result: pb.CaseResult) -> CaseResult:
         already_scored=result.already_scored,
         number=result.number,
         fusion_spacing_mm=tuple(result.fusion_spacing_mm),
+        left_out=result.left_out,
     )

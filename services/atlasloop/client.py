@@ -24,6 +24,7 @@ from atlasloop.answers import (
     AttentionMaps,
     AttentionSlab,
     CaseResult,
+    EnsembleInfo,
     Grid,
     Limits,
     ModelInfo,
@@ -47,6 +48,7 @@ __all__ = [
     "AttentionSlab",
     "AttentionStream",
     "CaseResult",
+    "EnsembleInfo",
     "Grid",
     "Limits",
     "ModelInfo",
@@ -250,6 +252,7 @@ class AttentionClient:
         reading: Reading = "paper",
         *,
         models: Sequence[str] = (),
+        ensemble: str = "",
         newer_than: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         timeout_s: float | None = None,
@@ -258,7 +261,8 @@ class AttentionClient:
 
         Args:
             models: ``"unet"`` (the version in service) or ``"unet@2"``, one version per model;
-                empty: the whole ensemble.
+                empty: the whole ensemble. With `ensemble` exactly its models, in these versions.
+            ensemble: name of one that is loaded; empty: the one in use.
             newer_than: number of a stored result that is not to be answered; the next one is made
                 beside it.
             on_progress: called with windows done and windows in total, of all models together.
@@ -267,7 +271,11 @@ class AttentionClient:
             AttentionServiceError: nothing was written.
         """
         request = pb.ScoreCaseRequest(
-            case_id=case_id, reading=_READINGS[reading], models=models, newer_than=newer_than
+            case_id=case_id,
+            reading=_READINGS[reading],
+            models=models,
+            ensemble=ensemble,
+            newer_than=newer_than,
         )
         result = None
         with _service_errors():
@@ -286,6 +294,7 @@ class AttentionClient:
         reading: Reading = "paper",
         *,
         models: Sequence[str] = (),
+        ensemble: str = "",
         organs: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> AttentionStream:
@@ -294,14 +303,18 @@ class AttentionClient:
         Maps that scoring has stored are read; the models are run only where there are none.
 
         Args:
-            models: see `score_case`.
+            models, ensemble: see `score_case`.
             organs: attention channels wanted; empty: all.
 
         Raises:
             AttentionServiceError: here or while iterating.
         """
         request = pb.StreamCaseRequest(
-            case_id=case_id, reading=_READINGS[reading], models=models, organs=organs
+            case_id=case_id,
+            reading=_READINGS[reading],
+            models=models,
+            ensemble=ensemble,
+            organs=organs,
         )
         return AttentionStream(self._stub.StreamCase(request, timeout=timeout_s or self.timeout_s))
 
@@ -314,6 +327,7 @@ class AttentionClient:
         slope: float = 1.0,
         intercept: float = 0.0,
         models: Sequence[str] = (),
+        ensemble: str = "",
         organs: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> AttentionStream:
@@ -322,7 +336,7 @@ class AttentionClient:
         Args:
             voxels: ``[i, j, k]``, int16, int32, uint8 or float32; HU = stored · slope + intercept.
             affine: ``[4, 4]``, voxel index to RAS+ millimetres.
-            models: see `score_case`.
+            models, ensemble: see `score_case`.
             organs: see `stream_case`.
 
         Raises:
@@ -336,6 +350,7 @@ class AttentionClient:
             intercept=intercept,
             reading=_READINGS[reading],
             models=models,
+            ensemble=ensemble,
             organs=organs,
         )
         requests = _volume_requests(header, voxels)
@@ -352,6 +367,7 @@ class AttentionClient:
         slope: float = 1.0,
         intercept: float = 0.0,
         models: Sequence[str] = (),
+        ensemble: str = "",
         organs: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> AttentionMaps:
@@ -363,6 +379,7 @@ class AttentionClient:
             slope=slope,
             intercept=intercept,
             models=models,
+            ensemble=ensemble,
             organs=organs,
             timeout_s=timeout_s,
         ) as stream:

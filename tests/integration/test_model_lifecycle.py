@@ -18,7 +18,14 @@ from pathlib import Path
 
 import onnx
 import pytest
-from atlas_core.catalog import Catalog, PromotionKind, evaluations, promotions
+from atlas_core.catalog import (
+    Catalog,
+    PromotionKind,
+    current_ensembles,
+    evaluations,
+    promotions,
+)
+from atlas_core.ensembles import EnsembleState
 from atlas_core.errors import AtlasError, Conflict, NotFound, Unavailable
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore
@@ -26,7 +33,8 @@ from atlas_embedded.model_trials import exclusive_change, in_use, tidy
 from atlas_embedded.stack import up
 from atlas_embedded.triton_models import TritonModels, repository_of
 from atlas_flows.cli import app
-from atlas_flows.models.promotion import PromotionRefused, PromotionRequest, Site, promote, rollback
+from atlas_flows.models import ModelStore, Site
+from atlas_flows.models.promotion import PromotionRefused, PromotionRequest, promote, rollback
 from atlas_models.serving import GRAPH_FILE, read_spec
 from atlasloop.client import AttentionClient
 from known_models import NAME, export, import_true_cases
@@ -65,7 +73,9 @@ def site(lifecycle_stack: Stack, catalog: Catalog) -> Iterator[Site]:
     triton = TritonModels(
         settings.triton_grpc, repository_of(settings), 60.0, tls=settings.triton_client_tls
     )
-    yield Site(triton, catalog, CaseStore(settings.store), settings.attention_address, 0.01)
+    models = ModelStore(settings.home / "models", settings.models_dir, triton.repository)
+    store = CaseStore(settings.store)
+    yield Site(triton, catalog, store, settings.attention_address, 0.01, models, min_cases=1)
     repository = triton.repository
     repository.serve_only(NAME, [0], 0)
     triton.load(NAME)
@@ -113,8 +123,11 @@ def test_as_good_a_version_is_promoted_and_taken_back(site: Site, tmp_path: Path
     last = promotions(site.catalog, NAME)[-2:]
     assert [p.why for p in last] == ["the same again", "only a test"]
     assert evaluations(site.catalog, read_spec(better).ref)[0].cases
-    with pytest.raises(NotFound, match="served before 0"):
+    (ensemble,) = current_ensembles(site.catalog)
+    assert (ensemble.state, ensemble.ensemble.voices) == (EnsembleState.IN_USE, (back.model,))
+    with pytest.raises(Conflict, match="ensemble default would have no voice left"):
         rollback(NAME, site)
+    assert in_service(site) == [(NAME, 0)]
 
 
 def test_a_worse_version_is_refused_unless_forced(site: Site, tmp_path: Path) -> None:
@@ -179,7 +192,8 @@ KILLED_WHILE_IT_JUDGES = """
 import os, signal, sys
 from pathlib import Path
 from atlas_core.catalog import Catalog
-from atlas_flows.models.promotion import PromotionRequest, Site, promote
+from atlas_flows.models import Site
+from atlas_flows.models.promotion import PromotionRequest, promote
 from atlas_flows.settings import Places
 
 def die(line):

@@ -1,6 +1,14 @@
 from .bulk_reads import cases_by_id, labels_by_case, newest_scores
 from .catalog import Catalog
 from .database import chunks, insert_new
+from .ensembles import (
+    current_ensembles,
+    described,
+    ensemble_history,
+    find_ensemble,
+    record_ensemble,
+    record_versions,
+)
 from .model_registry import (
     CaseAgreement,
     Evaluation,
@@ -33,8 +41,12 @@ __all__ = [
     "cases_by_id",
     "choose_organs",
     "chunks",
+    "current_ensembles",
+    "described",
+    "ensemble_history",
     "evaluations",
     "extend_organs",
+    "find_ensemble",
     "find_models",
     "grant_review_rights",
     "insert_new",
@@ -43,9 +55,11 @@ __all__ = [
     "next_version",
     "now",
     "promotions",
+    "record_ensemble",
     "record_evaluation",
     "record_promotion",
     "record_training_labels",
+    "record_versions",
     "training_labels",
     "truth_digest",
 ]

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from atlas_core.catalog import tables as t
 from atlas_core.catalog.database import ROWS_PER_STATEMENT, Database, chunks, insert_new
+from atlas_core.catalog.ensembles import key_in_use
 from atlas_core.catalog.organ_schemes import remembered_scheme
 from atlas_core.errors import Conflict, NotFound
 from atlas_core.model_spec import ModelRef
@@ -129,6 +130,13 @@ class Catalog(Database):
         """The case of this content, whichever dataset it came with; None if there is none."""
         found = self._cases(t.cases.c.content_sha256 == content_sha256)
         return found[0] if found else None
+
+    def copies_of(self, case: Case) -> list[Case]:
+        """Other cases that show the same scan, by id: see `Case.fingerprint`."""
+        if case.fingerprint is None:
+            return []
+        same = t.cases.c.fingerprint == case.fingerprint
+        return self._cases(same & (t.cases.c.id != case.id))
 
     def delete_case(self, case_id: str) -> None:
         """Delete a case with its labels and scores. Its files are left to the case store.
@@ -285,9 +293,26 @@ class Catalog(Database):
             return {row.case_id: row.number for row in connection.execute(query)}
 
     def latest_ensemble(self, reading: Reading, dataset: str | None = None) -> str | None:
-        """The ensemble of the newest score under this reading; None where nothing is scored."""
+        """Whose scores count unless another is named: the ensemble in use, or, where it has scored
+        nothing yet, the one of the newest score under this reading; None where nothing is scored.
+        """
         with self.transaction(write=False) as connection:
             return _latest_ensemble(connection, reading, dataset)
+
+    def scored_otherwise(self, reading: Reading, ensemble: str, dataset: str | None = None) -> int:
+        """How many cases other ensembles have scored, and this one has not: their sizes do not
+        compare with those of its list."""
+        s = t.scores.c
+        of_reading = s.reading == reading.value
+        by_it = sa.select(s.case_id).where(of_reading, s.ensemble == ensemble)
+        query = sa.select(sa.func.count(s.case_id.distinct())).where(
+            of_reading, s.case_id.not_in(by_it)
+        )
+        if dataset is not None:
+            of_dataset = sa.select(t.cases.c.id).where(t.cases.c.dataset == dataset)
+            query = query.where(s.case_id.in_(of_dataset))
+        with self.transaction(write=False) as connection:
+            return int(connection.scalar(query) or 0)
 
     def ensembles(self, reading: Reading) -> dict[str, datetime]:
         """Every ensemble that has scored a case under this reading, with the time of its first
@@ -308,18 +333,18 @@ class Catalog(Database):
         reading: Reading,
         ensemble: str | None = None,
         dataset: str | None = None,
-        by: RankBy = RankBy.SIZE,
+        by: RankBy = RankBy.DISAGREEMENT,
     ) -> list[RankedCase]:
         """The priority list of the cases that one ensemble has scored; see `ranking.rank`.
 
         Args:
             reading: of the attention maps.
-            ensemble: that scored the cases; None: that of the newest score.
+            ensemble: that scored the cases; None: see `latest_ensemble`.
             dataset: only its cases; None: all.
             by: what the list is sorted by.
 
         Raises:
-            Conflict: by disagreement, and some of the scores do not have it; see `ranking.rank`.
+            Conflict: some of the scores lack what the list is sorted by; see `ranking.rank`.
         """
         with self.transaction(write=False) as connection:
             if ensemble is None:
@@ -434,15 +459,12 @@ def _ensemble_models(connection: Connection, ensemble: str) -> tuple[ModelRef, .
 
 def _latest_ensemble(connection: Connection, reading: Reading, dataset: str | None) -> str | None:
     s = t.scores.c
-    query = (
-        sa.select(s.ensemble)
-        .where(s.reading == reading.value)
-        .order_by(s.created_at.desc(), s.ensemble)
-        .limit(1)
-    )
+    query = sa.select(s.ensemble).where(s.reading == reading.value).limit(1)
     if dataset is not None:
         query = query.join(t.cases, t.cases.c.id == s.case_id).where(t.cases.c.dataset == dataset)
-    return connection.scalar(query)
+    return connection.scalar(
+        query.where(s.ensemble == key_in_use(connection))
+    ) or connection.scalar(query.order_by(s.created_at.desc(), s.ensemble))
 
 
 def _organ_score(row: Sequence[Any]) -> OrganScore:

@@ -27,6 +27,8 @@ from atlas_core.records import CaseId, Label, LabelSource, Model
 class PromotionKind(StrEnum):
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled_back"
+    REMOVED = "removed"
+    """The first version was taken back: no version serves any more."""
 
 
 class Promotion(FrozenModel):

@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0011"
+REVISION = "0014"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -86,6 +86,8 @@ cases = Table(
     Column("affine", JSON, nullable=False),
     Column("source", String, nullable=False),
     Column("imported_at", UtcDateTime, nullable=False),
+    # Equal for copies of one scan; empty in cases of older versions (before revision 0014).
+    Column("fingerprint", String(64), index=True),
 )
 
 labels = Table(
@@ -163,6 +165,8 @@ organ_scores = Table(
     Column("expected_ml", Float(53)),
     # Empty in scores of versions whose models all knew all organs (before revision 0011).
     Column("voices", Integer),
+    # Empty in scores from before revision 0013.
+    Column("attended_ml", Float(53)),
     ForeignKeyConstraint(
         ["case_id", "reading", "ensemble"],
         ["scores.case_id", "scores.reading", "scores.ensemble"],
@@ -212,6 +216,9 @@ revision_tasks = Table(
     Column("first_reader", String(100)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    # What the list was sorted by: `records.RankBy`.
+    Column("ranked_by", String(16), nullable=False, server_default="size"),
+    Column("disagreement", Float(53)),
     UniqueConstraint("case_id", "reading", "ensemble"),
     # The next case is the first row of this index without a lease.
     Index(
@@ -246,7 +253,10 @@ revision_task_organs = Table(
     Column("note", String, nullable=False),
     Column("decided_by", String(100)),
     Column("decided_at", UtcDateTime),
-    Index("ix_revision_task_organs_organ_attention_ml", "organ", "attention_ml"),
+    Column("disagreement", Float(53)),
+    # What the organ added to its case's place in the list: `ranking.weight`.
+    Column("weight", Float(53), nullable=False, server_default="0"),
+    Index("ix_revision_task_organs_organ_weight", "organ", "weight"),
 )
 
 revision_work = Table(
@@ -432,4 +442,19 @@ organ_schemes = Table(
     Column("sha256", String(64), nullable=False),
     Column("organs", JSON, nullable=False),
     Column("recorded_at", UtcDateTime, nullable=False),
+)
+
+# Ensembles by name (revision 0010). Rows are only ever added, which a trigger sees to: a row is an
+# ensemble after one change, the newest of a name says how it is now.
+ensemble_changes = Table(
+    "ensemble_changes",
+    metadata,
+    Column("revision", Integer, primary_key=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("ensemble", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("action", String(63), nullable=False),
+    Column("who", String, nullable=False),
+    Column("why", String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
 )

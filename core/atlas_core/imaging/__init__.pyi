@@ -1,4 +1,6 @@
 from .cropped_maps import CroppedMapReader, CroppedMapsWriter, read_cropped
+from .itk_header import read_segments
+from .nifti_header import AffineSource
 from .nifti_reader import (
     MAX_VOXELS,
     LabelVolume,
@@ -20,6 +22,7 @@ from .voxel_decoder import VoxelCoding
 
 __all__ = [
     "MAX_VOXELS",
+    "AffineSource",
     "CroppedMapReader",
     "CroppedMapsWriter",
     "LabelVolume",
@@ -39,6 +42,7 @@ __all__ = [
     "read_label_pieces",
     "read_label_values",
     "read_pieces",
+    "read_segments",
     "read_stored",
     "read_stored_slabs",
     "read_volume",

@@ -12,34 +12,30 @@ act on, and brings three more compiled dependencies for these eighty lines.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_core.errors import AtlasError, LimitExceeded, NotFound, UnsupportedVolume
+from atlas_core.errors import LimitExceeded, NotFound, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging.dicom_series import DicomSeries, find_series
 from atlas_core.imaging.dicom_slices import (
     DicomSlice,
+    looks_like_dicom,
     read_pixels,
     read_slice,
-    read_tags,
 )
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
 from atlas_core.imaging.nifti_writer import SlabWriter
-from atlas_core.regular_files import open_regular
 
-MAX_FILES = 10_000
-"""Files looked at in one folder: four whole-body CTs at 0.5 mm."""
+__all__ = ["DicomSeries", "find_series", "looks_like_dicom", "write_series"]
 
 SLAB_PIXELS = 1 << 23
 """Slices of so many pixels together are decoded at once: 32 of 512×512."""
-
-PREAMBLE_BYTES = 128
 
 ANGLE_TOLERANCE = 1e-3
 """Direction cosines may differ by this between slices (0.06°): they are written with few
@@ -57,68 +53,6 @@ POSITION_TOLERANCE = 0.1
 TILT_TOLERANCE_PIXELS = 0.5
 """A stack whose last slice is shifted in its own plane against the first by less than half a pixel
 is straight; gantry tilt shifts by many."""
-
-
-@dataclass(frozen=True)
-class DicomSeries:
-    """Files that share one SeriesInstanceUID.
-
-    Attributes:
-        uid: the SeriesInstanceUID; an identifier to choose by, not to log.
-        modality: "CT", "MR", "RTSTRUCT" …
-        files: in the order of their names.
-    """
-
-    uid: str
-    modality: str
-    files: tuple[Path, ...]
-
-
-def looks_like_dicom(file: Path) -> bool:
-    """Whether `file` is called or begins like DICOM; some writers leave out the preamble."""
-    if file.suffix.lower() == ".dcm":
-        return True
-    try:
-        with open_regular(file) as stream:
-            return stream.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == b"DICM"
-    except (AtlasError, OSError):
-        return False
-
-
-def find_series(
-    folder: Path,
-    *,
-    max_files: int = MAX_FILES,
-    on_unreadable: Callable[[Path, str], None] = lambda file, why: None,
-) -> tuple[DicomSeries, ...]:
-    """The DICOM series below `folder`, those with most files first; other files are passed over.
-
-    Args:
-        on_unreadable: called with files that look like DICOM and cannot be read, and the reason.
-
-    Raises:
-        NotFound: no such folder.
-        LimitExceeded: more than `max_files` files.
-    """
-    if not folder.is_dir():
-        raise NotFound("no such folder of DICOM files")
-    files: dict[str, list[Path]] = {}
-    modalities: dict[str, str] = {}
-    for file in _files(folder, max_files):
-        try:
-            tags = read_tags(file)
-            uid, modality = str(tags.SeriesInstanceUID), str(tags.get("Modality", ""))
-        except Exception as error:  # pydicom raises what it likes on damaged headers
-            if looks_like_dicom(file) and file.name != "DICOMDIR":
-                known = isinstance(error, AtlasError)
-                on_unreadable(
-                    file, str(error) if known else "not a readable file of a DICOM series"
-                )
-            continue
-        files.setdefault(uid, []).append(file)
-        modalities.setdefault(uid, modality)
-    series = (DicomSeries(uid, modalities[uid], tuple(found)) for uid, found in files.items())
-    return tuple(sorted(series, key=lambda one: (-len(one.files), one.uid)))
 
 
 def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOXELS) -> None:
@@ -152,30 +86,6 @@ def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOX
         for slab in _decoded(slices):
             writer.write(2, start, start + slab.shape[2], slab)
             start += slab.shape[2]
-
-
-def _files(folder: Path, max_files: int) -> list[Path]:
-    """Regular files below `folder`, sorted; links to folders are not followed."""
-    found: list[Path] = []
-    waiting = [folder]
-    while waiting:
-        # Not by recursion: folders are nested as deep as somebody likes.
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry))
-                    elif entry.is_file():
-                        found.append(Path(entry))
-        except OSError:
-            continue  # cannot be listed, or its path is too long to be opened
-        if len(found) > max_files:
-            raise LimitExceeded(
-                "folder holds too many files",
-                expected=f"at most {max_files}",
-                remedy="import its subfolders one by one",
-            )
-    return sorted(found)
 
 
 def _require_uniform(slices: Sequence[DicomSlice]) -> None:

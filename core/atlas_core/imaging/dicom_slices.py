@@ -21,8 +21,14 @@ from openjpeg.utils import get_parameters
 from pydicom import Dataset, dcmread
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, RLELossless
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    RLELossless,
+)
 
 from atlas_core.errors import (
     AtlasError,
@@ -35,6 +41,8 @@ from atlas_core.regular_files import open_regular
 
 warnings.filterwarnings("ignore", module=r"pydicom\b")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+PREAMBLE_BYTES = 128
 
 MAX_FILE_BYTES = 1 << 26
 """A slice of 2048×2048 has 8 MiB; a file of more than 64 MiB is no CT slice."""
@@ -58,7 +66,9 @@ _EXPORT_AGAIN = "export the series again with all its attributes"
 _TAGS = (
     "SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
     "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation",
+    "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation", "SOPClassUID",
+    "ImageType", "StudyInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "AcquisitionNumber",
+    "TemporalPositionIndex", "AcquisitionTime", "SeriesTime", "ImagesInAcquisition",
 )  # fmt: skip
 
 
@@ -82,6 +92,26 @@ class DicomSlice:
         return np.cross(self.row, self.column)
 
 
+def looks_like_dicom(file: Path) -> bool:
+    """Whether `file` is called or begins like DICOM, with or without a preamble."""
+    if file.suffix.lower() in (".dcm", ".dicom", ".ima"):
+        return True
+    try:
+        with open_regular(file) as stream:
+            head = stream.read(PREAMBLE_BYTES + 4)
+    except (AtlasError, OSError):
+        return False
+    return head[PREAMBLE_BYTES:] == b"DICM" or _begins_with_an_element(head)
+
+
+def _begins_with_an_element(head: bytes) -> bool:
+    """Whether the first element stands right at the beginning: of group 2 or 8, little-endian."""
+    if len(head) < 8 or head[:2] not in (b"\x02\x00", b"\x08\x00") or head[3] != 0:
+        return False
+    explicit = head[4:6] in (b"UL", b"UI", b"CS", b"OB", b"SH", b"LO", b"DA", b"TM", b"UN")
+    return explicit or (head[:2] == b"\x08\x00" and int.from_bytes(head[4:8], "little") <= 64)
+
+
 def read_tags(file: Path) -> Dataset:
     """The few tags of `_TAGS`.
 
@@ -92,10 +122,28 @@ def read_tags(file: Path) -> Dataset:
         Exception: whatever pydicom raises on damaged headers.
     """
     with _opened(file) as stream:
-        syntax = read_file_meta_info(file).get("TransferSyntaxUID")
-        if syntax == DeflatedExplicitVRLittleEndian:
-            raise UnsupportedVolume("deflated DICOM is not read", remedy="inflate the series first")
-        return dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
+        bare = _begins_with_an_element(stream.read(8))
+        stream.seek(0)
+        if not bare:
+            syntax = read_file_meta_info(file).get("TransferSyntaxUID")
+            if syntax == DeflatedExplicitVRLittleEndian:
+                raise UnsupportedVolume(
+                    "deflated DICOM is not read", remedy="inflate the series first"
+                )
+        return dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS), force=bare)
+
+
+def pixel_bytes(file: Path) -> bytes:
+    """The pixel data as it is stored, with what it takes to read it.
+
+    Raises:
+        Exception: whatever pydicom raises on damaged files.
+    """
+    names = ["PixelData", "RescaleSlope", "RescaleIntercept"]
+    with _opened(file) as stream:
+        tags = dcmread(stream, specific_tags=names, force=True)
+    rescaled = f"{tags.get('RescaleSlope')} {tags.get('RescaleIntercept')} "
+    return rescaled.encode() + bytes(tags.PixelData)
 
 
 def _opened(file: Path) -> BufferedReader:
@@ -154,8 +202,14 @@ def _slice(file: Path, tags: Dataset) -> DicomSlice:
         slope=_numbers(tags, "RescaleSlope", 1)[0],
         intercept=_numbers(tags, "RescaleIntercept", 1)[0],
         stored_range=(low, low + (1 << bits) - 1),
-        syntax=UID(str(tags.file_meta.get("TransferSyntaxUID", ""))),
+        syntax=_syntax(tags),
     )
+
+
+def _syntax(tags: Dataset) -> UID:
+    """How the pixels are coded; without a preamble nothing may say so, and then they are plain."""
+    syntax = str(tags.file_meta.get("TransferSyntaxUID", ""))
+    return UID(syntax or ImplicitVRLittleEndian)
 
 
 def _require_ct(tags: Dataset) -> None:
@@ -224,13 +278,10 @@ def read_pixels(one: DicomSlice) -> NDArray[Any]:
             if one.syntax in (*JPEG2000TransferSyntaxes, RLELossless):
                 _require_bounded(one, stream)
                 stream.seek(0)
-            stored: NDArray[Any] = pixel_array(stream, raw=True)
+            _require_decoder(one.syntax)
+            stored: NDArray[Any] = pixel_array(_complete(stream, one.syntax), raw=True)
     except AtlasError:
         raise
-    except NotImplementedError:
-        raise UnsupportedVolume(
-            "no decoder for the compression of a slice", got=one.syntax.name
-        ) from None
     # Decoders of third parties raise what they like on damaged data; what it says may name the
     # file.
     except Exception as error:
@@ -247,6 +298,33 @@ def read_pixels(one: DicomSlice) -> NDArray[Any]:
             got=stored.shape,
         )
     return stored
+
+
+def _complete(stream: BufferedReader, syntax: UID) -> BufferedReader | Dataset:
+    """The file, or its data set where it lacks what pydicom asks for."""
+    bare = _begins_with_an_element(stream.read(8))
+    stream.seek(0)
+    if not bare:
+        return stream
+    dataset = dcmread(stream, force=True)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def _require_decoder(syntax: UID) -> None:
+    """Raises:
+    UnsupportedVolume: this installation cannot decode the compression.
+    """
+    try:
+        if get_decoder(syntax).is_available:
+            return
+    except NotImplementedError:
+        pass
+    raise UnsupportedVolume(
+        "no decoder for the compression of a slice",
+        got=syntax.name,
+        remedy="decompress the series first (gdcmconv --raw, dcmdjpeg, dcmdjpls)",
+    )
 
 
 def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:

@@ -4,7 +4,7 @@ nibabel."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -41,6 +41,12 @@ NOT_SCALAR = {
 }  # fmt: skip
 
 
+AffineSource = Literal["sform", "qform"]
+
+MAX_SIZE_RATIO = 1.1
+"""Voxels of sform and qform whose edges differ by more are a fault, not rounding: volumes and every
+distance would be wrong by it."""
+
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI unit code (unknown, metre, millimetre, micrometre) → mm. Unknown means mm in practice: it
 is what nibabel writes by default."""
@@ -56,6 +62,7 @@ class NiftiInfo:
         voxel_offset: position of the first voxel in the decompressed bytes.
         compressed: the file is gzip, whatever its name says.
         warnings: unusual but readable properties, in plain words.
+        other: the qform's grid where its voxels have another size than the sform's.
     """
 
     geometry: VolumeGeometry
@@ -63,6 +70,30 @@ class NiftiInfo:
     voxel_offset: int
     compressed: bool
     warnings: tuple[str, ...] = ()
+    other: VolumeGeometry | None = None
+
+    def placed(self, by: AffineSource | None = None) -> VolumeGeometry:
+        """The grid by the affine that is to be believed.
+
+        Args:
+            by: None: the sform's; both must then give voxels of the same size.
+
+        Raises:
+            UnsupportedVolume: sizes differ, and nobody said which of them is right.
+        """
+        if self.other is None or by == "sform":
+            return self.geometry
+        if by == "qform":
+            return self.other
+        sizes = (
+            "×".join(f"{mm:.4g}" for mm in grid.spacing_mm) for grid in (self.geometry, self.other)
+        )
+        raise UnsupportedVolume(
+            "sform and qform disagree about the size of a voxel",
+            expected=f"sizes within {MAX_SIZE_RATIO - 1:.0%} of each other",
+            got=" mm (sform) and ".join(sizes) + " mm (qform, pixdim)",
+            remedy="find out which is right, then pass --affine sform or --affine qform",
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -99,11 +130,11 @@ def parse_header(data: ByteStream) -> NiftiInfo:
     shape = _shape(header)
     coding = _coding(header, order)
     offset = _voxel_offset(header, len(block))
-    geometry, warnings = _geometry(header, shape)
+    geometry, warnings, other = _geometry(header, shape)
     skipped = data.take(offset - len(block))
     if len(skipped) < offset - len(block):
         raise cut_off(f"voxels from byte {offset} on", len(block) + len(skipped))
-    return NiftiInfo(geometry, coding, offset, compressed=False, warnings=warnings)
+    return NiftiInfo(geometry, coding, offset, False, warnings, other)
 
 
 def _header_kind(first: bytes) -> tuple[Any, str]:
@@ -185,8 +216,11 @@ def _voxel_offset(header: Any, header_bytes: int) -> int:
     return int(offset)
 
 
-def _geometry(header: Any, shape: tuple[int, int, int]) -> tuple[VolumeGeometry, tuple[str, ...]]:
-    """Grid in mm, from the sform, else the qform (as nibabel and FSL choose)."""
+def _geometry(
+    header: Any, shape: tuple[int, int, int]
+) -> tuple[VolumeGeometry, tuple[str, ...], VolumeGeometry | None]:
+    """Grid in mm, from the sform, else the qform (as nibabel and FSL choose); warnings; the grid of
+    the qform (without one: the sform with the voxels of pixdim) if its voxels have another size."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
         raise UnsupportedVolume("header names an unknown unit of length", got=f"code {unit}")
@@ -202,12 +236,41 @@ def _geometry(header: Any, shape: tuple[int, int, int]) -> tuple[VolumeGeometry,
             remedy="convert again from the source, or copy the header of a volume on the same grid",
         )
     geometry = VolumeGeometry.from_array(shape, scale * affine)
-    warnings = []
-    if sform is not None and qform is not None:
-        apart = _corners_apart_mm(geometry, shape, scale * qform)
-        if not apart <= 0.5 * min(geometry.spacing_mm):
-            warnings.append(f"sform and qform disagree by up to {apart:.1f} mm; the sform is used")
-    return geometry, tuple(warnings)
+    if sform is None:
+        return geometry, (), None
+    if qform is None:
+        return geometry, (), _other_size(geometry, _by_pixdim(header, geometry, MM_PER_UNIT[unit]))
+    other = _grid(shape, scale * qform)
+    warnings: tuple[str, ...] = ()
+    apart = _corners_apart_mm(geometry, other)
+    if not apart <= 0.5 * min(geometry.spacing_mm):
+        warnings = (f"sform and qform disagree by up to {apart:.1f} mm; the sform is used",)
+    return geometry, warnings, _other_size(geometry, other)
+
+
+def _by_pixdim(header: Any, geometry: VolumeGeometry, mm: float) -> VolumeGeometry | None:
+    """The grid with the voxels of pixdim; None where pixdim was left as it begins: all 0 or 1."""
+    edges = np.abs(np.asarray(header["pixdim"][1:4], np.float64)) * mm
+    if (edges == mm).all() or not np.isfinite(edges).all() or not edges.all():
+        return None
+    matrix = geometry.matrix.copy()
+    matrix[:3, :3] *= edges / np.array(geometry.spacing_mm)
+    return _grid(geometry.shape, matrix)
+
+
+def _grid(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> VolumeGeometry | None:
+    try:
+        return VolumeGeometry.from_array(shape, affine)
+    except UnsupportedVolume:
+        return None
+
+
+def _other_size(geometry: VolumeGeometry, other: VolumeGeometry | None) -> VolumeGeometry | None:
+    """`other` if an edge of its voxels differs by more than `MAX_SIZE_RATIO`."""
+    if other is None:
+        return None
+    ratio = np.array(geometry.spacing_mm) / np.array(other.spacing_mm)
+    return other if np.maximum(ratio, 1 / ratio).max() > MAX_SIZE_RATIO else None
 
 
 def _qform(header: Any) -> NDArray[np.float64] | None:
@@ -221,12 +284,8 @@ def _qform(header: Any) -> NDArray[np.float64] | None:
     return affine
 
 
-def _corners_apart_mm(
-    geometry: VolumeGeometry, shape: tuple[int, int, int], affine: NDArray[np.float64]
-) -> float:
-    try:
-        other = VolumeGeometry.from_array(shape, affine)
-    except UnsupportedVolume:
+def _corners_apart_mm(geometry: VolumeGeometry, other: VolumeGeometry | None) -> float:
+    if other is None:
         return float("inf")
     return float(np.linalg.norm(geometry.corners_mm() - other.corners_mm(), axis=1).max())
 

@@ -16,6 +16,7 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from atlas_core.errors import CorruptFile, LimitExceeded, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging.itk_header import Packing, parse_itk_header, unpacked
 from atlas_core.imaging.nifti_header import NiftiInfo, parse_header
 from atlas_core.imaging.slab_reader import SlabReader, spool
 from atlas_core.imaging.volume import DistinctValues, Volume, distinct_values
@@ -44,6 +46,10 @@ MAX_VOXELS = 1 << 30
 
 MAX_DEFLATE_RATIO = 1032
 """Deflate codes at most 258 bytes in 2 bits: no honest gzip file expands more than this."""
+
+LABEL_ROUNDING = 0.02
+"""nibabel stores whole numbers that it holds as floats as integers with a slope, which brings them
+back this far off. Probabilities have values between, too."""
 
 FIRST_ALLOCATION_BYTES = 1 << 26
 """A volume up to 64 MiB is allocated at once; a larger one grows with the bytes that came."""
@@ -71,20 +77,33 @@ class LabelVolume:
 def _opened(path: Path) -> Iterator[tuple[ByteStream, NiftiInfo]]:
     """The bytes of a file from its first voxel on, and its header."""
     with ExitStack() as stack:
-        file = stack.enter_context(open_regular(path))
+        itk = parse_itk_header(path)
+        file = stack.enter_context(open_regular(path if itk is None else itk.data))
         size = os.fstat(file.fileno()).st_size
+        if itk is not None:
+            _check_claim(itk.info, size)
+            file.seek(itk.info.voxel_offset)
+            yield ByteStream(_stream(stack, file, itk.packing)), itk.info
+            return
         compressed = ByteStream(file).take(2) == b"\x1f\x8b"
         file.seek(0)
-        stream: Readable = file
-        if compressed:
-            # A thread of its own decompresses ahead (the C code frees the interpreter lock).
-            stream = stack.enter_context(
-                igzip_threaded.open(file, "rb", threads=1, block_size=READ_AHEAD_BYTES)
-            )
-        data = ByteStream(stream)
+        data = ByteStream(_stream(stack, file, "gzip" if compressed else "raw"))
         info = replace(parse_header(data), compressed=compressed)
         _check_claim(info, size)
         yield data, info
+
+
+def _stream(stack: ExitStack, file: BufferedReader, packing: Packing) -> Readable:
+    """The bytes of `file` from where it stands, unpacked."""
+    if packing == "raw":
+        return file
+    if packing == "gzip":
+        # A thread of its own decompresses ahead (the C code frees the interpreter lock).
+        ahead: Readable = stack.enter_context(
+            igzip_threaded.open(file, "rb", threads=1, block_size=READ_AHEAD_BYTES)
+        )
+        return ahead
+    return unpacked(file, packing)
 
 
 def _check_claim(info: NiftiInfo, file_bytes: int) -> None:
@@ -226,11 +245,14 @@ def read_label_pieces(
         NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_label`, some only after
             the last piece.
     """
-    fractions = 0
+    fractions, rounding = 0, _rounding(read_header(path))
     for piece in read_pieces(path, piece_voxels=piece_voxels, max_voxels=max_voxels):
         if piece.dtype.kind == "f":
-            fractions += int(np.count_nonzero(piece != np.rint(piece)))
-        yield piece
+            whole = np.rint(piece)
+            fractions += int(np.count_nonzero(np.abs(piece - whole) > rounding))
+            yield whole
+        else:
+            yield piece
     _require_whole(fractions)
 
 
@@ -256,8 +278,12 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:
     """
     volume = read_volume(path, max_voxels=max_voxels)
     if volume.voxels.dtype.kind == "f":
-        planes = (volume.voxels[..., k] for k in range(volume.voxels.shape[2]))
-        _require_whole(sum(int(np.count_nonzero(plane != np.rint(plane))) for plane in planes))
+        rounding, fractions = _rounding(read_header(path)), 0
+        for k in range(volume.voxels.shape[2]):
+            whole = np.rint(volume.voxels[..., k])
+            fractions += int(np.count_nonzero(np.abs(volume.voxels[..., k] - whole) > rounding))
+            volume.voxels[..., k] = whole
+        _require_whole(fractions)
     values = _label_values(distinct_values(volume.voxels))
     dtype = label_dtype(values)
     return LabelVolume(np.asarray(volume.voxels.astype(dtype, copy=False)), volume.geometry, values)
@@ -266,6 +292,11 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> LabelVolume:
 def label_dtype(values: tuple[int, ...]) -> type[np.uint8 | np.int32]:
     """The type that `read_label` gives to a label of these values."""
     return np.uint8 if values[0] >= 0 and values[-1] <= 255 else np.int32
+
+
+def _rounding(info: NiftiInfo) -> float:
+    """How far a label value may lie off a whole number."""
+    return LABEL_ROUNDING if info.coding.scaled and info.coding.dtype.kind in "iu" else 0.0
 
 
 def _require_whole(fractions: int) -> None:

@@ -13,7 +13,13 @@ from typing import Any, Final
 import numpy as np
 
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import content_sha256_of, read_header, read_pieces, write_pieces
+from atlas_core.imaging import (
+    AffineSource,
+    content_sha256_of,
+    read_header,
+    read_pieces,
+    write_pieces,
+)
 from atlas_core.importing.plausibility import AIR_HU, VoxelSurvey
 
 SAMPLED: Final = 64
@@ -29,29 +35,35 @@ class CtFile:
         geometry: its grid.
         survey: its values.
         dtype: of the values as they are read.
+        warnings: what is unusual about the header.
     """
 
     path: Path
     geometry: VolumeGeometry
     survey: VoxelSurvey
     dtype: np.dtype[Any]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> CtFile:
+    def read(cls, path: Path, affine: AffineSource | None = None) -> CtFile:
         """Reads `path` once.
+
+        Args:
+            affine: which affine counts where a header has two of different size.
 
         Raises:
             NotFound, CorruptFile, UnsupportedVolume, LimitExceeded: as `read_volume`, and
                 `VolumeGeometry.require_bounded`.
         """
-        geometry = read_header(path).geometry
+        header = read_header(path)
+        geometry = header.placed(affine)
         geometry.require_bounded()  # before its voxels cost anything
         survey = VoxelSurvey()
         dtype = np.dtype(np.int16)
         for piece in read_pieces(path):
             survey.add(piece)
             dtype = piece.dtype
-        return cls(path, geometry, survey, dtype)
+        return cls(path, geometry, survey, dtype, header.warnings)
 
     def content_sha256(self) -> str:
         """`imaging.content_sha256` of the volume."""

@@ -31,16 +31,20 @@ from atlas_core.errors import (
     UnsupportedVolume,
 )
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import read_header, write_pieces
+from atlas_core.imaging import AffineSource, read_header, write_pieces
 from atlas_core.imaging.dicom_reader import write_series
+from atlas_core.importing.candidates import Candidate, shown_name
 from atlas_core.importing.ct_files import CtFile
-from atlas_core.importing.layouts import Candidate, discover, shown_name
+from atlas_core.importing.label_files import label_files
+from atlas_core.importing.layouts import UNPAIRED, discover
 from atlas_core.importing.original_labels import LabelFiles, Reports, original_masks
 from atlas_core.importing.paired_organs import MaskPieces
 from atlas_core.importing.plausibility import VoxelSurvey
-from atlas_core.importing.presets import LabelMap, Preset, nnunet_map, preset, scheme_map
+from atlas_core.importing.presets import LabelMap, Preset, preset
 from atlas_core.importing.summary import (
+    NAMES_SHOWN,
     CandidateOutcome,
+    Fate,
     ImportedCase,
     ImportProgress,
     ImportSummary,
@@ -50,7 +54,6 @@ from atlas_core.importing.summary import (
 )
 from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
-from atlas_core.regular_files import read_small
 from atlas_core.store import CaseStore
 
 ID_DIGITS: Final = 32
@@ -59,9 +62,6 @@ made to share all (that takes 2⁶⁴ checksums). Cases of old catalogs have 12 
 
 WORKERS: Final = 2
 """Cases worked on at once: one is decompressed while another is compressed."""
-
-MAX_NAMES_BYTES: Final = 1 << 20
-"""Of nnU-Net's dataset.json, which lists every case; those of thousands have some 100 kB."""
 
 
 def import_folder(
@@ -74,6 +74,8 @@ def import_folder(
     licence: str | None = None,
     force: bool = False,
     resample: bool = False,
+    affine: AffineSource | None = None,
+    pairs: Path | None = None,
     on_progress: Callable[[ImportProgress], None] | None = None,
     workers: int = WORKERS,
 ) -> ImportSummary:
@@ -89,6 +91,9 @@ def import_folder(
         licence: of the dataset, where the preset does not say it or says another.
         force: import volumes whose values are not plausible Hounsfield units, with a warning.
         resample: put a label that lies on another grid onto its CT's instead of refusing it.
+        affine: which affine counts where a header has two that give voxels of different size; None:
+            such a file is refused.
+        pairs: a CSV of CTs and their labels; nothing else is then taken.
         on_progress: called after each candidate, in this thread.
         workers: cases worked on at once.
 
@@ -108,10 +113,10 @@ def import_folder(
     if licence is not None:
         _require_licence(catalog, dataset, licence)
         described = described.model_copy(update={"licence": licence})
-    found = discover(path)
-    if not found.candidates and not found.set_aside:
+    found = discover(path, pairs)
+    if not found.candidates and not found.set_aside and not found.others:
         raise InvalidInput(
-            "nothing to import: no NIfTI file and no DICOM series",
+            "nothing to import: the folder is empty",
             case=path.name,
             expected="a folder of NIfTIs, case folders, nnU-Net raw, or DICOM series",
         )
@@ -126,6 +131,7 @@ def import_folder(
         scheme=scheme,
         force=force,
         resample=resample,
+        affine=affine,
     )
     outcomes: list[CandidateOutcome] = []
     # closing: if `on_progress` raises, candidates that have not begun are cancelled
@@ -134,7 +140,7 @@ def import_folder(
             outcomes.append(outcome)
             if on_progress is not None:
                 on_progress(ImportProgress(len(outcomes), len(found.candidates), outcome.source))
-    summary = summary_of(dataset, outcomes, found.set_aside)
+    summary = summary_of(dataset, outcomes, found, job.root)
     misspelt = known.misspelt(scheme) if known else ()
     if misspelt:
         why = f"names of the preset that no organ goes by were left out: {', '.join(misspelt)}"
@@ -200,13 +206,14 @@ class _Import:
     scheme: OrganScheme
     force: bool
     resample: bool
+    affine: AffineSource | None
 
     def run(self, candidate: Candidate) -> CandidateOutcome:
         """Import one candidate, or record why not."""
         outcome = CandidateOutcome(candidate.name)
         try:
             with self.store.incoming() as scratch:
-                ct = CtFile.read(_as_file(candidate.ct, scratch))
+                ct = CtFile.read(_as_file(candidate.ct, scratch), self.affine)
                 if self._is_ct(candidate, ct.survey, outcome):
                     self._take(candidate, ct, scratch, outcome)
         except Unavailable:
@@ -228,25 +235,27 @@ class _Import:
             UnsupportedVolume: no Hounsfield units, and not forced.
         """
         if survey.looks_like_labels():
-            reason = "holds label values, not Hounsfield units"
             if candidate.certain:
-                raise UnsupportedVolume(reason)
-            outcome.skipped.append(Note(candidate.name, reason))
+                raise UnsupportedVolume("holds label values, not Hounsfield units")
+            outcome.skipped.append(Note(candidate.name, f"holds label values: {UNPAIRED}"))
             return False
         doubt = survey.hounsfield_doubt()
         if doubt is not None and not self.force:
             raise UnsupportedVolume(
                 f"values are not plausible Hounsfield units: {doubt}",
-                remedy="this may be an MR; pass --force if it is a CT all the same",
+                remedy="it may be an MR; import the original, or pass --force if it is a CT as it is",
             )
         if doubt is not None:
             outcome.warnings.append(Note(candidate.name, f"taken although {doubt}"))
+        outcome.warnings.extend(Note(candidate.name, remark) for remark in survey.remarks())
         return True
 
     def _take(
         self, candidate: Candidate, ct: CtFile, scratch: Path, outcome: CandidateOutcome
     ) -> None:
         """Store first, catalog last."""
+        for remark in (*candidate.notes, *ct.warnings):
+            outcome.warnings.append(Note(candidate.name, remark))
         content = ct.content_sha256()
         known = self.catalog.find_case_by_content(content)
         case_id = known.id if known else self._new_id(content)
@@ -258,11 +267,20 @@ class _Import:
                 outcome.warnings.append(Note(candidate.name, "its CT was lost and is restored"))
         labels = list(self._labels(candidate, ct, case_id, scratch, outcome))
         imported = ImportedCase(candidate.name, case_id, tuple(label.organ for label in labels))
-        if known is None and self._add(candidate.name, case_id, content, labels):
+        if known is None and self._add(candidate.name, case_id, content, ct, labels):
             outcome.taken = imported
+            # After it is there: of two copies that come at once, one sees the other.
+            self._name_copies(case_id, outcome)
         else:
             self.catalog.add_labels(labels)
             outcome.present = imported
+
+    def _name_copies(self, case_id: str, outcome: CandidateOutcome) -> None:
+        copies = self.catalog.copies_of(self.catalog.case(case_id))
+        if copies:
+            shown = ", ".join(copy.id for copy in copies[:NAMES_SHOWN])
+            why = f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"
+            outcome.warnings.append(Note(outcome.source, why))
 
     def _new_id(self, content: str) -> str:
         """The id of a case that the catalog does not have.
@@ -287,7 +305,9 @@ class _Import:
             return self.catalog.case(case_id)
         return None
 
-    def _add(self, source: str, case_id: str, content: str, labels: list[Label]) -> bool:
+    def _add(
+        self, source: str, case_id: str, content: str, ct: CtFile, labels: list[Label]
+    ) -> bool:
         """Registers the case; False if another import has just registered it.
 
         Raises:
@@ -302,6 +322,7 @@ class _Import:
             affine=geometry.affine,
             source=source,
             imported_at=datetime.now(UTC),
+            fingerprint=ct.survey.fingerprint(geometry.shape),
         )
         try:
             return self.catalog.add_case(case, labels)
@@ -321,24 +342,38 @@ class _Import:
         outcome: CandidateOutcome,
     ) -> Iterator[Label]:
         """Writes the masks that are new, one at a time, and yields their records."""
-        files = self._label_files(candidate, outcome)
+        files = label_files(candidate, self.meaning, self.scheme, self._reports(outcome))
         there = {
             label.organ
             for label in self.catalog.labels(case_id, LabelSource.ORIGINAL)
             if self.store.path(label.path).is_file()  # a lost one is written again
         }
-        if files is None:
-            return
-        outcome.left_out = frozenset(set(files.masks) - set(files.meaning.masks))
+        outcome.left_out = frozenset(files.unknown)
         if _organs_of(files) <= there:
+            outcome.account(files, there, set())
             return  # nothing new: the files need not be read
-        reports = Reports(
-            refuse=lambda path, why: outcome.refused.append(Note(self._name(path), why)),
-            warn=lambda path, why: outcome.warnings.append(Note(self._name(path), why)),
-        )
-        for organ, mask in original_masks(files, ct, reports, scratch, resample=self.resample):
+        new = set()
+        for organ, mask in original_masks(
+            files, ct, self._reports(outcome), scratch, resample=self.resample, affine=self.affine
+        ):
             if organ not in there:  # the first original label of an organ stays
+                new.add(organ)
                 yield self._write_label(case_id, organ, mask, ct.geometry, scratch)
+        outcome.account(files, there, new)
+
+    def _reports(self, outcome: CandidateOutcome) -> Reports:
+        def refuse(path: Path, why: str) -> None:
+            outcome.fates[path] = (Fate.REFUSED, why)
+            outcome.refused.append(Note(self._name(path), why))
+
+        def leave_out(path: Path, why: str) -> None:
+            outcome.fates[path] = (Fate.LEFT_OUT, why)
+            outcome.warnings.append(Note(self._name(path), why))
+
+        def warn(path: Path, why: str) -> None:
+            outcome.warnings.append(Note(self._name(path), why))
+
+        return Reports(refuse, leave_out, warn)
 
     def _write_label(
         self, case_id: str, organ: str, mask: MaskPieces, grid: VolumeGeometry, scratch: Path
@@ -365,26 +400,6 @@ class _Import:
             volume_ml=voxels * grid.voxel_ml,
             created_at=datetime.now(UTC),
         )
-
-    def _label_files(self, candidate: Candidate, outcome: CandidateOutcome) -> LabelFiles | None:
-        """The candidate's label files and what they mean; None if there are none."""
-        label_map = candidate.label_map
-        if not candidate.masks and label_map is None:
-            return None
-        if self.meaning is not None:
-            return LabelFiles(candidate.masks, label_map, self.meaning)
-        if label_map is not None and candidate.label_names is not None:
-            try:
-                text = read_small(candidate.label_names, MAX_NAMES_BYTES)
-                return LabelFiles(candidate.masks, label_map, nnunet_map(text, self.scheme))
-            except AtlasError as error:
-                outcome.refused.append(Note(self._name(candidate.label_names), str(error)))
-                return None
-        if label_map is not None and not candidate.our_ids:
-            why = "not taken: nothing says what its values mean; pass --preset"
-            outcome.warnings.append(Note(self._name(label_map), why))
-            label_map = None
-        return LabelFiles(candidate.masks, label_map, scheme_map(self.scheme, candidate.masks))
 
     def _name(self, path: Path) -> str:
         return shown_name(path, self.root)

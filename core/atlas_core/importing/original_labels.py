@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from atlas_core.errors import AtlasError, GridMismatch, LimitExceeded, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import (
+    AffineSource,
     SlabWriter,
     label_dtype,
     read_header,
@@ -53,11 +54,13 @@ class LabelFiles:
         masks: file name without suffix → mask of one structure.
         label_map: all structures in one file.
         meaning: the organs behind names and values.
+        unknown: names of masks that mean nothing here.
     """
 
     masks: Mapping[str, Path]
     label_map: Path | None
     meaning: LabelMap
+    unknown: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,22 @@ class Reports:
     """Callbacks for files that are refused, or deserve a look.
 
     Attributes:
-        refuse, warn: called with the file and the reason.
+        refuse, leave_out, warn: called with the file and the reason.
     """
 
     refuse: Callable[[Path, str], None]
+    leave_out: Callable[[Path, str], None]
     warn: Callable[[Path, str], None]
 
 
 def original_masks(
-    files: LabelFiles, ct: CtFile, reports: Reports, scratch: Path, *, resample: bool = False
+    files: LabelFiles,
+    ct: CtFile,
+    reports: Reports,
+    scratch: Path,
+    *,
+    resample: bool = False,
+    affine: AffineSource | None = None,
 ) -> Iterator[tuple[str, MaskPieces]]:
     """Every annotated organ with its mask on the grid of `ct`, one at a time.
 
@@ -84,8 +94,9 @@ def original_masks(
     Args:
         scratch: folder for files that are written anew on the CT's grid; masks are read from it.
         resample: put a label that lies on another grid onto the CT's instead of refusing it.
+        affine: which affine counts where a header has two of different size.
     """
-    reader = _Reader(ct, reports, scratch, resample)
+    reader = _Reader(ct, reports, scratch, resample, affine)
     done: set[str] = set()
     for found in (_from_masks(files, reader), _from_label_map(files, reader)):
         before = frozenset(done)
@@ -126,6 +137,7 @@ class _Reader:
     reports: Reports
     scratch: Path
     resample: bool
+    affine: AffineSource | None
 
     def read(self, path: Path) -> _Label | None:
         """The label on the CT's grid, or None."""
@@ -163,7 +175,10 @@ class _Reader:
         yield from zip(structure.organs, sides, strict=True)
 
     def _on_grid(self, path: Path) -> _Label:
-        grid, found = self.ct.geometry, read_header(path).geometry
+        header = read_header(path)
+        grid, found = self.ct.geometry, header.placed(self.affine)
+        for warning in header.warnings:
+            self.reports.warn(path, warning)
         if grid.same_grid(found):
             return _Label(path, read_label_values(path))
         if grid.canonical().same_grid(found.canonical()):
@@ -171,7 +186,7 @@ class _Reader:
             return self._turned(path, found)
         if not self.resample:
             grid.require_same_grid(found, this="CT", that="label", case="")
-        return self._resampled(path)
+        return self._resampled(path, found)
 
     def _turned(self, path: Path, found: VolumeGeometry) -> _Label:
         """The label in the axis order of its CT, written slab by slab."""
@@ -199,15 +214,15 @@ class _Reader:
                 start = stop
         return _Label(target, values)
 
-    def _resampled(self, path: Path) -> _Label:
+    def _resampled(self, path: Path, found: VolumeGeometry) -> _Label:
         grid = self.ct.geometry
         label = read_label(path, max_voxels=MAX_RESAMPLED_RATIO * grid.voxels)
-        voxels = resample_label(label.voxels, label.geometry, grid)
+        voxels = resample_label(label.voxels, found, grid)
         if any(value != BACKGROUND for value in label.values) and not voxels.any():
             raise GridMismatch(
                 "nothing of the label lies in the CT",
                 expected=f"CT {grid}",
-                got=f"label {label.geometry}",
+                got=f"label {found}",
             )
         target = self._draft()
         write_volume(target, voxels, grid)
@@ -255,6 +270,15 @@ def _from_label_map(files: LabelFiles, reader: _Reader) -> Iterator[_Structure]:
         require_known_labels(label.values, meaning.values)
     except UnknownLabel as error:
         reader.reports.refuse(files.label_map, str(error))
+        return
+    unclear = {value: meaning.unclear[value] for value in label.values if value in meaning.unclear}
+    if unclear:
+        why = ", ".join(f"{value} ({name})" for value, name in unclear.items())
+        reader.reports.leave_out(
+            files.label_map,
+            f"left out: value {why} leaves open where the organs are; correct it, or import with a "
+            "preset that says what it means",
+        )
         return
     for structure in dict.fromkeys(meaning.labels.values()):
         values = [value for value, named in meaning.labels.items() if named == structure]

@@ -8,7 +8,6 @@ atlas says, by its names and aliases.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -57,6 +56,11 @@ class LabelMap(FrozenModel):
     masks: Mapping[str, Structure] = Field(
         default={}, description="Name of a mask file without suffix → structure; several join."
     )
+    unclear: Mapping[int, str] = Field(
+        default={},
+        description="Values that leave open where organs are (nobody looked there, a tumour of any "
+        "organ) → why. A label map that holds one is left out.",
+    )
     partial: bool = Field(
         default=False,
         description="An organ is annotated only in those cases where it occurs. Otherwise a label "
@@ -75,7 +79,7 @@ class LabelMap(FrozenModel):
     @property
     def values(self) -> dict[int, Structure | None]:
         """Every known value → structure, None for what is no organ of the scheme."""
-        return {**dict.fromkeys(sorted(self.others)), **self.labels}
+        return {**dict.fromkeys(sorted((*self.others, *self.unclear))), **self.labels}
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -247,40 +251,3 @@ def scheme_map(scheme: OrganScheme, masks: Iterable[str]) -> LabelMap:
         },
         partial=True,
     )
-
-
-def nnunet_map(dataset_json: str | bytes, scheme: OrganScheme) -> LabelMap:
-    """The label names of an nnU-Net or Decathlon ``dataset.json``.
-
-    Both forms are read: name → value, or → the list of values of a region ("kidney": [1, 2, 3]),
-    and value → name. Names are recognised however they are written ("Left Kidney", "IVC").
-
-    Raises:
-        InvalidInput: no JSON of that form.
-    """
-    try:
-        pairs = _named_values(json.loads(dataset_json)["labels"])
-        known = {value for _, values in pairs for value in values} - {0}
-        # A name of one value beats a region of several: {"kidney": [1, 2], "left kidney": 1, ...}.
-        pairs.sort(key=lambda pair: -len(pair[1]))
-        labels = {
-            value: structure
-            for name, values in pairs
-            for value in values
-            if value and (structure := structure_of(name, scheme))
-        }
-        return LabelMap(labels=labels, others=frozenset(known - set(labels)))
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise InvalidInput(
-            "dataset.json is not nnU-Net's",
-            expected='{"labels": {"background": 0, "liver": 1, ...}}',
-        ) from None
-
-
-def _named_values(labels: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-    if all(key.isdigit() for key in labels):
-        return [(str(name), (int(value),)) for value, name in labels.items()]
-    return [
-        (name, tuple(int(v) for v in values) if isinstance(values, list) else (int(values),))
-        for name, values in labels.items()
-    ]

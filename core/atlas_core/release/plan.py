@@ -18,7 +18,7 @@ from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Dataset, Label, LabelSource
 from atlas_core.release.case_numbers import case_numbers
 from atlas_core.release.licences import LicenceProblem, LicenceRisk, licence_problems
-from atlas_core.release.splits import Member, Split, split_cases
+from atlas_core.release.splits import Split, SplitCase, split_cases
 from atlas_core.store import CaseStore
 
 SHOWN: Final = 5
@@ -154,7 +154,7 @@ def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) ->
     if incomplete and (not options.leave_out or not good):
         raise NotComplete(incomplete, len(cases))
     splits = split_cases(
-        Member(case.id, case.dataset, options.patients.get(case.id)) for case, _ in good
+        SplitCase(case.id, case.dataset, options.patients.get(case.id)) for case, _ in good
     )
     numbers = case_numbers(catalog, [case for case, _ in good])
     released = [

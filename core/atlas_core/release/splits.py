@@ -20,7 +20,7 @@ PAPER_CASES: Final = {Split.TRAIN: 5500, Split.VALIDATION: 500, Split.TEST: 2448
 
 
 @dataclass(frozen=True)
-class Member:
+class SplitCase:
     """A case to be assigned to a split.
 
     Attributes:
@@ -34,14 +34,14 @@ class Member:
     patient: str | None = None
 
 
-def split_cases(members: Iterable[Member]) -> dict[str, Split]:
+def split_cases(members: Iterable[SplitCase]) -> dict[str, Split]:
     """The split of every case, by case id; the same for the same cases in any order.
 
     Patients are taken dataset by dataset, in the order of a checksum of their names; each, with all
     their CTs, is assigned to the split that falls shortest of `PAPER_CASES`. So no patient is in
     two splits, and the whole and every dataset (give or take a CT) have the paper's proportions.
     """
-    groups: dict[str, list[Member]] = {}
+    groups: dict[str, list[SplitCase]] = {}
     for member in sorted(members, key=lambda m: m.case_id):
         # A patient called like a case is not that case.
         key = f"case {member.case_id}" if member.patient is None else f"patient {member.patient}"

@@ -2,8 +2,8 @@
 
     python -m atlas_embedded.model_repository REPOSITORY --target cpu|gpu [--models FOLDER]
 
-Exported models in `FOLDER` whose name is new are installed; versions that fine-tuning brought are
-left alone, and every ``config.pbtxt`` is written for the target. Run before Triton starts.
+A new repository is filled with the exported models in `FOLDER`; one that was filled before is left
+as it is, and every ``config.pbtxt`` is written for the target. Run before Triton starts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from atlas_models.serving import (
     GpuServing,
     Serving,
     TritonRepository,
-    exported_models,
-    read_spec,
 )
+
+from atlas_embedded.triton_models import fill
 
 
 def prepare(root: Path, serving: Serving, models: Path | None) -> tuple[str, ...]:
@@ -33,9 +33,7 @@ def prepare(root: Path, serving: Serving, models: Path | None) -> tuple[str, ...
     """
     repository = TritonRepository(root, serving)
     try:
-        for exported in exported_models(models) if models else ():
-            if not repository.installed(read_spec(exported).name):
-                repository.install(exported)
+        fill(repository, models)
         repository.configure()
     except OSError as error:
         raise ConfigurationError(

@@ -59,6 +59,16 @@ def in_use(repository: TritonRepository, specs: Iterable[ModelSpec]) -> Iterator
         yield
 
 
+@contextlib.contextmanager
+def untouched(repository: TritonRepository, specs: Iterable[ModelSpec]) -> Iterator[bool]:
+    """Whether nobody has these versions `in_use`; if so, nobody gets them within the block."""
+    with contextlib.ExitStack() as held:
+        yield all(
+            held.enter_context(_locked(repository, spec, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            for spec in specs
+        )
+
+
 def end_abandoned_trials(triton: TritonModels, catalog: Catalog) -> tuple[str, ...]:
     """Unload what promotions that were killed have left; the caller holds `exclusive_change`, so
     that none is under way. Versions in use (`in_use`) wait for the next time.

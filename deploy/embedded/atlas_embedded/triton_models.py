@@ -26,7 +26,6 @@ from atlas_models.serving import (
     TritonRepository,
     exported_models,
     in_service_of,
-    model_config,
     read_spec,
     specs_in,
 )
@@ -89,18 +88,17 @@ def _cores() -> int:
 
 
 def install_models(settings: EmbeddedSettings) -> None:
-    """Brings the models of ``models_dir`` into the repository, and its configuration up to date.
+    """Fills a new repository with the models of ``models_dir``, and brings the configuration up to
+    date.
 
-    A model of the same name that is there already, whatever its version, is left alone: later
-    versions come by fine-tuning, not by a new checkout.
+    Once it was filled, what it serves is the site's decision: versions come by promotion, models by
+    `atlasloop ensemble add`, and none by a new checkout.
 
     Raises:
         ConfigurationError: neither the repository nor ``models_dir`` holds a model.
     """
     repository = repository_of(settings)
-    for exported in exported_models(settings.models_dir):
-        if not repository.installed(read_spec(exported).name):
-            repository.install(exported)
+    fill(repository, settings.models_dir)
     repository = repository_of(settings)  # each model's share of the cores follows their number
     if not repository.models():
         raise ConfigurationError(
@@ -109,6 +107,16 @@ def install_models(settings: EmbeddedSettings) -> None:
             remedy="set ATLASLOOP_MODELS_DIR, or train some with `make demo-models`",
         )
     repository.configure()
+
+
+def fill(repository: TritonRepository, models: Path | None) -> None:
+    """Installs the exported models in folder `models` whose name is new, unless the repository was
+    filled before."""
+    if models is None or (repository.is_prepared and repository.models()):
+        return
+    for exported in exported_models(models):
+        if not repository.installed(read_spec(exported).name):
+            repository.install(exported)
 
 
 @dataclass(frozen=True)
@@ -154,14 +162,15 @@ class TritonModels:
         return "live"
 
     def put_into_service(self) -> None:
-        """Loads what is not served as the repository has it; reloads what fails an inference.
+        """Loads what its ensembles need and is not served as the repository has it; reloads what
+        fails an inference.
 
         Raises:
             ConfigurationError: the server refuses a model.
             Unavailable: the server is away, or a model answers wrongly even after a reload.
         """
-        names = self.repository.models()
-        with self._client() as client, ThreadPoolExecutor(len(names)) as pool:
+        names = self.repository.needed()
+        with self._client() as client, ThreadPoolExecutor(max(1, len(names))) as pool:
             # One model waits for the disk while another is compiled.
             list(pool.map(lambda name: self._settle(client, name), names))
 
@@ -174,7 +183,7 @@ class TritonModels:
         runtimes = self._runtimes()
         by_runtime: dict[str, list[str]] = {}
         with self._client() as client:
-            for name in self.repository.models():
+            for name in self.repository.needed():
                 for spec in self.repository.served(name):
                     self._infer(client, spec)
                     runtime = runtimes.get((name, str(spec.triton_version)), "?")
@@ -220,6 +229,11 @@ class TritonModels:
         """
         with self._client() as client:
             self._unload(client, name, self.repository.installed(name))
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether the server has model `name` loaded just as the repository says."""
+        with self._client() as client:
+            return self._served(client, name, self.repository.served(name))
 
     def prove(self, spec: ModelSpec) -> None:
         """Runs one version on air and on noise.
@@ -280,7 +294,7 @@ class TritonModels:
             config = client.get_model_config(name, client_timeout=_CALL_TIMEOUT_S).config
         except InferenceServerException:
             return False
-        wanted = model_config(specs, self.repository.serving, self.repository.in_service(name))
+        wanted = self.repository.config(name)
         same = specs_in(config) == tuple(specs) and config.parameters == wanted.parameters
         return same and all(self._ready(client, spec) for spec in specs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -44,6 +45,16 @@ def import_cases(
     force: Annotated[
         bool, typer.Option("--force", help="Also take volumes that do not look like CTs.")
     ] = False,
+    affine: Annotated[
+        Literal["sform", "qform"] | None,
+        typer.Option(help="Which affine to believe where a header has two of different size."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="CSV of CTs and their labels; nothing else is taken."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring CTs (and masks, if any) into catalog and case store.
@@ -71,6 +82,8 @@ def import_cases(
             licence=licence,
             force=force,
             resample=resample,
+            affine=affine,
+            pairs=pairs,
             on_progress=lambda progress: on_progress(progress.done, progress.total),
         )
     if as_json:
@@ -128,6 +141,14 @@ def phantoms(
     hard: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of deliberately hard cases.")
     ] = 0.1,
+    tail: Annotated[
+        bool,
+        typer.Option(
+            "--tail",
+            help="Hard cases of all kinds that archives hold: children, mirrored patients, wrong "
+            "headers, cropped or moved scans, thick slices, metal.",
+        ),
+    ] = False,
     labels: Annotated[
         Literal["none", "partial", "truth"],
         typer.Option(
@@ -156,6 +177,7 @@ def phantoms(
             cases,
             seed,
             hard_share=hard,
+            tail=tail,
             labels=labels,
             truth_folder=folder / TRUTH_FOLDER,
             grid=PhantomGrid(columns=columns),
@@ -182,7 +204,11 @@ def show_import(summary: ImportSummary) -> None:
             console().print(f"{title}: {len(notes) - NOTES_SHOWN} more; --json has all")
     for reason, sources in _by_reason(summary.skipped).items():
         shown = ", ".join(sources[:3]) + (", …" if len(sources) > 3 else "")
-        console().print(f"no CT: {len(sources)} × {reason} ({shown})", soft_wrap=True, markup=False)
+        line = f"left out: {len(sources)} × {reason} ({shown})"
+        console().print(line, soft_wrap=True, markup=False)
+    fates = Counter(file.fate.value for file in summary.files)
+    counted = ", ".join(f"{count} {fate}" for fate, count in fates.items())
+    console().print(f"{len(summary.files)} files: {counted}; --json says what became of each")
 
 
 def _by_reason(notes: Sequence[Note]) -> dict[str, list[str]]:

@@ -9,7 +9,9 @@ import typer
 
 from atlas_flows.commands.options import (
     TOP_SHARE,
+    ByOption,
     DatasetOption,
+    EnsembleOption,
     JsonOption,
     ReadingName,
     ReadingOption,
@@ -28,6 +30,8 @@ def iterate(
     ] = "run",
     dataset: DatasetOption = None,
     reading: ReadingOption = ReadingName.PAPER,
+    by: ByOption = "disagreement",
+    ensemble: EnsembleOption = None,
     share: Annotated[
         float, typer.Option(min=0.0001, max=1, help="Part of the list that is revised.")
     ] = TOP_SHARE,
@@ -64,6 +68,8 @@ def iterate(
         "mode": mode,
         "dataset": dataset,
         "reading": reading.value,
+        "by": by,
+        "ensemble": ensemble,
         "share": share,
         "minutes": minutes,
         "models": list(model or ()),

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_flows.commands.case_progress import case_progress, show_failures
-from atlas_flows.commands.options import DatasetOption, InFlightOption, ReadingName, ReadingOption
+from atlas_flows.commands.options import (
+    DatasetOption,
+    EnsembleOption,
+    InFlightOption,
+    ReadingName,
+    ReadingOption,
+)
 from atlas_flows.commands.run_here import run_here
 from atlas_flows.commands.terminal import console, places
 
@@ -25,8 +31,9 @@ def score(
     reading: ReadingOption = ReadingName.PAPER,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="NAME or NAME@T, several times; default: the whole ensemble."),
+        typer.Option(help="NAME or NAME@T, several times, in place of an ensemble."),
     ] = None,
+    ensemble: EnsembleOption = None,
     in_flight: InFlightOption = 2,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many cases.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also what is scored already.")] = False,
@@ -39,7 +46,7 @@ def score(
     Needs the stack (atlasloop up). Interrupted at any point, the next run goes on where it ended.
     Exit status 1 if some cases could not be scored.
 
-    Example: atlasloop score --dataset BTCV --in-flight 4
+    Example: atlasloop score --dataset BTCV --ensemble trial --in-flight 4
     """
     from atlas_core.records import Reading
 
@@ -53,6 +60,7 @@ def score(
         models=tuple(model or ()),
         force=force,
         limit=limit,
+        ensemble=ensemble,
     )
     try:
         summary = run_score(places(context), request, in_flight=in_flight, patience_s=patience)
@@ -88,6 +96,7 @@ def run_score(
             limit=request.limit,
             force=request.force,
             patience_s=patience_s,
+            ensemble=request.ensemble,
         )
 
 

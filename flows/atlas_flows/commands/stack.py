@@ -29,7 +29,7 @@ def up(context: typer.Context, organs: OrgansOption = None) -> None:
     from atlas_embedded.components import first_account
     from atlas_embedded.triton_models import repository_of
 
-    from atlas_flows.models import register_installed
+    from atlas_flows.models import reconcile_at_start, register_installed
 
     here = places(context)
     here.embedded.make_home()
@@ -38,6 +38,7 @@ def up(context: typer.Context, organs: OrgansOption = None) -> None:
     parts = stack.up(here.embedded, on_event=_print_event)
     with Catalog.open(here.catalog_url) as catalog:
         register_installed(repository_of(here.embedded), here.embedded.models_dir, catalog)
+    reconcile_at_start(here)
     _show(parts)
     if "prefect" in here.embedded.components:
         console().print(

@@ -54,6 +54,8 @@ def use_stack(settings: EmbeddedSettings) -> None:
                       "TRAINING_RUNS"):  # fmt: skip
         os.environ.pop(f"ATLASLOOP_{elsewhere}", None)
     os.environ.update(
+        # A demonstration has few cases, and nobody relies on what it promotes.
+        ATLASLOOP_PROMOTION_MIN_CASES="1",
         ATLASLOOP_CATALOG_URL=settings.catalog_url,
         ATLASLOOP_STORE=str(settings.store),
         ATLASLOOP_ATTENTION_ADDRESS=settings.attention_address,

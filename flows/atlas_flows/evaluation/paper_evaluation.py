@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.records import RankedCase, Reading
+from atlas_core.records import RankBy, RankedCase, Reading
 from atlas_core.review import ReviewStatistics, RevisionQueue, TaskState
 from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
@@ -82,7 +82,7 @@ class PaperEvaluation(FrozenModel):
     models: tuple[str, ...]
     truth: str | None = Field(description="Where the truth comes from.")
     cases: int = Field(description="Cases with a truth that the ensemble has scored.")
-    sizes: tuple[SizedCase, ...] = Field(description="The priority list (Fig. 4).")
+    sizes: tuple[SizedCase, ...] = Field(description="Cases by attention size (Fig. 4).")
     detection: tuple[DetectionTable, ...] = Field(default=(), description="Table 1 per reading.")
     error_found: ErrorFound | None = None
     iterations: tuple[IterationTable, ...] = Field(
@@ -141,7 +141,7 @@ def evaluate_all(
     """
     scope = scope or EvaluationScope()
     turns = iterations_of(catalog, scope)
-    ranked = catalog.ranking(scope.reading, turns[-1].ensemble)
+    ranked = catalog.ranking(scope.reading, turns[-1].ensemble, by=RankBy.SIZE)
     left_out: dict[str, str] = {}
     parts: dict[str, object] = {}
     if truth is None:

@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from atlas_core.catalog import Catalog
+from atlas_core.ensembles import EnsembleName
 from atlas_core.loop import Iterations, record_step, review_outcome, steps_done
-from atlas_core.records import DatasetName, Iteration, IterationState, LabelSource, Reading
+from atlas_core.records import DatasetName, Iteration, IterationState, LabelSource, RankBy, Reading
 from prefect import flow, get_run_logger, tags
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.schemas.objects import State
@@ -37,8 +38,8 @@ from atlas_flows.loop.state_machine import (
 )
 from atlas_flows.loop.summary import (
     IterateSummary,
-    attention_plots,
     dry_run_markdown,
+    ranking_plots,
     summary_markdown,
 )
 from atlas_flows.loop.wake_up import wake_up_at
@@ -69,6 +70,7 @@ def iterate(
     mode: Mode = Mode.RUN,
     dataset: DatasetName | None = None,
     reading: Reading = Reading.PAPER,
+    by: RankBy = RankBy.DISAGREEMENT,
     share: Annotated[float, Field(gt=0, le=1)] | None = 0.05,
     minutes: Annotated[float, Field(ge=15)] | None = None,
     organs: OrganNames | None = None,
@@ -83,6 +85,7 @@ def iterate(
     dry_run: bool = False,
     in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0,
+    ensemble: EnsembleName | None = None,
 ) -> State[IterateSummary]:
     """Go on with the loop. While an iteration is open, the parameters it was begun with hold; then
     only mode, dry_run and patience_s count.
@@ -94,6 +97,9 @@ def iterate(
         dataset: Work on this dataset. Empty: on all.
         reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
             thresholds and openings of the paper's published code.
+        by: What the priority list is sorted by. disagreement: how much the models' masks differ.
+            size: attention size, the paper's. attended: volume of attention of at least 0.2.
+            relative: attention against the organ's own volume.
         share: This part of the priority list is revised in each iteration; the paper took 0.05.
         minutes: Instead of a share: as many cases as fit into so many minutes of annotators' time
             per iteration, at 15 minutes a case.
@@ -110,6 +116,7 @@ def iterate(
         dry_run: Only say what would be done.
         in_flight: Cases scored at the same time.
         patience_s: Seconds to wait for a service that does not answer before the run ends.
+        ensemble: Name of one that is loaded. Empty: the one in use, whatever that is by then.
 
     Raises:
         AtlasError: what is missing, and what to do about it. Start the flow again afterwards: it
@@ -118,6 +125,7 @@ def iterate(
     wanted = LoopParameters(
         dataset=dataset,
         reading=reading,
+        by=by,
         share=share,
         minutes=minutes,
         organs=tuple(organs or ()),
@@ -130,6 +138,7 @@ def iterate(
         iterations=iterations,
         deadline_hours=deadline_hours,
         in_flight=in_flight,
+        ensemble=ensemble,
     )
     places = Places.read()
     with Catalog.open(places.catalog_url) as catalog:
@@ -288,13 +297,14 @@ class _Loop:
                 reading=given.reading,
                 in_flight=given.in_flight,
                 patience_s=self._patience_s,
+                ensemble=given.ensemble,
             )
         except CasesFailed as failed:
             summary = failed.summary
             if not _worth_going_on(summary):
                 raise
             self._log.warning("%s; the loop goes on without them", failed)
-        ranking = self._catalog.ranking(given.reading, summary.ensemble, given.dataset)
+        ranking = self._catalog.ranking(given.reading, summary.ensemble, given.dataset, given.by)
         if not ranking:
             raise loop.NothingToRank(
                 "there is no case to rank",
@@ -302,9 +312,9 @@ class _Loop:
                 remedy="import cases: `atlasloop import FOLDER --dataset NAME`, then go on",
             )
         create_markdown_artifact(
-            attention_plots(ranking, given.portion.of(len(ranking))),
+            ranking_plots(ranking, given.by, given.portion.of(len(ranking))),
             key="attention-sizes",
-            description="Attention size of every case, by dataset (Fig. 4)",
+            description=f"What cases are ranked by ({given.by.value}), by dataset (Fig. 4)",
         )
         scored = self._catalog.score(ranking[0].case_id, given.reading, summary.ensemble)
         models = () if scored is None else scored.models
@@ -320,6 +330,7 @@ class _Loop:
         queued = revise(
             dataset=given.dataset,
             reading=given.reading,
+            by=given.by,
             share=given.share,
             minutes=given.minutes,
             organs=list(given.organs),

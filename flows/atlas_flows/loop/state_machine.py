@@ -13,12 +13,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from atlas_core.ensembles import EnsembleName
 from atlas_core.errors import AtlasError, InvalidInput, NotFound
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.loop import ReviewOutcome
 from atlas_core.model_spec import ModelName
 from atlas_core.organs import OrganName
-from atlas_core.records import DatasetName, Iteration, IterationState, Reading
+from atlas_core.records import DatasetName, Iteration, IterationState, RankBy, Reading
 from atlas_core.review import MINUTES_PER_CASE, TOP_SHARE, Portion
 from pydantic import Field
 
@@ -51,6 +52,8 @@ class LoopParameters(FrozenModel):
 
     dataset: DatasetName | None = None
     reading: Reading = Reading.PAPER
+    by: RankBy = RankBy.DISAGREEMENT
+    ensemble: EnsembleName | None = Field(default=None, description="None: the one in use.")
     share: float | None = Field(default=TOP_SHARE, gt=0, le=1)
     minutes: float | None = Field(default=None, gt=0)
     organs: tuple[OrganName, ...] = ()

@@ -9,16 +9,12 @@ it began with, which stays loaded.
 from __future__ import annotations
 
 import contextlib
-import getpass
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
 
 from atlas_core.catalog import (
-    Catalog,
     Evaluation,
     Promotion,
     PromotionKind,
@@ -26,61 +22,29 @@ from atlas_core.catalog import (
     promotions,
     record_evaluation,
     record_promotion,
+    record_versions,
 )
 from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
 from atlas_core.model_spec import ModelRef, ModelSpec
-from atlas_core.store import CaseStore
-from atlas_embedded.model_trials import end_abandoned_trials, exclusive_change
+from atlas_embedded.model_trials import exclusive_change
 from atlas_embedded.triton_models import TritonModels
 from atlas_models.evaluation import summarise
 from atlas_models.serving import TritonRepository, read_spec
 from atlasloop.client import AttentionClient
 
-from atlas_flows.models.server import triton_models
+from atlas_flows.models import ensembles
+from atlas_flows.models.site import Site, user
 from atlas_flows.models.version_evaluation import evaluate, evaluation_cases
-from atlas_flows.settings import Places
 
 
 class PromotionRefused(InvalidInput):
-    """The version works, but is worse than the one in service.
+    """The version works, but is worse than the one in service, too bad, or judged by too few cases.
 
     Attributes:
         evidence: the figures that decided.
     """
 
     evidence: Mapping[str, float] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Site:
-    """What a promotion works with.
-
-    Attributes:
-        triton: the running server and its repository.
-        attention: address of the attention service, which predicts the cases.
-        margin: by how much mean Dice may fall.
-    """
-
-    triton: TritonModels
-    catalog: Catalog
-    store: CaseStore
-    attention: str
-    margin: float
-
-    @property
-    def repository(self) -> TritonRepository:
-        return self.triton.repository
-
-    @classmethod
-    def of(cls, here: Places, catalog: Catalog, margin: float | None = None) -> Self:
-        """What the settings name; `margin` None: theirs."""
-        return cls(
-            triton=triton_models(here),
-            catalog=catalog,
-            store=CaseStore(here.store),
-            attention=here.attention_address,
-            margin=here.promotion_margin if margin is None else margin,
-        )
 
 
 @dataclass(frozen=True)
@@ -112,14 +76,16 @@ def promote(
     Raises:
         Conflict: it is in service already, or another promotion is under way.
         ConfigurationError, Unavailable: the server refuses it, or it does not answer rightly.
-        PromotionRefused: mean Dice falls by more than the margin, and `request.force` is not set.
+        InvalidInput, LimitExceeded: it can be no member; see `compatibility.require_compatible`.
+        PromotionRefused: mean Dice falls by more than the margin, that of a first version is below
+            the floor, or there are too few cases to say; and `request.force` is not set.
         NotFound: there is no case to judge by, and `request.force` is not set.
     """
     spec = read_spec(exported)
     repository = site.repository
     with exclusive_change(repository):
-        for reference in end_abandoned_trials(site.triton, site.catalog):
-            on_event(f"{reference} was on trial in a promotion that was killed: unloaded")
+        ensembles.tidy(site, on_event)
+        ensembles.organs_outside(spec, site, on_event)
         before = _State.of(repository, spec.name)
         if before.in_service == spec.version:
             raise Conflict(f"model {spec.name}@{spec.version} is in service already")
@@ -134,6 +100,7 @@ def promote(
         except BaseException:
             before.restore(site.triton, spec)
             raise
+        ensembles.join(spec, site, on_event, request.why)
         promotion = _record(site, spec, before, PromotionKind.PROMOTED, request, evidence)
     return promotion
 
@@ -146,28 +113,37 @@ def rollback(
     why: str = "",
     on_event: Callable[[str], None] | None = None,
 ) -> Promotion:
-    """Put the version back that served before the present one, or version `to`; seconds.
+    """Put the version back that served before the present one, or version `to`; seconds. With its
+    first version a model leaves the ensembles.
 
     Raises:
         NotFound: there is no such version in the repository.
-        Conflict: it is in service already, or a promotion is under way.
+        Conflict: it is in service already, a promotion is under way, or an ensemble would have no
+            model left.
         ConfigurationError, Unavailable: it does not answer any more; the present one stays.
     """
     repository = site.repository
     with exclusive_change(repository):
-        end_abandoned_trials(site.triton, site.catalog)
+        say = on_event or (lambda line: None)
+        ensembles.tidy(site, say)
         before = _State.of(repository, name)
         target = _before(name, before, site) if to is None else to
+        if target is None:
+            assert before.incumbent is not None
+            ensembles.without(name, site, say, why)
+            return _record(
+                site, before.incumbent, before, PromotionKind.REMOVED, PromotionRequest(why=why), {}
+            )
         if target == before.in_service:
             raise Conflict(f"model {name}@{target} is in service already")
         spec = _installed(repository, name, target)
-        if on_event is not None:
-            on_event(f"switching {name} back to version {target}")
+        say(f"switching {name} back to version {target}")
         try:
             _switch(spec, site)
         except BaseException:
             before.restore(site.triton, None)
             raise
+        record_versions(site.catalog, [spec.ref], action=ensembles.ROLLED_BACK, who=user(), why=why)
         return _record(site, spec, before, PromotionKind.ROLLED_BACK, PromotionRequest(why=why), {})
 
 
@@ -240,25 +216,42 @@ def _judge(
         if request.force:
             return {}
         raise
+    if len(cases) < site.min_cases and not request.force:
+        raise PromotionRefused(
+            f"too few cases judge model {spec.name}@{spec.version}",
+            expected=f"at least {site.min_cases} (ATLASLOOP_PROMOTION_MIN_CASES)",
+            got=len(cases),
+            remedy="label more cases that it has not learnt from, or pass --force, which goes on "
+            "record",
+        )
     on_event(f"evaluating on {len(cases)} cases")
     with AttentionClient(site.attention) as client:
         scheme = site.catalog.organ_scheme()
         results = [evaluate(one, cases, client, site.store, scheme=scheme) for one in both]
     for result in results:
         record_evaluation(site.catalog, result)
-    evidence = _figures(results) | {"margin": site.margin}
-    fall = evidence.get("mean_dice_before", 0.0) - evidence["mean_dice"]
-    if fall > site.margin and not request.force:
-        assert incumbent is not None
+    evidence = _figures(results) | _bound(incumbent, results, site)
+    if evidence["mean_dice"] < evidence["at_least"] and not request.force:
+        served = (
+            "what a first version needs" if incumbent is None else f"{incumbent.version} in service"
+        )
         refusal = PromotionRefused(
-            f"model {spec.name}@{spec.version} is worse than {incumbent.version} in service",
-            expected=f"mean Dice of at least {evidence['mean_dice_before'] - site.margin:.4f}",
+            f"model {spec.name}@{spec.version} is worse than {served}",
+            expected=f"mean Dice of at least {evidence['at_least']:.4f}",
             got=f"{evidence['mean_dice']:.4f} on {len(cases)} cases",
             remedy="train it further, or pass --force, which goes on record",
         )
         refusal.evidence = evidence
         raise refusal
     return evidence
+
+
+def _bound(incumbent: ModelSpec | None, results: list[Evaluation], site: Site) -> dict[str, float]:
+    """What the new version is held against: the one in service, or the floor."""
+    if incumbent is None:
+        return {"at_least": site.floor}
+    before = summarise(results[1].cases).mean_dice
+    return {"margin": site.margin, "at_least": before - site.margin}
 
 
 def _figures(results: list[Evaluation]) -> dict[str, float]:
@@ -268,8 +261,9 @@ def _figures(results: list[Evaluation]) -> dict[str, float]:
     return figures
 
 
-def _before(name: str, state: _State, site: Site) -> int:
-    """t of the version that served before the present one: by the record, else the next lower."""
+def _before(name: str, state: _State, site: Site) -> int | None:
+    """t of the version that served before the present one: by the record, else the next lower; None
+    where none did."""
     if state.in_service is None:
         raise NotFound(f"no version of model {name} is in service")
     for promotion in reversed(promotions(site.catalog, name)):
@@ -279,12 +273,7 @@ def _before(name: str, state: _State, site: Site) -> int:
                 return promotion.previous_version
             break
     lower = [version for version in state.installed if version < state.in_service]
-    if not lower:
-        raise NotFound(
-            f"no version of model {name} served before {state.in_service}",
-            remedy="name one: --to T",
-        )
-    return max(lower)
+    return max(lower, default=None)
 
 
 def _installed(repository: TritonRepository, name: str, version: int) -> ModelSpec:
@@ -306,25 +295,18 @@ def _record(
     request: PromotionRequest,
     evidence: dict[str, float],
 ) -> Promotion:
-    fall = evidence.get("mean_dice_before", 0.0) - evidence.get("mean_dice", 0.0)
+    few = evidence.get("cases", 0.0) < site.min_cases
+    worse = evidence.get("mean_dice", 0.0) < evidence.get("at_least", 0.0)
     promotion = Promotion(
         model=ModelRef(name=spec.name, version=spec.version, sha256=spec.sha256),
         previous_version=before.in_service,
         kind=kind,
         # Only where it made a difference; otherwise the evaluation decided.
-        forced=request.force and (not evidence or fall > site.margin),
-        who=_user(),
+        forced=request.force and (few or worse),
+        who=user(),
         why=request.why,
         evidence=evidence,
         created_at=now(),
     )
     record_promotion(site.catalog, promotion)
     return promotion
-
-
-def _user() -> str:
-    """Name of the user who runs this; in a container it may be a number only."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"user {os.getuid()}"

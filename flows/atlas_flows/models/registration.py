@@ -13,12 +13,15 @@ from atlas_core.errors import CorruptFile
 from atlas_core.records import Model
 from atlas_models.serving import TritonRepository, exported_models, read_spec
 
+from atlas_flows.models.ensembles import adopt
+
 PROVENANCE_FILE = "provenance.json"
 """Beside the graph of a demo model: seed, data and held-out metrics."""
 
 
 def register_installed(repository: TritonRepository, shipped: Path, catalog: Catalog) -> int:
-    """Register every model version in the Triton repository; registered ones stay.
+    """Register every model version in the Triton repository; registered ones stay. The ensemble
+    that they are goes on record.
 
     Args:
         shipped: folder of exported models that came with the program, with their provenance.
@@ -43,6 +46,7 @@ def register_installed(repository: TritonRepository, shipped: Path, catalog: Cat
                 created_at=datetime.now(UTC),
             )
         )
+    adopt(repository, catalog)
     return len(new)
 
 

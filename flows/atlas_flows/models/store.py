@@ -103,6 +103,12 @@ class ModelStore:
             raise
         return spec
 
+    def keep(self, spec: ModelSpec) -> None:
+        """Have a version here that lies in Triton's repository alone, before it goes from there."""
+        _, folder = self.find(spec.name, spec.version)
+        if folder.is_relative_to(self._repository.root):
+            self.copy_to(spec.name, spec.version, self.folder(spec.name, spec.version))
+
     def incoming(self) -> AbstractContextManager[Path]:
         """A folder on the same file system, for a model that is being made."""
         return scratch_folder(self.root, prefix=".incoming-")

@@ -11,19 +11,27 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeVar
 
 import grpc
-from atlas_core.catalog import Catalog
-from atlas_core.errors import AtlasError, ConfigurationError, NotFound, Unavailable
+from atlas_core.catalog import Catalog, current_ensembles
+from atlas_core.ensembles import EnsembleState
+from atlas_core.errors import (
+    AtlasError,
+    ConfigurationError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+)
 from atlas_core.geometry import Float3, VolumeGeometry
 from atlas_core.model_spec import ModelRef, ensemble_key, parse_ensemble
 from atlas_core.organs import OrganScheme
 from atlas_core.records import Label, LabelSource, OrganScore, Reading, Score
 from atlas_core.store import CaseStore
-from atlasloop.answers import CaseResult, ServiceInfo
+from atlasloop.answers import CaseResult, ModelInfo, ServiceInfo
 from atlasloop.client import AttentionServiceError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay
 
@@ -57,7 +65,8 @@ class ScoreRequest:
         reading: how soft predictions become attention.
         dataset: only its cases; None for all.
         cases: only these; empty for all of the dataset.
-        models: "unet" (the version in service) or "unet@2"; empty for the whole ensemble.
+        ensemble: its name; None for the one in use.
+        models: "unet" (the version in service) or "unet@2", in place of an ensemble.
         force: score again what was scored.
         limit: at most so many cases; None for all.
     """
@@ -68,6 +77,7 @@ class ScoreRequest:
     models: tuple[str, ...] = ()
     force: bool = False
     limit: int | None = None
+    ensemble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class ScoringPlan:
     """
 
     request: ScoreRequest
-    ensemble: Ensemble
+    ensemble: ScoringEnsemble
     cases: tuple[str, ...]
     skipped: int
 
@@ -121,6 +131,7 @@ class ScoringClient(Protocol):
         reading: Literal["paper", "released"] = "paper",
         *,
         models: Sequence[str] = (),
+        ensemble: str = "",
         newer_than: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         timeout_s: float | None = None,
@@ -141,84 +152,133 @@ class ScoringRun:
 
 
 @dataclass(frozen=True)
-class Ensemble:
-    """Models in service that work together.
+class ScoringEnsemble:
+    """Models in service that score together.
 
     Attributes:
         models: one version of each.
         labels: organ → its value in the pseudo label.
         grids_mm: spacing of each model's grid along x, y, z.
+        name: empty where models were named one by one.
+        fusion_spacing_mm: of the grid of the fusion; None: the finest of the models'.
         organ_scheme, organ_scheme_sha256: organs that the service is configured for.
     """
 
     models: tuple[ModelRef, ...]
     labels: Mapping[str, int]
     grids_mm: tuple[Float3, ...] = ()
+    name: str = ""
+    fusion_spacing_mm: Float3 | None = None
     organ_scheme: str = ""
     organ_scheme_sha256: str = ""
 
     @property
     def key(self) -> str:
-        return ensemble_key(self.models)
+        return ensemble_key(self.models, self.fusion_spacing_mm)
 
 
-def select_ensemble(info: ServiceInfo, wanted: Sequence[str]) -> Ensemble:
-    """The models that `wanted` names ("unet", "unet@2"); if it is empty, of each
-    model the version in service.
+def select_ensemble(
+    info: ServiceInfo, wanted: Sequence[str], name: str | None = None
+) -> ScoringEnsemble:
+    """The ensemble `name`, each model in its version in service; None: the one in use, or the
+    models that `wanted` names ("unet", "unet@2").
 
     Raises:
-        NotFound: a model that is not in service.
-        InvalidInput: see `parse_ensemble`.
+        NotFound: an ensemble or a model that is not in service.
+        InvalidInput: see `parse_ensemble`; or both an ensemble and models.
     """
-    in_service = {model.name: model for model in info.models}
+    if name and wanted:
+        raise InvalidInput(
+            "an ensemble and models exclude each other",
+            got=f"{name} and {', '.join(wanted)}",
+            remedy="give one of them",
+        )
     every = {(m.name, m.version): m for m in (*info.models, *info.older_models)}
-    chosen = [] if wanted else list(info.models)
+    named = next((e for e in info.ensembles if e.name == (name or info.ensemble_in_use)), None)
+    if name and named is None:
+        raise NotFound(
+            f"ensemble {name} is not loaded",
+            expected=", ".join(one.name for one in info.ensembles),
+            remedy=f"load it: `atlasloop ensemble use {name} --beside`",
+        )
+    spacing = None
+    if wanted:
+        named = None
+        chosen = _by_hand(info, wanted)
+    elif named is None:  # a service of before
+        chosen = list(info.models)
+    else:
+        chosen = [every[model.name, model.version] for model in named.models]
+        spacing = named.fusion_spacing_mm
+    return ScoringEnsemble(
+        tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in chosen),
+        dict(zip(info.organs, info.labels, strict=True)),
+        tuple((m.spacing_mm[0], m.spacing_mm[1], m.spacing_mm[2]) for m in chosen),
+        "" if named is None else named.name,
+        spacing,
+        info.organ_scheme,
+        info.organ_scheme_sha256,
+    )
+
+
+def _by_hand(info: ServiceInfo, wanted: Sequence[str]) -> list[ModelInfo]:
+    in_service = {model.name: model for model in (*info.older_models, *info.models)}
+    in_service |= {
+        ref.name: model
+        for ensemble in info.ensembles
+        for ref in ensemble.models
+        for model in (*info.models, *info.older_models)
+        if (model.name, model.version) == (ref.name, ref.version)
+    }
+    every = {(m.name, m.version): m for m in (*info.models, *info.older_models)}
+    chosen = []
     for text, (name, version) in zip(wanted, parse_ensemble(wanted).items(), strict=True):
         model = in_service.get(name) if version is None else every.get((name, version))
         if model is None:
             served = ", ".join(f"{n}@{t}" for n, t in sorted(every))
             raise NotFound(f"model {text} is not in service", expected=f"one of {served}")
         chosen.append(model)
-    return Ensemble(
-        tuple(ModelRef(name=m.name, version=m.version, sha256=m.sha256) for m in chosen),
-        dict(zip(info.organs, info.labels, strict=True)),
-        tuple((m.spacing_mm[0], m.spacing_mm[1], m.spacing_mm[2]) for m in chosen),
-        info.organ_scheme,
-        info.organ_scheme_sha256,
-    )
+    return chosen
 
 
 def await_ensemble(
-    client: ScoringClient, wanted: Sequence[str], registered: Collection[str], patience: Patience
-) -> Ensemble:
+    client: ScoringClient,
+    request: ScoreRequest,
+    on_record: Mapping[str, Collection[str]],
+    patience: Patience,
+) -> ScoringEnsemble:
     """The ensemble to score with, as `select_ensemble`; waits for a service that is starting.
 
     Args:
-        registered: names of the models that the catalog knows. Unless models are `wanted` by name,
-            all of them must be in service: a smaller ensemble would give another list, silently.
+        on_record: the models of every ensemble that is to be loaded, by its name; that in use also
+            by the empty one. All of them must be in service: a smaller ensemble would give another
+            list, silently. What is registered beside them does not matter.
 
     Raises:
-        Unavailable: the service, or a registered model, does not answer within `patience`.
+        Unavailable: the service, or a member, does not answer within `patience`.
         NotFound, InvalidInput: see `select_ensemble`.
         AttentionServiceError: the service refused.
     """
 
-    def ask() -> ServiceInfo:
-        info = client.info(timeout_s=INFO_TIMEOUT_S)
-        missing = sorted(set(registered) - {model.name for model in info.models})
-        if missing and not wanted:
+    def ask() -> ScoringEnsemble:
+        found = select_ensemble(
+            client.info(timeout_s=INFO_TIMEOUT_S), request.models, request.ensemble
+        )
+        members = on_record.get(request.ensemble or "", ())
+        missing = sorted(set(members) - {model.name for model in found.models})
+        if missing and not request.models:
             raise AttentionServiceError(
                 grpc.StatusCode.UNAVAILABLE,
-                f"registered models are not in service: {', '.join(missing)} (name the models you "
-                f"want, if that is meant)",
+                f"members of the ensemble are not in service: {', '.join(missing)} (see "
+                "`atlasloop ensemble show`, or name the models you want)",
             )
-        return info
+        return found
 
-    return select_ensemble(_patiently(ask, patience, threading.Event()), wanted)
+    return _patiently(ask, patience, threading.Event())
 
 
 def plan_scoring(
-    request: ScoreRequest, by: Ensemble, catalog: Catalog, store: CaseStore
+    request: ScoreRequest, by: ScoringEnsemble, catalog: Catalog, store: CaseStore
 ) -> ScoringPlan:
     """Which cases of `request` are still to be scored by the ensemble `by`.
 
@@ -229,7 +289,10 @@ def plan_scoring(
         NotFound: an unknown dataset or case.
         ConfigurationError: the service and the atlas have different organs.
     """
-    _require_same_organs(by, catalog.organ_scheme())
+    atlas = catalog.organ_scheme()
+    _require_same_organs(by, atlas)
+    # The service lists the organs of the ensemble in use only; a named one may know others.
+    by = replace(by, labels=dict(zip(atlas.names, atlas.labels, strict=True)))
     chosen = candidates(catalog, request.dataset, request.cases)
     scored: set[str] = set()
     if not request.force:
@@ -242,7 +305,7 @@ def plan_scoring(
     return ScoringPlan(request, by, tuple(to_do[: request.limit]), len(chosen) - len(to_do))
 
 
-def _require_same_organs(by: Ensemble, atlas: OrganScheme) -> None:
+def _require_same_organs(by: ScoringEnsemble, atlas: OrganScheme) -> None:
     if by.organ_scheme_sha256 != atlas.digest:
         raise ConfigurationError(
             "the attention service and the atlas have different organs",
@@ -275,6 +338,14 @@ def _score_one(run: ScoringRun, case_id: str) -> CaseOutcome:
             run.plan.ensemble.grids_mm, case=case_id
         )
         result = _score_patiently(run, case_id)
+        if result.ensemble != run.plan.ensemble.key:
+            raise Conflict(
+                "the ensemble changed while the run lasted",
+                case=case_id,
+                expected=run.plan.ensemble.key,
+                got=result.ensemble,
+                remedy="run again: what is scored stays scored",
+            )
         run.catalog.record_score(
             score_of(result), pseudo_labels(result, run.plan.ensemble.labels, run.store)
         )
@@ -313,6 +384,7 @@ def _call_service(run: ScoringRun, case_id: str, newer_than: int) -> CaseResult:
             case_id,
             plan.request.reading.value,
             models=plan.pinned,
+            ensemble=plan.ensemble.name,
             newer_than=newer_than,
             timeout_s=CASE_TIMEOUT_S,
         )
@@ -328,6 +400,17 @@ def _call_service(run: ScoringRun, case_id: str, newer_than: int) -> CaseResult:
             raise AttentionServiceError(grpc.StatusCode.UNAVAILABLE, error.message) from None
     # All are there: it is the case that is unknown, or the last model has come this very moment.
     return score()
+
+
+def members_on_record(catalog: Catalog) -> dict[str, tuple[str, ...]]:
+    """The voices of every ensemble by its name; of the one in use also by the empty name."""
+    voices = {}
+    for change in current_ensembles(catalog):
+        names = tuple(model.name for model in change.ensemble.voices)
+        voices[change.ensemble.name] = names
+        if change.state is EnsembleState.IN_USE:
+            voices[""] = names
+    return voices
 
 
 def _in_service(run: ScoringRun) -> bool:
@@ -352,6 +435,7 @@ def score_of(result: CaseResult) -> Score:
                 disagreement=organ.disagreement,
                 expected_ml=organ.expected_ml,
                 voices=organ.voices,
+                attended_ml=organ.attended_ml,
             )
             for organ in result.organs
         ),

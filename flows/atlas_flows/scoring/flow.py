@@ -11,7 +11,9 @@ import time
 from typing import Annotated
 
 from atlas_core.catalog import Catalog
-from atlas_core.records import DatasetName, RankedCase, Reading
+from atlas_core.ensembles import EnsembleName
+from atlas_core.errors import Conflict
+from atlas_core.records import DatasetName, RankBy, Reading
 from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
 from prefect import flow, get_run_logger, runtime, task
@@ -33,11 +35,14 @@ from atlas_flows.runs.progress_artifact import ProgressArtifact
 from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.scoring import case_scoring
 from atlas_flows.scoring.case_scoring import ScoreRequest, ScoreSummary, ScoringPlan, ScoringRun
-from atlas_flows.scoring.priority_list import as_rows
+from atlas_flows.scoring.priority_list import as_rows, of_other_ensembles
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
 """Cases in the ranking table of the Prefect UI; it draws every row at once."""
+
+_BY = RankBy.DISAGREEMENT
+"""What that table is sorted by."""
 
 
 def _run_name() -> str:
@@ -63,7 +68,7 @@ def score_cases(
 @flow(
     name="score",
     description="Predict, fuse and rank: attention maps, pseudo labels and the priority list. "
-    "Cases that the ensemble in service has scored already are skipped; a run that was "
+    "Cases that the ensemble has scored already are skipped; a run that was "
     "interrupted is completed by the next one.",
     flow_run_name=_run_name,
     persist_result=False,
@@ -77,6 +82,7 @@ def score(
     limit: Annotated[int, Field(ge=1)] | None = None,
     force: bool = False,
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0,
+    ensemble: EnsembleName | None = None,
 ) -> ScoreSummary:
     """Score what is not scored yet, then publish the ranking.
 
@@ -85,28 +91,33 @@ def score(
         reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
             thresholds and openings of the paper's published code.
         cases: Only these case ids. Empty: all of the dataset.
-        models: NAME (its version in service) or NAME@T. Empty: the whole ensemble in service.
+        models: NAME (its version in service) or NAME@T, in place of an ensemble. Empty: the
+            ensemble.
         in_flight: Cases worked on at the same time.
         limit: Score at most so many cases. Empty: all.
         force: Score also the cases that this ensemble has scored already.
         patience_s: Seconds to wait for a service that does not answer before the run ends.
+        ensemble: Name of one that is loaded. Empty: the one in use.
 
     Raises:
         CasesFailed: some cases could not be scored; it names them. All others are recorded.
     """
     places = Places.read()
-    request = ScoreRequest(reading, dataset, tuple(cases or ()), tuple(models or ()), force, limit)
+    request = ScoreRequest(
+        reading, dataset, tuple(cases or ()), tuple(models or ()), force, limit, ensemble
+    )
     patience = case_scoring.Patience(total_s=patience_s)
     with (
         Catalog.open(places.catalog_url) as catalog,
         AttentionClient(places.attention_address) as client,
     ):
         store = CaseStore(places.store)
-        registered = {model.spec.name for model in catalog.models()}
-        ensemble = case_scoring.await_ensemble(client, request.models, registered, patience)
-        plan = case_scoring.plan_scoring(request, ensemble, catalog, store)
+        on_record = case_scoring.members_on_record(catalog)
+        chosen = case_scoring.await_ensemble(client, request, on_record, patience)
+        plan = case_scoring.plan_scoring(request, chosen, catalog, store)
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
-        _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
+        others = catalog.scored_otherwise(reading, plan.ensemble.key, dataset)
+        _publish(summary, catalog, dataset, others)
     if summary.failures:
         raise CasesFailed(summary, "scored")
     return summary
@@ -141,15 +152,24 @@ def _score_all(
     )
 
 
-def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:
-    """Ranking and summary as artifacts of the run."""
-    create_table_artifact(
-        as_rows(ranking[:ROWS_IN_ARTIFACT]),
-        key="score-ranking",
-        description=f"Priority list, reading {summary.reading.value}: the first "
-        f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases",
-    )
-    create_markdown_artifact(as_markdown(summary), key="score-summary", description="What was done")
+def _publish(summary: ScoreSummary, catalog: Catalog, dataset: str | None, others: int) -> None:
+    """Ranking and summary as artifacts of the run; `others`: see `of_other_ensembles`."""
+    text = as_markdown(summary)
+    try:
+        ranking = catalog.ranking(summary.reading, summary.ensemble, dataset, _BY)
+    except Conflict as refused:
+        # Older scores that are not compared with these do not make what was done undone.
+        get_run_logger().warning("no priority list: %s", refused)
+        text += f"\n\n**No priority list by {_BY.value}:** {refused}."
+    else:
+        create_table_artifact(
+            as_rows(ranking[:ROWS_IN_ARTIFACT], _BY),
+            key="score-ranking",
+            description=f"Priority list by {_BY.value}, reading {summary.reading.value}: the first "
+            f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases. "
+            f"{of_other_ensembles(others)}",
+        )
+    create_markdown_artifact(text, key="score-summary", description="What was done")
 
 
 def as_markdown(summary: ScoreSummary) -> str:

@@ -15,13 +15,14 @@ Versions that ``config.pbtxt`` does not name lie on disk only.
 
 One graph, two targets: `CpuServing` runs it by OpenVINO in Triton's Python backend, `GpuServing` by
 ONNX Runtime with TensorRT. Names, shapes and bytes on the wire are the same. Which of them and how
-lies in ``<root>/.serving.json``: whoever adds a version to a repository keeps to it.
+lies in ``<root>/.serving.json``: whoever adds a version to a repository keeps to it. The ensembles
+that are loaded lie in ``<root>/.ensembles.json``, and in every ``config.pbtxt``.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
@@ -34,11 +35,13 @@ from atlas_core.atomic_writes import (
     sync_tree,
     write_synced,
 )
+from atlas_core.ensembles import EnsembleDescription, EnsembleName
 from atlas_core.errors import ConfigurationError, Conflict, CorruptFile, NotFound
 from atlas_core.model_spec import ModelSpec
+from atlas_core.triton_parameters import ensemble_parameters
 from filelock import FileLock
 from google.protobuf import text_format
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
 
 from atlas_models.serving.exported_model import (
@@ -61,6 +64,8 @@ from atlas_models.serving.triton_config import (
 )
 
 SERVING_FILE = ".serving.json"
+ENSEMBLES_FILE = ".ensembles.json"
+_ENSEMBLES = TypeAdapter(dict[EnsembleName, EnsembleDescription])
 _INCOMING = ".incoming-"
 _LOCK = ".lock"
 
@@ -184,9 +189,52 @@ class TritonRepository:
             for name in self.models():
                 for spec in self.installed(name):
                     self._refresh_backend(self.root / name / str(spec.triton_version))
-                self._write_config(
-                    model_config(self.served(name), self.serving, self.in_service(name))
-                )
+                self._write_config(self.config(name))
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `configure` was here: what is in it since then is somebody's decision."""
+        return (self.root / SERVING_FILE).exists()
+
+    @property
+    def ensembles(self) -> dict[str, EnsembleDescription]:
+        """The ensembles that it serves, by name; empty: all models in service are one.
+
+        Raises:
+            CorruptFile: they cannot be read.
+        """
+        try:
+            return _ENSEMBLES.validate_json((self.root / ENSEMBLES_FILE).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValidationError as error:
+            raise CorruptFile(
+                f"{ENSEMBLES_FILE} of the model repository cannot be read",
+                got=error.errors()[0]["msg"],
+                remedy="remove the file: `atlasloop up` writes it anew",
+            ) from None
+
+    def describe(self, ensembles: Mapping[str, EnsembleDescription]) -> None:
+        """Has every model say from now on that these are loaded. Takes effect, model by model, when
+        Triton loads them again."""
+        with self._writing():
+            if dict(ensembles) != self.ensembles:
+                content = _ENSEMBLES.dump_json(dict(sorted(ensembles.items())))
+                self._replace(self.root / ENSEMBLES_FILE, content)
+            for name in self.models():
+                config, wanted = self._config(name), self.config(name)
+                if config is None or config.parameters != wanted.parameters:
+                    self._write_config(wanted)
+
+    def needed(self) -> tuple[str, ...]:
+        """Names of the models that its ensembles need; of those it lacks, nothing."""
+        described = self.ensembles.values()
+        members = {name for ensemble in described for name in ensemble.members}
+        return tuple(name for name in self.models() if not described or name in members)
+
+    def config(self, name: str) -> pb.ModelConfig:
+        """What ``config.pbtxt`` of a model says when it is written now."""
+        return self._described(model_config(self.served(name), self.serving, self.in_service(name)))
 
     def served(self, name: str) -> tuple[ModelSpec, ...]:
         """Versions that ``config.pbtxt`` serves, oldest first; without one: all installed.
@@ -282,7 +330,13 @@ class TritonRepository:
         if not backend.exists() or backend.read_bytes() != source:
             self._replace(backend, source)
 
+    def _described(self, config: pb.ModelConfig) -> pb.ModelConfig:
+        for name, text in ensemble_parameters(self.ensembles).items():
+            config.parameters[name].string_value = text
+        return config
+
     def _write_config(self, config: pb.ModelConfig) -> None:
+        config = self._described(config)
         self._replace(self.root / config.name / CONFIG_FILE, config_text(config).encode())
 
     def _replace(self, target: Path, content: bytes) -> None:

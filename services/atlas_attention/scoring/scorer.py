@@ -31,6 +31,7 @@ from atlas_attention.fusion import ATTENTION_SCALE, open_compute
 from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.scoring.admission import Admission
 from atlas_attention.scoring.ct_sources import open_case
+from atlas_attention.scoring.locating import cheapest
 from atlas_attention.scoring.model_grid import CtSource
 from atlas_attention.scoring.native_grid import default_slab_slices
 from atlas_attention.scoring.pipeline import GridSlab, Predictor, ProgressCallback, attend
@@ -64,8 +65,8 @@ class AttentionTask:
 
     @property
     def ensemble(self) -> str:
-        """Key of the models, independent of their order; see `ensemble_key`."""
-        return ensemble_key([spec.ref for spec in self.specs])
+        """Key of models and fusion grid, whatever the models' order; see `ensemble_key`."""
+        return ensemble_key([spec.ref for spec in self.specs], self.fusion_spacing_mm)
 
 
 class Scorer:
@@ -125,6 +126,7 @@ class Scorer:
             windows_in_flight=self._settings.windows_in_flight or None,
             threads=self._settings.kernel_threads or None,
             compute=self._compute,
+            locator=cheapest(task.specs) if self._settings.locating else None,
             on_progress=on_progress,
             cancelled=task.cancelled,
         )
@@ -167,6 +169,7 @@ class Scorer:
             overlap=self._settings.overlap,
             total_s=time.monotonic() - began,
             service_version=SERVICE_VERSION,
+            ensemble=task.ensemble,
         )
 
     def open_case(self, case_id: str, task: AttentionTask) -> SlabReader:

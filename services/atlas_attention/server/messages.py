@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from atlas_attention.fusion import ATTENTION_SCALE
 from atlas_attention.scoring import GridSlab, OrganSize, PredictionResult
+from atlas_attention.triton import ServedEnsemble
 
 RESPONSE_BYTES = (4 << 20) - (1 << 16)
 """Slabs are split to this size if a slice fits: gRPC clients refuse more than 4 MiB by default."""
@@ -223,6 +224,7 @@ def result_message(prediction: PredictionResult, *, already_scored: bool = False
         models=[_ref_message(ref) for ref in prediction.models],
         number=prediction.number,
         fusion_spacing_mm=prediction.fusion_spacing_mm or (),
+        left_out=prediction.left_out,
     )
 
 
@@ -236,6 +238,7 @@ def _organ_message(organ: OrganSize) -> pb.OrganResult:
         disagreement=organ.disagreement,
         expected_ml=organ.expected_ml,
         voices=organ.voices or 0,
+        attended_ml=organ.attended_ml,
     )
 
 
@@ -253,6 +256,18 @@ def model_message(spec: ModelSpec) -> pb.Model:
         organs=spec.organs,
         spacing_mm=spec.spacing_mm,
         patch=spec.patch,
+    )
+
+
+def ensemble_message(ensemble: ServedEnsemble) -> pb.Ensemble:
+    """What a client is told of an ensemble."""
+    locator = ensemble.locator
+    return pb.Ensemble(
+        name=ensemble.name,
+        models=[_ref_message(spec.ref) for spec in ensemble.voices],
+        fusion_spacing_mm=ensemble.fusion_spacing_mm or (),
+        locator=None if locator is None else _ref_message(locator.ref),
+        missing=ensemble.missing,
     )
 
 

@@ -37,6 +37,7 @@ from atlas_attention.scoring import (
 from atlas_attention.server.background_job import BackgroundJob
 from atlas_attention.server.interceptor import cancellation
 from atlas_attention.server.messages import (
+    ensemble_message,
     grid_message,
     model_message,
     read_coding,
@@ -84,14 +85,15 @@ class AttentionServicer(stubs.AttentionServiceServicer):
         self, request: pb.GetInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetInfoResponse:
         """See the proto."""
-        ready = self._predictor.ready_models()
-        ensemble = self._predictor.ensemble()
+        models = self._predictor.server_models()
+        in_use = models.choose()
+        ensemble = in_use.voices
         settings = self._settings
         organs = self._scorer.organs(ensemble)
         return pb.GetInfoResponse(
             service_version=SERVICE_VERSION,
             models=[model_message(spec) for spec in ensemble],
-            older_models=[model_message(spec) for spec in ready if spec not in ensemble],
+            older_models=[model_message(spec) for spec in models.ready if spec not in ensemble],
             organs=organs,
             labels=self._scorer.labels(organs),
             readings=[pb.READING_PAPER, pb.READING_RELEASED],
@@ -104,6 +106,8 @@ class AttentionServicer(stubs.AttentionServiceServicer):
                 idle_timeout_s=int(settings.idle_timeout_s),
             ),
             attention_scale=ATTENTION_SCALE,
+            ensembles=[ensemble_message(one) for one in models.ensembles()],
+            ensemble_in_use=in_use.name,
             organ_scheme=settings.organs.name,
             organ_scheme_sha256=settings.organs.digest,
         )
@@ -113,7 +117,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
     ) -> Iterator[pb.ScoreCaseResponse]:
         """See the proto."""
         with self._admission.admitted():
-            task = self._task(request.reading, request.models, (), context)
+            task = self._task(request, (), context)
             job = BackgroundJob(
                 lambda report: self._scorer.score(
                     request.case_id, task, report, newer_than=request.newer_than
@@ -137,7 +141,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
     ) -> Iterator[pb.AttentionResponse]:
         """See the proto."""
         with self._admission.admitted():
-            task = self._task(request.reading, request.models, request.organs, context)
+            task = self._task(request, request.organs, context)
             stored = self._scorer.stored_map(request.case_id, task)
             if stored is not None:
                 geometry, slabs = stored
@@ -169,7 +173,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             header = first.header
             geometry = read_geometry(header.grid, self._settings.max_voxels)
             coding = read_coding(header)
-            task = self._task(header.reading, header.models, header.organs, context, cancelled)
+            task = self._task(header, header.organs, context, cancelled)
             geometry.require_bounded(spec.spacing_mm for spec in task.specs)
             self._require_small_slices(geometry, task)
             yield self._grid(geometry, task)
@@ -220,18 +224,23 @@ class AttentionServicer(stubs.AttentionServiceServicer):
 
     def _task(
         self,
-        reading: pb.Reading.ValueType,
-        models: Iterable[str],
+        asked: pb.ScoreCaseRequest | pb.StreamCaseRequest | pb.AttendVolumeHeader,
         organs: Iterable[str],
         context: grpc.ServicerContext,
         cancelled: threading.Event | None = None,
     ) -> AttentionTask:
         cancelled = cancelled or cancellation(context)
-        checked = read_reading(reading)
-        specs = self._predictor.ensemble(tuple(models))
-        channels = wanted_organs(tuple(organs), self._scorer.organs(specs))
+        checked = read_reading(asked.reading)
+        ensemble = self._predictor.server_models().choose(asked.ensemble, tuple(asked.models))
+        channels = wanted_organs(tuple(organs), self._scorer.organs(ensemble.voices))
         self._scorer.labels(channels)
-        return AttentionTask(specs, checked, channels, cancelled)
+        return AttentionTask(
+            ensemble.voices,
+            checked,
+            channels,
+            cancelled,
+            fusion_spacing_mm=ensemble.fusion_spacing_mm,
+        )
 
     def _require_small_slices(
         self, geometry: VolumeGeometry, task: AttentionTask, axis: int | None = None

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import tritonclient.grpc as triton
+from atlas_core.ensembles import EnsembleDescription
 from atlas_core.errors import (
     AtlasError,
     InvalidInput,
-    Unavailable,
 )
 from atlas_core.model_spec import ModelRef, ModelSpec
 from atlas_core.tls import TlsFiles
@@ -24,7 +24,12 @@ from tritonclient.utils import InferenceServerException
 from atlas_attention.fusion import DeviceName
 from atlas_attention.triton.buffer_pool import BufferPool
 from atlas_attention.triton.client import CONTROL_TIMEOUT_S, open_client
-from atlas_attention.triton.ensemble import choose_ensemble, described_spec, stated_in_service
+from atlas_attention.triton.ensemble import (
+    ServerModels,
+    described_spec,
+    stated_ensembles,
+    stated_in_service,
+)
 from atlas_attention.triton.errors import (
     ServerUnreachable,
     is_not_loaded,
@@ -119,23 +124,45 @@ class TritonPredictor:
             Unavailable: the server does not answer.
             ConfigurationError: a model describes itself wrongly.
         """
-        return self._query_models()[0]
+        return self.server_models().ready
 
     def ensemble(self, wanted: Sequence[str] = ()) -> tuple[ModelSpec, ...]:
-        """The models asked for, or of every model the version in service; see `choose_ensemble`.
+        """The voices of the ensemble in use, or the models asked for; see `ServerModels.choose`.
 
         Raises:
             Unavailable: the server does not answer, or has no model in service.
             NotFound: a wanted model is not in service.
             InvalidInput: a malformed reference, or a model wanted twice.
         """
-        ready, in_service = self._query_models()
-        chosen = choose_ensemble(ready, wanted, in_service)
-        if not chosen:
-            raise Unavailable(
-                "no model is in service", remedy="install models and load them into the server"
-            )
-        return chosen
+        return self.server_models().choose(models=wanted).voices
+
+    def server_models(self) -> ServerModels:
+        """What the server has loaded, and which ensembles that makes.
+
+        Raises:
+            Unavailable: the server does not answer.
+            ConfigurationError: a model describes itself, or an ensemble, wrongly.
+        """
+        specs: list[ModelSpec] = []
+        in_service: dict[str, int | None] = {}
+        described: dict[str, dict[int, EnsembleDescription]] = {}
+        with server_errors():
+            # Not the repository's index: to Triton that is model control, which a deployment keeps
+            # to the flows. Statistics name what is ready, too.
+            ready = self._client.get_inference_statistics(client_timeout=CONTROL_TIMEOUT_S)
+            for name, version in sorted({(m.name, m.version) for m in ready.model_stats}):
+                parameters = self._parameters(name, version)
+                spec = described_spec(parameters, name, version)
+                if spec is not None:
+                    specs.append(spec)
+                in_service.update(stated_in_service(parameters, name))
+                for ensemble, said in stated_ensembles(parameters, name).items():
+                    described.setdefault(ensemble, {})[said.revision] = said
+        return ServerModels(
+            tuple(sorted(specs, key=lambda spec: (spec.name, spec.version))),
+            in_service,
+            tuple((name, one) for name, ones in described.items() for one in ones.values()),
+        )
 
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
         """Predict one window with one model.
@@ -201,22 +228,6 @@ class TritonPredictor:
         self._recovery.join()
         self._pool.close()
         self._client.close()
-
-    def _query_models(self) -> tuple[tuple[ModelSpec, ...], dict[str, int | None]]:
-        """What is ready, and by model the version in service where the server states it."""
-        specs: list[ModelSpec] = []
-        in_service: dict[str, int | None] = {}
-        with server_errors():
-            # Not the repository's index: to Triton that is model control, which a deployment keeps
-            # to the flows. Statistics name what is ready, too.
-            ready = self._client.get_inference_statistics(client_timeout=CONTROL_TIMEOUT_S)
-            for name, version in sorted({(m.name, m.version) for m in ready.model_stats}):
-                parameters = self._parameters(name, version)
-                spec = described_spec(parameters, name, version)
-                if spec is not None:
-                    specs.append(spec)
-                in_service.update(stated_in_service(parameters, name))
-        return tuple(sorted(specs, key=lambda spec: (spec.name, spec.version))), in_service
 
     def _parameters(self, name: str, version: str) -> Mapping[str, str]:
         """The parameters of a version; none if it was unloaded since it was listed."""

@@ -153,10 +153,14 @@ class GetInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     ATTENTION_SCALE_FIELD_NUMBER: _builtins.int
     OLDER_MODELS_FIELD_NUMBER: _builtins.int
+    ENSEMBLES_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_IN_USE_FIELD_NUMBER: _builtins.int
     ORGAN_SCHEME_FIELD_NUMBER: _builtins.int
     ORGAN_SCHEME_SHA256_FIELD_NUMBER: _builtins.int
     service_version: _builtins.str
     attention_scale: _builtins.float
+    ensemble_in_use: _builtins.str
+    """the one that answers when none is named"""
     organ_scheme: _builtins.str
     """The organs of the atlas that this service is configured for: the scheme's name, and the SHA-256
     of its ids and names. Another one in the catalog gives label values another meaning.
@@ -164,7 +168,7 @@ class GetInfoResponse(_message.Message):
     organ_scheme_sha256: _builtins.str
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """the ensemble: of every model the version in service"""
+        """of the ensemble in use, each in its version in service"""
 
     @_builtins.property
     def organs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -184,6 +188,10 @@ class GetInfoResponse(_message.Message):
         before it goes into service); used when asked for as "name@t".
         """
 
+    @_builtins.property
+    def ensembles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ensemble]:
+        """all that are loaded, by name"""
+
     def __init__(
         self,
         *,
@@ -195,16 +203,63 @@ class GetInfoResponse(_message.Message):
         limits: Global___Limits | None = ...,
         attention_scale: _builtins.float = ...,
         older_models: _abc.Iterable[Global___Model] | None = ...,
+        ensembles: _abc.Iterable[Global___Ensemble] | None = ...,
+        ensemble_in_use: _builtins.str = ...,
         organ_scheme: _builtins.str = ...,
         organ_scheme_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_scale", b"attention_scale", "labels", b"labels", "limits", b"limits", "models", b"models", "older_models", b"older_models", "organ_scheme", b"organ_scheme", "organ_scheme_sha256", b"organ_scheme_sha256", "organs", b"organs", "readings", b"readings", "service_version", b"service_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_scale", b"attention_scale", "ensemble_in_use", b"ensemble_in_use", "ensembles", b"ensembles", "labels", b"labels", "limits", b"limits", "models", b"models", "older_models", b"older_models", "organ_scheme", b"organ_scheme", "organ_scheme_sha256", b"organ_scheme_sha256", "organs", b"organs", "readings", b"readings", "service_version", b"service_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetInfoResponse: _TypeAlias = GetInfoResponse  # noqa: Y015
+
+@_typing.final
+class Ensemble(_message.Message):
+    """Models that work together under a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    FUSION_SPACING_MM_FIELD_NUMBER: _builtins.int
+    LOCATOR_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
+        """whose predictions are fused, each in its version in service"""
+
+    @_builtins.property
+    def fusion_spacing_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """x, y, z of the grid of the fusion; empty: the finest of theirs"""
+
+    @_builtins.property
+    def locator(self) -> Global___ModelRef:
+        """finds where organs can be; unset: none does"""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """members that the model server does not hold: it cannot answer"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        models: _abc.Iterable[Global___ModelRef] | None = ...,
+        fusion_spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
+        locator: Global___ModelRef | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["locator", b"locator"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fusion_spacing_mm", b"fusion_spacing_mm", "locator", b"locator", "missing", b"missing", "models", b"models", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ensemble: _TypeAlias = Ensemble  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -300,13 +355,18 @@ class ScoreCaseRequest(_message.Message):
     READING_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     NEWER_THAN_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     reading: Global___Reading.ValueType
     newer_than: _builtins.int
     """Only a result with a higher number than this will do (CaseResult.number); 0: any."""
+    ensemble: _builtins.str
+    """name of one that is loaded; empty: the one in use"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"unet" (the version in service) or "unet@2", one version per model; empty: the whole ensemble."""
+        """"unet" (the version in service) or "unet@2", one version per model; empty: the whole ensemble.
+        With an ensemble: the versions of its models, exactly these.
+        """
 
     def __init__(
         self,
@@ -315,10 +375,11 @@ class ScoreCaseRequest(_message.Message):
         reading: Global___Reading.ValueType = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         newer_than: _builtins.int = ...,
+        ensemble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "models", b"models", "newer_than", b"newer_than", "reading", b"reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "ensemble", b"ensemble", "models", b"models", "newer_than", b"newer_than", "reading", b"reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -381,8 +442,11 @@ class StreamCaseRequest(_message.Message):
     READING_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     ORGANS_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     reading: Global___Reading.ValueType
+    ensemble: _builtins.str
+    """as in ScoreCaseRequest"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """as in ScoreCaseRequest"""
@@ -398,10 +462,11 @@ class StreamCaseRequest(_message.Message):
         reading: Global___Reading.ValueType = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         organs: _abc.Iterable[_builtins.str] | None = ...,
+        ensemble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "models", b"models", "organs", b"organs", "reading", b"reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "ensemble", b"ensemble", "models", b"models", "organs", b"organs", "reading", b"reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -444,11 +509,14 @@ class AttendVolumeHeader(_message.Message):
     READING_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     ORGANS_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
     voxel_type: Global___VoxelType.ValueType
     slope: _builtins.float
     """HU = stored * slope + intercept; 0 means 1"""
     intercept: _builtins.float
     reading: Global___Reading.ValueType
+    ensemble: _builtins.str
+    """as in ScoreCaseRequest"""
     @_builtins.property
     def grid(self) -> Global___VolumeGrid: ...
     @_builtins.property
@@ -469,10 +537,11 @@ class AttendVolumeHeader(_message.Message):
         reading: Global___Reading.ValueType = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         organs: _abc.Iterable[_builtins.str] | None = ...,
+        ensemble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "intercept", b"intercept", "models", b"models", "organs", b"organs", "reading", b"reading", "slope", b"slope", "voxel_type", b"voxel_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ensemble", b"ensemble", "grid", b"grid", "intercept", b"intercept", "models", b"models", "organs", b"organs", "reading", b"reading", "slope", b"slope", "voxel_type", b"voxel_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,6 +718,7 @@ class CaseResult(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     FUSION_SPACING_MM_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """empty for a client's own volume"""
     ensemble: _builtins.str
@@ -658,6 +728,8 @@ class CaseResult(_message.Message):
     """nothing was predicted: the store held the result"""
     number: _builtins.int
     """of the results of this case, ensemble and reading in the store, from 1;"""
+    left_out: _builtins.float
+    """Share of the body's box that was left out, since locating ruled organs out there; 0: none."""
     @_builtins.property
     def organs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrganResult]: ...
     @_builtins.property
@@ -685,10 +757,11 @@ class CaseResult(_message.Message):
         models: _abc.Iterable[Global___ModelRef] | None = ...,
         number: _builtins.int = ...,
         fusion_spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
+        left_out: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "fusion_spacing_mm", b"fusion_spacing_mm", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "fusion_spacing_mm", b"fusion_spacing_mm", "left_out", b"left_out", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -735,6 +808,7 @@ class OrganResult(_message.Message):
     DISAGREEMENT_FIELD_NUMBER: _builtins.int
     EXPECTED_ML_FIELD_NUMBER: _builtins.int
     VOICES_FIELD_NUMBER: _builtins.int
+    ATTENDED_ML_FIELD_NUMBER: _builtins.int
     organ: _builtins.str
     attention_voxels: _builtins.float
     """Attention size in voxels of the CT's grid: the sum of the attention map as sent or stored
@@ -756,6 +830,10 @@ class OrganResult(_message.Message):
     """How many models know the organ: N of Eq. 1 and 2. One alone cannot be inconsistent. 0: stored by
     a version whose models all knew all organs.
     """
+    attended_ml: _builtins.float
+    """Volume of the voxels whose attention reaches 0.2 (reading paper) or is above 0 (released).
+    Missing in results that were stored by a version that did not count it.
+    """
     def __init__(
         self,
         *,
@@ -767,15 +845,20 @@ class OrganResult(_message.Message):
         disagreement: _builtins.float | None = ...,
         expected_ml: _builtins.float | None = ...,
         voices: _builtins.int = ...,
+        attended_ml: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "disagreement", b"disagreement", "expected_ml", b"expected_ml"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml", "_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attended_ml", b"attended_ml", "disagreement", b"disagreement", "expected_ml", b"expected_ml"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels", "voices", b"voices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml", "_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attended_ml", b"attended_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels", "voices", b"voices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attended_ml: _TypeAlias = _typing.Literal["attended_ml"]  # noqa: Y015
+    _WhichOneofArgType__attended_ml: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml"]  # noqa: Y015
     _WhichOneofReturnType__disagreement: _TypeAlias = _typing.Literal["disagreement"]  # noqa: Y015
     _WhichOneofArgType__disagreement: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement"]  # noqa: Y015
     _WhichOneofReturnType__expected_ml: _TypeAlias = _typing.Literal["expected_ml"]  # noqa: Y015
     _WhichOneofArgType__expected_ml: _TypeAlias = _typing.Literal["_expected_ml", b"_expected_ml"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attended_ml) -> _WhichOneofReturnType__attended_ml | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__disagreement) -> _WhichOneofReturnType__disagreement | None: ...
     @_typing.overload

@@ -259,7 +259,7 @@ def test_memory_does_not_grow_with_the_number_of_slices() -> None:
     for slices in (40, 160) * 4:
         source = make_source((24, 24, slices))
         attending = attend(
-            source, MIXED, RulePredictor(contextual), scheme=ABDOMEN_ATLAS, windows_in_flight=4
+            source, MIXED, RulePredictor(contextual), windows_in_flight=4, scheme=ABDOMEN_ATLAS
         )
         tracemalloc.start()
         for _ in attending:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 from unittest.mock import create_autospec
@@ -11,8 +10,7 @@ import grpc
 from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.server.servicer import AttentionServicer
 from atlas_attention.settings import AttentionSettings
-from atlas_attention.triton import TritonPredictor
-from atlas_attention.triton.ensemble import choose_ensemble
+from atlas_attention.triton import ServerModels, TritonPredictor
 from atlas_core.model_spec import ModelSpec
 from atlas_core.store import CaseStore
 from atlasloop.answers import service_info
@@ -31,11 +29,8 @@ class ModelsOnTrial:
 
     READY = (spec("nnunet", 0), spec("unet", 0), spec("unet", 1), spec("unet", 2))
 
-    def ready_models(self) -> tuple[ModelSpec, ...]:
-        return self.READY
-
-    def ensemble(self, wanted: Sequence[str] = ()) -> tuple[ModelSpec, ...]:
-        return choose_ensemble(self.READY, wanted, {"unet": 1})
+    def server_models(self) -> ServerModels:
+        return ServerModels(self.READY, {"unet": 1})
 
 
 def test_info_lists_the_versions_in_service_although_a_newer_one_is_loaded(tmp_path: Path) -> None:
@@ -52,5 +47,9 @@ def test_info_lists_the_versions_in_service_although_a_newer_one_is_loaded(tmp_p
     in_service = {(model.name, model.version) for model in info.models}
     assert in_service == {("nnunet", 0), ("unet", 1)}
     assert {(m.name, m.version) for m in info.older_models} == {("unet", 0), ("unet", 2)}
-    by_name = models.ensemble([model.name for model in info.models])
-    assert {(s.name, s.version) for s in by_name} == in_service
+    by_name = models.server_models().choose(models=[model.name for model in info.models])
+    assert {(s.name, s.version) for s in by_name.voices} == in_service
+    # As long as nobody describes an ensemble, all in service are one.
+    assert info.ensemble_in_use == "default"
+    (ensemble,) = info.ensembles
+    assert {(model.name, model.version) for model in ensemble.models} == in_service

@@ -272,7 +272,7 @@ def nnunet(folder: Path, labels: Mapping[str, Any]) -> None:
 
 
 def test_nnunet_raw_by_its_own_names(site: Site) -> None:
-    nnunet(site.folder / "Dataset003", {"background": 0, "Liver": 1, "cancer": 2})
+    nnunet(site.folder / "Dataset003", {"background": 0, "Liver": 1, "duodenum": 2})
     summary = site.run()
     assert [(case.source, case.organs) for case in summary.taken] == [
         ("Dataset003/imagesTr/liver_001_0000.nii.gz", ("liver",)),
@@ -281,6 +281,13 @@ def test_nnunet_raw_by_its_own_names(site: Site) -> None:
     ]
     assert not summary.refused
     assert site.catalog.dataset("site").organs == ("liver",)
+
+
+def test_a_tumour_that_nobody_explained_is_asked_about(site: Site) -> None:
+    nnunet(site.folder, {"background": 0, "liver": 1, "cancer": 2})
+    summary = site.run()
+    assert all(not case.organs for case in summary.taken)
+    assert "is 'cancer' part of an organ, and of which?" in summary.refused[0].reason
 
 
 def test_nnunet_raw_by_a_preset_joins_the_tumour(site: Site) -> None:
@@ -551,7 +558,7 @@ def test_an_mr_is_refused_unless_forced(site: Site) -> None:
 
 def test_a_ct_without_its_intercept_is_refused(site: Site) -> None:
     save(site.folder / "raw.nii.gz", (ct_voxels() + 1100).astype(np.uint16))
-    assert "lowest value" in only_reason(site.run())
+    assert "intercept (about -1024) was never added" in only_reason(site.run())
 
 
 def test_label_maps_are_skipped_among_loose_files_and_never_forced(site: Site) -> None:
@@ -622,11 +629,11 @@ def test_masks_that_are_no_masks_are_refused(site: Site, voxels: Any, word: str)
 
 def test_masks_without_a_ct_and_other_formats_are_said(site: Site) -> None:
     save(site.folder / "s1" / "segmentations" / "liver.nii.gz", blob((8, 8, 4)))
-    (site.folder / "x.nrrd").write_bytes(b"NRRD")
+    (site.folder / "x.mgz").write_bytes(b"MGZ")
     summary = site.run()
     assert {note.source: note.reason.split(":")[0] for note in summary.skipped} == {
-        "s1/segmentations": "masks without a CT",
-        "x.nrrd": ".nrrd files are not read; convert it to NIfTI",
+        "s1/segmentations/liver.nii.gz": "a mask without a CT",
+        "x.mgz": ".mgz files are not read; convert it to NIfTI",
     }
 
 

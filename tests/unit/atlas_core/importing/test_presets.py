@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from atlas_core.importing import shipped_presets
 from atlas_core.importing.presets import (
     LabelMap,
     Preset,
-    nnunet_map,
     preset,
     scheme_map,
     structure_of,
@@ -231,25 +229,3 @@ def test_without_a_preset_our_own_ids_names_and_aliases_hold() -> None:
 )
 def test_structures_by_the_names_people_use(name: str, structure: tuple[str, ...]) -> None:
     assert structure_of(name, ABDOMEN_ATLAS) == structure
-
-
-def test_nnunet_names() -> None:
-    second = nnunet_map(
-        json.dumps({"labels": {"background": 0, "liver": 1, "cancer": 2}}), ABDOMEN_ATLAS
-    )
-    assert (second.labels, second.others) == ({1: ("liver",)}, {2})
-    first = nnunet_map(json.dumps({"labels": {"0": "background", "1": "spleen"}}), ABDOMEN_ATLAS)
-    assert first.labels == {1: ("spleen",)}
-    regions = nnunet_map(
-        json.dumps({"labels": {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3]}}),
-        ABDOMEN_ATLAS,
-    )
-    assert regions.labels == dict.fromkeys((1, 2, 3), KIDNEYS)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"labels": 3}', '{"labels": {"liver": "one"}}', '{"labels": [1]}']
-)
-def test_a_dataset_json_of_another_kind_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"dataset\.json"):
-        nnunet_map(text, ABDOMEN_ATLAS)

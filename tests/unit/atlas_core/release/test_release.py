@@ -35,7 +35,7 @@ from atlas_core.release import (
 )
 from atlas_core.release.licences import licence_problems
 from atlas_core.release.plan import NotComplete
-from atlas_core.release.splits import PAPER_CASES, Member, split_cases
+from atlas_core.release.splits import PAPER_CASES, SplitCase, split_cases
 from atlas_core.release.statistics import volume_statistics
 from atlas_core.store import CaseStore
 from atlas_flows.assembly import AssemblyRequest, case_assembly
@@ -371,7 +371,7 @@ def test_a_forbidden_mix_is_refused_until_it_is_accepted(
 
 
 def test_splits_have_the_proportions_of_the_paper() -> None:
-    members = [Member(f"case-{n}", f"set-{n % 16}") for n in range(8448)]
+    members = [SplitCase(f"case-{n}", f"set-{n % 16}") for n in range(8448)]
     splits = split_cases(members)
     assert Counter(splits.values()) == PAPER_CASES
     assert split_cases(members[::-1]) == splits
@@ -382,7 +382,7 @@ def test_splits_have_the_proportions_of_the_paper() -> None:
 
 
 def test_no_patient_is_in_two_splits() -> None:
-    members = [Member(f"case-{n}", f"set-{n % 5}", f"p{n % 97}") for n in range(600)]
+    members = [SplitCase(f"case-{n}", f"set-{n % 5}", f"p{n % 97}") for n in range(600)]
     splits = split_cases(members)
     for patient in {member.patient for member in members}:
         assert len({splits[m.case_id] for m in members if m.patient == patient}) == 1

@@ -23,9 +23,10 @@ from atlas_core.records import Case, Dataset, LabelSource, Reading
 from atlas_core.store import CaseStore
 from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter
 from atlas_flows.scoring import ScoreRequest, case_scoring
-from atlas_flows.scoring.case_scoring import Ensemble, Patience, ScoringRun
+from atlas_flows.scoring.case_scoring import Patience, ScoringEnsemble, ScoringRun
 from atlasloop.answers import (
     CaseResult,
+    EnsembleInfo,
     Limits,
     ModelInfo,
     ModelRef,
@@ -87,6 +88,7 @@ class ScriptedService:
         reading: str = "paper",
         *,
         models: Sequence[str] = (),
+        ensemble: str = "",
         newer_than: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         timeout_s: float | None = None,
@@ -111,7 +113,9 @@ class ScriptedService:
             ensemble=key[2],
             reading="released" if reading == "released" else "paper",
             models=tuple(ModelRef(r.name, r.version, r.sha256) for r in refs),
-            organs=(OrganResult("liver", 12.5 * self.store.result_number(*key), 0.5, 40, 1.6),),
+            organs=(
+                OrganResult("liver", 12.5 * self.store.result_number(*key), 0.5, 40, 1.6, 0.1, 1.6),
+            ),
             timing=Timing(1.0, 0.5, 3, 1),
             already_scored=found,
             number=self.store.result_number(*key),
@@ -327,14 +331,43 @@ def test_a_case_that_the_service_does_not_know_fails(bench: Bench) -> None:
 def test_the_whole_ensemble_is_waited_for(bench: Bench) -> None:
     service = ScriptedService(bench.store)
     service.infos = [replace(INFO, models=INFO.models[:1])] * 2
-    found = case_scoring.await_ensemble(service, (), {"nnunet", "unet"}, IMPATIENT)
+    on_record = {"": ("nnunet", "unet"), "trial": ("nnunet",)}
+    found = case_scoring.await_ensemble(service, ScoreRequest(), on_record, IMPATIENT)
     assert [ref.name for ref in found.models] == ["nnunet", "unet"]
     service.infos = [replace(INFO, models=INFO.models[:1])] * 10_000
     with pytest.raises(Unavailable, match="not in service: unet"):
-        case_scoring.await_ensemble(service, (), {"nnunet", "unet"}, IMPATIENT)
+        case_scoring.await_ensemble(service, ScoreRequest(), on_record, IMPATIENT)
     # Who names models means them.
-    alone = case_scoring.await_ensemble(service, ("nnunet",), {"nnunet", "unet"}, IMPATIENT)
+    by_hand = ScoreRequest(models=("nnunet",))
+    alone = case_scoring.await_ensemble(service, by_hand, on_record, IMPATIENT)
     assert [ref.name for ref in alone.models] == ["nnunet"]
+
+
+TRIAL = EnsembleInfo("trial", (ModelRef("nnunet", 0, INFO.models[0].sha256),), (1.5, 1.5, 2.0))
+
+
+def test_an_ensemble_is_scored_by_its_name_and_on_its_grid() -> None:
+    info = replace(INFO, ensembles=(TRIAL,), ensemble_in_use="site")
+    named = case_scoring.select_ensemble(info, (), "trial")
+    assert (named.name, [ref.name for ref in named.models]) == ("trial", ["nnunet"])
+    assert named.key.endswith("+grid-1.5-1.5-2")
+    assert case_scoring.select_ensemble(info, ("nnunet",)).name == ""
+    with pytest.raises(NotFound, match=r"gone is not loaded.*trial"):
+        case_scoring.select_ensemble(info, (), "gone")
+    with pytest.raises(InvalidInput, match="exclude each other"):
+        case_scoring.select_ensemble(info, ("nnunet",), "trial")
+
+
+def test_an_ensemble_that_changes_meanwhile_leaves_no_mixed_result(bench: Bench) -> None:
+    service = ScriptedService(bench.store)
+    changed = replace(bench.ensemble, name="site", fusion_spacing_mm=(1.5, 1.5, 2.0))
+    plan = case_scoring.plan_scoring(ScoreRequest(limit=1), changed, bench.catalog, bench.store)
+    progress = ProgressCounter(1, lambda done, total, outcome: None)
+    run = ScoringRun(plan, service, bench.catalog, bench.store, progress)
+    (outcome,) = case_scoring.score_shard(run, plan.cases)
+    assert outcome.outcome is Outcome.FAILED
+    assert "the ensemble changed while the run lasted" in outcome.message
+    assert bench.catalog.scored_cases(Reading.PAPER, bench.ensemble.key) == {}
 
 
 def test_a_bad_case_does_not_stop_the_others(bench: Bench) -> None:
@@ -407,7 +440,7 @@ def test_progress_is_told_in_order_from_many_threads() -> None:
 
 def test_the_same_models_in_any_order_are_the_same_ensemble() -> None:
     refs = tuple(CoreRef(name=name, version=0, sha256="0" * 64) for name in ("b", "a"))
-    assert Ensemble(refs, {}).key == Ensemble(refs[::-1], {}).key
+    assert ScoringEnsemble(refs, {}).key == ScoringEnsemble(refs[::-1], {}).key
 
 
 def test_unavailable_names_what_to_look_at() -> None:

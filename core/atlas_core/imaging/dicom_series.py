@@ -1,0 +1,310 @@
+"""Which DICOM files form which CT series: found in a folder, and sorted out by what they say.
+
+A series often holds more than one volume, or less: copies of files, a second pass, scouts, screens
+with the dose. What is no slice is left out by rule, and said; two passes become two series.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from pydicom import Dataset
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+)
+
+from atlas_core.errors import AtlasError, LimitExceeded, NotFound
+from atlas_core.imaging.dicom_slices import looks_like_dicom, pixel_bytes, read_tags
+
+MAX_FILES: Final = 100_000
+"""Files looked at in one folder: hundreds of CTs in one heap."""
+
+PLANES: Final = 1
+"""Decimals of direction cosines that tell planes apart: a scout is turned by 90°."""
+
+PLACES: Final = 2
+"""Decimals of millimetres that tell positions apart."""
+
+PROJECTIONS: Final = frozenset({"MIP", "MINIP", "PROJECTION IMAGE", "AVERAGE", "RENDERED", "VRT"})
+REFORMATTED: Final = frozenset(
+    {"MPR", "REFORMATTED", "CSA MPR", "CSAPARALLEL", "RESAMPLED", "CURVED"}
+)
+SCREENS: Final = frozenset({"LOCALIZER", "SCREEN SAVE", "DOSE_INFO", "SCREENSAVE", "PROTOCOL"})
+"""Values of ImageType."""
+
+CTS: Final = frozenset(
+    {"", CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+)
+"""SOP classes of CTs; a file that names none may be one."""
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """Files that form one volume, if any.
+
+    Attributes:
+        uid: SeriesInstanceUID, with a number where it holds several volumes; an identifier to
+            choose by, not to log.
+        modality: "CT", "MR", "RTSTRUCT" …
+        files: in the order of their names.
+        left_out: files of the series that are no slice of this volume, and why.
+        reason: why the series is no CT; None if it may be one.
+        notes: what deserves a look, in sentences.
+    """
+
+    uid: str
+    modality: str
+    files: tuple[Path, ...]
+    left_out: tuple[tuple[Path, str], ...] = ()
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _File:
+    """What sorts a file; what is missing or malformed is None."""
+
+    path: Path
+    series: str
+    modality: str
+    storage: str
+    kind: frozenset[str]
+    samples: int
+    plane: tuple[float, ...] | None
+    place: tuple[float, ...] | None
+    frame: str
+    instance: int | None
+    passes: tuple[Any, ...]
+    promised: int | None
+
+
+def find_series(
+    folder: Path,
+    *,
+    max_files: int = MAX_FILES,
+    on_unreadable: Callable[[Path, str], None] = lambda file, why: None,
+) -> tuple[DicomSeries, ...]:
+    """The DICOM series below `folder`, those with most files first; other files are passed over.
+
+    Args:
+        on_unreadable: called with files that look like DICOM and cannot be read, and the reason.
+
+    Raises:
+        NotFound: no such folder.
+        LimitExceeded: more than `max_files` files.
+    """
+    if not folder.is_dir():
+        raise NotFound("no such folder of DICOM files")
+    files: dict[str, list[_File]] = {}
+    for path in _files(folder, max_files):
+        try:
+            file = _file(path, read_tags(path))
+        except Exception as error:  # pydicom raises what it likes on damaged headers
+            if looks_like_dicom(path) and path.name.upper() != "DICOMDIR":
+                known = isinstance(error, AtlasError)
+                on_unreadable(
+                    path, str(error) if known else "not a readable file of a DICOM series"
+                )
+            continue
+        files.setdefault(file.series, []).append(file)
+    sources = {
+        one.frame
+        for found in files.values()
+        for one in found
+        if one.modality == "CT" and one.storage == CTImageStorage and "ORIGINAL" in one.kind
+    }
+    series = [one for found in files.values() for one in _sorted_out(found, sources)]
+    return tuple(sorted(series, key=lambda one: (-len(one.files), one.uid)))
+
+
+def _files(folder: Path, max_files: int) -> list[Path]:
+    """Regular files below `folder`, sorted; links to folders are not followed."""
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        # Not by recursion: folders are nested as deep as somebody likes.
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry))
+                    elif entry.is_file():
+                        found.append(Path(entry))
+        except OSError:
+            continue  # cannot be listed, or its path is too long to be opened
+        if len(found) > max_files:
+            raise LimitExceeded(
+                "folder holds too many files",
+                expected=f"at most {max_files}",
+                remedy="import its subfolders one by one",
+            )
+    return sorted(found)
+
+
+def _file(path: Path, tags: Dataset) -> _File:
+    """Raises: whatever pydicom raises on damaged headers, of what every DICOM file has."""
+    modality = str(tags.get("Modality", ""))
+    uid = str(tags.get("SeriesInstanceUID") or "")
+    if not uid and not (modality and tags.get("Rows")):
+        raise NotFound("not a readable file of a DICOM series")
+    numbers = ("AcquisitionNumber", "TemporalPositionIndex", "AcquisitionTime", "SeriesTime")
+    return _File(
+        path,
+        # Slices without a series, as some anonymizers leave them, form one with their folder.
+        series=uid or f"folder {path.parent}",
+        modality=modality,
+        storage=str(_value(tags, "SOPClassUID", str) or ""),
+        kind=frozenset(_value(tags, "ImageType", _words) or ()),
+        samples=_value(tags, "SamplesPerPixel", int) or 1,
+        plane=_value(tags, "ImageOrientationPatient", lambda v: _rounded(v, PLANES)),
+        place=_value(tags, "ImagePositionPatient", lambda v: _rounded(v, PLACES)),
+        frame=str(tags.get("FrameOfReferenceUID") or tags.get("StudyInstanceUID") or ""),
+        instance=_value(tags, "InstanceNumber", int),
+        passes=tuple(_value(tags, name, str) for name in numbers),
+        promised=_value(tags, "ImagesInAcquisition", int),
+    )
+
+
+def _value(tags: Dataset, keyword: str, convert: Callable[[Any], Any]) -> Any:
+    """An attribute, or None: what a slice needs is checked when it is read."""
+    try:
+        value = tags.get(keyword)
+        return None if value is None or value == "" else convert(value)
+    except Exception:  # values are converted, and found malformed, when they are asked for
+        return None
+
+
+def _words(value: Any) -> list[str]:
+    words = [value] if isinstance(value, str) else list(value)
+    return [str(word).strip().upper() for word in words]
+
+
+def _rounded(value: Any, decimals: int) -> tuple[float, ...]:
+    return tuple(round(float(number), decimals) + 0.0 for number in value)
+
+
+def _sorted_out(files: list[_File], sources: set[str]) -> list[DicomSeries]:
+    """The volumes of one series; `sources`: frames of reference of original CTs."""
+    first = files[0]
+    whole = DicomSeries(first.series, first.modality, tuple(one.path for one in files))
+    if (reason := _no_ct(files, sources)) is not None:
+        return [replace(whole, reason=reason)]
+    slices, left_out = _slices(files)
+    slices, copies = _without_copies(slices)
+    passes = _passes(slices)
+    found = []
+    for number, one_pass in enumerate(passes, 1):
+        split = len(passes) > 1
+        notes = [f"pass {number} of {len(passes)} in one series"] if split else _missing(files)
+        found.append(
+            DicomSeries(
+                f"{first.series} pass {number}" if split else first.series,
+                first.modality,
+                tuple(one.path for one in one_pass),
+                tuple(left_out + copies) if number == 1 else (),
+                notes=tuple(notes),
+            )
+        )
+    return found
+
+
+def _no_ct(files: list[_File], sources: set[str]) -> str | None:
+    """Why a whole series is no CT, or None."""
+    first = files[0]
+    if first.modality != "CT":
+        return f"DICOM series of modality {first.modality[:16] or 'unknown'}, not CT"
+    if all(_is_screen(one) for one in files):
+        return "no CT slices: a scout, or a screen with a report or dose"
+    if all("DERIVED" in one.kind for one in files):
+        if all(one.kind & PROJECTIONS for one in files):
+            return "a projection or rendering (ImageType), no CT"
+        if all(one.kind & REFORMATTED for one in files) and first.frame in sources:
+            return "reformatted (ImageType) from a series that lies beside it"
+    return None
+
+
+def _is_screen(one: _File) -> bool:
+    nowhere = one.place is None and one.storage not in CTS
+    return one.samples != 1 or nowhere or bool(one.kind & SCREENS)
+
+
+def _slices(files: list[_File]) -> tuple[list[_File], list[tuple[Path, str]]]:
+    """Slices of the plane that most have; the others, and why."""
+    planes = Counter(one.plane for one in files if not _is_screen(one))
+    plane = planes.most_common(1)[0][0]
+    slices, left_out = [], []
+    for one in files:
+        if _is_screen(one):
+            left_out.append((one.path, "no slice: a scout, or a screen with a report or dose"))
+        elif plane is not None and one.plane is not None and one.plane != plane:
+            left_out.append((one.path, "no slice of the series: it lies in another plane (scout)"))
+        else:
+            slices.append(one)
+    # Two stacks of different planes are no scout: they stay, and are refused.
+    return (slices, left_out) if len(slices) > len(files) / 2 else (files, [])
+
+
+def _without_copies(slices: list[_File]) -> tuple[list[_File], list[tuple[Path, str]]]:
+    """Each slice once: of files at one place with the same pixels, the first."""
+    places = Counter(one.place for one in slices)
+    kept, copies, seen = [], [], set()
+    for one in slices:
+        if one.place is not None and places[one.place] > 1:
+            key = (one.place, _content(one.path))
+            if key in seen:
+                copies.append((one.path, "a copy of another slice of the series"))
+                continue
+            seen.add(key)
+        kept.append(one)
+    return kept, copies
+
+
+def _content(path: Path) -> str:
+    """Equal for equal pixels; different for every file that cannot be read."""
+    try:
+        return hashlib.sha256(pixel_bytes(path)).hexdigest()
+    except Exception:  # pydicom raises what it likes; reading the slice says what is wrong
+        return str(path)
+
+
+def _passes(slices: list[_File]) -> list[list[_File]]:
+    """Slices of each pass over the body; all in one list if nothing tells passes apart."""
+    if _once(slices):
+        return [slices]
+    for index in range(len(slices[0].passes)):
+        groups: dict[Any, list[_File]] = {}
+        for one in slices:
+            groups.setdefault(one.passes[index], []).append(one)
+        if len(groups) > 1 and all(len(group) > 1 and _once(group) for group in groups.values()):
+            return [groups[key] for key in sorted(groups, key=str)]
+    return [slices]
+
+
+def _once(slices: Iterable[_File]) -> bool:
+    places = [one.place for one in slices]
+    return len(set(places)) == len(places)
+
+
+def _missing(files: Sequence[_File]) -> list[str]:
+    """What the headers promise and the folder lacks."""
+    notes = []
+    promised = max((one.promised or 0 for one in files), default=0)
+    if promised > len(files):
+        notes.append(f"its headers promise {promised} images, {len(files)} are here")
+    numbers = {one.instance for one in files if one.instance is not None}
+    if numbers:
+        low, high = min(numbers), max(numbers)
+        if high - low + 1 > len(numbers) == len(files):
+            gaps = high - low + 1 - len(numbers)
+            notes.append(f"{gaps} numbers between {low} and {high} are missing among its images")
+        elif low > 1 and not notes:
+            notes.append(f"its images begin with number {low}: {low - 1} may be missing")
+    return notes
