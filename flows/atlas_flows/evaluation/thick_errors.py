@@ -17,12 +17,20 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from atlas_core.frozen_model import FrozenModel
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy import ndimage
 
-from atlas_flows.evaluation.attention_regions import box_around
+from atlas_flows.evaluation.attention_regions import (
+    BesideBorder,
+    Detection,
+    Discrimination,
+    RegionRule,
+    ShareRow,
+    ThickErrors,
+    box_around,
+    detect,
+    total,
+)
 
 REACH_MM: Final = 10.0
 """Farther from pseudo label and truth nobody looks for an error of the organ, and voxels are right
@@ -71,21 +79,6 @@ class LevelCounts:
         found, marked = np.cumsum(self.thick[::-1]), np.cumsum((self.thick + self.right)[::-1])
         precision = found / np.maximum(marked, 1)
         return float((precision * self.thick[::-1]).sum() / self.thick.sum())
-
-
-class Discrimination(FrozenModel):
-    """How well a score tells thick errors from right voxels."""
-
-    score: str = Field(description='"attention", or "border": nearness to the pseudo label\'s own.')
-    auroc: float | None = Field(description="0.5: by chance.")
-    average_precision: float | None = Field(description="By chance: the share of thick errors.")
-
-
-class ThickErrors(FrozenModel):
-    """Attention and the trivial baseline on the same voxels, pooled over organs and cases."""
-
-    thick_share: float | None = Field(description="Of thick errors among the compared voxels.")
-    scores: tuple[Discrimination, ...]
 
 
 Scored = tuple[LevelCounts, LevelCounts]
@@ -148,11 +141,71 @@ def border_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _nearness(pseudo: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.uint8]:
     """Byte that falls with the distance to the mask's border, 0 where there is no mask."""
-    if not pseudo.any():
-        return np.zeros(pseudo.shape, np.uint8)
     steps = _distance_mm(border_of(pseudo), spacing_mm) / NEARNESS_STEP_MM
     return np.asarray(np.clip(LEVELS - 1 - np.rint(steps), 0, LEVELS - 1), np.uint8)
 
 
 def _distance_mm(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    if not mask.any():
+        return np.full(mask.shape, np.inf)  # SciPy would measure to a voxel outside
     return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing_mm))
+
+
+SHARES: Final = (0.0, 0.25, 0.5)
+"""Parts of a region that must be met: one voxel, a quarter, half."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One organ of one case: attention and the pseudo label's border as detectors of errors.
+
+    Attributes:
+        attention, border: regions counted for each of `SHARES`.
+        scored: voxels counted by score.
+    """
+
+    attention: tuple[Detection, ...]
+    border: tuple[Detection, ...]
+    scored: Scored
+
+
+def compare(
+    pseudo: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    attention: NDArray[np.uint8],
+    spacing_mm: Sequence[float],
+    rule: RegionRule,
+    lowest_byte: int,
+) -> Comparison:
+    """Everything that stands beside Table 1, of one organ of one case; see `compare_with_border`.
+
+    Args:
+        rule: its `share` does not count.
+        lowest_byte: of attention of an attended voxel.
+    """
+    error, voxel_ml = pseudo ^ truth, math.prod(spacing_mm) / 1000.0
+    rules = [rule.model_copy(update={"share": share}) for share in SHARES]
+    attended, border = attention >= lowest_byte, border_of(pseudo)
+    return Comparison(
+        tuple(detect(error, attended, voxel_ml, one) for one in rules),
+        tuple(detect(error, border, voxel_ml, one) for one in rules),
+        compare_with_border(pseudo, truth, attention, spacing_mm),
+    )
+
+
+def beside_border(found: Sequence[Comparison]) -> BesideBorder:
+    """Pooled over organs and cases."""
+    rows = []
+    for place, share in enumerate(SHARES):
+        attention = total([one.attention[place] for one in found])
+        border = total([one.border[place] for one in found])
+        rows.append(
+            ShareRow(
+                share=share,
+                sensitivity=attention.sensitivity,
+                precision=attention.precision,
+                border_sensitivity=border.sensitivity,
+                border_precision=border.precision,
+            )
+        )
+    return BesideBorder(shares=tuple(rows), thick=thick_errors(one.scored for one in found))
