@@ -181,7 +181,7 @@ def _card(
             if size.attention_voxels  # a map of zeros has no file
         ],
     )
-    unseen = store.left_out(case.id, reading, ensemble)
+    unseen = store.left_out(case.id, scope.reading, ensemble)
     strips = [[_picture(cut, layer, case, scheme) for layer in Layer] for cut in cuts]
     return {
         "rank": ranked.rank,
