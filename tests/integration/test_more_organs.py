@@ -140,7 +140,7 @@ def nobody(*_: object) -> None:
 
 def test_an_atlas_of_25_organs_goes_once_around(site: Site, triton: TritonServer) -> None:
     with attention(site, triton, SCHEME) as client:
-        ensemble = await_ensemble(client, [], ["tiny"], Patience())
+        ensemble = await_ensemble(client, ScoreRequest(), {}, Patience())
         assert dict(ensemble.labels) == {organ.name: organ.label for organ in SCHEME}
         plan = plan_scoring(ScoreRequest(), ensemble, site.catalog, site.store)
         run = ScoringRun(plan, client, site.catalog, site.store, ProgressCounter(2, nobody))
@@ -172,15 +172,15 @@ def test_an_atlas_of_25_organs_goes_once_around(site: Site, triton: TritonServer
 def test_a_service_with_other_organs_scores_nothing(site: Site, triton: TritonServer) -> None:
     """As one that still runs when the atlas was extended: both are named, and what to do."""
     gland = SCHEME["prostate"].model_copy(update={"name": "seminal_vesicle", "label": 77})
-    extended = SCHEME.model_copy(update={"name": "ours", "organs": (*SCHEME.organs, gland)})
+    extended = OrganScheme(name="ours", organs=(*SCHEME.organs, gland))
     with attention(site, triton, SCHEME) as client:
         extend_organs(site.catalog, extended)
-        ensemble = await_ensemble(client, [], ["tiny"], Patience())
+        ensemble = await_ensemble(client, ScoreRequest(), {}, Patience())
         with pytest.raises(ConfigurationError, match=r"ours \(26 .*abdomen_atlas_1_1 .*anew"):
             plan_scoring(ScoreRequest(), ensemble, site.catalog, site.store)
     # The cases that are there count as unlabelled for the new organ.
     plan = plan_assembly(AssemblyRequest(), site.catalog, site.store)
     assert set(plan.cases) == {site.labelled, site.unlabelled}
     with attention(site, triton, extended) as client:
-        ensemble = await_ensemble(client, [], ["tiny"], Patience())
+        ensemble = await_ensemble(client, ScoreRequest(), {}, Patience())
         plan_scoring(ScoreRequest(), ensemble, site.catalog, site.store)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -87,24 +87,22 @@ class _File:
 
 
 def find_series(
-    folder: Path,
-    *,
+    *folders: Path,
     max_files: int = MAX_FILES,
     on_unreadable: Callable[[Path, str], None] = lambda file, why: None,
 ) -> tuple[DicomSeries, ...]:
-    """The DICOM series below `folder`, those with most files first; other files are passed over.
+    """The DICOM series below each of `folders`, those with most files first; other files are passed
+    over. Derived series are recognised by their source also where that lies in another folder.
 
     Args:
         on_unreadable: called with files that look like DICOM and cannot be read, and the reason.
 
     Raises:
         NotFound: no such folder.
-        LimitExceeded: more than `max_files` files.
+        LimitExceeded: more than `max_files` files in one of them.
     """
-    if not folder.is_dir():
-        raise NotFound("no such folder of DICOM files")
-    files: dict[str, list[_File]] = {}
-    for path in _files(folder, max_files):
+    files: dict[tuple[Path, str], list[_File]] = {}
+    for folder, path in _below(folders, max_files):
         try:
             file = _file(path, read_tags(path))
         except Exception as error:  # pydicom raises what it likes on damaged headers
@@ -114,7 +112,7 @@ def find_series(
                     path, str(error) if known else "not a readable file of a DICOM series"
                 )
             continue
-        files.setdefault(file.series, []).append(file)
+        files.setdefault((folder, file.series), []).append(file)
     sources = {
         one.frame
         for found in files.values()
@@ -123,6 +121,14 @@ def find_series(
     }
     series = [one for found in files.values() for one in _sorted_out(found, sources)]
     return tuple(sorted(series, key=lambda one: (-len(one.files), one.uid)))
+
+
+def _below(folders: Iterable[Path], max_files: int) -> Iterator[tuple[Path, Path]]:
+    """Each folder with each of its files."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotFound("no such folder of DICOM files")
+        yield from ((folder, file) for file in _files(folder, max_files))
 
 
 def _files(folder: Path, max_files: int) -> list[Path]:

@@ -243,7 +243,7 @@ class _Import:
         if doubt is not None and not self.force:
             raise UnsupportedVolume(
                 f"values are not plausible Hounsfield units: {doubt}",
-                remedy="it may be an MR; import the original, or pass --force if it is a CT as it is",
+                remedy="it may be an MR; import the original, or pass --force if it is a CT",
             )
         if doubt is not None:
             outcome.warnings.append(Note(candidate.name, f"taken although {doubt}"))

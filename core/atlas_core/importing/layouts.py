@@ -116,11 +116,13 @@ class _Above:
 
     Attributes:
         dicom: their DICOM files were found already, with all below.
-        listed: CT → label, by the nearest dataset.json.
+        names: the nearest dataset.json.
+        listed: CT → label, by that.
         derived: labels by the entities of their CT, of the nearest BIDS derivatives.
     """
 
     dicom: bool = False
+    names: Path | None = None
     listed: Mapping[Path, Path] = field(default_factory=dict)
     derived: Mapping[str, Labels] = field(default_factory=dict)
 
@@ -134,6 +136,7 @@ class _Search:
         self._set_aside: dict[Path, SetAside] = {}
         self._seen: set[tuple[int, int]] = set()
         self._cases: set[Path] = set()
+        self._dicoms: list[Path] = []
         self._stems = cache(self._read_stems)
 
     def result(self, rest: str | None = None) -> Discovery:
@@ -157,7 +160,7 @@ class _Search:
         """The CTs and labels of a list."""
         for ct, label in pairs.items():
             if ct.is_dir():
-                self._dicom(ct, label)
+                self._dicom([ct], label)
             else:
                 self._candidates.append(self._with_map(Candidate(self._name(ct), ct), label))
 
@@ -174,6 +177,7 @@ class _Search:
                 self._put_aside(folder, f"cannot be searched: {type(error).__name__}")
                 continue
             waiting += [(inner, here) for inner in below]
+        self._dicom(self._dicoms)
 
     def _folder(self, folder: Path, above: _Above) -> tuple[list[Path], _Above]:
         """Take what lies in `folder`.
@@ -193,14 +197,14 @@ class _Search:
             folders = [inner for inner in folders if inner not in (images, labels)]
         dicom = not above.dicom and any(map(_is_dicom, files))
         if dicom:
-            self._dicom(folder)
+            self._dicoms.append(folder)
         self._loose(folder, files, here)
         return folders, replace(here, dicom=above.dicom or dicom)
 
     def _known(self, folder: Path, files: list[Path], folders: list[Path], above: _Above) -> _Above:
         """What `folder` says about CTs in it and below, or those above it do."""
         if folder / ROOT_NAME in files:
-            above = replace(above, listed=pairs_of_dataset(folder))
+            above = replace(above, names=folder / ROOT_NAME, listed=pairs_of_dataset(folder))
         if folder / DERIVATIVES in folders:
             above = replace(above, derived=bids_labels(folder / DERIVATIVES))
         # Derivatives of derivatives have their labels beside them, as other files do.
@@ -310,11 +314,15 @@ class _Search:
         for path in by_stem(folders).values():
             self._put_aside(path, "a folder that is called like a NIfTI file")
 
-    def _dicom(self, folder: Path, label: Path | None = None) -> None:
+    def _dicom(self, folders: list[Path], label: Path | None = None) -> None:
         try:
-            found = find_series(folder, on_unreadable=self._put_aside)
+            found = find_series(*folders, on_unreadable=self._put_aside)
         except LimitExceeded as error:
-            self._put_aside(folder, str(error))
+            if len(folders) == 1:
+                self._put_aside(folders[0], str(error))
+            else:
+                for folder in folders:
+                    self._dicom([folder])
             return
         homes = [home_of(series) for series in found]
         for series, home in zip(found, homes, strict=True):
@@ -356,6 +364,7 @@ class _Search:
                 )
                 continue
             label = label_beside(stem, self._stems(folder), beside) or here.listed.get(file)
+            names = here.names if file in here.listed else None
             derivatives = (
                 here.derived.get(bids_key(stem), Labels()) if stem.startswith("sub-") else Labels()
             )
@@ -366,7 +375,9 @@ class _Search:
                 certain=label is not None or derivatives != Labels(),
             )
             self._candidates.append(
-                self._with_map(candidate, label or derivatives.label_map, derivatives.label_names)
+                self._with_map(
+                    candidate, label or derivatives.label_map, names or derivatives.label_names
+                )
             )
 
     def _put_aside(self, path: Path, reason: str) -> None:

@@ -65,6 +65,9 @@ MIN_TISSUE: Final = 0.01
 CLIPPED_SHARE: Final = 0.001
 """So many voxels at the very end of the range are no chance: values beyond were cut off."""
 
+REACH_HU: Final = 200
+"""Values beside that end; a value that is alone there is one of a drawing, not a cut."""
+
 FINGERPRINT_HU: Final = (-150, 201)
 """Values that survive every usual clipping and 8 bits of window."""
 
@@ -219,7 +222,7 @@ def _clipped_above(histogram: NDArray[np.int64]) -> int | None:
 def _spike(histogram: NDArray[np.int64], end: int, inward: int) -> bool:
     """Whether an end of the range holds far more voxels than the values beside it."""
     count = int(histogram[end - LOW])
-    beside = [int(histogram[end + inward * step - LOW]) for step in range(1, 21)]
+    beside = [int(histogram[end + inward * step - LOW]) for step in range(1, REACH_HU)]
     return any(beside) and count > CLIPPED_SHARE * histogram.sum() and count > 5 * max(beside)
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,12 @@ from atlas_core.store import CaseStore
 from atlas_models.config import LabelWeights
 
 from atlas_flows.models.store import ModelStore
+from atlas_flows.models.training_order import TrainingOrder
 from atlas_flows.settings import Places
 
 if TYPE_CHECKING:
-    from atlas_models.importing.nnunet_origin import TrainingSource
-    from atlas_models.training import ChosenCase, NnunetCase
-
-    from atlas_flows.models.version_training import TrainingOrder
+    from atlas_models.importing import TrainingSource
+    from atlas_models.training import ChosenCase, NnunetCase, NnunetRun
 
 STEPS, LEARNING_RATE = 12_500, 1e-3
 """Of further training, unless somebody says otherwise: fifty of nnU-Net's epochs, at a tenth of the
@@ -86,17 +85,34 @@ def train_nnunet_version(
         Conflict: the run folder holds a run on other labels.
     """
     from atlas_models.importing import import_nnunet, training_source
-    from atlas_models.training import PROVENANCE_FILE, Diverged, data_key, provenance_file
+    from atlas_models.training import (
+        PROVENANCE_FILE,
+        Diverged,
+        NnunetRun,
+        data_key,
+        provenance_file,
+    )
 
     spec, folder = parent
     scheme = catalog.organ_scheme()
     source = training_source(folder)
     steps, rate = _overrides(order.overrides)
     teaching = _teaching(order, spec, catalog, CaseStore(here.store), scheme)
-    run_folder = order.run_folder or here.training_runs / f"{spec.name}-{version}"
-    checkpoints, refused = _trained(
-        source, folder, run_folder, teaching, steps, rate, here, order.loaders, on_step
+    run = NnunetRun(
+        folder=order.run_folder or here.training_runs / f"{spec.name}-{version}",
+        plans=source.plans,
+        configuration=source.choices.configuration or "",
+        dataset=source.dataset,
+        weights=None,
+        steps=steps,
+        learning_rate=rate,
+        trainer=source.origin.trainer,
+        python=here.nnunet_python,
+        loaders=order.loaders,
     )
+    refused = _known_refusals(run.folder, teaching)
+    starts = {fold: _start(run.folder, fold, folder) for fold in source.origin.folds}
+    checkpoints = _trained(run, starts, source, teaching, refused, on_step)
     with store.incoming() as incoming:
         result = _result(checkpoints, incoming / "result")
         choices = source.choices.model_copy(update={"version": version})
@@ -125,7 +141,10 @@ def train_nnunet_version(
             refused,
         )
         replace_file(incoming / spec.name / PROVENANCE_FILE, record)
-        return store.add(incoming / spec.name, catalog, parent=spec.ref, provenance=provenance)
+        trained = store.add(incoming / spec.name, catalog, parent=spec.ref, provenance=provenance)
+    for done in ("raw", "preprocessed"):  # copies of the cases; checkpoints and curves stay
+        shutil.rmtree(run.folder / done, ignore_errors=True)
+    return trained
 
 
 def _overrides(given: Mapping[str, Any]) -> tuple[int, float]:
@@ -168,74 +187,70 @@ def _teaching(
     return _Teaching(chosen, held, store, scheme)
 
 
-def _trained(
-    source: TrainingSource,
-    model: Path,
-    run_folder: Path,
-    teaching: _Teaching,
-    steps: int,
-    rate: float,
-    here: Places,
-    loaders: int,
-    on_step: Callable[[int, int], None],
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Fold → its new checkpoint; and case id → why it was left out."""
+def _known_refusals(run_folder: Path, teaching: _Teaching) -> dict[str, str]:
+    """Case id → why it was left out, by the raw data that a killed run has written.
+
+    Raises:
+        Conflict: they were written of other labels.
+    """
+    from atlas_models.training import data_key
+
+    cases_file = run_folder / CASES_FILE
+    if not cases_file.exists():
+        return {}
+    known = json.loads(cases_file.read_bytes())
+    if known["data_sha256"] != data_key(teaching.cases):
+        raise Conflict(
+            "the run folder holds a training on other labels",
+            case=run_folder.name,
+            remedy="name another, or delete it",
+        )
+    return dict(known["refused"])
+
+
+def _start(run_folder: Path, fold: str, model: Path) -> Path:
+    """The weights that a fold starts from, in a file that nnU-Net's environment can read."""
     import torch
     from atlas_models.importing import network_of
-    from atlas_models.training import NnunetRun, data_key, train_by_nnunet, write_raw
 
-    key, refused = data_key(teaching.cases), dict[str, str]()
-    cases_file = run_folder / "raw" / CASES_FILE
-    if cases_file.exists():
-        known = json.loads(cases_file.read_bytes())
-        if known["data_sha256"] != key:
-            raise Conflict(
-                "the run folder holds a training on other labels",
-                case=run_folder.name,
-                remedy="name another, or delete it",
-            )
-        refused = known["refused"]
+    start = run_folder / f"{fold}.pth"
+    if not start.exists():
+        buffer = io.BytesIO()
+        torch.save({"network_weights": network_of(model, fold)}, buffer)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        replace_file(start, buffer.getvalue())
+    return start
+
+
+def _trained(
+    run: NnunetRun,
+    starts: Mapping[str, Path],
+    source: TrainingSource,
+    teaching: _Teaching,
+    refused: dict[str, str],
+    on_step: Callable[[int, int], None],
+) -> dict[str, Path]:
+    """Fold → its new checkpoint. Cases that cannot be read are added to `refused`."""
+    from atlas_models.training import data_key, train_by_nnunet, write_raw
 
     def write_cases(folder: Path) -> None:
         cases = _readable(teaching, refused)
         write_raw(folder, cases, source.dataset, source.origin.values, source.flipped)
-        note = {"data_sha256": key, "refused": refused}
-        replace_file(cases_file, json.dumps(note).encode())
+        note = {"data_sha256": data_key(teaching.cases), "refused": refused}
+        replace_file(run.folder / CASES_FILE, json.dumps(note).encode())
+
+    total, done = run.epochs * run.iterations, 0
+
+    def say(epoch: int, epochs: int) -> None:
+        on_step(done + epoch * run.iterations, total * len(starts))
 
     checkpoints = {}
-    for number, fold in enumerate(source.origin.folds):
-        start = run_folder / f"{fold}.pth"
-        if not start.exists():
-            buffer = io.BytesIO()
-            torch.save({"network_weights": network_of(model, fold)}, buffer)
-            run_folder.mkdir(parents=True, exist_ok=True)
-            replace_file(start, buffer.getvalue())
-        run = NnunetRun(
-            folder=run_folder,
-            plans=source.plans,
-            configuration=source.choices.configuration or "",
-            dataset=source.dataset,
-            weights=start,
-            steps=steps,
-            learning_rate=rate,
-            trainer=source.origin.trainer,
-            python=here.nnunet_python,
-            loaders=loaders,
-            network=fold,
+    for fold, start in starts.items():
+        checkpoints[fold] = train_by_nnunet(
+            replace(run, weights=start, network=fold), write_cases, say
         )
-        total, before = run.epochs * run.iterations, number * run.epochs * run.iterations
-
-        def say(
-            epoch: int,
-            of: int,
-            each: int = run.iterations,
-            before: int = before,
-            total: int = total,
-        ) -> None:
-            on_step(before + epoch * each, total * len(source.origin.folds))
-
-        checkpoints[fold] = train_by_nnunet(run, write_cases, say)
-    return checkpoints, refused
+        done += total
+    return checkpoints
 
 
 def _readable(teaching: _Teaching, refused: dict[str, str]) -> Iterator[NnunetCase]:

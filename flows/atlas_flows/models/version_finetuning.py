@@ -22,8 +22,8 @@ from atlas_flows.models.promotion import PromotionRefused
 from atlas_flows.models.server import model_repository, model_store
 from atlas_flows.models.site import Site
 from atlas_flows.models.store import ModelStore
+from atlas_flows.models.training_order import TrainingOrder
 from atlas_flows.models.version_training import (
-    TrainingOrder,
     configuration_of,
     train_version,
     trainer_of,

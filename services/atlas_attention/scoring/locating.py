@@ -123,7 +123,7 @@ class _Extent:
 
     def add(self, start: Zyx, soft: NDArray[np.uint8]) -> None:
         """Takes one answer, uint8 ``[organ, z, y, x]``, of a window that begins at `start`."""
-        counts = (soft >= NOT_RULED_OUT).any(axis=0)
+        counts: NDArray[np.bool_] = np.any(soft >= NOT_RULED_OUT, axis=0)
         ranges = []
         for axis, (first, voxels) in enumerate(zip(start, self._grid, strict=True)):
             others = tuple(other for other in range(3) if other != axis)

@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 from atlas_core.errors import ConfigurationError
 from atlas_core.geometry import Float3
-from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelSpec
+from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelRef, ModelSpec
 from atlas_core.organs import OrganScheme
 from atlas_core.records import OrganScore, Reading
 from numpy.typing import NDArray
@@ -102,6 +102,7 @@ class AttentionSummary:
             voxels with any (reading `released`). Disagreement and expected volume are counted on
             the fusion grid.
         fusion_spacing_mm: of the grid where the models met, along canonical x, y, z.
+        silent: models that found no organ anywhere.
         windows: windows predicted, of all models together.
         windows_air: windows skipped because they hold nothing but air, of all models together.
         predict_s: seconds spent waiting for the models.
@@ -110,6 +111,7 @@ class AttentionSummary:
 
     organs: tuple[OrganScore, ...]
     fusion_spacing_mm: Float3
+    silent: tuple[ModelRef, ...]
     windows: int
     windows_air: int
     predict_s: float
@@ -341,6 +343,12 @@ class AttentionRun(Iterator[GridSlab]):
         return AttentionSummary(
             organs=tuple(organs),
             fusion_spacing_mm=self._grid_spacing_mm,
+            silent=tuple(
+                run.specs[member].ref
+                for run in self._runs
+                for member, byte in run.constant.items()
+                if byte == 0
+            ),
             windows=self._done - self._air,
             windows_air=self._air,
             predict_s=self._predict_s,

@@ -451,6 +451,15 @@ def test_a_model_that_says_the_same_everywhere_is_refused_by_name() -> None:
         run(make_source(), RulePredictor(stuck))
 
 
+def test_a_model_that_finds_nothing_is_named() -> None:
+    def blind(spec: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
+        soft = contextual(spec, window)
+        return np.zeros_like(soft) if spec.name == "unet" else soft
+
+    result = run(make_source(), RulePredictor(blind))
+    assert result.summary.silent == (ENSEMBLE[2].ref,)
+
+
 def test_channels_that_the_scheme_lacks_take_no_part(predictor: RulePredictor) -> None:
     """Wherever they stand among a model's own: as if it had never had them."""
 
