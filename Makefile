@@ -97,16 +97,23 @@ clean:  ## remove environments, caches and the stack's data in this folder
 bench-fusion: setup-dev  ## Eq. 1-4 against NumPy and the machine's copy bandwidth
 bench-released: setup-dev  ## the reading `released` against SciPy
 bench-score: setup-dev  ## a case against MONAI, and against the bare runtime
+bench-mixed: setup-dev  ## members of three grids against the bare runtime, and memory of 800 slices
 bench-memory: setup-dev  ## peak memory of the service, 800 slices against 200
+bench-wholebody: setup-dev  ## 117 structures on 900 slices, from scoring to release
+bench-locate: setup-dev  ## an abdominal ensemble on a whole body, with locating and without
 bench-transport: setup-dev  ## float32 and uint8 by gRPC, uint8 by shared memory
 bench-load: setup-dev  ## 1, 4 and 16 clients at once
 bench-overlap: setup-dev  ## what the overlap of windows costs in predictions and is worth in Dice
+bench-ranking: setup-dev  ## orders of the priority list and attention against true errors, 100 phantoms
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
 bench-review: setup-dev  ## 32 annotators on a queue of 8,448 cases, on PostgreSQL
 bench-assembly: setup-dev  ## orchestration of assembly over 2,000 cases (CASES=8448: all), on PostgreSQL
 bench-gpu-models: setup-dev  ## memory and seconds of the paper's networks on a GPU (needs a GPU and torch for CUDA)
 bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
-bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-overlap bench-runtime bench-review bench-assembly bench-gpu bench-gpu-models:
+nnunet-parity: setup-dev  ## labels of an imported nnU-Net against nnU-Net's own predictor
+	@$(BIN)/python benchmarks/nnunet_parity.py $(ARGS)
+
+bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-assembly bench-gpu bench-gpu-models:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py
 
 ##@ Deploy it
@@ -187,5 +194,5 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	@touch $@
 
 .PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-quick check format proto demo-models clean \
-	bench-fusion bench-released bench-score bench-memory bench-transport bench-load bench-overlap bench-runtime bench-gpu bench-gpu-models \
-	bench-review check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots
+	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
+	bench-review nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots

@@ -129,15 +129,14 @@ def _served_at(exported: Path, spacing_mm: float, folder: Path) -> list[Path]:
     return models
 
 
-class _Recorder:
-    """A predictor that keeps the windows and says that there is nothing in them."""
+class WindowRecorder:
+    """A predictor that keeps the windows of each model and says that there is nothing in them."""
 
     def __init__(self) -> None:
-        self.windows: list[NDArray[np.float32]] = []
+        self.by_model: dict[str, list[NDArray[np.float32]]] = {}
 
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
-        if not self.windows or self.windows[-1] is not window:
-            self.windows.append(window)
+        self.by_model.setdefault(spec.name, []).append(window)
         answer: Future[NDArray[np.uint8]] = Future()
         answer.set_result(np.zeros((len(spec.organs), *window.shape), np.uint8))
         return answer
@@ -145,11 +144,11 @@ class _Recorder:
 
 def _windows(ct_path: Path, specs: list[ModelSpec]) -> NDArray[np.float32]:
     """The windows that the service sends to each model, ``[window, z, y, x]``."""
-    recorder = _Recorder()
+    recorder = WindowRecorder()
     with open_slabs(ct_path) as source:
         for _ in attend(source, specs, recorder, scheme=ABDOMEN_ATLAS):
             pass
-    return np.stack(recorder.windows)
+    return np.stack(recorder.by_model[specs[0].name])
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class _Rounds:
 
     def fields(self) -> dict[str, Any]:
         return {
-            "floor_ratio": round(_median_ratio(self.service.seconds, self.floor.seconds), 3),
+            "floor_ratio": round(median_ratio(self.service.seconds, self.floor.seconds), 3),
             "floor_cpu_ratio": round(self.service_cpu_s / self.floor_cpu_s, 3),
             "service": {
                 **self.service.rounded(),
@@ -184,7 +183,7 @@ class _Rounds:
         }
 
 
-def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Of the ratios of runs that followed each other: a machine that slows down slows both."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
@@ -195,7 +194,7 @@ def _service_and_floor(
     ensemble = ensemble_key([spec.ref for spec in specs])
     pids = [*stack.service_pids(), *stack.triton_pids()]
     service, floor, service_cpu, floor_cpu = [], [], [], []
-    with AttentionClient(stack.address) as client, _floor_process(windows, models) as floor_round:
+    with AttentionClient(stack.address) as client, floor_process(windows, models) as floor_round:
         for at in range(1 + runs):  # the first one warms up
             stack.store.delete_prediction(CASE_ID, Reading.PAPER, ensemble)
             began, used = time.perf_counter(), cpu_seconds(pids)
@@ -224,7 +223,7 @@ def _service_and_floor(
 
 
 @contextmanager
-def _floor_process(windows: Path, models: list[Path]) -> Iterator[Any]:
+def floor_process(windows: Path, models: list[Path]) -> Iterator[Any]:
     python = TRITON_ENVIRONMENT / "bin" / "python"
     with subprocess.Popen(
         [python, FLOOR, windows, *models], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -67,7 +67,8 @@ def run_monai(
 
 def _network(folder: Path) -> Any:
     """The network of an exported model in PyTorch, proved to compute what the graph computes."""
-    from atlas_models.exporting import ExportedNetwork, load_network, measure_parity
+    from atlas_models.exported_network import ExportedNetwork
+    from atlas_models.exporting import load_network, measure_parity
 
     network, config = load_network(folder)
     window = np.random.default_rng(0).normal(0, 150, config.patch[::-1]).astype(np.float32)

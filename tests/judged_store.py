@@ -171,6 +171,9 @@ def _score(catalog: Catalog, store: CaseStore, number: int, version: int) -> Non
                     attention_voxels=total,
                     attention_ml=total * VOXEL_ML,
                     pseudo_label_ml=1,
+                    disagreement=total / (1000 + total),
+                    expected_ml=1,
+                    attended_ml=total * VOXEL_ML,
                 )
             )
         maps.finish()

@@ -123,7 +123,15 @@ class LabelledSite:
             for organ, mask in masks.items()
         ]  # fmt: skip
         sizes = tuple(
-            OrganScore(organ=o, attention_voxels=1.0, attention_ml=1.0, pseudo_label_ml=ml[o])
+            OrganScore(
+                organ=o,
+                attention_voxels=1.0,
+                attention_ml=1.0,
+                pseudo_label_ml=ml[o],
+                disagreement=0.1,
+                expected_ml=ml[o],
+                attended_ml=1.0,
+            )
             for o in masks
         )
         score = Score(

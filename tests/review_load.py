@@ -51,8 +51,8 @@ class Work:
     errors: list[str] = field(default_factory=list)
 
 
-def fill_catalog(catalog: Catalog, cases: int) -> None:
-    """`cases` scored cases without files, and a task for each."""
+def fill_catalog(catalog: Catalog, cases: int, *, queue: bool = True) -> None:
+    """`cases` scored cases without files, and a task for each if they are queued."""
     now = datetime.now(UTC)
     catalog.add_dataset(Dataset(name="Many", title="Many", licence="CC0-1.0"))
     ids = [f"Many_{number:05}" for number in range(cases)]
@@ -89,13 +89,16 @@ def fill_catalog(catalog: Catalog, cases: int) -> None:
                     "attention_voxels": 10.0 * (cases - number),
                     "attention_ml": 1.0 * (cases - number),
                     "pseudo_label_ml": 1.0,
+                    "disagreement": (cases - number) / (cases + 1),
+                    "expected_ml": 1.0,
                 }
                 for number, case_id in enumerate(ids)
                 for organ in ABDOMEN_ATLAS.names
             ],
         )
         connection.execute(sa.text("ANALYZE"))  # as a database in operation does by itself
-    RevisionQueue(catalog).open_tasks(Portion(share=1.0), "manager")
+    if queue:
+        RevisionQueue(catalog).open_tasks(Portion(share=1.0), "manager")
 
 
 def a_mask(folder: Path) -> bytes:

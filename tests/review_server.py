@@ -161,6 +161,9 @@ def _write_prediction(
                     attention_voxels=voxels,
                     attention_ml=voxels * case.geometry.voxel_ml,
                     pseudo_label_ml=pseudo_voxels * case.geometry.voxel_ml,
+                    disagreement=float(wrong.sum()) / max(1.0, pseudo_voxels + float(wrong.sum())),
+                    expected_ml=pseudo_voxels * case.geometry.voxel_ml,
+                    attended_ml=float(wrong.sum()) * case.geometry.voxel_ml,
                 )
             )
         maps.finish()

@@ -49,11 +49,13 @@ def export_tiny_model(
     organs: Sequence[str] = ORGANS,
     patch: tuple[int, int, int] = PATCH,
     seed: int = 0,
+    **member: Any,
 ) -> ModelSpec:
     """Write ``model.onnx`` and ``model.json`` of a one-convolution model into `folder`.
 
     Channel c is a sigmoid around its own level of Hounsfield units, with a random smoothing kernel:
-    models of different seeds agree inside structures and differ at their borders.
+    models of different seeds agree inside structures and differ at their borders. `member` are
+    further fields of the spec.
     """
     random = np.random.default_rng([seed, version])
     kernel = random.random((len(organs), 1, 3, 3, 3)).astype(np.float32)
@@ -97,15 +99,16 @@ def export_tiny_model(
     folder.mkdir(parents=True, exist_ok=True)
     content = model.SerializeToString()
     (folder / "model.onnx").write_bytes(content)
+    fields: dict[str, Any] = {"spacing_mm": SPACING_MM} | member
     spec = ModelSpec(
         name=name,
         version=version,
         architecture="convolution",
         organs=tuple(organs),
-        spacing_mm=SPACING_MM,
         patch=patch,
         hu_window=HU_WINDOW,
         sha256=hashlib.sha256(content).hexdigest(),
+        **fields,
     )
     (folder / "model.json").write_text(spec.model_dump_json())
     return spec

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -117,21 +117,11 @@ class OrganScheme(FrozenModel):
                 raise ValueError(f"partner {partner.name} of {organ.name} does not point back")
             if partner is not None and partner.side == organ.side:
                 raise ValueError(f"{organ.name} and {partner.name} are on the same side")
-        for alias, meant in self._by_plain_name.items():
+        for alias, meant in _by_plain_name(self.organs).items():
             if len(meant) > 2 or (len(meant) == 2 and meant[0].partner != meant[1].name):
                 names = ", ".join(organ.name for organ in meant)
                 raise ValueError(f"{alias!r} means several organs that are no partners: {names}")
         return self
-
-    @cached_property
-    def _by_plain_name(self) -> Mapping[str, tuple[Organ, ...]]:
-        """Names win over aliases: an organ is what bears the name itself."""
-        named = {plain_name(organ.name): (organ,) for organ in self.organs}
-        aliases: dict[str, tuple[Organ, ...]] = {}
-        for organ in self.organs:
-            for alias in dict.fromkeys(map(plain_name, organ.aliases)):
-                aliases[alias] = (*aliases.get(alias, ()), organ)
-        return aliases | named
 
     def __iter__(self) -> Iterator[Organ]:  # type: ignore[override]
         return iter(self.organs)
@@ -147,7 +137,7 @@ class OrganScheme(FrozenModel):
     def labels(self) -> tuple[int, ...]:
         return tuple(organ.label for organ in self.organs)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of ids and names: what voxel values mean. Colours and aliases do not count."""
         meaning = sorted((organ.label, organ.name) for organ in self.organs)
@@ -183,7 +173,7 @@ class OrganScheme(FrozenModel):
         >>> scheme.called("duodenum")
         ()
         """
-        meant = self._by_plain_name.get(plain_name(name), ())
+        meant = _by_plain_name(self.organs).get(plain_name(name), ())
         return tuple(sorted(meant, key=lambda organ: organ.side or ""))  # left before right
 
     def select(self, names: tuple[str, ...] | list[str]) -> OrganScheme:
@@ -240,6 +230,17 @@ class OrganScheme(FrozenModel):
             for organ in self.organs
         ]
         return "\n".join([f"name: {self.name}", "organs:", *(f"  - {line}" for line in lines), ""])
+
+
+@lru_cache(maxsize=16)
+def _by_plain_name(organs: tuple[Organ, ...]) -> Mapping[str, tuple[Organ, ...]]:
+    """Names win over aliases: an organ is what bears the name itself."""
+    named = {plain_name(organ.name): (organ,) for organ in organs}
+    aliases: dict[str, tuple[Organ, ...]] = {}
+    for organ in organs:
+        for alias in dict.fromkeys(map(plain_name, organ.aliases)):
+            aliases[alias] = (*aliases.get(alias, ()), organ)
+    return aliases | named
 
 
 def shipped_schemes() -> tuple[str, ...]:

@@ -122,6 +122,12 @@ class OrganScore(FrozenModel):
         description="How many models of the ensemble know the organ: N of Eq. 1 and 2. None: of a "
         "version whose models all knew all organs.",
     )
+    attended_ml: float | None = Field(
+        default=None,
+        ge=0,
+        description="Volume of the voxels whose attention reaches 0.2 (in the reading `released`: "
+        "is above 0). None: scored by a version that did not count it.",
+    )
 
 
 class Score(FrozenModel):
@@ -143,14 +149,17 @@ class RankBy(StrEnum):
     """What the priority list is sorted by; see `ranking.rank`.
 
     Attributes:
+        DISAGREEMENT: 1 − pairwise Dice of the models, averaged over organs: which labels are worst.
         SIZE: attention size, the paper's (§3.2 ④).
+        ATTENDED: attention size with a floor, the volume of the voxels whose attention reaches 0.2:
+            where most millilitres are wrong.
         RELATIVE: attention of an organ against the organ's own volume, averaged over organs.
-        DISAGREEMENT: 1 − pairwise Dice of the models, averaged over organs.
     """
 
-    SIZE = "size"
-    RELATIVE = "relative"
     DISAGREEMENT = "disagreement"
+    SIZE = "size"
+    ATTENDED = "attended"
+    RELATIVE = "relative"
 
 
 class RankedCase(FrozenModel):
@@ -169,10 +178,24 @@ class RankedCase(FrozenModel):
         description="Mean over the organs that count and are not empty of 1 − the models' pairwise "
         "Dice; None where the score does not have it.",
     )
-    organs: tuple[OrganScore, ...] = Field(description="Organs that count, largest first.")
+    attended_ml: float | None = Field(
+        default=None, description="Summed over the organs that count; None as above."
+    )
+    organs: tuple[OrganScore, ...] = Field(
+        description="Organs that count; those that drive the case's place come first."
+    )
     left_out: tuple[OrganName, ...] = Field(
         default=(), description="Organs with an original label, left out of the size (§3.2 ⑥)."
     )
+
+    def by(self, order: RankBy) -> float | None:
+        """What a list in this order is sorted by; None where the score does not have it."""
+        return {
+            RankBy.DISAGREEMENT: self.disagreement,
+            RankBy.SIZE: self.attention_ml,
+            RankBy.ATTENDED: self.attended_ml,
+            RankBy.RELATIVE: self.relative_attention,
+        }[order]
 
 
 class IterationState(StrEnum):

@@ -26,11 +26,11 @@ Schema = dict[str, Any]
 DECIDED_BY_CHART = {
     "attention": {
         "listen", "metrics_listen", "allow_remote", "triton", "triton_tls", "store", "spool_folder",
-        "stop_grace_s",
+        "stop_grace_s", "organs",
     },
     "review": {
         "listen", "metrics_listen", "store", "home", "catalog_url", "secret", "oidc_client_secret",
-        "insecure", "allow_http_oidc",
+        "insecure", "allow_http_oidc", "organs",
     },
 }  # fmt: skip
 """Addresses and folders follow from the chart; secrets never stand in values; the last two are for
@@ -44,7 +44,6 @@ REVIEW_SETTINGS: dict[str, Schema] = {
     "workers": {"type": "integer", "minimum": 1, "maximum": 64},
     "client_timeout_s": {"type": "integer", "minimum": 1},
     "volume_threads": {"type": "integer", "minimum": 0, "maximum": 64},
-    "organs": {"type": "object"},
     "reading": {"enum": ["paper", "released"]},
     "lease_s": {"type": "number", "minimum": 10},
     "session_hours": {"type": "number", "exclusiveMinimum": 0},

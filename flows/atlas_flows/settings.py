@@ -15,7 +15,7 @@ from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.organs import SchemeSetting, read_scheme
 from atlas_core.tls import TlsFiles
 from atlas_embedded.settings import EmbeddedSettings
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class FlowSettings(BaseSettings):
     store: Path | None = Field(
         default=None, description="Root of the case store; empty: <home>/store."
     )
-    organs: Annotated[SchemeSetting | None, NoDecode] = Field(
+    organs: Annotated[
+        SchemeSetting | None, NoDecode, BeforeValidator(lambda given: given or None)
+    ] = Field(
         default=None,
         description="Organs of a new atlas: a shipped scheme (abdomen_atlas_1_0, "
         "abdomen_atlas_1_1, totalsegmentator_v2), the path of a YAML file, or JSON. An atlas that "
@@ -114,6 +116,11 @@ class FlowSettings(BaseSettings):
         default=None,
         description="Checkpoints, by which a killed training goes on; empty: <home>/runs.",
     )
+    nnunet_python: Path | None = Field(
+        default=None,
+        description="Python interpreter with nnunetv2, which trains imported nnU-Nets further; "
+        "empty: the one that runs the flows.",
+    )
 
 
 class Places:
@@ -149,6 +156,7 @@ class Places:
         self.model_repository = flow.model_repository
         self.model_store = flow.model_store or embedded.home / "models"
         self.training_runs = flow.training_runs or embedded.home / "runs"
+        self.nnunet_python = flow.nnunet_python
 
     @classmethod
     def read(cls, home: Path | None = None, port_base: int | None = None) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from atlas_core.errors import ConfigurationError
@@ -15,7 +15,10 @@ from atlas_core.organs import OrganName, OrganScheme
 from atlas_core.records import LabelSource
 from pydantic import Field, ValidationError, model_validator
 
-Architecture = Literal["unet", "nnunet", "swin_unetr", "segresnet", "unetr"]
+Architecture = Literal["unet", "nnunet", "swin_unetr", "segresnet", "unetr", "dynunet"]
+
+OWN_ARCHITECTURES = ("unet", "nnunet", "swin_unetr", "segresnet", "unetr")
+"""Those of `networks`; the others come from elsewhere."""
 
 CONFIGS = Path(__file__).with_name("configs")
 """The configurations that ship: ``demo/NAME.yaml`` and ``paper/NAME.yaml``."""
@@ -45,14 +48,37 @@ class LabelWeights(FrozenModel):
         }[source]
 
 
+class ForeignNetwork(FrozenModel):
+    """A MONAI network from elsewhere: how it is built, what it expects, what its channels mean."""
+
+    arguments: dict[str, Any] = Field(description="Of MONAI's class, beyond the channels.")
+    outputs: int = Field(ge=1, description="Output channels.")
+    activation: Literal["sigmoid", "softmax", "none"]
+    channels: tuple[tuple[int, ...], ...] = Field(
+        description="Of each organ, in order: channels that mean it."
+    )
+    shift: float = Field(description="Taken off the clipped HU.")
+    scale: float = Field(gt=0, description="Divides after that.")
+    axes: Shape3 = Field(description="The network's axis i is axis axes[i] of (z, y, x).")
+    flipped: tuple[int, ...] = Field(description="Of (z, y, x), axes that ran against RAS+.")
+    serving: dict[str, Any] = Field(
+        default={}, description="Fields of the spec: how it is served, e.g. its overlap."
+    )
+
+
 class TrainingConfig(FrozenModel):
     """Everything that a training run depends on besides its cases."""
 
     # The network
     name: ModelName = Field(description="Name of the model in Triton.")
     architecture: Architecture
+    foreign: ForeignNetwork | None = Field(
+        default=None,
+        description="The network came from elsewhere: this says how it is built.",
+        exclude_if=lambda foreign: foreign is None,
+    )
     channels: tuple[int, ...] = Field(
-        min_length=1,
+        default=(),
         description="Feature channels by resolution level, finest first; Swin UNETR, UNETR and "
         "SegResNet double the first by themselves.",
     )
@@ -158,24 +184,33 @@ class TrainingConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
-        multiple = self._patch_multiple()
-        if any(length < multiple or length % multiple for length in self.patch):
-            raise ValueError(
-                f"patch {self.patch}: {self.architecture} needs multiples of {multiple}"
-            )
+        if self.foreign is None:
+            self._require_own_network()
         if not self.hu_window[0] < self.hu_window[1]:
             raise ValueError(f"hu_window {self.hu_window}: expected lower < upper")
         if len(set(self.organs)) != len(self.organs):
             raise ValueError(f"organs named twice: {self.organs}")
         if min(self.spacing_mm) <= 0:
             raise ValueError(f"spacing_mm {self.spacing_mm}: expected positive lengths")
+        return self
+
+    def _require_own_network(self) -> None:
+        """Raises ValueError if none of our networks can be built so."""
+        if not self.channels:
+            raise ValueError("channels: expected at least one level")
+        if self.architecture not in OWN_ARCHITECTURES:
+            raise ValueError(f"architecture {self.architecture}: MONAI's, for imports only")
+        multiple = self._patch_multiple()
+        if any(length < multiple or length % multiple for length in self.patch):
+            raise ValueError(
+                f"patch {self.patch}: {self.architecture} needs multiples of {multiple}"
+            )
         if self.architecture == "nnunet" and len(self.channels) < DYNUNET_LEVELS:
             raise ValueError(f"channels {self.channels}: nnunet needs {DYNUNET_LEVELS} levels")
         if self.architecture == "unetr" and self.hidden % self.heads[0]:
             raise ValueError(f"hidden {self.hidden}: expected a multiple of {self.heads[0]} heads")
         if self.architecture == "swin_unetr" and not len(self.depths) == len(self.heads) == 4:
             raise ValueError("Swin UNETR has four stages: depths and heads need four numbers each")
-        return self
 
     def _patch_multiple(self) -> int:
         """What every side of the patch must be a multiple of, for this network to halve it."""

@@ -13,7 +13,8 @@ import torch
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
-from atlas_models.config import Architecture, TrainingConfig
+from atlas_models.config import ForeignNetwork, TrainingConfig
+from atlas_models.exported_network import InputTransform
 
 REFINED_CHANNELS = 8
 """Features at full resolution behind a trunk at half resolution."""
@@ -25,6 +26,8 @@ CERTAIN = -1e-6
 def build_network(config: TrainingConfig) -> nn.Module:
     """The network of `config`, freshly initialised from its seed."""
     torch.manual_seed(config.seed)
+    if config.foreign is not None:
+        return ForeignOrgans(foreign_network(config.architecture, config.foreign), config)
     trunk, width = _TRUNKS[config.architecture](config)
     return OrganNetwork(trunk, width, config)
 
@@ -64,6 +67,65 @@ def _against_the_rest(output: torch.Tensor) -> torch.Tensor:
     log_p = output.float().log_softmax(dim=1)[:, :-1]
     return log_p - torch.log(1.0 - torch.exp(log_p.clamp(max=CERTAIN)))
 
+
+class ForeignOrgans(nn.Module):
+    """A network from elsewhere with the interface of ours: HU scaled to 0..1 in, logits out.
+
+    Args:
+        network: as `foreign_network` builds it.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainingConfig) -> None:
+        super().__init__()
+        foreign = config.foreign
+        assert foreign is not None
+        self.network = network
+        self.activation = foreign.activation
+        self.channels = foreign.channels
+        low, high = config.hu_window
+        self.window = (low, high - low)
+        self.transform = InputTransform(
+            low, high, foreign.shift, foreign.scale, foreign.axes, foreign.flipped
+        )
+
+    def forward(self, scaled: torch.Tensor) -> torch.Tensor:
+        low, width = self.window
+        hu = self.transform.to_network_axes(scaled * width + low)
+        output = self.network(self.transform.intensities(hu))
+        if output.dim() == hu.dim() + 1:
+            output = output[:, 0]  # a DynUNet in training: the others are of coarser levels
+        return self._logits(self.transform.to_canonical_axes(output))
+
+    def _logits(self, output: torch.Tensor) -> torch.Tensor:
+        """Logit of every organ, of which one or more channels may mean it."""
+        if self.activation == "softmax":
+            log_p = output.float().log_softmax(dim=1)
+            joined = [log_p[:, group].logsumexp(1, keepdim=True) for group in self.channels]
+            organs = torch.cat(joined, 1).clamp(max=CERTAIN)
+            return organs - torch.log(1.0 - torch.exp(organs))
+        if self.activation == "none":
+            output = torch.logit(output.float(), eps=-CERTAIN)
+        return torch.cat([output[:, group].amax(1, keepdim=True) for group in self.channels], 1)
+
+
+def foreign_network(architecture: str, foreign: ForeignNetwork) -> nn.Module:
+    """One of MONAI's networks, freshly initialised.
+
+    Raises:
+        TypeError, ValueError, AssertionError, KeyError: arguments that it does not take.
+    """
+    return _MONAI[architecture](
+        spatial_dims=3, in_channels=1, out_channels=foreign.outputs, **foreign.arguments
+    )
+
+
+_MONAI: Mapping[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "swin_unetr": SwinUNETR,
+    "segresnet": SegResNet,
+    "unetr": UNETR,
+    "dynunet": DynUNet,
+}
 
 _Trunk = tuple[nn.Module, int]
 
@@ -150,7 +212,7 @@ def _unetr(config: TrainingConfig) -> _Trunk:
     return trunk, config.channels[0]
 
 
-_TRUNKS: Mapping[Architecture, Callable[[TrainingConfig], _Trunk]] = {
+_TRUNKS: Mapping[str, Callable[[TrainingConfig], _Trunk]] = {
     "unet": _unet,
     "nnunet": _nnunet,
     "swin_unetr": _swin_unetr,

@@ -61,6 +61,11 @@ class AttentionSettings(BaseSettings):
         "device cuda, else the system's) where it can map this machine's, else inside the "
         "messages.",
     )
+    locating: bool = Field(
+        default=False,
+        description="Look first, with the model of the coarsest grid, where organs can be, and lay "
+        "windows only there, with a margin of 30 mm. What is left out stands in the result.",
+    )
     windows_in_flight: int = Field(
         default=0,
         ge=0,

@@ -115,6 +115,8 @@ class OrganResult:
             the Dice that it expects; None in results that an older version stored.
         expected_ml: sum of the mean soft prediction in ml; None as above.
         voices: how many models know the organ; one alone cannot be inconsistent. None as above.
+        attended_ml: volume of the voxels whose attention reaches 0.2 (``released``: is above 0);
+            None as above.
     """
 
     organ: str
@@ -125,6 +127,7 @@ class OrganResult:
     disagreement: float | None = None
     expected_ml: float | None = None
     voices: int | None = None
+    attended_ml: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class CaseResult:
             stored.
         fusion_spacing_mm: of the grid where the models' predictions met, along the patient's x, y,
             z (RAS+); empty: a result that an older version stored, or of soft predictions sent.
+        left_out: share of the body's box that was left out, since locating ruled organs out there.
     """
 
     case_id: str
@@ -161,6 +165,7 @@ class CaseResult:
     already_scored: bool
     number: int
     fusion_spacing_mm: tuple[float, ...] = ()
+    left_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -320,6 +325,7 @@ def case_result(result: pb.CaseResult) -> CaseResult:
                 disagreement=organ.disagreement if organ.HasField("disagreement") else None,
                 expected_ml=organ.expected_ml if organ.HasField("expected_ml") else None,
                 voices=organ.voices or None,
+                attended_ml=organ.attended_ml if organ.HasField("attended_ml") else None,
             )
             for organ in result.organs
         ),
@@ -332,4 +338,5 @@ def case_result(result: pb.CaseResult) -> CaseResult:
         already_scored=result.already_scored,
         number=result.number,
         fusion_spacing_mm=tuple(result.fusion_spacing_mm),
+        left_out=result.left_out,
     )

@@ -16,6 +16,7 @@ import yaml
 from atlas_attention.observability import AttentionMetrics
 from atlas_attention.settings import AttentionSettings
 from atlas_core.catalog.database import make_engine
+from atlas_core.organs import read_scheme
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.settings import FlowSettings, Places
 from atlas_review.metrics import ReviewMetrics
@@ -108,18 +109,28 @@ def test_every_setting_of_attention_may_be_a_value(clean: pytest.MonkeyPatch) ->
     """Also those that are structures: they go through YAML, JSON and an environment variable."""
     values = {
         "device": "cuda", "shared_memory": "none", "windows_in_flight": 9, "overlap": 0.25,
-        "inference_timeout_s": 12.5, "organs": {"labels": {"liver": 3, "spleen": 1}},
-        "max_voxels": 500_000_000,
+        "inference_timeout_s": 12.5, "max_voxels": 500_000_000,
     }  # fmt: skip
-    organs = AttentionSettings().organs.model_dump(mode="json")
-    values["organs"] = organs
     options = ["--set-json", f"attention.settings={json.dumps(values)}"]
     variables = environment(container(render("trial", "1.32", *options), "attention"), SECRETS)
     enter(clean, variables)
     settings = AttentionSettings()
     assert (settings.device, settings.shared_memory, settings.overlap) == ("cuda", "none", 0.25)
     assert settings.max_voxels == 500_000_000
-    assert settings.organs.model_dump(mode="json") == organs
+
+
+@pytest.mark.parametrize("form", ["name", "json"])
+def test_the_organs_of_the_atlas_are_one_value_for_all(
+    form: str, clean: pytest.MonkeyPatch
+) -> None:
+    scheme = read_scheme("abdomen_atlas_1_1")
+    given = scheme.name if form == "name" else scheme.model_dump_json(exclude_defaults=True)
+    chart = render("trial", "1.32", "--set-json", f"organs={json.dumps(given)}")
+    for name in ("attention", "review", "worker"):
+        enter(clean, environment(container(chart, name), SECRETS))
+    assert AttentionSettings().organs == scheme
+    assert ReviewSettings().organs == scheme
+    assert FlowSettings().organs == scheme
 
 
 def _places_agree(places: Places, database: str, attention: str, prefect: str) -> None:

@@ -71,9 +71,9 @@ def test_phantoms(home: Path, tmp_path: Path) -> None:
     assert "phantoms, not patients" in page
     ranking = json.loads((tmp_path / "out" / "ranking.json").read_text())
     assert [row["rank"] for row in ranking["ranking"]] == [1, 2]
-    sizes = [row["attention_ml"] for row in ranking["ranking"]]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] > 0
+    apart = [row["disagreement"] for row in ranking["ranking"]]
+    assert apart == sorted(apart, reverse=True)
+    assert apart[-1] > 0
     rows = list(csv.DictReader((tmp_path / "out" / "ranking.csv").open()))
     assert [row["case"] for row in rows] == [row["case"] for row in ranking["ranking"]]
     assert not _left_running(home)

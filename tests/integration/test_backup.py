@@ -67,7 +67,12 @@ def _fill(catalog: Catalog, store: CaseStore, cases: int = 3) -> None:
         case, label = _case(store, number)
         catalog.add_case(case, [label])
         size = OrganScore(
-            organ="liver", attention_voxels=1e7 / 3, attention_ml=number, pseudo_label_ml=1.0
+            organ="liver",
+            attention_voxels=1e7 / 3,
+            attention_ml=number,
+            pseudo_label_ml=1.0,
+            disagreement=1 / 3,
+            expected_ml=1.0,
         )
         catalog.record_score(
             Score(

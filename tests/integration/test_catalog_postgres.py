@@ -92,7 +92,15 @@ def a_score(
         ensemble=ensemble_key(refs),
         models=refs,
         organs=tuple(
-            OrganScore(organ=o, attention_voxels=v * 100, attention_ml=v, pseudo_label_ml=v / 2)
+            OrganScore(
+                organ=o,
+                attention_voxels=v * 100,
+                attention_ml=v,
+                pseudo_label_ml=v / 2,
+                disagreement=v / 100,
+                expected_ml=v,
+                attended_ml=v / 3,
+            )
             for o, v in ml.items()
         ),
         seconds=2.5,
@@ -334,8 +342,15 @@ def test_a_full_atlas_is_ranked_in_two_queries(catalog: Catalog) -> None:
             key = (scored.c.case_id, scored.c.reading, scored.c.ensemble, sa.literal(organ))
             connection.execute(
                 sa.insert(tables.organ_scores).from_select(
-                    list(tables.organ_scores.c.keys())[:7],
-                    sa.select(*key, number * 1000.0, number * 1.0, sa.literal(1.0)),
+                    list(tables.organ_scores.c.keys())[:9],
+                    sa.select(
+                        *key,
+                        number * 1000.0,
+                        number * 1.0,
+                        sa.literal(1.0),
+                        number / 10_000.0,
+                        sa.literal(1.0),
+                    ),
                 )
             )
     assert catalog.add_labels([a_label(case, "liver") for case in cases[:1000]]) == 1000

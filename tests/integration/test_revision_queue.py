@@ -14,7 +14,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
 from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
 from atlas_core.loop import review_outcome
-from atlas_core.records import Label, LabelSource
+from atlas_core.records import Label, LabelSource, RankBy
 from atlas_core.review import (
     NO_BASE,
     QUEUE_DRAINED,
@@ -116,6 +116,41 @@ def test_a_task_lists_every_organ_that_counts(tmp_path: Path) -> None:
         task = queue.task(1)
         assert len(task.organs) == 9
         assert task.attention_ml == pytest.approx(9 * 3)
+        assert (task.ranked_by, task.disagreement) == (RankBy.DISAGREEMENT, pytest.approx(0.75))
+        assert [organ.weight for organ in task.organs] == [0.75] * 9
+
+
+def test_the_queue_follows_the_order_that_was_asked_for(tmp_path: Path) -> None:
+    """Case 2 of three has least attention and the models that differ most, in the spleen."""
+    with Catalog.open(f"sqlite:///{tmp_path}/c.sqlite") as catalog:
+        fill_catalog(catalog, 3, queue=False)
+        with catalog.transaction(write=True) as connection:
+            o = t.organ_scores.c
+            worst = (o.case_id == "Many_00002") & (o.organ == "spleen")
+            connection.execute(sa.update(t.organ_scores).where(worst).values(disagreement=0.99))
+        queue = RevisionQueue(catalog)
+        queue.open_tasks(Portion(count=1), "manager", by=RankBy.SIZE)
+        (by_size,) = queue.page(TaskFilter(), 0, 10)[1]
+        assert (by_size.case_id, by_size.ranked_by) == ("Many_00000", RankBy.SIZE)
+        assert {organ.weight for organ in by_size.organs} == {3.0}  # millilitres
+        queue.open_tasks(Portion(share=1.0), "manager", organs=["spleen"])
+        tasks = {task.case_id: task for task in queue.page(TaskFilter(), 0, 10)[1]}
+        assert tasks["Many_00002"].rank == 1
+        assert [organ.organ for organ in tasks["Many_00002"].organs] == ["spleen"]
+        assert tasks["Many_00000"] == by_size  # a case is queued once
+
+
+def test_a_list_that_mixes_scores_is_refused_and_opens_nothing(tmp_path: Path) -> None:
+    with Catalog.open(f"sqlite:///{tmp_path}/c.sqlite") as catalog:
+        fill_catalog(catalog, 3, queue=False)
+        with catalog.transaction(write=True) as connection:
+            old = sa.update(t.organ_scores).where(t.organ_scores.c.case_id == "Many_00001")
+            connection.execute(old.values(disagreement=None))
+        queue = RevisionQueue(catalog)
+        with pytest.raises(Conflict, match=r"1 of 3 cases.*atlasloop score --force"):
+            queue.open_tasks(Portion(share=1.0), "manager")
+        assert queue.page(TaskFilter(), 0, 10) == (0, [])
+        assert queue.open_tasks(Portion(share=1.0), "manager", by=RankBy.SIZE).created == 3
 
 
 def test_each_annotator_gets_the_next_case_by_rank(queue: RevisionQueue) -> None:

@@ -14,7 +14,8 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_embedded.triton_environment import TritonEnvironment
 from atlas_models.config import TrainingConfig, read_config
-from atlas_models.exporting import ExportedNetwork, export_model, load_network, measure_parity
+from atlas_models.exported_network import ExportedNetwork
+from atlas_models.exporting import export_model, load_network, measure_parity
 from atlas_models.serving import CpuServing, TritonRepository
 from atlas_models.training import PatchSampler, RunOptions, phantom_case, train
 from torch import nn

@@ -91,6 +91,7 @@ def test_the_wheel_holds_every_source_face_and_resource(tmp_path: Path) -> None:
         "atlas_core/catalog/migrations/env.py",
         "atlas_core/catalog/migrations/script.py.mako",
         "atlas_core/importing/presets.yaml",
+        "atlas_core/schemes/totalsegmentator_v2.yaml",
         "atlas_attention/fusion/gpu/kernels.cu",
         "atlas_models/serving/triton_backend/model.py",
         "atlas_models/configs/demo/unet.yaml",

@@ -333,7 +333,7 @@ class Catalog(Database):
         reading: Reading,
         ensemble: str | None = None,
         dataset: str | None = None,
-        by: RankBy = RankBy.SIZE,
+        by: RankBy = RankBy.DISAGREEMENT,
     ) -> list[RankedCase]:
         """The priority list of the cases that one ensemble has scored; see `ranking.rank`.
 
@@ -344,7 +344,7 @@ class Catalog(Database):
             by: what the list is sorted by.
 
         Raises:
-            Conflict: by disagreement, and some of the scores do not have it; see `ranking.rank`.
+            Conflict: some of the scores lack what the list is sorted by; see `ranking.rank`.
         """
         with self.transaction(write=False) as connection:
             if ensemble is None:

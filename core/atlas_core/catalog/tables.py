@@ -165,6 +165,8 @@ organ_scores = Table(
     Column("expected_ml", Float(53)),
     # Empty in scores of versions whose models all knew all organs (before revision 0011).
     Column("voices", Integer),
+    # Empty in scores from before revision 0013.
+    Column("attended_ml", Float(53)),
     ForeignKeyConstraint(
         ["case_id", "reading", "ensemble"],
         ["scores.case_id", "scores.reading", "scores.ensemble"],
@@ -214,6 +216,9 @@ revision_tasks = Table(
     Column("first_reader", String(100)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    # What the list was sorted by: `records.RankBy`.
+    Column("ranked_by", String(16), nullable=False, server_default="size"),
+    Column("disagreement", Float(53)),
     UniqueConstraint("case_id", "reading", "ensemble"),
     # The next case is the first row of this index without a lease.
     Index(
@@ -248,7 +253,10 @@ revision_task_organs = Table(
     Column("note", String, nullable=False),
     Column("decided_by", String(100)),
     Column("decided_at", UtcDateTime),
-    Index("ix_revision_task_organs_organ_attention_ml", "organ", "attention_ml"),
+    Column("disagreement", Float(53)),
+    # What the organ added to its case's place in the list: `ranking.weight`.
+    Column("weight", Float(53), nullable=False, server_default="0"),
+    Index("ix_revision_task_organs_organ_weight", "organ", "weight"),
 )
 
 revision_work = Table(

@@ -47,7 +47,8 @@ class AxisWeights:
         start: int32 ``[new]``, first old index.
         count: int32 ``[new]``, number of old voxels that count.
         weights: float32 ``[new, tap]``; each row sums to one, 0 behind its count.
-        votes: int64 ``[new, tap]``; the same as whole numbers, up to a factor for each row.
+        votes: int64 ``[new, tap]``; the same as whole numbers, up to a factor for each row; empty
+            where labels are not to be resampled (`spline_weights`).
     """
 
     old: int

@@ -1,5 +1,6 @@
+from .class_names import is_lesion, open_lesions, require_answers, without_lesion
 from .importer import import_folder
-from .presets import shipped_presets
+from .presets import preset, shipped_presets
 from .summary import Fate, FileFate, ImportSummary, Note
 
 __all__ = [
@@ -8,5 +9,10 @@ __all__ = [
     "ImportSummary",
     "Note",
     "import_folder",
+    "is_lesion",
+    "open_lesions",
+    "preset",
+    "require_answers",
     "shipped_presets",
+    "without_lesion",
 ]

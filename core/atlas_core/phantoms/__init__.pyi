@@ -1,5 +1,5 @@
 from .dataset import CT_NAME, INDEX_NAME, TRUTH_NAME, case_plan, write_phantoms
-from .organs import HARD_KINDS, PHANTOM_ORGANS, Kind
+from .organs import HARD_KINDS, PHANTOM_ORGANS, TAIL_KINDS, Kind
 from .scanner import Phantom, PhantomGrid, make_phantom
 
 __all__ = [
@@ -7,6 +7,7 @@ __all__ = [
     "HARD_KINDS",
     "INDEX_NAME",
     "PHANTOM_ORGANS",
+    "TAIL_KINDS",
     "TRUTH_NAME",
     "Kind",
     "Phantom",

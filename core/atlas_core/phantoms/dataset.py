@@ -14,7 +14,7 @@ import numpy as np
 from atlas_core.atomic_writes import new_folder, replace_file
 from atlas_core.errors import Conflict, InvalidInput
 from atlas_core.imaging import write_volume
-from atlas_core.phantoms.organs import HARD_KINDS, PHANTOM_ORGANS, Kind
+from atlas_core.phantoms.organs import HARD_KINDS, PHANTOM_ORGANS, TAIL_KINDS, Kind
 from atlas_core.phantoms.scanner import Phantom, PhantomGrid, make_phantom
 
 Labels = Literal["truth", "none", "partial"]
@@ -50,10 +50,12 @@ class PlannedCase:
     kind: Kind
 
 
-def case_plan(number: int, seed: int, hard_share: float = 0.1) -> PlannedCase:
+def case_plan(
+    number: int, seed: int, hard_share: float = 0.1, kinds: Sequence[Kind] = HARD_KINDS
+) -> PlannedCase:
     """Case `number` (from 1) of the run `seed`; it does not depend on how many cases there are.
 
-    Of every run of cases a share `hard_share` is hard, evenly spread, its kinds taken in turn.
+    Of every run of cases a share `hard_share` is hard, evenly spread, its `kinds` taken in turn.
 
     Raises:
         InvalidInput: a number below 1, a negative seed, a share outside 0..1.
@@ -68,8 +70,8 @@ def case_plan(number: int, seed: int, hard_share: float = 0.1) -> PlannedCase:
     # In whole numbers: a share such as 0.1 has no exact float, and its multiples must not drift.
     share = round(hard_share * 10_000_000)
     before, after = (number - 1) * share // 10_000_000, number * share // 10_000_000
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(HARD_KINDS))
-    kind = HARD_KINDS[int(order[before % len(HARD_KINDS)])] if after > before else Kind.ORDINARY
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
+    kind = kinds[int(order[before % len(kinds)])] if after > before else Kind.ORDINARY
     # JSON readers keep 53 bits of an integer.
     return PlannedCase(f"PHANTOM_{number:08d}", number, case_seed >> 11, kind)
 
@@ -80,6 +82,7 @@ def write_phantoms(
     seed: int,
     *,
     hard_share: float = 0.1,
+    tail: bool = False,
     labels: Labels = "truth",
     truth_folder: Path | None = None,
     grid: PhantomGrid | None = None,
@@ -93,6 +96,8 @@ def write_phantoms(
     masks of its organs only. ``<folder>/phantoms.json`` lists kind, phase, seed and true volumes.
 
     Args:
+        tail: hard cases are of all kinds, also of those that real archives hold: children,
+            mirrored patients, wrong headers, motion and the like; else of the paper's Fig. 5 only.
         truth_folder: also write ``<truth_folder>/PHANTOM_…/combined_labels.nii.gz`` (label ids of
             `PHANTOM_ORGANS`) with a copy of the list: what predictions are measured against.
         on_progress: called with (cases done, cases asked for) after each.
@@ -100,10 +105,10 @@ def write_phantoms(
     Returns:
         The list as written, one entry per case.
     """
-    run = _Run(folder, seed, hard_share, labels, truth_folder, grid or PhantomGrid())
+    run = _Run(folder, seed, hard_share, tail, labels, truth_folder, grid or PhantomGrid())
     entries = run.written()
     for number in range(1, cases + 1):
-        plan = case_plan(number, seed, hard_share)
+        plan = case_plan(number, seed, hard_share, TAIL_KINDS if tail else HARD_KINDS)
         if plan.name not in entries:
             entries[plan.name] = run.write(plan)
             run.list(entries)
@@ -120,6 +125,7 @@ class _Run:
     folder: Path
     seed: int
     hard_share: float
+    tail: bool
     labels: Labels
     truth_folder: Path | None
     grid: PhantomGrid
@@ -134,6 +140,8 @@ class _Run:
             "columns": self.grid.columns,
             "slice_mm": self.grid.slice_mm,
             "axis_codes": self.grid.axis_codes,
+            # Lists of before have no such entry.
+            **({"tail": True} if self.tail else {}),
         }
 
     def written(self) -> dict[str, dict[str, object]]:
@@ -146,7 +154,7 @@ class _Run:
         if not path.exists():
             return {}
         index = json.loads(path.read_text())
-        found = {name: index.get(name) for name in self._settings}
+        found = {name: value for name, value in index.items() if name != "cases"}
         if found != self._settings:
             raise Conflict(
                 "the folder holds other phantoms",

@@ -40,9 +40,29 @@ class Kind(StrEnum):
     MISSING_KIDNEY = "missing_kidney"
     OTHER_PHASE = "other_phase"
     HEAVY_NOISE = "heavy_noise"
+    CHILD = "child"
+    SITUS_INVERSUS = "situs_inversus"
+    WRONG_ORIENTATION = "wrong_orientation"
+    """The file's header has one axis the wrong way round."""
+    CROPPED = "cropped"
+    MOTION = "motion"
+    THICK_SLICES = "thick_slices"
+    LOW_CONTRAST = "low_contrast"
+    METAL = "metal"
 
 
-HARD_KINDS = tuple(kind for kind in Kind if kind is not Kind.ORDINARY)
+HARD_KINDS = (
+    Kind.ENLARGED_GALL_BLADDER,
+    Kind.STOMACH_GAS,
+    Kind.ENLARGED_PANCREAS_TAIL,
+    Kind.MISSING_KIDNEY,
+    Kind.OTHER_PHASE,
+    Kind.HEAVY_NOISE,
+)
+"""Irregularities that the paper's Fig. 5 names."""
+
+TAIL_KINDS = tuple(kind for kind in Kind if kind is not Kind.ORDINARY)
+"""These, and the failures that real archives hold; see `failures`."""
 
 
 @dataclass(frozen=True)

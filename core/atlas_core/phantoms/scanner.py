@@ -2,7 +2,8 @@
 
 A phantom has a body with skin, fat, muscle, spine, ribs, bowel and vessels, and the nine organs of
 `PHANTOM_ORGANS`; attenuation follows the contrast phase; a scanner blurs it and adds noise.
-Hard cases carry one of the irregularities that the paper's Fig. 5 names, and say which.
+Hard cases carry one of the irregularities that the paper's Fig. 5 names, or a failure that real
+archives hold (`atlas_core.phantoms.failures`), and say which.
 
 Everything follows from one seed, on one platform to the byte.
 """
@@ -10,7 +11,7 @@ Everything follows from one seed, on one platform to the byte.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -28,6 +29,7 @@ from atlas_core.phantoms.anatomy import (
     Tissue,
     Trunk,
 )
+from atlas_core.phantoms.failures import Failure
 from atlas_core.phantoms.organs import PHANTOM_ORGANS, Kind, Organs, draw_patient, sample_organs
 
 
@@ -230,21 +232,27 @@ def make_phantom(
     """
     grid = grid or PhantomGrid()
     # One stream per concern, so that a finer grid or another phase leaves the body as it was.
-    body, acquisition, noise = (
+    body, acquisition, noise, failing = (
         np.random.Generator(np.random.PCG64(child))
-        for child in np.random.SeedSequence(seed).spawn(3)
+        for child in np.random.SeedSequence(seed).spawn(4)
     )
+    failure = Failure.sample(failing, kind)
     patient = _sample_patient(body, kind)
+    if failure.size is not None:
+        patient = replace(patient, size=failure.size)
     phase = phase or _sample_phase(acquisition, kind)
     scan = _sample_scan(acquisition, patient, kind, phase, grid)
-    tissue = _draw(patient, scan)
-    ct = _acquire(patient, scan, tissue, noise)
+    x, y, z = scan.axes
+    scan = replace(scan, axes=(x, y, failure.slices(z)), hu=failure.attenuation(scan.hu))
+    tissue = failure.tissue(_draw(patient, scan))
+    ct = _acquire(patient, scan, tissue, failure, noise)
     truth = _label_table()[tissue]
     geometry = _geometry(scan)
     # [z, y, x] in C order is [x, y, z] in Fortran order: only a real turn copies.
     turned = (geometry.axis_map.from_canonical(volume.transpose(2, 1, 0)) for volume in (ct, truth))
     ct_file, truth_file = (np.asfortranarray(volume) for volume in turned)
-    return Phantom(ct_file, truth_file, geometry, kind, phase, seed)
+    said = _geometry(replace(scan, axis_codes=failure.axis_codes(scan.axis_codes)))
+    return Phantom(ct_file, truth_file, said, kind, phase, seed)
 
 
 def _sample_patient(rng: np.random.Generator, kind: Kind) -> _Patient:
@@ -379,7 +387,11 @@ def _draw_table(canvas: Canvas, top_mm: float) -> None:
 
 
 def _acquire(
-    patient: _Patient, scan: _Scan, tissue: NDArray[np.uint8], rng: np.random.Generator
+    patient: _Patient,
+    scan: _Scan,
+    tissue: NDArray[np.uint8],
+    failure: Failure,
+    rng: np.random.Generator,
 ) -> NDArray[np.int16]:
     """The simulated scan of `tissue`: blurred, noisy HU, int16 ``[z, y, x]``."""
     x, y, z = scan.axes
@@ -398,6 +410,9 @@ def _acquire(
         hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=4.0)[
             start - low : stop - low
         ]
+        hu = failure.moved(hu, pixel_mm)
+        if failure.metal is not None:
+            hu += failure.metal.hu(z[start:stop], y, x)
         hu += _noise(rng, hu.shape, scan.noise_hu, FINE_GRAIN)
         if scan.coarse_noise_hu:
             hu += _noise(rng, hu.shape, scan.coarse_noise_hu, COARSE_GRAIN)

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 from atlas_core.catalog import insert_new
 from atlas_core.catalog import tables as t
 from atlas_core.errors import InvalidInput
-from atlas_core.ranking import CaseSizes, rank
-from atlas_core.records import RankedCase, Reading
+from atlas_core.ranking import CaseSizes, is_absent, rank, weight
+from atlas_core.records import OrganScore, RankBy, RankedCase, Reading
 from atlas_core.review.audit_log import note
 from atlas_core.review.records import MINUTES_PER_CASE, AuditEntry, OpenedTasks, TaskState
 
@@ -63,10 +63,12 @@ class PriorityListSource:
     Attributes:
         reading: of the attention maps.
         ensemble: that scored the cases.
+        by: what the list is sorted by.
     """
 
     reading: Reading
     ensemble: str
+    by: RankBy = RankBy.DISAGREEMENT
 
 
 def insert_tasks(
@@ -84,6 +86,8 @@ def insert_tasks(
             "reading": source.reading.value,
             "ensemble": source.ensemble,
             "rank": case.rank,
+            "ranked_by": source.by.value,
+            "disagreement": case.disagreement,
             "attention_ml": case.attention_ml,
             "state": TaskState.OPEN.value,
             "created_at": now,
@@ -93,7 +97,7 @@ def insert_tasks(
     ]
     ids = _insert_tasks(connection, rows)
     new = [case for case in top if case.case_id in ids]
-    _insert_organs(connection, {ids[case.case_id]: case for case in new})
+    _insert_organs(connection, {ids[case.case_id]: case for case in new}, source.by)
     entries = [
         AuditEntry(
             at=now,
@@ -101,7 +105,7 @@ def insert_tasks(
             action="queue",
             case_id=case.case_id,
             task_id=ids[case.case_id],
-            detail={"rank": case.rank},
+            detail={"rank": case.rank, "ranked_by": source.by.value},
         )
         for case in new
     ]
@@ -110,15 +114,20 @@ def insert_tasks(
     return OpenedTasks(created=len(new), already=len(top) - len(new), tasks=tasks)
 
 
-def ranked_by(ranked: Sequence[RankedCase], organs: Collection[str]) -> list[RankedCase]:
-    """The priority list by the attention to `organs` only."""
+def ranked_by_organs(
+    ranked: Sequence[RankedCase], organs: Collection[str], by: RankBy
+) -> list[RankedCase]:
+    """The priority list in which `organs` only count."""
     return rank(
-        CaseSizes(
-            case.case_id,
-            case.dataset,
-            tuple(organ for organ in case.organs if organ.organ in organs),
-        )
-        for case in ranked
+        (
+            CaseSizes(
+                case.case_id,
+                case.dataset,
+                tuple(organ for organ in case.organs if organ.organ in organs),
+            )
+            for case in ranked
+        ),
+        by,
     )
 
 
@@ -128,11 +137,20 @@ def _insert_tasks(connection: Connection, rows: list[dict[str, Any]]) -> dict[st
     return {row.case_id: row.id for row in new}
 
 
-def _insert_organs(connection: Connection, tasks: Mapping[int, RankedCase]) -> None:
+def _insert_organs(connection: Connection, tasks: Mapping[int, RankedCase], by: RankBy) -> None:
     rows = [
-        {"task_id": task_id, "organ": organ.organ, "attention_ml": organ.attention_ml, "note": ""}
+        {"task_id": task_id, "note": ""} | _organ_columns(organ, by)
         for task_id, case in tasks.items()
         for organ in case.organs
     ]
     if rows:
         connection.execute(sa.insert(t.revision_task_organs), rows)
+
+
+def _organ_columns(organ: OrganScore, by: RankBy) -> dict[str, Any]:
+    return {
+        "organ": organ.organ,
+        "attention_ml": organ.attention_ml,
+        "disagreement": None if is_absent(organ) else organ.disagreement,
+        "weight": weight(organ, by),
+    }

@@ -150,7 +150,7 @@ def _statement(by_dataset: bool, by_organ: bool, second_reader: bool) -> sa.Sele
         query = (
             query.join(t.revision_task_organs, _o.task_id == _k.id)
             .where(_o.organ == sa.bindparam("organ"))
-            .order_by(_o.attention_ml.desc(), _k.id)
+            .order_by(_o.weight.desc(), _k.id)
         )
     else:
         query = query.order_by(_k.rank, _k.id)

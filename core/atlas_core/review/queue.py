@@ -20,11 +20,11 @@ from sqlalchemy import Connection
 from atlas_core.catalog import Catalog, now
 from atlas_core.catalog import tables as t
 from atlas_core.errors import Conflict, InvalidInput, NotFound
-from atlas_core.records import LabelSource, Reading
+from atlas_core.records import LabelSource, RankBy, Reading
 from atlas_core.review.audit_log import note
 from atlas_core.review.clock import Clock
 from atlas_core.review.error_taxonomy import require_error_type
-from atlas_core.review.filling import Portion, PriorityListSource, insert_tasks, ranked_by
+from atlas_core.review.filling import Portion, PriorityListSource, insert_tasks, ranked_by_organs
 from atlas_core.review.leasing import IS_PENDING, LeaseRequest, give_back, pick
 from atlas_core.review.records import (
     FINISHED,
@@ -68,6 +68,7 @@ class RevisionQueue(RevisionViews):
         who: str,
         *,
         reading: Reading = Reading.PAPER,
+        by: RankBy = RankBy.DISAGREEMENT,
         ensemble: str | None = None,
         dataset: str | None = None,
         organs: Collection[str] = (),
@@ -81,6 +82,7 @@ class RevisionQueue(RevisionViews):
         Args:
             portion: how much of the list.
             who: the user who asks.
+            by: what the list is sorted by.
             ensemble: that ranks the cases; None: the one that scored last.
             dataset: only its cases; None: all.
             organs: only these count in the list and appear in the tasks; empty: all.
@@ -88,6 +90,7 @@ class RevisionQueue(RevisionViews):
 
         Raises:
             NotFound: nothing is scored under this reading.
+            Conflict: some scores lack what the list is sorted by.
         """
         ensemble = ensemble or self._catalog.latest_ensemble(reading, dataset)
         if ensemble is None:
@@ -96,20 +99,20 @@ class RevisionQueue(RevisionViews):
                 got=reading.value,
                 remedy="score cases first: `atlasloop score`",
             )
-        ranked = self._catalog.ranking(reading, ensemble, dataset)
+        ranked = self._catalog.ranking(reading, ensemble, dataset, by)
         if organs:
-            ranked = ranked_by(ranked, frozenset(organs))
+            ranked = ranked_by_organs(ranked, frozenset(organs), by)
         left = [case for case in ranked if case.case_id not in without]
         top = left[: portion.of(len(ranked))]
-        source = PriorityListSource(reading, ensemble)
+        source = PriorityListSource(reading, ensemble, by)
         with self._catalog.transaction(write=True) as connection:
             return insert_tasks(connection, top, source, who, self._now())
 
     # Leases
 
     def next(self, annotator: Annotator, wanted: TaskFilter = ANY_TASK) -> Task | None:
-        """Lease the free case of the best rank that matches; with an organ, the one with the most
-        attention there.
+        """Lease the free case of the best rank that matches; with an organ, the one whose place
+        that organ drives most.
 
         What the annotator held before is given back, or kept if no other case is left.
         """

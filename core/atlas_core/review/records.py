@@ -15,7 +15,7 @@ from pydantic import Field
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelRef, Sha256
 from atlas_core.organs import OrganName
-from atlas_core.records import CaseId, DatasetName, LabelSource, Reading
+from atlas_core.records import CaseId, DatasetName, LabelSource, RankBy, Reading
 
 USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$"
 
@@ -76,6 +76,12 @@ class TaskOrgan(FrozenModel):
 
     organ: OrganName
     attention_ml: float
+    disagreement: float | None = Field(
+        default=None, description="None: all models agree that it is absent, or it was not counted."
+    )
+    weight: float = Field(
+        default=0.0, description="What it added to the case's place, in the list's own unit."
+    )
     verdict: Verdict | None = None
     error_type: str | None = None
     note: str = ""
@@ -90,6 +96,8 @@ class Task(FrozenModel):
     reading: Reading
     ensemble: str
     rank: int = Field(ge=1, description="In the priority list when the task was opened.")
+    ranked_by: RankBy = Field(description="What that list was sorted by.")
+    disagreement: float | None = Field(default=None, description="None: it was not counted.")
     attention_ml: float
     state: TaskState
     assignee: str | None = Field(
@@ -99,7 +107,7 @@ class Task(FrozenModel):
         default=None, description="Of a lease that has not ended."
     )
     second_reader: bool = Field(description="It waits for, or is with, a second reader.")
-    organs: tuple[TaskOrgan, ...] = Field(description="Largest attention first.")
+    organs: tuple[TaskOrgan, ...] = Field(description="Largest weight first.")
     updated_at: datetime
 
 

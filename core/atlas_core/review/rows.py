@@ -20,12 +20,18 @@ _ORGANS_OF: Final = (
         t.revision_task_organs.c.task_id,
         t.revision_task_organs.c.organ,
         t.revision_task_organs.c.attention_ml,
+        t.revision_task_organs.c.disagreement,
+        t.revision_task_organs.c.weight,
         t.revision_task_organs.c.verdict,
         t.revision_task_organs.c.error_type,
         t.revision_task_organs.c.note,
     )
     .where(t.revision_task_organs.c.task_id.in_(sa.bindparam("tasks", expanding=True)))
-    .order_by(t.revision_task_organs.c.attention_ml.desc(), t.revision_task_organs.c.organ)
+    .order_by(
+        t.revision_task_organs.c.weight.desc(),
+        t.revision_task_organs.c.attention_ml.desc(),
+        t.revision_task_organs.c.organ,
+    )
 )
 
 
@@ -33,11 +39,13 @@ def tasks_of(connection: Connection, rows: Sequence[TaskRow], now: datetime) -> 
     """Rows of `revision_tasks` as tasks, with their organs."""
     organs: dict[int, list[TaskOrgan]] = {row["id"]: [] for row in rows}
     query = connection.execute(_ORGANS_OF, {"tasks": list(organs)})
-    for task_id, organ, attention_ml, verdict, error_type, text in query:
+    for task_id, organ, attention_ml, disagreement, weight, verdict, error_type, text in query:
         organs[task_id].append(
             TaskOrgan(
                 organ=organ,
                 attention_ml=attention_ml,
+                disagreement=disagreement,
+                weight=weight,
                 verdict=verdict,
                 error_type=error_type,
                 note=text,
@@ -57,6 +65,8 @@ def _as_task(row: TaskRow, organs: tuple[TaskOrgan, ...], now: datetime) -> Task
         reading=row["reading"],
         ensemble=row["ensemble"],
         rank=row["rank"],
+        ranked_by=row["ranked_by"],
+        disagreement=row["disagreement"],
         attention_ml=row["attention_ml"],
         state=TaskState.LEASED if live else row["state"],
         assignee=row["assignee"] if live or not pending else None,

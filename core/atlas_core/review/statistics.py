@@ -4,7 +4,7 @@ the throughput of annotators."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from atlas_core.catalog import Catalog
 from atlas_core.catalog import tables as t
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.records import LabelSource, RankedCase, Reading
+from atlas_core.records import LabelSource, RankBy, RankedCase, Reading
 from atlas_core.review.records import TOP_SHARE, Throughput, WorkDay
 
 VOLUMES_SHOWN = 1000
@@ -22,13 +22,16 @@ VOLUMES_SHOWN = 1000
 
 
 class CaseSize(FrozenModel):
-    """Attention size of one case."""
+    """Attention size of one case, and how much the models disagree about it."""
 
     model_config = ConfigDict(extra="ignore")  # a response: its schema stays open
 
     case_id: str
     attention_ml: float
-    in_top_share: bool
+    disagreement: float | None = Field(description="None: it was not counted.")
+    in_top_share: bool = Field(
+        description="Of the list by disagreement; where some scores lack it, by attention size."
+    )
 
 
 class OrganVolumes(FrozenModel):
@@ -52,8 +55,12 @@ class ReviewStatistics:
     def attention_by_dataset(self, reading: Reading) -> dict[str, list[CaseSize]]:
         """Cases of each dataset by descending attention size (Fig. 4); the top 5 % of the whole
         priority list are marked."""
-        ranked = self._catalog.ranking(reading)
-        return _by_dataset(ranked, math.ceil(round(TOP_SHARE * len(ranked), 6)))
+        ranked = self._catalog.ranking(reading, by=RankBy.SIZE)
+        counted = all(case.disagreement is not None for case in ranked)
+        by = RankBy.DISAGREEMENT if counted else RankBy.SIZE
+        urgent = sorted(ranked, key=lambda case: (-(case.by(by) or 0.0), case.case_id))
+        top = urgent[: math.ceil(round(TOP_SHARE * len(ranked), 6))]
+        return _by_dataset(ranked, {case.case_id for case in top})
 
     def organ_volumes(self) -> dict[str, OrganVolumes]:
         """Volumes of the labels in force, without organs that the patient lacks."""
@@ -75,11 +82,14 @@ class ReviewStatistics:
         return [_throughput(annotator, by_day) for annotator, by_day in days.items()]
 
 
-def _by_dataset(ranked: Sequence[RankedCase], top: int) -> dict[str, list[CaseSize]]:
+def _by_dataset(ranked: Sequence[RankedCase], top: Collection[str]) -> dict[str, list[CaseSize]]:
     datasets: dict[str, list[CaseSize]] = {}
     for case in ranked:
         size = CaseSize(
-            case_id=case.case_id, attention_ml=case.attention_ml, in_top_share=case.rank <= top
+            case_id=case.case_id,
+            attention_ml=case.attention_ml,
+            disagreement=case.disagreement,
+            in_top_share=case.case_id in top,
         )
         datasets.setdefault(case.dataset, []).append(size)
     return datasets

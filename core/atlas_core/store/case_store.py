@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -234,6 +235,16 @@ class CaseStore:
             if (folder / _RESULT).is_file()
         ]
         return max(found, default=0)
+
+    def left_out(
+        self, case_id: str, reading: Reading, ensemble: str, number: int | None = None
+    ) -> float:
+        """Share of the body, 0..1, that the models of a prediction were not shown, since locating
+        ruled organs out there."""
+        with contextlib.suppress(FileNotFoundError):
+            result = json.loads(self.result_path(case_id, reading, ensemble, number).read_bytes())
+            return float(result.get("left_out", 0.0))
+        return 0.0
 
     # Writing
 

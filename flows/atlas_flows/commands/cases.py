@@ -141,6 +141,14 @@ def phantoms(
     hard: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of deliberately hard cases.")
     ] = 0.1,
+    tail: Annotated[
+        bool,
+        typer.Option(
+            "--tail",
+            help="Hard cases of all kinds that archives hold: children, mirrored patients, wrong "
+            "headers, cropped or moved scans, thick slices, metal.",
+        ),
+    ] = False,
     labels: Annotated[
         Literal["none", "partial", "truth"],
         typer.Option(
@@ -169,6 +177,7 @@ def phantoms(
             cases,
             seed,
             hard_share=hard,
+            tail=tail,
             labels=labels,
             truth_folder=folder / TRUTH_FOLDER,
             grid=PhantomGrid(columns=columns),

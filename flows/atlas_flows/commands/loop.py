@@ -9,6 +9,7 @@ import typer
 
 from atlas_flows.commands.options import (
     TOP_SHARE,
+    ByOption,
     DatasetOption,
     EnsembleOption,
     JsonOption,
@@ -29,6 +30,7 @@ def iterate(
     ] = "run",
     dataset: DatasetOption = None,
     reading: ReadingOption = ReadingName.PAPER,
+    by: ByOption = "disagreement",
     ensemble: EnsembleOption = None,
     share: Annotated[
         float, typer.Option(min=0.0001, max=1, help="Part of the list that is revised.")
@@ -66,6 +68,7 @@ def iterate(
         "mode": mode,
         "dataset": dataset,
         "reading": reading.value,
+        "by": by,
         "ensemble": ensemble,
         "share": share,
         "minutes": minutes,

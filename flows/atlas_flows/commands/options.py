@@ -19,8 +19,19 @@ class ReadingName(StrEnum):
     RELEASED = "released"
 
 
-RankByName = Literal["size", "relative", "disagreement"]
+RankByName = Literal["disagreement", "size", "attended", "relative"]
 """As `atlas_core.records.RankBy`."""
+
+ByOption = Annotated[
+    RankByName,
+    typer.Option(
+        "--by",
+        help="disagreement: how much the models' masks differ (1 − pairwise Dice), averaged over "
+        "organs; which labels are worst. size: attention size, the paper's. attended: volume of "
+        "attention of at least 0.2; where most millilitres are wrong. relative: attention of each "
+        "organ against its own volume, averaged.",
+    ),
+]
 
 TOP_SHARE = 0.05
 """As `atlas_core.review.TOP_SHARE`."""

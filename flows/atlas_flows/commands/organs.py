@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_flows.commands.options import JsonOption
 from atlas_flows.commands.terminal import console, places, print_table, write_text
 
 if TYPE_CHECKING:
@@ -41,7 +40,9 @@ def show(
     as_yaml: Annotated[
         bool, typer.Option("--yaml", help="As a file that can be edited and given to --organs.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="In one line, as the services' settings take it.")
+    ] = False,
 ) -> None:
     """Show the organs of the atlas, or those of a scheme, which is checked.
 
@@ -60,7 +61,7 @@ def show(
     if as_yaml:
         write_text(None, shown.as_yaml())
     elif as_json:
-        write_text(None, shown.model_dump_json(indent=2))
+        write_text(None, shown.model_dump_json(exclude_defaults=True))
     else:
         print_table(str(shown), [_row(organ) for organ in shown], numbers=("id", "typical (ml)"))
 

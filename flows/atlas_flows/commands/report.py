@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_flows.commands.options import DatasetOption, ReadingName, ReadingOption
+from atlas_flows.commands.options import ByOption, DatasetOption, ReadingName, ReadingOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
-    from atlas_core.records import Reading
+    from atlas_core.records import RankBy, Reading
     from atlas_core.store import CaseStore
 
 
@@ -23,6 +23,7 @@ def report(
     ] = Path("report.html"),
     dataset: DatasetOption = None,
     reading: ReadingOption = ReadingName.PAPER,
+    by: ByOption = "disagreement",
     top: Annotated[int, typer.Option(min=0, max=100, help="Cases with pictures.")] = 5,
     evaluation: Annotated[
         bool, typer.Option("--evaluation", help="The paper's tables and figures instead.")
@@ -72,7 +73,7 @@ def report(
         else:
             from atlas_flows.reports import ReportScope, RunFacts, build_report
 
-            scope = ReportScope(reading=Reading(reading), dataset=dataset, top=top)
+            scope = ReportScope(Reading(reading), RankBy(by), dataset, top)
             page = build_report(catalog, store, scope, RunFacts())
     write_text(output, page)
     console().print(f"report: {output}", soft_wrap=True)

@@ -38,7 +38,8 @@ def up(context: typer.Context, organs: OrgansOption = None) -> None:
     parts = stack.up(here.embedded, on_event=_print_event)
     with Catalog.open(here.catalog_url) as catalog:
         register_installed(repository_of(here.embedded), here.embedded.models_dir, catalog)
-    reconcile_at_start(here)
+    if "triton" in here.embedded.components:
+        reconcile_at_start(here)
     _show(parts)
     if "prefect" in here.embedded.components:
         console().print(

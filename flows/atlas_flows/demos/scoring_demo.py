@@ -14,7 +14,7 @@ from pathlib import Path
 
 from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput
-from atlas_core.records import Reading
+from atlas_core.records import RankBy, Reading
 from atlas_core.store import CaseStore
 from atlas_embedded import stack
 from atlas_embedded.settings import ComponentName, EmbeddedSettings
@@ -217,12 +217,15 @@ def _score(run: _Run) -> None:
 
 
 def _show_list(run: _Run, catalog: Catalog) -> None:
-    cases = catalog.ranking(Reading.PAPER)
+    cases = catalog.ranking(Reading.PAPER, by=RankBy.DISAGREEMENT)
     output = run.request.output
-    write_text(output / "ranking.json", priority_list.as_json(cases, Reading.PAPER))
+    listed = priority_list.as_json(cases, Reading.PAPER, RankBy.DISAGREEMENT)
+    write_text(output / "ranking.json", listed)
     write_text(output / "ranking.csv", priority_list.as_csv(cases, catalog.organ_scheme().names))
     print_table(
-        "Priority list", priority_list.as_rows(cases[:20]), numbers=("rank", "attention (ml)")
+        "Priority list",
+        priority_list.as_rows(cases[:20], RankBy.DISAGREEMENT),
+        numbers=priority_list.NUMBERS,
     )
 
 

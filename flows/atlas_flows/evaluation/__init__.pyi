@@ -18,7 +18,13 @@ from .paper_evaluation import (
     measure_iteration,
 )
 from .phantom_truth import TRUTH_FOLDER, case_errors, kinds_of_cases, truth_files
-from .ranking_quality import ORDINARY, RankingEvaluation, dice_by_organ, evaluate_ranking
+from .ranking_quality import (
+    ORDINARY,
+    Estimate,
+    RankingEvaluation,
+    dice_by_organ,
+    evaluate_ranking,
+)
 from .rater_agreement import DiceMatrix
 
 __all__ = [
@@ -30,6 +36,7 @@ __all__ = [
     "DiceMatrix",
     "Efficiency",
     "ErrorFound",
+    "Estimate",
     "EvaluationScope",
     "FalsePositives",
     "GroundTruth",

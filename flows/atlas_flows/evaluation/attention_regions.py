@@ -105,6 +105,38 @@ class DetectionRow(FrozenModel):
     precision_by_case: Spread = Field(description="Over cases with an attended region.")
 
 
+class Discrimination(FrozenModel):
+    """How well a score tells thick errors from right voxels."""
+
+    score: str = Field(description='"attention", or "border": nearness to the pseudo label\'s own.')
+    auroc: float | None = Field(description="0.5: by chance.")
+    average_precision: float | None = Field(description="By chance: the share of thick errors.")
+
+
+class ThickErrors(FrozenModel):
+    """Attention and the trivial baseline on the same voxels, pooled over organs and cases."""
+
+    thick_share: float | None = Field(description="Of thick errors among the compared voxels.")
+    scores: tuple[Discrimination, ...]
+
+
+class ShareRow(FrozenModel):
+    """Attention and the pseudo label's border, pooled, where a part of a region must be met."""
+
+    share: float = Field(description="Part of a region's voxels; 0: one voxel.")
+    sensitivity: float | None
+    precision: float | None
+    border_sensitivity: float | None
+    border_precision: float | None
+
+
+class BesideBorder(FrozenModel):
+    """Attention beside the trivial baseline: the pseudo label's own border, one voxel thick."""
+
+    shares: tuple[ShareRow, ...]
+    thick: ThickErrors
+
+
 class DetectionTable(FrozenModel):
     """Table 1 for one reading."""
 
@@ -114,6 +146,9 @@ class DetectionTable(FrozenModel):
     overall: DetectionRow = Field(
         description="Pooled over organs; by case as the paper's Avg.: mean over organs of the "
         "organs' means and of their deviations."
+    )
+    beside_border: BesideBorder | None = Field(
+        default=None, description="None where it was not asked for."
     )
 
 
@@ -208,7 +243,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def _row(organ: str, cases: Sequence[Detection]) -> DetectionRow:
-    counts = _sum(cases)
+    counts = total(cases)
     return DetectionRow(
         organ=organ,
         cases=len(cases),
@@ -221,7 +256,7 @@ def _row(organ: str, cases: Sequence[Detection]) -> DetectionRow:
 
 
 def _overall(rows: Sequence[DetectionRow], by_organ: dict[str, list[Detection]]) -> DetectionRow:
-    counts = _sum([one for cases in by_organ.values() for one in cases])
+    counts = total([one for cases in by_organ.values() for one in cases])
     return DetectionRow(
         organ="all",
         cases=max((row.cases for row in rows), default=0),
@@ -238,7 +273,8 @@ def _over_organs(spreads: Sequence[Spread]) -> Spread:
     return Spread.over_organs(spreads, count=sum(spread.mean is not None for spread in spreads))
 
 
-def _sum(cases: Sequence[Detection]) -> Detection:
+def total(cases: Sequence[Detection]) -> Detection:
+    """Counts of several organs or cases, added up."""
     return Detection(
         error_regions=sum(c.error_regions for c in cases),
         errors_found=sum(c.errors_found for c in cases),

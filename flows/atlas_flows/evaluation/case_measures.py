@@ -23,7 +23,7 @@ from atlas_core.records import Case, LabelSource, Reading, Score
 from atlas_core.store import CaseStore
 from atlas_models.evaluation import organ_agreement
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from atlas_flows.evaluation.attention_regions import (
     Detection,
@@ -36,10 +36,13 @@ from atlas_flows.evaluation.error_found import ErrorOfCase
 from atlas_flows.evaluation.false_positives import FalseRegions
 from atlas_flows.evaluation.ground_truth import GroundTruthCase
 from atlas_flows.evaluation.label_quality import LabelKind
+from atlas_flows.evaluation.thick_errors import Comparison, compare
 
 
 class OrganMeasure(FrozenModel):
     """One organ of one case against the truth."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)  # counts are arrays
 
     organ: str
     truth_ml: float
@@ -51,6 +54,7 @@ class OrganMeasure(FrozenModel):
         "or the map holds an original label of the organ."
     )
     detection: Detection | None = Field(description="None where attention was not asked for.")
+    comparison: Comparison | None = Field(default=None, description="As `detection`, on demand.")
     false_regions: int | None = Field(description="Where the organ is truly absent, else None.")
 
 
@@ -86,6 +90,10 @@ class CaseMeasures(FrozenModel):
         """The counts of Table 1, by organ."""
         return [(one.organ, one.detection) for one in self.organs if one.detection is not None]
 
+    def comparisons(self) -> list[Comparison]:
+        """What stands beside Table 1, per organ."""
+        return [one.comparison for one in self.organs if one.comparison is not None]
+
     def false_positives(self) -> list[FalseRegions]:
         """What the pseudo label holds of organs that are absent (§5)."""
         return [
@@ -107,12 +115,14 @@ class MeasurementOptions:
     Attributes:
         rule: what counts as a region.
         attention: count regions for Table 1; reads an attention map per organ.
+        beside_border: also what stands beside it, `thick_errors.compare`; takes more time.
         nsd: surface Dice too; needs torch and most of the time.
         until: only what was assembled before counts; None: whatever was assembled last.
     """
 
     rule: RegionRule = field(default_factory=RegionRule)
     attention: bool = True
+    beside_border: bool = False
     nsd: bool = True
     until: datetime | None = None
 
@@ -159,13 +169,14 @@ def _measure(
     for organ in known.organs:
         if organ not in sizes:
             continue  # the ensemble does not predict it
-        attended = _attended(case, store, score, organ, what) if what.attention else None
+        attention = _attention(case, store, score, organ) if what.attention else None
         label = scheme[organ].label
         masks = _Masks(
             pseudo=pseudo == label,
             assembled=assembled == label if organ in compared and assembled is not None else None,
             truth=truth.get(organ, nothing),
-            attended=attended,
+            attention=attention,
+            lowest_byte=what.rule.lowest_byte(score.reading),
         )
         organs.append(_organ(organ, case, masks, what))
     return CaseMeasures(
@@ -179,12 +190,14 @@ def _measure(
 
 @dataclass(frozen=True)
 class _Masks:
-    """Where one organ is predicted, assembled, in truth, and attended; ``[i, j, k]``."""
+    """Where one organ is predicted, assembled, in truth, and attended (from `lowest_byte` on);
+    ``[i, j, k]``."""
 
     pseudo: NDArray[np.bool_]
     assembled: NDArray[np.bool_] | None
     truth: NDArray[np.bool_]
-    attended: NDArray[np.bool_] | None
+    attention: NDArray[np.uint8] | None
+    lowest_byte: int
 
 
 def _organ(organ: str, case: Case, masks: _Masks, what: MeasurementOptions) -> OrganMeasure:
@@ -197,6 +210,19 @@ def _organ(organ: str, case: Case, masks: _Masks, what: MeasurementOptions) -> O
         # Most cases hold the pseudo label as it is, and surfaces take most of the time.
         same = np.array_equal(masks.assembled, masks.pseudo)
         assembled = pseudo if same else _agreement(organ, masks.assembled, masks.truth, case, what)
+    detection = comparison = None
+    if masks.attention is not None:
+        attended = masks.attention >= masks.lowest_byte
+        detection = detect(error, attended, voxel_ml, what.rule)
+    if masks.attention is not None and what.beside_border:
+        comparison = compare(
+            masks.pseudo,
+            masks.truth,
+            masks.attention,
+            case.geometry.spacing_mm,
+            what.rule,
+            masks.lowest_byte,
+        )
     return OrganMeasure(
         organ=organ,
         truth_ml=truth_voxels * voxel_ml,
@@ -204,9 +230,8 @@ def _organ(organ: str, case: Case, masks: _Masks, what: MeasurementOptions) -> O
         wrong_ml=int(np.count_nonzero(error)) * voxel_ml,
         pseudo=pseudo,
         assembled=assembled,
-        detection=(
-            None if masks.attended is None else detect(error, masks.attended, voxel_ml, what.rule)
-        ),
+        detection=detection,
+        comparison=comparison,
         false_regions=None if truth_voxels else count_regions(masks.pseudo, voxel_ml, what.rule),
     )
 
@@ -254,11 +279,8 @@ def _read_on_grid(case: Case, store: CaseStore, score: Score) -> NDArray[np.inte
     return volume.voxels
 
 
-def _attended(
-    case: Case, store: CaseStore, score: Score, organ: str, what: MeasurementOptions
-) -> NDArray[np.bool_]:
+def _attention(case: Case, store: CaseStore, score: Score, organ: str) -> NDArray[np.uint8]:
     path = store.attention_path(case.id, score.reading, score.ensemble, organ, score.number)
     if not any(size.attention_voxels for size in score.organs if size.organ == organ):
-        return np.zeros(case.shape, np.bool_)  # a map of zeros has no file
-    attention = read_cropped(path, case.geometry, case=case.id)
-    return np.asarray(attention >= what.rule.lowest_byte(score.reading))
+        return np.zeros(case.shape, np.uint8)  # a map of zeros has no file
+    return np.asarray(read_cropped(path, case.geometry, case=case.id), np.uint8)

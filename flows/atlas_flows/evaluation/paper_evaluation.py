@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
 from atlas_core.frozen_model import FrozenModel
-from atlas_core.records import RankedCase, Reading
+from atlas_core.records import RankBy, RankedCase, Reading
 from atlas_core.review import ReviewStatistics, RevisionQueue, TaskState
 from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
 from pydantic import Field
 
-from atlas_flows.evaluation.attention_regions import DetectionTable, RegionRule, tabulate
+from atlas_flows.evaluation.attention_regions import Detection, DetectionTable, RegionRule, tabulate
 from atlas_flows.evaluation.case_measures import CaseMeasures, MeasurementOptions, measure_cases
 from atlas_flows.evaluation.compared_masks import (
     ComparisonScope,
@@ -44,6 +44,7 @@ from atlas_flows.evaluation.label_quality import (
     iteration_table,
 )
 from atlas_flows.evaluation.rater_agreement import DiceMatrix
+from atlas_flows.evaluation.thick_errors import Comparison, beside_border
 from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in
 
 
@@ -82,7 +83,7 @@ class PaperEvaluation(FrozenModel):
     models: tuple[str, ...]
     truth: str | None = Field(description="Where the truth comes from.")
     cases: int = Field(description="Cases with a truth that the ensemble has scored.")
-    sizes: tuple[SizedCase, ...] = Field(description="The priority list (Fig. 4).")
+    sizes: tuple[SizedCase, ...] = Field(description="Cases by attention size (Fig. 4).")
     detection: tuple[DetectionTable, ...] = Field(default=(), description="Table 1 per reading.")
     error_found: ErrorFound | None = None
     iterations: tuple[IterationTable, ...] = Field(
@@ -141,7 +142,7 @@ def evaluate_all(
     """
     scope = scope or EvaluationScope()
     turns = iterations_of(catalog, scope)
-    ranked = catalog.ranking(scope.reading, turns[-1].ensemble)
+    ranked = catalog.ranking(scope.reading, turns[-1].ensemble, by=RankBy.SIZE)
     left_out: dict[str, str] = {}
     parts: dict[str, object] = {}
     if truth is None:
@@ -233,6 +234,7 @@ def measure_iteration(
     turn: ScoredIteration,
     *,
     attention: bool = True,
+    compared: bool = False,
 ) -> Iterator[CaseMeasures]:
     """Every case of one iteration against the truth, one after another.
 
@@ -240,7 +242,13 @@ def measure_iteration(
         NothingToCompare: no case that this ensemble has scored has a truth.
     """
     known = require_cases(truth, catalog.scored_cases(scope.reading, turn.ensemble))
-    what = MeasurementOptions(rule=scope.rule, attention=attention, nsd=scope.nsd, until=turn.until)
+    what = MeasurementOptions(
+        rule=scope.rule,
+        attention=attention,
+        beside_border=compared,
+        nsd=scope.nsd,
+        until=turn.until,
+    )
     return measure_cases(known, catalog, store, scope.reading, turn.ensemble, what)
 
 
@@ -295,14 +303,20 @@ def _detection(
 def detection_table(
     catalog: Catalog, store: CaseStore, truth: GroundTruth, scope: EvaluationScope
 ) -> DetectionTable:
-    """Table 1 of the newest ensemble (or the last of `scope.ensembles`).
+    """Table 1 of the newest ensemble (or the last of `scope.ensembles`), and what is beside it.
 
     Raises:
         NotFound: nothing is scored, or no scored case has a truth.
     """
     turn = iterations_of(catalog, scope)[-1]
-    cases = measure_iteration(catalog, store, truth, replace(scope, nsd=False), turn)
-    return tabulate(scope.reading, scope.rule, (d for case in cases for d in case.detections()))
+    scope = replace(scope, nsd=False)
+    detections: list[tuple[str, Detection]] = []
+    comparisons: list[Comparison] = []
+    for case in measure_iteration(catalog, store, truth, scope, turn, compared=True):
+        detections += case.detections()
+        comparisons += case.comparisons()
+    table = tabulate(scope.reading, scope.rule, detections)
+    return table.model_copy(update={"beside_border": beside_border(comparisons)})
 
 
 def iteration_tables(

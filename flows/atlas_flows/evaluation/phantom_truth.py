@@ -14,7 +14,7 @@ from atlas_core.errors import AtlasError, CorruptFile, NotFound
 from atlas_core.imaging import content_sha256, read_header, read_label, read_volume
 from atlas_core.organs import OrganScheme
 from atlas_core.phantoms import CT_NAME, INDEX_NAME, TRUTH_NAME
-from atlas_core.records import Case, RankedCase, Reading
+from atlas_core.records import Case, RankBy, RankedCase, Reading
 from atlas_core.store import CaseStore
 from numpy.typing import NDArray
 
@@ -75,7 +75,7 @@ def case_errors(
     ensemble = catalog.latest_ensemble(reading)
     if ensemble is None:
         raise NotFound("no case is scored", remedy="run `atlasloop score` first")
-    ranked = {row.case_id: row for row in catalog.ranking(reading, ensemble)}
+    ranked = {row.case_id: row for row in catalog.ranking(reading, ensemble, by=RankBy.SIZE)}
     for true_case, case in matched_cases(folder, catalog, ranked):
         path = store.pseudo_label_path(case.id, reading, ensemble)
         yield _error(true_case, case, ranked[case.id], path, catalog.organ_scheme())
@@ -166,6 +166,8 @@ def _match(true_case: TruthFiles, catalog: Catalog, by_name: Mapping[str, Case])
 def _error(
     true_case: TruthFiles, case: Case, ranked: RankedCase, pseudo: Path, atlas: OrganScheme
 ) -> CaseError:
+    if not ranked.organs:
+        return CaseError(ranked=ranked, kind=true_case.kind, dice={})
     try:
         predicted = read_label(pseudo)
         scheme = atlas.select([size.organ for size in ranked.organs])
@@ -173,12 +175,10 @@ def _error(
     except AtlasError as error:
         raise error.with_case(case.id) from None
     return CaseError(
-        case_id=case.id,
+        ranked=ranked,
         kind=true_case.kind,
-        attention_ml=ranked.attention_ml,
-        relative_attention=ranked.relative_attention,
-        disagreement=ranked.disagreement,
         dice=dice_by_organ(predicted.voxels, truth, {organ.name: organ.label for organ in scheme}),
+        absent=frozenset(o.name for o in scheme if o.name not in truth or not truth[o.name].any()),
     )
 
 

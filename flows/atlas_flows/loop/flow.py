@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from atlas_core.catalog import Catalog
 from atlas_core.ensembles import EnsembleName
 from atlas_core.loop import Iterations, record_step, review_outcome, steps_done
-from atlas_core.records import DatasetName, Iteration, IterationState, LabelSource, Reading
+from atlas_core.records import DatasetName, Iteration, IterationState, LabelSource, RankBy, Reading
 from prefect import flow, get_run_logger, tags
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.schemas.objects import State
@@ -38,8 +38,8 @@ from atlas_flows.loop.state_machine import (
 )
 from atlas_flows.loop.summary import (
     IterateSummary,
-    attention_plots,
     dry_run_markdown,
+    ranking_plots,
     summary_markdown,
 )
 from atlas_flows.loop.wake_up import wake_up_at
@@ -70,6 +70,7 @@ def iterate(
     mode: Mode = Mode.RUN,
     dataset: DatasetName | None = None,
     reading: Reading = Reading.PAPER,
+    by: RankBy = RankBy.DISAGREEMENT,
     share: Annotated[float, Field(gt=0, le=1)] | None = 0.05,
     minutes: Annotated[float, Field(ge=15)] | None = None,
     organs: OrganNames | None = None,
@@ -96,6 +97,9 @@ def iterate(
         dataset: Work on this dataset. Empty: on all.
         reading: How predictions become attention. paper: Eq. 1–4 to the letter. released: the
             thresholds and openings of the paper's published code.
+        by: What the priority list is sorted by. disagreement: how much the models' masks differ.
+            size: attention size, the paper's. attended: volume of attention of at least 0.2.
+            relative: attention against the organ's own volume.
         share: This part of the priority list is revised in each iteration; the paper took 0.05.
         minutes: Instead of a share: as many cases as fit into so many minutes of annotators' time
             per iteration, at 15 minutes a case.
@@ -121,6 +125,7 @@ def iterate(
     wanted = LoopParameters(
         dataset=dataset,
         reading=reading,
+        by=by,
         share=share,
         minutes=minutes,
         organs=tuple(organs or ()),
@@ -299,7 +304,7 @@ class _Loop:
             if not _worth_going_on(summary):
                 raise
             self._log.warning("%s; the loop goes on without them", failed)
-        ranking = self._catalog.ranking(given.reading, summary.ensemble, given.dataset)
+        ranking = self._catalog.ranking(given.reading, summary.ensemble, given.dataset, given.by)
         if not ranking:
             raise loop.NothingToRank(
                 "there is no case to rank",
@@ -307,9 +312,9 @@ class _Loop:
                 remedy="import cases: `atlasloop import FOLDER --dataset NAME`, then go on",
             )
         create_markdown_artifact(
-            attention_plots(ranking, given.portion.of(len(ranking))),
+            ranking_plots(ranking, given.by, given.portion.of(len(ranking))),
             key="attention-sizes",
-            description="Attention size of every case, by dataset (Fig. 4)",
+            description=f"What cases are ranked by ({given.by.value}), by dataset (Fig. 4)",
         )
         scored = self._catalog.score(ranking[0].case_id, given.reading, summary.ensemble)
         models = () if scored is None else scored.models
@@ -325,6 +330,7 @@ class _Loop:
         queued = revise(
             dataset=given.dataset,
             reading=given.reading,
+            by=given.by,
             share=given.share,
             minutes=given.minutes,
             organs=list(given.organs),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from atlas_core.catalog import Catalog
 from atlas_core.errors import NotFound
 from atlas_core.loop import PriorityListName, cases_seen, tasks_of
-from atlas_core.records import Reading
+from atlas_core.records import RankBy, Reading
 from atlas_core.review import Portion, RevisionQueue
 
 from atlas_flows.loop.state_machine import Queued
@@ -25,6 +25,7 @@ class QueueRequest:
     """Which part of which priority list goes into the queue.
 
     Attributes:
+        by: what the list is sorted by.
         ensemble: whose list; None: the one that scored last.
         dataset: only its cases; None: all.
         organs: only these count; empty: all.
@@ -37,6 +38,7 @@ class QueueRequest:
     dataset: str | None = None
     organs: Sequence[str] = ()
     again: bool = False
+    by: RankBy = RankBy.DISAGREEMENT
 
 
 def open_queue(catalog: Catalog, request: QueueRequest, before: Collection[int] = ()) -> Queued:
@@ -47,6 +49,7 @@ def open_queue(catalog: Catalog, request: QueueRequest, before: Collection[int] 
 
     Raises:
         NotFound: no case is scored.
+        Conflict: some scores lack what the list is sorted by.
     """
     ensemble = request.ensemble or catalog.latest_ensemble(request.reading, request.dataset)
     if ensemble is None:
@@ -61,6 +64,7 @@ def open_queue(catalog: Catalog, request: QueueRequest, before: Collection[int] 
         request.portion,
         WHO,
         reading=request.reading,
+        by=request.by,
         ensemble=ensemble,
         dataset=request.dataset,
         organs=request.organs,

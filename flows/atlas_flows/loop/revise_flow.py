@@ -9,7 +9,7 @@ It ends when the tasks are open; people work in the review service, as long as t
 from typing import Annotated
 
 from atlas_core.catalog import Catalog
-from atlas_core.records import DatasetName, Reading
+from atlas_core.records import DatasetName, RankBy, Reading
 from atlas_core.review import TOP_SHARE, Portion
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -37,6 +37,7 @@ def _run_name() -> str:
 def revise(
     dataset: DatasetName | None = None,
     reading: Reading = Reading.PAPER,
+    by: RankBy = RankBy.DISAGREEMENT,
     share: Annotated[float, Field(gt=0, le=1)] | None = 0.05,
     minutes: Annotated[float, Field(ge=15)] | None = None,
     organs: OrganNames | None = None,
@@ -50,6 +51,9 @@ def revise(
         dataset: Only cases of this dataset. Empty: of all datasets.
         reading: Which attention sizes make the list. paper: Eq. 1–4 to the letter. released: as in
             the paper's published code.
+        by: What the priority list is sorted by. disagreement: how much the models' masks differ.
+            size: attention size, the paper's. attended: volume of attention of at least 0.2.
+            relative: attention against the organ's own volume.
         share: This part of the list is revised; the paper took 0.05.
         minutes: Instead of a share: as many cases as fit into so many minutes of annotators' time,
             at 15 minutes a case.
@@ -60,10 +64,11 @@ def revise(
 
     Raises:
         NotFound: no case is scored.
+        Conflict: some scores lack what the list is sorted by.
     """
     places = Places.read()
     portion = Portion(share=share or TOP_SHARE) if minutes is None else Portion(minutes=minutes)
-    request = QueueRequest(portion, reading, ensemble, dataset, tuple(organs or ()), again)
+    request = QueueRequest(portion, reading, ensemble, dataset, tuple(organs or ()), again, by)
     with Catalog.open(places.catalog_url) as catalog:
         queued = open_queue(catalog, request, before or ())
     _publish(queued, places)

@@ -19,7 +19,7 @@ from atlas_core.frozen_model import FrozenModel
 from atlas_core.loop import ReviewOutcome
 from atlas_core.model_spec import ModelName
 from atlas_core.organs import OrganName
-from atlas_core.records import DatasetName, Iteration, IterationState, Reading
+from atlas_core.records import DatasetName, Iteration, IterationState, RankBy, Reading
 from atlas_core.review import MINUTES_PER_CASE, TOP_SHARE, Portion
 from pydantic import Field
 
@@ -52,6 +52,7 @@ class LoopParameters(FrozenModel):
 
     dataset: DatasetName | None = None
     reading: Reading = Reading.PAPER
+    by: RankBy = RankBy.DISAGREEMENT
     ensemble: EnsembleName | None = Field(default=None, description="None: the one in use.")
     share: float | None = Field(default=TOP_SHARE, gt=0, le=1)
     minutes: float | None = Field(default=None, gt=0)

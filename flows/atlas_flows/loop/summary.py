@@ -9,7 +9,7 @@ from itertools import groupby
 from atlas_core.catalog import Catalog
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.loop import Iterations, review_outcome, steps_done
-from atlas_core.records import Iteration, RankedCase
+from atlas_core.records import Iteration, RankBy, RankedCase
 from atlas_core.review import MINUTES_PER_CASE
 
 from atlas_flows.loop.state_machine import (
@@ -55,23 +55,24 @@ def iteration_status(catalog: Catalog, opened: Iteration) -> IterationStatus:
     return IterationStatus(opened.t, status.parameters, done, review)
 
 
-def attention_plots(ranking: Sequence[RankedCase], urgent: int) -> str:
-    """Markdown with a plot of attention sizes per dataset (Fig. 4); `urgent` cases are marked."""
+def ranking_plots(ranking: Sequence[RankedCase], by: RankBy, urgent: int) -> str:
+    """Markdown with a plot of what the list is sorted by per dataset (as Fig. 4); `urgent` cases
+    are marked."""
     top = {case.case_id for case in ranking[:urgent]}
     parts = []
     by_dataset = sorted(ranking, key=lambda case: (case.dataset, case.rank))
     for dataset, group in groupby(by_dataset, key=lambda case: case.dataset):
         cases = list(group)
         marked = sum(case.case_id in top for case in cases)
-        sizes = [case.attention_ml for case in cases]
+        values = [case.by(by) or 0.0 for case in cases]
         # The share is of the whole list and the loop's own, not always 5 % and not of this dataset.
-        drawing = str(plot_distribution(sizes, marked, "top of the list"))
+        drawing = str(plot_distribution(values, marked, by, "top of the list"))
         drawing = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
         drawing = drawing.replace(">", f">{PLOT_STYLE}", 1)
         data = base64.b64encode(drawing.encode()).decode()
         parts.append(
             f"### {dataset}: {len(cases)} cases, {marked} at the top of the list\n\n"
-            f"![Attention size of every case, largest first](data:image/svg+xml;base64,{data})"
+            f"![{by.value} of every case, largest first](data:image/svg+xml;base64,{data})"
         )
     return "\n\n".join(parts)
 

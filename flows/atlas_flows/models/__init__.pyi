@@ -5,8 +5,9 @@ from .registration import register_installed
 from .server import model_repository, model_store, triton_models
 from .site import Site
 from .store import ModelStore
+from .training_order import TrainingOrder
 from .version_finetuning import FinetuningRequest, plan_versions
-from .version_training import TrainingOrder, train_version
+from .version_training import train_version
 
 __all__ = [
     "FinetuningRequest",

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from atlas_core.catalog import Catalog, PromotionKind, find_models, next_version, promotions
+from atlas_core.catalog import Catalog, PromotionKind, next_version, promotions
 from atlas_core.errors import AtlasError, Conflict, CorruptFile, InvalidInput, NotFound
-from atlas_core.records import LabelSource, Model
+from atlas_core.records import LabelSource
 
 from atlas_flows.models import promotion
 from atlas_flows.models.outcomes import Promoted, Trained, TrainingPlan
@@ -22,12 +22,15 @@ from atlas_flows.models.promotion import PromotionRefused
 from atlas_flows.models.server import model_repository, model_store
 from atlas_flows.models.site import Site
 from atlas_flows.models.store import ModelStore
-from atlas_flows.models.version_training import TrainingOrder, train_version
+from atlas_flows.models.training_order import TrainingOrder
+from atlas_flows.models.version_training import (
+    configuration_of,
+    train_version,
+    trainer_of,
+)
 from atlas_flows.settings import Places
 
 log = logging.getLogger(__name__)
-
-WEIGHTS_FILE = "weights.safetensors"
 
 CONFIG_FILE = "config.json"
 """Configuration of a fine-tuning, beside its checkpoints."""
@@ -83,7 +86,9 @@ def plan_versions(
                 f"model {name} is not in service", expected=f"one of {', '.join(sorted(served))}"
             )
         _parent(here, store, name)
-    chosen = wanted or [name for name in sorted(served) if _trainable(here, store, name)]
+    chosen = list(wanted) or [name for name in sorted(served) if _trainable(here, store, name)]
+    for name in sorted(set(served) - set(chosen)) if not wanted else ():
+        log.info("%s cannot be trained further: it serves as it is", name)
     if not chosen:
         raise InvalidInput(
             "no model in service can be trained further",
@@ -174,11 +179,15 @@ def _promoted_before(model: str, version: int, catalog: Catalog) -> Promoted:
 
 def _order(tuning: FinetuningRequest, here: Places, catalog: Catalog) -> TrainingOrder:
     run_folder = here.training_runs / f"{tuning.model}-{tuning.version}"
-    config = run_folder / CONFIG_FILE
     run_folder.mkdir(parents=True, exist_ok=True)
-    config.write_text(_configuration(tuning.model, tuning.parent, catalog), encoding="utf-8")
+    config: Path | None = None
+    _, parent = model_store(here).find(tuning.model, tuning.parent)
+    if trainer_of(parent) == "monai":
+        config = run_folder / CONFIG_FILE
+        content = configuration_of(tuning.model, tuning.parent, catalog)
+        config.write_text(content, encoding="utf-8")
     return TrainingOrder(
-        config=str(config),
+        config=None if config is None else str(config),
         parent=(tuning.model, tuning.parent),
         run_folder=run_folder,
         datasets=() if tuning.dataset is None else (tuning.dataset,),
@@ -201,10 +210,11 @@ def _parent(here: Places, store: ModelStore, model: str) -> int:
     if version is None:
         raise NotFound(f"no version of model {model} is in service", remedy="promote one")
     _, folder = store.find(model, version)
-    if not (Path(folder) / WEIGHTS_FILE).exists():
+    if trainer_of(folder) is None:
         raise NotFound(
-            f"model {model}@{version} has no weights to train further",
-            expected=WEIGHTS_FILE,
+            f"model {model}@{version} cannot be trained further",
+            expected="weights of ours, or an imported nnU-Net",
+            got="a graph only",
             remedy="imported graphs are served as they are; leave this model out",
         )
     return version
@@ -216,20 +226,3 @@ def _trainable(here: Places, store: ModelStore, model: str) -> bool:
     except AtlasError:
         return False
     return True
-
-
-def _configuration(model: str, version: int, catalog: Catalog) -> str:
-    """How a version was built and trained, as JSON.
-
-    Raises:
-        NotFound: it is not on record.
-    """
-    known: list[Model] = find_models(catalog, model, version)
-    found = next((m.provenance["config"] for m in known if "config" in m.provenance), None)
-    if found is None:
-        raise NotFound(
-            f"it is not on record how model {model}@{version} was trained",
-            remedy="train it further by `atlasloop models finetune` with a configuration, and "
-            "promote it",
-        )
-    return found

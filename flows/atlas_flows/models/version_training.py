@@ -3,55 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from atlas_core.catalog import Catalog, TrainingLabel, next_version, now, record_training_labels
+from atlas_core.atomic_writes import replace_file
+from atlas_core.catalog import (
+    Catalog,
+    TrainingLabel,
+    find_models,
+    next_version,
+    now,
+    record_training_labels,
+)
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.model_spec import ModelRef, ModelSpec
-from atlas_core.records import LabelSource, Model
+from atlas_core.records import Model
 from atlas_core.store import CaseStore
 from atlas_models.serving import read_spec
 
+from atlas_flows.models.nnunet_finetuning import train_nnunet_version
 from atlas_flows.models.store import ModelStore
+from atlas_flows.models.training_order import TrainingOrder
 from atlas_flows.settings import Places
 
 if TYPE_CHECKING:
     from atlas_models.training import TrainingProgress
 
 PROVENANCE_FILE = "provenance.json"
-
-
-@dataclass(frozen=True)
-class TrainingOrder:
-    """How a version is trained.
-
-    Attributes:
-        config: YAML file, or name of a shipped configuration.
-        parent: name and version (None: the newest) to train further; None: from scratch.
-        run_folder: checkpoints and curves; None: ``<training runs>/<name>-<t>``.
-        datasets: only their cases; empty: all.
-        labels: "assembled" learns from the assembled map of each case instead of its label files.
-        overrides: fields of the configuration.
-        validation_share: of the cases, held out by their ids; `promote` judges by these.
-        sources: labels to learn from; per organ the best of them counts.
-        version: t of the new version; None: the next one. One that exists already, because
-            a run was killed before it took note of it, is taken as it is.
-        loaders: threads that prepare patches in advance; they do not change the result.
-    """
-
-    config: str
-    parent: tuple[str, int | None] | None = None
-    run_folder: Path | None = None
-    datasets: tuple[str, ...] = ()
-    labels: Literal["in_force", "assembled"] = "in_force"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    validation_share: float = 0.1
-    sources: tuple[LabelSource, ...] = (LabelSource.ORIGINAL, LabelSource.REVISED)
-    version: int | None = None
-    loaders: int = 0
 
 
 def train_version(
@@ -69,10 +48,51 @@ def train_version(
         AtlasError: see `atlas_models.training.train_from_catalog`; nothing is stored then.
         InvalidInput: the version to train further is another model's.
     """
+    if order.parent is not None:
+        parent_spec, parent_folder = store.find(*order.parent)
+        if trainer_of(parent_folder) == "nnunet":
+            return _by_nnunet(order, (parent_spec, parent_folder), here, catalog, store, on_step)
+    return _by_us(order, here, catalog, store, on_step)
+
+
+def trainer_of(folder: Path) -> Literal["monai", "nnunet"] | None:
+    """Who can train the version in `folder` further; None: nobody."""
+    if (folder / "weights.safetensors").exists():
+        return "monai"
+    return "nnunet" if (folder / "nnunet" / "origin.json").exists() else None
+
+
+def _by_nnunet(
+    order: TrainingOrder,
+    parent: tuple[ModelSpec, Path],
+    here: Places,
+    catalog: Catalog,
+    store: ModelStore,
+    on_step: Callable[[int, int], None],
+) -> ModelSpec:
+    spec = parent[0]
+    version = order.version
+    if version is None:
+        version = next_version(catalog, spec.name, store.versions(spec.name))
+    elif store.folder(spec.name, version).exists():
+        return _taken(spec.name, version, spec.ref, store, catalog)
+    trained = train_nnunet_version(order, parent, version, here, catalog, store, on_step)
+    record_training_labels(catalog, trained.ref, _learnt(store.folder(spec.name, version)))
+    return trained
+
+
+def _by_us(
+    order: TrainingOrder,
+    here: Places,
+    catalog: Catalog,
+    store: ModelStore,
+    on_step: Callable[[int, int], None],
+) -> ModelSpec:
     from atlas_models.config import read_config
     from atlas_models.training import LabelChoice, TrainRequest, train_from_catalog
 
-    name = read_config(order.config, dict(order.overrides)).name
+    config = order.config or _recorded(order, here, catalog, store)
+    name = read_config(config, dict(order.overrides)).name
     parent, weights = _parent(order, name, store)
     version = order.version
     if version is None:
@@ -86,7 +106,7 @@ def train_version(
     run_folder = order.run_folder or here.training_runs / f"{name}-{version}"
     with store.incoming() as folder:
         request = TrainRequest(
-            config=order.config,
+            config=config,
             overrides=dict(order.overrides),
             datasets=order.datasets,
             sources=order.sources,
@@ -116,6 +136,39 @@ def train_version(
         )
     record_training_labels(catalog, spec.ref, _learnt(store.folder(name, version)))
     return spec
+
+
+def _recorded(order: TrainingOrder, here: Places, catalog: Catalog, store: ModelStore) -> str:
+    """A file with the configuration of the version that is trained further.
+
+    Raises:
+        NotFound: it is not on record, or there is no such version.
+    """
+    if order.parent is None:
+        raise InvalidInput("say what to train", expected="a configuration")
+    spec, _ = store.find(*order.parent)
+    content = configuration_of(spec.name, spec.version, catalog)
+    here.training_runs.mkdir(parents=True, exist_ok=True)
+    path = here.training_runs / f"{spec.name}-{spec.version}.yaml"  # JSON is YAML
+    replace_file(path, content.encode())
+    return str(path)
+
+
+def configuration_of(model: str, version: int, catalog: Catalog) -> str:
+    """How a version was built and trained, as JSON.
+
+    Raises:
+        NotFound: it is not on record.
+    """
+    known = find_models(catalog, model, version)
+    found = next((m.provenance["config"] for m in known if "config" in m.provenance), None)
+    if found is None:
+        raise NotFound(
+            f"it is not on record how model {model}@{version} was trained",
+            remedy="train it further by `atlasloop models finetune` with a configuration, and "
+            "promote it",
+        )
+    return found
 
 
 def _taken(
@@ -152,7 +205,7 @@ def _parent(
             got=name,
             remedy=f"give a configuration of {spec.name}, or --set name={spec.name}",
         )
-    if not (folder / "weights.safetensors").exists():
+    if trainer_of(folder) != "monai":
         raise NotFound(
             f"model {spec.name}@{spec.version} has no weights to train further",
             expected="weights.safetensors",

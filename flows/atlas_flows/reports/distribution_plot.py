@@ -1,10 +1,12 @@
-"""Attention sizes of all cases as an inline SVG drawing (Fig. 4 of the paper)."""
+"""What all cases are ranked by, as an inline SVG drawing (Fig. 4 of the paper)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
+from atlas_core.records import RankBy
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 960, 320
@@ -13,33 +15,47 @@ PLOT_LEFT = 110
 """Points begin right of the numbers on the lines."""
 
 
+TITLES: Final = {
+    RankBy.DISAGREEMENT: ("Disagreement", ""),
+    RankBy.SIZE: ("Attention size", " ml"),
+    RankBy.ATTENDED: ("Attended volume", " ml"),
+    RankBy.RELATIVE: ("Relative attention", ""),
+}
+"""Name and unit of what a list is sorted by."""
+
+
 def plot_distribution(
-    sizes_ml: Sequence[float], urgent: int, urgent_name: str = "top 5 %"
+    values: Sequence[float],
+    urgent: int,
+    by: RankBy = RankBy.SIZE,
+    urgent_name: str = "top 5 %",
 ) -> Markup:
     """One point per case, largest first; the first `urgent` are marked.
 
     Args:
-        sizes_ml: attention sizes in falling order, at least one.
+        values: what the cases are ranked by, in falling order, at least one.
         urgent: cases in the top share that annotators revise next.
+        by: what it is.
         urgent_name: what that share is called; not escaped.
 
     Returns:
         An ``<svg>`` element; all colours come from the page's style sheet.
     """
-    ceiling = nice_ceiling(max(sizes_ml))
-    points = [(_x(place, len(sizes_ml)), _y(size, ceiling)) for place, size in enumerate(sizes_ml)]
-    largest = f"{sizes_ml[0]:.1f}"
+    name, unit = TITLES[by]
+    ceiling = nice_ceiling(max(values))
+    points = [(_x(place, len(values)), _y(value, ceiling)) for place, value in enumerate(values)]
+    form = ".1f" if unit else ".3g"
     parts = [
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="Attention size of '
-        f"{len(sizes_ml)} cases, largest first: from {largest} to {sizes_ml[-1]:.1f} ml; "
+        f'aria-label="{name} of {len(values)} cases, '
+        f"largest first: from {values[0]:{form}} to {values[-1]:{form}}{unit}; "
         f'{urgent_name}: {urgent}">',
-        *_grid(ceiling),
+        *_grid(ceiling, unit),
         _dots(points[urgent:], "cool"),
         _dots(points[:urgent], "hot"),
-        *_threshold(urgent, len(sizes_ml), urgent_name),
+        *_threshold(urgent, len(values), urgent_name),
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
-        f"cases by rank (1 to {len(sizes_ml)})</text>",
+        f"cases by rank (1 to {len(values)})</text>",
         "</svg>",
     ]
     return Markup("".join(parts))  # noqa: S704  (numbers, and a name of ours)
@@ -65,7 +81,7 @@ def nice_ceiling(value: float) -> float:
     return next(step * power for step in (1.0, 2.0, 2.5, 5.0, 10.0) if step * power >= value)
 
 
-def _grid(ceiling: float) -> list[str]:
+def _grid(ceiling: float, unit: str) -> list[str]:
     parts = []
     for quarter in range(5):
         size = ceiling * quarter / 4
@@ -73,7 +89,7 @@ def _grid(ceiling: float) -> list[str]:
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         # On the line, not beside it: the letters are enlarged on phones and need no margin here.
         if quarter:
-            parts.append(f'<text x="{LEFT}" y="{y - 5:.1f}">{size:g} ml</text>')
+            parts.append(f'<text x="{LEFT}" y="{y - 5:.1f}">{size:g}{unit}</text>')
     return parts
 
 

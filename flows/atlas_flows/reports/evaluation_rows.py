@@ -54,6 +54,33 @@ def detection_rows(table: DetectionTable) -> Rows:
     ]
 
 
+def beside_border_rows(table: DetectionTable) -> Rows:
+    """Attention and the pseudo label's own border: regions met, and thick errors told apart."""
+    beside = table.beside_border
+    if beside is None:
+        return []
+    by_name = {score.score: score for score in beside.thick.scores}
+
+    def row(measure: str, attention: float | None, border: float | None) -> dict[str, str]:
+        return {"measure": measure, "attention": number(attention), "border": number(border)}
+
+    rows = []
+    for one in beside.shares:
+        met = f"{one.share:.0%} of a region" if one.share else "one voxel"
+        rows.append(row(f"sensitivity, {met}", one.sensitivity, one.border_sensitivity))
+        rows.append(row(f"precision, {met}", one.precision, one.border_precision))
+    attention, border = by_name["attention"], by_name["border"]
+    rows.append(row("AUROC of thick errors", attention.auroc, border.auroc))
+    rows.append(
+        row(
+            f"average precision (by chance {number(beside.thick.thick_share)})",
+            attention.average_precision,
+            border.average_precision,
+        )
+    )
+    return rows
+
+
 def iteration_rows(table: IterationTable) -> Rows:
     """Table 5, an organ per row; figures in percent, with the mark of the change before them."""
     rows = []

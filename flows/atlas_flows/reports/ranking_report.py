@@ -27,12 +27,13 @@ from atlas_core.imaging.pictures import (
 )
 from atlas_core.model_spec import ModelRef
 from atlas_core.organs import OrganScheme
-from atlas_core.records import Case, Dataset, Model, RankedCase, Reading
+from atlas_core.ranking import is_absent
+from atlas_core.records import Case, Dataset, Model, OrganScore, RankBy, RankedCase, Reading
 from atlas_core.store import CaseStore
 
 from atlas_flows.evaluation import ORDINARY
-from atlas_flows.reports.distribution_plot import plot_distribution
-from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in
+from atlas_flows.reports.distribution_plot import TITLES, plot_distribution
+from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in, driving, of_other_ensembles
 
 ROWS_SHOWN = 200
 """Rows of the ranked table; a browser stays quick, and few readers go further."""
@@ -76,6 +77,7 @@ class ReportScope:
     """Which list the page shows, and for how many cases it has pictures."""
 
     reading: Reading = Reading.PAPER
+    by: RankBy = RankBy.DISAGREEMENT
     dataset: str | None = None
     top: int = 5
 
@@ -87,12 +89,13 @@ def build_report(
 
     Raises:
         NotFound: no such dataset, or no case of the scope was scored.
+        Conflict: some scores lack what the list is sorted by.
     """
     facts = facts or RunFacts()
     if scope.dataset is not None:
         catalog.dataset(scope.dataset)
     ensemble = catalog.latest_ensemble(scope.reading, scope.dataset)
-    ranked = catalog.ranking(scope.reading, ensemble, scope.dataset) if ensemble else []
+    ranked = catalog.ranking(scope.reading, ensemble, scope.dataset, scope.by) if ensemble else []
     if not ranked or ensemble is None:
         raise NotFound(
             f"no case was scored with the reading {scope.reading.value}",
@@ -103,30 +106,37 @@ def build_report(
     kinds = facts.kinds or {}
     scheme = catalog.organ_scheme()
     cards = [
-        _card(catalog.case(case.case_id), store, case, scope.reading, ensemble, scheme)
+        _card(catalog.case(case.case_id), store, case, scope, ensemble, scheme)
         | {"kind": _kind(case, kinds, datasets)}
         for case in ranked[: scope.top]
     ]
     organs = [o for o in scheme if any(_size(case, o.name) is not None for case in ranked)]
     urgent = cases_in(TOP_SHARE, len(ranked))
     models = _models(catalog, scope.reading, ensemble, ranked[0].case_id)
+    others = catalog.scored_otherwise(scope.reading, ensemble, scope.dataset)
     phantoms = sum(_is_phantom(case, datasets) for case in ranked)
     page = {
         "title": facts.title,
         "subtitle": _subtitle(ranked, datasets),
         "reading": scope.reading.value,
-        "facts": _facts(ranked, scope.reading, models, urgent),
-        "notes": (*_caveats(phantoms, len(ranked), models), *facts.notes),
+        "by": scope.by.value,
+        "by_title": TITLES[scope.by][0],
+        "facts": _facts(ranked, scope, models, urgent),
+        "notes": (
+            *_caveats(phantoms, len(ranked), models),
+            *filter(None, [of_other_ensembles(others)]),
+            *facts.notes,
+        ),
         "organs": organs,
         "several_datasets": len({case.dataset for case in ranked}) > 1,
         "rows": [
-            _row(case, organs, ranked[0].attention_ml, urgent, scope.top, kinds, datasets)
+            _row(case, organs, ranked[0], scope, urgent) | {"kind": _kind(case, kinds, datasets)}
             for case in ranked[:ROWS_SHOWN]
         ],
         "total": len(ranked),
         "urgent": urgent,
         "left_out": any(case.left_out for case in ranked),
-        "plot": plot_distribution([case.attention_ml for case in ranked], urgent),
+        "plot": plot_distribution([case.by(scope.by) or 0.0 for case in ranked], urgent, scope.by),
         "cards": cards,
         "models": models,
         "steps": facts.steps,
@@ -158,31 +168,36 @@ def _card(
     case: Case,
     store: CaseStore,
     ranked: RankedCase,
-    reading: Reading,
+    scope: ReportScope,
     ensemble: str,
     scheme: OrganScheme,
 ) -> dict[str, Any]:
     cuts = cut_case(
         store.ct_path(case.id),
-        store.pseudo_label_path(case.id, reading, ensemble),
+        store.pseudo_label_path(case.id, scope.reading, ensemble),
         [
-            store.attention_path(case.id, reading, ensemble, size.organ)
+            store.attention_path(case.id, scope.reading, ensemble, size.organ)
             for size in ranked.organs
             if size.attention_voxels  # a map of zeros has no file
         ],
     )
+    unseen = store.left_out(case.id, scope.reading, ensemble)
     strips = [[_picture(cut, layer, case, scheme) for layer in Layer] for cut in cuts]
     return {
         "rank": ranked.rank,
         "case_id": case.id,
         "attention_ml": ranked.attention_ml,
+        "disagreement": ranked.disagreement,
+        "because_of": _because_of(ranked, scope.by),
         "grid": _grid_sentence(case),
+        "unseen": f"{100 * unseen:.0f}" if unseen else "",
         "strips": strips,
         "organs": [
             {
                 "title": scheme[size.organ].title,
                 "colour": scheme[size.organ].colour,
                 "attention_ml": size.attention_ml,
+                "disagreement": _shown_disagreement(size),
                 "pseudo_label_ml": size.pseudo_label_ml,
             }
             for size in ranked.organs
@@ -218,25 +233,31 @@ def _grid_sentence(case: Case) -> str:
 
 
 def _row(
-    case: RankedCase,
-    organs: Sequence[Any],
-    largest_ml: float,
-    urgent: int,
-    top: int,
-    kinds: Mapping[str, str],
-    datasets: Mapping[str, Dataset],
+    case: RankedCase, organs: Sequence[Any], first: RankedCase, scope: ReportScope, urgent: int
 ) -> dict[str, Any]:
+    value, largest = case.by(scope.by) or 0.0, first.by(scope.by) or 0.0
     return {
         "rank": case.rank,
         "case_id": case.case_id,
         "dataset": case.dataset,
-        "kind": _kind(case, kinds, datasets),
+        "disagreement": case.disagreement,
         "attention_ml": case.attention_ml,
-        "percent": f"{100 * case.attention_ml / largest_ml:.1f}" if largest_ml else "0",
+        "because_of": _because_of(case, scope.by),
+        "percent": f"{100 * value / largest:.1f}" if largest else "0",
         "urgent": case.rank <= urgent,
-        "card": case.rank <= top,
+        "card": case.rank <= scope.top,
         "organs": [_size(case, organ.name) for organ in organs],
     }
+
+
+def _because_of(case: RankedCase, by: RankBy) -> str:
+    """The organs that drive a case's place; see `priority_list.driving`."""
+    return driving(case.organs, by).replace("_", " ")
+
+
+def _shown_disagreement(organ: OrganScore) -> float | None:
+    """None where it was not counted, or all models agree that the organ is absent."""
+    return None if is_absent(organ) else organ.disagreement
 
 
 def _size(case: RankedCase, organ: str) -> float | None:
@@ -269,18 +290,20 @@ def _subtitle(ranked: Sequence[RankedCase], datasets: Mapping[str, Dataset]) -> 
 
 def _facts(
     ranked: Sequence[RankedCase],
-    reading: Reading,
+    scope: ReportScope,
     models: Sequence[Mapping[str, Any]],
     urgent: int,
 ) -> list[tuple[str, str]]:
     total = sum(case.attention_ml for case in ranked)
     top = sum(case.attention_ml for case in ranked[:urgent])
+    name, unit = TITLES[scope.by]
     return [
         ("cases", str(len(ranked))),
         ("revise next (top 5 %)", str(urgent)),
         ("their share of attention", f"{100 * top / total:.0f} %" if total else "–"),
-        ("largest attention", f"{ranked[0].attention_ml:.1f} ml"),
-        ("reading", reading.value),
+        (f"largest {name.lower()}", f"{_millilitres(ranked[0].by(scope.by) or 0.0)}{unit}"),
+        ("sorted by", name.lower()),
+        ("reading", scope.reading.value),
         ("ensemble", " + ".join(f"{model['name']} M{model['version']}" for model in models)),
     ]
 

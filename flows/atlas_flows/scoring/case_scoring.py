@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeVar
 
@@ -289,7 +289,10 @@ def plan_scoring(
         NotFound: an unknown dataset or case.
         ConfigurationError: the service and the atlas have different organs.
     """
-    _require_same_organs(by, catalog.organ_scheme())
+    atlas = catalog.organ_scheme()
+    _require_same_organs(by, atlas)
+    # The service lists the organs of the ensemble in use only; a named one may know others.
+    by = replace(by, labels=dict(zip(atlas.names, atlas.labels, strict=True)))
     chosen = candidates(catalog, request.dataset, request.cases)
     scored: set[str] = set()
     if not request.force:
@@ -432,6 +435,7 @@ def score_of(result: CaseResult) -> Score:
                 disagreement=organ.disagreement,
                 expected_ml=organ.expected_ml,
                 voices=organ.voices,
+                attended_ml=organ.attended_ml,
             )
             for organ in result.organs
         ),

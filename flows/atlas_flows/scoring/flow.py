@@ -12,7 +12,8 @@ from typing import Annotated
 
 from atlas_core.catalog import Catalog
 from atlas_core.ensembles import EnsembleName
-from atlas_core.records import DatasetName, RankedCase, Reading
+from atlas_core.errors import Conflict
+from atlas_core.records import DatasetName, RankBy, Reading
 from atlas_core.store import CaseStore
 from atlasloop.client import AttentionClient
 from prefect import flow, get_run_logger, runtime, task
@@ -34,11 +35,14 @@ from atlas_flows.runs.progress_artifact import ProgressArtifact
 from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.scoring import case_scoring
 from atlas_flows.scoring.case_scoring import ScoreRequest, ScoreSummary, ScoringPlan, ScoringRun
-from atlas_flows.scoring.priority_list import as_rows
+from atlas_flows.scoring.priority_list import as_rows, of_other_ensembles
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
 """Cases in the ranking table of the Prefect UI; it draws every row at once."""
+
+_BY = RankBy.DISAGREEMENT
+"""What that table is sorted by."""
 
 
 def _run_name() -> str:
@@ -112,7 +116,8 @@ def score(
         chosen = case_scoring.await_ensemble(client, request, on_record, patience)
         plan = case_scoring.plan_scoring(request, chosen, catalog, store)
         summary = _score_all(plan, client, catalog, store, in_flight, patience)
-        _publish(summary, catalog.ranking(reading, plan.ensemble.key, dataset))
+        others = catalog.scored_otherwise(reading, plan.ensemble.key, dataset)
+        _publish(summary, catalog, dataset, others)
     if summary.failures:
         raise CasesFailed(summary, "scored")
     return summary
@@ -147,15 +152,24 @@ def _score_all(
     )
 
 
-def _publish(summary: ScoreSummary, ranking: list[RankedCase]) -> None:
-    """Ranking and summary as artifacts of the run."""
-    create_table_artifact(
-        as_rows(ranking[:ROWS_IN_ARTIFACT]),
-        key="score-ranking",
-        description=f"Priority list, reading {summary.reading.value}: the first "
-        f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases",
-    )
-    create_markdown_artifact(as_markdown(summary), key="score-summary", description="What was done")
+def _publish(summary: ScoreSummary, catalog: Catalog, dataset: str | None, others: int) -> None:
+    """Ranking and summary as artifacts of the run; `others`: see `of_other_ensembles`."""
+    text = as_markdown(summary)
+    try:
+        ranking = catalog.ranking(summary.reading, summary.ensemble, dataset, _BY)
+    except Conflict as refused:
+        # Older scores that are not compared with these do not make what was done undone.
+        get_run_logger().warning("no priority list: %s", refused)
+        text += f"\n\n**No priority list by {_BY.value}:** {refused}."
+    else:
+        create_table_artifact(
+            as_rows(ranking[:ROWS_IN_ARTIFACT], _BY),
+            key="score-ranking",
+            description=f"Priority list by {_BY.value}, reading {summary.reading.value}: the first "
+            f"{min(len(ranking), ROWS_IN_ARTIFACT)} of {len(ranking)} cases. "
+            f"{of_other_ensembles(others)}",
+        )
+    create_markdown_artifact(text, key="score-summary", description="What was done")
 
 
 def as_markdown(summary: ScoreSummary) -> str:

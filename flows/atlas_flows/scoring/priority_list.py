@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from atlas_core.ranking import weight
 from atlas_core.records import OrganScore, RankBy, RankedCase, Reading
 
 TOP_SHARE = 0.05
@@ -21,7 +22,7 @@ def cases_in(share: float, total: int) -> int:
     return min(total, max(1, math.ceil(share * total - 1e-9))) if total else 0
 
 
-def as_json(cases: Sequence[RankedCase], reading: Reading, by: RankBy = RankBy.SIZE) -> str:
+def as_json(cases: Sequence[RankedCase], reading: Reading, by: RankBy) -> str:
     """One JSON object: reading, number of cases, and the cases in order of rank."""
     return json.dumps(
         {
@@ -40,7 +41,7 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["rank", "case", "dataset", "attention_voxels", "attention_ml", "relative_attention"]
-        + ["disagreement"]
+        + ["disagreement", "attended_ml"]
         + [f"{organ}_ml" for organ in organs]
         + ["left_out"]
     )
@@ -55,6 +56,7 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
                 f"{case.attention_ml:.3f}",
                 f"{case.relative_attention:.4f}",
                 "" if case.disagreement is None else f"{case.disagreement:.4f}",
+                "" if case.attended_ml is None else f"{case.attended_ml:.3f}",
                 *(sizes.get(organ, "") for organ in organs),
                 " ".join(case.left_out),
             ]
@@ -62,25 +64,33 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def as_rows(cases: Sequence[RankedCase]) -> list[dict[str, str]]:
-    """Short rows for people: the three organs with most attention are named."""
+def as_rows(cases: Sequence[RankedCase], by: RankBy) -> list[dict[str, str]]:
+    """Short rows for people: the three organs that drive a case's place are named."""
     return [
         {
             "rank": str(case.rank),
             "case": case.case_id,
             "dataset": case.dataset,
-            "attention (ml)": f"{case.attention_ml:.1f}",
-            "relative": f"{case.relative_attention:.2f}",
             "disagreement": "–" if case.disagreement is None else f"{case.disagreement:.3f}",
-            "mostly in": ", ".join(_share(score) for score in case.organs[:3]) or "–",
+            "attention (ml)": f"{case.attention_ml:.1f}",
+            "attended (ml)": "–" if case.attended_ml is None else f"{case.attended_ml:.1f}",
+            "relative": f"{case.relative_attention:.2f}",
+            "because of": driving(case.organs, by) or "–",
             "left out": ", ".join(case.left_out) or "–",
         }
         for case in cases
     ]
 
 
-def _share(score: OrganScore) -> str:
-    return f"{score.organ} {score.attention_ml:.0f}"
+NUMBERS = ("rank", "disagreement", "attention (ml)", "attended (ml)", "relative")
+"""Columns of `as_rows` that hold numbers."""
+
+
+def driving(organs: Sequence[OrganScore], by: RankBy) -> str:
+    """The first three organs and what each adds to its case's place: ``spleen 0.42``."""
+    unit = ".0f" if by in (RankBy.SIZE, RankBy.ATTENDED) else ".2f"
+    shown = [(organ.organ, weight(organ, by)) for organ in organs[:3]]
+    return ", ".join(f"{organ} {added:{unit}}" for organ, added in shown if added > 0)
 
 
 def _as_dict(case: RankedCase) -> dict[str, Any]:
@@ -92,14 +102,33 @@ def _as_dict(case: RankedCase) -> dict[str, Any]:
         "attention_ml": case.attention_ml,
         "relative_attention": case.relative_attention,
         "disagreement": case.disagreement,
+        "attended_ml": case.attended_ml,
         "organs": {
             score.organ: {
                 "attention_voxels": score.attention_voxels,
                 "attention_ml": score.attention_ml,
                 "pseudo_label_ml": score.pseudo_label_ml,
                 "disagreement": score.disagreement,
+                "expected_ml": score.expected_ml,
+                "attended_ml": score.attended_ml,
             }
             for score in case.organs
         },
         "left_out": list(case.left_out),
     }
+
+
+def of_other_ensembles(cases: int, ensemble: str | None = None) -> str:
+    """What a list says of the cases that only other ensembles have scored; empty where none are.
+
+    Args:
+        cases: see `Catalog.scored_otherwise`.
+        ensemble: name of the one whose list it is; None: the one in use.
+    """
+    if not cases:
+        return ""
+    named = "" if ensemble is None else f" --ensemble {ensemble}"
+    return (
+        f"{cases} cases were scored by other ensembles only and are not in this list, because "
+        f"sizes of different ensembles do not compare; score them: `atlasloop score{named}`"
+    )

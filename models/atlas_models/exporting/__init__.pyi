@@ -1,5 +1,4 @@
 from .checkpoints import read_checkpoint, tensors_of, unpickled
-from .exported_network import ExportedNetwork, FoldMean, Head, InputTransform
 from .onnx_export import (
     NO_SHA256,
     build_graph,
@@ -15,10 +14,6 @@ from .weights import WEIGHTS_FILE, load_weights, read_weights, write_weights
 __all__ = [
     "NO_SHA256",
     "WEIGHTS_FILE",
-    "ExportedNetwork",
-    "FoldMean",
-    "Head",
-    "InputTransform",
     "build_graph",
     "export_model",
     "load_network",

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from atlas_models.config import TrainingConfig
-from atlas_models.exporting.exported_network import ExportedNetwork
+from atlas_models.exported_network import ExportedNetwork
 from atlas_models.exporting.parity import Parity, measure
 from atlas_models.exporting.weights import CONFIG_KEY, WEIGHTS_FILE, network_from, write_weights
 from atlas_models.networks import build_network
@@ -154,6 +154,7 @@ def _spec(config: TrainingConfig, version: int) -> ModelSpec:
         hu_window=config.hu_window,
         activation=config.activation,
         sha256=NO_SHA256,
+        **({} if config.foreign is None else config.foreign.serving),
     )
 
 

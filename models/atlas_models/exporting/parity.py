@@ -21,7 +21,7 @@ from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from atlas_models.exporting.exported_network import ExportedNetwork
+from atlas_models.exported_network import ExportedNetwork
 from atlas_models.serving import GRAPH_FILE
 
 PROBABILITY_TOLERANCE = 1e-4

@@ -1,1 +1,5 @@
-"""Models from elsewhere: `nnunet`, `monai` and `onnx`, each with the libraries of its own."""
+"""Models from elsewhere: nnU-Nets, MONAI networks and ONNX graphs, each with its own libraries."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

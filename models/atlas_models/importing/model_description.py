@@ -6,6 +6,7 @@ their intensities were scaled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -13,6 +14,7 @@ import yaml
 from atlas_core.errors import ConfigurationError, InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
+from atlas_core.importing import open_lesions, require_answers
 from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import OrganScheme
 from pydantic import Field, ValidationError, model_validator
@@ -82,9 +84,18 @@ class ModelDescription(FrozenModel):
         return low, high, shift, high - low if self.scale is None else self.scale
 
     def spec(
-        self, name: str, version: int, architecture: str, organs: tuple[str, ...]
+        self,
+        name: str,
+        version: int,
+        architecture: str,
+        organs: tuple[str, ...],
+        serving: Mapping[str, Any],
     ) -> ModelSpec:
-        """The spec of a model that is described so; its graph is not written yet."""
+        """The spec of a model that is described so; its graph is not written yet.
+
+        Args:
+            serving: further fields, such as its overlap.
+        """
         return ModelSpec(
             name=name,
             version=version,
@@ -95,13 +106,14 @@ class ModelDescription(FrozenModel):
             hu_window=self.hu_window,
             activation="softmax" if self.activation == "softmax" else "sigmoid",
             sha256=NO_SHA256,
+            **serving,
         )
 
     def groups(self, scheme: OrganScheme, case: str) -> dict[str, tuple[int, ...]]:
         """Organ → its channels, in the scheme's order.
 
         Raises:
-            InvalidInput: no class is an organ.
+            InvalidInput: no class is an organ; a lesion of an organ.
         """
         found: dict[str, list[int]] = {}
         for channel, name in enumerate(self.classes):
@@ -115,7 +127,23 @@ class ModelDescription(FrozenModel):
                 expected=f"some of {', '.join(scheme.names)}",
                 got=", ".join(str(name) for name in self.classes),
             )
+        named = [name for name in self.classes if name is not None]
+        lesions = open_lesions(named, scheme, found)
+        require_answers(
+            lesions,
+            case,
+            "under `classes`, write the organ's name in its place, which joins it, or null, which "
+            "leaves it out",
+        )
         return {organ: tuple(found[organ]) for organ in scheme.names if organ in found}
+
+    def left_out(self, scheme: OrganScheme) -> dict[str, str]:
+        """Class → why it is not served."""
+        return {
+            name: "no organ of the scheme"
+            for name in self.classes
+            if name is not None and organ_called(name, scheme) is None
+        }
 
 
 DescriptionT = TypeVar("DescriptionT", bound=ModelDescription)

@@ -15,39 +15,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+import onnx
 import torch
 from atlas_core.errors import InvalidInput
 from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import OrganScheme
-from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR, UNet
 from pydantic import Field
 from torch import nn
 
-from atlas_models.exporting import (
-    ExportedNetwork,
-    Head,
-    InputTransform,
-    build_graph,
-    read_checkpoint,
-    tensors_of,
-    write_graph,
-)
+from atlas_models.config import ForeignNetwork, TrainingConfig
+from atlas_models.exported_network import ExportedNetwork, Head
+from atlas_models.exporting import build_graph, read_checkpoint, tensors_of, write_graph
+from atlas_models.importing.imported_model import ImportedModel
 from atlas_models.importing.model_description import ModelDescription, read_description
+from atlas_models.networks import ForeignOrgans, build_network
 
 MONAI_KEY = "atlasloop.monai"
 """Metadata of the graph: architecture and arguments."""
 
-_NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
-    "unet": UNet,
-    "swin_unetr": SwinUNETR,
-    "segresnet": SegResNet,
-    "unetr": UNETR,
-    "dynunet": DynUNet,
-}
+TRAINABLE_BY_US = "monai"
+
+STEPS, LEARNING_RATE = 2000, 1e-4
+"""Of further training, unless somebody says otherwise."""
 
 _NESTED = ("net", "state_dict", "model_state_dict", "model", "network_weights")
 """Where checkpoints keep the weights."""
@@ -76,8 +70,12 @@ def import_monai(
     name: str,
     version: int = 0,
     scheme: OrganScheme,
-) -> ModelSpec:
+    serving: Mapping[str, Any] = MappingProxyType({}),
+) -> ImportedModel:
     """Write the network of a weights file as an exported model in `folder`.
+
+    Args:
+        serving: further fields of its spec, such as its overlap.
 
     Raises:
         ConfigurationError: the description cannot be read.
@@ -87,39 +85,89 @@ def import_monai(
     """
     description = read_description(description_file, WeightsDescription)
     groups = description.groups(scheme, description_file.name)
-    network = build(description, description_file.name)
-    _load(network, _weights(weights), weights.name)
-    low, high, shift, scale = description.intensities
-    input_transform = InputTransform(
-        low, high, shift, scale, description.network_axes, description.flipped
-    )
+    config = configuration(description, name, groups, serving)
+    network = build(config, description_file.name)
+    assert isinstance(network, ForeignOrgans)
+    _load(network.network, _weights(weights), weights.name)
     served = ExportedNetwork(
-        network, input_transform, Head(description.activation, tuple(groups.values()))
+        network.network,
+        network.transform,
+        Head(description.activation, tuple(groups.values())),
     )
-    spec = description.spec(name, version, description.architecture, tuple(groups))
+    spec = description.spec(name, version, description.architecture, tuple(groups), serving)
     note = {"architecture": description.architecture, "arguments": description.arguments}
-    return write_graph(build_graph(served, spec, {MONAI_KEY: json.dumps(note)}), spec, folder)
+    graph = _graph(served, spec, {MONAI_KEY: json.dumps(note)}, description_file.name)
+    left_out = description.left_out(scheme)
+    try:
+        spec = write_graph(graph, spec, folder, weights_of=(network, config))
+    except InvalidInput as error:  # a weight beyond float16, in which we keep them
+        spec = write_graph(graph, spec, folder)
+        return ImportedModel(spec, f"no: {error}", left_out)
+    return ImportedModel(spec, TRAINABLE_BY_US, left_out, {"config": config.model_dump_json()})
 
 
-def build(description: WeightsDescription, case: str) -> nn.Module:
+def configuration(
+    description: WeightsDescription,
+    name: str,
+    groups: Mapping[str, tuple[int, ...]],
+    serving: Mapping[str, Any],
+) -> TrainingConfig:
+    """By which our trainer trains the network further."""
+    low, high, shift, scale = description.intensities
+    return TrainingConfig(
+        name=name,
+        architecture=description.architecture,
+        foreign=ForeignNetwork(
+            arguments=description.arguments,
+            outputs=len(description.classes),
+            activation=description.activation,
+            channels=tuple(groups.values()),
+            shift=shift,
+            scale=scale,
+            axes=description.network_axes,
+            flipped=description.flipped,
+            serving=dict(serving),
+        ),
+        organs=tuple(groups),
+        activation="softmax" if description.activation == "softmax" else "sigmoid",
+        spacing_mm=description.spacing_mm,
+        patch=description.patch,
+        hu_window=(low, high),
+        steps=STEPS,
+        learning_rate=LEARNING_RATE,
+        foreground_share=0.5,
+    )
+
+
+def build(config: TrainingConfig, case: str) -> nn.Module:
     """The network of a description, freshly initialised.
 
     Raises:
         InvalidInput: arguments that it does not take.
     """
     try:
-        return _NETWORKS[description.architecture](
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=len(description.classes),
-            **description.arguments,
-        ).eval()
+        return build_network(config).eval()
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise InvalidInput(
-            f"MONAI builds no {description.architecture} of these arguments",
-            case=case,
-            got=error,
+            f"MONAI builds no {config.architecture} of these arguments", case=case, got=error
         ) from None
+
+
+def _graph(
+    served: ExportedNetwork, spec: ModelSpec, notes: Mapping[str, str], case: str
+) -> onnx.ModelProto:
+    x, y, z = spec.patch
+    try:
+        with torch.no_grad():
+            served(torch.zeros(1, 1, z, y, x))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InvalidInput(
+            "the network cannot take a window of this size",
+            case=case,
+            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
+            remedy="patch must be that of the training, or halve as often as the network does",
+        ) from None
+    return build_graph(served, spec, notes)
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:

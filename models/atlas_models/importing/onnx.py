@@ -15,8 +15,9 @@ is described.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import Field
 
 from atlas_models.exporting import set_metadata, write_graph
+from atlas_models.importing.imported_model import ImportedModel
 from atlas_models.importing.model_description import ModelDescription, read_description
 
 OLDEST_OPSET = 13
@@ -40,6 +42,8 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 """Operators that ONNX Runtime, OpenVINO and TensorRT share."""
 
 PREFIX = "imported/"
+
+NOT_TRAINABLE = "no: an ONNX graph does not hold what training needs"
 
 
 class GraphDescription(ModelDescription):
@@ -58,8 +62,12 @@ def import_onnx(
     name: str,
     version: int = 0,
     scheme: OrganScheme,
-) -> ModelSpec:
+    serving: Mapping[str, Any] = MappingProxyType({}),
+) -> ImportedModel:
     """Write an ONNX file as an exported model in `folder`.
+
+    Args:
+        serving: further fields of its spec, such as its overlap.
 
     Raises:
         ConfigurationError: the description cannot be read.
@@ -69,13 +77,14 @@ def import_onnx(
     """
     description = read_description(description_file, GraphDescription)
     groups = description.groups(scheme, description_file.name)
-    spec = description.spec(name, version, description.architecture, tuple(groups))
+    spec = description.spec(name, version, description.architecture, tuple(groups), serving)
     model = _load(graph)
     _require_as_described(model, description, graph.name)
     _Wrapper(model, description).wrap(list(groups.values()), spec)
     set_metadata(model, spec, {})
     _require_answer(model, spec, graph.name)
-    return write_graph(model, spec, folder)
+    spec = write_graph(model, spec, folder)
+    return ImportedModel(spec, NOT_TRAINABLE, description.left_out(scheme))
 
 
 def _load(path: Path) -> onnx.ModelProto:

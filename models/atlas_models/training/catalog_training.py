@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +37,14 @@ from atlas_models.training.network_training import (
     train,
 )
 from atlas_models.training.patches import PatchSampler
-from atlas_models.training.stored_cases import LabelChoice, StoredCases, choose_cases, load_cases
+from atlas_models.training.stored_cases import (
+    ChosenCase,
+    LabelChoice,
+    StoredCases,
+    choose_cases,
+    load_cases,
+    require_labelled,
+)
 
 PROVENANCE_FILE = "provenance.json"
 CACHE_FOLDER = "cases"
@@ -125,7 +132,9 @@ def train_from_catalog(
     Raises:
         ConfigurationError: the configuration cannot be read or cannot work.
         NotFound: no such dataset, file or weights.
-        InvalidInput: no labelled case, weights of another network, a loss that is no number.
+        InvalidInput: no labelled case, an organ that nobody has labelled, weights of another
+            network, a loss that is no number.
+        UnknownLabel: an organ that the atlas does not have.
         Conflict, CorruptFile: the run folder holds another run or a damaged checkpoint.
     """
     scheme = catalog.organ_scheme()
@@ -138,6 +147,7 @@ def train_from_catalog(
         sources=request.sources,
         labels=request.labels,
     )
+    require_labelled(config, (label.organ for one in chosen for label in one.labels), "case")
     cases = load_cases(
         store,
         chosen,
@@ -147,6 +157,9 @@ def train_from_catalog(
         scheme=scheme,
         on_case=on_case,
     )
+    learnt = np.any([case.labelled for case in cases.training], axis=0)
+    organs = (organ for organ, there in zip(config.organs, learnt, strict=True) if there)
+    require_labelled(config, organs, "case that is not held out")
     trained = _trained(request, config, cases, initial, on_progress)
     if int(os.environ.get("RANK", "0")) != 0:
         return None
@@ -252,6 +265,23 @@ def _as_json(
 ) -> bytes:
     """The whole record: what the catalog keeps, and every label by its checksum."""
     held = {case.id for case in cases.validation}
+    return provenance_file(spec, metrics, provenance, cases.chosen, held, cases.refused)
+
+
+def provenance_file(
+    spec: ModelSpec,
+    metrics: dict[str, float],
+    provenance: dict[str, str],
+    cases: Iterable[ChosenCase],
+    held: Collection[str],
+    refused: dict[str, str],
+) -> bytes:
+    """Content of `PROVENANCE_FILE`.
+
+    Args:
+        held: ids of cases that were held out.
+        refused: case id → why it was left out.
+    """
     record = {
         "sha256": spec.sha256,
         "metrics": metrics,
@@ -265,8 +295,8 @@ def _as_json(
                     for label in chosen.labels
                 },
             }
-            for chosen in cases.chosen
+            for chosen in cases
         },
-        "refused": cases.refused,
+        "refused": refused,
     }
     return (json.dumps(record, indent=1) + "\n").encode()

@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from atlas_core.assembly import Assemblies, Assembly, preferred
 from atlas_core.atomic_writes import move_folder, scratch_folder, sync, synced_file
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, CorruptFile, InvalidInput, UnknownLabel
-from atlas_core.imaging import LabelVolume, read_label, read_volume
+from atlas_core.imaging import LabelVolume, Volume, read_label, read_volume
 from atlas_core.organs import BACKGROUND, OrganScheme
 from atlas_core.records import Case, Label, LabelSource
 from atlas_core.store import CaseStore
 from numpy.typing import NDArray
 
-from atlas_models.config import TrainingConfig
+from atlas_models.config import LabelWeights, TrainingConfig
 from atlas_models.training.patches import TrainingCase, case_of_masks
 
 CACHE_FORMAT = 1
@@ -44,6 +44,16 @@ class LabelChoice(StrEnum):
     ASSEMBLED = "assembled"
     """The assembled map: overlaps between organs are settled, pseudo labels post-processed. Each
     organ has the weight of the source that it was assembled from."""
+
+
+class Taught(Protocol):
+    """What a network can learn: its organs, and how much it heeds each source."""
+
+    @property
+    def organs(self) -> tuple[str, ...]: ...
+
+    @property
+    def label_weights(self) -> LabelWeights: ...
 
 
 @dataclass(frozen=True)
@@ -76,17 +86,22 @@ class StoredCases:
     @property
     def data_key(self) -> str:
         """SHA-256 over the CTs and labels, which identifies the data."""
-        digest = hashlib.sha256()
-        for chosen in self.chosen:
-            digest.update(f"{chosen.case.id} {chosen.case.content_sha256}\n".encode())
-            for label in chosen.labels:
-                digest.update(f"{label.organ} {label.source.value} {label.sha256}\n".encode())
-        return digest.hexdigest()
+        return data_key(self.chosen)
+
+
+def data_key(cases: Iterable[ChosenCase]) -> str:
+    """SHA-256 over CTs and labels, which identifies the data."""
+    digest = hashlib.sha256()
+    for chosen in cases:
+        digest.update(f"{chosen.case.id} {chosen.case.content_sha256}\n".encode())
+        for label in chosen.labels:
+            digest.update(f"{label.organ} {label.source.value} {label.sha256}\n".encode())
+    return digest.hexdigest()
 
 
 def choose_cases(
     catalog: Catalog,
-    config: TrainingConfig,
+    config: Taught,
     *,
     datasets: Sequence[str] = (),
     sources: Iterable[LabelSource] = (LabelSource.ORIGINAL, LabelSource.REVISED),
@@ -135,9 +150,29 @@ def choose_cases(
     return tuple(chosen)
 
 
-def _labels(
-    labels: Iterable[Label], config: TrainingConfig, wanted: set[LabelSource]
-) -> tuple[Label, ...]:
+def require_labelled(config: Taught, labelled: Iterable[str], among: str) -> None:
+    """Refuse to train an organ from nothing: its channel would become whatever it likes.
+
+    Args:
+        labelled: organs that some case has a label of.
+        among: which cases, for people.
+
+    Raises:
+        InvalidInput: names the organs without a label.
+    """
+    known = set(labelled)
+    missing = [organ for organ in config.organs if organ not in known]
+    if missing:
+        raise InvalidInput(
+            f"no {among} has a label of {', '.join(missing)}",
+            expected="a label to learn from of every organ of the model",
+            got=f"labels of {', '.join(organ for organ in config.organs if organ in known)}",
+            remedy="import or draw some, allow other label sources, or train fewer organs: --set "
+            f"organs=[{', '.join(organ for organ in config.organs if organ in known)}]",
+        )
+
+
+def _labels(labels: Iterable[Label], config: Taught, wanted: set[LabelSource]) -> tuple[Label, ...]:
     """The label that counts of every organ, in the order of the configuration."""
     allowed = [label for label in labels if label.source in wanted]
     by_organ = {
@@ -231,16 +266,28 @@ def prepare_stored(
         UnknownLabel: a mask has values that mean nothing.
     """
     case = chosen.case
-    try:
-        ct = read_volume(store.ct_path(case.id))
-        masks = {label.organ: _mask(store, label, case, scheme) for label in chosen.labels}
-    except AtlasError as error:
-        raise (error if error.case else error.with_case(case.id)) from error
+    ct, masks = read_masks(store, chosen, scheme)
     weights = {label.organ: config.label_weights.of(label.source) for label in chosen.labels}
     return case_of_masks(
         ct.voxels, masks, ct.geometry, config.spacing_mm, config.organs,
         weights=weights, case_id=case.id,
     )  # fmt: skip
+
+
+def read_masks(
+    store: CaseStore, chosen: ChosenCase, scheme: OrganScheme
+) -> tuple[Volume, dict[str, NDArray[np.bool_]]]:
+    """The CT of a case, and on its grid the mask of every organ that has a label.
+
+    Raises:
+        AtlasError: see `prepare_stored`.
+    """
+    case = chosen.case
+    try:
+        ct = read_volume(store.ct_path(case.id))
+        return ct, {label.organ: _mask(store, label, case, scheme) for label in chosen.labels}
+    except AtlasError as error:
+        raise (error if error.case else error.with_case(case.id)) from error
 
 
 def _mask(store: CaseStore, label: Label, case: Case, scheme: OrganScheme) -> NDArray[np.bool_]:

@@ -2,7 +2,14 @@ from .agreement import Counts, disagreement, mean_probability_sum, no_counts
 from .compute import Compute, CpuCompute, DeviceName, WindowBlender, open_compute
 from .fused import MAX_MODELS, MAX_ORGANS, Fused, SoftPredictions, entropy_terms
 from .fusion import fuse, open_fuser
-from .kernels import ATTENTION_LEVELS, ATTENTION_SCALE, FRACTION_BITS, HALF_BYTE, UNIT
+from .kernels import (
+    ATTENDED_FROM,
+    ATTENTION_LEVELS,
+    ATTENTION_SCALE,
+    FRACTION_BITS,
+    HALF_BYTE,
+    UNIT,
+)
 from .threads import Threads, available_threads, parallel_for
 from .voices import Panel, PanelFuser, panels
 from .windows import (
@@ -19,6 +26,7 @@ from .windows import (
 
 __all__ = [
     "AIR_HU",
+    "ATTENDED_FROM",
     "ATTENTION_LEVELS",
     "ATTENTION_SCALE",
     "DEFAULT_OVERLAP",

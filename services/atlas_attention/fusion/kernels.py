@@ -21,6 +21,10 @@ ATTENTION_LEVELS = 136
 ATTENTION_SCALE = 1.0 / ATTENTION_LEVELS
 """Attention = byte · ATTENTION_SCALE."""
 
+ATTENDED_FROM = 28
+"""The smallest byte of an attention of at least 0.2: from there on a voxel of the reading `paper`
+counts as attended. The reading `released` has its thresholds in it: every voxel above 0 does."""
+
 FRACTION_BITS = 8
 """Binary digits below the last one of the output: 254.05 · 2^8 = 65 037 still fits 16 bits."""
 

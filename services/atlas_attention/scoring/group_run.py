@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 from atlas_core.geometry import Float3
+from atlas_core.imaging.spline_weights import nnunet_weights
 from atlas_core.model_spec import ModelSpec
 from numpy.typing import NDArray
 
@@ -84,7 +85,7 @@ class GroupRun:
         self.plan = plan
         self.fusion_grid = fusion_grid
         self.specs: dict[int, ModelSpec] = {m: members.specs[m] for m in group.members}
-        self._ct = ModelGridReader(source, plan.grid, slab_slices)
+        self._ct = _reader(source, group, plan.grid, slab_slices)
         self._parts = group.parts
         self._blenders = [
             compute.open_blender(plan, len(part.members), len(part.organs), threads)
@@ -200,6 +201,16 @@ class GroupRun:
         count = len(MIRRORINGS)
         total = self._mirrored.pop(member)
         return ((total + np.uint16(count // 2)) // np.uint16(count)).astype(np.uint8)
+
+
+def _reader(source: CtSource, group: Group, grid: Zyx, slab_slices: int) -> ModelGridReader:
+    """The CT on the group's grid."""
+    if group.clip_hu is None:
+        return ModelGridReader(source, grid, slab_slices)
+    x, y, z = group.spacing_mm
+    old_x, old_y, old_z = source.canonical.spacing_mm
+    weights = nnunet_weights((old_z, old_y, old_x), (z, y, x), to_zyx(source.canonical.shape), grid)
+    return ModelGridReader(source, grid, slab_slices, weights=weights, clip_hu=group.clip_hu)
 
 
 def rows_in_step(runs: Sequence[GroupRun]) -> list[tuple[GroupRun, int]]:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 from atlas_core.errors import InvalidInput, LimitExceeded
 from atlas_core.geometry import Float3, VolumeGeometry
-from atlas_core.model_spec import ModelSpec, Resampling, ensemble_organs, parse_ensemble
+from atlas_core.model_spec import ModelSpec, ensemble_organs, parse_ensemble
 from atlas_core.organs import OrganScheme
 
 from atlas_attention.fusion import MAX_MODELS, MAX_ORGANS, Panel, Zyx, panels
+
+_Windows = tuple[Float3, Zyx, float, tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,15 @@ class Group:
         spacing_mm: of their grid, along x, y, z.
         patch: voxels of a window (z, y, x).
         overlap: of neighbouring windows, as a share of the patch.
-        resampling: how the CT is brought to their grid.
+        clip_hu: of the CT before nnU-Net's resampling, which clips first; None: the CT is
+            resampled linearly, and only the graph clips.
         parts: the members, by the organs that they know.
     """
 
     spacing_mm: Float3
     patch: Zyx
     overlap: float
-    resampling: Resampling
+    clip_hu: tuple[float, float] | None
     parts: tuple[Part, ...]
 
     @property
@@ -141,11 +144,12 @@ def _groups(
     known: list[set[int]],
     overlap: float,
 ) -> tuple[Group, ...]:
-    grids: dict[tuple[Float3, Zyx, float, Resampling], dict[tuple[int, ...], list[int]]] = {}
+    grids: dict[_Windows, dict[tuple[int, ...], list[int]]] = {}
     for member, spec in enumerate(specs):
         x, y, z = spec.patch
         own = overlap if spec.overlap is None else spec.overlap
-        parts = grids.setdefault((spec.spacing_mm, (z, y, x), own, spec.resampling), {})
+        clip_hu = spec.hu_window if spec.resampling == "nnunet" else None
+        parts = grids.setdefault((spec.spacing_mm, (z, y, x), own, clip_hu), {})
         parts.setdefault(tuple(sorted(known[member])), []).append(member)
     return tuple(
         Group(

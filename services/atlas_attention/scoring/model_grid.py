@@ -6,7 +6,12 @@ from typing import Protocol
 
 import numpy as np
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.resampling import axis_weights, resample_across, resample_planes
+from atlas_core.imaging.resampling import (
+    AxisWeights,
+    axis_weights,
+    resample_across,
+    resample_planes,
+)
 from numpy.typing import NDArray
 
 from atlas_attention.fusion import AIR_HU, Window, WindowPlan, Zyx
@@ -36,16 +41,27 @@ class ModelGridReader:
 
     Args:
         grid: voxels of the models' grid (z, y, x).
+        weights: how its axes read those of the CT (z, y, x); None: linear, with antialiasing.
+        clip_hu: what the CT is clipped to before and after; None: it is not.
         slices_at_once: how many slices are resampled in one step; bounds memory.
     """
 
-    def __init__(self, source: CtSource, grid: Zyx, slices_at_once: int) -> None:
-        nx, ny, nz = source.canonical.shape
+    def __init__(
+        self,
+        source: CtSource,
+        grid: Zyx,
+        slices_at_once: int,
+        *,
+        weights: tuple[AxisWeights, AxisWeights, AxisWeights] | None = None,
+        clip_hu: tuple[float, float] | None = None,
+    ) -> None:
+        native = to_zyx(source.canonical.shape)
         self._source = source
         self._step = slices_at_once
-        self._z, self._y, self._x = (
-            axis_weights(old, new) for old, new in zip((nz, ny, nx), grid, strict=True)
+        self._z, self._y, self._x = weights or (
+            axis_weights(old, new) for old, new in zip(native, grid, strict=True)
         )
+        self._clip_hu = clip_hu
         self._planes = np.empty((0, *grid[1:]), np.float32)
         self._first = 0
         self._block = np.empty((0, *grid[1:]), np.float32)
@@ -69,11 +85,24 @@ class ModelGridReader:
         kept = self._planes[max(0, low - self._first) :]
         first = max(low, self._first + len(self._planes))
         fresh = [
-            resample_planes(self._source.read(at, min(high, at + self._step)), self._y, self._x)
+            resample_planes(self._clipped(at, min(high, at + self._step)), self._y, self._x)
             for at in range(first, high, self._step)
         ]
         self._planes, self._first = np.concatenate([kept, *fresh]), low
-        return resample_across(self._planes, self._z, start, stop, low)
+        across = resample_across(self._planes, self._z, start, stop, low)
+        if self._clip_hu is None:
+            return across
+        lower, upper = self._clip_hu
+        return np.clip(across + np.float32(lower), lower, upper, dtype=np.float32)
+
+    def _clipped(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Slices of the CT; if they are clipped, above the lower limit, so that what is below it
+        stays exactly there whatever the weights add up to."""
+        voxels = self._source.read(start, stop)
+        if self._clip_hu is None:
+            return voxels
+        lower, upper = self._clip_hu
+        return np.clip(voxels, lower, upper, dtype=np.float32) - np.float32(lower)
 
 
 def to_zyx(xyz: tuple[int, int, int]) -> Zyx:

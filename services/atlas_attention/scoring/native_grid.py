@@ -107,6 +107,7 @@ class NativeGrid:
             count along the canonical z.
         slab_slices: most slices of a slab.
         threads: see `threads.Threads`.
+        attended_from: smallest byte of attention of a voxel that counts as attended.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class NativeGrid:
         flips: tuple[bool, bool, bool] = (False, False, False),
         slab_slices: int = SLAB_SLICES,
         threads: Threads = None,
+        attended_from: int = 1,
     ) -> None:
         self._native = native
+        self._attended_from = np.uint8(attended_from)
         self._identity = model == native
         self._names = np.array([0, *labels], np.uint8)
         self._flips = flips
@@ -137,7 +140,7 @@ class NativeGrid:
         self.attention_sum = np.zeros(organs, np.int64)
         """Sum of all attention bytes so far, per organ."""
         self.attended = np.zeros(organs, np.int64)
-        """Number of voxels with attention above 0 so far, per organ."""
+        """Number of attended voxels so far, per organ."""
         self.labelled = np.zeros(organs, np.int64)
         """Number of voxels with each organ's label so far."""
 
@@ -186,7 +189,7 @@ class NativeGrid:
         def kernel(first: int, last: int) -> None:
             _interpolate_rows(
                 held.attention, held.mean, spans, z, y, self._columns, self._flips[2], self._names,
-                first, last, attention, label, counts,
+                self._attended_from, first, last, attention, label, counts,
             )  # fmt: skip
 
         parallel_for(kernel, rows, self._threads)
@@ -201,7 +204,7 @@ class NativeGrid:
         channel = held.label[within][turned]
         self._count(
             attention.sum(axis=(1, 2, 3), dtype=np.int64),
-            np.count_nonzero(attention, axis=(1, 2, 3)),
+            np.count_nonzero(attention >= self._attended_from, axis=(1, 2, 3)),
             np.bincount(channel.ravel(), minlength=len(self._names))[1:],
         )
         return NativeSlab(start, stop, attention, self._names[channel])
@@ -278,7 +281,7 @@ def _blend_rows(volume, z0, z1, wz, y0, y1, wy, left, right, out):  # type: igno
 @njit(cache=True, nogil=True)
 def _interpolate_rows(  # type: ignore[no-untyped-def]
     attention, mean, spans, z_axis, y_axis, x_axis, flip_x, names,
-    first, last, out_attention, out_label, counts,
+    attended_from, first, last, out_attention, out_label, counts,
 ):  # fmt: skip
     """CT rows ``[first, last)`` of a slab, numbered over its slices and rows; all outputs must be
     zero before."""
@@ -311,7 +314,7 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
                 begin = readers[0, left]
                 end = readers[1, right]
                 total, attended = _interpolate_attention(
-                    line, x_lower[begin:end], x_weight[begin:end], attention_row
+                    line, x_lower[begin:end], x_weight[begin:end], attended_from, attention_row
                 )
                 _store_row(attention_row, begin, end, flip_x, out_attention[c, k, j])
                 counts[0, c, index] = total
@@ -348,9 +351,9 @@ def _blend_columns(line, at, weight):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _interpolate_attention(line, lower, weight, row):  # type: ignore[no-untyped-def]
-    """Fills the start of `row` with bytes along x; their sum, and how many are above
-    0."""
+def _interpolate_attention(line, lower, weight, attended_from, row):  # type: ignore[no-untyped-def]
+    """Fills the start of `row` with bytes along x; their sum, and how many reach
+    `attended_from`."""
     half_step = np.uint32(1 << (2 * WEIGHT_BITS - 1))
     for i in range(lower.size):
         blended = _blend_columns(line, lower[i], weight[i])
@@ -360,7 +363,7 @@ def _interpolate_attention(line, lower, weight, row):  # type: ignore[no-untyped
     for i in range(lower.size):
         total += np.uint32(row[i])
     for i in range(lower.size):
-        attended += np.uint32(row[i] > 0)
+        attended += np.uint32(row[i] >= attended_from)
     return total, attended
 
 

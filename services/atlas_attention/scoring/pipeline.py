@@ -25,12 +25,13 @@ from typing import Protocol
 import numpy as np
 from atlas_core.errors import ConfigurationError
 from atlas_core.geometry import Float3
-from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelSpec
+from atlas_core.model_spec import MAX_MODEL_STREAMS, ModelRef, ModelSpec
 from atlas_core.organs import OrganScheme
 from atlas_core.records import OrganScore, Reading
 from numpy.typing import NDArray
 
 from atlas_attention.fusion import (
+    ATTENDED_FROM,
     ATTENTION_SCALE,
     DEFAULT_OVERLAP,
     Box,
@@ -51,6 +52,7 @@ from atlas_attention.scoring.group_run import (
     rows_in_step,
     window_plan,
 )
+from atlas_attention.scoring.locating import Located, locate
 from atlas_attention.scoring.members import FusionPlan, fusion_plan
 from atlas_attention.scoring.model_grid import CtSource, to_zyx
 from atlas_attention.scoring.native_grid import NativeGrid, NativeSlab, default_slab_slices
@@ -100,16 +102,20 @@ class AttentionSummary:
             voxels with any (reading `released`). Disagreement and expected volume are counted on
             the fusion grid.
         fusion_spacing_mm: of the grid where the models met, along canonical x, y, z.
+        silent: models that found no organ anywhere.
         windows: windows predicted, of all models together.
         windows_air: windows skipped because they hold nothing but air, of all models together.
         predict_s: seconds spent waiting for the models.
+        left_out: share of the body's box where no window was laid, since locating ruled it out.
     """
 
     organs: tuple[OrganScore, ...]
     fusion_spacing_mm: Float3
+    silent: tuple[ModelRef, ...]
     windows: int
     windows_air: int
     predict_s: float
+    left_out: float
 
 
 def attend(
@@ -126,6 +132,7 @@ def attend(
     slab_slices: int | None = None,
     threads: int | None = None,
     compute: Compute | None = None,
+    locator: ModelSpec | None = None,
     on_progress: ProgressCallback | None = None,
     cancelled: threading.Event | None = None,
 ) -> AttentionRun:
@@ -151,6 +158,8 @@ def attend(
         threads: most threads of a kernel on the CPU; None: one per available core. While the models
             have work, a kernel runs on one: see `AttentionRun`.
         compute: where soft predictions are blended and fused; None: on the CPU.
+        locator: looks first where organs can be, and windows are laid only there: see `locating`;
+            None: they are laid over the whole body.
         on_progress: see `ProgressCallback`.
         cancelled: once set, the run stops with `concurrent.futures.CancelledError`.
 
@@ -168,7 +177,7 @@ def attend(
         fusion_spacing_mm=fusion_spacing_mm, channels=channels, labels=known.labels,
         windows_in_flight=windows_in_flight or default_windows_in_flight(),
         slab_slices=slab_slices or default_slab_slices(len(members.organs), columns * rows),
-        threads=threads, compute=compute or CpuCompute(),
+        threads=threads, compute=compute or CpuCompute(), locator=locator,
         on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
 
@@ -243,6 +252,7 @@ class AttentionRun(Iterator[GridSlab]):
         slab_slices: int,
         threads: int | None,
         compute: Compute,
+        locator: ModelSpec | None,
         on_progress: ProgressCallback | None,
         cancelled: threading.Event | None,
     ) -> None:
@@ -263,6 +273,7 @@ class AttentionRun(Iterator[GridSlab]):
         self._axes = source.geometry.axis_map
         x, y, z = self._axes.flip
         self._compute = compute
+        self._locator = locator
         self._pending: deque[_Pending | _Row] = deque()
         # Bound to what is in flight, not to this run: in a cycle, buffers of gigabytes would
         # outlive the run until the interpreter happens to look for cycles.
@@ -278,6 +289,7 @@ class AttentionRun(Iterator[GridSlab]):
         self._native = NativeGrid(
             self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
+            attended_from=ATTENDED_FROM if reading is Reading.PAPER else 1,
         )  # fmt: skip
         self._fused = 0  # slices of the fusion grid
         self._predictions = self._done = self._air = 0
@@ -313,11 +325,9 @@ class AttentionRun(Iterator[GridSlab]):
         expected = self._fuser.mean_probability_sum()
         organs = []
         for channel in self._channels:
-            voxels = (
-                float(self._native.attention_sum[channel]) * ATTENTION_SCALE
-                if paper
-                else float(self._native.attended[channel])
-            )
+            attended = float(self._native.attended[channel])
+            total = float(self._native.attention_sum[channel])
+            voxels = total * ATTENTION_SCALE if paper else attended
             organs.append(
                 OrganScore(
                     organ=self._members.organs[channel],
@@ -327,19 +337,29 @@ class AttentionRun(Iterator[GridSlab]):
                     disagreement=float(disagreements[channel]),
                     expected_ml=float(expected[channel]) * self._grid_voxel_ml,
                     voices=int(voices[channel]),
+                    attended_ml=attended * geometry.voxel_ml,
                 )
             )
         return AttentionSummary(
             organs=tuple(organs),
             fusion_spacing_mm=self._grid_spacing_mm,
+            silent=tuple(
+                run.specs[member].ref
+                for run in self._runs
+                for member, byte in run.constant.items()
+                if byte == 0
+            ),
             windows=self._done - self._air,
             windows_air=self._air,
             predict_s=self._predict_s,
+            left_out=self._located.left_out,
         )
 
     def _run(self) -> Generator[GridSlab, None, None]:
         try:
-            self._predictions = sum(run.predictions for run in self._runs)
+            self._predictions = self._located.windows + sum(r.predictions for r in self._runs)
+            if self._located.windows:
+                self._progress(self._located.windows)
             in_flight = 0
             for run, k in rows_in_step(self._runs):
                 block = run.read_row(k)
@@ -365,7 +385,7 @@ class AttentionRun(Iterator[GridSlab]):
 
     @cached_property
     def _runs(self) -> list[GroupRun]:
-        body = _body(self._source, self._members.specs)
+        body = self._located.box
         return [
             GroupRun(
                 self._source, self._members, group, body, self._grid,
@@ -374,6 +394,18 @@ class AttentionRun(Iterator[GridSlab]):
             )
             for group in self._members.groups
         ]  # fmt: skip
+
+    @cached_property
+    def _located(self) -> Located:
+        """Where windows are to be laid: over the body, or where the locator sees organs."""
+        body = _body(self._source, self._members.specs)
+        if self._locator is None or body is None:
+            return Located(body, 0.0, 0)
+        found = locate(
+            self._source, self._locator, self._members.organs, body, self._predictor.submit,
+            self._wait, windows_in_flight=self._windows_in_flight,
+        )  # fmt: skip
+        return found if found.box is not None else Located(body, 0.0, found.windows)
 
     def _submit(
         self, run: GroupRun, window: Window, flips: Flips, voxels: NDArray[np.float32]

@@ -50,6 +50,12 @@ class PredictionResult(FrozenModel):
     )
     windows: int = Field(default=0, ge=0, description="Predicted, of all models together.")
     windows_air: int = Field(default=0, ge=0, description="Left out: nothing but air.")
+    left_out: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the body's box without windows, since locating ruled organs out.",
+    )
     total_s: float = Field(default=0.0, ge=0)
     predict_s: float = Field(default=0.0, ge=0, description="Waiting for the models.")
     pseudo_label_sha256: Sha256 | None = None
@@ -97,6 +103,7 @@ class PredictionResult(FrozenModel):
             fusion_spacing_mm=summary.fusion_spacing_mm,
             windows=summary.windows,
             windows_air=summary.windows_air,
+            left_out=summary.left_out,
             total_s=total_s,
             predict_s=summary.predict_s,
             number=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -30,6 +31,7 @@ from atlas_attention.fusion import ATTENTION_SCALE, open_compute
 from atlas_attention.observability import AttentionMetrics, Tracer
 from atlas_attention.scoring.admission import Admission
 from atlas_attention.scoring.ct_sources import open_case
+from atlas_attention.scoring.locating import cheapest
 from atlas_attention.scoring.model_grid import CtSource
 from atlas_attention.scoring.native_grid import default_slab_slices
 from atlas_attention.scoring.pipeline import GridSlab, Predictor, ProgressCallback, attend
@@ -37,6 +39,8 @@ from atlas_attention.scoring.prediction import PredictionResult, read_prediction
 from atlas_attention.settings import AttentionSettings
 
 SERVICE_VERSION = version("atlasloop")
+
+_log = logging.getLogger(__name__)
 
 FILE_AXIS = 2
 """Stored maps are read along the last axis of the file, whatever its direction in the patient."""
@@ -51,6 +55,7 @@ class AttentionTask:
         organs: attention channels wanted, in order.
         cancelled: set once the caller no longer wants the result.
         fusion_spacing_mm: of the grid where the models meet; None: see `FusionPlan.fusion_grid`.
+        locator: looks where organs can be, if the service locates; None: the cheapest of `specs`.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -58,6 +63,7 @@ class AttentionTask:
     organs: tuple[str, ...]
     cancelled: threading.Event
     fusion_spacing_mm: Float3 | None = None
+    locator: ModelSpec | None = None
 
     @property
     def ensemble(self) -> str:
@@ -122,6 +128,7 @@ class Scorer:
             windows_in_flight=self._settings.windows_in_flight or None,
             threads=self._settings.kernel_threads or None,
             compute=self._compute,
+            locator=(task.locator or cheapest(task.specs)) if self._settings.locating else None,
             on_progress=on_progress,
             cancelled=task.cancelled,
         )
@@ -145,6 +152,12 @@ class Scorer:
                     "atlasloop.predict_s": summary.predict_s,
                     "atlasloop.fuse_s": fuse_s,
                 }
+            )
+        for ref in summary.silent:
+            _log.warning(
+                "model %s found no organ anywhere in a CT",
+                ref,
+                extra={"fields": {"model": str(ref)}},
             )
         self._metrics.stage_seconds.labels("predict").inc(summary.predict_s)
         self._metrics.stage_seconds.labels("fuse").inc(fuse_s)

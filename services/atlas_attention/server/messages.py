@@ -224,6 +224,7 @@ def result_message(prediction: PredictionResult, *, already_scored: bool = False
         models=[_ref_message(ref) for ref in prediction.models],
         number=prediction.number,
         fusion_spacing_mm=prediction.fusion_spacing_mm or (),
+        left_out=prediction.left_out,
     )
 
 
@@ -237,6 +238,7 @@ def _organ_message(organ: OrganSize) -> pb.OrganResult:
         disagreement=organ.disagreement,
         expected_ml=organ.expected_ml,
         voices=organ.voices or 0,
+        attended_ml=organ.attended_ml,
     )
 
 

@@ -240,6 +240,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             channels,
             cancelled,
             fusion_spacing_mm=ensemble.fusion_spacing_mm,
+            locator=ensemble.locator,
         )
 
     def _require_small_slices(

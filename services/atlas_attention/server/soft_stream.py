@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from atlas_attention.fusion import (
+    ATTENDED_FROM,
     ATTENTION_SCALE,
     Fused,
     disagreement,
@@ -166,11 +167,9 @@ class SoftFusion:
         for channel, (organ, label) in enumerate(
             zip(self._grid.organs, self._grid.labels, strict=True)
         ):
-            voxels = (
-                float(self._attention_sum[channel]) * ATTENTION_SCALE
-                if self._grid.reading is Reading.PAPER
-                else float(self._attended[channel])
-            )
+            attended = float(self._attended[channel])
+            total = float(self._attention_sum[channel])
+            voxels = total * ATTENTION_SCALE if self._grid.reading is Reading.PAPER else attended
             labelled = int(self._labelled[channel])
             sizes.append(
                 OrganSize(
@@ -183,6 +182,7 @@ class SoftFusion:
                     disagreement=float(disagreements[channel]),
                     expected_ml=float(expected[channel]) * voxel_ml,
                     voices=self._grid.models,
+                    attended_ml=attended * voxel_ml,
                 )
             )
         return tuple(sizes)
@@ -241,7 +241,8 @@ class SoftFusion:
         if not fused.slices:
             return
         self._attention_sum += fused.attention.sum(axis=(1, 2, 3), dtype=np.int64)
-        self._attended += np.count_nonzero(fused.attention, axis=(1, 2, 3))
+        least = ATTENDED_FROM if self._grid.reading is Reading.PAPER else 1
+        self._attended += np.count_nonzero(fused.attention >= least, axis=(1, 2, 3))
         counts = np.bincount(fused.label.ravel(), minlength=len(self._grid.organs) + 1)
         self._labelled += counts[1:]
         values = np.array([0, *self._grid.labels], np.uint8)

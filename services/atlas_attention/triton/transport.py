@@ -35,9 +35,9 @@ from atlas_attention.triton.window_buffers import (
 
 SharedMemoryKind = Literal["auto", "cuda", "system", "none"]
 
-MAX_OUTPUTS = 8
-"""Output regions that are kept for reuse per window; more gather only when models change
-versions."""
+MAX_OUTPUTS = 16
+"""Output regions that are kept for reuse per window, one for each member of the largest ensemble
+(`fusion.MAX_MODELS`); more gather only when models change versions."""
 
 _log = logging.getLogger(__name__)
 

@@ -57,6 +57,9 @@ class CaseView(BaseModel):
     label_map: FileView | None = Field(description="All labels in one map; null without labels.")
     attention: list[AttentionView] = Field(description="By falling attention size.")
     attention_map: FileView | None = Field(description="The largest value of all that count.")
+    left_out: float = Field(
+        description="Share of the body that no model was shown, since locating ruled organs out."
+    )
     readings: list[str] = Field(description="Readings under which the case is scored.")
     flagged: bool
     flag_reason: str
@@ -264,6 +267,7 @@ def case_view(review: Review, case: Case) -> CaseView:
         )
         if attention
         else None,
+        left_out=review.files.left_out(case.id),
         readings=[one.reading.value for one in review.cases.predictions(case.id)],
         flagged=reason is not None,
         flag_reason=reason or "",

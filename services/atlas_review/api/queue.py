@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from atlas_core.records import Reading
+from atlas_core.records import RankBy, Reading
 from atlas_core.review import (
     AuditEntry,
     OpenedTasks,
@@ -63,6 +63,7 @@ class OpenTasks(_Body):
     )
     dataset: Word | None = None
     reading: Reading | None = Field(default=None, description="Default: the service's.")
+    by: RankBy = Field(default=RankBy.DISAGREEMENT, description="What the list is sorted by.")
     organs: list[Word] = Field(default_factory=list, max_length=255)
 
 
@@ -145,12 +146,14 @@ def see_queue(
 
 @router.post("/queue", status_code=201)
 def open_tasks(review: TheReview, who: AsManager, body: OpenTasks) -> OpenedTasks:
-    """Open tasks for the top of the priority list (managers)."""
+    """Open tasks for the top of the priority list (managers); 409 where some scores lack what it is
+    sorted by."""
     organs = [organ for organ in body.organs if review.settings.organs[organ]]
     return review.queue.open_tasks(
         Portion(body.share, body.count, body.minutes),
         who.user,
         reading=body.reading or review.settings.reading,
+        by=body.by,
         dataset=body.dataset,
         organs=organs,
     )

@@ -124,6 +124,13 @@ class CaseFiles:
         preferred = [one for one in found if one.reading is self._settings.reading]
         return next(iter(preferred or found), None)
 
+    def left_out(self, case_id: str) -> float:
+        """Share of the body that the models were not shown; see `CaseStore.left_out`."""
+        shown = self._prediction(case_id)
+        if shown is None:
+            return 0.0
+        return self._store.left_out(case_id, shown.reading, shown.ensemble, shown.number)
+
     def organ_attention(self, case_id: str) -> list[OrganAttention]:
         """The attention maps of a case by falling size, with whether they count; an organ without
         attention has none."""

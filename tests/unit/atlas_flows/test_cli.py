@@ -60,6 +60,9 @@ COMMANDS = (
     ["simulate-annotator"],
     ["assemble"],
     ["release"],
+    ["organs", "list"],
+    ["organs", "show"],
+    ["organs", "extend"],
     *(["evaluate", name] for name in EVALUATIONS),
     ["backup"],
     ["restore"],
@@ -113,6 +116,9 @@ def scored_home(tmp_path: Path) -> Path:
                 attention_voxels=1000 - number,
                 attention_ml=100 - number,
                 pseudo_label_ml=1,
+                disagreement=(100 - number) / 100,
+                expected_ml=1,
+                attended_ml=100 - number,
             )
             catalog.record_score(
                 Score(
@@ -141,6 +147,8 @@ def test_the_list_of_commands_here_is_complete() -> None:
     assert names == {command[0] for command in COMMANDS}
     models = click_app.commands["models"]  # type: ignore[attr-defined]
     assert set(models.commands) == set(MODEL_COMMANDS)
+    organs = click_app.commands["organs"]  # type: ignore[attr-defined]
+    assert {("organs", name) for name in organs.commands} <= {tuple(c) for c in COMMANDS}
     evaluations = click_app.commands["evaluate"]  # type: ignore[attr-defined]
     assert set(evaluations.commands) == {"ranking", *EVALUATIONS}
 

@@ -16,6 +16,9 @@
     {{- end }}
     - {name: ATLAS_ATTENTION_STORE, value: /var/lib/atlasloop/store}
     - {name: ATLAS_ATTENTION_SPOOL_FOLDER, value: /var/spool/atlasloop}
+    {{- with .Values.organs }}
+    - {name: ATLAS_ATTENTION_ORGANS, value: {{ . | quote }}}
+    {{- end }}
     {{- range $field, $value := .Values.attention.settings }}
     - {name: ATLAS_ATTENTION_{{ upper $field }}, value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}}
     {{- end }}

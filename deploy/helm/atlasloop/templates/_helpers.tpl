@@ -144,6 +144,9 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 - {name: ATLASLOOP_CATALOG_URL, value: {{ include "atlasloop.catalogUrl" (dict "root" . "user" .Values.database.catalog.user) | quote }}}
 - {name: PGPASSWORD__FILE, value: /run/secrets/database/{{ .Values.database.catalogPasswordKey }}}
 - {name: ATLASLOOP_REVIEW_ROLE, value: {{ .Values.database.review.user | quote }}}
+{{- with .Values.organs }}
+- {name: ATLASLOOP_ORGANS, value: {{ . | quote }}}
+{{- end }}
 - {name: ATLASLOOP_HOME, value: /tmp/home}
 - {name: ATLASLOOP_STORE, value: /var/lib/atlasloop/store}
 {{- end -}}

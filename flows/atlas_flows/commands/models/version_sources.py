@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,8 +23,12 @@ from atlas_flows.commands.terminal import console, places, write_text
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
     from atlas_core.model_spec import ModelSpec
+    from atlas_models.importing import ImportedModel
 
     from atlas_flows.models import ModelStore, TrainingOrder
+
+
+Resampling = Literal["linear", "nnunet"]
 
 
 NameOption = Annotated[str, typer.Option(help="Name in Triton, one per architecture.")]
@@ -98,8 +102,12 @@ def import_model(
         str | None, typer.Option(help="nnU-Net: of the plans; default: as it was trained.")
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option(help="nnU-Net: file in each fold's folder.")
-    ] = "checkpoint_final.pth",
+        str | None,
+        typer.Option(
+            help="nnU-Net: file in each fold's folder; default: checkpoint_final.pth, or "
+            "checkpoint_best.pth where there is no other."
+        ),
+    ] = None,
     orientation: Annotated[
         str | None,
         typer.Option(help="nnU-Net: of the training volumes, where plans do not say: RAS, LPS …"),
@@ -108,6 +116,25 @@ def import_model(
         list[str] | None,
         typer.Option(help="nnU-Net: organ=name of a label that means it (repeatable)."),
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="nnU-Net: a label that no organ includes, a lesion say (repeatable)."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="nnU-Net: the dataset it was trained on; see `atlasloop presets`."),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=0.75, help="Of neighbouring windows; default: the service's."),
+    ] = None,
+    mirrored: Annotated[
+        bool,
+        typer.Option("--mirrored", help="Mean over all mirrored windows: 8 times the work."),
+    ] = False,
+    resampling: Annotated[
+        Resampling, typer.Option(help="Of the CT to the model's grid; nnunet: cubic splines.")
+    ] = "linear",
     organs: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +153,7 @@ def import_model(
     Example: atlasloop models import --name nnunet --nnunet results/nnUNetTrainer__nnUNetPlans__3d_fullres --orientation RAS
     """  # noqa: E501  an example that can be copied
     from atlas_core.errors import InvalidInput
+    from atlas_models.importing import NnunetChoices, import_monai, import_nnunet, import_onnx
 
     from atlas_flows.models import require_compatible
 
@@ -142,33 +170,32 @@ def import_model(
             scheme = scheme.select(organs.split(","))
         t = _next(store, catalog, name) if version is None else version
         target = Path(folder) / name
+        serving = _serving(overlap, mirrored, resampling)
         if nnunet is not None:
-            from atlas_models.importing.nnunet import NnunetChoices, import_nnunet
-
-            spec = import_nnunet(
-                nnunet,
-                target,
-                NnunetChoices(
-                    name=name,
-                    version=t,
-                    configuration=configuration,
-                    folds="all" if folds == "all" else tuple(folds.split(",")),
-                    checkpoint=checkpoint,
-                    orientation=orientation,
-                    labels=_labels(label or ()),
-                ),
-                scheme,
+            choices = NnunetChoices(
+                name=name,
+                version=t,
+                configuration=configuration,
+                folds="all" if folds == "all" else tuple(folds.split(",")),
+                checkpoint=checkpoint,
+                orientation=orientation,
+                labels=_labels(label or ()),
+                left_out=tuple(leave_out or ()),
+                preset=preset,
+                serving=serving,
             )
+            imported = import_nnunet(nnunet, target, choices, scheme)
         elif weights is not None and config is not None:
-            from atlas_models.importing.monai import import_monai
-
-            spec = import_monai(weights, config, target, name=name, version=t, scheme=scheme)
+            imported = import_monai(
+                weights, config, target, name=name, version=t, scheme=scheme, serving=serving
+            )
         else:
-            from atlas_models.importing.onnx import import_onnx
-
             assert onnx is not None
             assert config is not None
-            spec = import_onnx(onnx, config, target, name=name, version=t, scheme=scheme)
+            imported = import_onnx(
+                onnx, config, target, name=name, version=t, scheme=scheme, serving=serving
+            )
+        spec = imported.spec
         if organs is not None and spec.organs != scheme.names:
             raise InvalidInput(
                 "the model does not know all these organs",
@@ -177,8 +204,9 @@ def import_model(
             )
         for organ in require_compatible(spec, catalog.organ_scheme()):
             say(f"{organ} is no organ of this atlas; it takes no part")
-        store.add(target, catalog, provenance=_origin(given[0], config))
-    _say_made(spec, as_json, "imported")
+        provenance = _origin(given[0], config) | imported.provenance
+        store.add(target, catalog, provenance=provenance)
+    _say_imported(imported, as_json)
 
 
 @app.command()
@@ -207,7 +235,12 @@ def train(
 def finetune(
     context: typer.Context,
     reference: ReferenceArgument,
-    config: Annotated[str, typer.Argument(help="YAML file, or a shipped one: demo/unet, …")],
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="YAML file, or a shipped one: demo/unet, …; default: as the version was trained."
+        ),
+    ] = None,
     run_folder: RunOption = None,
     dataset: DatasetsOption = None,
     set_: SetOption = None,
@@ -217,7 +250,9 @@ def finetune(
 ) -> None:
     """Train a version further on the current labels (step ⑦); the result is its next version.
 
-    Example: atlasloop models finetune unet@0 demo/unet --set steps=100
+    An imported nnU-Net is trained by nnU-Net itself, which knows steps and learning_rate only.
+
+    Example: atlasloop models finetune unet@0 --set steps=100
     """
     order = _order(config, reference, run_folder, dataset, set_, validation_share, loaders)
     _train(context, order, as_json)
@@ -243,7 +278,7 @@ def export(
 
 
 def _order(
-    config: str,
+    config: str | None,
     reference: str | None,
     run_folder: Path | None,
     datasets: Sequence[str] | None,
@@ -314,6 +349,35 @@ def _origin(source: Path, config: Path | None) -> dict[str, str]:
         for path in (*files, *([config] if config else []))
     }
     return {"imported_from": source.name, **origin}
+
+
+def _serving(overlap: float | None, mirrored: bool, resampling: Resampling) -> dict[str, Any]:
+    """What was asked for beyond the usual."""
+    usual = {"overlap": None, "mirrored": False, "resampling": "linear"}
+    asked = {"overlap": overlap, "mirrored": mirrored, "resampling": resampling}
+    return {name: value for name, value in asked.items() if value != usual[name]}
+
+
+def _say_imported(imported: ImportedModel, as_json: bool) -> None:
+    """The version, what of it is not served, and whether it can be trained further."""
+    import json
+
+    from atlas_models.importing import TRAINABLE
+
+    spec, trainable = imported.spec, imported.trainable
+    if as_json:
+        told = {TRAINABLE: trainable, "left_out": dict(imported.left_out), **imported.origin}
+        write_text(None, json.dumps(spec.model_dump(mode="json") | told, indent=2))
+        return
+    _say_made(spec, as_json, "imported")
+    lines = [f"{key.replace('_', ' ')}: {value}" for key, value in imported.origin.items()]
+    lines += [f"left out: {name} ({why})" for name, why in imported.left_out.items()]
+    if trainable.startswith("no"):
+        lines.append(f"cannot be trained further{trainable.removeprefix('no')}")
+    else:
+        lines.append(f"trained further by: {trainable}")
+    for line in lines:
+        console().print(line, markup=False, soft_wrap=True)
 
 
 def _say_made(spec: ModelSpec, as_json: bool, done: str) -> None:

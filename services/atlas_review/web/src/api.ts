@@ -23,9 +23,21 @@ export interface ErrorType {
   description: string
 }
 export type Verdict = 'confirmed' | 'needs_revision'
+/** What a priority list is sorted by, and how numbers of that kind are shown. */
+export const ORDERS = {
+  disagreement: { title: 'disagreement', unit: '', digits: 2 },
+  size: { title: 'attention size', unit: ' ml', digits: 1 },
+  attended: { title: 'attended volume', unit: ' ml', digits: 1 },
+  relative: { title: 'relative attention', unit: '', digits: 2 },
+} as const
+export type RankBy = keyof typeof ORDERS
 export interface OrganTask {
   organ: string
   attention_ml: number
+  /** null: all models agree that it is absent, or it was not counted. */
+  disagreement: number | null
+  /** What it added to the case's place, in the unit of the list's order. */
+  weight: number
   verdict: Verdict | null
   error_type: string | null
   note: string
@@ -35,6 +47,8 @@ export interface Task {
   case_id: string
   dataset: string
   rank: number
+  ranked_by: RankBy
+  disagreement: number | null
   attention_ml: number
   state: string
   assignee: string | null
@@ -78,6 +92,8 @@ export interface Case {
   /** `counts` is false where the organ has an original label, which attention cannot improve. */
   attention: (Volume & { organ: string; attention_ml: number; counts: boolean })[]
   attention_map: Volume | null
+  /** Share of the body that no model was shown, since locating ruled organs out. */
+  left_out: number
 }
 export interface TaskDetail extends Task {
   case: Case
@@ -106,7 +122,7 @@ export interface CaseBrief {
 }
 export interface Statistics {
   cases_by_state: Record<string, number>
-  attention_by_dataset: Record<string, { case_id: string; attention_ml: number; in_top_share: boolean }[]>
+  attention_by_dataset: Record<string, { case_id: string; attention_ml: number; disagreement: number | null; in_top_share: boolean }[]>
   top_share: number
   organ_volumes: Record<string, { count: number; q1: number; median: number; q3: number; values: number[] }>
   throughput: { annotator: string; tasks: number; seconds: number; by_day: { day: string; tasks: number }[] }[]

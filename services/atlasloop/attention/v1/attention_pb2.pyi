@@ -718,6 +718,7 @@ class CaseResult(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     FUSION_SPACING_MM_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """empty for a client's own volume"""
     ensemble: _builtins.str
@@ -727,6 +728,8 @@ class CaseResult(_message.Message):
     """nothing was predicted: the store held the result"""
     number: _builtins.int
     """of the results of this case, ensemble and reading in the store, from 1;"""
+    left_out: _builtins.float
+    """Share of the body's box that was left out, since locating ruled organs out there; 0: none."""
     @_builtins.property
     def organs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrganResult]: ...
     @_builtins.property
@@ -754,10 +757,11 @@ class CaseResult(_message.Message):
         models: _abc.Iterable[Global___ModelRef] | None = ...,
         number: _builtins.int = ...,
         fusion_spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
+        left_out: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "fusion_spacing_mm", b"fusion_spacing_mm", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_scored", b"already_scored", "case_id", b"case_id", "ensemble", b"ensemble", "fusion_spacing_mm", b"fusion_spacing_mm", "left_out", b"left_out", "models", b"models", "number", b"number", "organs", b"organs", "reading", b"reading", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -804,6 +808,7 @@ class OrganResult(_message.Message):
     DISAGREEMENT_FIELD_NUMBER: _builtins.int
     EXPECTED_ML_FIELD_NUMBER: _builtins.int
     VOICES_FIELD_NUMBER: _builtins.int
+    ATTENDED_ML_FIELD_NUMBER: _builtins.int
     organ: _builtins.str
     attention_voxels: _builtins.float
     """Attention size in voxels of the CT's grid: the sum of the attention map as sent or stored
@@ -825,6 +830,10 @@ class OrganResult(_message.Message):
     """How many models know the organ: N of Eq. 1 and 2. One alone cannot be inconsistent. 0: stored by
     a version whose models all knew all organs.
     """
+    attended_ml: _builtins.float
+    """Volume of the voxels whose attention reaches 0.2 (reading paper) or is above 0 (released).
+    Missing in results that were stored by a version that did not count it.
+    """
     def __init__(
         self,
         *,
@@ -836,15 +845,20 @@ class OrganResult(_message.Message):
         disagreement: _builtins.float | None = ...,
         expected_ml: _builtins.float | None = ...,
         voices: _builtins.int = ...,
+        attended_ml: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "disagreement", b"disagreement", "expected_ml", b"expected_ml"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml", "_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attended_ml", b"attended_ml", "disagreement", b"disagreement", "expected_ml", b"expected_ml"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels", "voices", b"voices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml", "_disagreement", b"_disagreement", "_expected_ml", b"_expected_ml", "attended_ml", b"attended_ml", "attention_ml", b"attention_ml", "attention_voxels", b"attention_voxels", "disagreement", b"disagreement", "expected_ml", b"expected_ml", "organ", b"organ", "pseudo_label_ml", b"pseudo_label_ml", "pseudo_label_voxels", b"pseudo_label_voxels", "voices", b"voices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attended_ml: _TypeAlias = _typing.Literal["attended_ml"]  # noqa: Y015
+    _WhichOneofArgType__attended_ml: _TypeAlias = _typing.Literal["_attended_ml", b"_attended_ml"]  # noqa: Y015
     _WhichOneofReturnType__disagreement: _TypeAlias = _typing.Literal["disagreement"]  # noqa: Y015
     _WhichOneofArgType__disagreement: _TypeAlias = _typing.Literal["_disagreement", b"_disagreement"]  # noqa: Y015
     _WhichOneofReturnType__expected_ml: _TypeAlias = _typing.Literal["expected_ml"]  # noqa: Y015
     _WhichOneofArgType__expected_ml: _TypeAlias = _typing.Literal["_expected_ml", b"_expected_ml"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attended_ml) -> _WhichOneofReturnType__attended_ml | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__disagreement) -> _WhichOneofReturnType__disagreement | None: ...
     @_typing.overload

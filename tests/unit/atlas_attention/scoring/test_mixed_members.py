@@ -10,13 +10,15 @@ import pytest
 from atlas_attention.fusion import AIR_HU, PanelFuser, open_fuser
 from atlas_attention.fusion.compute import GpuCompute
 from atlas_attention.fusion.fused import Fused
-from atlas_attention.scoring import attend
+from atlas_attention.scoring import attend, plan_windows
 from atlas_attention.scoring.body_box import body_box
 from atlas_attention.scoring.group_run import MIRRORINGS, window_plan
 from atlas_attention.scoring.members import fusion_plan
+from atlas_attention.scoring.model_grid import extract_window
 from atlas_attention.scoring.native_grid import AxisPositions, NativeGrid
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.resampling import resample_image
+from atlas_core.imaging.resampling import resample_across, resample_image, resample_planes
+from atlas_core.imaging.spline_weights import nnunet_weights
 from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Reading
@@ -213,6 +215,33 @@ def test_the_fusion_grid_is_the_finest_of_the_members_but_none_finer_than_the_ct
     alone = fusion_plan(finer[:1], ABDOMEN_ATLAS, 0.5)
     assert alone.fusion_grid(ct) == ct.resampled((1.0, 1.0, 1.0))  # its own, whatever the CT's
     assert alone.fusion_grid(ct, (2.0, 1.0, 4.0)) == ct.resampled((2.0, 1.4, 4.0))
+
+
+@pytest.mark.parametrize("slices", [2, 16])
+def test_nnunet_resampling_is_that_of_the_whole_volume(slices: int) -> None:
+    """Whatever the slabs: the windows are cut out of nnU-Net's weights over the whole CT, which
+    was clipped before."""
+    member = spec("nnunet", spacing_mm=(2.0, 2.0, 4.0), resampling="nnunet")
+    source = make_source()
+    seen: list[NDArray[np.float32]] = []
+
+    def rule(one: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
+        seen.append(window)
+        return contextual(one, window)
+
+    run(source, RulePredictor(rule, threads=1), (member,), slab_slices=slices)
+    grid = source.canonical.resampled(member.spacing_mm).shape[::-1]
+    native = source.canonical.shape[::-1]
+    z, y, x = nnunet_weights((3.0, 1.4, 1.5), (4.0, 2.0, 2.0), native, grid)
+    low, high = member.hu_window
+    ct = np.ascontiguousarray(np.clip(source.voxels.transpose(2, 1, 0), low, high) - low)
+    whole = resample_across(resample_planes(ct.astype(np.float32), y, x), z, 0, z.new, 0)
+    whole = np.clip(whole + np.float32(low), low, high)
+    plan = plan_windows(source, (member,), 0.5)
+    cut = [extract_window(whole[slice(*plan.z_range(w.at[0]))], w, plan)
+           for k in range(plan.rows) for w in plan.row(k)]  # fmt: skip
+    assert len(seen) == len(cut)
+    assert all((given == wanted).all() for given, wanted in zip(seen, cut, strict=True))
 
 
 def test_mirrored_members_predict_every_window_eight_times() -> None:

@@ -451,6 +451,15 @@ def test_a_model_that_says_the_same_everywhere_is_refused_by_name() -> None:
         run(make_source(), RulePredictor(stuck))
 
 
+def test_a_model_that_finds_nothing_is_named() -> None:
+    def blind(spec: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
+        soft = contextual(spec, window)
+        return np.zeros_like(soft) if spec.name == "unet" else soft
+
+    result = run(make_source(), RulePredictor(blind))
+    assert result.summary.silent == (ENSEMBLE[2].ref,)
+
+
 def test_channels_that_the_scheme_lacks_take_no_part(predictor: RulePredictor) -> None:
     """Wherever they stand among a model's own: as if it had never had them."""
 
@@ -462,3 +471,25 @@ def test_channels_that_the_scheme_lacks_take_no_part(predictor: RulePredictor) -
     assert_same(
         run(make_source(), RulePredictor(known), odd), run(make_source(), predictor, ENSEMBLE[:1])
     )
+
+
+def test_locating_lays_windows_only_where_organs_can_be_and_changes_nothing_there() -> None:
+    shape = (37, 33, 120)
+    voxels = np.zeros(shape, np.float32)
+    voxels[10:20, 12:22, 50:60] = 200.0
+    source = ArraySource(voxels, VolumeGeometry.from_array(shape, np.diag([1.5, 1.4, 3.0, 1.0])))
+
+    def bright(spec: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return np.stack([(window > 20 + 40 * c) * np.uint8(200) for c in range(len(spec.organs))])
+
+    predictor = RulePredictor(bright)
+    told: list[tuple[int, int]] = []
+    expected = run(source, predictor)
+    result = run(source, predictor, locator=ENSEMBLE[0], on_progress=lambda *of: told.append(of))
+    assert result.label.any()
+    assert_same(result, expected)
+    assert result.summary.organs == expected.summary.organs
+    assert expected.summary.left_out == 0 and 0.4 < result.summary.left_out < 1
+    assert result.summary.windows < 0.7 * expected.summary.windows
+    assert told[-1] == (told[-1][1],) * 2 == (result.summary.windows,) * 2
+    predictor.shutdown()

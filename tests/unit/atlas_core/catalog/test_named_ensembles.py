@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from atlas_core.catalog import (
 from atlas_core.ensembles import Ensemble, EnsembleState, Member, MemberRole
 from atlas_core.errors import NotFound
 from atlas_core.model_spec import ModelRef
+from atlas_core.records import Case, Dataset, Reading, Score
 from pydantic import ValidationError
 
 
@@ -95,6 +97,40 @@ def test_a_result_is_of_members_and_fusion_grid() -> None:
         name="one", members=(*plain.members, Member(model=ref("scout"), role=MemberRole.LOCATOR))
     )
     assert located.key == plain.key
+
+
+def test_the_list_is_of_the_ensemble_in_use_and_others_are_counted(catalog: Catalog) -> None:
+    catalog.add_dataset(Dataset(name="d"))
+    for number in range(3):
+        catalog.add_case(
+            Case(
+                id=f"c{number}", dataset="d", content_sha256=f"{number:064x}", shape=(1, 1, 1),
+                affine=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)),
+                imported_at=datetime.now(UTC),
+            )
+        )  # fmt: skip
+    mine, other = ensemble("mine", "a"), ensemble("other", "a", "b")
+    record(catalog, mine, EnsembleState.IN_USE)
+    for case_id in ("c0", "c1", "c2"):
+        score(catalog, case_id, other)
+    # It has scored nothing yet: the last list there is, rather than none.
+    assert catalog.latest_ensemble(Reading.PAPER) == other.key
+    score(catalog, "c1", mine)
+    score(catalog, "c2", other, number=2)  # later, and yet
+    assert catalog.latest_ensemble(Reading.PAPER) == mine.key
+    assert [case.case_id for case in catalog.ranking(Reading.PAPER)] == ["c1"]
+    assert catalog.scored_otherwise(Reading.PAPER, mine.key) == 2
+    assert catalog.scored_otherwise(Reading.PAPER, mine.key, "d") == 2
+    assert catalog.scored_otherwise(Reading.PAPER, other.key) == 0
+
+
+def score(catalog: Catalog, case_id: str, by: Ensemble, number: int = 1) -> None:
+    catalog.record_score(
+        Score(
+            case_id=case_id, reading=Reading.PAPER, ensemble=by.key, models=by.voices, organs=(),
+            number=number, seconds=1.0, created_at=datetime.now(UTC),
+        )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,8 @@ def test_an_atlas_from_before_has_the_nine(tmp_path: Path) -> None:
     with engine.execution_options(atlas_write=True).connect() as connection, connection.begin():
         config.attributes["connection"] = connection
         command.upgrade(config, "0008")
-        connection.execute(
-            sa.insert(t.datasets).values(name="d", title="", licence="", url="", organs=[])
-        )
+        row = {"name": "d", "title": "", "licence": "", "url": "", "organs": []}
+        connection.execute(sa.insert(t.datasets), [row])
     engine.dispose()
     with Catalog.open(url) as catalog:
         assert catalog.organ_scheme() == ABDOMEN_ATLAS

@@ -272,7 +272,7 @@ def nnunet(folder: Path, labels: Mapping[str, Any]) -> None:
 
 
 def test_nnunet_raw_by_its_own_names(site: Site) -> None:
-    nnunet(site.folder / "Dataset003", {"background": 0, "Liver": 1, "cancer": 2})
+    nnunet(site.folder / "Dataset003", {"background": 0, "Liver": 1, "duodenum": 2})
     summary = site.run()
     assert [(case.source, case.organs) for case in summary.taken] == [
         ("Dataset003/imagesTr/liver_001_0000.nii.gz", ("liver",)),
@@ -281,6 +281,13 @@ def test_nnunet_raw_by_its_own_names(site: Site) -> None:
     ]
     assert not summary.refused
     assert site.catalog.dataset("site").organs == ("liver",)
+
+
+def test_a_tumour_that_nobody_explained_is_asked_about(site: Site) -> None:
+    nnunet(site.folder, {"background": 0, "liver": 1, "cancer": 2})
+    summary = site.run()
+    assert all(not case.organs for case in summary.taken)
+    assert "is 'cancer' part of an organ, and of which?" in summary.refused[0].reason
 
 
 def test_nnunet_raw_by_a_preset_joins_the_tumour(site: Site) -> None:

@@ -16,6 +16,7 @@ from atlas_core.imaging import read_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import (
     HARD_KINDS,
+    TAIL_KINDS,
     Kind,
     Phantom,
     PhantomGrid,
@@ -123,6 +124,64 @@ def test_orientations_describe_the_same_body() -> None:
 
 def test_files_come_in_several_orientations(ordinary: list[Phantom]) -> None:
     assert len({phantom.geometry.axis_codes for phantom in ordinary}) > 1
+
+
+def test_a_child_is_a_small_patient() -> None:
+    child, adult = make_phantom(9, Kind.CHILD, grid=COARSE), make_phantom(9, grid=COARSE)
+    shrunk = child.volumes_ml()["liver"] / adult.volumes_ml()["liver"]
+    assert (0.5 / 1.08) ** 3 < shrunk < (0.75 / 0.9) ** 3
+
+
+def test_situs_inversus_is_a_mirror_and_left_stays_left() -> None:
+    at = {
+        organ: centre_mm(make_phantom(9, Kind.SITUS_INVERSUS, grid=COARSE), organ)[0]
+        for organ in ("liver", "spleen", "kidney_left", "kidney_right")
+    }
+    assert at["liver"] < at["spleen"] - 80
+    assert at["kidney_left"] < at["kidney_right"] - 60
+
+
+def test_a_wrong_header_tells_another_side_of_the_same_voxels() -> None:
+    wrong, right = (
+        make_phantom(9, Kind.WRONG_ORIENTATION, grid=COARSE),
+        make_phantom(9, grid=COARSE),
+    )
+    assert np.array_equal(wrong.ct, right.ct)
+    assert np.array_equal(wrong.truth, right.truth)
+    codes = (wrong.geometry.axis_codes, right.geometry.axis_codes)
+    differ = [a != b for a, b in zip(*codes, strict=True)]
+    assert sum(differ) == 1
+
+
+def test_failures_of_the_scan_change_the_picture_not_the_patient() -> None:
+    plain = make_phantom(9, grid=COARSE)
+    for kind in (Kind.MOTION, Kind.LOW_CONTRAST, Kind.METAL):
+        failed = make_phantom(9, kind, grid=COARSE)
+        assert np.array_equal(failed.truth, plain.truth)
+        assert not np.array_equal(failed.ct, plain.ct)
+
+    def spread(phantom: Phantom) -> float:
+        organs = ("liver", "spleen", "kidney_left", "postcava", "pancreas")
+        means = [phantom.ct[phantom.truth == ABDOMEN_ATLAS[o].label].mean() for o in organs]
+        return float(np.std(means))
+
+    assert spread(make_phantom(9, Kind.LOW_CONTRAST, grid=COARSE)) < 0.5 * spread(plain)
+    assert make_phantom(9, Kind.METAL, grid=COARSE).ct.max() > 2500
+
+
+def test_a_cropped_scan_is_short_and_thick_slices_are_few() -> None:
+    plain, cropped = make_phantom(9, grid=COARSE), make_phantom(9, Kind.CROPPED, grid=COARSE)
+    thick = make_phantom(9, Kind.THICK_SLICES, grid=COARSE)
+    assert min(cropped.ct.shape) < 0.6 * min(plain.ct.shape)
+    assert sum(cropped.volumes_ml().values()) < sum(plain.volumes_ml().values())
+    assert max(thick.geometry.spacing_mm) >= 8.0
+    assert thick.volumes_ml()["liver"] == pytest.approx(plain.volumes_ml()["liver"], rel=0.1)
+
+
+def test_the_tail_holds_every_kind_and_leaves_ordinary_cases_as_they_were() -> None:
+    plans = [case_plan(n, 4, 0.5, TAIL_KINDS) for n in range(1, 29)]
+    assert {plan.kind for plan in plans} == set(Kind)
+    assert [plan.seed for plan in plans] == [case_plan(n, 4, 0.5).seed for n in range(1, 29)]
 
 
 @pytest.mark.parametrize("kind", HARD_KINDS)

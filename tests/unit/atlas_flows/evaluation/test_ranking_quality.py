@@ -14,7 +14,7 @@ from atlas_core.imaging import content_sha256, write_volume
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import write_phantoms
-from atlas_core.records import Case, Dataset, OrganScore, RankBy, Reading, Score
+from atlas_core.records import Case, Dataset, OrganScore, RankBy, RankedCase, Reading, Score
 from atlas_core.store import CaseStore
 from atlas_flows.evaluation import (
     case_errors,
@@ -23,22 +23,33 @@ from atlas_flows.evaluation import (
     kinds_of_cases,
     truth_files,
 )
-from atlas_flows.evaluation.ranking_quality import CaseError
+from atlas_flows.evaluation.ranking_quality import CaseError, e_aurc
 from atlas_flows.scoring.priority_list import cases_in
 
 REF = ModelRef(name="unet", version=0, sha256="0" * 64)
 
 
-def _case(
-    name: str, attention: float, dice: float, kind: str = "ordinary", relative: float = 0.0
-) -> CaseError:
-    return CaseError(
+def _ranked(name: str, size: float, apart: float, organs: tuple[str, ...]) -> RankedCase:
+    return RankedCase(
+        rank=1,
         case_id=name,
-        kind=kind,
-        attention_ml=attention,
-        relative_attention=relative,
-        dice={"liver": dice},
+        dataset="d",
+        attention_voxels=0,
+        attention_ml=size,
+        relative_attention=0,
+        disagreement=apart,
+        organs=tuple(
+            OrganScore(organ=organ, attention_voxels=0, attention_ml=0, pseudo_label_ml=1)
+            for organ in organs
+        ),
     )
+
+
+def _case(
+    name: str, apart: float, dice: float, kind: str = "ordinary", size: float = 0.0
+) -> CaseError:
+    ranked = _ranked(name, size, apart, ("liver",))
+    return CaseError(ranked=ranked, kind=kind, dice={"liver": dice})
 
 
 def test_dice_of_present_organs_only() -> None:
@@ -49,57 +60,82 @@ def test_dice_of_present_organs_only() -> None:
     assert dice == {"a": pytest.approx(2 / 3), "b": 0.0, "c": 0.0}
 
 
-def test_a_case_where_everything_is_rightly_absent_has_no_error() -> None:
-    assert (
-        CaseError(
-            case_id="a", kind="ordinary", attention_ml=0.0, relative_attention=0.0, dice={}
-        ).error
-        == 0.0
+def test_organs_that_are_not_there_are_counted_apart() -> None:
+    ranked = _ranked("a", 0, 0, ("liver", "spleen", "kidney_left"))
+    nothing = CaseError(ranked=ranked, kind="ordinary", dice={})
+    assert nothing.error == 0.0
+    # A speck of a kidney that was removed does not weigh as much as a liver.
+    false = CaseError(
+        ranked=ranked,
+        kind="missing_kidney",
+        dice={"liver": 0.8, "kidney_left": 0.0},
+        absent=frozenset({"kidney_left", "spleen"}),
     )
+    assert false.error == pytest.approx(0.2)
+    result = evaluate_ranking([false, _case("b", 1, 0.5)])
+    assert (result.absent, result.absent_predicted) == (2, 1)
 
 
-def test_a_list_in_the_order_of_errors_correlates_perfectly() -> None:
-    cases = [_case(f"c{n:02d}", attention=n, dice=1 - n / 20) for n in range(20)]
-    assert evaluate_ranking(cases).spearman == pytest.approx(1.0)
-    turned = [case.model_copy(update={"attention_ml": -case.attention_ml}) for case in cases]
-    assert evaluate_ranking(turned).spearman == pytest.approx(-1.0)
+def test_a_list_in_the_order_of_errors_is_perfect() -> None:
+    cases = [_case(f"c{n:02d}", apart=n / 20, size=-n, dice=1 - n / 20) for n in range(20)]
+    result = evaluate_ranking(cases)
+    perfect, reverse = result.order(RankBy.DISAGREEMENT), result.order(RankBy.SIZE)
+    assert perfect.spearman is not None and perfect.e_aurc is not None
+    assert perfect.spearman.value == pytest.approx(1.0)
+    assert perfect.e_aurc.value == pytest.approx(0.0)
+    assert perfect.hard.hard_found == perfect.hard.hard_found_at_best
+    assert reverse.spearman is not None and reverse.e_aurc is not None
+    assert reverse.spearman.value == pytest.approx(-1.0)
+    assert reverse.e_aurc.value > 1.0
+    assert result.per_case[0]["case"] == "c19"
+    assert evaluate_ranking(cases, RankBy.SIZE).per_case[0]["case"] == "c00"
+    assert result.left_out == (RankBy.ATTENDED,)
+    with pytest.raises(InvalidInput, match="20 of 20 cases"):
+        evaluate_ranking(cases, RankBy.ATTENDED)
 
 
-def test_what_sorts_the_list_is_what_is_compared() -> None:
-    cases = [_case(f"c{n:02d}", attention=-n, relative=n, dice=1 - n / 20) for n in range(20)]
-    assert evaluate_ranking(cases).spearman == pytest.approx(-1.0)
-    by_share = evaluate_ranking(cases, RankBy.RELATIVE)
-    assert (by_share.by, by_share.spearman) == (RankBy.RELATIVE, pytest.approx(1.0))
-    assert by_share.per_case[0]["case"] == "c19"
+def test_a_random_list_has_an_area_of_one_on_average() -> None:
+    random = np.random.default_rng(3)
+    errors = np.tile(random.random(40) ** 3, (4000, 1))
+    assert e_aurc(random.random(errors.shape), errors).mean() == pytest.approx(1.0, abs=0.02)
 
 
-def test_hard_cases_and_error_shares_by_hand() -> None:
-    easy = [_case(f"e{n:02d}", attention=n, dice=0.9) for n in range(18)]
-    hard = [_case("h1", 100, 0.1, "large_gas"), _case("h2", 0.5, 0.1, "no_kidney")]
-    result = evaluate_ranking([*easy, *hard])
-    assert (result.cases, result.hard.cases, result.hard.hard_total) == (20, 2, 2)
-    assert result.hard.hard_found == 1
-    assert result.hard.hard_found_by_chance == pytest.approx(0.2)
-    assert result.hard.hard_found_at_best == 2
-    total = 18 * 0.1 + 2 * 0.9
-    five, ten = result.top
+def test_hard_is_what_the_models_get_wrong() -> None:
+    """Not what was meant to be: `meant` is no harder than any ordinary case."""
+    ordinary = [_case(f"e{n:02d}", apart=n / 100, dice=0.9 - n / 1000) for n in range(18)]
+    hard = [_case("h1", 1.0, 0.1, "child"), _case("meant", 0.9, 0.95, "stomach_gas")]
+    result = evaluate_ranking([*ordinary, *hard])
+    found = result.order(RankBy.DISAGREEMENT)
+    assert {row["case"] for row in result.per_case if row["hard"]} == {"h1", "e17"}
+    assert (result.cases, found.hard.cases, found.hard.hard_total) == (20, 2, 2)
+    assert found.hard.hard_found == 1
+    assert found.hard.hard_found_by_chance == pytest.approx(0.2)
+    assert found.hard.hard_found_at_best == 2
+    total = sum(case.error for case in (*ordinary, *hard))
+    five, ten = found.top
     assert (five.cases, ten.cases) == (1, 2)
     assert five.error_share == pytest.approx(0.9 / total)
-    assert ten.error_share == pytest.approx((0.9 + 0.1) / total)
+    assert ten.error_share == pytest.approx(0.95 / total)
     assert ten.error_share_by_chance == pytest.approx(0.1)
-    assert ten.error_share_at_best == pytest.approx(1.8 / total)
-    assert [row["case"] for row in result.per_case][:2] == ["h1", "e17"]
+    assert ten.error_share_at_best == pytest.approx((0.9 + 0.117) / total)
 
 
 def test_where_nothing_varies_there_is_no_correlation() -> None:
     result = evaluate_ranking([_case("a", 1, 0.5), _case("b", 2, 0.5)])
-    assert result.spearman is None
-    assert json.loads(result.model_dump_json())["spearman"] is None
+    found = result.order(RankBy.DISAGREEMENT)
+    assert (found.spearman, found.e_aurc) == (None, None)
+    assert json.loads(result.model_dump_json())["orders"][0]["spearman"] is None
 
 
 def test_nothing_to_evaluate_is_refused() -> None:
     with pytest.raises(InvalidInput, match="no case to evaluate"):
         evaluate_ranking([])
+
+
+def test_cases_with_original_labels_only_are_refused_in_words() -> None:
+    case = CaseError(ranked=_ranked("a", 0, 0, ()), kind="ordinary", dice={})
+    with pytest.raises(InvalidInput, match="every organ of these cases has an original label"):
+        evaluate_ranking([case, case])
 
 
 @pytest.mark.parametrize(

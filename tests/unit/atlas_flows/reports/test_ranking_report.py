@@ -228,6 +228,9 @@ def _add_case(
             attention_voxels=100.0 * (number + 1),
             attention_ml=3.0 * (number + 1),
             pseudo_label_ml=1.0,
+            disagreement=0.1 * (number + 1),
+            expected_ml=1.0,
+            attended_ml=1.0 * (number + 1),
         )
         for organ in ABDOMEN_ATLAS.names
     )

@@ -113,7 +113,9 @@ class ScriptedService:
             ensemble=key[2],
             reading="released" if reading == "released" else "paper",
             models=tuple(ModelRef(r.name, r.version, r.sha256) for r in refs),
-            organs=(OrganResult("liver", 12.5 * self.store.result_number(*key), 0.5, 40, 1.6),),
+            organs=(
+                OrganResult("liver", 12.5 * self.store.result_number(*key), 0.5, 40, 1.6, 0.1, 1.6),
+            ),
             timing=Timing(1.0, 0.5, 3, 1),
             already_scored=found,
             number=self.store.result_number(*key),

@@ -13,7 +13,8 @@ import torch
 from atlas_core.errors import CorruptFile, InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_models.config import TrainingConfig
-from atlas_models.exporting import ExportedNetwork, export_model, load_network, measure_parity
+from atlas_models.exported_network import ExportedNetwork
+from atlas_models.exporting import export_model, load_network, measure_parity
 from atlas_models.exporting.onnx_export import SPEC_KEY
 from atlas_models.exporting.parity import BYTE_TOLERANCE, PROBABILITY_TOLERANCE
 from atlas_models.networks import build_network

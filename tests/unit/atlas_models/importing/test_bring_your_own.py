@@ -16,10 +16,15 @@ import torch
 import yaml
 from atlas_core.errors import AtlasError, ConfigurationError, CorruptFile, InvalidInput
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_models.exporting import read_checkpoint
+from atlas_models.exporting import export_model, load_network, read_checkpoint
 from atlas_models.exporting.parity import run_graph
 from atlas_models.importing.model_description import read_description
-from atlas_models.importing.monai import WeightsDescription, build, import_monai
+from atlas_models.importing.monai import (
+    WeightsDescription,
+    build,
+    configuration,
+    import_monai,
+)
 from atlas_models.importing.onnx import import_onnx
 from atlas_models.serving import GRAPH_FILE, read_spec
 from bombs import compress, overlap
@@ -93,9 +98,48 @@ def test_monai_weights_answer_as_in_monai(tmp_path: Path, window: np.ndarray, la
         torch.save({"net": saved, "optimizer": {"lr": 1e-4}, "epoch": 800}, path)
     spec = import_monai(
         path, describe(tmp_path), tmp_path / "m", name="theirs", version=2, scheme=ABDOMEN_ATLAS
-    )
+    ).spec
     assert (spec.name, spec.version, spec.patch) == ("theirs", 2, PATCH)
     check(tmp_path / "m", expected_of(network, window), window)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_an_imported_network_is_trained_further_and_exported(
+    tmp_path: Path, window: np.ndarray, activation: str
+) -> None:
+    """What is kept answers as what is served does, learns in all its weights, and is exported by
+    the exporter of our own networks."""
+    torch.save(unet().state_dict(), tmp_path / "w.pth")
+    turned = {"orientation": "LPS", "activation": activation}
+    imported = import_monai(
+        tmp_path / "w.pth", describe(tmp_path, **turned), tmp_path / "m",
+        name="theirs", scheme=ABDOMEN_ATLAS, serving={"overlap": 0.25},
+    )  # fmt: skip
+    assert imported.trainable == "monai"
+    served, _ = run_graph(tmp_path / "m" / GRAPH_FILE, window[None, None])
+    network, config = load_network(tmp_path / "m")
+    assert config.model_dump_json() == imported.provenance["config"]
+    low, high = config.hu_window
+    logits = network(torch.from_numpy(np.clip((window - low) / (high - low), 0, 1))[None, None])
+    assert np.abs(logits.detach().sigmoid().numpy() - served).max() <= 5e-3
+    logits.sum().backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+
+    spec = export_model(network.eval(), config, tmp_path / "next", version=1)
+    again, _ = run_graph(tmp_path / "next" / GRAPH_FILE, window[None, None])
+    assert np.abs(again - served).max() <= 5e-3
+    first = read_spec(tmp_path / "m")
+    assert spec.model_copy(update={"version": 0, "sha256": first.sha256}) == first
+
+
+def test_a_lesion_among_the_classes_is_asked_about(tmp_path: Path) -> None:
+    torch.save(unet().state_dict(), tmp_path / "w.pth")
+    classes = [None, "spleen", "liver", "duodenum", "liver tumour"]
+    with pytest.raises(InvalidInput, match=r"'liver tumour' part of liver.*or null"):
+        import_monai(
+            tmp_path / "w.pth", describe(tmp_path, classes=classes), tmp_path / "out" / "m",
+            name="theirs", scheme=ABDOMEN_ATLAS,
+        )  # fmt: skip
 
 
 def export_theirs(path: Path, network: nn.Module, *, dynamic: bool = True) -> None:
@@ -265,7 +309,9 @@ def test_published_architectures_are_built_as_described(name: str) -> None:
     described = read_description(PUBLISHED / f"abdomenatlas_{name}.yaml", WeightsDescription)
     assert tuple(described.groups(ABDOMEN_ATLAS, name)) == ABDOMEN_ATLAS.names
     assert described.intensities == (-175.0, 250.0, -175.0, 425.0)
-    shapes = [tuple(parameter.shape) for parameter in build(described, name).parameters()]
+    groups = described.groups(ABDOMEN_ATLAS, name)
+    network = build(configuration(described, "theirs", groups, {}), name)
+    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
     assert any(shape[0] == len(ABDOMEN_ATLAS) for shape in shapes)
 
 

@@ -15,13 +15,10 @@ import torch
 from atlas_core.errors import AtlasError, CorruptFile, InvalidInput, NotFound
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_models.exporting.parity import measure, run_graph
-from atlas_models.importing.nnunet import (
-    NnunetChoices,
-    import_nnunet,
-    load_nnunet,
-    read_configuration,
-    read_labels,
-)
+from atlas_models.importing.nnunet import import_nnunet, load_nnunet
+from atlas_models.importing.nnunet_choices import NnunetChoices
+from atlas_models.importing.nnunet_labels import read_labels
+from atlas_models.importing.nnunet_plans import build, read_configuration
 from atlas_models.serving import GRAPH_FILE, read_spec
 
 pytestmark = pytest.mark.slow
@@ -99,6 +96,11 @@ def dataset(labels: dict[str, Any] | None = None) -> dict[str, Any]:
         "numTraining": 2,
         "file_ending": ".nii.gz",
     }
+
+
+def chosen(**choices: Any) -> NnunetChoices:
+    """Choices with an answer to what the results here leave open."""
+    return NnunetChoices(**{"name": "m", "orientation": "RAS", "labels": MORE} | choices)
 
 
 def network_of(plan: dict[str, Any], outputs: int, seed: int) -> torch.nn.Module:
@@ -213,9 +215,9 @@ def theirs(result: Path, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_it_says_what_nnunets_own_predictor_says(
     result: Path, window: np.ndarray, tmp_path: Path
 ) -> None:
-    choices = NnunetChoices("imported", version=3, orientation="RAS", labels=MORE)
-    spec = import_nnunet(result, tmp_path / "imported", choices, scheme=ABDOMEN_ATLAS)
-    served, _ = load_nnunet(result, choices, scheme=ABDOMEN_ATLAS)
+    choices = chosen(name="imported", version=3)
+    spec = import_nnunet(result, tmp_path / "imported", choices, ABDOMEN_ATLAS).spec
+    served, _ = load_nnunet(result, choices, ABDOMEN_ATLAS)
     preprocessed, probabilities = theirs(result, window)
 
     ct = torch.from_numpy(window)[None, None]
@@ -233,8 +235,8 @@ def test_it_says_what_nnunets_own_predictor_says(
 
 
 def test_the_spec_is_on_our_axes(result: Path, tmp_path: Path) -> None:
-    choices = NnunetChoices("imported", version=3, orientation="RAS", labels=MORE)
-    import_nnunet(result, tmp_path / "imported", choices, scheme=ABDOMEN_ATLAS)
+    choices = chosen(name="imported", version=3)
+    import_nnunet(result, tmp_path / "imported", choices, ABDOMEN_ATLAS)
     spec = read_spec(tmp_path / "imported")
     assert spec.patch == PATCH[::-1]
     assert spec.spacing_mm == SPACING[::-1]
@@ -252,10 +254,8 @@ def test_turning_the_volume_turns_the_prediction(
     result: Path, window: np.ndarray, orientation: str
 ) -> None:
     """A network whose volumes ran the other way sees ours turned, and its answer is turned back."""
-    base, _ = load_nnunet(result, NnunetChoices("m", orientation="RAS"), scheme=ABDOMEN_ATLAS)
-    other, _ = load_nnunet(
-        result, NnunetChoices("m", orientation=orientation), scheme=ABDOMEN_ATLAS
-    )
+    base, _ = load_nnunet(result, chosen(), ABDOMEN_ATLAS)
+    other, _ = load_nnunet(result, chosen(orientation=orientation), ABDOMEN_ATLAS)
     axes = [4 - axis for axis, letter in enumerate(orientation) if letter in "LPI"]
     ct = torch.from_numpy(window)[None, None]
     with torch.no_grad():
@@ -268,9 +268,7 @@ def test_one_fold_is_not_the_mean_of_two(result: Path, window: np.ndarray) -> No
     ct = torch.from_numpy(window)[None, None]
     soft = {}
     for folds in (("0",), ("1",), "all"):
-        served, _ = load_nnunet(
-            result, NnunetChoices("m", orientation="RAS", folds=folds), scheme=ABDOMEN_ATLAS
-        )
+        served, _ = load_nnunet(result, chosen(folds=folds), ABDOMEN_ATLAS)
         with torch.no_grad():
             soft[str(folds)] = served.network(
                 served.input_transform.intensities(served.input_transform.to_network_axes(ct))
@@ -285,9 +283,7 @@ def test_residual_encoders_and_older_plans_are_read(tmp_path: Path) -> None:
     arguments = configuration["architecture"]["arch_kwargs"]
     configuration["architecture"]["network_class_name"] = "elsewhere.ResidualEncoderUNet"
     arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
-    from atlas_models.importing.nnunet import build
-
-    modern = read_configuration(plan, "3d_child", NnunetChoices("m", orientation="LPS"))
+    modern = read_configuration(plan, "3d_child", "LPS")
     assert modern.architecture == "ResidualEncoderUNet"
     assert modern.input_transform.flipped == (1, 2)
     names = set(build(modern, 4).state_dict())
@@ -304,16 +300,17 @@ def test_residual_encoders_and_older_plans_are_read(tmp_path: Path) -> None:
     }
     plan["configurations"]["3d_fullres"] = old
     plan["dataset_name"] = "Dataset291_TotalSegmentator_part1_organs_1559subj"
-    older = read_configuration(plan, "3d_fullres", NnunetChoices("m"))
+    older = read_configuration(plan, "3d_fullres", None)
     assert older.input_transform.flipped == ()
     assert set(build(older, 4).state_dict()) == names
 
 
 def test_regions_are_sigmoids() -> None:
     labels = {"background": 0, "liver": [1, 2], "liver_tumour": [2], "spleen": [3]}
-    organs, head, outputs = read_labels(dataset(labels), {}, ABDOMEN_ATLAS, "d")
-    assert organs == ("liver", "spleen")
-    assert (head.activation, head.channels, outputs) == ("sigmoid", ((0,), (2,)), 3)
+    read = read_labels(dataset(labels), NnunetChoices(name="m"), ABDOMEN_ATLAS, "d")
+    assert read.organs == ("liver", "spleen")
+    assert (read.head.activation, read.head.channels) == ("sigmoid", ((0,), (2,)))
+    assert (read.outputs, read.values) == (3, {"liver": 1, "spleen": 3})
 
 
 class _Harmful:
@@ -357,7 +354,7 @@ def _change(folder: Path, what: str) -> None:
     elif what == "gap":
         described["labels"]["liver"] = 9
     elif what == "no organ":
-        described["labels"] = {"background": 0, "femur": 1}
+        described["labels"] = {"background": 0, "femur": 1, "liver_tumour": 2}
     (folder / "plans.json").write_text(json.dumps(plan))
     (folder / "dataset.json").write_text(json.dumps(described))
 
@@ -388,8 +385,8 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(tmp_path: Path, wha
         import_nnunet(
             folder,
             tmp_path / "out" / "m",
-            NnunetChoices("m", orientation="RAS"),
-            scheme=ABDOMEN_ATLAS,
+            chosen(labels={} if what == "no organ" else MORE),
+            ABDOMEN_ATLAS,
         )
     assert not (tmp_path / "out").exists()
     assert not (folder / "ran").exists()
@@ -397,6 +394,6 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(tmp_path: Path, wha
 
 def test_an_orientation_is_never_guessed(result: Path) -> None:
     with pytest.raises(InvalidInput, match="--orientation"):
-        load_nnunet(result, NnunetChoices("m"), scheme=ABDOMEN_ATLAS)
+        load_nnunet(result, chosen(orientation=None), ABDOMEN_ATLAS)
     with pytest.raises(InvalidInput, match="cannot be imported"):
-        load_nnunet(result, NnunetChoices("m", orientation="SAR"), scheme=ABDOMEN_ATLAS)
+        load_nnunet(result, chosen(orientation="SAR"), ABDOMEN_ATLAS)

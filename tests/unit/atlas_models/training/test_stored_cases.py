@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
-from atlas_core.errors import ConfigurationError, InvalidInput, NotFound
+from atlas_core.errors import ConfigurationError, InvalidInput, NotFound, UnknownLabel
 from atlas_core.imaging import Volume, content_sha256
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.phantoms import Phantom, PhantomGrid, make_phantom
@@ -191,9 +191,12 @@ def test_a_damaged_case_is_left_out_and_named(tmp_path: Path) -> None:
 # --- the whole way --------------------------------------------------------------------------------
 
 
+LABELLED = CONFIG.model_copy(update={"organs": ("liver", "spleen")})
+
+
 def request(folder: Path, **fields: object) -> TrainRequest:
     config = folder / "tiny.yaml"
-    config.write_text(CONFIG.model_dump_json())  # JSON is YAML
+    config.write_text(LABELLED.model_dump_json())  # JSON is YAML
     return TrainRequest.model_validate(
         {"config": str(config), "run_folder": folder / "run", "validation_share": 0.0,
          "accelerator": "cpu"} | fields
@@ -213,8 +216,8 @@ def test_training_ends_in_a_model_that_says_where_it_came_from(
     site: Site, outcome: TrainOutcome
 ) -> None:
     assert read_spec(outcome.folder) == outcome.spec
-    assert outcome.spec.organs == CONFIG.organs
-    assert network_from(outcome.folder)[1] == CONFIG
+    assert outcome.spec.organs == LABELLED.organs
+    assert network_from(outcome.folder)[1] == LABELLED
     record = json.loads((outcome.folder / "provenance.json").read_text())
     assert record["sha256"] == outcome.spec.sha256
     assert record["provenance"] == outcome.provenance
@@ -268,6 +271,49 @@ def test_weights_of_other_organs_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("organs", "share", "told"),
+    [
+        (["liver", "stomach"], 0.0, "no case has a label of stomach"),
+        # case-2, the only one with a spleen, is held out by its id
+        (["liver", "spleen"], 0.5, "no case that is not held out has a label of spleen"),
+    ],
+)
+def test_an_organ_that_nobody_has_labelled_is_refused_before_training(
+    site: Site, tmp_path: Path, organs: list[str], share: float, told: str
+) -> None:
+    asked = request(tmp_path, overrides={"organs": organs}, validation_share=share)
+    with pytest.raises(InvalidInput, match=told):
+        train_from_catalog(asked, store=site.store, catalog=site.catalog)
+    written = [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert set(written) <= {"ct.npy", "target.npy", "weight.npy"}  # prepared cases
+
+
+def test_an_organ_that_the_atlas_does_not_have_is_refused(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(UnknownLabel, match=r"'nose'.*one of aorta"):
+        train_from_catalog(
+            request(tmp_path, overrides={"organs": ["nose"]}),
+            store=site.store,
+            catalog=site.catalog,
+        )
+
+
+def test_a_field_that_the_configuration_does_not_know_is_refused_with_those_it_knows(
+    site: Site, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"no field stepz.*one of name, .*steps"):
+        train_from_catalog(
+            request(tmp_path, overrides={"stepz": 3}), store=site.store, catalog=site.catalog
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_organs_a_configuration_is_of_all_that_the_atlas_has() -> None:
+    assert CONFIG.model_copy(update={"organs": ()}).of_atlas(ABDOMEN_ATLAS).organs == (
+        ABDOMEN_ATLAS.names
+    )
+
+
 def test_the_command_trains_and_says_what_came_out(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +322,7 @@ def test_the_command_trains_and_says_what_came_out(
         "--catalog", f"sqlite:///{site.folder}/catalog.sqlite", "--store", str(site.store.root),
         "--config", made.config, "--run", str(made.run_folder), "--validation-share", "0",
         "--accelerator", "cpu", "--set", "steps=2", "--source", "original",
+        "--set", "organs=[liver]",
     ]  # fmt: skip
     assert main(arguments) == 0
     printed = json.loads(capsys.readouterr().out)

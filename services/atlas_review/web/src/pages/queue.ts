@@ -1,9 +1,10 @@
-import { call, FINISHED, get, query, TASK_STATES, type Queue, type Task } from '../api'
+import { call, FINISHED, get, ORDERS, query, TASK_STATES, type Queue, type Task } from '../api'
 import { colourOf, may, type Context, type OpenPage } from '../context'
 import { button, h, replace, select, swatch, tableHead, title } from '../dom'
 import { setKeys } from '../keys'
 import { goToNext, keepFilter, keptFilter } from '../next'
 import { attempt, say } from '../notices'
+import { drivers, weightOf } from '../reasons'
 
 const PAGE = 50
 
@@ -69,29 +70,26 @@ function table(tasks: Task[], context: Context): HTMLElement {
       h('td', { class: 'number' }, task.rank),
       h('td', {}, h('a', { href: `#/task/${task.id}` }, task.case_id)),
       h('td', {}, task.dataset),
+      h('td', { class: 'number' }, task.disagreement?.toFixed(3) ?? '–'),
       h('td', { class: 'number' }, task.attention_ml.toFixed(1)),
-      h('td', {}, largest(task, context)),
+      h('td', { title: `by ${ORDERS[task.ranked_by].title}` }, reasons(task, context)),
       h('td', {}, h('span', { class: `state ${task.state}` }, title(task.state)), task.second_reader && task.state === 'leased' ? ' second reader' : null),
       h('td', {}, task.assignee ?? ''),
     )
-  const heads = ['Rank', 'Case', 'Dataset', 'Attention, ml', 'Most attention', 'State', 'Annotator']
+  const heads = ['Rank', 'Case', 'Dataset', 'Disagreement', 'Attention, ml', 'Because of', 'State', 'Annotator']
   return h(
     'table',
     { 'aria-label': 'Tasks' },
-    tableHead(heads, ['Rank', 'Attention, ml']),
+    tableHead(heads, ['Rank', 'Disagreement', 'Attention, ml']),
     h('tbody', {}, tasks.map(row)),
   )
 }
 
-const SHOWN_ORGANS = 3
-
-/** The organs with most attention, in their colours. */
-function largest(task: Task, context: Context): HTMLElement[] {
-  return [...task.organs]
-    .filter((one) => one.attention_ml > 0)
-    .sort((a, b) => b.attention_ml - a.attention_ml)
-    .slice(0, SHOWN_ORGANS)
-    .map(({ organ }) => h('span', { class: 'organ-tag' }, swatch(colourOf(context, organ)), title(organ)))
+/** The organs that drive the case's place, in their colours, with what each adds to it. */
+function reasons(task: Task, context: Context): HTMLElement[] {
+  return drivers(task).map((one) =>
+    h('span', { class: 'organ-tag' }, swatch(colourOf(context, one.organ)), `${title(one.organ)} ${weightOf(task, one)}`),
+  )
 }
 
 /** For managers: open tasks for the top of the ranking. */
@@ -104,11 +102,16 @@ function fillForm(reload: () => Promise<void>): HTMLElement {
     h('option', { value: 'count' }, 'cases'),
     h('option', { value: 'minutes' }, 'minutes of work'),
   )
+  const order = h(
+    'select',
+    { 'aria-label': 'Order' },
+    Object.entries(ORDERS).map(([by, { title }]) => h('option', { value: by }, `by ${title}`)),
+  )
   const submit = (event: Event): void => {
     event.preventDefault()
     const value = Number(amount.value)
     attempt(async () => {
-      const body = { [unit.value]: unit.value === 'share' ? value / 100 : value }
+      const body = { [unit.value]: unit.value === 'share' ? value / 100 : value, by: order.value }
       const result = await call<{ created: number; already: number }>('POST', 'queue', body)
       if (result) say(`${result.created} tasks opened, ${result.already} were there already.`)
       await reload()
@@ -120,6 +123,7 @@ function fillForm(reload: () => Promise<void>): HTMLElement {
     h('span', {}, 'Open tasks for the top'),
     amount,
     unit,
+    order,
     h('button', {}, 'Open tasks'),
   )
 }

@@ -4,7 +4,7 @@ import type { Context, OpenPage, Page } from '../context'
 import { h, replace } from '../dom'
 import { setKeys } from '../keys'
 import { say, showError } from '../notices'
-import { mostAttended } from '../task/attention'
+import { mostUrgent } from '../task/urgency'
 import { chooseDraft } from '../task/dialogs'
 import { Foot } from '../task/foot'
 import { HandIn } from '../task/hand-in'
@@ -74,7 +74,7 @@ class TaskPage implements Page {
       chooseDraft,
     })
     space.work.viewer.onLocation = (location) => this.foot.showLocation(location)
-    space.activateNamed(mostAttended(space.work.detail.organs)?.organ)
+    space.activateNamed(mostUrgent(space.work.detail.organs)?.organ)
     space.onOrgan = () => this.drawOrgans()
     this.overlays.draw()
     this.regions.draw()

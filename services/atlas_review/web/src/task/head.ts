@@ -1,6 +1,8 @@
 /** The head of the task page: the case, the state of the task, and why it may be read-only. */
 
+import { ORDERS } from '../api'
 import { h, replace, title } from '../dom'
+import { because } from '../reasons'
 import { Banner } from '../notices'
 import { describeReadOnly, secondReadersQuestion } from './texts'
 import type { Workspace } from './workspace'
@@ -17,8 +19,11 @@ export class Head {
       this.element,
       h('h1', {}, task.case_id),
       h('span', {}, task.dataset),
-      h('span', {}, `rank ${task.rank}`),
+      h('span', {}, `rank ${task.rank} by ${ORDERS[task.ranked_by].title}`),
+      task.disagreement !== null && h('span', {}, `disagreement ${task.disagreement.toFixed(3)}`),
       h('span', {}, `attention ${task.attention_ml.toFixed(1)} ml`),
+      because(task) && h('span', { 'aria-label': 'Why it is here' }, `because of ${because(task)}`),
+      task.case.left_out > 0 && h('span', {}, `${Math.round(100 * task.case.left_out)} % of the body not looked at`),
       h('span', { class: `state ${task.state}`, role: 'status', 'aria-label': 'State' }, title(task.state)),
       task.second_reader && h('span', { class: 'state second_reading' }, 'second reader asked'),
       task.second_reader && this.question(),

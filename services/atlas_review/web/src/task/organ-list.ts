@@ -5,7 +5,7 @@ import { h, replace, swatch, title } from '../dom'
 import type { Workspace } from './workspace'
 
 /** Of more organs than this, those that concern the reader come first and the others are folded away. */
-const FIRST = 24
+const FIRST = 30
 
 export class OrganList {
   readonly element = h('div', {})
@@ -35,11 +35,11 @@ export class OrganList {
     this.filter()
   }
 
-  /** The active organ, those that were drawn, and those with most attention; then the others, as in the scheme. */
+  /** The active organ, those that were drawn, and those that drive the case's place; then the others, as in the scheme. */
   private parted(organs: readonly Organ[]): [Organ[], Organ[]] {
-    const attention = new Map(this.space.work.detail.organs.map((one) => [one.organ, one.attention_ml]))
+    const urgency = new Map(this.space.work.detail.organs.map((one) => [one.organ, one.weight]))
     const weight = (organ: Organ): number =>
-      organ === this.space.organ || this.space.work.changed.has(organ.name) ? Infinity : attention.get(organ.name) ?? 0
+      organ === this.space.organ || this.space.work.changed.has(organ.name) ? Infinity : urgency.get(organ.name) ?? 0
     const sorted = organs.filter((organ) => weight(organ) > 0).sort((a, b) => weight(b) - weight(a))
     const near = new Set(sorted.slice(0, FIRST))
     return [sorted.filter((organ) => near.has(organ)), organs.filter((organ) => !near.has(organ))]
@@ -69,7 +69,8 @@ export class OrganList {
       { type: 'button', class: 'pick', 'aria-pressed': String(active), 'aria-label': `Draw ${title(organ.name)}`, onclick: () => this.space.activate(organ) },
       swatch(organ.color),
       h('span', { class: 'name' }, title(organ.name)),
-      h('span', { class: 'number' }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
+      h('span', { class: 'number', title: 'disagreement of the models' }, task?.disagreement?.toFixed(2) ?? ''),
+      h('span', { class: 'number', title: 'attention' }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
     )
     const verdict = task?.verdict
     return h(

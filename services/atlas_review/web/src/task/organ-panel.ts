@@ -3,7 +3,7 @@
 import type { OrganTask, Verdict } from '../api'
 import { button, h, replace, select, swatch, title, type Child } from '../dom'
 import { attempt } from '../notices'
-import { nextUnjudged } from './attention'
+import { nextUnjudged } from './urgency'
 import { describeVersion } from './texts'
 import type { Workspace } from './workspace'
 
