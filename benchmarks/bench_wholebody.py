@@ -29,7 +29,8 @@ from atlas_attention.scoring import Admission, AttentionTask, PredictionResult, 
 from atlas_attention.settings import AttentionSettings
 from atlas_core.assembly import Assemblies, PseudoLabelMap, assemble_case, choose_labels
 from atlas_core.catalog import Catalog, choose_organs
-from atlas_core.imaging import content_sha256, open_slabs
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import Volume, content_sha256, open_slabs
 from atlas_core.records import Case, Dataset, Label, LabelSource, Reading, Score
 from atlas_core.release import LicenceRisk, ReleaseOptions, plan_release, write_case
 from atlas_core.review import CaseReview, LabelVersions
@@ -42,6 +43,7 @@ from whole_body import WaitingMembers, members, network_seconds, scheme
 
 CASE_ID = "bench_0"
 GOAL = 0.2
+SPACING_MM_OF_CT = (0.8, 0.8, 1.25)
 RELEASE = ReleaseOptions(accepted=frozenset(LicenceRisk))
 
 
@@ -91,8 +93,11 @@ def _catalog(folder: Path) -> Catalog:
     return Catalog.open(f"sqlite:///{folder}/catalog.db")
 
 
-def _import(folder: Path, slices: int) -> dict[str, object]:
+def _import(folder: Path, slices: int) -> Any:
+    # The phantom is drawn small; whole bodies fill fields of view of 410 mm.
     ct = full_size_ct(slices)
+    grid = VolumeGeometry.from_array(ct.geometry.shape, np.diag([*SPACING_MM_OF_CT, 1.0]))
+    ct = Volume(ct.voxels, grid)
     _store(folder).write_ct(CASE_ID, ct)
     with _catalog(folder) as catalog:
         choose_organs(catalog, scheme())

@@ -12,6 +12,7 @@ the same to the bit whatever the order of models and answers, and wherever slabs
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -59,6 +60,10 @@ from atlas_attention.scoring.native_grid import NativeGrid, NativeSlab, default_
 
 CANCEL_POLL_S = 0.1
 """How soon a cancelled call stops waiting for the models, in seconds."""
+
+ANSWERS_BYTES = 1 << 29
+"""Most memory of the answers to windows in flight, by default: those of five models that know 117
+organs among them take a quarter of a gigabyte for each window of 128³."""
 
 ProgressCallback = Callable[[int, int], None]
 """Called with predictions done and in total, of all models; air counts as done."""
@@ -175,17 +180,20 @@ def attend(
     return AttentionRun(
         source, members, predictor, reading,
         fusion_spacing_mm=fusion_spacing_mm, channels=channels, labels=known.labels,
-        windows_in_flight=windows_in_flight or default_windows_in_flight(),
+        windows_in_flight=windows_in_flight or default_windows_in_flight(specs),
         slab_slices=slab_slices or default_slab_slices(len(members.organs), columns * rows),
         threads=threads, compute=compute or CpuCompute(), locator=locator,
         on_progress=on_progress, cancelled=cancelled,
     )  # fmt: skip
 
 
-def default_windows_in_flight() -> int:
+def default_windows_in_flight(specs: Sequence[ModelSpec] = ()) -> int:
     """Windows that keep the models of this machine busy: one per core, at most four, being
-    predicted, and one more waiting."""
-    return min(available_threads(), MAX_MODEL_STREAMS) + 1
+    predicted, and one more waiting; fewer, but two, if their answers would take more than
+    `ANSWERS_BYTES`."""
+    most = min(available_threads(), MAX_MODEL_STREAMS) + 1
+    answer_bytes = sum(math.prod(spec.patch) * len(spec.organs) for spec in specs)
+    return max(2, min(most, ANSWERS_BYTES // max(1, answer_bytes)))
 
 
 def plan_windows(source: CtSource, specs: Sequence[ModelSpec], overlap: float) -> WindowPlan:
