@@ -18,7 +18,7 @@ from atlas_core.organs import OrganScheme
 _LESION: Final = re.compile(
     r"tumou?re?s?|neoplas\w*|cancers?|carcinomas?|adenomas?|ha?emangiomas?|metasta\w*|lesion(?:en|s)?"
     r"|l(?:ä|ae)sion(?:en)?|cysts?|zysten?|krebs|karzinom\w*|malignan\w*"
-    r"|(?<![a-z])(?:mass(?:es)?|nodules?|hcc|rcc|pdac|abscess(?:es)?)(?![a-z])"
+    r"|(?<![a-z])(?:mass(?:es)?|mets|nodules?|hcc|rcc|pdac|abscess(?:es)?)(?![a-z])"
 )
 """Words for what grows in an organ; the last few only by themselves ("mass", not "massive")."""
 
@@ -31,6 +31,8 @@ _ADJECTIVES: Final = {
     "renal": "kidney",
     "splenic": "spleen",
 }
+
+_FILLERS: Final = ("of", "in", "the", "primary", "primaries")
 
 
 def is_lesion(name: str) -> bool:
@@ -49,7 +51,7 @@ def without_lesion(name: str) -> str:
     ('liver', 'kidney', '')
     """
     left = _LESION.sub(" ", _words(name)).split()
-    return " ".join(_ADJECTIVES.get(word, word) for word in left if word not in ("of", "in", "the"))
+    return " ".join(_ADJECTIVES.get(word, word) for word in left if word not in _FILLERS)
 
 
 def open_lesions(
@@ -112,4 +114,6 @@ def require_answers(lesions: Mapping[str, str | None], case: str, remedy: str) -
 
 
 def _words(name: str) -> str:
-    return re.sub(r"[^a-z0-9äöüß]+", " ", name.lower()).strip()
+    """ "LeftKidney_Tumor" → "left kidney tumor"."""
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return re.sub(r"[^a-z0-9äöüß]+", " ", split.lower()).strip()

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from atlas_core.errors import InvalidInput
+from atlas_core.importing.class_names import is_lesion, without_lesion
 from atlas_core.importing.presets import LabelMap, Structure, structure_of
 from atlas_core.organs import OrganScheme, plain_name
 
-LESION: Final = re.compile(
-    r"\b(tumou?rs?|cancers?|carcinomas?|lesions?|cysts?|mass|masses|metastas[ei]s|mets|nodules?)\b"
-)
 IGNORED: Final = re.compile(r"(ignored?|ignore label|unlabell?ed|not annotated|unannotated|void)")
 
 ROOT_NAME: Final = "dataset.json"
@@ -130,7 +128,7 @@ def named_map(
     claims: dict[int, list[Structure]] = {}
     for name, values in names.items():
         structure = structure_of(name, scheme)
-        for value in values if structure and not _is_lesion(name) else ():
+        for value in values if structure and not is_lesion(name) else ():
             claims.setdefault(value, []).append(structure)
     found, unclear = _settled(claims)
     notes = []
@@ -143,7 +141,7 @@ def named_map(
             found.update(dict.fromkeys(free, organ))
             shown = ", ".join(map(str, free))
             notes.append(f"{name} (value {shown}) is taken as a part of {' and '.join(organ)}")
-        elif free and _is_lesion(name) and not _rest(name) and organs:
+        elif free and is_lesion(name) and not without_lesion(name) and organs:
             unclear.update(dict.fromkeys(free, f"{name}: may lie in any organ"))
     known = {value for values in names.values() for value in values}
     labels = {value: organ for value, organ in found.items() if value not in unclear}
@@ -173,25 +171,13 @@ def _settled(
 
 def _host(name: str, organs: list[Structure], scheme: OrganScheme) -> Structure:
     """The organ that a lesion is a part of, if there is no doubt; else nothing."""
-    if not _is_lesion(name):
+    if not is_lesion(name):
         return ()
-    rest = _rest(name)
+    rest = without_lesion(name)
     if not rest:
         return organs[0] if len(organs) == 1 else ()
     named = structure_of(rest, scheme)
     return named if named in organs else ()
-
-
-def _is_lesion(name: str) -> bool:
-    return LESION.search(_words(name)) is not None
-
-
-def _rest(name: str) -> str:
-    """A lesion's name without what says that it is one."""
-    words = LESION.sub(" ", _words(name)).split()
-    return " ".join(
-        word for word in words if word not in ("in", "of", "the", "primary", "primaries")
-    )
 
 
 def _words(name: str) -> str:
@@ -247,6 +233,6 @@ def _of_preset(name: str, preset: Mapping[str, Structure]) -> tuple[Structure, b
 
 
 def _of_name(name: str, scheme: OrganScheme) -> tuple[Structure, bool]:
-    if _is_lesion(name):
-        return structure_of(_rest(name), scheme), True
+    if is_lesion(name):
+        return structure_of(without_lesion(name), scheme), True
     return structure_of(name, scheme), False

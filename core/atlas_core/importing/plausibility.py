@@ -66,7 +66,11 @@ CLIPPED_SHARE: Final = 0.001
 """So many voxels at the very end of the range are no chance: values beyond were cut off."""
 
 REACH_HU: Final = 200
-"""Values beside that end; a value that is alone there is one of a drawing, not a cut."""
+"""A value that is alone so far from the others is one of a drawing, not a cut."""
+
+BESIDE_HU: Final = 20
+"""A cut holds more voxels than any of so many values beside it; further in, tissue may have a peak
+of its own."""
 
 FINGERPRINT_HU: Final = (-150, 201)
 """Values that survive every usual clipping and 8 bits of window."""
@@ -223,7 +227,8 @@ def _spike(histogram: NDArray[np.int64], end: int, inward: int) -> bool:
     """Whether an end of the range holds far more voxels than the values beside it."""
     count = int(histogram[end - LOW])
     beside = [int(histogram[end + inward * step - LOW]) for step in range(1, REACH_HU)]
-    return any(beside) and count > CLIPPED_SHARE * histogram.sum() and count > 5 * max(beside)
+    enough = count > CLIPPED_SHARE * histogram.sum()
+    return any(beside) and enough and count > 5 * max(beside[:BESIDE_HU])
 
 
 def _shown(histogram: NDArray[np.int64], padding: tuple[int, ...]) -> str:

@@ -283,13 +283,6 @@ def test_nnunet_raw_by_its_own_names(site: Site) -> None:
     assert site.catalog.dataset("site").organs == ("liver",)
 
 
-def test_a_tumour_that_nobody_explained_is_asked_about(site: Site) -> None:
-    nnunet(site.folder, {"background": 0, "liver": 1, "cancer": 2})
-    summary = site.run()
-    assert all(not case.organs for case in summary.taken)
-    assert "is 'cancer' part of an organ, and of which?" in summary.refused[0].reason
-
-
 def test_nnunet_raw_by_a_preset_joins_the_tumour(site: Site) -> None:
     nnunet(site.folder, {"background": 0, "liver": 1, "cancer": 2})
     case = site.run(preset="msd-liver").taken[0]
