@@ -80,7 +80,7 @@ def test_what_is_wrong_is_named(voxels: NDArray[Any], why: str) -> None:
 def test_what_was_cut_off_is_remarked() -> None:
     assert survey(body()).remarks() == []
     assert "above 200 HU" in survey(body().clip(None, 200)).remarks()[0]
-    assert "below -500 HU" in survey(body().clip(-500, None)).remarks()[0]
+    assert "below -300 HU" in survey(body().clip(-300, None)).remarks()[0]
 
 
 SAME: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
