@@ -12,7 +12,7 @@ from atlas_flows.commands.terminal import console, places, write_text
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
-    from atlas_core.records import RankBy, Reading
+    from atlas_core.records import Reading
     from atlas_core.store import CaseStore
 
 
@@ -53,7 +53,7 @@ def report(
     """
     from atlas_core.catalog import Catalog
     from atlas_core.errors import InvalidInput
-    from atlas_core.records import Reading
+    from atlas_core.records import RankBy, Reading
     from atlas_core.store import CaseStore
 
     if not evaluation and (truth is not None or original_truth):
