@@ -126,8 +126,10 @@ def test_the_organs_of_the_atlas_are_one_value_for_all(
     scheme = read_scheme("abdomen_atlas_1_1")
     given = scheme.name if form == "name" else scheme.model_dump_json(exclude_defaults=True)
     chart = render("trial", "1.32", "--set-json", f"organs={json.dumps(given)}")
-    for name in ("attention", "review", "worker"):
+    for name in ("attention", "review"):
         enter(clean, environment(container(chart, name), SECRETS))
+    for base in job_templates(chart).values():
+        enter(clean, base["variables"]["properties"]["env"]["default"])
     assert AttentionSettings().organs == scheme
     assert ReviewSettings().organs == scheme
     assert FlowSettings().organs == scheme
