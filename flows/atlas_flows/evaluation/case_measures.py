@@ -36,7 +36,7 @@ from atlas_flows.evaluation.error_found import ErrorOfCase
 from atlas_flows.evaluation.false_positives import FalseRegions
 from atlas_flows.evaluation.ground_truth import GroundTruthCase
 from atlas_flows.evaluation.label_quality import LabelKind
-from atlas_flows.evaluation.thick_errors import Comparison, compare
+from atlas_flows.evaluation.thick_errors import BorderComparison, compare
 
 
 class OrganMeasure(FrozenModel):
@@ -54,7 +54,9 @@ class OrganMeasure(FrozenModel):
         "or the map holds an original label of the organ."
     )
     detection: Detection | None = Field(description="None where attention was not asked for.")
-    comparison: Comparison | None = Field(default=None, description="As `detection`, on demand.")
+    comparison: BorderComparison | None = Field(
+        default=None, description="As `detection`, on demand."
+    )
     false_regions: int | None = Field(description="Where the organ is truly absent, else None.")
 
 
@@ -90,7 +92,7 @@ class CaseMeasures(FrozenModel):
         """The counts of Table 1, by organ."""
         return [(one.organ, one.detection) for one in self.organs if one.detection is not None]
 
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[BorderComparison]:
         """What stands beside Table 1, per organ."""
         return [one.comparison for one in self.organs if one.comparison is not None]
 

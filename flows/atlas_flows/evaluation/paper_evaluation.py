@@ -44,7 +44,7 @@ from atlas_flows.evaluation.label_quality import (
     iteration_table,
 )
 from atlas_flows.evaluation.rater_agreement import DiceMatrix
-from atlas_flows.evaluation.thick_errors import Comparison, beside_border
+from atlas_flows.evaluation.thick_errors import BorderComparison, beside_border
 from atlas_flows.scoring.priority_list import TOP_SHARE, cases_in
 
 
@@ -311,7 +311,7 @@ def detection_table(
     turn = iterations_of(catalog, scope)[-1]
     scope = replace(scope, nsd=False)
     detections: list[tuple[str, Detection]] = []
-    comparisons: list[Comparison] = []
+    comparisons: list[BorderComparison] = []
     for case in measure_iteration(catalog, store, truth, scope, turn, compared=True):
         detections += case.detections()
         comparisons += case.comparisons()

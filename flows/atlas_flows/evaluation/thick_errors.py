@@ -156,7 +156,7 @@ SHARES: Final = (0.0, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BorderComparison:
     """One organ of one case: attention and the pseudo label's border as detectors of errors.
 
     Attributes:
@@ -176,7 +176,7 @@ def compare(
     spacing_mm: Sequence[float],
     rule: RegionRule,
     lowest_byte: int,
-) -> Comparison:
+) -> BorderComparison:
     """Everything that stands beside Table 1, of one organ of one case; see `compare_with_border`.
 
     Args:
@@ -186,14 +186,14 @@ def compare(
     error, voxel_ml = pseudo ^ truth, math.prod(spacing_mm) / 1000.0
     rules = [rule.model_copy(update={"share": share}) for share in SHARES]
     attended, border = attention >= lowest_byte, border_of(pseudo)
-    return Comparison(
+    return BorderComparison(
         tuple(detect(error, attended, voxel_ml, one) for one in rules),
         tuple(detect(error, border, voxel_ml, one) for one in rules),
         compare_with_border(pseudo, truth, attention, spacing_mm),
     )
 
 
-def beside_border(found: Sequence[Comparison]) -> BesideBorder:
+def beside_border(found: Sequence[BorderComparison]) -> BesideBorder:
     """Pooled over organs and cases."""
     rows = []
     for place, share in enumerate(SHARES):
