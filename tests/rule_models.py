@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from atlas_attention.fusion import AIR_HU, WindowPlan
 from atlas_attention.scoring import GridSlab, Predictor, attend
 from atlas_attention.scoring.pipeline import AttentionSummary
 from atlas_core.geometry import VolumeGeometry
@@ -157,3 +158,38 @@ def run(
         assert all(organ.flags.f_contiguous for organ in slab.attention)
     assert (seen == 1).all()
     return Result(attention, label, attending.summary, slabs)
+
+
+def blend(
+    plan: WindowPlan,
+    ct: NDArray[np.float32],
+    channels: tuple[int, ...],
+    answer: Callable[[NDArray[np.float32]], NDArray[np.integer]],
+) -> NDArray[np.uint8]:
+    """Windows blended in NumPy over a whole volume, ``[*channels, z, y, x]``.
+
+    Args:
+        ct: HU ``[z, y, x]`` on the grid of the plan.
+        channels: of an answer, before its z, y, x.
+        answer: to the voxels of one window that is not all air.
+    """
+    hang = [max(0, -starts[0]) for starts in plan.starts]
+    pad = [(h, max(0, p - n - h)) for h, p, n in zip(hang, plan.patch, ct.shape, strict=True)]
+    padded = np.pad(ct, pad, constant_values=AIR_HU)
+    sums = np.zeros((*channels, *padded.shape), np.int64)
+    weights = np.zeros(padded.shape, np.int64)
+    for k in range(plan.rows):
+        for window in plan.row(k):
+            place = tuple(
+                slice(s + h, s + h + p)
+                for s, h, p in zip(window.start, hang, plan.patch, strict=True)
+            )
+            z, y, x = (share[at] for share, at in zip(plan.shares, window.at, strict=True))
+            zy = z[:, None, None] * y[:, None] * 257
+            weight = np.minimum(np.floor(zy * x), 255).astype(np.int64)
+            weights[place] += weight
+            if padded[place].max() > -175:
+                sums[..., *place] += weight * answer(np.ascontiguousarray(padded[place]))
+    inside = tuple(slice(h, h + n) for h, n in zip(hang, ct.shape, strict=True))
+    soft = (2 * sums + weights) // np.maximum(2 * weights, 1)
+    return np.ascontiguousarray(soft[..., *inside]).astype(np.uint8)

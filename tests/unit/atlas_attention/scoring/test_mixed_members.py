@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from atlas_attention.fusion import AIR_HU, PanelFuser, open_fuser
+from atlas_attention.fusion import PanelFuser, open_fuser
 from atlas_attention.fusion.compute import GpuCompute
 from atlas_attention.fusion.fused import Fused
 from atlas_attention.scoring import attend, plan_windows
@@ -28,6 +28,7 @@ from rule_models import (
     ArraySource,
     Result,
     RulePredictor,
+    blend,
     contextual,
     make_source,
     run,
@@ -57,25 +58,7 @@ def blended(source: ArraySource, one: ModelSpec, rule: Rule, body: object) -> ND
     patch = one.patch[::-1]
     overlap = 0.5 if one.overlap is None else one.overlap
     plan = window_plan(source, one.spacing_mm, patch, overlap, body)  # type: ignore[arg-type]
-    hang = [max(0, -starts[0]) for starts in plan.starts]
-    pad = [(h, max(0, p - n - h)) for h, p, n in zip(hang, patch, ct.shape, strict=True)]
-    padded = np.pad(ct, pad, constant_values=AIR_HU)
-    sums = np.zeros((len(one.organs), *padded.shape), np.int64)
-    weights = np.zeros(padded.shape, np.int64)
-    for k in range(plan.rows):
-        for window in plan.row(k):
-            place = tuple(
-                slice(s + h, s + h + p) for s, h, p in zip(window.start, hang, patch, strict=True)
-            )
-            z, y, x = (share[at] for share, at in zip(plan.shares, window.at, strict=True))
-            zy = z[:, None, None] * y[:, None] * 257
-            weight = np.minimum(np.floor(zy * x), 255).astype(np.int64)
-            weights[place] += weight
-            if padded[place].max() > -175:
-                sums[:, *place] += weight * mirrored(one, padded[place], rule)
-    inside = tuple(slice(h, h + n) for h, n in zip(hang, ct.shape, strict=True))
-    soft = (2 * sums + weights) // np.maximum(2 * weights, 1)
-    return np.ascontiguousarray(soft[:, *inside]).astype(np.uint8)
+    return blend(plan, ct, (len(one.organs),), lambda voxels: mirrored(one, voxels, rule))
 
 
 def mirrored(one: ModelSpec, voxels: NDArray[np.float32], rule: Rule) -> NDArray[np.int64]:

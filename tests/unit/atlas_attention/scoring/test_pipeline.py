@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from atlas_attention.fusion import AIR_HU, ATTENTION_SCALE, CpuCompute, Threads, WindowPlan, fuse
+from atlas_attention.fusion import ATTENTION_SCALE, CpuCompute, Threads, WindowPlan, fuse
 from atlas_attention.fusion.blending import Blender
 from atlas_attention.fusion.compute import GpuCompute
 from atlas_attention.scoring import attend, plan_windows
@@ -31,6 +31,7 @@ from rule_models import (
     ArraySource,
     Result,
     RulePredictor,
+    blend,
     contextual,
     make_source,
     run,
@@ -45,29 +46,15 @@ def whole_volume(
     """The same in NumPy, nothing in slabs: canonical attention ``[organ, z, y, x]`` and label."""
     grid = source.canonical.resampled(ENSEMBLE[0].spacing_mm)
     ct = resample_image(source.voxels, source.geometry, grid).transpose(2, 1, 0)
-    patch = ENSEMBLE[0].patch[::-1]
     plan = plan_windows(source, ENSEMBLE, overlap)
     assert plan.grid == ct.shape
-    hang = [max(0, -starts[0]) for starts in plan.starts]
-    pad = [(h, max(0, p - n - h)) for h, p, n in zip(hang, patch, ct.shape, strict=True)]
-    padded = np.pad(ct, pad, constant_values=AIR_HU)
-    sums = np.zeros((len(ENSEMBLE), len(ORGANS), *padded.shape), np.int64)
-    weights = np.zeros(padded.shape, np.int64)
-    for k in range(plan.rows):
-        for window in plan.row(k):
-            place = tuple(
-                slice(s + h, s + h + p) for s, h, p in zip(window.start, hang, patch, strict=True)
-            )
-            z, y, x = (share[at] for share, at in zip(plan.shares, window.at, strict=True))
-            zy = z[:, None, None] * y[:, None] * 257
-            weight = np.minimum(np.floor(zy * x), 255).astype(np.int64)
-            weights[place] += weight
-            if padded[place].max() > -175:
-                for n, one in enumerate(ENSEMBLE):
-                    sums[n, :, *place] += weight * rule(one, np.ascontiguousarray(padded[place]))
-    inside = tuple(slice(h, h + n) for h, n in zip(hang, ct.shape, strict=True))
-    soft = (2 * sums + weights) // np.maximum(2 * weights, 1)
-    fused = fuse(np.ascontiguousarray(soft[:, :, *inside]).astype(np.uint8), reading)
+    soft = blend(
+        plan,
+        ct,
+        (len(ENSEMBLE), len(ORGANS)),
+        lambda voxels: np.stack([rule(one, voxels) for one in ENSEMBLE]),
+    )
+    fused = fuse(soft, reading)
     labels = ABDOMEN_ATLAS.select(ORGANS).labels
     native = NativeGrid(ct.shape, source.canonical.shape[::-1], labels)
     slabs = list(native.push(fused))
