@@ -26,6 +26,11 @@ DEFAULT_ENSEMBLE = "default"
 MAX_MEMBERS = 16
 """As many models as one fusion takes."""
 
+FOUND, PROMOTED, ROLLED_BACK = "found in service", "promoted", "rolled back"
+SAID_BY_MODELS = (FOUND, PROMOTED, ROLLED_BACK)
+"""Actions of changes that no person decided about the ensemble itself: the models in service say
+them by themselves."""
+
 EnsembleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 
 

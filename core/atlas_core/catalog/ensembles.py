@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from atlas_core.catalog import tables as t
 from atlas_core.catalog.database import Database
 from atlas_core.ensembles import (
+    SAID_BY_MODELS,
     Ensemble,
     EnsembleChange,
     EnsembleDescription,
@@ -23,13 +24,6 @@ from atlas_core.ensembles import (
 )
 from atlas_core.errors import NotFound
 from atlas_core.model_spec import ModelRef
-
-FOUND = "found in service"
-PROMOTED = "promoted"
-ROLLED_BACK = "rolled back"
-
-_SAID_BY_MODELS = (FOUND, PROMOTED, ROLLED_BACK)
-"""Changes that the models in service say by themselves."""
 
 LOADED = (EnsembleState.IN_USE, EnsembleState.LOADED)
 """States in which the model server holds an ensemble."""
@@ -111,11 +105,11 @@ def described(catalog: Database) -> dict[str, EnsembleDescription]:
     made or changed one: the models in service are the default ensemble then."""
     with catalog.transaction(write=False) as connection:
         known, current = _changes(connection), _current(connection)
-    if all(change.action in _SAID_BY_MODELS for change in known):
+    if all(change.action in SAID_BY_MODELS for change in known):
         return {}
     # A promotion changes nothing of what is said, so that only its own model is loaded again.
     said = {c.ensemble.name: c.revision for c in reversed(known)}
-    said |= {c.ensemble.name: c.revision for c in known if c.action not in _SAID_BY_MODELS}
+    said |= {c.ensemble.name: c.revision for c in known if c.action not in SAID_BY_MODELS}
     return {
         change.ensemble.name: EnsembleDescription.of(change, said[change.ensemble.name])
         for change in current

@@ -23,6 +23,8 @@ from atlas_core.catalog import (
 )
 from atlas_core.ensembles import (
     DEFAULT_ENSEMBLE,
+    FOUND,
+    PROMOTED,
     Ensemble,
     EnsembleState,
     Member,
@@ -41,9 +43,6 @@ from atlas_flows.settings import Places
 _log = logging.getLogger(__name__)
 
 OnEvent = Callable[[str], None]
-
-ADOPTED, PROMOTED, ROLLED_BACK = "found in service", "promoted", "rolled back"
-"""As the catalog calls what no person decided about the ensemble itself."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,11 @@ def adopt(repository: TritonRepository, catalog: Catalog) -> None:
     service are the ensemble `default`; from then on only their versions are taken note of."""
     serving = _in_service(repository)
     if described(catalog):
-        record_versions(catalog, [spec.ref for spec in serving], action=ADOPTED, who=user())
+        record_versions(catalog, [spec.ref for spec in serving], action=FOUND, who=user())
     elif serving:
         found = ensemble_of(DEFAULT_ENSEMBLE, [(spec, MemberRole.VOICE) for spec in serving])
         if found not in [known.ensemble for known in current_ensembles(catalog)]:
-            record_ensemble(catalog, found, EnsembleState.IN_USE, action=ADOPTED, who=user())
+            record_ensemble(catalog, found, EnsembleState.IN_USE, action=FOUND, who=user())
 
 
 def change(order: EnsembleOrder, site: Site, on_event: OnEvent = lambda line: None) -> None:

@@ -24,6 +24,7 @@ from atlas_core.catalog import (
     record_promotion,
     record_versions,
 )
+from atlas_core.ensembles import ROLLED_BACK
 from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
 from atlas_core.model_spec import ModelRef, ModelSpec
 from atlas_embedded.model_trials import exclusive_change
@@ -143,7 +144,7 @@ def rollback(
         except BaseException:
             before.restore(site.triton, None)
             raise
-        record_versions(site.catalog, [spec.ref], action=ensembles.ROLLED_BACK, who=user(), why=why)
+        record_versions(site.catalog, [spec.ref], action=ROLLED_BACK, who=user(), why=why)
         return _record(site, spec, before, PromotionKind.ROLLED_BACK, PromotionRequest(why=why), {})
 
 
