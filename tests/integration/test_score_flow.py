@@ -148,9 +148,11 @@ def test_a_bad_file_stops_only_its_case(cases: tuple[Stack, Catalog, CaseStore])
     assert f"| {victim} | failed |" in artifacts(stack, run["id"])["score-summary"]["data"]
 
 
-def test_a_run_started_from_the_form(cases: tuple[Stack, Catalog, CaseStore]) -> None:
+def test_a_run_started_from_the_form(
+    cases: tuple[Stack, Catalog, CaseStore], tmp_path: Path
+) -> None:
     stack, catalog, _ = cases
-    log = (stack.home / "serve-test.log").open("w")
+    log = (tmp_path / "serve.log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "atlas_flows.serve"],
         env=stack.environment(),

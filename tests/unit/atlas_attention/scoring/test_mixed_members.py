@@ -238,16 +238,16 @@ def test_mirrored_members_predict_every_window_eight_times() -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_slices() -> None:
-    held = {40: 0, 160: 0}
-    for slices in (40, 160) * 4:
-        source = make_source((24, 24, slices))
-        attending = attend(
-            source, MIXED, RulePredictor(contextual), windows_in_flight=4, scheme=ABDOMEN_ATLAS
+    held = {}
+    for slices in (20, 40, 120):  # the first once more than is asked: imports count as memory too
+        source = make_source((48, 48, slices))
+        attending = attend(  # one window at a time: how many are under way is chance otherwise
+            source, MIXED, RulePredictor(contextual), windows_in_flight=1, scheme=ABDOMEN_ATLAS
         )
         tracemalloc.start()
         for _ in attending:
             pass
-        held[slices] = max(held[slices], tracemalloc.get_traced_memory()[1])
+        held[slices] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert source.most_slices <= 16
-    assert held[160] < 1.15 * held[40]
+    assert held[120] < 1.15 * held[40]
