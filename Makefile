@@ -48,8 +48,11 @@ setup-dev: $(VENV)/.dev $(VENV)/.nnunet $(TRITON_VENV)/.done  ## install everyth
 test: setup-dev  ## every test, against real Triton, gRPC, Prefect and PostgreSQL
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
+test-long: setup-dev  ## what `make test` leaves out: minutes each, whose laws shorter tests hold in short
+	$(BIN)/python -m pytest -m long $(WORKERS) $(ARGS)
+
 test-quick: setup-dev  ## what needs no server, in three minutes: unit tests and laws
-	$(BIN)/python -m pytest tests/unit tests/property -m "not slow and not stack" $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/property -m "not slow and not stack and not long" $(WORKERS) $(ARGS)
 
 attack: setup-dev setup-browser  ## attack a stack of its own and kill its processes at random (KILLS= of each work); one JSON line at the end
 	@$(BIN)/python tests/attack_report.py --kills $(KILLS) $(ARGS)
@@ -193,6 +196,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-quick check format proto demo-models clean \
+.PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
 	bench-review nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots
