@@ -42,15 +42,15 @@ class SmallPlan:
 
 PLANS = {
     "fine": SmallPlan(
-        spacing=(5.0, 5.0, 5.0),
-        patch=(40, 48, 48),
+        spacing=(7.0, 7.0, 7.0),
+        patch=(32, 40, 40),
         features=(8, 16, 32),
         kernels=((3, 3, 3),) * 3,
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
     ),
     "anisotropic": SmallPlan(
-        spacing=(10.0, 4.0, 4.0),
-        patch=(16, 64, 64),
+        spacing=(12.0, 6.0, 6.0),
+        patch=(16, 56, 56),
         features=(8, 16, 32),
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
