@@ -2,10 +2,10 @@
 
     python benchmarks/nnunet_parity.py --plan anisotropic --ct CT.nii.gz --mirrored
 
-The nnU-Net is trained by nnU-Net itself on phantoms, once, and kept in ``.nnunet-parity``. Both
-sides start from the same file: nnU-Net's `predict_from_files`, and our pipeline with ONNX Runtime
-in place of Triton. Reported are Dice by organ between the two, and the seconds of each, for
-every way to resample.
+The nnU-Net is one of those that come with this repository, trained by nnU-Net itself on phantoms,
+or a site's own (``--result``). Both sides start from the same file: nnU-Net's
+`predict_from_files`, and our pipeline with ONNX Runtime in place of Triton. Reported are Dice by
+organ between the two, and the seconds of each, for every way to resample.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from atlas_core.imaging import read_label, read_volume, write_volume
 from atlas_core.phantoms import PHANTOM_ORGANS, PhantomGrid, make_phantom
-from atlas_flows.demos.phantom_nnunet import PLANS, train_phantom_nnunet
+from atlas_flows.demos.phantom_nnunet import PLANS, kept_results
 from atlas_models.evaluation.phantom_evaluation import (
     ArraySource,
     LocalPredictor,
@@ -31,7 +31,6 @@ from atlas_models.evaluation.phantom_evaluation import (
 )
 from atlas_models.importing import NnunetChoices, import_nnunet
 
-KEPT = Path(".nnunet-parity")
 NNUNET_OVERLAP = 0.5
 CERTAIN_VOXELS = 200
 """An organ of fewer voxels on either side is reported, not judged: a voxel is a percent of it."""
@@ -110,15 +109,11 @@ def compare(result: Path, ct: Path, folder: Path, mirrored: bool) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plan", choices=PLANS, default="fine")
-    parser.add_argument("--result", type=Path, help="An nnU-Net; default: trained here.")
+    parser.add_argument("--result", type=Path, help="An nnU-Net; default: the demo's of this plan.")
     parser.add_argument("--ct", type=Path, help="NIfTI file; default: a phantom.")
     parser.add_argument("--mirrored", action="store_true")
-    parser.add_argument("--cases", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=150)
     given = parser.parse_args()
-    result = given.result or train_phantom_nnunet(
-        KEPT / given.plan, PLANS[given.plan], cases=given.cases, steps=given.steps
-    )
+    result = given.result or kept_results()[given.plan]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         ct = folder / "ct_0000.nii.gz"
