@@ -81,8 +81,11 @@ def test_list_and_page_are_written_below_the_landing_folder(landing: Path) -> No
     import_cases(folder="set", dataset="hospital")
     assert ranking(csv="list.csv") == 0  # nothing is scored yet
     assert (landing / "list.csv").read_text().startswith("rank,case,")
-    assert report(output="list.html") == "list.html"
-    assert "<html" in (landing / "list.html").read_text()
+    with pytest.raises(NotFound, match="no case was scored"):
+        report(output="list.html")
+    assert not (landing / "list.html").exists()
+    assert report(output="loop.html", evaluation=True, nsd=False) == "loop.html"
+    assert "<html" in (landing / "loop.html").read_text()
     with pytest.raises(NotFound):
         ranking(dataset="no_such_one")
 
