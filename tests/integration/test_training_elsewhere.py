@@ -73,12 +73,10 @@ def test_a_run_trains_and_the_loop_waits_for_it() -> None:
     (run,) = runs_of(1)
     assert run.work_pool_name == "gpu"
     assert run.parent_task_run_id is not None  # the page shows it below the loop's run
-    assert run.parameters | {"promote": None} == {
+    assert run.parameters == {
         "model": "unet", "parent": 0, "version": 1, "dataset": None, "steps": 7,
-        "learning_rate": None, "validation_share": 0.1, "validation_dataset": None,
-        "labels": "assembled", "promote": None,
+        "learning_rate": None, "validation_share": 0.1, "labels": "assembled", "promote": False,
     }  # fmt: skip
-    assert run.parameters["promote"] is False
 
 
 def test_a_training_that_diverged_is_told_from_one_that_ended_otherwise() -> None:
