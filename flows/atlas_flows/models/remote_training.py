@@ -8,7 +8,7 @@ finds the run that is under way, and waits for that. A version is never trained 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 from uuid import UUID
 
 import httpx
@@ -94,13 +94,14 @@ def _start(tuning: FinetuningRequest, deployment: str, tag: str) -> FlowRun:
         "promote": False,
     }
     try:
-        return run_deployment(deployment, parameters=parameters, tags=[tag], timeout=0)
+        started = run_deployment(deployment, parameters=parameters, tags=[tag], timeout=0)
     except ObjectNotFound:
         raise ConfigurationError(
             f"Prefect has no deployment {deployment}",
             remedy="register the deployments (the chart's job `register`), or leave "
             "ATLASLOOP_TRAINING_DEPLOYMENT empty",
         ) from None
+    return cast("FlowRun", started)  # a coroutine only where the caller is one
 
 
 def _await(client: SyncPrefectClient, run: UUID) -> FlowRun:
