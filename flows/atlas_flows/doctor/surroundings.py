@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -90,10 +89,11 @@ def database(catalog: Catalog) -> Iterator[Finding]:
                     connection.execute(statement)
             except sa.exc.DBAPIError:
                 denied.append(f"{verb} on {table.name}")
-    began = time.perf_counter()
+    asked = datetime.now(UTC)
     with catalog.transaction(write=False) as connection:
         theirs = connection.execute(sa.select(sa.func.current_timestamp())).scalar_one()
-    round_s = time.perf_counter() - began
+    answered = datetime.now(UTC)
+    round_s = (answered - asked).total_seconds()
     figures = {"round_ms": round(round_s * 1000, 2)}
     if denied:
         yield Finding(
@@ -115,17 +115,24 @@ def database(catalog: Catalog) -> Iterator[Finding]:
         )  # fmt: skip
     if isinstance(theirs, str):
         theirs = datetime.fromisoformat(theirs)
-    yield clock("database", theirs.replace(tzinfo=theirs.tzinfo or UTC))
+    yield clock("database", theirs.replace(tzinfo=theirs.tzinfo or UTC), asked, answered)
 
 
-def clock(whose: str, theirs: datetime) -> Finding:
-    """Whether a clock agrees with ours."""
-    apart = abs((datetime.now(UTC) - theirs).total_seconds())
+def clock(whose: str, theirs: datetime, asked: datetime, answered: datetime) -> Finding:
+    """Whether a clock agrees with ours.
+
+    Args:
+        theirs: what it said, perhaps in whole seconds.
+        asked, answered: by our clock; between them it said so.
+    """
+    before = (asked - theirs).total_seconds() - 1.0
+    after = (theirs - answered).total_seconds()
+    apart = max(0.0, before, after)
     good = apart <= CLOCKS_S
     return Finding(
         check=f"clock of the {whose}",
         verdict=Verdict.GOOD if good else Verdict.WRONG,
-        found=f"{apart:.1f} s from ours",
+        found=f"{apart:.1f} s from ours" if apart else "as ours",
         remedy="" if good else "let all machines take their time by NTP: leases go by it",
         figures={"seconds": round(apart, 3)},
     )
@@ -138,7 +145,9 @@ def prefect(places: Places) -> Iterator[Finding]:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
+        asked = datetime.now(UTC)
         answer = client.request("GET", "/health")
+        answered = datetime.now(UTC)
         deployments = client.read_deployments()
     ready = sorted(one.name for one in deployments if one.status and one.status.value == "READY")
     if ready:
@@ -154,7 +163,8 @@ def prefect(places: Places) -> Iterator[Finding]:
             "schedule or from the UI until then",
         )  # fmt: skip
     if "Date" in answer.headers:
-        yield clock("Prefect server", parsedate_to_datetime(answer.headers["Date"]))
+        theirs = parsedate_to_datetime(answer.headers["Date"])
+        yield clock("Prefect server", theirs, asked, answered)
 
 
 def attention(places: Places) -> Finding:
