@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from atlas_core.addresses import is_loopback
 from atlas_core.catalog import Catalog
 
 from atlas_flows.doctor import surroundings
@@ -49,13 +50,15 @@ def diagnose(places: Places, bounds: Bounds) -> Iterator[Finding]:
 def _by_catalog(places: Places, bounds: Bounds) -> Iterator[Finding]:
     with Catalog.open(places.catalog_url) as catalog:
         yield from examine("database", lambda: list(surroundings.database(catalog)))
-        yield from examine("models", lambda: list(_of_models(Site.of(places, catalog), bounds)))
+        yield from examine("models", lambda: list(_of_models(places, catalog, bounds)))
 
 
-def _of_models(site: Site, bounds: Bounds) -> Iterator[Finding]:
+def _of_models(places: Places, catalog: Catalog, bounds: Bounds) -> Iterator[Finding]:
+    site = Site.of(places, catalog)
     repository = site.repository
     specs = [spec for name in repository.needed() for spec in repository.served(name)]
-    yield surroundings.shared_memory(bounds.shared_memory, specs, bounds.windows_in_flight)
+    if is_loopback(places.attention_address):  # of another machine, or pod, we see nothing
+        yield surroundings.shared_memory(bounds.shared_memory, specs, bounds.windows_in_flight)
     yield from served_models(
         site,
         most_step=bounds.most_step,
