@@ -96,7 +96,6 @@ def test_windows_are_balanced_and_right_to_the_bit(
         list(pool.map(lambda seed: truth.holds(both, seed), range(32)))
     done = [server.inferences() - n for server, n in zip(triton_pair, before, strict=True)]
     assert sum(done) == 2 * 32, "no window is predicted twice"
-    assert all(n % 2 == 0 for n in done), "all models have a window at the same server"
     assert min(done) >= 16
     assert both.buffers_in_use == 0
 
