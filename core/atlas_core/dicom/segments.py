@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,7 @@ class SegmentationObject(LabelObject):
     def _shape(self) -> tuple[int, int]:
         return int(self._dataset.Rows), int(self._dataset.Columns)
 
-    def _pixels(self, chosen: list[int]) -> Iterator[NDArray[np.uint16]]:
+    def _pixels(self, chosen: list[int]) -> Iterator[NDArray[Any]]:
         """Frames ``[row, column]``, unpacked."""
         if not chosen:
             return
@@ -102,7 +102,7 @@ class SegmentationObject(LabelObject):
     @property
     def _encapsulated(self) -> bool:
         syntax = self._dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
-        return UID(syntax).is_encapsulated
+        return bool(UID(syntax).is_encapsulated)
 
     def _bits(self, number: int) -> NDArray[np.uint8]:
         """A frame of one bit a pixel, which need not begin with a byte.
@@ -176,9 +176,8 @@ def _place(frame: _Frame, shape: tuple[int, int], grid: VolumeGeometry) -> _Plac
 
 
 def _range(first: int, step: float, count: int) -> tuple[int, int]:
-    return (
-        (int(first), int(first) + count) if step > 0 else (int(first) - count + 1, int(first) + 1)
-    )
+    low = int(first) if step > 0 else int(first) - count + 1
+    return low, low + count
 
 
 def _slice(bounds: tuple[int, int], step: float) -> slice:
@@ -189,8 +188,7 @@ def _slice(bounds: tuple[int, int], step: float) -> slice:
 def _segments(dataset: Dataset, background: int | None) -> Iterator[Segment]:
     for item in dataset.SegmentSequence:
         number = int(item.SegmentNumber)
-        concepts = item.get("SegmentedPropertyTypeCodeSequence") or ()
-        concept = concepts[0] if len(concepts) else None
+        concept = next(iter(item.get("SegmentedPropertyTypeCodeSequence") or ()), None)
         meaning = concept.get("CodeMeaning") if concept is not None else None
         name = str(item.get("SegmentLabel") or meaning or f"segment {number}")
         if number != background:
