@@ -52,3 +52,40 @@ def write_series(
         files.append(folder / f"{(k * 7) % 11:02d}.dcm")
         dataset.save_as(files[-1], enforce_file_format=True)
     return files
+
+
+def in_a_study(change: Change = lambda dataset, k: None) -> Change:
+    """`change` with the identifiers that an archive asks for and objects refer to."""
+    study, frame = generate_uid(), generate_uid()
+
+    def changed(dataset: Dataset, k: int) -> None:
+        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = study, frame
+        dataset.PatientID, dataset.InstanceNumber = "P1", k + 1
+        change(dataset, k)
+
+    return changed
+
+
+def _place(dataset: Dataset, k: int, row: list[float], column: list[float], gap: float) -> None:
+    normal = np.cross(row, column)
+    dataset.ImageOrientationPatient = [*row, *column]
+    dataset.ImagePositionPatient = [
+        round(float(v), 6) for v in np.array([-20.0, -30.0, 100.0]) + gap * k * normal
+    ]
+
+
+def _oblique(dataset: Dataset, k: int) -> None:
+    c, s = np.cos(0.3), np.sin(0.3)
+    _place(dataset, k, [c, s, 0.0], [-s * c, c * c, s], 3.1)
+    dataset.PixelSpacing = [0.5, 1.9]
+
+
+ORIENTATIONS: dict[str, Change] = {
+    "axial": lambda dataset, k: None,
+    "reversed": lambda dataset, k: _place(dataset, SLICES - k, [1, 0, 0], [0, 1, 0], 2.5),
+    "feet first, prone": lambda dataset, k: _place(dataset, k, [-1, 0, 0], [0, -1, 0], -2.5),
+    "coronal": lambda dataset, k: _place(dataset, k, [1, 0, 0], [0, 0, -1], 4.0),
+    "sagittal": lambda dataset, k: _place(dataset, k, [0, 1, 0], [0, 0, -1], 1.25),
+    "oblique, anisotropic": _oblique,
+}
+"""Ways a scanner may lay its slices."""

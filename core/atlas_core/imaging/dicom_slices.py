@@ -172,9 +172,27 @@ def read_slice(file: Path) -> DicomSlice:
     except AtlasError:
         raise
     except Exception as error:  # pydicom raises what it likes, and may quote the header
-        raise CorruptFile(
-            "not a readable DICOM file", got=type(error).__name__, remedy="copy the series again"
-        ) from None
+        raise _unreadable(error) from None
+
+
+def slice_of(dataset: Dataset) -> DicomSlice:
+    """What a data set in memory says about its slice; it need not have pixels.
+
+    Raises:
+        LimitExceeded, UnsupportedVolume, CorruptFile: as `read_slice`.
+    """
+    try:
+        return _slice(Path(), dataset)
+    except AtlasError:
+        raise
+    except Exception as error:  # as above
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> CorruptFile:
+    return CorruptFile(
+        "not a readable DICOM file", got=type(error).__name__, remedy="copy the series again"
+    )
 
 
 def _slice(file: Path, tags: Dataset) -> DicomSlice:
@@ -208,7 +226,8 @@ def _slice(file: Path, tags: Dataset) -> DicomSlice:
 
 def _syntax(tags: Dataset) -> UID:
     """How the pixels are coded; without a preamble nothing may say so, and then they are plain."""
-    syntax = str(tags.file_meta.get("TransferSyntaxUID", ""))
+    meta = getattr(tags, "file_meta", {})
+    syntax = str(meta.get("TransferSyntaxUID", ""))
     return UID(syntax or ImplicitVRLittleEndian)
 
 
