@@ -87,6 +87,8 @@ def deployed_flows(places: Places) -> tuple[Deployed, ...]:
     from atlas_flows.loop.revise_flow import revise
     from atlas_flows.models.evaluate_flow import evaluate
     from atlas_flows.models.finetune_flow import finetune
+    from atlas_flows.pacs.pull_flow import pull
+    from atlas_flows.pacs.push_flow import push
     from atlas_flows.release.flow import release
     from atlas_flows.scoring.flow import score
 
@@ -95,6 +97,8 @@ def deployed_flows(places: Places) -> tuple[Deployed, ...]:
         Deployed(revise, "cpu"),
         Deployed(assemble, "cpu"),
         Deployed(release, "cpu"),
+        Deployed(pull, "cpu"),
+        Deployed(push, "cpu"),
         Deployed(finetune, "gpu"),
         Deployed(evaluate, "gpu"),
         # It trains, too; see decision 0033.

@@ -64,6 +64,7 @@ class Inbox:
         root: folder of the series that are not imported yet; holds nothing of a patient.
         vault: what knows whose they are.
         transfers: where each series stands.
+        dataset: that series become cases of, unless they were asked for another one.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Inbox:
         self.transfers = Transfers(catalog)
         self._catalog = catalog
         self._store = store
-        self._dataset = dataset
+        self.dataset = dataset
         make_folders(root)
         root.chmod(0o700)
         self._require_same_vault()
@@ -132,7 +133,7 @@ class Inbox:
                 series=one,
                 study=its_study,
                 patient=whose,
-                dataset=dataset or self._dataset,
+                dataset=dataset or self.dataset,
                 expected=expected,
             )
         )
@@ -238,7 +239,7 @@ class Inbox:
                 series=str(image.SeriesInstanceUID),
                 study=str(image.StudyInstanceUID),
                 patient=str(image.PatientID),
-                dataset=self._dataset,
+                dataset=self.dataset,
             )
         )
 

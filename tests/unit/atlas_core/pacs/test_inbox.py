@@ -9,34 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from atlas_core.catalog import Catalog
 from atlas_core.errors import ConfigurationError, Conflict, Unavailable, UnsupportedVolume
-from atlas_core.pacs import Inbox, Receipt, TransferState, Vault
-from atlas_core.store import CaseStore
+from atlas_core.pacs import Receipt, TransferState
 from pacs_series import NAME, hospital_series
+from pacs_site import Site
 from pydicom import Dataset
-
-
-class Site:
-    """An inbox with its vault, catalog and store, opened again as by a new process."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.vault_file = home / "vault" / "vault.sqlite"
-        self.open()
-
-    def open(self) -> None:
-        self.catalog = Catalog.open(f"sqlite:///{self.home}/catalog.sqlite")
-        self.vault = Vault.open(f"sqlite:///{self.vault_file}")
-        store = CaseStore(self.home / "store")
-        self.inbox = Inbox(self.home / "inbox", self.vault, self.catalog, store, "hospital")
-
-    def close(self) -> None:
-        self.catalog.close()
-        self.vault.close()
-
-    def series(self, image: Dataset) -> str:
-        return self.vault.pseudonyms.uid(image.SeriesInstanceUID)
 
 
 @pytest.fixture
