@@ -162,7 +162,7 @@ setup-pacs:  ## install Debian's Orthanc and dcmtk, a PACS and senders for the t
 	@test -x $(ORTHANC) && command -v storescu >/dev/null && exit 0; \
 	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
 		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk" >&2; exit 1; }; \
-	apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
 		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk
 
 # --- environments -------------------------------------------------------------------------------
