@@ -17,7 +17,9 @@ AE_TITLE = r"^[A-Za-z0-9_.-]{1,16}$"
 class PacsSettings(BaseSettings):
     """How a PACS is reached, and how it reaches us."""
 
-    model_config = SettingsConfigDict(env_prefix="ATLASLOOP_PACS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="ATLASLOOP_PACS_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
     dicomweb_url: str | None = Field(
         default=None,

@@ -77,14 +77,25 @@ class PacsSite:
         places.embedded.make_home()
         with ExitStack() as stack:
             catalog = stack.enter_context(Catalog.open(places.catalog_url))
-            vault_url = (
-                settings.vault_url or f"sqlite:///{home / 'pacs' / 'vault' / 'vault.sqlite'}"
-            )
+            vault_url = settings.vault_url or _own_vault(places)
             vault = stack.enter_context(Vault.open(vault_url))
             store = CaseStore(places.store)
             folder = settings.inbox or home / "pacs" / "inbox"
             inbox = Inbox(folder, vault, catalog, store, dataset or settings.dataset)
             yield cls(settings, catalog, store, vault, inbox)
+
+
+def _own_vault(places: Places) -> str:
+    """The vault beside the catalog of this machine.
+
+    Raises:
+        ConfigurationError: the catalog is elsewhere: a home here may live as short as a container.
+    """
+    if places.catalog_url != places.embedded.catalog_url:
+        raise ConfigurationError(
+            "the vault is not named", remedy="set ATLASLOOP_PACS_VAULT_URL, as the catalog's"
+        )
+    return f"sqlite:///{places.embedded.home.absolute() / 'pacs' / 'vault' / 'vault.sqlite'}"
 
 
 def read_settings() -> PacsSettings:
