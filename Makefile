@@ -159,7 +159,7 @@ setup-nginx:  ## install Debian's nginx, behind which the review service is test
 ORTHANC := /usr/sbin/Orthanc
 
 setup-pacs:  ## install Debian's Orthanc and dcmtk, a PACS and senders for the tests
-	@test -x $(ORTHANC) && command -v storescu >/dev/null && exit 0; \
+	@test -x $(ORTHANC) && test -x /usr/bin/storescu && exit 0; \
 	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
 		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk" >&2; exit 1; }; \
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \

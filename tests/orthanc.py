@@ -18,6 +18,9 @@ from pydicom import Dataset
 
 PROGRAM = Path("/usr/sbin/Orthanc")
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+STORESCU = "/usr/bin/storescu"
+"""dcmtk's: pynetdicom installs one of the same name."""
+
 USER, PASSWORD = "atlas", "a-password-of-the-tests"
 START_S = 60
 
@@ -115,9 +118,11 @@ def storescu(
     port: int, title: str, folder: Path, *options: str, caller: str = "STORESCU"
 ) -> subprocess.CompletedProcess[str]:
     """Send a folder with dcmtk."""
+    if not Path(STORESCU).exists():
+        pytest.skip("dcmtk is missing: make setup-pacs")
     return subprocess.run(
         [
-            *("storescu", "-aet", caller, "-aec", title, *options, "127.0.0.1", str(port)),
+            *(STORESCU, "-aet", caller, "-aec", title, *options, "127.0.0.1", str(port)),
             *("+sd", "+r", str(folder)),
         ],
         capture_output=True,
@@ -139,8 +144,8 @@ def running(folder: Path) -> Iterator[Orthanc]:
 
 @pytest.fixture(scope="session")
 def orthanc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    if not (PROGRAM.exists() and PLUGIN.exists()):
-        pytest.skip("Orthanc or its DICOMweb plug-in is missing: make setup-pacs")
+    if not all(path.exists() for path in (PROGRAM, PLUGIN, Path(STORESCU))):
+        pytest.skip("Orthanc, its DICOMweb plug-in or dcmtk is missing: make setup-pacs")
     with running(tmp_path_factory.mktemp("orthanc")) as server:
         yield server
 

@@ -112,7 +112,7 @@ def test_queries_find_what_they_say(
     assert found(accessions=["A2"]) == {t}
     assert found(patients=["40", "42"], body_part="abdomen") == {w}
     assert found(studies=[wanted[0].StudyInstanceUID], accessions=["A2"]) == set()
-    if settings.dicomweb_url:  # by C-FIND, Orthanc does not tell the thickness
+    if settings.dicomweb_url:  # by C-FIND, this Orthanc does not tell the thickness
         assert found(patients=["40", "41"], max_thickness_mm=3) == {w}
     for refused in ({}, {"body_part": "ABDOMEN"}, {"patients": ["4*"]}):
         with pytest.raises(InvalidInput):
@@ -211,7 +211,7 @@ def test_labels_go_back_to_the_study_that_they_belong_to(
     assert found.StudyInstanceUID == images[0].StudyInstanceUID
     assert (found.PatientID, str(found.PatientName)) == ("4711", f"{NAME}^Anna")
     seg = highdicom.seg.Segmentation.from_dataset(found)
-    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["liver"] or True
+    assert [segment.SegmentLabel.lower() for segment in seg.SegmentSequence] == ["liver"]
     read = seg.get_pixels_by_source_instance(
         source_sop_instance_uids=[image.SOPInstanceUID for image in images],
         combine_segments=True,
@@ -316,7 +316,8 @@ def test_a_series_with_a_fault_is_no_case_and_its_sender_is_told(
 ) -> None:
     sent = save(spoil(hospital_series(IMAGES)), tmp_path / "s")
     site.inbox.ask(*_identity(sent), expected=IMAGES)
-    assert "rror" in storescu(port_of(receiver), "ATLASLOOP", sent, "-v").stderr or True
+    done = storescu(port_of(receiver), "ATLASLOOP", sent, "-v")
+    assert "rror" in done.stdout + done.stderr or done.returncode
     site.inbox.take_in_quiet(0)
     assert site.catalog.cases() == []
     (transfer,) = site.inbox.transfers.all()
@@ -392,7 +393,6 @@ site = Site(Path({home!r}))
 files = sorted(Path({sent!r}).iterdir())
 for number, file in enumerate(files):
     if number == {last}:
-        write = site.inbox.transfers.note
         import atlas_core.pacs.inbox as inbox
         inbox.replace_file = lambda *a, **k: os._exit(9)
     site.inbox.take(dcmread(file))

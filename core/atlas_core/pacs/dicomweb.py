@@ -139,7 +139,7 @@ def _next(stream: Iterator[Dataset]) -> Dataset | None:
 
 
 def _dataset(answer: dict[str, Any]) -> Dataset:
-    return Dataset.from_json(answer)
+    return Dataset.from_json(answer, bulk_data_uri_handler=lambda uri: b"")
 
 
 @contextmanager
