@@ -166,6 +166,15 @@ setup-nginx:  ## install Debian's nginx, behind which the review service is test
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -q --no-install-recommends nginx-light
 
+ORTHANC := /usr/sbin/Orthanc
+
+setup-pacs:  ## install Debian's Orthanc and dcmtk, a PACS and senders for the tests
+	@test -x $(ORTHANC) && test -x /usr/bin/storescu && exit 0; \
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk" >&2; exit 1; }; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk
+
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
 
@@ -205,4 +214,4 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 
 .PHONY: help setup demo import-report loop-demo models-demo mixed-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
-	bench-review nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly bench-scale screenshots
+	bench-review nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs bench-assembly bench-scale screenshots

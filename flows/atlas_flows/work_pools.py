@@ -101,6 +101,8 @@ def deployed_flows(places: Places) -> tuple[Deployed, ...]:
     from atlas_flows.models.evaluate_flow import evaluate
     from atlas_flows.models.finetune_flow import finetune
     from atlas_flows.models.import_flow import import_model
+    from atlas_flows.pacs.pull_flow import pull
+    from atlas_flows.pacs.push_flow import push
     from atlas_flows.release.flow import release
     from atlas_flows.reports.flow import report
     from atlas_flows.scoring.flow import score
@@ -126,6 +128,8 @@ def deployed_flows(places: Places) -> tuple[Deployed, ...]:
         # Surface Dice.
         Deployed(report, "cpu", torch=True),
         Deployed(evaluate, "cpu", torch=True),
+        Deployed(pull, "cpu"),
+        Deployed(push, "cpu"),
         Deployed(finetune, "gpu"),
         # It promotes, which evaluates; see decision 0081.
         Deployed(iterate, loop_pool, torch=True, triggers=(when_drained(),)),

@@ -1,6 +1,6 @@
 from .bulk_reads import cases_by_id, labels_by_case, newest_scores
 from .catalog import Catalog
-from .database import chunks, insert_new
+from .database import chunks, insert_new, make_engine
 from .ensembles import (
     current_ensembles,
     described,
@@ -51,6 +51,7 @@ __all__ = [
     "grant_review_rights",
     "insert_new",
     "labels_by_case",
+    "make_engine",
     "newest_scores",
     "next_version",
     "now",
