@@ -72,6 +72,14 @@ class Organ(FrozenModel):
     volume_ml: tuple[float, float] | None = Field(
         default=None, description="Typical of adults whose organ is whole in the scan."
     )
+    centre_mm: tuple[float, float, float] | None = Field(
+        default=None,
+        description="Where its centre typically lies: to the right, front and head of the first "
+        "lumbar vertebra.",
+    )
+    holds_air: bool = Field(
+        default=False, description="Air and gas inside belong to it, as in lungs and bowel."
+    )
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
