@@ -43,6 +43,8 @@ class Review:
     catalog: Catalog
     store: CaseStore
     queue: RevisionQueue
+    client_queue: RevisionQueue
+    """The same queue, with the longer leases of clients that have no page."""
     versions: LabelVersions
     drafts: Drafts
     cases: CaseReview
@@ -52,6 +54,7 @@ class Review:
     sign_in_attempts: SignInAttempts
     files: CaseFiles
     next_cases: NextCases
+    next_client_cases: NextCases
     volume_threads: anyio.CapacityLimiter
     password_threads: anyio.CapacityLimiter
     metrics: ReviewMetrics
@@ -70,11 +73,14 @@ class Review:
         versions = LabelVersions(catalog)
         cases = CaseReview(catalog)
         queue = RevisionQueue(catalog, lease=timedelta(seconds=settings.lease_s))
+        client_lease = timedelta(hours=settings.client_lease_hours)
+        client_queue = RevisionQueue(catalog, lease=client_lease)
         return cls(
             settings=settings,
             catalog=catalog,
             store=store,
             queue=queue,
+            client_queue=client_queue,
             versions=versions,
             drafts=Drafts(catalog),
             cases=cases,
@@ -83,6 +89,7 @@ class Review:
             accounts=Accounts(settings.accounts_file),
             sign_in_attempts=SignInAttempts(),
             next_cases=NextCases(queue),
+            next_client_cases=NextCases(client_queue),
             volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
             password_threads=anyio.CapacityLimiter(min(MAX_HASHING, _half_the_cores())),
             files=CaseFiles(store, catalog, versions, cases, settings),

@@ -98,6 +98,13 @@ class ReviewSettings(BaseSettings):
         ge=10,
         description="How long a case stays leased after the last renewal by its page.",
     )
+    client_lease_hours: float = Field(
+        default=8.0,
+        gt=0,
+        le=7 * 24,
+        description="How long a case stays leased to a MONAI Label client, as 3D Slicer, after its "
+        "last request about it. Such a client has no page that renews the lease while people draw.",
+    )
     session_hours: float = Field(
         default=12.0, gt=0, description="Hours until people have to sign in again."
     )

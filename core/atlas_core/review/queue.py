@@ -143,8 +143,16 @@ class RevisionQueue(RevisionViews):
             tasks = dict(zip(picked, self._tasks(connection, list(picked.values())), strict=True))
         return [tasks.get(name) for name in names]
 
+    def resume(self, annotator: Annotator, wanted: TaskFilter = ANY_TASK) -> Task | None:
+        """The matching task that the annotator holds, or held until its lease ran out and that
+        nobody has taken since, with its lease renewed; None without one."""
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._kept(connection, annotator, wanted, now)
+            return None if row is None else self._tasks(connection, [row])[0]
+
     def lease(self, task_id: int, annotator: Annotator) -> Task:
-        """Take one task, or renew the lease on it.
+        """Take one task, or renew the lease on it, which never gets shorter by that.
 
         Raises:
             NotFound: there is no such task.
@@ -159,7 +167,7 @@ class RevisionQueue(RevisionViews):
                 task_id,
                 now,
                 assignee=annotator.name,
-                lease_expires_at=now + self._lease,
+                lease_expires_at=self._expiry(row, annotator, now),
             )
             if not renewed:  # a page renews every minute: not worth a log entry
                 note(connection, audit_entry(now, annotator.name, "lease", row))
@@ -357,15 +365,27 @@ class RevisionQueue(RevisionViews):
     # Internals
 
     def _kept(
-        self, connection: Connection, annotator: Annotator, wanted: TaskFilter, now: datetime
+        self,
+        connection: Connection,
+        annotator: Annotator,
+        wanted: TaskFilter,
+        now: datetime,
     ) -> sa.RowMapping | None:
         """The task that the annotator holds, if it matches; its lease is renewed."""
-        chosen = self._chosen(replace(wanted, state=TaskState.LEASED, assignee=annotator.name))
-        query = sa.select(_k.id).where(chosen).order_by(_k.rank, _k.id).limit(1)
-        task_id = connection.scalar(query)
-        if task_id is None:
+        chosen = IS_PENDING & self._chosen(replace(wanted, state=None, assignee=annotator.name))
+        query = sa.select(t.revision_tasks).where(chosen).order_by(_k.rank, _k.id).limit(1)
+        row = connection.execute(query.with_for_update()).mappings().one_or_none()
+        if row is None:
             return None
-        return self._change(connection, task_id, now, lease_expires_at=now + self._lease)
+        expires = self._expiry(row, annotator, now)
+        return self._change(connection, row["id"], now, lease_expires_at=expires)
+
+    def _expiry(self, row: sa.RowMapping, annotator: Annotator, now: datetime) -> datetime:
+        """When the lease ends that is given or renewed now: a page does not cut short the longer
+        one of a program that its annotator also works with."""
+        expires = now + self._lease
+        mine = row["lease_expires_at"] if row["assignee"] == annotator.name else None
+        return expires if mine is None else max(expires, mine)
 
     def _locked(self, connection: Connection, task_id: int) -> sa.RowMapping:
         query = sa.select(t.revision_tasks).where(_k.id == task_id).with_for_update()
@@ -418,7 +438,7 @@ class RevisionQueue(RevisionViews):
         self, connection: Connection, row: sa.RowMapping, annotator: Annotator, now: datetime
     ) -> sa.RowMapping:
         """Renew the lease, as any work on a case does."""
-        expires = now + self._lease
+        expires = self._expiry(row, annotator, now)
         return self._change(
             connection, row["id"], now, assignee=annotator.name, lease_expires_at=expires
         )

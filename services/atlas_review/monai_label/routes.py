@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from atlas_core.errors import InvalidInput, NotFound
-from atlas_core.review import USER_NAME, Task, TaskFilter, TaskState
+from atlas_core.review import USER_NAME, Annotator, Task, TaskFilter, TaskState
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -47,6 +48,8 @@ router = APIRouter(tags=["MONAI Label"])
 MODEL: Final = "pseudo_label"
 STRATEGY: Final = "attention"
 FINAL: Final = "final"
+GIVE_BACK: Final = "give_back"
+"""Parameter of a strategy: give the case back that is open, and take another."""
 
 ImageQuery = Annotated[str, Query(max_length=4096)]
 Params = Annotated[dict[str, Any] | None, Body(max_length=64)]
@@ -97,11 +100,13 @@ async def token_is_valid(who: Annotated[Identity, Depends(identity)]) -> dict[st
 def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
     """What is offered: organs, one model that answers with stored labels, and strategies."""
     names = list(review.settings.organs.names)
-    strategies = {STRATEGY: {"description": "The case that needs revision most"}}
-    for organ in review.settings.organs:
-        strategies[f"{STRATEGY}_{organ.name}"] = {
-            "description": f"The case with most attention on the {organ.title}"
-        }
+    wanted = {STRATEGY: "The case that needs revision most"} | {
+        f"{STRATEGY}_{organ.name}": f"The case with most attention on the {organ.title}"
+        for organ in review.settings.organs
+    }
+    strategies = {
+        name: {"description": text, "config": {GIVE_BACK: False}} for name, text in wanted.items()
+    }
     return {
         "name": "Atlas Loop",
         "description": "Revision queue of an atlas; labels are those in force",
@@ -128,12 +133,18 @@ def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
 async def next_sample(
     review: TheReview, who: SignedIn, ids: Ids, strategy: Name, params: Params = None
 ) -> dict[str, Any]:
-    """The next case of the queue, leased to the caller; {} if none is left."""
+    """The case that the caller holds already, or else the next one of the queue, leased to them;
+    {} if none is left. With `give_back` the former is given back."""
     wanted = TaskFilter(organ=_organ_of(review, strategy))
-    task = await review.next_cases.take(annotator_of(_acting_identity(who, params)), wanted)
+    annotator = annotator_of(_acting_identity(who, params))
+    task = None
+    if not (params or {}).get(GIVE_BACK):
+        task = await run_in_threadpool(review.client_queue.resume, annotator, wanted)
+    if task is None:
+        task = await review.next_client_cases.take(annotator, wanted)
     if task is None:
         return {}
-    sample = await run_in_threadpool(_sample, review, ids, task, who.user)
+    sample = await run_in_threadpool(_sample, review, ids, task, annotator.name)
     return sample | {"client_id": (params or {}).get("client_id")}
 
 
@@ -159,6 +170,7 @@ async def image(request: Request, review: TheReview, ids: Ids, image: ImageQuery
     """The CT of a case; an id from the queue suffices, without a token."""
     found = ids.read(image)
     who = found.holder if found.may_download else (await identity(request)).user
+    await run_in_threadpool(_renew, review, found, who)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     file = await run_in_threadpool(review.files.ct, case)
     name = f"{case.id}.nii.gz"
@@ -217,7 +229,9 @@ def label(
     """The label map in force."""
     if tag != FINAL:
         raise NotFound("no label of this tag", expected=FINAL, got=tag)
-    case = review.catalog.case(ids.read(label).case_id)
+    found = ids.read(label)
+    _renew(review, found, who.user)
+    case = review.catalog.case(found.case_id)
     file = dense_label_map(review, case)
     return volume_response(request, review, who.user, case.id, file, f"{case.id}_labels.nii.gz")
 
@@ -233,6 +247,7 @@ async def save_label(
 ) -> dict[str, Any]:
     """Hand in a label map: each organ that differs from the label in force becomes a new version.
 
+    An organ without a voxel stays as it is, and is listed, unless `emptied` in `params` names it.
     With the tag "final" it also ends the task that its sender holds.
     """
     found = ids.read(image)
@@ -246,9 +261,10 @@ async def save_label(
             segments=_segment_names(params),
             bases=found.bases,
             final=tag in ("", FINAL),
+            emptied=_emptied_names(params),
         )
-        changed = await review.on_volume(submit_label_map, review, submission)
-    return {"image": image, "label": image, "versions": changed}
+        done = await review.on_volume(submit_label_map, review, submission)
+    return {"image": image, "label": image, **asdict(done)}
 
 
 @router.post("/infer/{model}", response_class=Response)
@@ -265,6 +281,7 @@ async def infer(
     if model != MODEL:
         raise NotFound("no such model", expected=MODEL, got=model)
     found: ImageId = ids.read(image)
+    await run_in_threadpool(_renew, review, found, who.user)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     file = await review.on_volume(dense_label_map, review, case)
     if output == "image":
@@ -305,6 +322,12 @@ def see_session(who: SignedIn, session_id: Name) -> Response:
 def remove_session(who: SignedIn, session_id: Name) -> Response:
     """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
+
+
+def _renew(review: Review, image: ImageId, user: str) -> None:
+    """Any call about a case renews the lease on it, of whoever was given it."""
+    holder = Annotator(image.holder or user)
+    review.client_queue.resume(holder, TaskFilter(case_id=image.case_id))
 
 
 def _organ_of(review: Review, strategy: str) -> str | None:
@@ -348,6 +371,14 @@ def _segment_names(params: dict[str, Any]) -> list[str] | None:
         raise InvalidInput(
             "label_info cannot be read", expected='a list as [{"name": "liver"}]'
         ) from None
+
+
+def _emptied_names(params: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the organs that the client says it has emptied."""
+    names = params.get("emptied") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput("emptied cannot be read", expected='a list as ["liver"]')
+    return tuple(names)
 
 
 def _finished_cases(review: Review) -> list[str]:
