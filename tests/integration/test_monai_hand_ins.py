@@ -14,21 +14,33 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from atlas_core.catalog import Catalog, tables
-from atlas_core.imaging import read_label, write_volume
+from atlas_core.imaging import (
+    Segment,
+    Volume,
+    read_label,
+    read_segments,
+    write_nrrd,
+    write_volume,
+)
+from atlas_core.records import LabelSource
 from atlas_core.review import LabelVersions, RevisionQueue, TaskFilter, TaskState
 from atlas_review.auth import Role
 from monai_label_clients import MakeClient, clients, monailabel, shaved
+from numpy.typing import NDArray
 from review_server import PASSWORD, RunningReview, make_place, running_review
 
 pytestmark = pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
 
+sitk = pytest.importorskip("SimpleITK", reason="NO SIMPLEITK: make setup-dev")
+
+ORIGIN = "https://viewer.example.org"
 NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
-    place = make_place(tmp_path_factory.mktemp("monai"), cases=12, columns=32)
-    with running_review(place) as service:
+    place = make_place(tmp_path_factory.mktemp("monai"), cases=24, columns=32)
+    with running_review(place, cors_origins=ORIGIN) as service:
         yield service
 
 
@@ -188,3 +200,130 @@ def test_a_lease_that_ran_out_harms_nobody_until_the_case_has_gone_to_somebody_e
     path, _ = ann().infer("pseudo_label", second["id"], {})
     with pytest.raises(monailabel.client.MONAILabelClientException, match=f"held by {bob_name}"):
         ann().save_label(second["id"], path, "final", info)
+
+
+def a_case(running: RunningReview, folder: Path) -> tuple[MakeClient, dict[str, Any], Volume]:
+    """A case that a new annotator holds, and its label map with a slice less of the liver."""
+    make = clients(running.url, folder / "client", new_user(running))
+    sample = make().next_sample("attention", {})
+    path, result = make().infer("pseudo_label", sample["id"], {})
+    label = read_label(Path(path))
+    value = result["label_names"]["liver"]
+    liver = label.voxels == value
+    voxels = np.where(liver, shaved(liver) * value, label.voxels).astype(np.uint8)
+    return make, sample, Volume(np.asfortranarray(voxels), label.geometry)
+
+
+def revised_liver(running: RunningReview, sample: dict[str, Any]) -> NDArray[np.uint8]:
+    with Catalog.open(running.place.catalog_url) as catalog:
+        version = LabelVersions(catalog).in_force(case_of(sample))["liver"]
+    assert version.source is LabelSource.REVISED
+    return np.asarray(read_label(running.place.store.path(version.path)).voxels)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".seg.nrrd", ".mha"])
+def test_what_itk_and_slicer_write_is_taken(
+    running: RunningReview, tmp_path: Path, ending: str
+) -> None:
+    make, sample, edited = a_case(running, tmp_path)
+    names = make().info()["labels"]
+    path = tmp_path / f"label{ending}"
+    shuffled = edited.voxels
+    if ending == ".mha":
+        image = sitk.GetImageFromArray(edited.voxels.T)
+        affine = edited.geometry.matrix * np.array([-1, -1, 1, 1])[:, None]  # LPS
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+        image.SetOrigin(affine[:3, 3].tolist())
+        sitk.WriteImage(image, str(path), useCompression=True)
+    elif ending == ".nrrd":
+        write_nrrd(path, edited)
+    else:  # its own values count, not the order of the list beside it
+        shuffled = np.where(edited.voxels > 0, 50 + edited.voxels, 0).astype(np.uint8, order="F")
+        segments = [Segment(name, 51 + k, "#808080") for k, name in enumerate(names)]
+        write_nrrd(path, Volume(shuffled, edited.geometry), segments)
+    info = {"label_info": all_names(names)}
+    saved = make().save_label(sample["id"], str(path), "", info)
+    assert set(saved["versions"]) == {"liver"}
+    liver = names.index("liver") + 1
+    assert np.array_equal(revised_liver(running, sample), edited.voxels == liver)
+
+
+def test_a_label_cropped_to_its_extent_lies_where_its_header_says(
+    running: RunningReview, tmp_path: Path
+) -> None:
+    make, sample, edited = a_case(running, tmp_path)
+    where = np.argwhere(edited.voxels)
+    low, high = where.min(axis=0), where.max(axis=0) + 1
+    box = np.asfortranarray(edited.voxels[tuple(map(slice, low, high))])
+    grid = edited.geometry.cropped(tuple(map(int, low)), box.shape)
+    write_volume(tmp_path / "box.nii.gz", box, grid)
+    saved = make().save_label(sample["id"], str(tmp_path / "box.nii.gz"))
+    assert set(saved["versions"]) == {"liver"}
+    liver = make().info()["labels"].index("liver") + 1
+    assert np.array_equal(revised_liver(running, sample), edited.voxels == liver)
+
+
+def test_segments_are_recognised_however_their_names_are_written(
+    running: RunningReview, tmp_path: Path
+) -> None:
+    make, sample, edited = a_case(running, tmp_path)
+    names = make().info()["labels"]
+    path = tmp_path / "label.nii.gz"
+    write_volume(path, edited.voxels, edited.geometry)
+    titles = [name.replace("_", " ").title() for name in names]
+    # The extension counts its own segment "background", which it skips.
+    info = {"label_info": [{"name": name, "idx": k} for k, name in enumerate(titles, start=2)]}
+    info["label_info"].append({"name": "background", "idx": 99})
+    saved = make().save_label(sample["id"], str(path), "", info)
+    assert set(saved["versions"]) == {"liver"}
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".seg.nrrd"])
+def test_a_client_gets_the_form_that_it_asks_for(
+    running: RunningReview, tmp_path: Path, ending: str
+) -> None:
+    make = clients(running.url, tmp_path / "client", new_user(running))
+    sample = make().next_sample("attention", {})
+    path, _ = make().infer("pseudo_label", sample["id"], {})
+    wanted = {"result_extension": ending, "result_dtype": "uint16", "result_compress": False}
+    other, result = make().infer("pseudo_label", sample["id"], wanted)
+    assert other.endswith(ending)
+    image = sitk.ReadImage(other)  # as 3D Slicer does, by ITK
+    expected = read_label(Path(path))
+    assert image.GetPixelID() == sitk.sitkUInt16
+    assert np.array_equal(sitk.GetArrayFromImage(image).T, expected.voxels)
+    assert read_label(Path(other)).geometry.same_grid(expected.geometry)
+    assert b"encoding: raw" in Path(other).read_bytes()[:4096]
+    if ending == ".seg.nrrd":
+        assert dict(read_segments(Path(other))) == result["label_names"]
+    with pytest.raises(monailabel.client.MONAILabelClientException, match="not offered"):
+        make().infer("pseudo_label", sample["id"], {"result_extension": ".mgz"})
+
+
+def test_volumes_of_ones_own_are_not_offered_whatever_their_size(
+    running: RunningReview, tmp_path: Path
+) -> None:
+    make = clients(running.url, tmp_path / "client", new_user(running))
+    volume = tmp_path / "ct.nii.gz"
+    volume.write_bytes(bytes(3 << 20))  # more than any request that brings no volume may have
+    refused = monailabel.client.MONAILabelClientException
+    with pytest.raises(refused, match=r"405.*not segmented here"):
+        make().create_session(str(volume))
+    with pytest.raises(refused, match=r"405.*not uploaded here"):
+        make().upload_image(str(volume), "a_ct")
+
+
+def test_only_configured_origins_may_call_and_without_cookies(running: RunningReview) -> None:
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "authorization,content-type"
+    url = f"{running.url}/infer/pseudo_label"
+    allowed = httpx.options(url, headers=asked, trust_env=False)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == ORIGIN
+    assert "access-control-allow-credentials" not in allowed.headers
+    refused = httpx.options(
+        url, headers={**asked, "Origin": "https://elsewhere.example.org"}, trust_env=False
+    )
+    assert "access-control-allow-origin" not in refused.headers

@@ -1,4 +1,4 @@
-"""Label maps of MONAI Label clients: all organs in one volume, with voxel value k for the k-th.
+"""Label maps that MONAI Label clients hand in: all organs in one volume.
 
 What a client sends becomes one submission for each organ that it has changed. An organ without a
 voxel is no change unless the client says that it emptied it: 3D Slicer's extension sends an empty
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 from atlas_core.errors import Conflict, InvalidInput, UnknownLabel
-from atlas_core.imaging import Volume, read_label, write_volume
+from atlas_core.imaging import Volume
 from atlas_core.organs import BACKGROUND
 from atlas_core.records import Case
 from atlas_core.review import (
@@ -28,7 +28,7 @@ from atlas_core.review import (
 
 from atlas_review.service import Review
 from atlas_review.submissions import MaskSubmission, submit_mask
-from atlas_review.volumes import CaseFile, read_upload
+from atlas_review.volumes import Upload, read_upload
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class LabelMapSubmission:
 
     Attributes:
         case: whose.
-        content: the NIfTI file.
+        content: the file: NIfTI, NRRD or MetaImage.
         annotator: who sends it.
-        segments: names, the k-th being that of voxel value k; None: the organs of the atlas.
+        segments: names, the k-th being that of voxel value k; None: the organs of the atlas. What
+            the file itself says of its segments comes first.
         bases: organ → id of the version that the sender was given; None: not known, taken as the
             latest.
         final: it ends the task that the sender holds.
@@ -70,23 +71,6 @@ class HandIn:
     ended: bool
 
 
-def dense_label_map(review: Review, case: Case) -> CaseFile:
-    """The label map in force with voxel value k for the k-th organ."""
-    file = review.files.label_map(case)
-    organs = review.settings.organs
-    if organs.labels == tuple(range(1, len(organs) + 1)):
-        return file
-    table = np.zeros(256, np.uint8)
-    for k, organ in enumerate(organs, start=1):
-        table[organ.label] = k
-    return review.files.derived(
-        case.id,
-        "dense.nii.gz",
-        [file.sha256],
-        lambda path: write_volume(path, table[read_label(file.path).voxels], case.geometry),
-    )
-
-
 def submit_label_map(review: Review, submission: LabelMapSubmission) -> HandIn:
     """Check a label map, and submit each organ in it that differs from the label in force.
 
@@ -97,8 +81,9 @@ def submit_label_map(review: Review, submission: LabelMapSubmission) -> HandIn:
         Conflict: it is meant to end a task that somebody else holds by now, and changes nothing.
     """
     case, annotator = submission.case, submission.annotator
-    label = read_upload(review.store, submission.content, case)
-    organs = _values_of_organs(review, submission, label.values)
+    upload = read_upload(review.store, submission.content, case)
+    label = upload.label
+    organs = _values_of_organs(review, submission, upload)
     emptied = _emptied(submission, organs, label.values)
     stored = review.files.read_label_map(case).voxels
     versions = {version.id: version for version in review.versions.versions(case.id)}
@@ -187,11 +172,31 @@ def _require_not_held_by_another(review: Review, submission: LabelMapSubmission)
 
 
 def _values_of_organs(
-    review: Review, submission: LabelMapSubmission, values: tuple[int, ...]
+    review: Review, submission: LabelMapSubmission, upload: Upload
 ) -> dict[str, int]:
-    """Organ → its voxel value, of every organ that has a segment in the map."""
+    """Organ → its voxel value, of every organ that has a segment in the map.
+
+    Segments are recognised however their names are written, as in an import ("Left Kidney"). One
+    without a voxel that is no organ, as a client's own "background", says nothing.
+    """
     names = submission.segments or list(review.settings.organs.names)
-    unknown = [name for name in names if name not in review.settings.organs]
+    segments = upload.segments or [(name, k) for k, name in enumerate(names, start=1)]
+    values = [value for value in upload.label.values if value != BACKGROUND]
+    beyond = sorted(set(values) - {value for _, value in segments})
+    found: dict[str, int] = {}
+    unknown: list[str] = []
+    for name, value in segments:
+        meant = review.settings.organs.called(name)
+        if len(meant) != 1:
+            unknown += [name] if value in values else []
+            continue
+        organ = meant[0].name
+        if organ in found and value in values and found[organ] in values:
+            raise UnknownLabel(
+                f"two segments are called after the {organ}", case=submission.case.id, got=name
+            )
+        if found.get(organ) not in values:
+            found[organ] = value
     if unknown:
         raise UnknownLabel(
             "a segment is no organ of this atlas",
@@ -200,15 +205,14 @@ def _values_of_organs(
             got=", ".join(unknown[:4]),
             remedy="remove or rename the segment",
         )
-    beyond = [value for value in values if value != BACKGROUND and not 1 <= value <= len(names)]
     if beyond:
         raise UnknownLabel(
             "a voxel value stands for no segment",
             case=submission.case.id,
-            expected=f"0..{len(names)}, the k-th segment having value k",
+            expected=", ".join(str(value) for _, value in segments),
             got=", ".join(str(value) for value in beyond[:8]),
         )
-    return {name: k for k, name in enumerate(names, start=1)}
+    return found
 
 
 def _base(

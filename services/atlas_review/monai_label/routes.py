@@ -21,7 +21,6 @@ from starlette.concurrency import run_in_threadpool
 
 from atlas_review.api import (
     MULTIPART_FILE,
-    VOLUME_TYPE,
     Credentials,
     SignedIn,
     TheReview,
@@ -36,11 +35,8 @@ from atlas_review.api import (
 )
 from atlas_review.auth import Identity
 from atlas_review.monai_label.image_ids import ImageId, ImageIds
-from atlas_review.monai_label.label_maps import (
-    LabelMapSubmission,
-    dense_label_map,
-    submit_label_map,
-)
+from atlas_review.monai_label.label_maps import LabelMapSubmission, submit_label_map
+from atlas_review.monai_label.results import ResultForm, dense_label_map
 from atlas_review.service import Review
 
 router = APIRouter(tags=["MONAI Label"])
@@ -274,28 +270,41 @@ async def infer(
     who: SignedIn,
     ids: Ids,
     model: Name,
-    image: ImageQuery,
+    image: ImageQuery = "",
+    session_id: ImageQuery = "",
     output: Output = "all",
 ) -> Response:
-    """The label map in force, as if a model had just made it."""
+    """The label map in force, as if a model had just made it: NIfTI, or what `result_extension`
+    in `params` asks for (`.nrrd`, `.seg.nrrd`)."""
     if model != MODEL:
         raise NotFound("no such model", expected=MODEL, got=model)
+    if session_id:
+        return _no_sessions()
     found: ImageId = ids.read(image)
     await run_in_threadpool(_renew, review, found, who.user)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
-    file = await review.on_volume(dense_label_map, review, case)
+    form = ResultForm.read(await _params_of(request))
+    file = await review.on_volume(dense_label_map, review, case, form)
+    download = f"{case.id}_labels{form.extension}"
     if output == "image":
-        name = f"{case.id}_labels.nii.gz"
         return await run_in_threadpool(
-            volume_response, request, review, who.user, case.id, file, name
+            volume_response, request, review, who.user, case.id, file, download
         )
     names = {name: k for k, name in enumerate(review.settings.organs.names, start=1)}
     result = {"label_names": names, "params": {"label_names": names}}
     if output == "json":
         return Response(json.dumps(result), media_type="application/json")
-    await run_in_threadpool(record_download, review, who.user, case.id, f"{case.id}_labels.nii.gz")
+    await run_in_threadpool(record_download, review, who.user, case.id, download)
     content = await run_in_threadpool(file.path.read_bytes)
-    return _multipart_response(json.dumps(result), content, f"{case.id}.nii.gz")
+    return _multipart_response(json.dumps(result), content, f"{case.id}{form.extension}")
+
+
+async def _params_of(request: Request) -> dict[str, Any]:
+    """`params` of the form of a request, if it brings one."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return {}
+    async with received_form(request) as form:
+        return _parsed_params(form.get("params"))
 
 
 @router.get("/train/")
@@ -309,7 +318,7 @@ def training(who: SignedIn, check_if_running: bool = False) -> Response:
 @router.put("/session/")
 def create_session(who: SignedIn) -> Response:
     """Not offered: no model runs here that could segment a client's own volume."""
-    return problem(405, "Not offered", "volumes of one's own are not segmented here")
+    return _no_sessions()
 
 
 @router.get("/session/{session_id}")
@@ -322,6 +331,15 @@ def see_session(who: SignedIn, session_id: Name) -> Response:
 def remove_session(who: SignedIn, session_id: Name) -> Response:
     """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
+
+
+def _no_sessions() -> Response:
+    return problem(
+        405,
+        "Not offered",
+        "volumes of one's own are not segmented here",
+        remedy="take a case by *Next sample*",
+    )
 
 
 def _renew(review: Review, image: ImageId, user: str) -> None:
@@ -407,7 +425,7 @@ def _multipart_response(text: str, content: bytes, name: str) -> Response:
             f"Content-Type: application/json\r\n\r\n{text}\r\n"
             f"--{boundary}\r\n"
             f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            f"Content-Type: {VOLUME_TYPE}\r\n\r\n".encode(),
+            "Content-Type: application/octet-stream\r\n\r\n".encode(),
             content,
             f"\r\n--{boundary}--\r\n".encode(),
         )
