@@ -193,22 +193,24 @@ class RevisionQueue(RevisionViews):
         task_id: int,
         annotator: Annotator,
         organ: str,
-        verdict: Verdict,
+        verdict: Verdict | None,
         *,
         error_type: str | None = None,
         comment: str = "",
     ) -> Task:
-        """Record whether the label of one organ is right, and if not, what is wrong (Fig. 5).
+        """Record whether the label of one organ is right, and if not, what is wrong (Fig. 5); None
+        takes a verdict back.
 
         Raises:
             NotFound: no such task, or it is not about this organ.
-            InvalidInput: an unknown error type, or one for a label that is right.
+            InvalidInput: an unknown error type, or one for a label that is not said to be wrong.
             Conflict: as `lease`.
         """
         if error_type is not None:
             require_error_type(error_type)
-            if verdict is Verdict.CONFIRMED:
+            if verdict is not Verdict.NEEDS_REVISION:
                 raise InvalidInput("a label that is right has no error type", got=error_type)
+        said = None if verdict is None else verdict.value
         now = self._now()
         with self._catalog.transaction(write=True) as connection:
             row = self._held(connection, task_id, annotator, now)
@@ -216,7 +218,7 @@ class RevisionQueue(RevisionViews):
                 sa.update(t.revision_task_organs)
                 .where(_o.task_id == task_id, _o.organ == organ)
                 .values(
-                    verdict=verdict.value,
+                    verdict=said,
                     error_type=error_type,
                     note=comment,
                     decided_by=annotator.name,
@@ -226,17 +228,28 @@ class RevisionQueue(RevisionViews):
             if not known:
                 raise NotFound("the task is not about this organ", case=row["case_id"], got=organ)
             changed = self._touch(connection, row, annotator, now)
-            detail = {"organ": organ, "verdict": verdict.value, "error_type": error_type}
+            detail = {"organ": organ, "verdict": said, "error_type": error_type}
             note(connection, audit_entry(now, annotator.name, "judge", row, detail))
             return self._tasks(connection, [changed])[0]
 
-    def confirm(self, task_id: int, annotator: Annotator, seconds: float) -> Task:
-        """Finish a task that needs no (further) revision; organs without a verdict are confirmed.
+    def confirm(
+        self,
+        task_id: int,
+        annotator: Annotator,
+        seconds: float,
+        visited: Collection[str] | None = None,
+    ) -> Task:
+        """Finish a task that needs no (further) revision.
 
         Where a label was handed in for the task, the case did need revision and ends as revised.
 
+        Args:
+            visited: organs that were looked at: those of them without a verdict are confirmed, all
+                others stay unjudged; None: every organ.
+
         Raises:
             NotFound: there is no such task.
+            InvalidInput: no organ was looked at, judged or revised.
             Conflict: as `lease`; also an organ that was judged to need revision and got none.
         """
         now = self._now()
@@ -261,8 +274,18 @@ class RevisionQueue(RevisionViews):
                 )
             self._judge_revised(connection, task_id, annotator, now, revised)
             without = _o.verdict.is_(None)
+            if visited is not None:
+                without &= _o.organ.in_(visited)
             self._judge_where(connection, task_id, annotator, now, Verdict.CONFIRMED, without)
-            return self._finish_by(connection, row, annotator, seconds, revised)
+            task = self._finish_by(connection, row, annotator, seconds, revised)
+            if len(task.unjudged) == len(task.organs) and task.organs:
+                raise InvalidInput(
+                    "no organ was looked at",
+                    case=task.case_id,
+                    remedy="look at the organs that are right and name them in `visited`, or skip "
+                    "the case",
+                )
+            return task
 
     def revise(
         self, task_id: int, annotator: Annotator, seconds: float, labels: Mapping[str, str]
@@ -331,6 +354,47 @@ class RevisionQueue(RevisionViews):
             )
             return self._tasks(connection, [changed])[0]
 
+    def take_back(self, task_id: int, annotator: Annotator) -> Task:
+        """Undo the end of a task, for whoever ended it, who holds it again; verdicts and labels
+        stay, to be changed.
+
+        Raises:
+            NotFound: there is no such task.
+            Conflict: it is not finished, somebody else ended it, the case waits in a newer task, or
+                its labels were assembled since.
+        """
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._locked(connection, task_id)
+            _require_finished(connection, row)
+            if row["assignee"] != annotator.name:
+                raise Conflict(
+                    "somebody else has ended this task",
+                    case=row["case_id"],
+                    got=row["assignee"],
+                    remedy="ask them, or a reader to open it again",
+                )
+            used = t.assemblies.c
+            query = sa.select(sa.func.max(used.created_at)).where(used.case_id == row["case_id"])
+            assembled = connection.scalar(query)
+            if assembled is not None and assembled > row["updated_at"]:
+                raise Conflict(
+                    "the labels of this case were assembled since",
+                    case=row["case_id"],
+                    got=f"assembled {assembled:%Y-%m-%d %H:%M} UTC",
+                    remedy="ask a reader to open it again",
+                )
+            pending = TaskState.OPEN if row["first_reader"] is None else TaskState.SECOND_READING
+            changed = self._change(
+                connection,
+                task_id,
+                now,
+                state=pending.value,
+                lease_expires_at=now + self._lease,
+            )
+            note(connection, audit_entry(now, annotator.name, "take back", row))
+            return self._tasks(connection, [changed])[0]
+
     def reopen(self, task_id: int, who: str, reason: str) -> Task:
         """Put a finished task back into the queue; its verdicts stay visible.
 
@@ -343,13 +407,7 @@ class RevisionQueue(RevisionViews):
         now = self._now()
         with self._catalog.transaction(write=True) as connection:
             row = self._locked(connection, task_id)
-            if row["state"] not in FINISHED:
-                raise Conflict("the task is not finished", case=row["case_id"], got=row["state"])
-            newer = connection.scalar(
-                sa.select(_k.id).where(_k.case_id == row["case_id"], IS_PENDING)
-            )
-            if newer is not None:
-                raise Conflict("the case waits already", case=row["case_id"], got=f"task {newer}")
+            _require_finished(connection, row)
             changed = self._change(
                 connection,
                 task_id,
@@ -544,6 +602,14 @@ def _lease_requests(asks: Sequence[tuple[Annotator, TaskFilter]]) -> list[LeaseR
         LeaseRequest(tuple(names), dataset, organ, False)
         for (dataset, organ), names in groups.items()
     ]
+
+
+def _require_finished(connection: Connection, row: sa.RowMapping) -> None:
+    if row["state"] not in FINISHED:
+        raise Conflict("the task is not finished", case=row["case_id"], got=row["state"])
+    newer = connection.scalar(sa.select(_k.id).where(_k.case_id == row["case_id"], IS_PENDING))
+    if newer is not None:
+        raise Conflict("the case waits already", case=row["case_id"], got=f"task {newer}")
 
 
 def _require_second_reader(row: sa.RowMapping, annotator: Annotator) -> None:
