@@ -233,7 +233,7 @@ def test_only_what_was_looked_at_is_confirmed(queue: RevisionQueue) -> None:
     first, *others = (one.organ for one in task.organs)
     done = queue.confirm(task.id, ANN, 60, visited=[first])
     assert done.state is TaskState.CONFIRMED
-    assert done.unjudged == tuple(others)
+    assert done.without_verdict == tuple(others)
 
 
 def test_a_verdict_is_taken_back(queue: RevisionQueue) -> None:
@@ -241,7 +241,7 @@ def test_a_verdict_is_taken_back(queue: RevisionQueue) -> None:
     assert task is not None
     organ = task.organs[0].organ
     queue.judge(task.id, ANN, organ, Verdict.CONFIRMED)
-    assert organ in queue.judge(task.id, ANN, organ, None).unjudged
+    assert organ in queue.judge(task.id, ANN, organ, None).without_verdict
 
 
 def test_who_ended_a_task_takes_that_back_until_its_labels_are_assembled(

@@ -278,7 +278,7 @@ class RevisionQueue(RevisionViews):
                 without &= _o.organ.in_(visited)
             self._judge_where(connection, task_id, annotator, now, Verdict.CONFIRMED, without)
             task = self._finish_by(connection, row, annotator, seconds, revised)
-            if len(task.unjudged) == len(task.organs) and task.organs:
+            if len(task.without_verdict) == len(task.organs) and task.organs:
                 raise InvalidInput(
                     "no organ was looked at",
                     case=task.case_id,

@@ -111,7 +111,7 @@ class Task(FrozenModel):
     updated_at: datetime
 
     @property
-    def unjudged(self) -> tuple[str, ...]:
+    def without_verdict(self) -> tuple[str, ...]:
         """Organs without a verdict."""
         return tuple(one.organ for one in self.organs if one.verdict is None)
 
