@@ -273,9 +273,8 @@ class RevisionQueue(RevisionViews):
                     remedy="revise them, or change the verdict",
                 )
             self._judge_revised(connection, task_id, annotator, now, revised)
-            without = _o.verdict.is_(None)
-            if visited is not None:
-                without &= _o.organ.in_(visited)
+            looked_at = sa.true() if visited is None else _o.organ.in_(visited)
+            without = _o.verdict.is_(None) & looked_at
             self._judge_where(connection, task_id, annotator, now, Verdict.CONFIRMED, without)
             task = self._finish_by(connection, row, annotator, seconds, revised)
             if len(task.without_verdict) == len(task.organs) and task.organs:

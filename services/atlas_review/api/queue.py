@@ -286,7 +286,9 @@ def _ended(review: Review, user: str, task: Task) -> EndedTask:
 
 
 def _as_ended(task: Task, draft_kept_until: datetime | None = None) -> EndedTask:
-    return EndedTask(**task.model_dump(), unjudged=task.without_verdict, draft_kept_until=draft_kept_until)
+    return EndedTask(
+        **task.model_dump(), unjudged=task.without_verdict, draft_kept_until=draft_kept_until
+    )
 
 
 def _detail(review: Review, task: Task) -> TaskDetail:
