@@ -69,6 +69,11 @@ class AttentionSettings(BaseSettings):
         description="Look first, with the model of the coarsest grid, where organs can be, and lay "
         "windows only there, with a margin of 30 mm. What is left out stands in the result.",
     )
+    member_labels: bool = Field(
+        default=True,
+        description="Store what each model says by itself as a label map beside the pseudo label, "
+        "for annotators to take: a fifth of a second and some hundred kilobytes a model and CT.",
+    )
     windows_in_flight: int = Field(
         default=0,
         ge=0,
