@@ -30,6 +30,10 @@ class AttendedRegion(FrozenModel):
     attention_sum: float = Field(description="Sum over its voxels of attention as in Eq. 4.")
     centroid_ijk: tuple[float, float, float] = Field(description="Weighted by attention.")
     centroid_mm: tuple[float, float, float] = Field(description="RAS+.")
+    peak_ijk: tuple[int, int, int] = Field(
+        description="Its voxel of highest attention; of several, the one nearest the centroid."
+    )
+    peak_mm: tuple[float, float, float] = Field(description="RAS+.")
     box_ijk: tuple[tuple[int, int, int], tuple[int, int, int]] = Field(
         description="First and last voxel, both included."
     )
@@ -83,8 +87,13 @@ def _region(
     weights = np.where(inside, attention.voxels[box], 0).astype(np.float64) / ATTENTION_LEVELS
     first = np.array([axis.start for axis in box])
     centroid = np.array(ndimage.center_of_mass(weights)) + first
+    highest = np.argwhere(weights == weights.max()) + first
+    spacing = np.array(attention.geometry.spacing_mm)
+    peak = highest[np.argmin(np.linalg.norm((highest - centroid) * spacing, axis=1))]
     mm = attention.geometry.matrix @ np.array([*centroid, 1.0])
+    peak_mm = attention.geometry.matrix @ np.array([*peak, 1.0])
     centroid += start
+    i, j, k = (peak + start).tolist()
     low = (first + start).tolist()
     high = (low + np.array(inside.shape) - 1).tolist()
     voxels = int(np.count_nonzero(inside))
@@ -94,5 +103,7 @@ def _region(
         attention_sum=float(weights.sum()),
         centroid_ijk=(float(centroid[0]), float(centroid[1]), float(centroid[2])),
         centroid_mm=(float(mm[0]), float(mm[1]), float(mm[2])),
+        peak_ijk=(i, j, k),
+        peak_mm=(float(peak_mm[0]), float(peak_mm[1]), float(peak_mm[2])),
         box_ijk=(tuple(low), tuple(high)),
     )

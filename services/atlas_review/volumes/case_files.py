@@ -213,7 +213,7 @@ class CaseFiles:
     def _regions_of(
         self, case: Case, attention: OrganAttention, threshold: float
     ) -> list[AttendedRegion]:
-        inputs = [attention.file.sha256, f"{threshold:.4f}"]
+        inputs = [attention.file.sha256, f"{threshold:.4f}", "with peaks"]
 
         def write(path: Path) -> None:
             attended = read_stored(attention.file.path)

@@ -113,6 +113,9 @@ export interface Region {
   attention_sum: number
   centroid_ijk: [number, number, number]
   centroid_mm: [number, number, number]
+  /** Its voxel of the highest attention. */
+  peak_ijk: [number, number, number]
+  peak_mm: [number, number, number]
 }
 export interface CaseBrief {
   id: string

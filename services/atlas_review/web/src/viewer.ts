@@ -48,6 +48,8 @@ export interface Scene {
 const DRAWING: ReadonlySet<Tool> = new Set(['pen', 'eraser', 'fill'])
 const ZOOM_STEP = 1.15
 const MEASURES = 20
+/** While the pen is down, the other views follow it this often. */
+const OTHER_VIEWS_MS = 150
 
 export class Viewer {
   onEdit: (edit: Edit) => void = () => {}
@@ -86,6 +88,7 @@ export class Viewer {
   private readonly pointer: Pointer
   private readonly resized = new ResizeObserver(() => this.resize())
   private frame = 0
+  private drawnWhole = 0
 
   constructor(
     private readonly canvas: HTMLCanvasElement,
@@ -130,7 +133,7 @@ export class Viewer {
     this.hu = this.grid.toRas(hounsfield(volume))
     this.crosshair = middle(this.dims).map(Math.round) as Vec3
     this.camera = { zoom: 1, centre: middle(this.dims) }
-    this.refresh()
+    this.refresh('all')
     this.drawNow()
   }
 
@@ -379,12 +382,12 @@ export class Viewer {
   private applyWindow(window: Window): void {
     this.ctWindow = window
     this.palette.setWindow(window.centre, window.width)
-    this.refresh()
+    this.refresh('all')
   }
 
   setView(view: View): void {
     this.view = view
-    this.refreshMarks()
+    this.resize()
   }
 
   setOrganShown(label: number, shown: boolean): void {
@@ -424,7 +427,7 @@ export class Viewer {
 
   set scene(scene: Scene) {
     this.camera = scene.camera
-    this.view = scene.view
+    this.setView(scene.view)
     this.applyWindow(scene.window)
     this.moveTo(this.clamped(scene.crosshair))
   }
@@ -492,9 +495,9 @@ export class Viewer {
     this.drawNow()
   }
 
-  /** The pixels of the slices have changed. */
-  private refresh(): void {
-    this.pictures.outdate()
+  /** Labels or attention, or all pixels of the slices have changed. */
+  private refresh(what: 'over' | 'all' = 'over'): void {
+    this.pictures.outdate(what)
     this.refreshMarks()
   }
 
@@ -506,12 +509,15 @@ export class Viewer {
   private drawNow(): void {
     cancelAnimationFrame(this.frame)
     this.frame = 0
-    const { context, canvas } = this
-    context.fillStyle = '#000'
-    context.fillRect(0, 0, canvas.width, canvas.height)
+    const { context } = this
+    const whole = !this.stroke || performance.now() - this.drawnWhole > OTHER_VIEWS_MS
+    if (whole) this.drawnWhole = performance.now()
     for (const pane of this.panes()) {
-      const at = this.crosshair[PLANES[pane.axis].through]
-      this.pictures.paint(context, pane, at, this.layers)
+      if (!whole && pane.axis !== this.stroke?.axis) continue
+      const { left, top, width, height } = pane.box
+      context.fillStyle = '#000'
+      context.fillRect(left, top, width, height)
+      this.pictures.paint(context, pane, this.crosshair[PLANES[pane.axis].through], this.layers)
       drawMarks(context, pane, this.crosshair, this.ctWindow, this.dims, this.measures, devicePixelRatio)
     }
   }

@@ -71,6 +71,7 @@ class TaskPage implements Page {
     const { space } = this
     space.work = await Work.open(this.context, id, this.canvas, {
       changed: () => this.draw(),
+      loading: (share) => this.foot.showLoading(share),
       saved: (state, problem) => this.foot.showSaved(state, problem),
       leaseLost: (problem) => this.loseLease(problem),
       chooseDraft,

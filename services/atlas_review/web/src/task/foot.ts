@@ -15,6 +15,10 @@ export class Foot {
 
   constructor(private readonly organs: readonly Organ[]) {}
 
+  showLoading(share: number): void {
+    this.location.textContent = `CT: ${Math.round(100 * share)} % loaded`
+  }
+
   showLocation(location: Location): void {
     this.location.textContent = describeLocation(location, this.organs)
   }

@@ -23,6 +23,8 @@ export class StaleBase extends Error {
 
 export interface WorkEvents {
   changed: () => void
+  /** How much of the CT is there, 0 to 1. */
+  loading: (share: number) => void
   saved: (state: SaveState, problem?: unknown) => void
   leaseLost: (problem: unknown) => void
   /** Both this browser and the server have a draft, and they differ. */
@@ -36,9 +38,19 @@ interface RegionList {
 
 const WORKABLE = new Set(['open', 'leased', 'second_reading'])
 
-/** A volume as it arrives. */
-async function streamOf(url: string): Promise<Stream> {
-  return (await send(url, { headers: { Accept: '*/*' } })).body as Stream
+/** A volume as it arrives; `progress` hears the share that is there, 0 to 1. */
+async function streamOf(url: string, progress: (share: number) => void = () => {}): Promise<Stream> {
+  const response = await send(url, { headers: { Accept: '*/*' } })
+  const whole = Number(response.headers.get('Content-Length'))
+  let there = 0
+  const counting = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
+    transform: (chunk, controller) => {
+      there += chunk.length
+      if (whole) progress(Math.min(there / whole, 1))
+      controller.enqueue(chunk)
+    },
+  })
+  return response.body!.pipeThrough(counting)
 }
 
 export class Work {
@@ -99,7 +111,7 @@ export class Work {
     // All are asked for at once; the CT is shown as soon as it is there.
     const [labels, attention, regions] = [label_map && streamOf(label_map.url), attention_map && streamOf(attention_map.url), this.fetchRegions()]
     for (const one of [labels, attention, regions]) one?.catch(() => {}) // awaited below
-    await this.viewer.load(await streamOf(ct.url), this.case.affine)
+    await this.viewer.load(await streamOf(ct.url, this.events.loading), this.case.affine)
     await this.viewer.loadLabels(await labels)
     this.regions = (await regions).regions
     this.threshold = (await regions).threshold

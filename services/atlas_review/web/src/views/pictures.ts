@@ -14,18 +14,22 @@ interface Picture {
   ct: Layer
   over: Layer
   slice: number
-  version: number
+  /** Of the CT's pixels, and of what lies over them. */
+  ctVersion: number
+  overVersion: number
 }
 
 export class SlicePictures {
   private readonly pictures = new Map<Axis, Picture>()
-  private version = 0
+  private ctVersion = 0
+  private overVersion = 0
 
   constructor(private readonly palette: Palette) {}
 
-  /** Every picture is to be made again. */
-  outdate(): void {
-    this.version += 1
+  /** Labels or attention are to be drawn again, or everything is. */
+  outdate(what: 'over' | 'all'): void {
+    this.overVersion += 1
+    if (what === 'all') this.ctVersion += 1
   }
 
   clear(): void {
@@ -53,15 +57,15 @@ export class SlicePictures {
     const [width, height] = [layers.dims[across], layers.dims[up]]
     let picture = this.pictures.get(axis)
     if (!picture || picture.ct.image.width !== width || picture.ct.image.height !== height) {
-      picture = { ct: layer(width, height), over: layer(width, height), slice: -1, version: -1 }
+      picture = { ct: layer(width, height), over: layer(width, height), slice: -1, ctVersion: -1, overVersion: -1 }
       this.pictures.set(axis, picture)
     }
-    if (picture.slice === at && picture.version === this.version) return picture
-    this.palette.draw(axis, at, layers, picture.ct.pixels, picture.over.pixels)
-    picture.ct.context.putImageData(picture.ct.image, 0, 0)
+    const ctStays = picture.slice === at && picture.ctVersion === this.ctVersion
+    if (ctStays && picture.overVersion === this.overVersion) return picture
+    this.palette.draw(axis, at, layers, ctStays ? null : picture.ct.pixels, picture.over.pixels)
+    if (!ctStays) picture.ct.context.putImageData(picture.ct.image, 0, 0)
     picture.over.context.putImageData(picture.over.image, 0, 0)
-    picture.slice = at
-    picture.version = this.version
+    Object.assign(picture, { slice: at, ctVersion: this.ctVersion, overVersion: this.overVersion })
     return picture
   }
 }

@@ -67,26 +67,40 @@ export class Palette {
 
   /**
    * Draw slice `at` of a view, both axes from the screen's far end: right is on the left, anterior or
-   * superior on top. `ct` and `over` hold its pixels, row by row.
+   * superior on top. `ct` (null: it is up to date) and `over` hold its pixels, row by row.
    */
-  draw(axis: Axis, at: number, { hu, labels, attention, dims }: Layers, ct: Uint32Array, over: Uint32Array): void {
+  draw(axis: Axis, at: number, { hu, labels, attention, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
     const { across, up, through } = PLANES[axis]
     const strides = [1, dims[0], dims[0] * dims[1]] as const
     const [width, height] = [dims[across], dims[up]]
-    const step = -strides[across]
-    const attended = attention ? window3(attention, axis, at) : null
-    for (let row = 0, n = 0; row < height; row++) {
+    const step = strides[across]
+    const { grey, mixed } = this
+    for (let row = 0, n = 0; row < height; row++, n += width) {
       const b = height - 1 - row
-      let i = at * strides[through] + b * strides[up] + (width - 1) * strides[across]
-      const line = attended?.row(b)
-      for (let a = width - 1; a >= 0; a--, n++, i += step) {
-        const value = hu[i]!
-        ct[n] = this.grey[value + HU_ZERO]!
-        const seen = line !== undefined && line !== null && value > AIR_HU ? attended!.value(line, a) : 0
-        over[n] = this.mixed[((labels ? labels[i]! : 0) << 8) | seen]!
-      }
+      const first = at * strides[through] + b * strides[up] + (width - 1) * step
+      if (ct) for (let m = n, i = first; m < n + width; m++, i -= step) ct[m] = grey[hu[i]! + HU_ZERO]!
+      if (labels) for (let m = n, i = first; m < n + width; m++, i -= step) over[m] = mixed[labels[i]! << 8]!
+      else over.fill(0, n, n + width)
+      if (attention) this.attend(attention, axis, at, b, first, step, hu, labels, over.subarray(n, n + width))
     }
-    if (labels && this.outlined) this.drawEdges(labels, strides[across], strides[up], at * strides[through], width, height, over)
+    if (labels && this.outlined) this.drawEdges(labels, step, strides[up], at * strides[through], width, height, over)
+  }
+
+  /** Lay one row of attention over a row of labels. */
+  private attend({ voxels, sides, start }: AttentionBlock, axis: Axis, at: number, b: number, first: number, step: number, hu: Int16Array, labels: Uint8Array | null, over: Uint32Array): void {
+    const { across, up, through } = PLANES[axis]
+    const [depth, height] = [at - start[through], b - start[up]]
+    if (depth < 0 || depth >= sides[through] || height < 0 || height >= sides[up]) return
+    const strides = [1, sides[0], sides[0] * sides[1]] as const
+    const line = depth * strides[through] + height * strides[up]
+    const last = over.length - 1
+    for (let x = 0; x < sides[across]; x++) {
+      const value = voxels[line + x * strides[across]]!
+      if (value === 0) continue
+      const m = last - (x + start[across])
+      const i = first - m * step
+      if (hu[i]! > AIR_HU) over[m] = this.mixed[((labels ? labels[i]! : 0) << 8) | value]!
+    }
   }
 
   /** Voxels beside one of another label, within the slice. */
@@ -107,23 +121,4 @@ export class Palette {
 
 function pixel(r: number, g: number, b: number, alpha: number): number {
   return ((Math.round(alpha * 255) << 24) | (Math.round(b) << 16) | (Math.round(g) << 8) | Math.round(r)) >>> 0
-}
-
-/** The slice of a block of attention: where a row of the view begins in it, and its values. */
-function window3({ voxels, sides, start }: AttentionBlock, axis: Axis, at: number): { row: (b: number) => number | null; value: (line: number, a: number) => number } | null {
-  const { across, up, through } = PLANES[axis]
-  const strides = [1, sides[0], sides[0] * sides[1]] as const
-  const depth = at - start[through]
-  if (depth < 0 || depth >= sides[through]) return null
-  const [first, side, stride] = [start[across], sides[across], strides[across]]
-  return {
-    row: (b) => {
-      const height = b - start[up]
-      return height < 0 || height >= sides[up] ? null : depth * strides[through] + height * strides[up]
-    },
-    value: (line, a) => {
-      const x = a - first
-      return x < 0 || x >= side ? 0 : voxels[line + x * stride]!
-    },
-  }
 }
