@@ -1,9 +1,9 @@
 from .diagnosis import Bounds, diagnose
-from .findings import Finding, Verdict
+from .findings import Finding, Health
 
 __all__ = [
     "Bounds",
     "Finding",
-    "Verdict",
+    "Health",
     "diagnose",
 ]
