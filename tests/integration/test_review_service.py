@@ -439,6 +439,23 @@ def test_regions_come_largest_first_with_their_position(
     assert all(a <= c <= b for a, c, b in zip(low, region["centroid_ijk"], high, strict=True))
 
 
+def test_the_peak_of_a_region_is_its_highest_voxel(
+    ann: httpx.Client, case: dict[str, Any], tmp_path: Path
+) -> None:
+    answer = ann.get(f"{API}/cases/{case['id']}/regions", params={"organ": "liver"}).json()
+    url = next(one["url"] for one in case["attention"] if one["organ"] == "liver")
+    (tmp_path / "liver.nii.gz").write_bytes(ann.get(url).content)
+    geometry = geometry_of(case)
+    attention = read_cropped(tmp_path / "liver.nii.gz", geometry) / 136
+    for region in answer["regions"]:
+        peak = tuple(region["peak_ijk"])
+        np.testing.assert_allclose(geometry.matrix @ [*peak, 1], [*region["peak_mm"], 1])
+        low, high = region["box_ijk"]
+        assert all(a <= p <= b for a, p, b in zip(low, peak, high, strict=True))
+        assert attention[peak] >= answer["threshold"]
+        assert attention[peak] >= region["attention_sum"] / region["voxels"]
+
+
 def test_regions_of_all_organs_name_their_organ(ann: httpx.Client, case: dict[str, Any]) -> None:
     url = f"{API}/cases/{case['id']}/regions"
     of_all = ann.get(url).json()["regions"]

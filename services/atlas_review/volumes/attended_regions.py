@@ -97,7 +97,9 @@ def _region(
     first = np.array([axis.start for axis in box])
     centroid = np.array(ndimage.center_of_mass(weights)) + first
     highest = np.argwhere(weights == weights.max()) + first
-    peak = highest[np.argmin(((highest - centroid) ** 2).sum(axis=1))]
+    # In millimetres: slices lie further apart than pixels.
+    spacing = np.array(attention.geometry.spacing_mm)
+    peak = highest[np.argmin(np.linalg.norm((highest - centroid) * spacing, axis=1))]
     to_mm = attention.geometry.matrix
     mm, peak_mm = (to_mm @ np.array([*point, 1.0]) for point in (centroid, peak))
     centroid += start
