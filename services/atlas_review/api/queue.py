@@ -149,6 +149,9 @@ class TaskDetail(Task):
     """A task with its case and its history."""
 
     case: CaseView
+    confirm_unvisited: bool = Field(
+        description="Whether the site lets a confirmation cover organs that nobody looked at."
+    )
     history: list[AuditEntry]
 
 
@@ -314,5 +317,6 @@ def _detail(review: Review, task: Task) -> TaskDetail:
     return TaskDetail(
         **task.model_dump(),
         case=case_view(review, review.catalog.case(task.case_id)),
+        confirm_unvisited=review.settings.confirm_unvisited,
         history=review.queue.history(task.id),
     )
