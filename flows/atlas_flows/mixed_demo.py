@@ -69,10 +69,10 @@ def _write_weights(folder: Path) -> None:
 def _write_graph(folder: Path) -> None:
     """The demo U-Net as somebody else would have exported it, with four of its channels."""
     import torch
-    from atlas_models.exporting import network_from
+    from atlas_models.exporting import load_network
     from torch import nn
 
-    network, config = network_from(DEMO_MODELS / "unet")
+    network, config = load_network(DEMO_MODELS / "unet")
     channels = [config.organs.index(organ) for organ in GRAPH_ORGANS]
 
     class Some(nn.Module):
