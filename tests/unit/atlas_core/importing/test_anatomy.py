@@ -185,7 +185,7 @@ def imported(folder: Path, home: Path) -> tuple[CaseWarning, ...]:
         (taken,) = summary.taken
         assert len(taken.organs) == len(ABDOMEN_ATLAS)
         found = warnings_by_case(catalog, [taken.case_id]).get(taken.case_id, ())
-        assert {one.text for one in found} == {note.reason for note in summary.warnings}
+        assert tuple(one.text for one in found) == taken.remarks
         assert check_labels(catalog, store, catalog.case(taken.case_id), again=True) == found
     return found
 
