@@ -44,11 +44,12 @@ def ranking(
     Organs with an original label do not count. The list is that of the ensemble in use, or of the
     last one that scored where it has scored nothing yet: scores of different ensembles do not
     compare. The column "because of" names the organs that drive a case's place, with what each adds
-    to it. Scores of versions that did not count what the list is sorted by are refused.
+    to it; "warnings", what checks of its scan and labels found. Scores of versions that did not
+    count what the list is sorted by are refused.
 
     Example: atlasloop ranking --share 0.05 --csv revise-next.csv
     """
-    from atlas_core.catalog import Catalog, find_ensemble
+    from atlas_core.catalog import Catalog, find_ensemble, warnings_by_case
     from atlas_core.errors import InvalidInput
     from atlas_core.records import RankBy, Reading
 
@@ -67,13 +68,14 @@ def ranking(
         cases = catalog.ranking(Reading(reading), key, dataset, RankBy(by))
         others = 0 if key is None else catalog.scored_otherwise(Reading(reading), key, dataset)
         organs = catalog.organ_scheme().names
+        shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
+        warnings = warnings_by_case(catalog, [case.case_id for case in shown])
     if note := priority_list.of_other_ensembles(others, ensemble):
         console(stderr=True).print(note, markup=False, soft_wrap=True)
-    shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
     if csv is not None:
-        write_text(csv, priority_list.as_csv(shown, organs))
+        write_text(csv, priority_list.as_csv(shown, organs, warnings))
     if as_json:
-        write_text(None, priority_list.as_json(shown, Reading(reading), RankBy(by)))
+        write_text(None, priority_list.as_json(shown, Reading(reading), RankBy(by), warnings))
     elif csv is not None:
         console().print(f"{len(shown)} of {len(cases)} cases written to {csv}")
     elif not shown:
@@ -81,7 +83,7 @@ def ranking(
     else:
         print_table(
             f"Priority list by {by}: {len(shown)} of {len(cases)} cases, reading {reading.value}",
-            priority_list.as_rows(shown, RankBy(by)),
+            priority_list.as_rows(shown, RankBy(by), warnings),
             numbers=priority_list.NUMBERS,
         )
 

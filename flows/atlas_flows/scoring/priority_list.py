@@ -6,11 +6,17 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
 
 from atlas_core.ranking import weight
-from atlas_core.records import OrganScore, RankBy, RankedCase, Reading
+from atlas_core.records import CaseWarning, OrganScore, RankBy, RankedCase, Reading
+
+Warnings = Mapping[str, Sequence[CaseWarning]]
+"""By case; see `atlas_core.catalog.warnings_by_case`."""
+
+NO_WARNINGS: Final[Warnings] = MappingProxyType({})
 
 TOP_SHARE = 0.05
 """Part of the list that annotators revise per iteration (§3.2 ⑤, Fig. 4)."""
@@ -22,20 +28,24 @@ def cases_in(share: float, total: int) -> int:
     return min(total, max(1, math.ceil(share * total - 1e-9))) if total else 0
 
 
-def as_json(cases: Sequence[RankedCase], reading: Reading, by: RankBy) -> str:
+def as_json(
+    cases: Sequence[RankedCase], reading: Reading, by: RankBy, warnings: Warnings = NO_WARNINGS
+) -> str:
     """One JSON object: reading, number of cases, and the cases in order of rank."""
     return json.dumps(
         {
             "reading": reading.value,
             "by": by.value,
             "cases": len(cases),
-            "ranking": [_as_dict(case) for case in cases],
+            "ranking": [_as_dict(case, warnings.get(case.case_id, ())) for case in cases],
         },
         indent=2,
     )
 
 
-def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
+def as_csv(
+    cases: Sequence[RankedCase], organs: Sequence[str], warnings: Warnings = NO_WARNINGS
+) -> str:
     """One line per case, a column of millilitres per organ; empty where an organ is left out."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -43,7 +53,7 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
         ["rank", "case", "dataset", "attention_voxels", "attention_ml", "relative_attention"]
         + ["disagreement", "attended_ml"]
         + [f"{organ}_ml" for organ in organs]
-        + ["left_out"]
+        + ["left_out", "warnings"]
     )
     for case in cases:
         sizes = {score.organ: f"{score.attention_ml:.3f}" for score in case.organs}
@@ -59,13 +69,19 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
                 "" if case.attended_ml is None else f"{case.attended_ml:.3f}",
                 *(sizes.get(organ, "") for organ in organs),
                 " ".join(case.left_out),
+                "; ".join(one.text for one in warnings.get(case.case_id, ())),
             ]
         )
     return text.getvalue()
 
 
-def as_rows(cases: Sequence[RankedCase], by: RankBy) -> list[dict[str, str]]:
-    """Short rows for people: the three organs that drive a case's place are named."""
+def as_rows(
+    cases: Sequence[RankedCase], by: RankBy, warnings: Warnings = NO_WARNINGS
+) -> list[dict[str, str]]:
+    """Short rows for people: the three organs that drive a case's place are named.
+
+    There is a column of warnings where there are any, with their kinds.
+    """
     return [
         {
             "rank": str(case.rank),
@@ -77,6 +93,7 @@ def as_rows(cases: Sequence[RankedCase], by: RankBy) -> list[dict[str, str]]:
             "relative": f"{case.relative_attention:.2f}",
             "because of": driving(case.organs, by) or "–",
             "left out": ", ".join(case.left_out) or "–",
+            **({"warnings": _kinds(warnings.get(case.case_id, ()))} if warnings else {}),
         }
         for case in cases
     ]
@@ -86,6 +103,10 @@ NUMBERS = ("rank", "disagreement", "attention (ml)", "attended (ml)", "relative"
 """Columns of `as_rows` that hold numbers."""
 
 
+def _kinds(warnings: Sequence[CaseWarning]) -> str:
+    return ", ".join(dict.fromkeys(one.kind.value for one in warnings)) or "–"
+
+
 def driving(organs: Sequence[OrganScore], by: RankBy) -> str:
     """The first three organs and what each adds to its case's place: ``spleen 0.42``."""
     unit = ".0f" if by in (RankBy.SIZE, RankBy.ATTENDED) else ".2f"
@@ -93,7 +114,7 @@ def driving(organs: Sequence[OrganScore], by: RankBy) -> str:
     return ", ".join(f"{organ} {added:{unit}}" for organ, added in shown if added > 0)
 
 
-def _as_dict(case: RankedCase) -> dict[str, Any]:
+def _as_dict(case: RankedCase, warnings: Sequence[CaseWarning]) -> dict[str, Any]:
     return {
         "rank": case.rank,
         "case": case.case_id,
@@ -115,6 +136,7 @@ def _as_dict(case: RankedCase) -> dict[str, Any]:
             for score in case.organs
         },
         "left_out": list(case.left_out),
+        "warnings": [one.model_dump(mode="json") for one in warnings],
     }
 
 
