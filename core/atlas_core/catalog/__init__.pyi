@@ -1,7 +1,7 @@
 from .bulk_reads import cases_by_id, labels_by_case, newest_scores
 from .case_checks import checked_inputs, record_check, warnings_by_case
 from .catalog import Catalog
-from .database import chunks, insert_new
+from .database import chunks, insert_new, make_engine
 from .ensembles import (
     current_ensembles,
     described,
@@ -53,6 +53,7 @@ __all__ = [
     "grant_review_rights",
     "insert_new",
     "labels_by_case",
+    "make_engine",
     "newest_scores",
     "next_version",
     "now",

@@ -473,3 +473,23 @@ ensemble_changes = Table(
     Column("why", String, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
+
+# Series that come from hospitals, by pseudonym (revision 0015). The vault of the de-identification
+# knows whose they are; nothing here does.
+transfers = Table(
+    "transfers",
+    metadata,
+    Column("series", String(64), primary_key=True),
+    Column("study", String(64), nullable=False, index=True),
+    Column("patient", String(64), nullable=False, index=True),
+    Column("dataset", String(63), nullable=False),
+    # `atlas_core.pacs.TransferState`
+    Column("state", String(16), nullable=False, index=True),
+    Column("reason", String, nullable=False),
+    # Images that the sender says it has; empty: it did not say.
+    Column("expected", Integer),
+    Column("case_id", String(100), ForeignKey("cases.id", ondelete="SET NULL"), index=True),
+    Column("pushed", JSON, nullable=False),
+    Column("asked_at", UtcDateTime, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+)

@@ -104,7 +104,8 @@ def _findings(store: CaseStore, case: Case, labels: Sequence[Label]) -> LabelFin
                 index = inside[values == label.value]
                 surveys[label.organ].add(index + start, hu[index])
                 _count_shared(owner, index, label.organ, labels, shared)
-    organs = [one for survey in surveys.values() if (one := survey.finding()) is not None]
+    findings = (survey.finding() for survey in surveys.values())
+    organs = [finding for finding in findings if finding is not None]
     overlaps = {pair: voxels * grid.voxel_ml for pair, voxels in shared.items()}
     heights = grid.corners_mm()[:, 2]
     ends = (float(heights.min()), float(heights.max()))

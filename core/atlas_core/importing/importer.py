@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from atlas_core.catalog import Catalog
+from atlas_core.dicom import frame_of_reference
 from atlas_core.errors import (
     AtlasError,
     Conflict,
@@ -36,6 +37,7 @@ from atlas_core.imaging.dicom_reader import write_series
 from atlas_core.importing.candidates import Candidate, shown_name
 from atlas_core.importing.case_checks import check_labels, record_scan
 from atlas_core.importing.ct_files import CtFile
+from atlas_core.importing.dicom_labels import dicom_label_files, reports_of
 from atlas_core.importing.label_files import label_files
 from atlas_core.importing.layouts import UNPAIRED, discover
 from atlas_core.importing.original_labels import LabelFiles, Reports, original_masks
@@ -350,24 +352,38 @@ class _Import:
         outcome: CandidateOutcome,
     ) -> Iterator[Label]:
         """Writes the masks that are new, one at a time, and yields their records."""
-        files = label_files(candidate, self.meaning, self.scheme, self._reports(outcome))
+        reports = self._reports(outcome)
         there = {
             label.organ
             for label in self.catalog.labels(case_id, LabelSource.ORIGINAL)
             if self.store.path(label.path).is_file()  # a lost one is written again
         }
-        outcome.left_out = frozenset(files.unknown)
-        if _organs_of(files) <= there:
-            outcome.account(files, there, set())
-            return  # nothing new: the files need not be read
-        new = set()
-        for organ, mask in original_masks(
-            files, ct, self._reports(outcome), scratch, resample=self.resample, affine=self.affine
-        ):
-            if organ not in there:  # the first original label of an organ stays
-                new.add(organ)
-                yield self._write_label(case_id, organ, mask, ct.geometry, scratch)
+        new: set[str] = set()
+
+        def written(files: LabelFiles, reports: Reports) -> Iterator[Label]:
+            outcome.left_out |= files.unknown
+            if _organs_of(files) <= there | new:
+                return  # nothing new: the files need not be read
+            for organ, mask in original_masks(
+                files, ct, reports, scratch, resample=self.resample, affine=self.affine
+            ):
+                if organ not in there | new:  # the first original label of an organ stays
+                    new.add(organ)
+                    yield self._write_label(case_id, organ, mask, ct.geometry, scratch)
+
+        files = label_files(candidate, self.meaning, self.scheme, reports)
+        yield from written(files, reports)
         outcome.account(files, there, new)
+        frame = None if isinstance(candidate.ct, Path) else frame_of_reference(candidate.ct[0])
+        for file in candidate.objects:
+            before = frozenset(there | new)
+            try:
+                files = dicom_label_files(file, ct.geometry, frame, self.scheme, reports, scratch)
+            except AtlasError as error:
+                reports.refuse(file, str(error))
+                continue
+            yield from written(files, reports_of(file, reports))
+            outcome.account_object(file, files, before, new - before)
 
     def _reports(self, outcome: CandidateOutcome) -> Reports:
         def refuse(path: Path, why: str) -> None:

@@ -7,9 +7,11 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from atlas_core.errors import InvalidInput
 from atlas_core.ranking import weight
 from atlas_core.records import CaseWarning, OrganScore, RankBy, RankedCase, Reading
 
@@ -17,6 +19,9 @@ Warnings = Mapping[str, Sequence[CaseWarning]]
 """By case; see `atlas_core.catalog.warnings_by_case`."""
 
 NO_WARNINGS: Final[Warnings] = MappingProxyType({})
+
+if TYPE_CHECKING:
+    from atlas_core.catalog import Catalog
 
 TOP_SHARE = 0.05
 """Part of the list that annotators revise per iteration (§3.2 ⑤, Fig. 4)."""
@@ -26,6 +31,75 @@ def cases_in(share: float, total: int) -> int:
     """Cases in `share` of a list of `total`: rounded up, at least 1 of a list that is not empty."""
     # The tolerance keeps 0.05 * 40 = 2.0000000000000004 at 2.
     return min(total, max(1, math.ceil(share * total - 1e-9))) if total else 0
+
+
+@dataclass(frozen=True)
+class ListRequest:
+    """Which list, and how much of it.
+
+    Attributes:
+        ensemble: name of the one whose list it is; None: the one in use.
+        top, share: only the first cases, or the first part; None: all. Not both.
+    """
+
+    reading: Reading
+    by: RankBy
+    dataset: str | None = None
+    ensemble: str | None = None
+    top: int | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class PriorityList:
+    """The cases that were asked for, in order.
+
+    Attributes:
+        total: length of the whole list.
+        organs: of the atlas.
+        warnings: of these cases.
+        note: about cases that are in the list of another ensemble only; empty: there are none.
+    """
+
+    cases: tuple[RankedCase, ...]
+    total: int
+    organs: tuple[str, ...]
+    note: str
+    warnings: Warnings
+
+
+def read_list(catalog: Catalog, request: ListRequest) -> PriorityList:
+    """The priority list out of the catalog.
+
+    Raises:
+        InvalidInput: a number of cases and a share.
+        NotFound: no such dataset or ensemble.
+        Conflict: some scores lack what the list is sorted by.
+    """
+    from atlas_core.catalog import find_ensemble, warnings_by_case
+
+    if request.top is not None and request.share is not None:
+        raise InvalidInput("top and share exclude each other", remedy="give one of them")
+    reading, dataset = request.reading, request.dataset
+    if dataset is not None:
+        catalog.dataset(dataset)  # a typing error must not look like an empty dataset
+    key = (
+        catalog.latest_ensemble(reading, dataset)
+        if request.ensemble is None
+        else find_ensemble(catalog, request.ensemble).ensemble.key
+    )
+    cases = catalog.ranking(reading, key, dataset, request.by)
+    others = 0 if key is None else catalog.scored_otherwise(reading, key, dataset)
+    shown = cases[: request.top]
+    if request.share is not None:
+        shown = cases[: cases_in(request.share, len(cases))]
+    return PriorityList(
+        tuple(shown),
+        len(cases),
+        tuple(catalog.organ_scheme().names),
+        of_other_ensembles(others, request.ensemble),
+        warnings_by_case(catalog, [case.case_id for case in shown]),
+    )
 
 
 def as_json(
