@@ -64,7 +64,7 @@ def ranking(
         )
     about = f"{len(found.cases)} of {found.total} cases by {by.value}"
     create_table_artifact(
-        priority_list.as_rows(found.cases[:ROWS_SHOWN], by),
+        priority_list.as_rows(found.cases[:ROWS_SHOWN], by, found.warnings),
         key="priority-list",
         description=f"{about}. {found.note}" if found.note else about,
     )
