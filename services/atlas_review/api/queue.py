@@ -163,11 +163,15 @@ def see_queue(
     organ: Name = None,
     state: TaskState | None = None,
     assignee: Name = None,
+    warned: bool | None = None,
     offset: Offset = 0,
     limit: Limit = 50,
 ) -> QueueView:
-    """Progress, and the tasks that match the filters, most urgent first."""
-    wanted = TaskFilter(dataset, organ, state, assignee)
+    """Progress, and the tasks that match the filters, most urgent first.
+
+    `warned`: only cases with warnings about their scan or labels, or only those without.
+    """
+    wanted = TaskFilter(dataset, organ, state, assignee, warned=warned)
     total, tasks = review.queue.page(wanted, offset, limit)
     return QueueView(
         counts=review.queue.counts(wanted),
