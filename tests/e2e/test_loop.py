@@ -200,6 +200,7 @@ def test_the_loop_survives_and_promotes(site: Site) -> None:
     require_learnt_from_revisions(site)
 
 
+@pytest.mark.long
 def test_at_its_deadline_the_loop_goes_on_without_the_annotators(site: Site) -> None:
     """Prefect starts the second half by itself, whatever is still in the queue."""
     asked_before = site.runs("continue")

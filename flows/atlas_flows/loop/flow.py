@@ -299,6 +299,7 @@ class _Loop:
                 in_flight=given.in_flight,
                 patience_s=self._patience_s,
                 ensemble=given.ensemble,
+                shards=self._places.score_shards,
             )
         except CasesFailed as failed:
             summary = failed.summary

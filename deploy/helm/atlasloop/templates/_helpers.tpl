@@ -179,7 +179,7 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 
 {{/* Where models lie and who serves them, for flow runs: they train, promote and roll back. */}}
 {{- define "atlasloop.modelsEnv" -}}
-- {name: ATLASLOOP_TRITON_ADDRESS, value: "{{ include "atlasloop.fullname" . }}-triton:8001"}
+- {name: ATLASLOOP_TRITON_ADDRESS, value: "{{ include "atlasloop.fullname" . }}-triton-replicas:8001"}
 - {name: ATLASLOOP_TRITON_LOAD_TIMEOUT_S, value: {{ .Values.triton.startupSeconds | quote }}}
 - {name: ATLASLOOP_MODEL_REPOSITORY, value: {{ include "atlasloop.modelsRoot" . }}/repository}
 - {name: ATLASLOOP_MODEL_STORE, value: {{ include "atlasloop.modelsRoot" . }}/store}
