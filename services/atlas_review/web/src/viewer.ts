@@ -96,7 +96,8 @@ export class Viewer {
     private readonly history: History,
   ) {
     this.pen = organs[0]!
-    this.context = canvas.getContext('2d', { alpha: false })!
+    // Without a graphics card, a canvas of the GPU process is drawn by the processor all the same, and more slowly.
+    this.context = canvas.getContext('2d', { alpha: false, willReadFrequently: true })!
     this.colour()
     this.palette.setWindow(this.ctWindow.centre, this.ctWindow.width)
     this.resized.observe(canvas)
