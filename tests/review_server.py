@@ -160,7 +160,14 @@ def _write_prediction(
     with (
         store.new_prediction(case.id, Reading.PAPER, ENSEMBLE) as draft,
         CroppedMapsWriter(draft.folder, case.geometry, slope=1 / 136) as maps,
+        CroppedMapsWriter(draft.folder, case.geometry) as members,
     ):
+        # One model has it right, one as the ensemble, and one finds nothing.
+        for ref, label_map in zip(MODELS[:2], (truth, predicted), strict=True):
+            path = draft.member_label_path(ref)
+            path.parent.mkdir(exist_ok=True)
+            members.add(path, (0, 0, 0), np.asfortranarray(label_map))
+        members.finish()
         sha256 = write_volume(draft.pseudo_label_path, predicted, case.geometry)
         for organ in ABDOMEN_ATLAS:
             wrong = (predicted == organ.label) != (truth == organ.label)

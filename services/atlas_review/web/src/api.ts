@@ -109,8 +109,8 @@ export interface Queue {
 export interface Region {
   organ: string
   voxels: number
-  ml: number
-  attention_sum: number
+  region_ml: number
+  attention_ml: number
   centroid_ijk: [number, number, number]
   centroid_mm: [number, number, number]
   /** Its voxel of the highest attention. */

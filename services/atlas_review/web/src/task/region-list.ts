@@ -22,7 +22,7 @@ export class RegionList {
   }
 
   private row(region: Region, i: number): HTMLElement {
-    const ml = `${region.ml.toFixed(2)} ml`
+    const ml = `${region.region_ml.toFixed(2)} ml`
     return h(
       'li',
       {},
