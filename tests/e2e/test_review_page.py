@@ -680,6 +680,50 @@ def test_a_click_on_a_region_jumps_to_it(visit: Visit, admin: httpx.Client) -> N
         assert tab.crosshair == tuple(regions[number]["peak_ijk"])
 
 
+def test_a_shape_is_taken_in_a_region_and_as_a_whole(
+    visit: Visit, bob: httpx.Client, admin: httpx.Client, tmp_path: Path
+) -> None:
+    """The pseudo label is seen and taken back, after somebody put another one into force."""
+    task = task_of(admin, 4)
+    pseudo = label_map(admin, task, tmp_path) == 5
+    url = f"/api/v1/cases/{task['case_id']}/regions?organ=liver"
+    region = admin.get(url).raise_for_status().json()["regions"][0]
+    low, high = region["box_ijk"]
+    box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+    theirs = np.zeros(pseudo.shape, np.uint8, order="F")
+    theirs[tuple(slice(max(a - 1, 0), b + 2) for a, b in zip(low, high, strict=True))] = 1
+    write_volume(tmp_path / "theirs.nii.gz", theirs, geometry_of(task))
+    labels = f"/api/v1/cases/{task['case_id']}/labels?organ=liver"
+    mask = {"label": ("theirs.nii.gz", (tmp_path / "theirs.nii.gz").read_bytes())}
+    base = in_force(task, "liver")["id"]
+    admin.post(f"{labels}&base={base}", files=mask).raise_for_status()
+    changed = label_map(admin, task_of(admin, 4), tmp_path)
+
+    tab = open_task(visit, "bob", 4)
+    listed = tab.page.get_by_role("list", name="Attended regions")
+    listed.get_by_role("button", name=re.compile("liver")).first.click()
+    shape = tab.page.get_by_label("Shape", exact=True)
+    while not shape.inner_text().startswith("pseudo"):
+        before = shape.inner_text()
+        tab.press("h")
+        expect(shape).not_to_have_text(before)
+    with tab.saving():
+        tab.press("u")
+    drawn = draft_of(bob, 4, tmp_path)
+    assert not np.array_equal(drawn, changed)
+    assert np.array_equal(drawn[box] == 5, pseudo[box] & np.isin(changed[box], (0, 5)))
+    outside = np.ones(drawn.shape, bool)
+    outside[box] = False
+    assert np.array_equal(drawn[outside], changed[outside])
+    with tab.saving():
+        tab.press("Shift+U")
+    drawn = draft_of(bob, 4, tmp_path)
+    assert np.array_equal(drawn == 5, pseudo & np.isin(changed, (0, 5)))
+    tab.press("z", "z")
+    tab.expect_edited()
+    assert bob.delete("/api/v1/tasks/4/lease").status_code == 204
+
+
 def test_verdicts_and_the_end_of_a_case(visit: Visit, admin: httpx.Client) -> None:
     tab = open_task(visit, "ann", 4)
     tab.choose("stomach")

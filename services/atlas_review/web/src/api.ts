@@ -118,6 +118,20 @@ export interface Region {
   /** Its voxel of the highest attention. */
   peak_ijk: [number, number, number]
   peak_mm: [number, number, number]
+  /** First and last voxel, both included. */
+  box_ijk: [[number, number, number], [number, number, number]]
+}
+/** What somebody or a model says of an organ; its mask is cropped to what it fills. */
+export interface Shape {
+  id: string
+  kind: 'original' | 'revised' | 'proposal' | 'pseudo' | 'earlier' | 'member'
+  /** Of a member; else empty. */
+  model: string
+  author: string | null
+  in_force: boolean
+  /** null: not counted. */
+  volume_ml: number | null
+  url: string
 }
 export interface CaseBrief {
   id: string

@@ -5,11 +5,11 @@ import { difference, put, type Axis, type Edit, type History } from './edits'
 import { interpolate, type Dims } from './interpolate'
 import { attentionColours, labelColours } from './views/colours'
 import { Grid, type Affine, type Vec3 } from './views/grid'
-import { hounsfield, readNifti, writeLabelMap, type Nifti } from './views/nifti'
+import { hounsfield, readNifti, writeLabelMap } from './views/nifti'
 import { drawMarks, measured, type Measure, type Window } from './views/marks'
 import { middle, panesOf, zoomed, type Camera, type Pane } from './views/panes'
-import { Stroke } from './views/pen'
-import { Palette, PLANES, type AttentionBlock, type Layers } from './views/planes'
+import { Changes, Stroke } from './views/pen'
+import { Palette, PLANES, rowOf, type Block, type Layers } from './views/planes'
 import { Pointer } from './views/pointer'
 import { SlicePictures } from './views/pictures'
 
@@ -64,7 +64,9 @@ export class Viewer {
   /** The label map as it is in force, and as it is drawn now. */
   private base: Bytes = new Uint8Array()
   private map: Bytes = new Uint8Array()
-  private attention: AttentionBlock | null = null
+  private attention: Block | null = null
+  /** What somebody or a model says of the pen's organ. */
+  private shape: Block | null = null
   /** Attention (Eq. 4) from which it is shown. */
   private threshold = 0
   private crosshair: Vec3 = [0, 0, 0]
@@ -96,7 +98,8 @@ export class Viewer {
     private readonly history: History,
   ) {
     this.pen = organs[0]!
-    this.context = canvas.getContext('2d', { alpha: false })!
+    // Without a graphics card, a canvas of the GPU process is drawn by the processor all the same, and more slowly.
+    this.context = canvas.getContext('2d', { alpha: false, willReadFrequently: true })!
     this.colour()
     this.palette.setWindow(this.ctWindow.centre, this.ctWindow.width)
     this.resized.observe(canvas)
@@ -120,7 +123,7 @@ export class Viewer {
     cancelAnimationFrame(this.frame)
     this.hu = new Int16Array()
     this.base = this.map = new Uint8Array()
-    this.attention = null
+    this.attention = this.shape = null
     this.pictures.clear()
   }
 
@@ -147,12 +150,14 @@ export class Viewer {
   /** Attention from `threshold` (Eq. 4) on is shown. */
   async loadAttention(stream: Stream | null, threshold: number): Promise<void> {
     this.threshold = threshold
-    this.attention = stream ? this.placed(await readNifti(stream)) : null
+    this.attention = stream ? await this.readBlock(stream) : null
     this.colour()
   }
 
-  private placed({ voxels, shape, affine }: Nifti): AttentionBlock {
-    if (!(voxels instanceof Uint8Array)) throw new Error('Attention maps are uint8')
+  /** A uint8 volume on a part of the grid of the CT. */
+  async readBlock(stream: Stream): Promise<Block> {
+    const { voxels, shape, affine } = await readNifti(stream)
+    if (!(voxels instanceof Uint8Array)) throw new Error('Attention maps and masks are uint8')
     const start = this.grid.origin(affine).map(Math.round) as Vec3
     const [one, two] = [this.grid.fromFile(start), this.grid.fromFile(start.map((at, n) => at + shape[n]! - 1))]
     const sides = one.map((at, n) => Math.abs(at - two[n]!) + 1) as Vec3
@@ -176,7 +181,7 @@ export class Viewer {
   }
 
   private get layers(): Layers {
-    return { hu: this.hu, labels: this.loaded ? this.map : null, attention: this.attention, dims: this.dims }
+    return { hu: this.hu, labels: this.loaded ? this.map : null, attention: this.attention, shape: this.shape, dims: this.dims }
   }
 
   private show(map: Bytes): void {
@@ -187,9 +192,9 @@ export class Viewer {
   // --- edits ------------------------------------------------------------------------------------
 
   /** May the pen change a voxel that has this label now? Hidden organs are never touched. */
-  private may(label: number): boolean {
+  private may(label: number, erasing = this.tool === 'eraser'): boolean {
     if (label === this.pen.label) return true
-    if (this.tool === 'eraser' && this.protectOthers) return false
+    if (erasing && this.protectOthers) return false
     return label === 0 || (!this.protectOthers && !this.hidden.has(label))
   }
 
@@ -248,6 +253,34 @@ export class Viewer {
         else if (map[i] === label) map[i] = 0
       }
     })
+  }
+
+  /** Outline the shape of an organ; null: none. */
+  showShape(shape: Block | null): void {
+    this.shape = shape
+    this.refresh()
+  }
+
+  /** Give the organ the outlined shape, in a box of the file's voxels (null: everywhere), as one edit. */
+  takeShape(label: number, box: readonly [Vec3, Vec3] | null): boolean {
+    const { shape, dims } = this
+    if (!shape) return false
+    const ends = (box ?? [[0, 0, 0], this.grid.shape.map((size) => size - 1)]).map((corner) => this.grid.fromFile(corner))
+    const [low, high] = [Math.min, Math.max].map((of) => dims.map((_, n) => of(ends[0]![n]!, ends[1]![n]!))) as [Vec3, Vec3]
+    const changes = new Changes(this.map)
+    for (let z = low[2]; z <= high[2]; z++) {
+      for (let y = low[1]; y <= high[1]; y++) {
+        const first = this.index([0, y, z])
+        const row = rowOf(shape, y, z)
+        for (let x = low[0]; x <= high[0]; x++) {
+          const now = this.map[first + x]!
+          if (row?.[x - shape.start[0]]) {
+            if (this.may(now, false)) changes.set(first + x, label)
+          } else if (now === label) changes.set(first + x, 0)
+        }
+      }
+    }
+    return this.record(changes.edit)
   }
 
   /** Lay the labels of a draft over the map in force; everything else stays as it is in force. */

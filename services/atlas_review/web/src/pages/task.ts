@@ -14,6 +14,7 @@ import { OrganList } from '../task/organ-list'
 import { OrganPanel } from '../task/organ-panel'
 import { Overlays } from '../task/overlays'
 import { RegionList } from '../task/region-list'
+import { Shapes } from '../task/shapes'
 import { recall, remember } from '../task/remembered'
 import { Toolbar } from '../task/toolbar'
 import { Work } from '../task/work'
@@ -34,6 +35,7 @@ class TaskPage implements Page {
   private readonly organPanel: OrganPanel
   private readonly overlays: Overlays
   private readonly regions: RegionList
+  private readonly shapes: Shapes
   private readonly handIn: HandIn
   private readonly foot: Foot
   private readonly shown = new AbortController()
@@ -46,6 +48,7 @@ class TaskPage implements Page {
     this.organs = new OrganList(space)
     this.overlays = new Overlays(space)
     this.regions = new RegionList(space)
+    this.shapes = new Shapes(space, this.regions)
     this.handIn = new HandIn(space, (text) => this.finish(text))
     this.organPanel = new OrganPanel(space, (organ, file) => this.handIn.uploadMask(organ, file))
     this.foot = new Foot(context.organs)
@@ -62,7 +65,7 @@ class TaskPage implements Page {
         { class: 'case' },
         aside('left', 'Organs and verdicts', this.organs.element, this.organPanel.element),
         views,
-        aside('right', 'Overlays, regions and actions', this.overlays.element, h('h2', {}, 'Attended regions'), this.regions.element, this.handIn.element),
+        aside('right', 'Overlays, regions and actions', this.overlays.element, h('h2', {}, 'Attended regions'), this.regions.element, this.shapes.element, this.handIn.element),
       ),
     ]
   }
@@ -85,8 +88,8 @@ class TaskPage implements Page {
     this.regions.draw()
     this.toolbar.setTool('look')
     this.draw()
-    const { toolbar, organPanel, overlays, regions, handIn } = this
-    setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, handIn }))
+    const { toolbar, organPanel, overlays, regions, shapes, handIn } = this
+    setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn }))
     this.regions.jumpTo(0)
     this.lookAgain(id)
     this.canvas.focus()
@@ -122,6 +125,7 @@ class TaskPage implements Page {
   private drawOrgans(): void {
     this.organs.draw()
     this.organPanel.draw()
+    this.shapes.draw()
   }
 
   private loseLease(problem: unknown): void {

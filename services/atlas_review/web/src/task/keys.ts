@@ -7,6 +7,7 @@ import type { HandIn } from './hand-in'
 import type { OrganPanel } from './organ-panel'
 import type { Overlays } from './overlays'
 import type { RegionList } from './region-list'
+import type { Shapes } from './shapes'
 import type { Toolbar } from './toolbar'
 import { READING, TOOLS, VIEWS, WINDOW_NAMES } from './tools'
 import type { Workspace } from './workspace'
@@ -17,10 +18,11 @@ export interface Parts {
   organPanel: OrganPanel
   overlays: Overlays
   regions: RegionList
+  shapes: Shapes
   handIn: HandIn
 }
 
-export function taskKeys({ space, toolbar, organPanel, overlays, regions, handIn }: Parts): Key[] {
+export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn }: Parts): Key[] {
   const key = (group: string, keys: string | string[], does: string, run: () => void): Key => ({ keys: [keys].flat(), does, group, run })
   const viewer = space.work.viewer
   return [
@@ -38,6 +40,9 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, handIn
     key('Look', 'k', 'previous attended region', () => regions.step(-1)),
     ...TOOLS.map(([tool, text, name]) => key(READING.has(tool) ? 'Look' : 'Draw', name, text.toLowerCase(), () => toolbar.setTool(tool))),
     key('Draw', 'i', 'interpolate between the two slices drawn last', () => toolbar.interpolate()),
+    key('Draw', 'h', 'what others and each model say of the organ, one after the other', () => shapes.next()),
+    key('Draw', 'u', 'take that shape in this region', () => shapes.take(false)),
+    key('Draw', 'U', 'take that shape as a whole', () => shapes.take(true)),
     key('Draw', '.', 'next organ', () => space.stepOrgan(1)),
     key('Draw', ',', 'previous organ', () => space.stepOrgan(-1)),
     key('Draw', ']', 'larger pen', () => toolbar.stepPenSize(1)),

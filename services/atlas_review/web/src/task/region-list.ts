@@ -36,6 +36,11 @@ export class RegionList {
     )
   }
 
+  /** The region that was visited last. */
+  get current(): Region | undefined {
+    return this.regions[this.at]
+  }
+
   /** Go to a region, and make its organ the active one. */
   jumpTo(at: number): void {
     const region = this.regions[at]

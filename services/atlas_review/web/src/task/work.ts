@@ -245,6 +245,11 @@ export class Work {
     await this.viewer.loadAttention(volume ? await streamOf(volume.url) : null, this.threshold)
   }
 
+  /** Outline a shape of the active organ; null: none. */
+  async showShape(url: string | null): Promise<void> {
+    this.viewer.showShape(url ? await this.viewer.readBlock(await streamOf(url)) : null)
+  }
+
   async judge(organ: string, verdict: 'confirmed' | 'needs_revision', error_type: string, note: string): Promise<void> {
     const body = { verdict, ...(error_type && { error_type }), ...(note && { note }) }
     const detail = await call<TaskDetail>('PUT', `tasks/${this.id}/organs/${organ}`, body)

@@ -18,17 +18,27 @@ const HU_ZERO = 32768
 const OUTLINE = 0.95
 const INSIDE = 0.06
 
-/** A block of attention in RAS+ order, its first voxel at `start` of the grid of the CT. */
-export interface AttentionBlock {
+/** A block of attention, or the mask of a shape, in RAS+ order, its first voxel at `start` of the grid of the CT. */
+export interface Block {
   voxels: Uint8Array
   sides: Vec3
   start: Vec3
 }
 
+/** One row of a block, from its `start` on; null where the block has none. */
+export function rowOf({ voxels, sides, start }: Block, y: number, z: number): Uint8Array | null {
+  const [b, c] = [y - start[1], z - start[2]]
+  if (b < 0 || c < 0 || b >= sides[1] || c >= sides[2]) return null
+  const first = sides[0] * (b + sides[1] * c)
+  return voxels.subarray(first, first + sides[0])
+}
+
 export interface Layers {
   hu: Int16Array
   labels: Uint8Array | null
-  attention: AttentionBlock | null
+  attention: Block | null
+  /** Outlined over everything. */
+  shape: Block | null
   dims: Vec3
 }
 
@@ -69,7 +79,7 @@ export class Palette {
    * Draw slice `at` of a view, both axes from the screen's far end: right is on the left, anterior or
    * superior on top. `ct` (null: it is up to date) and `over` hold its pixels, row by row.
    */
-  draw(axis: Axis, at: number, { hu, labels, attention, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
+  draw(axis: Axis, at: number, { hu, labels, attention, shape, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
     const { across, up, through } = PLANES[axis]
     const strides = [1, dims[0], dims[0] * dims[1]] as const
     const [width, height] = [dims[across], dims[up]]
@@ -84,10 +94,11 @@ export class Palette {
       if (attention) this.attend(attention, axis, at, b, first, step, hu, labels, over.subarray(n, n + width))
     }
     if (labels && this.outlined) this.drawEdges(labels, step, strides[up], at * strides[through], width, height, over)
+    if (shape) outline(shape, axis, at, width, height, over)
   }
 
   /** Lay one row of attention over a row of labels. */
-  private attend({ voxels, sides, start }: AttentionBlock, axis: Axis, at: number, b: number, first: number, step: number, hu: Int16Array, labels: Uint8Array | null, over: Uint32Array): void {
+  private attend({ voxels, sides, start }: Block, axis: Axis, at: number, b: number, first: number, step: number, hu: Int16Array, labels: Uint8Array | null, over: Uint32Array): void {
     const { across, up, through } = PLANES[axis]
     const [depth, height] = [at - start[through], b - start[up]]
     if (depth < 0 || depth >= sides[through] || height < 0 || height >= sides[up]) return
@@ -121,4 +132,23 @@ export class Palette {
 
 function pixel(r: number, g: number, b: number, alpha: number): number {
   return ((Math.round(alpha * 255) << 24) | (Math.round(b) << 16) | (Math.round(g) << 8) | Math.round(r)) >>> 0
+}
+
+/** Blue-white: seen on every organ's colour. */
+const SHAPE = pixel(225, 240, 255, 1)
+
+/** The voxels of a mask's slice beside one that is not in it. */
+function outline({ voxels, sides, start }: Block, axis: Axis, at: number, width: number, height: number, over: Uint32Array): void {
+  const { across, up, through } = PLANES[axis]
+  const depth = at - start[through]
+  if (depth < 0 || depth >= sides[through]) return
+  const strides = [1, sides[0], sides[0] * sides[1]] as const
+  const has = (a: number, b: number): boolean =>
+    a >= 0 && b >= 0 && a < sides[across] && b < sides[up] && voxels[a * strides[across] + b * strides[up] + depth * strides[through]] !== 0
+  for (let b = 0; b < sides[up]; b++) {
+    for (let a = 0; a < sides[across]; a++) {
+      if (!has(a, b) || (has(a - 1, b) && has(a + 1, b) && has(a, b - 1) && has(a, b + 1))) continue
+      over[width - 1 - a - start[across] + width * (height - 1 - b - start[up])] = SHAPE
+    }
+  }
 }
