@@ -92,12 +92,6 @@ demo-models: setup-dev  ## train the demo models on phantoms again and write mod
 models-demo: setup-dev  ## train, fine-tune, promote and roll back a model on phantoms, on a stack of its own (minutes)
 	@$(BIN)/python -m atlas_flows.model_demo
 
-mixed-demo: setup-dev  ## two nnU-Nets, a MONAI network and an ONNX graph in one ensemble, on a stack of its own (minutes)
-	@$(BIN)/python -m atlas_flows.mixed_demo
-
-demo-nnunets: setup-dev  ## train the nnU-Nets of `make mixed-demo` again, by nnU-Net itself (half an hour)
-	@$(BIN)/python -m atlas_flows.demos.phantom_nnunet models/demo/nnunet_results
-
 clean:  ## remove environments, caches and the stack's data in this folder
 	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -213,6 +207,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo import-report loop-demo models-demo mixed-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
+.PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
 	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs bench-assembly bench-scale screenshots

@@ -2,7 +2,7 @@
 
     python benchmarks/nnunet_parity.py --ct CT.nii.gz
 
-The nnU-Nets are those that come with this repository, trained by nnU-Net itself on phantoms, or a
+The nnU-Nets are trained by nnU-Net itself on phantoms, once, and kept in ``.nnunet-parity``, or a
 site's own (``--result``). Both sides start from the same file: nnU-Net's `predict_from_files`, and
 our pipeline with a real Triton. Reported are Dice by organ between the two and the seconds of each,
 without mirroring and with it, for every way to resample.
@@ -23,12 +23,14 @@ import torch
 from atlas_attention.triton import TritonOptions, TritonPredictor
 from atlas_core.imaging import read_label, read_volume, write_volume
 from atlas_core.phantoms import PHANTOM_ORGANS, PhantomGrid, make_phantom
-from atlas_flows.demos import kept_results
+from atlas_flows.demos.phantom_nnunet import PLANS, train_phantom_nnunet
 from atlas_models.evaluation.phantom_evaluation import ArraySource, dice_by_organ, predict
 from atlas_models.importing import NnunetChoices, import_nnunet
 from atlas_models.serving import CpuServing, TritonRepository
 from measurement import machine, report, say
 from serving import bare_triton
+
+KEPT = Path(".nnunet-parity")
 
 NNUNET_OVERLAP = 0.5
 CERTAIN_VOXELS = 200
@@ -119,10 +121,18 @@ def compare(result: Path, ct: Path, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--result", type=Path, help="An nnU-Net; default: the demo's.")
+    parser.add_argument("--result", type=Path, help="An nnU-Net; default: trained here.")
+    parser.add_argument("--cases", type=int, default=16, help="Phantoms to learn from.")
+    parser.add_argument("--steps", type=int, default=3000, help="Of training.")
     parser.add_argument("--ct", type=Path, help="NIfTI file; default: a phantom.")
     given = parser.parse_args()
-    results = kept_results() if given.result is None else {given.result.name: given.result}
+    if given.result is None:
+        results = {
+            name: train_phantom_nnunet(KEPT / name, plan, cases=given.cases, steps=given.steps)
+            for name, plan in PLANS.items()
+        }
+    else:
+        results = {given.result.name: given.result}
     told: dict[str, Any] = {}
     for plan, result in results.items():
         say(plan)

@@ -1,9 +1,8 @@
 """Small nnU-Nets, trained on phantoms by nnU-Net itself: what a site brings along.
 
-    python -m atlas_flows.demos.phantom_nnunet models/demo/nnunet_results
+    python -m atlas_flows.demos.phantom_nnunet FOLDER --plan fine
 
-Two of them come with this repository (`kept_results`). Plans are written by hand: nnU-Net's planner
-would plan for a large GPU.
+Plans are written by hand: nnU-Net's planner would plan for a large GPU.
 """
 
 from __future__ import annotations
@@ -17,13 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from atlas_core.errors import NotFound
 from atlas_core.phantoms import PHANTOM_ORGANS, Kind, PhantomGrid, make_phantom
 from atlas_models.training import NnunetCase, NnunetRun, train_by_nnunet, write_raw
 
 CONFIGURATION = "3d_fullres"
-
-KEPT = Path(__file__).resolve().parents[3] / "models" / "demo" / "nnunet_results"
 
 KEPT_OF_CHECKPOINT = (
     "network_weights",
@@ -169,22 +165,6 @@ def train_phantom_nnunet(
     torch.save({name: content[name] for name in KEPT_OF_CHECKPOINT}, done)
     shutil.rmtree(run.folder)
     return folder
-
-
-def kept_results() -> dict[str, Path]:
-    """Plan → result folder of the nnU-Nets that come with this repository.
-
-    Raises:
-        NotFound: this is no checkout of the repository.
-    """
-    for plan in PLANS:
-        if not (KEPT / plan).is_dir():
-            raise NotFound(
-                "the nnU-Nets of the demo are not there",
-                expected=KEPT / plan,
-                remedy=f"run it from a checkout, or train them: python -m {__spec__.name} {KEPT}",
-            )
-    return {plan: KEPT / plan for plan in PLANS}
 
 
 def _phantoms(cases: int, seed: int) -> Iterator[NnunetCase]:
