@@ -3,8 +3,8 @@
     python deploy/helm/values_schema.py            (make chart-schema)
 
 The shape comes from ``values.yaml`` itself; what a value may be beyond its type is said below. The
-fields under ``attention.settings`` and ``review.settings`` are those of the configuration classes,
-less the ones that the chart decides. Helm reads draft 7.
+fields under ``attention.settings``, ``pacs.settings`` and ``review.settings`` are those of the
+configuration classes, less the ones that the chart decides. Helm reads draft 7.
 """
 
 from __future__ import annotations
@@ -32,9 +32,18 @@ DECIDED_BY_CHART = {
         "listen", "metrics_listen", "store", "home", "catalog_url", "secret", "oidc_client_secret",
         "insecure", "allow_http_oidc", "organs",
     },
+    "pacs": {
+        "listen", "inbox", "vault_url", "tls", "dicomweb_password", "dicomweb_token",
+        "dicomweb_authority",
+    },
 }  # fmt: skip
 """Addresses and folders follow from the chart; secrets never stand in values; the last two are for
 one machine."""
+
+SETTINGS = {
+    "attention": ("atlas_attention.settings", "AttentionSettings"),
+    "pacs": ("atlas_core.pacs", "PacsSettings"),
+}
 
 REVIEW_SETTINGS: dict[str, Schema] = {
     "public_url": {"type": "string", "pattern": "^https://"},
@@ -154,6 +163,7 @@ BY_PATH: dict[str, Schema] = {
     "database.sslmode": {"enum": ["verify-full", "verify-ca", "require"]},
     "triton.target": {"enum": ["cpu", "gpu"]},
     "triton.autoscaling.kind": {"enum": ["none", "hpa", "keda"]},
+    "pacs.service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     "attention.placement": {"enum": ["service", "sidecar"]},
 }
 
@@ -170,12 +180,12 @@ def settings_schema(name: str) -> Schema:
     """Closed schema of the fields of a configuration class that an administrator may set."""
     if name == "review":
         return {"type": "object", "additionalProperties": False, "properties": REVIEW_SETTINGS}
-    module = importlib.import_module("atlas_attention.settings")
-    full = module.AttentionSettings.model_json_schema()
+    module, kind = SETTINGS[name]
+    full = getattr(importlib.import_module(module), kind).model_json_schema()
     fields = {
         field: _plain(schema, full.get("$defs", {}))
         for field, schema in full["properties"].items()
-        if field not in DECIDED_BY_CHART["attention"]
+        if field not in DECIDED_BY_CHART[name]
     }
     return {"type": "object", "additionalProperties": False, "properties": fields}
 
