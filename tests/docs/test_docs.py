@@ -231,12 +231,13 @@ def test_environment_variables_exist(page: Path) -> None:
     assert {name.removesuffix("__FILE") for name in named} <= known_variables()
 
 
+SETTINGS = (AttentionSettings, ReviewSettings, FlowSettings, EmbeddedSettings, PacsSettings)
+
+
 def setting_variables() -> set[str]:
     return {
         f"{settings.model_config['env_prefix']}{name.upper()}"
-        for settings in (
-            *(AttentionSettings, ReviewSettings, FlowSettings, EmbeddedSettings, PacsSettings),
-        )
+        for settings in SETTINGS
         for name in settings.model_fields
     }
 
