@@ -153,10 +153,12 @@ def receive(context: typer.Context) -> None:
 
     Example: ATLASLOOP_PACS_CALLERS='["CT1"]' atlasloop pacs receive
     """
+    from atlas_core.json_logs import log_to_stderr
     from atlas_core.pacs import Receiver
 
     from atlas_flows.pacs import PacsSite
 
+    log_to_stderr("INFO")
     stopped = _stopped_by_signals()
     with PacsSite.open(places(context)) as site, Receiver(site.settings, site.inbox.take):
         console().print(
