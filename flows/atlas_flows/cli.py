@@ -18,6 +18,7 @@ from atlas_flows.commands import (
     assembly,
     backup,
     cases,
+    doctor,
     ensembles,
     evaluation,
     loop,
@@ -65,6 +66,7 @@ app.command("up", rich_help_panel="Stack of this machine")(stack.up)
 app.command("down", rich_help_panel="Stack of this machine")(stack.down)
 app.command("status", rich_help_panel="Stack of this machine")(stack.status)
 app.command("logs", rich_help_panel="Stack of this machine")(stack.logs)
+app.command("doctor", rich_help_panel="Stack of this machine")(doctor.doctor)
 
 evaluate = typer.Typer(
     help="Compare results with a known truth, as the paper does.",

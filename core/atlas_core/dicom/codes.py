@@ -7,6 +7,7 @@ from typing import Final
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 
 from atlas_core.organs import Organ, OrganScheme
 
@@ -14,6 +15,11 @@ PRIVATE_SCHEME: Final = "99ATLASLOOP"
 """Coding scheme of organs without a SNOMED concept; its code values are organ names."""
 
 CATEGORY: Final = codes.SCT.AnatomicalStructure
+GENERAL: Final = (
+    codes.SCT.AnatomicalStructure, codes.SCT.BodyStructure, codes.SCT.Organ, codes.SCT.Tissue,
+)  # fmt: skip
+"""Types that say no more than that there is something."""
+
 SIDES: Final = {"left": codes.SCT.Left, "right": codes.SCT.Right}
 
 
@@ -30,24 +36,31 @@ def concept_of(organ: Organ) -> CodedConcept:
     return concept
 
 
-def organ_of(concept: Dataset, organs: OrganScheme) -> Organ | None:
-    """The organ of `organs` that a segmented property type means; None if there is not just one.
+def organs_of(concept: Dataset, organs: OrganScheme) -> tuple[Organ, ...] | None:
+    """The organs of `organs` that a segmented property type means, by its code and side.
 
-    SRT, the name that SNOMED had in DICOM, is passed over: its values are no concept ids.
+    SRT, as SNOMED was called in DICOM, is understood.
+
+    Returns:
+        One organ; left and right where the code is of both and says no side; none where it is
+        something else; None where it says nothing ("tissue", a code of somebody's own).
     """
-    value = str(concept.get("CodeValue") or concept.get("LongCodeValue") or "")
-    scheme = str(concept.get("CodingSchemeDesignator") or "")
-    if scheme == PRIVATE_SCHEME:
-        return next((organ for organ in organs if organ.name == value), None)
-    if scheme != "SCT":
+    code = _code(concept)
+    if code.scheme_designator == PRIVATE_SCHEME:
+        return tuple(organ for organ in organs if organ.name == code.value)
+    if code.scheme_designator not in ("SCT", "SRT", "SNM3") or code in GENERAL:
         return None
     modifiers = concept.get("SegmentedPropertyTypeModifierCodeSequence") or ()
-    said = {str(modifier.get("CodeValue") or "") for modifier in modifiers}
-    meant = [
+    sides = {side for side, meant in SIDES.items() if any(_code(one) == meant for one in modifiers)}
+    return tuple(
         organ
         for organ in organs
         if organ.snomed is not None
-        and organ.snomed.code == value
-        and said == ({SIDES[organ.snomed.side].value} if organ.snomed.side else set())
-    ]
-    return meant[0] if len(meant) == 1 else None
+        and code == Code(organ.snomed.code, "SCT", "")
+        and (not sides or organ.snomed.side is None or sides == {organ.snomed.side})
+    )
+
+
+def _code(concept: Dataset) -> Code:
+    value = concept.get("CodeValue") or concept.get("LongCodeValue") or ""
+    return Code(str(value), str(concept.get("CodingSchemeDesignator") or ""), "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import highdicom
 import numpy as np
 import pytest
-from atlas_core.dicom import organ_of, read_headers, segmentation
+from atlas_core.dicom import organs_of, read_headers, segmentation
 from atlas_core.errors import GridMismatch, InvalidInput, UnknownLabel, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import read_volume
@@ -163,7 +163,7 @@ def test_each_organ_says_who_made_it_and_what_it_is(tmp_path: Path) -> None:
     assert [one.CodeValue for one in modifiers] == [codes.SCT.Left.value]
     assert vessel.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator == "99ATLASLOOP"
     for item, name in ((kidney, "kidney_left"), (liver, "liver"), (vessel, "hepatic_vessel")):
-        assert organ_of(item.SegmentedPropertyTypeCodeSequence[0], ORGANS) == ORGANS[name]
+        assert organs_of(item.SegmentedPropertyTypeCodeSequence[0], ORGANS) == (ORGANS[name],)
         shown = highdicom.color.CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue)
         wanted = bytes.fromhex(ORGANS[name].colour[1:])
         assert np.abs(np.array(shown.to_rgb()) - np.frombuffer(wanted, np.uint8)).max() <= 2
