@@ -151,7 +151,7 @@ def receive(context: typer.Context) -> None:
     A series is imported when all images are here that the PACS says it has, or when none came for
     ATLASLOOP_PACS_QUIET_S seconds. Only AE titles in ATLASLOOP_PACS_CALLERS are let in.
 
-    Example: ATLASLOOP_PACS_CALLERS='["CT1"]' atlasloop pacs receive
+    Example: atlasloop pacs receive
     """
     from atlas_core.json_logs import log_to_stderr
     from atlas_core.pacs import Receiver
