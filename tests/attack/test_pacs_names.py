@@ -29,7 +29,7 @@ def receiver(tmp_path: Path) -> Iterator[tuple[dict[str, str], subprocess.Popen[
         "ATLASLOOP_HOME": str(tmp_path / "home"),
         "ATLASLOOP_PACS_LISTEN": f"127.0.0.1:{free_port()}",
         "ATLASLOOP_PACS_CALLERS": json.dumps(["STORESCU"]),
-        "ATLASLOOP_PACS_QUIET_S": "1",
+        "ATLASLOOP_PACS_QUIET_S": "8",
         "ATLASLOOP_PACS_DATASET": "hospital",
     }
     with subprocess.Popen(

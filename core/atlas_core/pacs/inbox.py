@@ -296,6 +296,8 @@ class Inbox:
         if lacking := self.missing(transfer):
             if transfer.state is TransferState.CHANGED:
                 return transfer
+            if (transfer.state, transfer.reason) == (TransferState.RECEIVING, lacking):
+                return transfer
             state = TransferState.RECEIVING.value
             return self.transfers.note(series, state=state, reason=lacking)
         self.transfers.note(series, state=TransferState.RECEIVED.value, reason="")
@@ -326,12 +328,17 @@ class Inbox:
     ) -> None:
         """Import every series of which nothing came for `quiet_s` seconds and that lacks nothing.
 
+        Args:
+            on_done: called with each series that stands elsewhere now.
+
         Raises:
             Unavailable: as `take_in`.
         """
         for series in self.waiting():
             if self.quiet_s(series) >= quiet_s:
-                on_done(self.take_in(series))
+                before, after = self.transfers.of_series(series), self.take_in(series)
+                if after != before:
+                    on_done(after)
 
     def _folder(self, series: str) -> Path:
         return self.root / series
