@@ -170,12 +170,12 @@ def receive(context: typer.Context) -> None:
 
 
 def _take_in(inbox: Inbox, quiet_s: float) -> None:
-    """What is whole; a store that is away is said, and tried again at the next look."""
-    from atlas_core.errors import Unavailable
+    """What is whole; a store that is away is said, and asked again at the next look."""
+    from atlas_core.errors import AtlasError
 
     try:
         inbox.take_in_quiet(quiet_s, _say)
-    except Unavailable as error:
+    except AtlasError as error:
         show_error(str(error))
 
 
