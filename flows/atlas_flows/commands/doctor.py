@@ -36,7 +36,7 @@ def doctor(
 
     Example: atlasloop doctor --json
     """
-    from atlas_flows.doctor import Bounds, Verdict, diagnose
+    from atlas_flows.doctor import Bounds, Diagnosis, diagnose
 
     bounds = Bounds(
         most_step=most_step,
@@ -46,7 +46,7 @@ def doctor(
         review=not without_review,
     )
     found = list(diagnose(places(context), bounds))
-    healthy = all(one.verdict is not Verdict.WRONG for one in found)
+    healthy = all(one.verdict is not Diagnosis.WRONG for one in found)
     if as_json:
         import json
 

@@ -1,9 +1,9 @@
 from .diagnosis import Bounds, diagnose
-from .findings import Finding, Verdict
+from .findings import Diagnosis, Finding
 
 __all__ = [
     "Bounds",
+    "Diagnosis",
     "Finding",
-    "Verdict",
     "diagnose",
 ]

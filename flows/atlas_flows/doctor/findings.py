@@ -10,7 +10,7 @@ from atlas_core.frozen_model import FrozenModel
 from pydantic import Field
 
 
-class Verdict(StrEnum):
+class Diagnosis(StrEnum):
     GOOD = "good"
     DOUBTFUL = "doubtful"
     """It works, and will not for ever, or could not be examined."""
@@ -21,7 +21,7 @@ class Finding(FrozenModel):
     """What one check found."""
 
     check: str = Field(description="What was examined.")
-    verdict: Verdict
+    verdict: Diagnosis
     found: str = Field(description="In words; no patient data.")
     remedy: str = Field(default="", description="What to do; empty where all is well.")
     figures: dict[str, float] = Field(default_factory=dict, description="What was measured.")
@@ -38,14 +38,14 @@ def examine(name: str, check: Check) -> Iterator[Finding]:
     except AtlasError as error:
         yield Finding(
             check=name,
-            verdict=Verdict.WRONG,
+            verdict=Diagnosis.WRONG,
             found=str(error),
             remedy=str(error.remedy or "see what is said there"),
         )
     except OSError as error:
         yield Finding(
             check=name,
-            verdict=Verdict.WRONG,
+            verdict=Diagnosis.WRONG,
             found=f"{type(error).__name__}: {error.strerror or error}",
             remedy="see whether it runs, and whether this process may reach it",
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from atlas_core.errors import AtlasError, NotFound
 from atlas_core.model_spec import ModelSpec
 
-from atlas_flows.doctor.findings import Finding, Verdict
+from atlas_flows.doctor.findings import Diagnosis, Finding
 from atlas_flows.doctor.reference import (
     expected_answers,
     largest_step,
@@ -37,7 +37,7 @@ def served_models(
     if not specs:
         yield Finding(
             check="models",
-            verdict=Verdict.WRONG,
+            verdict=Diagnosis.WRONG,
             found=f"the repository {repository.root} serves no model",
             remedy="bring one: `atlasloop models import`, then `atlasloop ensemble create`",
         )
@@ -48,14 +48,14 @@ def served_models(
         except NotFound as missing:
             yield Finding(
                 check=check,
-                verdict=Verdict.DOUBTFUL,
+                verdict=Diagnosis.DOUBTFUL,
                 found=str(missing),
                 remedy=str(missing.remedy or ""),
             )
         except AtlasError as error:
             yield Finding(
                 check=check,
-                verdict=Verdict.WRONG,
+                verdict=Diagnosis.WRONG,
                 found=str(error),
                 remedy="see the model server's log; `atlasloop up`, or a restart of its pods, "
                 "loads what the repository says",
@@ -68,7 +68,7 @@ def _served(
     if not site.triton.is_loaded(spec.name):
         return Finding(
             check=check,
-            verdict=Verdict.WRONG,
+            verdict=Diagnosis.WRONG,
             found="a server does not have it loaded as the repository says",
             remedy="a server that started during a change may lack it: restart that server, or "
             "`atlasloop up` on one machine",
@@ -92,14 +92,14 @@ def _served(
     )
     if step > most_step or alike < least:
         return Finding(
-            check=check, verdict=Verdict.WRONG, found=said, figures=figures,
+            check=check, verdict=Diagnosis.WRONG, found=said, figures=figures,
             remedy="what is served is not what was exported: install the model again; on a GPU see "
             "whether its engine was built in FP16 for this card (clear the engine cache)",
         )  # fmt: skip
     if min(rates) < wanted:
         return Finding(
-            check=check, verdict=Verdict.DOUBTFUL, found=said, figures=figures,
+            check=check, verdict=Diagnosis.DOUBTFUL, found=said, figures=figures,
             remedy=f"at least {wanted:g} windows a second were asked for: see what else uses the "
             "device, and whether the model runs where you think (`atlasloop status`)",
         )  # fmt: skip
-    return Finding(check=check, verdict=Verdict.GOOD, found=said, figures=figures)
+    return Finding(check=check, verdict=Diagnosis.GOOD, found=said, figures=figures)

@@ -16,7 +16,7 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.store import CaseStore
 from atlas_embedded.probes import attention_serves
 
-from atlas_flows.doctor.findings import Finding, Verdict
+from atlas_flows.doctor.findings import Diagnosis, Finding
 from atlas_flows.settings import Places
 
 GIB = 2**30
@@ -40,10 +40,10 @@ def shared_memory(folder: Path, specs: list[ModelSpec], windows_in_flight: int) 
         f"{usage.free / GIB:.2f} of {usage.total / GIB:.2f} GiB are free in {folder}"
     )
     if needed <= usage.free:
-        return Finding(check="shared memory", verdict=Verdict.GOOD, found=said, figures=figures)
+        return Finding(check="shared memory", verdict=Diagnosis.GOOD, found=said, figures=figures)
     return Finding(
         check="shared memory",
-        verdict=Verdict.WRONG,
+        verdict=Diagnosis.WRONG,
         found=said,
         figures=figures,
         remedy="enlarge it (docker --shm-size, triton.sharedMemory of the chart), or set "
@@ -64,9 +64,9 @@ def disk(store: Path) -> Finding:
     said = f"{usage.free / GIB:.1f} GiB free ({share:.0%}) where {store} is"
     figures = {"free_gib": round(usage.free / GIB, 1), "free_share": round(share, 3)}
     if usage.free >= LEAST_FREE and share >= LEAST_SHARE:
-        return Finding(check="disk", verdict=Verdict.GOOD, found=said, figures=figures)
+        return Finding(check="disk", verdict=Diagnosis.GOOD, found=said, figures=figures)
     return Finding(
-        check="disk", verdict=Verdict.DOUBTFUL, found=said, figures=figures,
+        check="disk", verdict=Diagnosis.DOUBTFUL, found=said, figures=figures,
         remedy="enlarge the volume; `du` of cases/*/predictions shows what ensembles that are no "
         "longer compared take",
     )  # fmt: skip
@@ -97,20 +97,20 @@ def database(catalog: Catalog) -> Iterator[Finding]:
     figures = {"round_ms": round(round_s * 1000, 2)}
     if denied:
         yield Finding(
-            check="database", verdict=Verdict.WRONG, figures=figures,
+            check="database", verdict=Diagnosis.WRONG, figures=figures,
             found=f"no right to {', '.join(denied[:5])}" + (" …" if len(denied) > 5 else ""),
             remedy="let the flows' role own the tables: run `atlasloop migrate` as that role, or "
             "grant it what is missing",
         )  # fmt: skip
     elif round_s > SLOW_ROUND_S:
         yield Finding(
-            check="database", verdict=Verdict.DOUBTFUL, figures=figures,
+            check="database", verdict=Diagnosis.DOUBTFUL, figures=figures,
             found=f"an answer takes {round_s * 1000:.0f} ms",
             remedy="bring database and flows closer together, or see what loads it",
         )  # fmt: skip
     else:
         yield Finding(
-            check="database", verdict=Verdict.GOOD, figures=figures,
+            check="database", verdict=Diagnosis.GOOD, figures=figures,
             found=f"all rights on {len(metadata.tables)} tables, {round_s * 1000:.1f} ms an answer",
         )  # fmt: skip
     if isinstance(theirs, str):
@@ -131,7 +131,7 @@ def clock(whose: str, theirs: datetime, asked: datetime, answered: datetime) -> 
     good = apart <= CLOCKS_S
     return Finding(
         check=f"clock of the {whose}",
-        verdict=Verdict.GOOD if good else Verdict.WRONG,
+        verdict=Diagnosis.GOOD if good else Diagnosis.WRONG,
         found=f"{apart:.1f} s from ours" if apart else "as ours",
         remedy="" if good else "let all machines take their time by NTP: leases go by it",
         figures={"seconds": round(apart, 3)},
@@ -152,12 +152,12 @@ def prefect(places: Places) -> Iterator[Finding]:
     ready = sorted(one.name for one in deployments if one.status and one.status.value == "READY")
     if ready:
         yield Finding(
-            check="Prefect", verdict=Verdict.GOOD, found=f"serves {', '.join(ready)}",
+            check="Prefect", verdict=Diagnosis.GOOD, found=f"serves {', '.join(ready)}",
             figures={"deployments": float(len(ready))},
         )  # fmt: skip
     else:
         yield Finding(
-            check="Prefect", verdict=Verdict.DOUBTFUL,
+            check="Prefect", verdict=Diagnosis.DOUBTFUL,
             found=f"it answers; of {len(deployments)} deployments none has a worker",
             remedy="start the flows (`atlasloop up`, or the chart's workers): nothing runs by "
             "schedule or from the UI until then",
@@ -170,7 +170,7 @@ def prefect(places: Places) -> Iterator[Finding]:
 def attention(places: Places) -> Finding:
     """Whether the attention service serves: every model has answered it."""
     said = attention_serves(places.attention_address)
-    return Finding(check="attention service", verdict=Verdict.GOOD, found=said)
+    return Finding(check="attention service", verdict=Diagnosis.GOOD, found=said)
 
 
 def review(places: Places) -> Finding:
@@ -178,4 +178,4 @@ def review(places: Places) -> Finding:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{places.review_url}/readyz", timeout=10) as answer:
         answer.read()
-    return Finding(check="review service", verdict=Verdict.GOOD, found="ready")
+    return Finding(check="review service", verdict=Diagnosis.GOOD, found="ready")
