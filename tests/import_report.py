@@ -151,6 +151,9 @@ def _show(summary: ImportSummary) -> set[str]:
         _say(f"  {fate:9} {sources[0]}{more}  {reason[:REASON_SHOWN]}")
     for note in summary.warnings:
         _say(f"  {'look at':9} {note.source}  {note.reason[:REASON_SHOWN]}")
+    for case in (*summary.taken, *summary.present):
+        for remark in case.remarks:
+            _say(f"  {'look at':9} {case.source}  {remark[:REASON_SHOWN]}")
     organs = Counter(organ for case in summary.taken for organ in case.organs)
     _say(f"  {len(summary.taken)} cases; original labels: {dict(organs)}")
     return {file.source for file in summary.files}

@@ -18,6 +18,7 @@ from atlas_flows.commands import (
     assembly,
     backup,
     cases,
+    checks,
     doctor,
     ensembles,
     evaluation,
@@ -48,6 +49,7 @@ app = typer.Typer(
 
 app.command("demo", rich_help_panel="Start here")(demos.demo)
 app.command("import", rich_help_panel="Cases")(cases.import_cases)
+app.command("check", rich_help_panel="Cases")(checks.check)
 app.command("presets", rich_help_panel="Cases")(cases.presets)
 app.command("phantoms", rich_help_panel="Cases")(cases.phantoms)
 app.command("score", rich_help_panel="Priority list")(scoring.score)

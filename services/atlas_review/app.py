@@ -20,6 +20,7 @@ from atlas_review.api import (
     TextLimit,
     answer_with_problems,
     cases,
+    comments,
     drafts,
     health,
     labels,
@@ -65,7 +66,18 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         openapi_url=f"{API_PREFIX}/openapi.json",
     )
     answer_with_problems(app)
-    for module in (session, organs, queue, cases, labels, shapes, proposals, drafts, statistics):
+    for module in (
+        session,
+        organs,
+        queue,
+        cases,
+        labels,
+        shapes,
+        proposals,
+        drafts,
+        comments,
+        statistics,
+    ):
         app.include_router(module.router, prefix=API_PREFIX)
     app.include_router(routes.router)
     app.include_router(health.router)

@@ -15,6 +15,7 @@ from atlas_core.errors import ConfigurationError
 from atlas_core.review import (
     AuditLog,
     CaseReview,
+    Comments,
     Drafts,
     LabelVersions,
     RevisionQueue,
@@ -47,6 +48,7 @@ class Review:
     """The same queue, with the longer leases of clients that have no page."""
     versions: LabelVersions
     drafts: Drafts
+    comments: Comments
     cases: CaseReview
     audit: AuditLog
     sign_ins: SignInCache
@@ -85,6 +87,7 @@ class Review:
             client_queue=client_queue,
             versions=versions,
             drafts=Drafts(catalog),
+            comments=Comments(catalog),
             cases=cases,
             audit=AuditLog(catalog),
             sign_ins=SignInCache(SignIns(catalog)),

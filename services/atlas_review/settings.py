@@ -121,9 +121,9 @@ class ReviewSettings(BaseSettings):
         "last request about it. Such a client has no page that renews the lease while people draw.",
     )
     confirm_unvisited: bool = Field(
-        default=True,
-        description="Confirming a case also confirms organs that nobody looked at, where the "
-        "program that confirms does not say which were.",
+        default=False,
+        description="Confirming a case also confirms organs that nobody looked at: the page does "
+        "not ask, and a program need not say which were.",
     )
     skipped_draft_hours: float = Field(
         default=24.0,

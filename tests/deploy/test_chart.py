@@ -430,7 +430,7 @@ def test_models_are_written_by_flow_runs_and_read_by_triton() -> None:
     }
     readers = {container for (_, container), mount in who.items() if mount.get("readOnly")}
     writers = {container for (_, container), mount in who.items() if not mount.get("readOnly")}
-    assert (readers, writers) == ({"triton"}, {"model-repository", "prefect-job"})
+    assert (readers, writers) == ({"triton"}, {"model-repository", "prefect-job", "doctor"})
 
 
 def test_the_key_to_the_models_is_for_triton_and_flow_runs() -> None:
@@ -440,7 +440,7 @@ def test_the_key_to_the_models_is_for_triton_and_flow_runs() -> None:
         for volume in pod["spec"]["volumes"]
         if volume.get("secret", {}).get("secretName") == "atlasloop-triton"
     }
-    assert holders == {"work pool cpu", "work pool gpu"}
+    assert holders == {"work pool cpu", "work pool gpu", "Pod/site-atlasloop-test-doctor"}
     manifests = render("production")
     by_reference = {
         one["name"]
@@ -464,6 +464,7 @@ def test_the_password_of_prefect_is_for_prefect_and_what_works_for_it(values: st
         "Deployment/site-atlasloop-worker-cpu",
         "Deployment/site-atlasloop-worker-gpu",
         "Job/site-atlasloop-register",
+        "Pod/site-atlasloop-test-doctor",
     }
     for name, pod in pod_templates(manifests):
         if component(pod) == "review":
@@ -723,7 +724,7 @@ def test_helm_test_asks_every_service() -> None:
         if one["metadata"]["annotations"]["helm.sh/hook"] == "test"
     ]
     names = sorted(pod["metadata"]["name"].rpartition("-")[2] for pod in pods)
-    assert names == ["attention", "prefect", "review", "triton"]
+    assert names == ["attention", "doctor", "prefect", "review", "triton"]
 
 
 # What is refused

@@ -65,7 +65,7 @@ def test_the_build_is_whole_and_asks_nobody_else() -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
     """A service for this module: each test ends one of its tasks."""
     place = make_place(tmp_path_factory.mktemp("review-page"), cases=CASES, columns=48)
-    with running_review(place) as running:
+    with running_review(place, confirm_unvisited=True) as running:
         yield running
 
 
@@ -437,6 +437,30 @@ def test_a_second_reader_is_another_user_with_the_role(
         reading.expect_state("revised")  # through bob's drawing, which rita confirms
     done = task_of(admin, 8)
     assert (done["state"], done["assignee"]) == ("revised", "rita")
+
+
+def test_what_was_not_looked_at_is_not_confirmed(chromium: Browser, tmp_path: Path) -> None:
+    place = make_place(tmp_path / "place", cases=1, columns=32)
+    with (
+        running_review(place) as running,
+        running.client("admin") as admin,
+        visiting(chromium, running.url) as visit,
+    ):
+        tab = open_task(visit, "ann", 1)
+        tab.press("Shift+Enter")
+        dialog = tab.page.get_by_role("dialog", name="Not everything was looked at")
+        dialog.get_by_role("button", name="Keep looking").click()
+        assert task_of(admin, 1)["state"] == "leased"
+        tab.choose("aorta")  # picked, and all its regions visited
+        regions = tab.page.get_by_role("list", name="Attended regions").get_by_role("button")
+        for region in regions.filter(has_text="Aorta").all():
+            region.click()
+        tab.page.get_by_role("button", name="Confirm case").click()
+        dialog.get_by_role("button", name="Confirm the others").click()
+        tab.expect_state("confirmed")
+        verdicts = {one["organ"]: one["verdict"] for one in task_of(admin, 1)["organs"]}
+        assert verdicts["aorta"] == "confirmed"
+        assert None in verdicts.values()
 
 
 def test_a_reader_reopens_a_finished_case(

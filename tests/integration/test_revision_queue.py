@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, record_check, warnings_by_case
 from atlas_core.catalog import tables as t
 from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
 from atlas_core.loop import review_outcome
-from atlas_core.records import Label, LabelSource, RankBy
+from atlas_core.records import CaseWarning, CheckedPart, Label, LabelSource, RankBy, WarningKind
 from atlas_core.review import (
     NO_BASE,
     QUEUE_DRAINED,
@@ -303,6 +303,20 @@ def test_filters_and_the_strategy_of_an_organ(queue: RevisionQueue) -> None:
     assert queue.next(ANN, TaskFilter(organ="spleen")) is not None
     assert queue.next(ANN, TaskFilter(organ="heart")) is None
     assert queue.page(TaskFilter(state=TaskState.LEASED), 0, 10)[0] == 0
+
+
+def test_cases_with_warnings_are_found(queue: RevisionQueue, catalog: Catalog) -> None:
+    warned, checked, *_ = queue.page(TaskFilter(), 0, 10)[1]
+    text = CaseWarning(kind=WarningKind.ORIENTATION, text="head and feet are exchanged")
+    record_check(catalog, warned.case_id, CheckedPart.LABELS, "0" * 64, [text])
+    record_check(catalog, checked.case_id, CheckedPart.LABELS, "0" * 64, [])
+
+    total, tasks = queue.page(TaskFilter(warned=True), 0, 10)
+    assert (total, [task.id for task in tasks]) == (1, [warned.id])
+    assert queue.counts(TaskFilter(warned=False)).open == queue.counts(TaskFilter()).open - 1
+    assert warnings_by_case(catalog, [warned.case_id, checked.case_id]) == {warned.case_id: (text,)}
+    record_check(catalog, warned.case_id, CheckedPart.LABELS, "1" * 64, [])  # corrected
+    assert queue.page(TaskFilter(warned=True), 0, 10)[0] == 0
 
 
 def test_threads_never_share_a_case(queue: RevisionQueue) -> None:

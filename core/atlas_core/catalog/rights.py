@@ -30,6 +30,7 @@ WRITES: Final[Mapping[str, str]] = MappingProxyType(
         t.revision_tasks.name: "INSERT, UPDATE",
         t.revision_task_organs.name: "INSERT, UPDATE",
         t.revision_drafts.name: "INSERT, DELETE",
+        t.revision_comments.name: "INSERT",
         t.case_flags.name: "INSERT, DELETE",
         t.sign_ins.name: "INSERT, DELETE",
         # Versions of one case are numbered under a lock of its row, which PostgreSQL gives only to

@@ -234,6 +234,8 @@ revision_tasks = Table(
     # What the list was sorted by: `records.RankBy`.
     Column("ranked_by", String(16), nullable=False, server_default="size"),
     Column("disagreement", Float(53)),
+    # The window of its holder's browser that works on it; NULL: a program that names none.
+    Column("page", String(64)),
     UniqueConstraint("case_id", "reading", "ensemble"),
     # The next case is the first row of this index without a lease.
     Index(
@@ -318,10 +320,30 @@ revision_drafts = Table(
         "task_id", Integer, ForeignKey("revision_tasks.id", ondelete="CASCADE"), primary_key=True
     ),
     Column("author", String(100), primary_key=True),
+    # Two windows of one person never overwrite each other; empty: a program that names none.
+    Column("page", String(64), primary_key=True, server_default=""),
     Column("path", String, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("base", JSON, nullable=False),
     Column("saved_at", UtcDateTime, nullable=False),
+)
+
+revision_comments = Table(
+    "revision_comments",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column(
+        "case_id",
+        String(100),
+        ForeignKey("cases.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("author", String(100), nullable=False),
+    Column("text", String, nullable=False),
+    Column("organ", String(63)),
+    Column("voxel_ijk", JSON),
+    Column("created_at", UtcDateTime, nullable=False),
 )
 
 case_flags = Table(

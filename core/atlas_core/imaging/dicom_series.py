@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from pydicom import Dataset
 from pydicom.uid import (
     CTImageStorage,
@@ -32,6 +33,9 @@ PLANES: Final = 1
 
 PLACES: Final = 2
 """Decimals of millimetres that tell positions apart."""
+
+MISSING_MM: Final = 20.0
+"""Reconstructions of one scan end within a few slices of each other; this is more."""
 
 PROJECTIONS: Final = frozenset({"MIP", "MINIP", "PROJECTION IMAGE", "AVERAGE", "RENDERED", "VRT"})
 REFORMATTED: Final = frozenset(
@@ -119,7 +123,9 @@ def find_series(
         for one in found
         if one.modality == "CT" and one.storage == CTImageStorage and "ORIGINAL" in one.kind
     }
-    series = [one for found in files.values() for one in _sorted_out(found, sources)]
+    series = _with_neighbours(
+        [(_Stack.of(found), one) for found in files.values() for one in _sorted_out(found, sources)]
+    )
     return tuple(sorted(series, key=lambda one: (-len(one.files), one.uid)))
 
 
@@ -222,6 +228,61 @@ def _sorted_out(files: list[_File], sources: set[str]) -> list[DicomSeries]:
     return found
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """Where a stack of slices lies.
+
+    Attributes:
+        frame: of reference, and the plane.
+        low, high: first and last place along the normal of its slices (mm).
+        gap: between two of them.
+    """
+
+    frame: tuple[Any, ...]
+    low: float
+    high: float
+    gap: float
+
+    @classmethod
+    def of(cls, files: Sequence[_File]) -> _Stack | None:
+        """None: its files do not say."""
+        placed = [one for one in files if one.place and len(one.place) == 3 and not _is_screen(one)]
+        planes = {one.plane for one in placed}
+        plane = planes.pop() if len(planes) == 1 else None
+        if plane is None or len(plane) != 6 or not placed[0].frame:
+            return None
+        normal = np.cross(plane[:3], plane[3:])
+        along = sorted({float(np.dot(normal, one.place)) for one in placed if one.place})
+        if len(along) < 2:
+            return None
+        gap = (along[-1] - along[0]) / (len(along) - 1)
+        return cls((placed[0].frame, plane), along[0], along[-1], gap)
+
+    def short_of(self, other: _Stack) -> float:
+        """How much further `other` goes at one end, where both agree about the other end (mm)."""
+        below, above = self.low - other.low, other.high - self.high
+        agree = 2 * max(self.gap, other.gap)
+        if self.frame != other.frame or min(abs(below), abs(above)) > agree:
+            return 0.0
+        return max(below, above)
+
+
+def _with_neighbours(found: Sequence[tuple[_Stack | None, DicomSeries]]) -> list[DicomSeries]:
+    """The series, with a note on those that another reconstruction of the same scan exceeds."""
+    stacks = [stack for stack, one in found if stack is not None and one.reason is None]
+    series = []
+    for stack, one in found:
+        missing = max((stack.short_of(other) for other in stacks), default=0.0) if stack else 0.0
+        if one.reason is None and missing > MISSING_MM:
+            note = (
+                f"another series of this scan goes {missing:.0f} mm further: slices may be missing"
+            )
+            series.append(replace(one, notes=(*one.notes, note)))
+        else:
+            series.append(one)
+    return series
+
+
 def _no_ct(files: list[_File], sources: set[str]) -> str | None:
     """Why a whole series is no CT, or None."""
     first = files[0]
@@ -232,9 +293,18 @@ def _no_ct(files: list[_File], sources: set[str]) -> str | None:
     if all("DERIVED" in one.kind for one in files):
         if all(one.kind & PROJECTIONS for one in files):
             return "a projection or rendering (ImageType), no CT"
-        if all(one.kind & REFORMATTED for one in files) and first.frame in sources:
+        other_plane = all(_is_upright(one) for one in files)
+        reformatted = other_plane or all(one.kind & REFORMATTED for one in files)
+        if reformatted and first.frame in sources:
             return "reformatted (ImageType) from a series that lies beside it"
     return None
+
+
+def _is_upright(one: _File) -> bool:
+    """Whether its plane is coronal or sagittal, in which no CT scans."""
+    if one.plane is None or len(one.plane) != 6:
+        return False
+    return abs(float(np.cross(one.plane[:3], one.plane[3:])[2])) < 0.5
 
 
 def _is_screen(one: _File) -> bool:

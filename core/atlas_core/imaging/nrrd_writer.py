@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +71,9 @@ def write_nrrd(
                 "Tags": "|",
             }.items()
         }
+    content = io.BytesIO()  # pynrrd asks of a file more than an atomic one offers
+    nrrd.write(
+        content, label_map.voxels, header, index_order="F", compression_level=COMPRESSION_LEVEL
+    )
     with AtomicFile(path) as file:
-        nrrd.write(
-            file,
-            label_map.voxels,
-            header,
-            index_order="F",
-            compression_level=COMPRESSION_LEVEL,
-        )
+        file.write(content.getbuffer())

@@ -56,7 +56,7 @@ from atlas_core.importing.summary import (
     summary_of,
 )
 from atlas_core.organs import OrganScheme
-from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource, WarningKind
+from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
 from atlas_core.store import CaseStore
 
 ID_DIGITS: Final = 32
@@ -281,7 +281,9 @@ class _Import:
             self.catalog.add_labels(labels)
             outcome.present = imported
         if labels:
-            self._check(case_id, outcome)
+            outcome.labels_checked(
+                check_labels(self.catalog, self.store, self.catalog.case(case_id))
+            )
 
     def _copies(self, case_id: str) -> list[str]:
         copies = self.catalog.copies_of(self.catalog.case(case_id))
@@ -289,12 +291,6 @@ class _Import:
             return []
         shown = ", ".join(copy.id for copy in copies[:NAMES_SHOWN])
         return [f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"]
-
-    def _check(self, case_id: str, outcome: CandidateOutcome) -> None:
-        """Labels in places where organs are not are taken, and said."""
-        for warning in check_labels(self.catalog, self.store, self.catalog.case(case_id)):
-            if warning.kind is not WarningKind.SCAN:
-                outcome.warnings.append(Note(outcome.source, warning.text))
 
     def _new_id(self, content: str) -> str:
         """The id of a case that the catalog does not have.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 from atlas_core.errors import printable
 from atlas_core.importing.candidates import Candidate, Discovery, shown_name
 from atlas_core.importing.original_labels import LabelFiles
+from atlas_core.records import CaseWarning, WarningKind
 
 NAMES_SHOWN: Final = 8
 """Limit of the names that a warning lists."""
@@ -24,11 +25,13 @@ class ImportedCase:
         source: imported file or folder, relative to what the user passed.
         case_id: its case.
         organs: organs whose original labels this import added.
+        remarks: what is remarkable about its labels, where it got new ones; see `anatomy`.
     """
 
     source: str
     case_id: str
     organs: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,12 @@ class CandidateOutcome:
         """Original labels that were taken."""
         imported = self.taken or self.present
         return imported.organs if imported else ()
+
+    def labels_checked(self, found: Sequence[CaseWarning]) -> None:
+        """Keeps what a check says of the labels."""
+        remarks = tuple(one.text for one in found if one.kind is not WarningKind.SCAN)
+        self.taken = self.taken and replace(self.taken, remarks=remarks)
+        self.present = self.present and replace(self.present, remarks=remarks)
 
     def account(self, files: LabelFiles, there: set[str], new: set[str]) -> None:
         """Says what became of the label files that nothing was said of.

@@ -154,7 +154,8 @@ def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) ->
     if incomplete and (not options.leave_out or not good):
         raise NotComplete(incomplete, len(cases))
     splits = split_cases(
-        SplitCase(case.id, case.dataset, options.patients.get(case.id)) for case, _ in good
+        SplitCase(case.id, case.dataset, options.patients.get(case.id), case.fingerprint)
+        for case, _ in good
     )
     numbers = case_numbers(catalog, [case for case, _ in good])
     released = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -27,11 +27,13 @@ class SplitCase:
         case_id: which.
         dataset: its dataset; every dataset is split in the same proportions.
         patient: whose CT it is; None: unknown, and the case is treated as a patient of its own.
+        fingerprint: what it shares with copies of its scan; None: unknown.
     """
 
     case_id: str
     dataset: str
     patient: str | None = None
+    fingerprint: str | None = None
 
 
 def split_cases(members: Iterable[SplitCase]) -> dict[str, Split]:
@@ -40,12 +42,9 @@ def split_cases(members: Iterable[SplitCase]) -> dict[str, Split]:
     Patients are taken dataset by dataset, in the order of a checksum of their names; each, with all
     their CTs, is assigned to the split that falls shortest of `PAPER_CASES`. So no patient is in
     two splits, and the whole and every dataset (give or take a CT) have the paper's proportions.
+    Copies of one scan are of one patient, whatever else is known of them.
     """
-    groups: dict[str, list[SplitCase]] = {}
-    for member in sorted(members, key=lambda m: m.case_id):
-        # A patient called like a case is not that case.
-        key = f"case {member.case_id}" if member.patient is None else f"patient {member.patient}"
-        groups.setdefault(key, []).append(member)
+    groups = _by_patient(sorted(members, key=lambda m: m.case_id))
     order = sorted(groups, key=lambda key: (groups[key][0].dataset, _shuffled(key)))
     placed = dict.fromkeys(Split, 0)
     found = {}
@@ -55,6 +54,30 @@ def split_cases(members: Iterable[SplitCase]) -> dict[str, Split]:
         placed[split] += len(groups[key])
         found.update({member.case_id: split for member in groups[key]})
     return found
+
+
+def _by_patient(members: Sequence[SplitCase]) -> dict[str, list[SplitCase]]:
+    """Cases of each patient; those whom a copy of a scan joins are one patient."""
+    joined: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while key in joined:
+            key = joined[key]
+        return key
+
+    groups: dict[str, list[SplitCase]] = {}
+    scans: dict[str, str] = {}
+    for member in members:
+        # A patient called like a case is not that case.
+        key = f"case {member.case_id}" if member.patient is None else f"patient {member.patient}"
+        groups.setdefault(key, []).append(member)
+        if member.fingerprint is not None:
+            here, there = root(key), root(scans.setdefault(member.fingerprint, key))
+            if here != there:
+                joined[here] = there
+    for key in joined:
+        groups.setdefault(root(key), []).extend(groups.pop(key))
+    return {key: sorted(group, key=lambda m: m.case_id) for key, group in groups.items()}
 
 
 _PAPER_TOTAL: Final = sum(PAPER_CASES.values())

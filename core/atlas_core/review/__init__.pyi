@@ -1,5 +1,6 @@
 from .audit_log import AuditLog
 from .case_status import CaseAttention, CaseBrief, CaseFilter, CaseReview
+from .comments import Comments
 from .drafts import Drafts
 from .error_taxonomy import ERROR_TYPES, ErrorType
 from .filling import Portion
@@ -12,7 +13,7 @@ from .label_versions import (
 )
 from .orphans import set_orphans_aside
 from .outgoing_events import QUEUE_DRAINED, OutgoingEvent, OutgoingEvents
-from .queue import RevisionQueue
+from .queue import OpenElsewhere, RevisionQueue
 from .records import (
     FINISHED,
     MINUTES_PER_CASE,
@@ -21,6 +22,7 @@ from .records import (
     USER_NAME,
     Annotator,
     AuditEntry,
+    Comment,
     Draft,
     LabelVersion,
     OpenedTasks,
@@ -53,6 +55,8 @@ __all__ = [
     "CaseFilter",
     "CaseReview",
     "CaseSize",
+    "Comment",
+    "Comments",
     "Draft",
     "Drafts",
     "ErrorType",
@@ -60,6 +64,7 @@ __all__ = [
     "LabelVersion",
     "LabelVersions",
     "NotHeld",
+    "OpenElsewhere",
     "OpenedTasks",
     "OrganVolumes",
     "OutgoingEvent",

@@ -32,6 +32,7 @@ _ASSIGN: Final = (
         assignee=sa.bindparam("who"),
         lease_expires_at=sa.bindparam("expires"),
         updated_at=sa.bindparam("now"),
+        page=None,
     )
 )
 

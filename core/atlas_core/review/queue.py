@@ -46,6 +46,17 @@ _k = t.revision_tasks.c
 _o = t.revision_task_organs.c
 
 
+class OpenElsewhere(Conflict):
+    """Another window of the same annotator works on the task."""
+
+    def __init__(self, case_id: str) -> None:
+        super().__init__(
+            "you work on this case in another window, or on another computer",
+            case=case_id,
+            remedy="go on there, or take over here: what was drawn there is kept",
+        )
+
+
 class RevisionQueue(RevisionViews):
     """The tasks in a catalog. Safe to share between threads; any number of processes may share it.
 
@@ -151,23 +162,40 @@ class RevisionQueue(RevisionViews):
             row = self._kept(connection, annotator, wanted, now)
             return None if row is None else self._tasks(connection, [row])[0]
 
-    def lease(self, task_id: int, annotator: Annotator) -> Task:
+    def lease(
+        self,
+        task_id: int,
+        annotator: Annotator,
+        page: str | None = None,
+        *,
+        take_over: bool = False,
+    ) -> Task:
         """Take one task, or renew the lease on it, which never gets shorter by that.
+
+        Args:
+            page: the window of the annotator's browser that asks; None: a program that has none.
+            take_over: also if another window of theirs works on it.
 
         Raises:
             NotFound: there is no such task.
+            OpenElsewhere: another window of the annotator works on it.
             Conflict: another annotator holds it, it is finished, or it waits for a second reader.
         """
         now = self._now()
         with self._catalog.transaction(write=True) as connection:
             row = self._held(connection, task_id, annotator, now)
             renewed = row["assignee"] == annotator.name
+            working = row["page"] if renewed else None
+            live = row["lease_expires_at"] is not None and row["lease_expires_at"] > now
+            if live and not take_over and page and working and page != working:
+                raise OpenElsewhere(row["case_id"])
             changed = self._change(
                 connection,
                 task_id,
                 now,
                 assignee=annotator.name,
                 lease_expires_at=self._expiry(row, annotator, now),
+                page=page or working,
             )
             if not renewed:  # a page renews every minute: not worth a log entry
                 note(connection, audit_entry(now, annotator.name, "lease", row))
@@ -390,6 +418,7 @@ class RevisionQueue(RevisionViews):
                 now,
                 state=pending.value,
                 lease_expires_at=now + self._lease,
+                page=None,
             )
             note(connection, audit_entry(now, annotator.name, "take back", row))
             return self._tasks(connection, [changed])[0]

@@ -199,10 +199,25 @@ class Draft(FrozenModel):
 
     task_id: int
     author: str
+    page: str = Field(default="", description="Window of the author's browser; empty: none.")
     path: str
     sha256: Sha256
     base: dict[str, str]
     saved_at: datetime
+
+
+class Comment(FrozenModel):
+    """What somebody has to say about a case, an organ of it, or a place in it."""
+
+    id: int
+    case_id: CaseId
+    author: str
+    text: str
+    organ: OrganName | None = None
+    voxel_ijk: tuple[int, int, int] | None = Field(
+        default=None, description="Voxel of the CT that it is about, as a region's peak."
+    )
+    created_at: datetime
 
 
 class WorkDay(FrozenModel):

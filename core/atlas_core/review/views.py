@@ -29,6 +29,7 @@ class TaskFilter:
     Attributes:
         dataset, organ: tasks of this dataset, with this organ.
         state, assignee, case_id: in lists only.
+        warned: with warnings, or without; see `records.CaseWarning`.
     """
 
     dataset: str | None = None
@@ -36,6 +37,7 @@ class TaskFilter:
     state: TaskState | None = None
     assignee: str | None = None
     case_id: str | None = None
+    warned: bool | None = None
 
 
 ANY_TASK: Final = TaskFilter()
@@ -118,6 +120,10 @@ class RevisionViews:
         if wanted.organ is not None:
             about = sa.select(_o.task_id).where(_o.organ == wanted.organ)
             chosen = chosen & _k.id.in_(about)
+        if wanted.warned is not None:
+            warned = sa.select(t.case_checks.c.case_id).where(t.case_checks.c.found > 0)
+            there = _k.case_id.in_(warned)
+            chosen = chosen & (there if wanted.warned else ~there)
         if wanted.state is not None:
             chosen = chosen & (self._state_now() == wanted.state.value)
         if wanted.assignee is not None:

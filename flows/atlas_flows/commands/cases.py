@@ -217,12 +217,20 @@ def phantoms(
 
 def show_import(summary: ImportSummary) -> None:
     """What was imported, in one sentence, and what was not, and why."""
+    from atlas_core.importing import Note
+
     labels = sum(len(case.organs) for case in (*summary.taken, *summary.present))
     console().print(
         f"{len(summary.taken)} cases taken into {summary.dataset}, {len(summary.present)} were "
         f"there already, {len(summary.refused)} refused; {labels} original labels are new"
     )
-    for title, notes in (("refused", summary.refused), ("worth a look", summary.warnings)):
+    remarks = tuple(
+        Note(case.source, remark)
+        for case in (*summary.taken, *summary.present)
+        for remark in case.remarks
+    )
+    look_at = (*summary.warnings, *remarks)
+    for title, notes in (("refused", summary.refused), ("worth a look", look_at)):
         for note in notes[:NOTES_SHOWN]:
             console().print(f"{title}: {note.source}: {note.reason}", soft_wrap=True, markup=False)
         if len(notes) > NOTES_SHOWN:

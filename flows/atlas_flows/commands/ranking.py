@@ -44,7 +44,8 @@ def ranking(
     Organs with an original label do not count. The list is that of the ensemble in use, or of the
     last one that scored where it has scored nothing yet: scores of different ensembles do not
     compare. The column "because of" names the organs that drive a case's place, with what each adds
-    to it. Scores of versions that did not count what the list is sorted by are refused.
+    to it; "warnings", what checks of its scan and labels found. Scores of versions that did not
+    count what the list is sorted by are refused.
 
     Example: atlasloop ranking --share 0.05 --csv revise-next.csv
     """
@@ -60,9 +61,9 @@ def ranking(
     if found.note:
         console(stderr=True).print(found.note, markup=False, soft_wrap=True)
     if csv is not None:
-        write_text(csv, priority_list.as_csv(shown, found.organs))
+        write_text(csv, priority_list.as_csv(shown, found.organs, found.warnings))
     if as_json:
-        write_text(None, priority_list.as_json(shown, Reading(reading), RankBy(by)))
+        write_text(None, priority_list.as_json(shown, Reading(reading), RankBy(by), found.warnings))
     elif csv is not None:
         console().print(f"{len(shown)} of {total} cases written to {csv}")
     elif not shown:
@@ -70,7 +71,7 @@ def ranking(
     else:
         print_table(
             f"Priority list by {by}: {len(shown)} of {total} cases, reading {reading.value}",
-            priority_list.as_rows(shown, RankBy(by)),
+            priority_list.as_rows(shown, RankBy(by), found.warnings),
             numbers=priority_list.NUMBERS,
         )
 

@@ -6,13 +6,19 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from atlas_core.errors import InvalidInput
 from atlas_core.ranking import weight
-from atlas_core.records import OrganScore, RankBy, RankedCase, Reading
+from atlas_core.records import CaseWarning, OrganScore, RankBy, RankedCase, Reading
+
+Warnings = Mapping[str, Sequence[CaseWarning]]
+"""By case; see `atlas_core.catalog.warnings_by_case`."""
+
+NO_WARNINGS: Final[Warnings] = MappingProxyType({})
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
@@ -51,6 +57,7 @@ class PriorityList:
     Attributes:
         total: length of the whole list.
         organs: of the atlas.
+        warnings: of these cases.
         note: about cases that are in the list of another ensemble only; empty: there are none.
     """
 
@@ -58,6 +65,7 @@ class PriorityList:
     total: int
     organs: tuple[str, ...]
     note: str
+    warnings: Warnings
 
 
 def read_list(catalog: Catalog, request: ListRequest) -> PriorityList:
@@ -68,7 +76,7 @@ def read_list(catalog: Catalog, request: ListRequest) -> PriorityList:
         NotFound: no such dataset or ensemble.
         Conflict: some scores lack what the list is sorted by.
     """
-    from atlas_core.catalog import find_ensemble
+    from atlas_core.catalog import find_ensemble, warnings_by_case
 
     if request.top is not None and request.share is not None:
         raise InvalidInput("top and share exclude each other", remedy="give one of them")
@@ -90,23 +98,28 @@ def read_list(catalog: Catalog, request: ListRequest) -> PriorityList:
         len(cases),
         tuple(catalog.organ_scheme().names),
         of_other_ensembles(others, request.ensemble),
+        warnings_by_case(catalog, [case.case_id for case in shown]),
     )
 
 
-def as_json(cases: Sequence[RankedCase], reading: Reading, by: RankBy) -> str:
+def as_json(
+    cases: Sequence[RankedCase], reading: Reading, by: RankBy, warnings: Warnings = NO_WARNINGS
+) -> str:
     """One JSON object: reading, number of cases, and the cases in order of rank."""
     return json.dumps(
         {
             "reading": reading.value,
             "by": by.value,
             "cases": len(cases),
-            "ranking": [_as_dict(case) for case in cases],
+            "ranking": [_as_dict(case, warnings.get(case.case_id, ())) for case in cases],
         },
         indent=2,
     )
 
 
-def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
+def as_csv(
+    cases: Sequence[RankedCase], organs: Sequence[str], warnings: Warnings = NO_WARNINGS
+) -> str:
     """One line per case, a column of millilitres per organ; empty where an organ is left out."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -114,7 +127,7 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
         ["rank", "case", "dataset", "attention_voxels", "attention_ml", "relative_attention"]
         + ["disagreement", "attended_ml"]
         + [f"{organ}_ml" for organ in organs]
-        + ["left_out"]
+        + ["left_out", "warnings"]
     )
     for case in cases:
         sizes = {score.organ: f"{score.attention_ml:.3f}" for score in case.organs}
@@ -130,13 +143,19 @@ def as_csv(cases: Sequence[RankedCase], organs: Sequence[str]) -> str:
                 "" if case.attended_ml is None else f"{case.attended_ml:.3f}",
                 *(sizes.get(organ, "") for organ in organs),
                 " ".join(case.left_out),
+                "; ".join(one.text for one in warnings.get(case.case_id, ())),
             ]
         )
     return text.getvalue()
 
 
-def as_rows(cases: Sequence[RankedCase], by: RankBy) -> list[dict[str, str]]:
-    """Short rows for people: the three organs that drive a case's place are named."""
+def as_rows(
+    cases: Sequence[RankedCase], by: RankBy, warnings: Warnings = NO_WARNINGS
+) -> list[dict[str, str]]:
+    """Short rows for people: the three organs that drive a case's place are named.
+
+    There is a column of warnings where there are any, with their kinds.
+    """
     return [
         {
             "rank": str(case.rank),
@@ -148,6 +167,7 @@ def as_rows(cases: Sequence[RankedCase], by: RankBy) -> list[dict[str, str]]:
             "relative": f"{case.relative_attention:.2f}",
             "because of": driving(case.organs, by) or "–",
             "left out": ", ".join(case.left_out) or "–",
+            **({"warnings": _kinds(warnings.get(case.case_id, ()))} if warnings else {}),
         }
         for case in cases
     ]
@@ -157,6 +177,10 @@ NUMBERS = ("rank", "disagreement", "attention (ml)", "attended (ml)", "relative"
 """Columns of `as_rows` that hold numbers."""
 
 
+def _kinds(warnings: Sequence[CaseWarning]) -> str:
+    return ", ".join(dict.fromkeys(one.kind.value for one in warnings)) or "–"
+
+
 def driving(organs: Sequence[OrganScore], by: RankBy) -> str:
     """The first three organs and what each adds to its case's place: ``spleen 0.42``."""
     unit = ".0f" if by in (RankBy.SIZE, RankBy.ATTENDED) else ".2f"
@@ -164,7 +188,7 @@ def driving(organs: Sequence[OrganScore], by: RankBy) -> str:
     return ", ".join(f"{organ} {added:{unit}}" for organ, added in shown if added > 0)
 
 
-def _as_dict(case: RankedCase) -> dict[str, Any]:
+def _as_dict(case: RankedCase, warnings: Sequence[CaseWarning]) -> dict[str, Any]:
     return {
         "rank": case.rank,
         "case": case.case_id,
@@ -186,6 +210,7 @@ def _as_dict(case: RankedCase) -> dict[str, Any]:
             for score in case.organs
         },
         "left_out": list(case.left_out),
+        "warnings": [one.model_dump(mode="json") for one in warnings],
     }
 
 

@@ -58,10 +58,13 @@ def ranking(
     with Catalog.open(places.catalog_url) as catalog:
         found = priority_list.read_list(catalog, request)
     if csv is not None:
-        write_file(landing_path(csv, places), priority_list.as_csv(found.cases, found.organs))
+        write_file(
+            landing_path(csv, places),
+            priority_list.as_csv(found.cases, found.organs, found.warnings),
+        )
     about = f"{len(found.cases)} of {found.total} cases by {by.value}"
     create_table_artifact(
-        priority_list.as_rows(found.cases[:ROWS_SHOWN], by),
+        priority_list.as_rows(found.cases[:ROWS_SHOWN], by, found.warnings),
         key="priority-list",
         description=f"{about}. {found.note}" if found.note else about,
     )

@@ -14,7 +14,7 @@ from atlas_core.errors import (
     NotFound,
     Unavailable,
 )
-from atlas_core.review import KeptAsProposal, StaleBase
+from atlas_core.review import KeptAsProposal, OpenElsewhere, StaleBase
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -64,6 +64,7 @@ STATUS: tuple[tuple[type[AtlasError], int, str], ...] = (
     (NotFound, 404, "Not found"),
     (StaleBase, 409, "Made from an older version"),
     (KeptAsProposal, 409, "Kept as a proposal"),
+    (OpenElsewhere, 409, "Open elsewhere"),
     (Conflict, 409, "Conflict"),
     (LimitExceeded, 413, "Too large"),
     (InvalidInput, 422, "Not acceptable as it is"),

@@ -30,6 +30,8 @@ MAX_NOTE: Final = 2000
 MAX_ID: Final = 2**31 - 1
 """Ids are 32-bit integers in both databases."""
 
+PAGE_NAME: Final = r"^[A-Za-z0-9-]{0,64}$"
+
 MAX_SECONDS: Final = 7 * 24 * 3600.0
 
 TaskId = Annotated[int, Path(ge=1, le=MAX_ID)]
@@ -73,6 +75,17 @@ class NextTask(_Body):
 
     dataset: Word | None = None
     organ: Word | None = None
+
+
+class LeaseAsk(_Body):
+    """Which window of a browser asks for a lease."""
+
+    page: str = Field(
+        default="", pattern=PAGE_NAME, description="Chosen at random by the window; empty: none."
+    )
+    take_over: bool = Field(
+        default=False, description="Work on in this window; the other one is refused from then on."
+    )
 
 
 class Judgement(_Body):
@@ -136,6 +149,9 @@ class TaskDetail(Task):
     """A task with its case and its history."""
 
     case: CaseView
+    confirm_unvisited: bool = Field(
+        description="Whether the site lets a confirmation cover organs that nobody looked at."
+    )
     history: list[AuditEntry]
 
 
@@ -147,11 +163,15 @@ def see_queue(
     organ: Name = None,
     state: TaskState | None = None,
     assignee: Name = None,
+    warned: bool | None = None,
     offset: Offset = 0,
     limit: Limit = 50,
 ) -> QueueView:
-    """Progress, and the tasks that match the filters, most urgent first."""
-    wanted = TaskFilter(dataset, organ, state, assignee)
+    """Progress, and the tasks that match the filters, most urgent first.
+
+    `warned`: only cases with warnings about their scan or labels, or only those without.
+    """
+    wanted = TaskFilter(dataset, organ, state, assignee, warned=warned)
     total, tasks = review.queue.page(wanted, offset, limit)
     return QueueView(
         counts=review.queue.counts(wanted),
@@ -198,9 +218,13 @@ def see_task(review: TheReview, who: SignedIn, task_id: TaskId) -> TaskDetail:
 
 
 @router.post("/tasks/{task_id}/lease")
-def take_or_renew(review: TheReview, who: SignedIn, task_id: TaskId) -> Task:
-    """Take this task, or renew the lease on it; 409 when another holds it."""
-    return review.queue.lease(task_id, annotator_of(who))
+def take_or_renew(
+    review: TheReview, who: SignedIn, task_id: TaskId, body: LeaseAsk | None = None
+) -> Task:
+    """Take this task, or renew the lease on it; 409 when another holds it, or (titled "Open
+    elsewhere") when another window of yours works on it."""
+    ask = body or LeaseAsk()
+    return review.queue.lease(task_id, annotator_of(who), ask.page or None, take_over=ask.take_over)
 
 
 @router.delete("/tasks/{task_id}/lease", status_code=204)
@@ -274,13 +298,15 @@ def ask_second_reader(
     review: TheReview, who: SignedIn, task_id: TaskId, body: SecondReading
 ) -> Task:
     """Pass the case to a reader other than you."""
-    return review.queue.ask_second_reader(task_id, annotator_of(who), body.note, body.seconds_spent)
+    task = review.queue.ask_second_reader(task_id, annotator_of(who), body.note, body.seconds_spent)
+    if body.note.strip():  # where the two of them talk
+        review.comments.add(task.case_id, who.user, body.note)
+    return task
 
 
 def _ended(review: Review, user: str, task: Task) -> EndedTask:
     """Drop the draft of a task that ended: its labels were handed in, or are not needed."""
-    path = review.drafts.drop(task.id, user)
-    if path is not None:
+    for path in review.drafts.drop(task.id, user):
         review.store.remove(path)
     return _as_ended(task)
 
@@ -295,5 +321,6 @@ def _detail(review: Review, task: Task) -> TaskDetail:
     return TaskDetail(
         **task.model_dump(),
         case=case_view(review, review.catalog.case(task.case_id)),
+        confirm_unvisited=review.settings.confirm_unvisited,
         history=review.queue.history(task.id),
     )

@@ -191,7 +191,7 @@ def test_an_error_is_one_line_on_stderr(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
-        "error: --top and --share exclude each other; give one of them"
+        "error: top and share exclude each other; give one of them"
     ]
 
 

@@ -97,6 +97,8 @@ export interface Case {
 }
 export interface TaskDetail extends Task {
   case: Case
+  /** Whether the site lets a confirmation cover organs that nobody looked at. */
+  confirm_unvisited: boolean
   history: { at: string; who: string; action: string; detail: unknown }[]
 }
 export interface Queue {

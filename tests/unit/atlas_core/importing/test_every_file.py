@@ -324,10 +324,19 @@ def test_reformatted_beside_its_source_is_left_out(site: Site) -> None:
     write_series(site.folder / "axial", kind("ORIGINAL", "PRIMARY", "AXIAL"), 5)
     write_series(site.folder / "mpr", kind("DERIVED", "SECONDARY", "MPR"), 5)
     write_series(site.folder / "mip", kind("DERIVED", "SECONDARY", "MIP"), 5)
+    coronal = kind("DERIVED", "SECONDARY", "AXIAL")  # as some workstations call everything
+
+    def upright(dataset: Dataset, k: int) -> None:
+        coronal(dataset, k)
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+        dataset.ImagePositionPatient = [0.0, 5.0 * k, 0.0]
+
+    write_series(site.folder / "coronal", upright, 5)
     summary = site.run()
     assert [case.source for case in summary.taken] == ["axial"]
     found = reasons(summary)
     assert "lies beside it" in found["mpr/00.dcm"]
+    assert "lies beside it" in found["coronal/00.dcm"]
     assert "projection" in found["mip/00.dcm"]
 
 
@@ -338,6 +347,28 @@ def test_slices_that_headers_promise_are_missed(site: Site) -> None:
 
     write_series(site.folder / "s", promised, 6)
     assert "promise 9 images, 6 are here" in site.run().warnings[0].reason
+
+
+def test_a_series_that_another_of_its_scan_exceeds_is_said(site: Site) -> None:
+    """Two reconstructions of one scan; half of one was lost on the way."""
+
+    def kind(seed: int) -> Any:
+        uid = generate_uid()
+
+        def change(dataset: Dataset, k: int) -> None:
+            big(dataset, k)
+            dataset.FrameOfReferenceUID, dataset.SeriesInstanceUID = "1.2.9", uid
+            dataset.ImagePositionPatient = [-20.0, -30.0, 5.0 * k]
+            dataset.PixelData = (ct(seed)[..., k % 5].T + 1024).astype(np.int16).tobytes()
+
+        return change
+
+    write_series(site.folder / "soft", kind(1), 12)
+    write_series(site.folder / "bone", kind(2), 12)
+    write_series(site.folder / "lost", kind(3), 6)
+    (note,) = [note for note in site.run().warnings if "another series" in note.reason]
+    assert note.source == "lost"
+    assert "goes 30 mm further" in note.reason
 
 
 def test_dicom_without_a_preamble_or_uids_is_dicom(site: Site) -> None:

@@ -391,6 +391,21 @@ def test_no_patient_is_in_two_splits() -> None:
         assert abs(shares[split] - 600 * total / 8448) <= 10
 
 
+def test_copies_of_a_scan_are_in_one_split() -> None:
+    """Also where each is said to be of another patient, and where copies chain patients."""
+    members = [
+        SplitCase(f"case-{n}", f"set-{n % 7}", f"p{n // 2}" if n % 3 else None, f"scan-{n % 151}")
+        for n in range(600)
+    ]
+    splits = split_cases(members)
+    assert splits.keys() == {member.case_id for member in members}
+    for mark in ("fingerprint", "patient"):
+        for value in {getattr(member, mark) for member in members} - {None}:
+            same = [m.case_id for m in members if getattr(m, mark) == value]
+            assert len({splits[case_id] for case_id in same}) == 1
+    assert split_cases(members[::-1]) == splits
+
+
 def test_patients_come_from_a_table(site: LabelledSite, tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     path.write_text("case,patient\ncase-0,A\ncase-3,A\n")

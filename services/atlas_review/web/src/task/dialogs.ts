@@ -54,3 +54,16 @@ export async function confirmDiscard(stored: readonly string[]): Promise<boolean
   )
   return answer === 'discard'
 }
+
+/** Some organs were not looked at: whether to confirm the others and leave those without a verdict. */
+export async function confirmRest(unvisited: readonly string[]): Promise<boolean> {
+  const answer = await choose(
+    'Not everything was looked at',
+    h('p', {}, `These stay without a verdict: ${unvisited.map(title).join(', ')}. An organ counts once each of its attended regions, or without any the organ itself, was visited.`),
+    [
+      ['', 'Keep looking'],
+      ['rest', 'Confirm the others'],
+    ],
+  )
+  return answer === 'rest'
+}

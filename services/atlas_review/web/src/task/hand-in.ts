@@ -5,7 +5,7 @@ import { may } from '../context'
 import { button, h, replace, title } from '../dom'
 import { goToNext } from '../next'
 import { ask, attempt, say } from '../notices'
-import { chooseVersion, confirmDiscard } from './dialogs'
+import { chooseVersion, confirmDiscard, confirmRest } from './dialogs'
 import { StaleBase, type Work } from './work'
 import type { Workspace } from './workspace'
 
@@ -62,6 +62,8 @@ export class HandIn {
         say('You have drawn in this case: submit the revision, or discard the drawing first.')
         return
       }
+      const { unvisited, detail } = this.work
+      if (!detail.confirm_unvisited && unvisited.length > 0 && !(await confirmRest(unvisited))) return
       await this.work.confirm()
       this.onFinished(`Case ${title(this.work.detail.state)}`) // revised, where a label was handed in before
     })

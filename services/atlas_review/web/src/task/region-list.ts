@@ -8,7 +8,6 @@ import type { Workspace } from './workspace'
 export class RegionList {
   readonly element = h('ol', { class: 'regions', 'aria-label': 'Attended regions' })
   private at = -1
-  private readonly visited = new Set<number>()
 
   constructor(private readonly space: Workspace) {}
 
@@ -31,7 +30,7 @@ export class RegionList {
         { type: 'button', 'aria-label': `Region ${i + 1}: ${title(region.organ)}, ${ml}`, title: 'volume of the region', onclick: () => this.jumpTo(i) },
         swatch(colourOf(this.space.context, region.organ)),
         h('span', { class: 'name' }, title(region.organ)),
-        h('span', { class: 'visited', title: 'visited', hidden: !this.visited.has(i) }, '✓'),
+        h('span', { class: 'visited', title: 'visited', hidden: !this.space.work.visited.has(region) }, '✓'),
         h('span', { class: 'number' }, ml),
       ),
     )
@@ -42,7 +41,7 @@ export class RegionList {
     const region = this.regions[at]
     if (!region) return
     this.at = at
-    this.visited.add(at)
+    this.space.work.visited.add(region)
     this.space.work.viewer.jumpTo(region.peak_mm)
     this.space.activateNamed(region.organ)
     this.element.children[at]?.querySelector('.visited')?.removeAttribute('hidden')

@@ -67,6 +67,8 @@ export class Work {
   changed = new Set<string>()
   /** Organs of which a label that was handed in here is in force. */
   readonly handedIn = new Set<string>()
+  /** Regions that the crosshair was taken to, and organs that somebody has picked. */
+  readonly visited = new Set<Region | string>()
   private bases: Bases = {}
   private readonly lease: Lease
   private local!: LocalDrafts
@@ -252,8 +254,22 @@ export class Work {
 
   // --- handing in -------------------------------------------------------------------------------
 
+  /** Organs without a verdict of which nobody has looked at all: neither at them nor at each of their regions. */
+  get unvisited(): string[] {
+    const open = this.detail.organs.filter((one) => one.verdict === null && !this.handedIn.has(one.organ))
+    return open.map((one) => one.organ).filter((organ) => !this.looked(organ))
+  }
+
+  private looked(organ: string): boolean {
+    const regions = this.regions.filter((region) => region.organ === organ)
+    return regions.length > 0 ? regions.every((region) => this.visited.has(region)) : this.visited.has(organ)
+  }
+
+  /** Confirm what was looked at, or (where the site allows it) everything. */
   async confirm(): Promise<void> {
-    await this.act('confirm', { seconds_spent: this.clock.seconds })
+    const { organs, confirm_unvisited } = this.detail
+    const visited = confirm_unvisited ? null : organs.map((one) => one.organ).filter((organ) => this.looked(organ))
+    await this.act('confirm', { seconds_spent: this.clock.seconds, visited })
     await this.finished()
   }
 

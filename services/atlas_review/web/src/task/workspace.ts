@@ -28,6 +28,7 @@ export class Workspace {
 
   activate(organ: Organ): void {
     this.organ = organ
+    this.work.visited.add(organ.name)
     this.work.viewer.setPen(organ)
     this.onOrgan()
   }
