@@ -3,8 +3,8 @@
     python deploy/helm/values_schema.py            (make chart-schema)
 
 The shape comes from ``values.yaml`` itself; what a value may be beyond its type is said below. The
-fields under ``attention.settings`` and ``review.settings`` are those of the configuration classes,
-less the ones that the chart decides. Helm reads draft 7.
+fields under ``attention.settings``, ``pacs.settings`` and ``review.settings`` are those of the
+configuration classes, less the ones that the chart decides. Helm reads draft 7.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ DECIDED_BY_CHART = {
         "listen", "metrics_listen", "store", "home", "catalog_url", "secret", "oidc_client_secret",
         "insecure", "allow_http_oidc", "organs",
     },
+    "pacs": {
+        "listen", "inbox", "vault_url", "tls", "dicomweb_password", "dicomweb_token",
+        "dicomweb_authority",
+    },
     "flows": {
         "catalog_url", "store", "organs", "attention_address", "prefect_api_url", "prefect_hosts",
         "review_role", "review_url", "score_schedule", "triton_address", "triton_control_key",
@@ -45,6 +49,7 @@ one machine."""
 CLASSES = {
     "attention": "atlas_attention.settings:AttentionSettings",
     "flows": "atlas_flows.settings:FlowSettings",
+    "pacs": "atlas_core.pacs:PacsSettings",
 }
 
 REVIEW_SETTINGS: dict[str, Schema] = {
@@ -175,6 +180,7 @@ BY_PATH: dict[str, Schema] = {
     "database.sslmode": {"enum": ["verify-full", "verify-ca", "require"]},
     "triton.target": {"enum": ["cpu", "gpu"]},
     "triton.autoscaling.kind": {"enum": ["none", "hpa", "keda"]},
+    "pacs.service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     "attention.placement": {"enum": ["service", "sidecar"]},
     "toolbox.image": {"enum": ["flows", "trainer"]},
 }

@@ -29,7 +29,7 @@ def receiver(tmp_path: Path) -> Iterator[tuple[dict[str, str], subprocess.Popen[
         "ATLASLOOP_HOME": str(tmp_path / "home"),
         "ATLASLOOP_PACS_LISTEN": f"127.0.0.1:{free_port()}",
         "ATLASLOOP_PACS_CALLERS": json.dumps(["STORESCU"]),
-        "ATLASLOOP_PACS_QUIET_S": "1",
+        "ATLASLOOP_PACS_QUIET_S": "8",
         "ATLASLOOP_PACS_DATASET": "hospital",
     }
     with subprocess.Popen(
@@ -62,7 +62,7 @@ def test_a_name_that_a_hospital_sends_stays_in_the_vault(
     images[0].file_meta.MediaStorageSOPInstanceUID = "1.2.3.5"
     images[0].save_as(folder / f"{NAME}_refused.dcm", enforce_file_format=True)
     port = int(environment["ATLASLOOP_PACS_LISTEN"].rpartition(":")[2])
-    storescu(port, "ATLASLOOP", folder)
+    storescu(port, "ATLASLOOP", folder, "--no-halt")
     assert process.stdout is not None and process.stderr is not None
     line = process.stdout.readline()
     assert "imported hospital_" in line, line

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from atlas_attention.settings import AttentionSettings
+from atlas_core.pacs import PacsSettings
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.cli import app
 from atlas_flows.settings import FlowSettings
@@ -230,10 +231,13 @@ def test_environment_variables_exist(page: Path) -> None:
     assert {name.removesuffix("__FILE") for name in named} <= known_variables()
 
 
+SETTINGS = (AttentionSettings, ReviewSettings, FlowSettings, EmbeddedSettings, PacsSettings)
+
+
 def setting_variables() -> set[str]:
     return {
         f"{settings.model_config['env_prefix']}{name.upper()}"
-        for settings in (AttentionSettings, ReviewSettings, FlowSettings, EmbeddedSettings)
+        for settings in SETTINGS
         for name in settings.model_fields
     }
 

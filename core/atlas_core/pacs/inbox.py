@@ -19,7 +19,6 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 from pydicom import Dataset
-from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian
@@ -140,6 +139,7 @@ class Inbox:
         if again:
             self.vault.forget_images(one)
             shutil.rmtree(self._folder(one), ignore_errors=True)
+            self._fault(one).unlink(missing_ok=True)
             return self.transfers.note(
                 one, state=TransferState.ASKED.value, reason="", expected=expected
             )
@@ -182,7 +182,7 @@ class Inbox:
             if known is not None and transfer.state in _SETTLED:
                 return Receipt.KNOWN
             return self._keep(transfer, sealed, done)
-        except Conflict as error:
+        except (Conflict, LimitExceeded) as error:
             self._note_fault(transfer, error.what)
             raise
         except OSError as error:
@@ -210,14 +210,19 @@ class Inbox:
         ):
             why = "further images came after its import: send or pull the whole series again"
             self.transfers.note(image.series, **_changed(why))
-        elif transfer.state is not TransferState.CHANGED and first:
+        elif (
+            transfer.state is not TransferState.CHANGED
+            and first
+            and not self._is_doubtful(image.series)
+        ):
             self.transfers.note(image.series, state=TransferState.RECEIVING.value, reason="")
         if first:
             log.info("series %s: removed or replaced %s", image.series, _by_tag(done.removed))
         return Receipt.KEPT
 
     def _note_fault(self, transfer: Transfer, why: str) -> None:
-        """Nothing of a doubtful series is imported; a case that is there stays."""
+        """Nothing of a doubtful series is imported until it is asked for again; its case stays."""
+        replace_file(self._fault(transfer.series), b"", mode=0o600)
         case = transfer.case_id is not None
         state = TransferState.CHANGED if case else TransferState.REFUSED
         self.transfers.note(transfer.series, state=state.value, reason=why)
@@ -254,8 +259,9 @@ class Inbox:
         return len(self.staged(series))
 
     def waiting(self) -> list[str]:
-        """Series of which images are here."""
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir())
+        """Series of which images are here, but for doubtful ones."""
+        names = sorted(path.name for path in self.root.iterdir() if path.is_dir())
+        return [name for name in names if self.staged(name) and not self._is_doubtful(name)]
 
     def quiet_s(self, series: str) -> float:
         """Seconds since the last image of a series was written."""
@@ -285,12 +291,12 @@ class Inbox:
 
     def _take_in(self, series: str) -> Transfer:
         transfer = self.transfers.of_series(series)
-        if not self.staged(series) or (
-            transfer.state is TransferState.REFUSED and transfer.reason.startswith(_DOUBTFUL)
-        ):
+        if not self.staged(series) or self._is_doubtful(series):
             return transfer
         if lacking := self.missing(transfer):
             if transfer.state is TransferState.CHANGED:
+                return transfer
+            if (transfer.state, transfer.reason) == (TransferState.RECEIVING, lacking):
                 return transfer
             state = TransferState.RECEIVING.value
             return self.transfers.note(series, state=state, reason=lacking)
@@ -322,19 +328,29 @@ class Inbox:
     ) -> None:
         """Import every series of which nothing came for `quiet_s` seconds and that lacks nothing.
 
+        Args:
+            on_done: called with each series that stands elsewhere now.
+
         Raises:
             Unavailable: as `take_in`.
         """
         for series in self.waiting():
-            if self.staged(series) and self.quiet_s(series) >= quiet_s:
-                on_done(self.take_in(series))
+            if self.quiet_s(series) >= quiet_s:
+                before, after = self.transfers.of_series(series), self.take_in(series)
+                if after != before:
+                    on_done(after)
 
     def _folder(self, series: str) -> Path:
         return self.root / series
 
+    def _fault(self, series: str) -> Path:
+        return self.root / f"{series}.fault"
+
+    def _is_doubtful(self, series: str) -> bool:
+        return self._fault(series).exists()
+
 
 _SETTLED: Final = (TransferState.IMPORTED, TransferState.CHANGED)
-_DOUBTFUL: Final = "an image with other pixels"
 
 
 def _changed(why: str) -> dict[str, str]:
@@ -381,4 +397,4 @@ def _reason(summary: ImportSummary, cases: Collection[str]) -> str:
 
 
 def _by_tag(tags: Collection[BaseTag]) -> str:
-    return ", ".join(f"{tag} {keyword_for_tag(tag)}".strip() for tag in sorted(tags))
+    return " ".join(f"{tag.group:04X},{tag.element:04X}" for tag in sorted(tags))

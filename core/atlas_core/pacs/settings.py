@@ -60,7 +60,9 @@ class PacsSettings(BaseSettings):
         default=30, gt=0, description="For an answer of the PACS; then it counts as away."
     )
     images_per_s: float | None = Field(
-        default=None, gt=0, description="Fetched at most; empty: as fast as the PACS gives them."
+        default=None,
+        gt=0,
+        description="Fetched by DICOMweb at most; empty: as fast as the PACS gives.",
     )
     quiet_s: float = Field(
         default=60,

@@ -151,12 +151,14 @@ def receive(context: typer.Context) -> None:
     A series is imported when all images are here that the PACS says it has, or when none came for
     ATLASLOOP_PACS_QUIET_S seconds. Only AE titles in ATLASLOOP_PACS_CALLERS are let in.
 
-    Example: ATLASLOOP_PACS_CALLERS='["CT1"]' atlasloop pacs receive
+    Example: atlasloop pacs receive
     """
+    from atlas_core.json_logs import log_to_stderr
     from atlas_core.pacs import Receiver
 
     from atlas_flows.pacs import PacsSite
 
+    log_to_stderr("INFO")
     stopped = _stopped_by_signals()
     with PacsSite.open(places(context)) as site, Receiver(site.settings, site.inbox.take):
         console().print(
@@ -168,12 +170,12 @@ def receive(context: typer.Context) -> None:
 
 
 def _take_in(inbox: Inbox, quiet_s: float) -> None:
-    """What is whole; a store that is away is said, and tried again at the next look."""
-    from atlas_core.errors import Unavailable
+    """What is whole; a store that is away is said, and asked again at the next look."""
+    from atlas_core.errors import AtlasError
 
     try:
         inbox.take_in_quiet(quiet_s, _say)
-    except Unavailable as error:
+    except AtlasError as error:
         show_error(str(error))
 
 

@@ -172,7 +172,9 @@ def pull_series(
             on_outcome(done, total, outcome)
 
     with receiving(site.settings, site.inbox):
-        pull = Pull(connect(site.settings), site.inbox, site.inbox.dataset, again)
+        # By DICOMweb everything is here when the answer has ended; a PACS that sends is waited for.
+        arrival_s = 0.0 if site.settings.dicomweb_url else site.settings.timeout_s
+        pull = Pull(connect(site.settings), site.inbox, site.inbox.dataset, again, arrival_s)
         summary = pull.run(query, observe)
     return PullRunSummary(
         skipped=summary.skipped, outcomes=tuple(outcomes), seconds=summary.seconds

@@ -60,6 +60,7 @@ COMMANDS = (
     ["simulate-annotator"],
     ["assemble"],
     ["release"],
+    *(["pacs", name] for name in ("pull", "push", "list", "receive")),
     ["organs", "list"],
     ["organs", "show"],
     ["organs", "extend"],

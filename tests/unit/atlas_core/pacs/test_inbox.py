@@ -108,6 +108,23 @@ def test_what_cannot_be_cleaned_is_refused_and_kept_nowhere(site: Site) -> None:
     assert site.inbox.waiting() == []
 
 
+def test_a_series_with_one_image_that_is_refused_is_no_case(site: Site) -> None:
+    images = hospital_series(6)
+    images[0].BurnedInAnnotation = "YES"
+    with pytest.raises(UnsupportedVolume):
+        site.inbox.take(images[0])
+    send(site, images[1:])
+    series = site.series(images[0])
+    site.inbox.take_in_quiet(0)
+    assert site.inbox.take_in(series).state is TransferState.REFUSED
+    assert site.catalog.cases() == []
+    images[0].BurnedInAnnotation = "NO"
+    one = images[0]
+    site.inbox.ask(one.SeriesInstanceUID, one.StudyInstanceUID, "4711", again=True)
+    send(site, images)
+    assert site.inbox.take_in(series).state is TransferState.IMPORTED
+
+
 def test_a_full_disk_is_said_and_gone_on_from(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     images = hospital_series(6)
     send(site, images[:3])
