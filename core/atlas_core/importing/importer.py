@@ -239,7 +239,10 @@ class _Import:
         """
         if survey.looks_like_labels():
             if candidate.certain:
-                raise UnsupportedVolume("holds label values, not Hounsfield units")
+                raise UnsupportedVolume(
+                    "holds a few whole numbers from 0 to 255: label values, no Hounsfield units",
+                    got=f"{survey.low:g} to {survey.high:g}",
+                )
             outcome.skipped.append(Note(candidate.name, f"holds label values: {UNPAIRED}"))
             return False
         doubt = survey.hounsfield_doubt()
