@@ -1,9 +1,9 @@
 from .diagnosis import Bounds, diagnose
-from .findings import Finding, Verdict
+from .findings import Condition, SiteFinding
 
 __all__ = [
     "Bounds",
-    "Finding",
-    "Verdict",
+    "Condition",
+    "SiteFinding",
     "diagnose",
 ]

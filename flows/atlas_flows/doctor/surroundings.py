@@ -16,7 +16,7 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.store import CaseStore
 from atlas_embedded.probes import attention_serves
 
-from atlas_flows.doctor.findings import Finding, Verdict
+from atlas_flows.doctor.findings import Condition, SiteFinding
 from atlas_flows.settings import Places
 
 GIB = 2**30
@@ -28,7 +28,7 @@ CLOCKS_S = 2.0
 SLOW_ROUND_S = 0.05
 
 
-def shared_memory(folder: Path, specs: list[ModelSpec], windows_in_flight: int) -> Finding:
+def shared_memory(folder: Path, specs: list[ModelSpec], windows_in_flight: int) -> SiteFinding:
     """Whether the windows in flight have room: 4 bytes per voxel, and 1 per voxel and organ."""
     needed = windows_in_flight * max(
         (_voxels(spec) * 4 for spec in specs), default=0
@@ -40,10 +40,12 @@ def shared_memory(folder: Path, specs: list[ModelSpec], windows_in_flight: int) 
         f"{usage.free / GIB:.2f} of {usage.total / GIB:.2f} GiB are free in {folder}"
     )
     if needed <= usage.free:
-        return Finding(check="shared memory", verdict=Verdict.GOOD, found=said, figures=figures)
-    return Finding(
+        return SiteFinding(
+            check="shared memory", condition=Condition.GOOD, found=said, figures=figures
+        )
+    return SiteFinding(
         check="shared memory",
-        verdict=Verdict.WRONG,
+        condition=Condition.WRONG,
         found=said,
         figures=figures,
         remedy="enlarge it (docker --shm-size, triton.sharedMemory of the chart), or set "
@@ -56,7 +58,7 @@ def _voxels(spec: ModelSpec) -> int:
     return x * y * z
 
 
-def disk(store: Path) -> Finding:
+def disk(store: Path) -> SiteFinding:
     """Whether the case store can be written to, and will be tomorrow."""
     CaseStore(store).require_usable()
     usage = shutil.disk_usage(store)
@@ -64,15 +66,15 @@ def disk(store: Path) -> Finding:
     said = f"{usage.free / GIB:.1f} GiB free ({share:.0%}) where {store} is"
     figures = {"free_gib": round(usage.free / GIB, 1), "free_share": round(share, 3)}
     if usage.free >= LEAST_FREE and share >= LEAST_SHARE:
-        return Finding(check="disk", verdict=Verdict.GOOD, found=said, figures=figures)
-    return Finding(
-        check="disk", verdict=Verdict.DOUBTFUL, found=said, figures=figures,
+        return SiteFinding(check="disk", condition=Condition.GOOD, found=said, figures=figures)
+    return SiteFinding(
+        check="disk", condition=Condition.DOUBTFUL, found=said, figures=figures,
         remedy="enlarge the volume; `du` of cases/*/predictions shows what ensembles that are no "
         "longer compared take",
     )  # fmt: skip
 
 
-def database(catalog: Catalog) -> Iterator[Finding]:
+def database(catalog: Catalog) -> Iterator[SiteFinding]:
     """Whether this role may read and change every table, how long that takes, and the clock."""
     denied = []
     for table in metadata.sorted_tables:
@@ -96,21 +98,21 @@ def database(catalog: Catalog) -> Iterator[Finding]:
     round_s = (answered - asked).total_seconds()
     figures = {"round_ms": round(round_s * 1000, 2)}
     if denied:
-        yield Finding(
-            check="database", verdict=Verdict.WRONG, figures=figures,
+        yield SiteFinding(
+            check="database", condition=Condition.WRONG, figures=figures,
             found=f"no right to {', '.join(denied[:5])}" + (" …" if len(denied) > 5 else ""),
             remedy="let the flows' role own the tables: run `atlasloop migrate` as that role, or "
             "grant it what is missing",
         )  # fmt: skip
     elif round_s > SLOW_ROUND_S:
-        yield Finding(
-            check="database", verdict=Verdict.DOUBTFUL, figures=figures,
+        yield SiteFinding(
+            check="database", condition=Condition.DOUBTFUL, figures=figures,
             found=f"an answer takes {round_s * 1000:.0f} ms",
             remedy="bring database and flows closer together, or see what loads it",
         )  # fmt: skip
     else:
-        yield Finding(
-            check="database", verdict=Verdict.GOOD, figures=figures,
+        yield SiteFinding(
+            check="database", condition=Condition.GOOD, figures=figures,
             found=f"all rights on {len(metadata.tables)} tables, {round_s * 1000:.1f} ms an answer",
         )  # fmt: skip
     if isinstance(theirs, str):
@@ -118,7 +120,7 @@ def database(catalog: Catalog) -> Iterator[Finding]:
     yield clock("database", theirs.replace(tzinfo=theirs.tzinfo or UTC), asked, answered)
 
 
-def clock(whose: str, theirs: datetime, asked: datetime, answered: datetime) -> Finding:
+def clock(whose: str, theirs: datetime, asked: datetime, answered: datetime) -> SiteFinding:
     """Whether a clock agrees with ours.
 
     Args:
@@ -129,16 +131,16 @@ def clock(whose: str, theirs: datetime, asked: datetime, answered: datetime) -> 
     after = (theirs - answered).total_seconds()
     apart = max(0.0, before, after)
     good = apart <= CLOCKS_S
-    return Finding(
+    return SiteFinding(
         check=f"clock of the {whose}",
-        verdict=Verdict.GOOD if good else Verdict.WRONG,
+        condition=Condition.GOOD if good else Condition.WRONG,
         found=f"{apart:.1f} s from ours" if apart else "as ours",
         remedy="" if good else "let all machines take their time by NTP: leases go by it",
         figures={"seconds": round(apart, 3)},
     )
 
 
-def prefect(places: Places) -> Iterator[Finding]:
+def prefect(places: Places) -> Iterator[SiteFinding]:
     """Whether the server answers, and has somebody to run the flows."""
     places.require_prefect()
     places.enter_prefect(quiet=True)
@@ -151,13 +153,13 @@ def prefect(places: Places) -> Iterator[Finding]:
         deployments = client.read_deployments()
     ready = sorted(one.name for one in deployments if one.status and one.status.value == "READY")
     if ready:
-        yield Finding(
-            check="Prefect", verdict=Verdict.GOOD, found=f"serves {', '.join(ready)}",
+        yield SiteFinding(
+            check="Prefect", condition=Condition.GOOD, found=f"serves {', '.join(ready)}",
             figures={"deployments": float(len(ready))},
         )  # fmt: skip
     else:
-        yield Finding(
-            check="Prefect", verdict=Verdict.DOUBTFUL,
+        yield SiteFinding(
+            check="Prefect", condition=Condition.DOUBTFUL,
             found=f"it answers; of {len(deployments)} deployments none has a worker",
             remedy="start the flows (`atlasloop up`, or the chart's workers): nothing runs by "
             "schedule or from the UI until then",
@@ -167,15 +169,15 @@ def prefect(places: Places) -> Iterator[Finding]:
         yield clock("Prefect server", theirs, asked, answered)
 
 
-def attention(places: Places) -> Finding:
+def attention(places: Places) -> SiteFinding:
     """Whether the attention service serves: every model has answered it."""
     said = attention_serves(places.attention_address)
-    return Finding(check="attention service", verdict=Verdict.GOOD, found=said)
+    return SiteFinding(check="attention service", condition=Condition.GOOD, found=said)
 
 
-def review(places: Places) -> Finding:
+def review(places: Places) -> SiteFinding:
     """Whether the review service has its database and store."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{places.review_url}/readyz", timeout=10) as answer:
         answer.read()
-    return Finding(check="review service", verdict=Verdict.GOOD, found="ready")
+    return SiteFinding(check="review service", condition=Condition.GOOD, found="ready")
