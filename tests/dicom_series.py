@@ -52,3 +52,70 @@ def write_series(
         files.append(folder / f"{(k * 7) % 11:02d}.dcm")
         dataset.save_as(files[-1], enforce_file_format=True)
     return files
+
+
+def in_a_study(change: Change = lambda dataset, k: None) -> Change:
+    """`change` with the identifiers that an archive asks for and objects refer to."""
+    study, frame = generate_uid(), generate_uid()
+
+    def changed(dataset: Dataset, k: int) -> None:
+        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = study, frame
+        dataset.PatientID, dataset.InstanceNumber = "P1", k + 1
+        change(dataset, k)
+
+    return changed
+
+
+def _place(dataset: Dataset, k: int, row: list[float], column: list[float], gap: float) -> None:
+    normal = np.cross(row, column)
+    dataset.ImageOrientationPatient = [*row, *column]
+    dataset.ImagePositionPatient = [
+        round(float(v), 6) for v in np.array([-20.0, -30.0, 100.0]) + gap * k * normal
+    ]
+
+
+def _oblique(dataset: Dataset, k: int) -> None:
+    c, s = np.cos(0.3), np.sin(0.3)
+    _place(dataset, k, [c, s, 0.0], [-s * c, c * c, s], 3.1)
+    dataset.PixelSpacing = [0.5, 1.9]
+
+
+ORIENTATIONS: dict[str, Change] = {
+    "axial": lambda dataset, k: None,
+    "reversed": lambda dataset, k: _place(dataset, SLICES - k, [1, 0, 0], [0, 1, 0], 2.5),
+    "feet first, prone": lambda dataset, k: _place(dataset, k, [-1, 0, 0], [0, -1, 0], -2.5),
+    "coronal": lambda dataset, k: _place(dataset, k, [1, 0, 0], [0, 0, -1], 4.0),
+    "sagittal": lambda dataset, k: _place(dataset, k, [0, 1, 0], [0, 0, -1], 1.25),
+    "oblique, anisotropic": _oblique,
+}
+"""Ways a scanner may lay its slices."""
+
+
+def jpeg_lossless(pixels: np.ndarray) -> bytes:
+    """A stream of JPEG lossless (process 14, first-order prediction) of 16-bit `pixels`.
+
+    Each category has a code of five bits, which is its number.
+    """
+    values = pixels.astype(np.int64)
+    before = np.empty_like(values)
+    before[:, 1:], before[1:, 0], before[0, 0] = values[:, :-1], values[:-1, 0], 1 << 15
+    text = ""
+    for difference in (((values - before + 32768) & 0xFFFF) - 32768).ravel().tolist():
+        category = abs(difference).bit_length()
+        text += f"{category:05b}"
+        if 0 < category < 16:
+            bits = difference if difference > 0 else difference + (1 << category) - 1
+            text += f"{bits:0{category}b}"
+    text += "1" * (-len(text) % 8)
+    coded = bytes(int(text[n : n + 8], 2) for n in range(0, len(text), 8))
+
+    def part(marker: int, content: bytes) -> bytes:
+        return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+    rows, columns = (n.to_bytes(2, "big") for n in pixels.shape)
+    frame = bytes([16]) + rows + columns + bytes([1, 1, 0x11, 0])
+    table = bytes([0, 0, 0, 0, 0, 17] + [0] * 11) + bytes(range(17))
+    scan = bytes([1, 1, 0, 1, 0, 0])
+    escaped = coded.replace(b"\xff", b"\xff\0")
+    parts = part(0xC3, frame) + part(0xC4, table) + part(0xDA, scan)
+    return b"\xff\xd8" + parts + escaped + b"\xff\xd9"

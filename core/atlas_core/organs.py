@@ -54,6 +54,16 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
+class SnomedConcept(FrozenModel):
+    """What an organ is in SNOMED CT, as DICOM writes it."""
+
+    code: str = Field(pattern=r"^[1-9][0-9]{5,17}$", description="Concept id.")
+    meaning: str = Field(min_length=1, max_length=64, description="The concept in words.")
+    side: Literal["left", "right"] | None = Field(
+        default=None, description="Laterality, where the concept itself does not say it."
+    )
+
+
 class Organ(FrozenModel):
     """One annotated structure."""
 
@@ -71,6 +81,17 @@ class Organ(FrozenModel):
     group: str = Field(default="", description="Organs that are looked at together.")
     volume_ml: tuple[float, float] | None = Field(
         default=None, description="Typical of adults whose organ is whole in the scan."
+    )
+    snomed: SnomedConcept | None = Field(
+        default=None, description="How the organ is named in DICOM; without it, by a private code."
+    )
+    centre_mm: tuple[float, float, float] | None = Field(
+        default=None,
+        description="Where its centre typically lies: to the right, front and head of the first "
+        "lumbar vertebra.",
+    )
+    holds_air: bool = Field(
+        default=False, description="Air and gas inside belong to it, as in lungs and bowel."
     )
 
     @model_validator(mode="after")

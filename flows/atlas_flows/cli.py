@@ -24,6 +24,7 @@ from atlas_flows.commands import (
     loop,
     models,
     organs,
+    pacs,
     ranking,
     release,
     report,
@@ -76,6 +77,7 @@ evaluate.command("ranking")(ranking.evaluate)
 evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
 app.add_typer(organs.app, name="organs", rich_help_panel="Atlas")
+app.add_typer(pacs.app, name="pacs", rich_help_panel="Cases")
 app.add_typer(models.app, name="models", rich_help_panel="Models")
 app.add_typer(ensembles.app, name="ensemble", rich_help_panel="Models")
 

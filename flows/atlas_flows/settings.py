@@ -122,6 +122,16 @@ class FlowSettings(BaseSettings):
         default=None,
         description="Checkpoints, by which a killed training goes on; empty: <home>/runs.",
     )
+    landing: Path | None = Field(
+        default=None,
+        description="Folder that people put files into for flows, and find results of flows in: "
+        "paths in the forms of the Prefect UI lie below it. Empty: <home>/landing.",
+    )
+    training_deployment: str | None = Field(
+        default=None,
+        description="Prefect deployment that trains for the loop, as finetune/finetune: the run of "
+        "the loop then needs no GPU itself. Empty: the loop trains in its own run.",
+    )
     nnunet_python: Path | None = Field(
         default=None,
         description="Python interpreter with nnunetv2, which trains imported nnU-Nets further; "
@@ -163,6 +173,8 @@ class Places:
         self.model_repository = flow.model_repository
         self.model_store = flow.model_store or embedded.home / "models"
         self.training_runs = flow.training_runs or embedded.home / "runs"
+        self.landing = flow.landing or embedded.home / "landing"
+        self.training_deployment = flow.training_deployment or None
         self.nnunet_python = flow.nnunet_python
 
     @property

@@ -69,6 +69,11 @@ class AttentionSettings(BaseSettings):
         description="Look first, with the model of the coarsest grid, where organs can be, and lay "
         "windows only there, with a margin of 30 mm. What is left out stands in the result.",
     )
+    member_labels: bool = Field(
+        default=True,
+        description="Store what each model says by itself as a label map beside the pseudo label, "
+        "for annotators to take: a fifth of a second and some hundred kilobytes a model and CT.",
+    )
     windows_in_flight: int = Field(
         default=0,
         ge=0,
@@ -136,6 +141,13 @@ class AttentionSettings(BaseSettings):
     )
     health_interval_s: float = Field(
         default=30.0, gt=0, description="An idle model is probed with a real window this often."
+    )
+    max_connection_age_s: float = Field(
+        default=300.0,
+        ge=1.0,
+        le=86_400.0,
+        description="Seconds after which a connection takes no new calls, so that clients look up "
+        "the replicas again; calls under way go on as long as they take.",
     )
     stop_grace_s: float = Field(
         default=5.0, ge=0, description="After SIGTERM: until calls under way are ended."

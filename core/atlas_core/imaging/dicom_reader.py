@@ -5,8 +5,8 @@ resampled (uneven gaps, gantry tilt, two slices at one position, mixed sizes or 
 refused with the reason and the numbers. The volume is written to a file a few slices at a time.
 
 pydicom does the parsing and decoding. The geometry is ours: highdicom's reader of series covers the
-same ground, but asks for all data sets in memory, does not say what is wrong in terms a user can
-act on, and brings three more compiled dependencies for these eighty lines.
+same ground, but asks for all data sets in memory and does not say what is wrong in terms a user can
+act on.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset
 
 from atlas_core.errors import LimitExceeded, NotFound, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.dicom_series import DicomSeries, find_series
+from atlas_core.imaging.dicom_series import CTS, DicomSeries, find_series
 from atlas_core.imaging.dicom_slices import (
     DicomSlice,
     looks_like_dicom,
     read_pixels,
     read_slice,
+    slice_of,
 )
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
 from atlas_core.imaging.nifti_writer import SlabWriter
 
-__all__ = ["DicomSeries", "find_series", "looks_like_dicom", "write_series"]
+__all__ = ["CTS", "DicomSeries", "find_series", "grid_of", "looks_like_dicom", "write_series"]
 
 SLAB_PIXELS = 1 << 23
 """Slices of so many pixels together are decoded at once: 32 of 512×512."""
@@ -72,11 +74,7 @@ def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOX
     """
     if not files:
         raise NotFound("no DICOM files to read")
-    slices = [read_slice(file) for file in files]
-    _require_uniform(slices)
-    slices.sort(key=lambda one: float(np.dot(one.normal, one.position)))
-    gap = _gap_mm(slices)
-    geometry = _geometry(slices, gap)
+    slices, geometry = _stacked([read_slice(file) for file in files])
     if geometry.voxels > max_voxels:
         raise LimitExceeded(
             "series is too large", expected=f"at most {max_voxels} voxels", got=geometry.voxels
@@ -86,6 +84,30 @@ def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOX
         for slab in _decoded(slices):
             writer.write(2, start, start + slab.shape[2], slab)
             start += slab.shape[2]
+
+
+def grid_of(datasets: Sequence[Dataset]) -> tuple[list[int], VolumeGeometry]:
+    """Order of the slices of one CT series along their normal, and the grid `write_series` gives.
+
+    Args:
+        datasets: headers, in any order.
+
+    Raises:
+        UnsupportedVolume: as `write_series`.
+    """
+    slices = [slice_of(dataset) for dataset in datasets]
+    if not slices:
+        raise NotFound("no DICOM files to read")
+    stacked, geometry = _stacked(slices)
+    number = {id(one): index for index, one in enumerate(slices)}
+    return [number[id(one)] for one in stacked], geometry
+
+
+def _stacked(slices: Sequence[DicomSlice]) -> tuple[list[DicomSlice], VolumeGeometry]:
+    """The slices in order, and their grid."""
+    _require_uniform(slices)
+    stacked = sorted(slices, key=lambda one: float(np.dot(one.normal, one.position)))
+    return stacked, _geometry(stacked, _gap_mm(stacked))
 
 
 def _require_uniform(slices: Sequence[DicomSlice]) -> None:

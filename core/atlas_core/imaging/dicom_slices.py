@@ -27,6 +27,8 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
     RLELossless,
 )
 
@@ -60,6 +62,16 @@ MAX_RLE_BYTES_PER_PIXEL = 8
 """Of run lengths, at most: twice what 32 bits need."""
 
 RLE_HEADER_BYTES = 64
+
+DECODERS = {
+    **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),  # HTJ2K is among them
+    **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
+    **dict.fromkeys(JPEGTransferSyntaxes, "gdcm"),
+}
+"""pydicom's plug-ins, chosen: its own choice depends on what else is installed."""
+
+_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+"""Markers of JPEG and JPEG-LS before the size of an image."""
 
 _EXPORT_AGAIN = "export the series again with all its attributes"
 
@@ -172,9 +184,27 @@ def read_slice(file: Path) -> DicomSlice:
     except AtlasError:
         raise
     except Exception as error:  # pydicom raises what it likes, and may quote the header
-        raise CorruptFile(
-            "not a readable DICOM file", got=type(error).__name__, remedy="copy the series again"
-        ) from None
+        raise _unreadable(error) from None
+
+
+def slice_of(dataset: Dataset) -> DicomSlice:
+    """What a data set in memory says about its slice; it need not have pixels.
+
+    Raises:
+        LimitExceeded, UnsupportedVolume, CorruptFile: as `read_slice`.
+    """
+    try:
+        return _slice(Path(), dataset)
+    except AtlasError:
+        raise
+    except Exception as error:  # as above
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> CorruptFile:
+    return CorruptFile(
+        "not a readable DICOM file", got=type(error).__name__, remedy="copy the series again"
+    )
 
 
 def _slice(file: Path, tags: Dataset) -> DicomSlice:
@@ -208,7 +238,8 @@ def _slice(file: Path, tags: Dataset) -> DicomSlice:
 
 def _syntax(tags: Dataset) -> UID:
     """How the pixels are coded; without a preamble nothing may say so, and then they are plain."""
-    syntax = str(tags.file_meta.get("TransferSyntaxUID", ""))
+    meta = getattr(tags, "file_meta", {})
+    syntax = str(meta.get("TransferSyntaxUID", ""))
     return UID(syntax or ImplicitVRLittleEndian)
 
 
@@ -275,11 +306,15 @@ def read_pixels(one: DicomSlice) -> NDArray[Any]:
     """
     try:
         with _opened(one.file) as stream:
-            if one.syntax in (*JPEG2000TransferSyntaxes, RLELossless):
+            _require_decoder(one.syntax)
+            if one.syntax in (*DECODERS, RLELossless):
                 _require_bounded(one, stream)
                 stream.seek(0)
-            _require_decoder(one.syntax)
-            stored: NDArray[Any] = pixel_array(_complete(stream, one.syntax), raw=True)
+            stored: NDArray[Any] = pixel_array(
+                _complete(stream, one.syntax),
+                raw=True,
+                decoding_plugin=DECODERS.get(one.syntax, ""),
+            )
     except AtlasError:
         raise
     # Decoders of third parties raise what they like on damaged data; what it says may name the
@@ -316,7 +351,9 @@ def _require_decoder(syntax: UID) -> None:
     UnsupportedVolume: this installation cannot decode the compression.
     """
     try:
-        if get_decoder(syntax).is_available:
+        decoder = get_decoder(syntax)
+        wanted = DECODERS.get(syntax)
+        if decoder.is_available if wanted is None else wanted in decoder.available_plugins:
             return
     except NotImplementedError:
         pass
@@ -331,7 +368,7 @@ def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:
     """Compressed pixels may need no more memory than the header's size: decoders check it last.
 
     Raises:
-        CorruptFile: a JPEG 2000 image of another size, or more run lengths than pixels need.
+        CorruptFile: an image of another size, or more run lengths than pixels need.
     """
     pixels = one.size[0] * one.size[1]
     frame = get_frame(dcmread(stream, specific_tags=["PixelData"]).PixelData, 0, number_of_frames=1)
@@ -343,11 +380,28 @@ def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:
                 got=f"{len(frame)} bytes",
             )
         return
-    image = get_parameters(frame)
-    found = (image["columns"], image["rows"], image["samples_per_pixel"])
+    if one.syntax in JPEG2000TransferSyntaxes:
+        image = get_parameters(frame)
+        found = (image["columns"], image["rows"], image["samples_per_pixel"])
+    else:
+        found = _jpeg_size(frame)
     if found != (*one.size, 1):
         raise CorruptFile(
             "pixel data of a slice has another size than its header",
             expected=(*one.size, 1),
             got=found,
         )
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int]:
+    """Columns, rows and samples of a JPEG or JPEG-LS image, by its frame header; 0 without one."""
+    at = 2
+    while at + 9 < len(frame) and frame[at] == 0xFF:
+        if frame[at + 1] == 0xFF:  # fills up
+            at += 1
+        elif frame[at + 1] in _FRAME_HEADERS:
+            rows, columns = (int.from_bytes(frame[n : n + 2], "big") for n in (at + 5, at + 7))
+            return columns, rows, frame[at + 9]
+        else:
+            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return 0, 0, 0

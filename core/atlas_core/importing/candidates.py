@@ -26,6 +26,7 @@ class Candidate:
         label_map: all structures in one file.
         label_names: file that says what the label map's values mean: nnU-Net's dataset.json, a
             table of BIDS, or the label map itself (3D Slicer's segments).
+        objects: DICOM SEG and RTSTRUCT, with names and places of their own.
         our_ids: the label map has the name that we use, so its values are our label ids.
         certain: the layout shows that this is a CT; otherwise it is a loose file.
         notes: what deserves a look, in sentences.
@@ -36,6 +37,7 @@ class Candidate:
     masks: Mapping[str, Path] = field(default_factory=dict)
     label_map: Path | None = None
     label_names: Path | None = None
+    objects: tuple[Path, ...] = ()
     our_ids: bool = False
     certain: bool = True
     notes: tuple[str, ...] = ()
@@ -46,9 +48,9 @@ class Candidate:
 
     @property
     def label_files(self) -> tuple[Path, ...]:
-        """Masks, label map, and what says their meaning, each once."""
+        """Masks, label map, what says their meaning, and DICOM objects, each once."""
         more = (self.label_map, self.label_names)
-        found = (*self.masks.values(), *(file for file in more if file is not None))
+        found = (*self.masks.values(), *(file for file in more if file is not None), *self.objects)
         return tuple(dict.fromkeys(found))
 
 

@@ -8,7 +8,8 @@ Recognised, at any depth and in any mixture, in capitals or not, as NIfTI, NRRD 
     nnU-Net raw     imagesTr/<case>_0000.nii.gz with labelsTr/<case>.nii.gz and dataset.json; also
                     the Decathlon's form without _0000, imagesTs, imagesVa …, paths in dataset.json
     BIDS            sub-1/…/sub-1_ct.nii.gz with derivatives/…/sub-1_dseg.nii.gz or sub-1_…_mask
-    DICOM           every series below a folder that holds DICOM files, with labels as NIfTI
+    DICOM           every series below a folder that holds DICOM files, with labels as NIfTI, DICOM
+                    SEG or RTSTRUCT
     loose volumes   paired with their labels where the names say so (volume-3 with segmentation-3,
                     img0003 with label0003, x_0000 with x, images/x with labels/x)
     a list          whatever a CSV of pairs says, and nothing else
@@ -59,6 +60,7 @@ from atlas_core.importing.pairing import (
     bids_labels,
     label_beside,
     label_folders,
+    objects_of_series,
     pairs_of_dataset,
     read_pairs,
 )
@@ -285,6 +287,9 @@ class _Search:
     def _with_map(
         self, candidate: Candidate, label_map: Path | None, names: Path | None = None
     ) -> Candidate:
+        if label_map is not None and stem_of(label_map) is None:  # by a list of pairs
+            objects = files_below(label_map) if label_map.is_dir() else [label_map]
+            return replace(candidate, objects=tuple(objects))
         if label_map is not None and is_segments(label_map):
             names = label_map
         return replace(candidate, label_map=label_map, label_names=names if label_map else None)
@@ -324,6 +329,8 @@ class _Search:
                 for folder in folders:
                     self._dicom([folder])
             return
+        objects = {} if label else objects_of_series(found, self._put_aside)
+        taken = {file for files in objects.values() for file in files}
         homes = [home_of(series) for series in found]
         for series, home in zip(found, homes, strict=True):
             name = self._name(home)
@@ -332,13 +339,16 @@ class _Search:
             for file, why in series.left_out:
                 self._put_aside(file, why)
             if series.reason is None:
-                candidate = Candidate(name, series.files, notes=series.notes)
+                candidate = Candidate(
+                    name, series.files, objects=objects.get(series.uid, ()), notes=series.notes
+                )
                 self._candidates.append(
                     self._with_map(candidate, label or self._label_of_series(home))
                 )
             else:
                 for file in series.files:
-                    self._put_aside(file, series.reason)
+                    if file not in taken and file not in self._set_aside:
+                        self._put_aside(file, series.reason)
 
     def _label_of_series(self, home: Path) -> Path | None:
         """A label as a volume beside a series, by the names of the folders above its files."""

@@ -6,12 +6,14 @@ import contextlib
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from atlas_core.dicom import frame_of_reference, references_of
 from atlas_core.errors import AtlasError, InvalidInput
+from atlas_core.imaging.dicom_reader import DicomSeries
 from atlas_core.importing.candidates import stem_of
 from atlas_core.importing.label_names import ROOT_NAME, read_json
 from atlas_core.regular_files import read_small
@@ -33,6 +35,9 @@ PAIRS: Final = (
     (re.compile(r"(.+)_0000"), ("{0}",)),  # AbdomenCT-1K, FLARE
 )
 """Name of a CT → names of its label map, in the same folder or in a folder of labels beside it."""
+
+OBJECTS: Final = ("SEG", "RTSTRUCT")
+"""Modalities of DICOM objects with labels."""
 
 BIDS_LABEL: Final = re.compile(r"(?P<entities>sub-[^_]+(_[a-z]+-[^_]+)*)_(?P<kind>dseg|mask)", re.I)
 BIDS_OWN: Final = ("desc", "label", "seg", "space", "res")
@@ -172,6 +177,39 @@ def bids_key(stem: str) -> str:
     """What a BIDS file shares with its derivatives: "sub-1_ses-2_acq-thin_ct" → those entities."""
     parts = [part for part in stem.split("_") if "-" in part]
     return "_".join(part for part in parts if part.split("-", 1)[0] not in BIDS_OWN)
+
+
+def objects_of_series(
+    found: Iterable[DicomSeries], put_aside: Callable[[Path, str], None]
+) -> dict[str, tuple[Path, ...]]:
+    """DICOM SEG and RTSTRUCT by the CT series that they were made on.
+
+    That is the series that they name; or, where they name none that is here, the only one in their
+    frame of reference.
+
+    Args:
+        put_aside: called with objects that belong to no series, and the reason.
+
+    Returns:
+        `DicomSeries.uid` → its objects.
+    """
+    series = list(found)
+    cts = {one.uid: frame_of_reference(one.files[0]) for one in series if one.reason is None}
+    objects: dict[str, tuple[Path, ...]] = {}
+    for file in (f for one in series if one.modality in OBJECTS for f in one.files):
+        try:
+            refers = references_of(file)
+        except AtlasError as error:
+            put_aside(file, str(error))
+            continue
+        named = [uid for uid in cts if uid in refers.series]
+        beside = named or [uid for uid, frame in cts.items() if frame in refers.frames]
+        if len(beside) == 1:
+            objects[beside[0]] = (*objects.get(beside[0], ()), file)
+        else:
+            where = "several series here" if beside else "a series that is not here"
+            put_aside(file, f"labels in DICOM, of {where}: see --pairs")
+    return objects
 
 
 def label_folders(folder: Path) -> list[Path]:

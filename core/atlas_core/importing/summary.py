@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -140,6 +141,13 @@ class CandidateOutcome:
             organs = {organ for one in files.meaning.labels.values() for organ in one}
             self.fates.setdefault(files.label_map, _fate(organs, there, new))
 
+    def account_object(
+        self, file: Path, files: LabelFiles, there: Collection[str], new: Collection[str]
+    ) -> None:
+        """Says what became of a DICOM object, whose segments are `files`; as `account`."""
+        organs = {organ for one in files.meaning.masks.values() for organ in one}
+        self.fates.setdefault(file, _fate(organs, there, new))
+
     def files(self, candidate: Candidate, root: Path) -> list[FileFate]:
         """What became of each of its files."""
         ct, why = self._of_ct()
@@ -161,11 +169,11 @@ class CandidateOutcome:
         return Fate.LEFT_OUT, self.skipped[-1].reason if self.skipped else ""
 
 
-def _fate(organs: set[str], there: set[str], new: set[str]) -> tuple[Fate, str]:
+def _fate(organs: set[str], there: Collection[str], new: Collection[str]) -> tuple[Fate, str]:
     """What became of a label file of `organs`."""
-    if organs & new:
+    if not organs.isdisjoint(new):
         return Fate.TAKEN, ""
-    if organs & there:
+    if not organs.isdisjoint(there):
         return Fate.PRESENT, ""
     return Fate.LEFT_OUT, "holds no organ of this atlas, or is not called after one"
 

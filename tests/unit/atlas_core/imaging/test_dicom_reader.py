@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,24 @@ from atlas_core.errors import (
 from atlas_core.imaging import MAX_VOXELS, Volume, read_label, read_volume
 from atlas_core.imaging.dicom_reader import find_series
 from atlas_core.imaging.dicom_reader import write_series as write_volume_of
-from dicom_series import COLUMNS, ROWS, SERIES, SLICES, Change, stored, write_series
+from dicom_series import (
+    COLUMNS,
+    ROWS,
+    SERIES,
+    SLICES,
+    Change,
+    jpeg_lossless,
+    stored,
+    write_series,
+)
 from pydicom import Dataset, dcmread
-from pydicom.uid import RLELossless, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 
 
 def read_series(files: Sequence[Path], *, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -247,6 +262,48 @@ def test_series_of_one_folder_are_distinguished(tmp_path: Path) -> None:
         (SERIES, 4, "CT"),
         (other, 3, "CT"),
     ]
+
+
+def as_jpeg_lossless(dataset: Dataset) -> None:
+    pixels = np.frombuffer(dataset.PixelData, "<u2").reshape(dataset.Rows, dataset.Columns)
+    dataset.PixelData = encapsulate([jpeg_lossless(pixels)])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+
+
+# JPEG 2000 cannot be written this small; a real series of it is read below.
+CODECS: dict[str, Callable[[Dataset], None]] = {
+    "JPEG lossless": as_jpeg_lossless,
+    "JPEG-LS": lambda dataset: dataset.compress(JPEGLSLossless, generate_instance_uid=False),
+    "RLE": lambda dataset: dataset.compress(RLELossless, generate_instance_uid=False),
+}
+
+
+def unsigned(dataset: Dataset) -> None:
+    dataset.PixelRepresentation, dataset.HighBit = 0, 15
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_compressions_of_archives_are_read(tmp_path: Path, codec: str) -> None:
+    plain = read_series(write_series(tmp_path / "plain", lambda ds, k: unsigned(ds)))
+
+    def compressed(dataset: Dataset, k: int) -> None:
+        unsigned(dataset)
+        CODECS[codec](dataset)
+
+    packed = read_series(write_series(tmp_path / "packed", compressed))
+    assert np.array_equal(plain.voxels, packed.voxels)
+    assert packed.geometry == plain.geometry
+
+
+@pytest.mark.parametrize("codec", ["JPEG lossless", "JPEG-LS"])
+def test_an_image_larger_than_its_header_is_not_decoded(tmp_path: Path, codec: str) -> None:
+    def small_header(dataset: Dataset, k: int) -> None:
+        unsigned(dataset)
+        CODECS[codec](dataset)
+        dataset.Rows -= 1
+
+    assert "another size than its header" in str(refusal(tmp_path, small_header))
 
 
 # Real series ----------------------------------------------------------------------------------

@@ -359,7 +359,7 @@ def test_dicom_without_a_preamble_or_uids_is_dicom(site: Site) -> None:
 def test_a_missing_decoder_is_called_that(site: Site) -> None:
     for file in write_series(site.folder / "s", big, 5):
         raw = file.read_bytes()
-        explicit, lossless = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.4.70"
+        explicit, remote = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.4.94"  # JPIP
         length = (20).to_bytes(2, "little"), (22).to_bytes(2, "little")
-        file.write_bytes(raw.replace(length[0] + explicit, length[1] + lossless, 1))
+        file.write_bytes(raw.replace(length[0] + explicit, length[1] + remote, 1))
     assert "no decoder" in site.run().refused[0].reason
