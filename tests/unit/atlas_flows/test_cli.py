@@ -73,6 +73,7 @@ COMMANDS = (
     ["down"],
     ["status"],
     ["logs"],
+    ["doctor"],
 )
 
 
