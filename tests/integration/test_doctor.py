@@ -45,16 +45,16 @@ def test_a_site_in_order_passes_and_what_is_wrong_is_named(
         pass
     elsewhere = {"ATLASLOOP_MODEL_STORE": str(tmp_path)}
     code, found = doctor(prefect_stack, **elsewhere)
-    assert not [one for one in found.values() if one["condition"] == "wrong"]
+    assert not [one for one in found.values() if one["verdict"] == "wrong"]
     assert code == 0
     models = [one for check, one in found.items() if check.startswith("model ")]
     assert len(models) == 3
     for one in models:
         assert one["figures"]["dice"] >= 0.99 and one["figures"]["windows_a_second"] > 0
-    assert found["shared memory"]["condition"] == "good"
-    assert found["database"]["condition"] != "wrong"
+    assert found["shared memory"]["verdict"] == "good"
+    assert found["database"]["verdict"] != "wrong"
     assert found["attention service"]["found"] == "serving"
-    assert found["Prefect"]["condition"] == "doubtful", "nobody runs flows here"
+    assert found["Prefect"]["verdict"] == "doubtful", "nobody runs flows here"
 
     # A member answers otherwise than it was exported, and a service is away.
     repository = repository_of(prefect_stack.settings)
@@ -66,7 +66,7 @@ def test_a_site_in_order_passes_and_what_is_wrong_is_named(
     away = {"ATLASLOOP_ATTENTION_ADDRESS": f"127.0.0.1:{free_port()}"}
     code, found = doctor(prefect_stack, **elsewhere, **away)
     assert code == 1
-    wrong = {check for check, one in found.items() if one["condition"] == "wrong"}
+    wrong = {check for check, one in found.items() if one["verdict"] == "wrong"}
     assert wrong == {"model conv_a@0", "attention service"}
     assert "install the model again" in found["model conv_a@0"]["remedy"]
     assert all(found[check]["remedy"] for check in wrong)
@@ -82,7 +82,7 @@ def test_a_role_that_may_not_write_is_found(postgresql_url: str) -> None:
     address = sa.make_url(postgresql_url).set(username="onlooker", password="look")
     try:
         with Catalog.open(postgresql_url) as catalog:
-            assert all(one.condition != "wrong" for one in database(catalog))
+            assert all(one.verdict != "wrong" for one in database(catalog))
         with Catalog.open(address.render_as_string(hide_password=False)) as catalog:
             rights, clock = database(catalog)
     finally:
@@ -90,28 +90,28 @@ def test_a_role_that_may_not_write_is_found(postgresql_url: str) -> None:
             connection.execute(sa.text("DROP OWNED BY onlooker"))
             connection.execute(sa.text("DROP ROLE onlooker"))
         engine.dispose()
-    assert rights.condition == "wrong" and "INSERT on" in rights.found
+    assert rights.verdict == "wrong" and "INSERT on" in rights.found
     assert "as that role" in rights.remedy
-    assert clock.condition == "good"
+    assert clock.verdict == "good"
 
 
 def test_a_clock_that_is_apart_is_found() -> None:
     asked = datetime(2026, 1, 1, 12, 0, 10, 500_000, tzinfo=UTC)
     answered = asked + timedelta(seconds=4)
     for good in (-0.6, 0, 3, 5):  # whole seconds are cut off; an answer may take its time
-        assert clock("server", asked + timedelta(seconds=good), asked, answered).condition == "good"
+        assert clock("server", asked + timedelta(seconds=good), asked, answered).verdict == "good"
     for wrong in (-60, 60):
         found = clock("server", asked + timedelta(seconds=wrong), asked, answered)
-        assert found.condition == "wrong" and "NTP" in found.remedy
+        assert found.verdict == "wrong" and "NTP" in found.remedy
 
 
 def test_shared_memory_that_cannot_hold_the_windows_is_found(stack: Stack, tmp_path: Path) -> None:
     specs = [
         spec for name in ("conv_a", "conv_b") for spec in repository_of(stack.settings).served(name)
     ]
-    assert shared_memory(tmp_path, specs, 5).condition == "good"
+    assert shared_memory(tmp_path, specs, 5).verdict == "good"
     full = shared_memory(tmp_path, specs, 10**9)
-    assert full.condition == "wrong" and "WINDOWS_IN_FLIGHT" in full.remedy
+    assert full.verdict == "wrong" and "WINDOWS_IN_FLIGHT" in full.remedy
 
 
 def test_reference_windows_are_the_same_everywhere_and_of_the_models_form(stack: Stack) -> None:

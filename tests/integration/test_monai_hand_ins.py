@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from atlas_core.catalog import Catalog, tables
 from atlas_core.imaging import (
-    Segment,
+    NrrdSegment,
     Volume,
     read_label,
     read_segments,
@@ -241,7 +241,7 @@ def test_what_itk_and_slicer_write_is_taken(
         write_nrrd(path, edited)
     else:  # its own values count, not the order of the list beside it
         shuffled = np.where(edited.voxels > 0, 50 + edited.voxels, 0).astype(np.uint8, order="F")
-        segments = [Segment(name, 51 + k, "#808080") for k, name in enumerate(names)]
+        segments = [NrrdSegment(name, 51 + k, "#808080") for k, name in enumerate(names)]
         write_nrrd(path, Volume(shuffled, edited.geometry), segments)
     info = {"label_info": all_names(names)}
     saved = make().save_label(sample["id"], str(path), "", info)

@@ -21,7 +21,7 @@ COMPRESSION_LEVEL: Final = 1
 
 
 @dataclass(frozen=True)
-class Segment:
+class NrrdSegment:
     """One segment of a label map.
 
     Attributes:
@@ -36,7 +36,7 @@ class Segment:
 
 
 def write_nrrd(
-    path: Path, label_map: Volume, segments: Sequence[Segment] = (), *, deflated: bool = True
+    path: Path, label_map: Volume, segments: Sequence[NrrdSegment] = (), *, deflated: bool = True
 ) -> None:
     """Write a label map as NRRD, all or nothing.
 

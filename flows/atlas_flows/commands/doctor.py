@@ -36,7 +36,7 @@ def doctor(
 
     Example: atlasloop doctor --json
     """
-    from atlas_flows.doctor import Bounds, Condition, diagnose
+    from atlas_flows.doctor import Bounds, Diagnosis, diagnose
 
     bounds = Bounds(
         most_step=most_step,
@@ -46,7 +46,7 @@ def doctor(
         review=not without_review,
     )
     found = list(diagnose(places(context), bounds))
-    healthy = all(one.condition is not Condition.WRONG for one in found)
+    healthy = all(one.verdict is not Diagnosis.WRONG for one in found)
     if as_json:
         import json
 
@@ -56,7 +56,7 @@ def doctor(
         print_table(
             "Doctor",
             [
-                {"check": one.check, "condition": one.condition.value, "found": one.found}
+                {"check": one.check, "verdict": one.verdict.value, "found": one.found}
                 for one in found
             ],
         )

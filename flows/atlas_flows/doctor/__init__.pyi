@@ -1,9 +1,9 @@
 from .diagnosis import Bounds, diagnose
-from .findings import Condition, SiteFinding
+from .findings import Diagnosis, Finding
 
 __all__ = [
     "Bounds",
-    "Condition",
-    "SiteFinding",
+    "Diagnosis",
+    "Finding",
     "diagnose",
 ]

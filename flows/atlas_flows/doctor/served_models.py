@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from atlas_core.errors import AtlasError, NotFound
 from atlas_core.model_spec import ModelSpec
 
-from atlas_flows.doctor.findings import Condition, SiteFinding
+from atlas_flows.doctor.findings import Diagnosis, Finding
 from atlas_flows.doctor.reference import (
     expected_answers,
     largest_step,
@@ -24,7 +24,7 @@ WINDOWS = 8
 
 def served_models(
     site: Site, *, most_step: int, least: float, windows_a_second: float
-) -> Iterator[SiteFinding]:
+) -> Iterator[Finding]:
     """A finding for each version that the ensembles need.
 
     Args:
@@ -35,9 +35,9 @@ def served_models(
     repository = site.repository
     specs = [spec for name in repository.needed() for spec in repository.served(name)]
     if not specs:
-        yield SiteFinding(
+        yield Finding(
             check="models",
-            condition=Condition.WRONG,
+            verdict=Diagnosis.WRONG,
             found=f"the repository {repository.root} serves no model",
             remedy="bring one: `atlasloop models import`, then `atlasloop ensemble create`",
         )
@@ -46,16 +46,16 @@ def served_models(
         try:
             yield _served(check, spec, site, most_step, least, windows_a_second)
         except NotFound as missing:
-            yield SiteFinding(
+            yield Finding(
                 check=check,
-                condition=Condition.DOUBTFUL,
+                verdict=Diagnosis.DOUBTFUL,
                 found=str(missing),
                 remedy=str(missing.remedy or ""),
             )
         except AtlasError as error:
-            yield SiteFinding(
+            yield Finding(
                 check=check,
-                condition=Condition.WRONG,
+                verdict=Diagnosis.WRONG,
                 found=str(error),
                 remedy="see the model server's log; `atlasloop up`, or a restart of its pods, "
                 "loads what the repository says",
@@ -64,11 +64,11 @@ def served_models(
 
 def _served(
     check: str, spec: ModelSpec, site: Site, most_step: int, least: float, wanted: float
-) -> SiteFinding:
+) -> Finding:
     if not site.triton.is_loaded(spec.name):
-        return SiteFinding(
+        return Finding(
             check=check,
-            condition=Condition.WRONG,
+            verdict=Diagnosis.WRONG,
             found="a server does not have it loaded as the repository says",
             remedy="a server that started during a change may lack it: restart that server, or "
             "`atlasloop up` on one machine",
@@ -91,15 +91,15 @@ def _served(
         f"{min(rates):.1f} windows a second by the slowest of {len(rates)} servers"
     )
     if step > most_step or alike < least:
-        return SiteFinding(
-            check=check, condition=Condition.WRONG, found=said, figures=figures,
+        return Finding(
+            check=check, verdict=Diagnosis.WRONG, found=said, figures=figures,
             remedy="what is served is not what was exported: install the model again; on a GPU see "
             "whether its engine was built in FP16 for this card (clear the engine cache)",
         )  # fmt: skip
     if min(rates) < wanted:
-        return SiteFinding(
-            check=check, condition=Condition.DOUBTFUL, found=said, figures=figures,
+        return Finding(
+            check=check, verdict=Diagnosis.DOUBTFUL, found=said, figures=figures,
             remedy=f"at least {wanted:g} windows a second were asked for: see what else uses the "
             "device, and whether the model runs where you think (`atlasloop status`)",
         )  # fmt: skip
-    return SiteFinding(check=check, condition=Condition.GOOD, found=said, figures=figures)
+    return Finding(check=check, verdict=Diagnosis.GOOD, found=said, figures=figures)

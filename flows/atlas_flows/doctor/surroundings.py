@@ -16,7 +16,7 @@ from atlas_core.model_spec import ModelSpec
 from atlas_core.store import CaseStore
 from atlas_embedded.probes import attention_serves
 
-from atlas_flows.doctor.findings import Condition, SiteFinding
+from atlas_flows.doctor.findings import Diagnosis, Finding
 from atlas_flows.settings import Places
 
 GIB = 2**30
@@ -28,7 +28,7 @@ CLOCKS_S = 2.0
 SLOW_ROUND_S = 0.05
 
 
-def shared_memory(folder: Path, specs: list[ModelSpec], windows_in_flight: int) -> SiteFinding:
+def shared_memory(folder: Path, specs: list[ModelSpec], windows_in_flight: int) -> Finding:
     """Whether the windows in flight have room: 4 bytes per voxel, and 1 per voxel and organ."""
     needed = windows_in_flight * max(
         (_voxels(spec) * 4 for spec in specs), default=0
@@ -40,12 +40,10 @@ def shared_memory(folder: Path, specs: list[ModelSpec], windows_in_flight: int) 
         f"{usage.free / GIB:.2f} of {usage.total / GIB:.2f} GiB are free in {folder}"
     )
     if needed <= usage.free:
-        return SiteFinding(
-            check="shared memory", condition=Condition.GOOD, found=said, figures=figures
-        )
-    return SiteFinding(
+        return Finding(check="shared memory", verdict=Diagnosis.GOOD, found=said, figures=figures)
+    return Finding(
         check="shared memory",
-        condition=Condition.WRONG,
+        verdict=Diagnosis.WRONG,
         found=said,
         figures=figures,
         remedy="enlarge it (docker --shm-size, triton.sharedMemory of the chart), or set "
@@ -58,7 +56,7 @@ def _voxels(spec: ModelSpec) -> int:
     return x * y * z
 
 
-def disk(store: Path) -> SiteFinding:
+def disk(store: Path) -> Finding:
     """Whether the case store can be written to, and will be tomorrow."""
     CaseStore(store).require_usable()
     usage = shutil.disk_usage(store)
@@ -66,15 +64,15 @@ def disk(store: Path) -> SiteFinding:
     said = f"{usage.free / GIB:.1f} GiB free ({share:.0%}) where {store} is"
     figures = {"free_gib": round(usage.free / GIB, 1), "free_share": round(share, 3)}
     if usage.free >= LEAST_FREE and share >= LEAST_SHARE:
-        return SiteFinding(check="disk", condition=Condition.GOOD, found=said, figures=figures)
-    return SiteFinding(
-        check="disk", condition=Condition.DOUBTFUL, found=said, figures=figures,
+        return Finding(check="disk", verdict=Diagnosis.GOOD, found=said, figures=figures)
+    return Finding(
+        check="disk", verdict=Diagnosis.DOUBTFUL, found=said, figures=figures,
         remedy="enlarge the volume; `du` of cases/*/predictions shows what ensembles that are no "
         "longer compared take",
     )  # fmt: skip
 
 
-def database(catalog: Catalog) -> Iterator[SiteFinding]:
+def database(catalog: Catalog) -> Iterator[Finding]:
     """Whether this role may read and change every table, how long that takes, and the clock."""
     denied = []
     for table in metadata.sorted_tables:
@@ -98,21 +96,21 @@ def database(catalog: Catalog) -> Iterator[SiteFinding]:
     round_s = (answered - asked).total_seconds()
     figures = {"round_ms": round(round_s * 1000, 2)}
     if denied:
-        yield SiteFinding(
-            check="database", condition=Condition.WRONG, figures=figures,
+        yield Finding(
+            check="database", verdict=Diagnosis.WRONG, figures=figures,
             found=f"no right to {', '.join(denied[:5])}" + (" …" if len(denied) > 5 else ""),
             remedy="let the flows' role own the tables: run `atlasloop migrate` as that role, or "
             "grant it what is missing",
         )  # fmt: skip
     elif round_s > SLOW_ROUND_S:
-        yield SiteFinding(
-            check="database", condition=Condition.DOUBTFUL, figures=figures,
+        yield Finding(
+            check="database", verdict=Diagnosis.DOUBTFUL, figures=figures,
             found=f"an answer takes {round_s * 1000:.0f} ms",
             remedy="bring database and flows closer together, or see what loads it",
         )  # fmt: skip
     else:
-        yield SiteFinding(
-            check="database", condition=Condition.GOOD, figures=figures,
+        yield Finding(
+            check="database", verdict=Diagnosis.GOOD, figures=figures,
             found=f"all rights on {len(metadata.tables)} tables, {round_s * 1000:.1f} ms an answer",
         )  # fmt: skip
     if isinstance(theirs, str):
@@ -120,7 +118,7 @@ def database(catalog: Catalog) -> Iterator[SiteFinding]:
     yield clock("database", theirs.replace(tzinfo=theirs.tzinfo or UTC), asked, answered)
 
 
-def clock(whose: str, theirs: datetime, asked: datetime, answered: datetime) -> SiteFinding:
+def clock(whose: str, theirs: datetime, asked: datetime, answered: datetime) -> Finding:
     """Whether a clock agrees with ours.
 
     Args:
@@ -131,16 +129,16 @@ def clock(whose: str, theirs: datetime, asked: datetime, answered: datetime) -> 
     after = (theirs - answered).total_seconds()
     apart = max(0.0, before, after)
     good = apart <= CLOCKS_S
-    return SiteFinding(
+    return Finding(
         check=f"clock of the {whose}",
-        condition=Condition.GOOD if good else Condition.WRONG,
+        verdict=Diagnosis.GOOD if good else Diagnosis.WRONG,
         found=f"{apart:.1f} s from ours" if apart else "as ours",
         remedy="" if good else "let all machines take their time by NTP: leases go by it",
         figures={"seconds": round(apart, 3)},
     )
 
 
-def prefect(places: Places) -> Iterator[SiteFinding]:
+def prefect(places: Places) -> Iterator[Finding]:
     """Whether the server answers, and has somebody to run the flows."""
     places.require_prefect()
     places.enter_prefect(quiet=True)
@@ -153,13 +151,13 @@ def prefect(places: Places) -> Iterator[SiteFinding]:
         deployments = client.read_deployments()
     ready = sorted(one.name for one in deployments if one.status and one.status.value == "READY")
     if ready:
-        yield SiteFinding(
-            check="Prefect", condition=Condition.GOOD, found=f"serves {', '.join(ready)}",
+        yield Finding(
+            check="Prefect", verdict=Diagnosis.GOOD, found=f"serves {', '.join(ready)}",
             figures={"deployments": float(len(ready))},
         )  # fmt: skip
     else:
-        yield SiteFinding(
-            check="Prefect", condition=Condition.DOUBTFUL,
+        yield Finding(
+            check="Prefect", verdict=Diagnosis.DOUBTFUL,
             found=f"it answers; of {len(deployments)} deployments none has a worker",
             remedy="start the flows (`atlasloop up`, or the chart's workers): nothing runs by "
             "schedule or from the UI until then",
@@ -169,15 +167,15 @@ def prefect(places: Places) -> Iterator[SiteFinding]:
         yield clock("Prefect server", theirs, asked, answered)
 
 
-def attention(places: Places) -> SiteFinding:
+def attention(places: Places) -> Finding:
     """Whether the attention service serves: every model has answered it."""
     said = attention_serves(places.attention_address)
-    return SiteFinding(check="attention service", condition=Condition.GOOD, found=said)
+    return Finding(check="attention service", verdict=Diagnosis.GOOD, found=said)
 
 
-def review(places: Places) -> SiteFinding:
+def review(places: Places) -> Finding:
     """Whether the review service has its database and store."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{places.review_url}/readyz", timeout=10) as answer:
         answer.read()
-    return SiteFinding(check="review service", condition=Condition.GOOD, found="ready")
+    return Finding(check="review service", verdict=Diagnosis.GOOD, found="ready")

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 from atlas_core.errors import InvalidInput
-from atlas_core.imaging import Segment, Volume, read_label, write_nrrd, write_volume
+from atlas_core.imaging import NrrdSegment, Volume, read_label, write_nrrd, write_volume
 from atlas_core.records import Case
 
 from atlas_review.service import Review
@@ -68,7 +68,7 @@ def dense_label_map(review: Review, case: Case, form: ResultForm | None = None) 
     table = np.zeros(256, form.dtype)
     for k, organ in enumerate(organs, start=1):
         table[organ.label] = k
-    segments = [Segment(organ.name, k, organ.colour) for k, organ in enumerate(organs, start=1)]
+    segments = [NrrdSegment(organ.name, k, organ.colour) for k, organ in enumerate(organs, start=1)]
 
     def write(path: Any) -> None:
         voxels = np.asfortranarray(table[read_label(file.path).voxels])
