@@ -10,7 +10,7 @@ from atlas_core.addresses import is_loopback
 from atlas_core.catalog import Catalog
 
 from atlas_flows.doctor import surroundings
-from atlas_flows.doctor.findings import SiteFinding, examine
+from atlas_flows.doctor.findings import Finding, examine
 from atlas_flows.doctor.served_models import served_models
 from atlas_flows.models import Site
 from atlas_flows.settings import Places
@@ -37,7 +37,7 @@ class Bounds:
     review: bool = True
 
 
-def diagnose(places: Places, bounds: Bounds) -> Iterator[SiteFinding]:
+def diagnose(places: Places, bounds: Bounds) -> Iterator[Finding]:
     """Findings as they come; no check keeps the others from being made."""
     yield from examine("disk", lambda: surroundings.disk(places.store))
     yield from examine("catalog", lambda: list(_by_catalog(places, bounds)))
@@ -47,13 +47,13 @@ def diagnose(places: Places, bounds: Bounds) -> Iterator[SiteFinding]:
         yield from examine("review service", lambda: surroundings.review(places))
 
 
-def _by_catalog(places: Places, bounds: Bounds) -> Iterator[SiteFinding]:
+def _by_catalog(places: Places, bounds: Bounds) -> Iterator[Finding]:
     with Catalog.open(places.catalog_url) as catalog:
         yield from examine("database", lambda: list(surroundings.database(catalog)))
         yield from examine("models", lambda: list(_of_models(places, catalog, bounds)))
 
 
-def _of_models(places: Places, catalog: Catalog, bounds: Bounds) -> Iterator[SiteFinding]:
+def _of_models(places: Places, catalog: Catalog, bounds: Bounds) -> Iterator[Finding]:
     site = Site.of(places, catalog)
     repository = site.repository
     specs = [spec for name in repository.needed() for spec in repository.served(name)]
