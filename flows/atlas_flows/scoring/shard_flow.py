@@ -18,11 +18,10 @@ from atlas_flows.scoring import case_scoring
 from atlas_flows.scoring.case_scoring import (
     ScoreRequest,
     ScoreSummary,
-    ScoringEnsemble,
     ScoringPlan,
 )
 from atlas_flows.scoring.flow import score_all
-from atlas_flows.scoring.shard_runs import SHARD_FLOW
+from atlas_flows.scoring.shard_runs import SHARD_FLOW, read_ensemble
 from atlas_flows.settings import Places
 
 
@@ -39,7 +38,7 @@ def _run_name() -> str:
 )
 def score_shard(
     cases: Annotated[CaseIds, Field(min_length=1)],
-    ensemble: ScoringEnsemble,
+    ensemble: Annotated[str, Field(max_length=65_536)],
     reading: Reading = Reading.PAPER,
     in_flight: Annotated[int, Field(ge=1, le=64)] = 2,
     force: bool = False,
@@ -49,7 +48,7 @@ def score_shard(
 
     Args:
         cases: Case ids; nobody else scores them.
-        ensemble: Models in the versions that the whole run scores by.
+        ensemble: Models in the versions that the whole run scores by, as that run writes it.
         reading: See `score`.
         in_flight: Cases worked on at the same time.
         force: Score also what is scored.
@@ -61,7 +60,7 @@ def score_shard(
     places = Places.read()
     _tag_this_run()
     request = ScoreRequest(reading, None, tuple(cases), (), force)
-    plan = ScoringPlan(request, ensemble, tuple(cases), 0)
+    plan = ScoringPlan(request, read_ensemble(ensemble), tuple(cases), 0)
     with (
         Catalog.open(places.catalog_url) as catalog,
         AttentionClient(places.attention_address) as client,

@@ -17,14 +17,14 @@ from typing import Any
 from uuid import UUID
 
 from atlas_core.catalog import Catalog
-from atlas_core.errors import ConfigurationError
+from atlas_core.errors import ConfigurationError, InvalidInput
 from atlas_core.store import CaseStore
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from atlas_flows.runs import CaseOutcome, Outcome, ProgressCounter
 from atlas_flows.runs.crashed_runs import mark_interrupted_runs
@@ -68,6 +68,22 @@ def into_shards(cases: Sequence[str], at_once: int) -> list[Shard]:
     return [Shard(tuple(cases[at : at + size])) for at in range(0, len(cases), size)]
 
 
+def read_ensemble(text: str) -> ScoringEnsemble:
+    """The ensemble that is written in the parameter of a shard.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        return _ENSEMBLE.validate_json(text)
+    except ValidationError as error:
+        raise InvalidInput(
+            "a shard's ensemble cannot be read",
+            expected="as the run `score` writes it",
+            got=error.errors()[0]["msg"],
+        ) from None
+
+
 class ShardRuns:
     """Scores the cases of a plan by shards.
 
@@ -92,7 +108,7 @@ class ShardRuns:
         self._parameters = parameters | {
             "reading": plan.request.reading.value,
             "force": plan.request.force,
-            "ensemble": _ENSEMBLE.dump_python(plan.ensemble, mode="json"),
+            "ensemble": _ENSEMBLE.dump_json(plan.ensemble).decode(),
         }
         # What is to be scored anew has a result already, which does not count.
         forced = plan.cases if plan.request.force else ()
@@ -141,7 +157,7 @@ class ShardRuns:
             given = run.parameters
             if given.get("reading") != self._key[0].value:
                 continue
-            if _ENSEMBLE.validate_python(given.get("ensemble")).key == self._key[1]:
+            if read_ensemble(given["ensemble"]).key == self._key[1]:
                 cases = tuple(case for case in given.get("cases", ()) if case in wanted)
                 found[run.id] = Shard(cases)
         return found

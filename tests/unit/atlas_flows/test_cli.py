@@ -74,6 +74,7 @@ COMMANDS = (
     ["down"],
     ["status"],
     ["logs"],
+    ["doctor"],
 )
 
 

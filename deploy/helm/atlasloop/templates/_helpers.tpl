@@ -167,7 +167,10 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 {{- if and .Values.review.enabled .Values.review.ingress.enabled }}
 - {name: ATLASLOOP_REVIEW_URL, value: "https://{{ .Values.review.ingress.host }}"}
 {{- end }}
-{{- range $field, $value := .Values.flows.settings }}
+{{- /* Scoring is shared among as many runs as there may be Tritons, unless the settings say otherwise. */}}
+{{- $tritons := ternary .Values.triton.replicas .Values.triton.autoscaling.maxReplicas (eq .Values.triton.autoscaling.kind "none") }}
+{{- $scoring := dict "score_parameters" (dict "shards" (int $tritons)) }}
+{{- range $field, $value := merge (deepCopy .Values.flows.settings) $scoring }}
 - {name: ATLASLOOP_{{ upper $field }}, value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}}
 {{- end }}
 {{ include "atlasloop.prefectClientEnv" . }}
