@@ -34,7 +34,14 @@ from atlas_core.imaging.dicom_slices import (
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
 from atlas_core.imaging.nifti_writer import SlabWriter
 
-__all__ = ["DicomSeries", "find_series", "grid_of", "looks_like_dicom", "write_series"]
+__all__ = [
+    "DicomSeries",
+    "find_series",
+    "grid_of",
+    "looks_like_dicom",
+    "the_series",
+    "write_series",
+]
 
 SLAB_PIXELS = 1 << 23
 """Slices of so many pixels together are decoded at once: 32 of 512×512."""
@@ -55,6 +62,27 @@ POSITION_TOLERANCE = 0.1
 TILT_TOLERANCE_PIXELS = 0.5
 """A stack whose last slice is shifted in its own plane against the first by less than half a pixel
 is straight; gantry tilt shifts by many."""
+
+
+def the_series(folder: Path) -> DicomSeries:
+    """The only CT series below `folder`.
+
+    Raises:
+        NotFound: none is there.
+        UnsupportedVolume: there are several.
+    """
+    found = [series for series in find_series(folder) if series.reason is None]
+    if not found:
+        raise NotFound("no CT series in this folder", case=folder.name)
+    if len(found) > 1:
+        raise UnsupportedVolume(
+            "several CT series in this folder",
+            case=folder.name,
+            expected="one",
+            got=len(found),
+            remedy="pass the folder of one series",
+        )
+    return found[0]
 
 
 def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOXELS) -> None:
