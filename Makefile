@@ -48,8 +48,11 @@ setup-dev: $(VENV)/.dev $(VENV)/.nnunet $(TRITON_VENV)/.done  ## install everyth
 test: setup-dev  ## every test, against real Triton, gRPC, Prefect and PostgreSQL
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
+test-long: setup-dev  ## what `make test` leaves out: minutes each, whose laws shorter tests hold in short
+	$(BIN)/python -m pytest -m long $(WORKERS) $(ARGS)
+
 test-quick: setup-dev  ## what needs no server, in three minutes: unit tests and laws
-	$(BIN)/python -m pytest tests/unit tests/property -m "not slow and not stack" $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/property -m "not slow and not stack and not long" $(WORKERS) $(ARGS)
 
 attack: setup-dev setup-browser  ## attack a stack of its own and kill its processes at random (KILLS= of each work); one JSON line at the end
 	@$(BIN)/python tests/attack_report.py --kills $(KILLS) $(ARGS)
@@ -89,6 +92,12 @@ demo-models: setup-dev  ## train the demo models on phantoms again and write mod
 models-demo: setup-dev  ## train, fine-tune, promote and roll back a model on phantoms, on a stack of its own (minutes)
 	@$(BIN)/python -m atlas_flows.model_demo
 
+mixed-demo: setup-dev  ## two nnU-Nets, a MONAI network and an ONNX graph in one ensemble, on a stack of its own (minutes)
+	@$(BIN)/python -m atlas_flows.mixed_demo
+
+demo-nnunets: setup-dev  ## train the nnU-Nets of `make mixed-demo` again, by nnU-Net itself (half an hour)
+	@$(BIN)/python -m atlas_flows.demos.phantom_nnunet models/demo/nnunet_results
+
 clean:  ## remove environments, caches and the stack's data in this folder
 	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -107,14 +116,16 @@ bench-overlap: setup-dev  ## what the overlap of windows costs in predictions an
 bench-ranking: setup-dev  ## orders of the priority list and attention against true errors, 100 phantoms
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
 bench-review: setup-dev  ## 32 annotators on a queue of 8,448 cases, on PostgreSQL
+bench-review-page: setup-dev setup-browser  ## the review page on 512 × 512 × 300 without a graphics card (ARGS="--ct … --labels …")
 bench-assembly: setup-dev  ## orchestration of assembly over 2,000 cases (CASES=8448: all), on PostgreSQL
+bench-scale: setup-dev  ## orchestration of scoring 8,448 and 100,000 cases (ARGS='--cases 500 2000': fewer), and a site simulated
 bench-gpu-models: setup-dev  ## memory and seconds of the paper's networks on a GPU (needs a GPU and torch for CUDA)
 bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
 nnunet-parity: setup-dev  ## labels of an imported nnU-Net against nnU-Net's own predictor
 	@$(BIN)/python benchmarks/nnunet_parity.py $(ARGS)
 
-bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-assembly bench-gpu bench-gpu-models:
-	@$(BIN)/python benchmarks/$(subst -,_,$@).py
+bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-review-page bench-assembly bench-scale bench-gpu bench-gpu-models:
+	@$(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 ##@ Deploy it
 check-deploy: setup-dev $(VENV)/.trivy  ## images, compose file, chart, policies, dashboard: all that needs no cluster
@@ -156,6 +167,15 @@ setup-nginx:  ## install Debian's nginx, behind which the review service is test
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -q --no-install-recommends nginx-light
 
+ORTHANC := /usr/sbin/Orthanc
+
+setup-pacs:  ## install Debian's Orthanc and dcmtk, a PACS and senders for the tests
+	@test -x $(ORTHANC) && test -x /usr/bin/storescu && exit 0; \
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk" >&2; exit 1; }; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk
+
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
 
@@ -193,6 +213,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-quick check format proto demo-models clean \
+.PHONY: help setup demo import-report loop-demo models-demo mixed-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
-	bench-review nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx bench-assembly screenshots
+	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs bench-assembly bench-scale screenshots

@@ -175,7 +175,8 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.import_folder, backup = folder / "import", folder / "backup"
-        for written in (self.import_folder, backup):
+        landing = folder / "landing"
+        for written in (self.import_folder, backup, landing):
             written.mkdir()
             written.chmod(0o777)  # user 10001 writes there; the parent is ours alone
         self._tls = folder / "tls"
@@ -191,6 +192,7 @@ class Stack:
             "ATLASLOOP_VERSION": VERSION,
             "ATLASLOOP_SECRETS": str(self._secrets),
             "ATLASLOOP_IMPORT": str(self.import_folder),
+            "ATLASLOOP_LANDING": str(landing),
             "ATLASLOOP_BACKUP": str(backup),
             "ATLASLOOP_TLS": str(self._tls),
             "ATLASLOOP_TLS_PORT": str(TLS),

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from real_data import real_data
 
-pytest_plugins = ["postgres", "triton_server", "stack", "host_device", "review_server", "browser"]
+pytest_plugins = [
+    "orthanc",
+    "postgres",
+    "triton_server",
+    "stack",
+    "host_device",
+    "review_server",
+    "browser",
+]
 
 # Tests judge by a handful of cases; the one that is about too few says so itself.
 os.environ.setdefault("ATLASLOOP_PROMOTION_MIN_CASES", "1")

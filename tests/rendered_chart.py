@@ -17,7 +17,7 @@ CHART = REPOSITORY / "deploy" / "helm" / "atlasloop"
 VALUES = ("trial", "production", "sidecar", "airgapped")
 """Files under ``ci/``."""
 
-KUBERNETES = ("1.29", "1.32", "1.34")
+KUBERNETES = ("1.29", "1.31", "1.32", "1.33", "1.34")
 NAMESPACE = "atlas"
 RELEASE = "site"
 

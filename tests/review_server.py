@@ -100,27 +100,41 @@ def seed_case(
     there."""
     phantom = make_phantom(seed, grid=PhantomGrid(columns=columns, slice_mm=6.0))
     ct = Volume(phantom.ct, phantom.geometry)
+    return seed_volume(catalog, store, ct, phantom.truth, seed, dataset=dataset, original=original)
+
+
+def seed_volume(
+    catalog: Catalog,
+    store: CaseStore,
+    ct: Volume,
+    truth: NDArray[np.uint8],
+    seed: int,
+    *,
+    dataset: str = "Phantoms",
+    original: tuple[str, ...] = (),
+) -> Case:
+    """Any CT whose true labels are known, with such a prediction."""
     digest = content_sha256(ct)
     case = Case(
         id=f"{dataset}_{digest[:12]}",
         dataset=dataset,
         content_sha256=digest,
-        shape=phantom.geometry.shape,
-        affine=phantom.geometry.affine,
+        shape=ct.geometry.shape,
+        affine=ct.geometry.affine,
         source=f"phantom {seed}",
         imported_at=datetime.now(UTC),
     )
     store.write_ct(case.id, ct)
     labels = []
     for organ in original:
-        mask = Volume((phantom.truth == ABDOMEN_ATLAS[organ].label).astype(np.uint8), case.geometry)
+        mask = Volume((truth == ABDOMEN_ATLAS[organ].label).astype(np.uint8), case.geometry)
         stored = store.write_label(case.id, organ, LabelSource.ORIGINAL, mask)
         labels.append(
             _label(case, organ, LabelSource.ORIGINAL, stored.path, stored.sha256, 1, mask)
         )
     catalog.add_case(case, labels)
-    predicted = _with_errors(phantom.truth, seed)
-    _write_prediction(catalog, store, case, predicted, phantom.truth)
+    predicted = _with_errors(truth, seed)
+    _write_prediction(catalog, store, case, predicted, truth)
     return case
 
 
@@ -146,11 +160,18 @@ def _write_prediction(
     with (
         store.new_prediction(case.id, Reading.PAPER, ENSEMBLE) as draft,
         CroppedMapsWriter(draft.folder, case.geometry, slope=1 / 136) as maps,
+        CroppedMapsWriter(draft.folder, case.geometry) as members,
     ):
+        # One model has it right, one as the ensemble, and one finds nothing.
+        for ref, label_map in zip(MODELS[:2], (truth, predicted), strict=True):
+            path = draft.member_label_path(ref)
+            path.parent.mkdir(exist_ok=True)
+            members.add(path, (0, 0, 0), np.asfortranarray(label_map))
+        members.finish()
         sha256 = write_volume(draft.pseudo_label_path, predicted, case.geometry)
         for organ in ABDOMEN_ATLAS:
             wrong = (predicted == organ.label) != (truth == organ.label)
-            border = ndimage.binary_dilation(predicted == organ.label) & (predicted != organ.label)
+            border = _border(predicted == organ.label)
             attention = np.asfortranarray((wrong * 100 + border * 12).astype(np.uint8))
             maps.add(draft.attention_path(organ.name), (0, 0, 0), attention)
             voxels = float(attention.sum()) / 136
@@ -182,6 +203,15 @@ def _write_prediction(
         created_at=datetime.now(UTC),
     )
     catalog.record_score(score, labels)
+
+
+def _border(organ: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels beside the organ."""
+    border = np.zeros_like(organ, order="F")
+    for box in ndimage.find_objects(organ.astype(np.uint8)):
+        near = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+        border[near] = ndimage.binary_dilation(organ[near]) & ~organ[near]
+    return border
 
 
 def _label(

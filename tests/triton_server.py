@@ -143,6 +143,10 @@ class TritonServer:
         return f"127.0.0.1:{self.grpc_port}"
 
     @property
+    def repository(self) -> Path:
+        return self._repository
+
+    @property
     def http(self) -> str:
         """Of its HTTP endpoint."""
         return f"http://127.0.0.1:{self._http_port}"
@@ -217,7 +221,8 @@ class TritonServer:
         self._remove_regions()
 
     def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self.running:
+            assert self._process is not None
             self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(timeout=20)
@@ -234,6 +239,20 @@ class TritonServer:
         """Names of the shared-memory regions that clients have registered."""
         with triton.InferenceServerClient(self.address) as client:
             return set(client.get_system_shared_memory_status().regions)
+
+    def inferences(self) -> int:
+        """How many it has answered since it was started."""
+        with triton.InferenceServerClient(self.address) as client:
+            stats = client.get_inference_statistics().model_stats
+            return sum(model.inference_count for model in stats)
+
+    def pause(self) -> None:
+        """It takes no more work; `kill` ends that."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _wait_ready(self) -> None:
         assert self._process is not None
@@ -294,6 +313,36 @@ def triton_server(
     server.start(["conv_a", "conv_b", "conv_c"])
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def _triton_pair(
+    triton_environment: TritonEnvironment,
+    tiny_models: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[TritonServer, TritonServer]]:
+    folder = tmp_path_factory.mktemp("triton-pair")
+    install(folder / "repository", [tiny_models["conv_a@0"], tiny_models["conv_b@0"]])
+    first, second = (
+        TritonServer(triton_environment, folder / "repository", folder / f"{name}.log")
+        for name in ("first", "second")
+    )
+    yield first, second
+    first.stop()
+    second.stop()
+
+
+@pytest.fixture
+def triton_pair(
+    _triton_pair: tuple[TritonServer, TritonServer],
+) -> tuple[TritonServer, TritonServer]:
+    """Two servers of one repository, with conv_a@0 and conv_b@0; a test may kill them."""
+    for server in _triton_pair:
+        if not server.running:
+            server.start()
+        for name in ("conv_a", "conv_b"):
+            server.load(name)
+    return _triton_pair
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -27,7 +30,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+def _addresses(text: str) -> str:
+    return ",".join(_address(one.strip()) for one in text.split(","))
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Addresses = Annotated[str, AfterValidator(_addresses)]
+"""One or more, comma-separated; a name stands for every address that it resolves to."""
 HostNames = Annotated[str, AfterValidator(_host_names)]
 """Names of hosts without their ports, comma-separated; may be empty."""
 
@@ -36,6 +45,47 @@ def host_and_port(address: str) -> tuple[str, int]:
     """``"[::1]:18010"`` → ("::1", 18010)."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True, order=True)
+class Endpoint:
+    """Where one process of a service listens.
+
+    Attributes:
+        address: IP:PORT.
+        name: host as the setting has it, which a certificate is made out to.
+    """
+
+    address: str
+    name: str
+
+
+def endpoints(addresses: str, known: Collection[Endpoint] = ()) -> tuple[Endpoint, ...]:
+    """Every process that `addresses` (see `Addresses`) name, sorted.
+
+    Args:
+        known: as of the last time; a name that cannot be resolved just now keeps those.
+
+    >>> endpoints("127.0.0.1:8001,127.0.0.1:8002")[1].address
+    '127.0.0.1:8002'
+    """
+    found: set[Endpoint] = set()
+    for one in addresses.split(","):
+        host, port = host_and_port(one)
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            found |= {endpoint for endpoint in known if endpoint.name == host}
+            continue
+        # One family: with both, every process would count twice.
+        families = {answer[0] for answer in answers}
+        family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+        for answer in answers:
+            if answer[0] == family:
+                ip = str(answer[4][0])
+                shown = f"[{ip}]" if family == socket.AF_INET6 else ip
+                found.add(Endpoint(f"{shown}:{port}", host))
+    return tuple(sorted(found))
 
 
 def is_loopback(address: str) -> bool:

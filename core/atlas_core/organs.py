@@ -85,6 +85,14 @@ class Organ(FrozenModel):
     snomed: SnomedConcept | None = Field(
         default=None, description="How the organ is named in DICOM; without it, by a private code."
     )
+    centre_mm: tuple[float, float, float] | None = Field(
+        default=None,
+        description="Where its centre typically lies: to the right, front and head of the first "
+        "lumbar vertebra.",
+    )
+    holds_air: bool = Field(
+        default=False, description="Air and gas inside belong to it, as in lungs and bowel."
+    )
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:

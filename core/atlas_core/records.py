@@ -89,6 +89,38 @@ class Label(FrozenModel):
     created_at: datetime
 
 
+class WarningKind(StrEnum):
+    """What a warning of a case is about."""
+
+    SCAN = "scan"
+    """The CT: its header, values or slices."""
+    TRUNCATED = "truncated"
+    """An organ that the border of the scan cuts."""
+    ORIENTATION = "orientation"
+    """Sides, front and back, head and feet."""
+    VOLUME = "volume"
+    DENSITY = "density"
+    """A label over air, or outside the field of view."""
+    PIECES = "pieces"
+    """A part of a label far from the rest."""
+    OVERLAP = "overlap"
+
+
+class CaseWarning(FrozenModel):
+    """Something about a case that a person should look at; nothing is refused for it."""
+
+    kind: WarningKind
+    organ: OrganName | None = Field(default=None, description="None: the whole case.")
+    text: str = Field(description="One clause, for people.")
+
+
+class CheckedPart(StrEnum):
+    """Part of a case that is checked by itself."""
+
+    SCAN = "scan"
+    LABELS = "labels"
+
+
 class Model(FrozenModel):
     """One registered version of a model."""
 

@@ -33,3 +33,9 @@ def tritonclient_arguments(tls: TlsFiles | None) -> dict[str, Any]:
         "certificate_chain": str(tls.certificate),
         "private_key": str(tls.key),
     }
+
+
+def channel_options(tls: TlsFiles | None, name: str) -> list[tuple[str, str]]:
+    """What a gRPC channel to an IP address is told, so that the certificate is held against the
+    `name` that was resolved to it."""
+    return [] if tls is None else [("grpc.ssl_target_name_override", name)]

@@ -46,6 +46,6 @@ WORKDIR /tmp
 EXPOSE 18010 18011
 # SERVING means that every model answered a real inference.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=4 \
-    CMD ["python", "/opt/atlasloop/bin/healthcheck.py", "grpc", "127.0.0.1:18010"]
+    CMD ["sh", "-c", "python /opt/atlasloop/bin/healthcheck.py grpc \"127.0.0.1:${ATLAS_ATTENTION_LISTEN##*:}\""]
 ENTRYPOINT ["/opt/atlasloop/bin/entrypoint.sh"]
 CMD ["python", "-m", "atlas_attention"]

@@ -2,10 +2,12 @@
 
 healthcheck.py grpc HOST:PORT       the standard gRPC health service says SERVING
 healthcheck.py http URL             an answer below 400
+healthcheck.py tcp HOST:PORT        somebody listens there
 """
 
 from __future__ import annotations
 
+import socket
 import sys
 import urllib.request
 
@@ -38,13 +40,26 @@ def http_status(url: str) -> str:
         return str(error)
 
 
+def tcp_status(address: str) -> str:
+    """ "OK", or why nobody can be reached at `address`."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S):
+            return "OK"
+    except OSError as error:
+        return str(error)
+
+
+STATUS = {"grpc": grpc_status, "http": http_status, "tcp": tcp_status}
+
+
 def main(arguments: list[str]) -> int:
     """Exit status."""
-    if len(arguments) != 2 or arguments[0] not in ("grpc", "http"):
+    if len(arguments) != 2 or arguments[0] not in STATUS:
         sys.stderr.write(f"{__doc__}\n")
         return 2
     kind, where = arguments
-    status = grpc_status(where) if kind == "grpc" else http_status(where)
+    status = STATUS[kind](where)
     sys.stdout.write(f"{where}: {status}\n")
     return 0 if status in ("SERVING", "OK") else 1
 

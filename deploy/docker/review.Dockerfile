@@ -45,6 +45,6 @@ USER 10001:10001
 WORKDIR /tmp
 EXPOSE 18030
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=4 \
-    CMD ["python", "/opt/atlasloop/bin/healthcheck.py", "http", "http://127.0.0.1:18030/readyz"]
+    CMD ["sh", "-c", "python /opt/atlasloop/bin/healthcheck.py http \"http://127.0.0.1:${ATLAS_REVIEW_LISTEN##*:}/readyz\""]
 ENTRYPOINT ["/opt/atlasloop/bin/entrypoint.sh"]
 CMD ["python", "-m", "atlas_review"]

@@ -32,9 +32,20 @@ DECIDED_BY_CHART = {
         "listen", "metrics_listen", "store", "home", "catalog_url", "secret", "oidc_client_secret",
         "insecure", "allow_http_oidc", "organs",
     },
+    "flows": {
+        "catalog_url", "store", "organs", "attention_address", "prefect_api_url", "prefect_hosts",
+        "review_role", "review_url", "score_schedule", "triton_address", "triton_control_key",
+        "triton_tls", "triton_load_timeout_s", "model_repository", "model_store", "training_runs",
+        "landing", "training_deployment",
+    },
 }  # fmt: skip
 """Addresses and folders follow from the chart; secrets never stand in values; the last two are for
 one machine."""
+
+CLASSES = {
+    "attention": "atlas_attention.settings:AttentionSettings",
+    "flows": "atlas_flows.settings:FlowSettings",
+}
 
 REVIEW_SETTINGS: dict[str, Schema] = {
     "public_url": {"type": "string", "pattern": "^https://"},
@@ -46,11 +57,16 @@ REVIEW_SETTINGS: dict[str, Schema] = {
     "volume_threads": {"type": "integer", "minimum": 0, "maximum": 64},
     "reading": {"enum": ["paper", "released"]},
     "lease_s": {"type": "number", "minimum": 10},
+    "client_lease_hours": {"type": "number", "exclusiveMinimum": 0, "maximum": 168},
+    "confirm_unvisited": {"type": "boolean"},
+    "skipped_draft_hours": {"type": "number", "minimum": 0},
+    "cors_origins": {"type": "string"},
     "session_hours": {"type": "number", "exclusiveMinimum": 0},
     "capability_minutes": {"type": "number", "exclusiveMinimum": 0},
     "max_upload_bytes": {"type": "integer", "minimum": 1024},
     "max_voxels": {"type": "integer", "minimum": 1},
     "region_threshold": {"type": "number", "minimum": 0, "maximum": 2},
+    "region_min_ml": {"type": "number", "minimum": 0},
     "sheet_interval_s": {"type": "number", "minimum": 0},
     "login_attempts": {"type": "integer", "minimum": 1},
     "oidc_issuer": {"type": "string", "pattern": "^https://"},
@@ -121,7 +137,11 @@ BY_NAME: dict[str, Schema] = {
     "storageClass": NAME, "className": NAME, "priorityClassName": NAME, "host": HOST,
     "size": QUANTITY, "spool": QUANTITY, "sharedMemory": QUANTITY, "key": KEY,
     "catalogPasswordKey": KEY, "prefectPasswordKey": KEY, "passwordKey": KEY,
-    "cidrs": CIDRS, "oidcCidrs": CIDRS,
+    "cidrs": CIDRS, "oidcCidrs": CIDRS, "dnsCidrs": CIDRS, "clientAuthority": NAME,
+    "clientSecretKey": KEY, "cookieSecretKey": KEY, "groupsClaim": KEY,
+    "issuer": {"type": "string", "pattern": "^(https://.+)?$"},
+    "clientId": {"type": "string", "pattern": r"^[-._:/A-Za-z0-9]*$"},
+    "allowedGroups": {"type": "array", "items": {"type": "string", "pattern": r"^[^,\n]+$"}},
     "port": PORT, "replicas": COUNT, "maxReplicas": COUNT, "runAsUser": USER, "runAsGroup": USER,
     "fsGroup": USER, "terminationGracePeriodSeconds": SECONDS, "startupSeconds": SECONDS,
     "finishedJobSeconds": SECONDS, "name": SQL_NAME, "user": SQL_NAME,
@@ -141,6 +161,7 @@ BY_NAME: dict[str, Schema] = {
     "gpus": {"type": "integer", "minimum": 0, "maximum": 16},
     "count": {"type": "integer", "minimum": 1, "maximum": 16},
     "ports": {"type": "array", "minItems": 1, "items": PORT},
+    "dnsPorts": {"type": "array", "minItems": 1, "items": PORT},
     "keys": {"type": "array", "items": {"type": "string", "minLength": 1}},
     "oidcClientSecretKey": {"type": "string", "pattern": "^[-._a-zA-Z0-9]*$"},
     "schedule": {"type": "string", "pattern": r"^\S+ \S+ \S+ \S+ \S+$"},
@@ -155,6 +176,7 @@ BY_PATH: dict[str, Schema] = {
     "triton.target": {"enum": ["cpu", "gpu"]},
     "triton.autoscaling.kind": {"enum": ["none", "hpa", "keda"]},
     "attention.placement": {"enum": ["service", "sidecar"]},
+    "toolbox.image": {"enum": ["flows", "trainer"]},
 }
 
 RULES: list[Schema] = [
@@ -170,12 +192,12 @@ def settings_schema(name: str) -> Schema:
     """Closed schema of the fields of a configuration class that an administrator may set."""
     if name == "review":
         return {"type": "object", "additionalProperties": False, "properties": REVIEW_SETTINGS}
-    module = importlib.import_module("atlas_attention.settings")
-    full = module.AttentionSettings.model_json_schema()
+    module, _, settings = CLASSES[name].partition(":")
+    full = getattr(importlib.import_module(module), settings).model_json_schema()
     fields = {
         field: _plain(schema, full.get("$defs", {}))
         for field, schema in full["properties"].items()
-        if field not in DECIDED_BY_CHART["attention"]
+        if field not in DECIDED_BY_CHART[name]
     }
     return {"type": "object", "additionalProperties": False, "properties": fields}
 

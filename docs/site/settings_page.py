@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from atlas_attention.settings import AttentionSettings
+from atlas_core.pacs import PacsSettings
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.settings import FlowSettings
 from atlas_review.settings import ReviewSettings
@@ -21,6 +22,10 @@ SECTIONS: dict[str, tuple[type[BaseSettings], str]] = {
     "Commands and flows": (
         FlowSettings,
         "Read by `atlasloop` and by flow runs. What is empty is that of the embedded stack.",
+    ),
+    "PACS": (
+        PacsSettings,
+        "Read by `atlasloop pacs` and the flows `pull` and `push`.",
     ),
     "Embedded stack": (
         EmbeddedSettings,

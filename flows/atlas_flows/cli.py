@@ -19,11 +19,13 @@ from atlas_flows.commands import (
     backup,
     cases,
     dicom,
+    doctor,
     ensembles,
     evaluation,
     loop,
     models,
     organs,
+    pacs,
     ranking,
     release,
     report,
@@ -66,6 +68,7 @@ app.command("up", rich_help_panel="Stack of this machine")(stack.up)
 app.command("down", rich_help_panel="Stack of this machine")(stack.down)
 app.command("status", rich_help_panel="Stack of this machine")(stack.status)
 app.command("logs", rich_help_panel="Stack of this machine")(stack.logs)
+app.command("doctor", rich_help_panel="Stack of this machine")(doctor.doctor)
 
 evaluate = typer.Typer(
     help="Compare results with a known truth, as the paper does.",
@@ -76,6 +79,7 @@ evaluate.command("ranking")(ranking.evaluate)
 evaluation.add_to(evaluate)
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Priority list")
 app.add_typer(organs.app, name="organs", rich_help_panel="Atlas")
+app.add_typer(pacs.app, name="pacs", rich_help_panel="Cases")
 app.add_typer(models.app, name="models", rich_help_panel="Models")
 app.add_typer(ensembles.app, name="ensemble", rich_help_panel="Models")
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_core.errors import AtlasError
 from atlas_embedded import stack
-from atlas_embedded.settings import EmbeddedSettings
+from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from rich.console import Console
 
 from atlas_flows.cli import app
@@ -96,10 +97,29 @@ def run_model_demo(places: Places, **sizes: int) -> None:
     """Run every step; `sizes`: see `demo_steps`.
 
     Raises:
+        AtlasError, Conflict: see `run_steps`.
+    """
+    parts: tuple[ComponentName, ...] = ("triton", "attention")
+    run_steps(places, "models-demo", parts, lambda folder: demo_steps(folder, **sizes))
+
+
+def run_steps(
+    places: Places,
+    name: str,
+    parts: Sequence[ComponentName],
+    steps_in: Callable[[Path], list[DemoStep]],
+) -> None:
+    """Run the steps of a demo on a stack of its own in ``<home>/<name>``.
+
+    Args:
+        parts: of the stack.
+        steps_in: its steps, in a folder that no earlier demo has written to.
+
+    Raises:
         AtlasError: a step ended otherwise than it should; the stack is stopped all the same.
         Conflict: another demo runs in the same home.
     """
-    home = places.embedded.home / "models-demo"
+    home = places.embedded.home / name
     places.embedded.make_home()
     home.mkdir(exist_ok=True)
     console = Console(highlight=False)
@@ -107,11 +127,11 @@ def run_model_demo(places: Places, **sizes: int) -> None:
         # A demo that was killed may still run; its ports must be free before ours are chosen.
         stack.down(EmbeddedSettings(home=home))
         delete_results(home)
-        settings = demo_settings(home, ("triton", "attention"))
+        settings = demo_settings(home, parts)
         use_stack(settings)
         started, rows = time.monotonic(), list[dict[str, str]]()
         try:
-            for number, step in enumerate(demo_steps(_fresh(home), **sizes), start=1):
+            for number, step in enumerate(steps_in(_fresh(home)), start=1):
                 rows.append(_run(number, step, console))
         finally:
             with signals_ignored():

@@ -49,8 +49,11 @@ def main() -> int:
     # It keeps nothing that is not in the catalog, so it may end with the process, whenever that is.
     catalog = Catalog.open(places.catalog_url)
     Thread(target=deliver_forever, args=(catalog,), daemon=True).start()
+    flows = deployed_flows(places)
     serve(
-        *(one.deployment() for one in deployed_flows(places)),
+        *(one.deployment() for one in flows),
+        # Each flow as often as it may run at once.
+        limit=sum(one.limit for one in flows),
         # A stack that is stopped for the night goes on with its schedule in the morning.
         pause_on_shutdown=False,
         print_starting_message=False,

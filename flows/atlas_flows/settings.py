@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.organs import SchemeSetting, read_scheme
@@ -69,6 +69,11 @@ class FlowSettings(BaseSettings):
     score_schedule: str | None = Field(
         default=None, description="Cron line for the flow `score`; empty: only when started."
     )
+    score_parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Parameters of the flow `score` where nobody gives others, as JSON; so of runs "
+        'by schedule, and of iterations what concerns shards: {"shards": 4, "in_flight": 4}.',
+    )
     promotion_margin: float = Field(
         default=0.01,
         ge=0,
@@ -86,7 +91,8 @@ class FlowSettings(BaseSettings):
     )
     triton_address: str | None = Field(
         default=None,
-        description="host:port of Triton's gRPC endpoint, to load models; empty: the embedded one.",
+        description="host:port of Triton's gRPC endpoint, to load models; of several, "
+        "comma-separated, or a name that resolves to all. Empty: the embedded one.",
     )
     triton_control_key: SecretStr | None = Field(
         default=None,
@@ -116,6 +122,16 @@ class FlowSettings(BaseSettings):
         default=None,
         description="Checkpoints, by which a killed training goes on; empty: <home>/runs.",
     )
+    landing: Path | None = Field(
+        default=None,
+        description="Folder that people put files into for flows, and find results of flows in: "
+        "paths in the forms of the Prefect UI lie below it. Empty: <home>/landing.",
+    )
+    training_deployment: str | None = Field(
+        default=None,
+        description="Prefect deployment that trains for the loop, as finetune/finetune: the run of "
+        "the loop then needs no GPU itself. Empty: the loop trains in its own run.",
+    )
     nnunet_python: Path | None = Field(
         default=None,
         description="Python interpreter with nnunetv2, which trains imported nnU-Nets further; "
@@ -144,6 +160,7 @@ class Places:
         self.review_url = (flow.review_url or embedded.review_url).rstrip("/")
         self.notification_block = flow.notification_block or None
         self.score_schedule = flow.score_schedule or None
+        self.score_parameters = flow.score_parameters
         self.promotion_margin = flow.promotion_margin
         self.promotion_min_cases = flow.promotion_min_cases
         self.promotion_floor = flow.promotion_floor
@@ -156,7 +173,14 @@ class Places:
         self.model_repository = flow.model_repository
         self.model_store = flow.model_store or embedded.home / "models"
         self.training_runs = flow.training_runs or embedded.home / "runs"
+        self.landing = flow.landing or embedded.home / "landing"
+        self.training_deployment = flow.training_deployment or None
         self.nnunet_python = flow.nnunet_python
+
+    @property
+    def score_shards(self) -> int:
+        """Runs that may share the work of scoring; see flow `score`."""
+        return max(1, int(self.score_parameters.get("shards", 1)))
 
     @classmethod
     def read(cls, home: Path | None = None, port_base: int | None = None) -> Self:

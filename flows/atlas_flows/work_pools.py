@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -34,22 +35,27 @@ class Deployed:
     Attributes:
         flow: what runs.
         pool: where: ``cpu``, or ``gpu`` for what trains.
+        torch: it needs torch wherever it runs: the image of the pool ``gpu``.
         schedule: cron line, or None: only when started.
         limit: runs at once; further ones wait.
         triggers: events that start it.
+        parameters: of runs that nobody gives others, as those by schedule.
     """
 
     flow: Flow[Any, Any]
     pool: str
+    torch: bool = False
     schedule: str | None = None
     limit: int = 1
     triggers: tuple[DeploymentEventTrigger, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    def deployment(self, pool: str | None = None) -> RunnerDeployment:
+    def deployment(self, pool: str | None = None, image: str | None = None) -> RunnerDeployment:
         """As Prefect's server keeps it.
 
         Args:
             pool: work pool; None: served by the process that asks.
+            image: instead of the pool's.
         """
         from prefect.types.entrypoint import EntrypointType
         from prefect.utilities.callables import ParameterSchema
@@ -62,7 +68,9 @@ class Deployed:
 
         made = self.flow.to_deployment(
             name=self.flow.name,
+            parameters=dict(self.parameters),
             work_pool_name=pool,
+            job_variables=None if image is None else {"image": image},
             cron=self.schedule,
             concurrency_limit=self.limit,
             triggers=list(self.triggers),
@@ -79,27 +87,73 @@ class Deployed:
 
 
 def deployed_flows(places: Places) -> tuple[Deployed, ...]:
-    """Every flow that is offered. One run of each at a time: a second one would work on the same
-    cases or models; it waits instead."""
+    """Every flow that is offered. One run of each at a time, but for shards: a second one would
+    work on the same cases or models; it waits instead.
+
+    Raises:
+        ConfigurationError: a parameter of scheduled runs cannot be.
+    """
     from atlas_flows.assembly.flow import assemble
+    from atlas_flows.importing.flow import import_cases
     from atlas_flows.loop.automations import when_drained
     from atlas_flows.loop.flow import iterate
     from atlas_flows.loop.revise_flow import revise
     from atlas_flows.models.evaluate_flow import evaluate
     from atlas_flows.models.finetune_flow import finetune
+    from atlas_flows.models.import_flow import import_model
+    from atlas_flows.pacs.pull_flow import pull
+    from atlas_flows.pacs.push_flow import push
     from atlas_flows.release.flow import release
+    from atlas_flows.reports.flow import report
     from atlas_flows.scoring.flow import score
+    from atlas_flows.scoring.ranking_flow import ranking
+    from atlas_flows.scoring.shard_flow import score_shard
 
+    # A GPU for what trains alone; where the loop trains in its own run, that is the loop, too.
+    loop_pool = "gpu" if places.training_deployment is None else "cpu"
     return (
-        Deployed(score, "cpu", places.score_schedule),
+        Deployed(import_cases, "cpu"),
+        Deployed(import_model, "cpu", torch=True),
+        Deployed(
+            score,
+            "cpu",
+            schedule=places.score_schedule,
+            parameters=_checked(score, places.score_parameters),
+        ),
+        Deployed(score_shard, "cpu", limit=places.score_shards),
+        Deployed(ranking, "cpu"),
         Deployed(revise, "cpu"),
         Deployed(assemble, "cpu"),
         Deployed(release, "cpu"),
+        # Surface Dice.
+        Deployed(report, "cpu", torch=True),
+        Deployed(evaluate, "cpu", torch=True),
+        Deployed(pull, "cpu"),
+        Deployed(push, "cpu"),
         Deployed(finetune, "gpu"),
-        Deployed(evaluate, "gpu"),
-        # It trains, too; see decision 0033.
-        Deployed(iterate, "gpu", triggers=(when_drained(),)),
+        # It promotes, which evaluates; see decision 0081.
+        Deployed(iterate, loop_pool, torch=True, triggers=(when_drained(),)),
     )
+
+
+def _checked(flow: Flow[Any, Any], parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    from prefect.exceptions import ParameterTypeError
+
+    try:
+        known = flow.parameters.properties.keys()
+        if unknown := sorted(parameters.keys() - known):
+            raise ConfigurationError(
+                f"flow {flow.name} has no parameter {unknown[0]}", expected=", ".join(known)
+            )
+        flow.validate_parameters(dict(parameters))
+    except ParameterTypeError as error:
+        _, *wrong = str(error).splitlines()
+        raise ConfigurationError(
+            f"a parameter of flow {flow.name} cannot be",
+            got="; ".join(line.strip(" -") for line in wrong),
+            remedy="mend the setting ATLASLOOP_SCORE_PARAMETERS",
+        ) from None
+    return parameters
 
 
 def read_templates(folder: Path) -> dict[str, dict[str, Any]]:
@@ -141,10 +195,16 @@ def register(templates: dict[str, dict[str, Any]], flows: tuple[Deployed, ...]) 
             client.create_work_pool(pool, overwrite=True)
     names = []
     for one in flows:
-        deployment = one.deployment(one.pool)
+        image = _image(templates, "gpu") if one.torch and one.pool != "gpu" else None
+        deployment = one.deployment(one.pool, image)
         deployment.apply()
         names.append(deployment.name)
     return tuple(names)
+
+
+def _image(templates: dict[str, dict[str, Any]], pool: str) -> str:
+    """What runs of a pool run in, unless something else is said."""
+    return str(templates[pool]["variables"]["properties"]["image"]["default"])
 
 
 def main(arguments: list[str]) -> int:

@@ -26,7 +26,18 @@ from pathlib import Path
 import numpy as np
 from atlas_core.atomic_writes import replace_file
 from atlas_core.errors import AtlasError, NotFound
-from atlas_core.phantoms import HARD_KINDS, Kind, Phantom, case_plan, make_phantom
+from atlas_core.organs import read_scheme
+from atlas_core.phantoms import (
+    HARD_KINDS,
+    Anatomy,
+    Kind,
+    Phantom,
+    PhantomGrid,
+    case_plan,
+    draw_phantom,
+    make_phantom,
+    read_anatomy,
+)
 from numpy.typing import NDArray
 
 from atlas_models.config import CONFIGS as SHIPPED
@@ -51,7 +62,12 @@ TRAINING_SEED = 20230517
 HELD_OUT_SEED = 8448
 """Seeds of phantom runs: `case_plan` hashes them, so that the two never overlap."""
 
+DRAWN_SEED = 117
+"""Of CTs drawn from people's label maps; another run than those of the phantoms."""
+
 TRAINING_CASES = 160
+DRAWN_CASES = 320
+DRAWN_GRID = PhantomGrid(columns=128)
 HELD_OUT_ORDINARY = 12
 HELD_OUT_HARD = 2 * len(HARD_KINDS)
 
@@ -61,17 +77,32 @@ PROVENANCE_FILE = "provenance.json"
 # --- phantoms -------------------------------------------------------------------------------------
 
 
-def training_cases(config: TrainingConfig, count: int = TRAINING_CASES) -> list[TrainingCase]:
-    """Ordinary phantoms on the models' grid. Hard ones are left out, as they are rare in life: what
-    attention is for is that a model has not seen them."""
+def training_cases(
+    config: TrainingConfig,
+    count: int = TRAINING_CASES,
+    anatomies: Sequence[Anatomy] = (),
+    drawn: int = DRAWN_CASES,
+) -> list[TrainingCase]:
+    """Ordinary phantoms on the models' grid, and CTs drawn from `anatomies`, dealt out in turn.
+    Hard ones are left out, as they are rare in life: what attention is for is that a model has not
+    seen them."""
     # Processes of their own: drawing holds the interpreter, and torch's threads survive no fork.
     with ProcessPoolExecutor(_cores(), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(partial(_training_case, config), range(1, count + 1)))
+        made = list(pool.map(partial(_training_case, config), range(1, count + 1)))
+        for place, anatomy in enumerate(anatomies):
+            numbers = range(1 + place, drawn + 1, len(anatomies))
+            made += pool.map(partial(_drawn_case, config, anatomy), numbers, chunksize=16)
+    return made
 
 
 def _training_case(config: TrainingConfig, number: int) -> TrainingCase:
     plan = case_plan(number, TRAINING_SEED, hard_share=0.0)
     return phantom_case(make_phantom(plan.seed, plan.kind), config)
+
+
+def _drawn_case(config: TrainingConfig, anatomy: Anatomy, number: int) -> TrainingCase:
+    plan = case_plan(number, DRAWN_SEED, hard_share=0.0)
+    return phantom_case(draw_phantom(anatomy, plan.seed, plan.kind, DRAWN_GRID), config)
 
 
 def held_out(ordinary: int = HELD_OUT_ORDINARY, hard: int = HELD_OUT_HARD) -> Iterator[Phantom]:
@@ -133,17 +164,30 @@ def _ensemble_dice(results: Sequence[PhantomResult]) -> object:
 # --- training -------------------------------------------------------------------------------------
 
 
-def train_demo_models(names: Sequence[str], models: Path, steps: int | None = None) -> None:
-    """Train and export the named demo models into `models`, then measure the whole ensemble."""
+def train_demo_models(
+    names: Sequence[str],
+    models: Path,
+    steps: int | None = None,
+    anatomies: Sequence[Anatomy] = (),
+    sources: Sequence[str] = (),
+) -> None:
+    """Train and export the named demo models into `models`, then measure the whole ensemble.
+
+    Args:
+        steps: instead of each configuration's own.
+        anatomies: people to draw CTs from beside the phantoms.
+        sources: where their label maps are from, and their licences, for the models' provenance.
+    """
     configs = [read_config(CONFIGS / f"{name}.yaml") for name in names]
     if steps is not None:
         configs = [config.model_copy(update={"steps": steps}) for config in configs]
     _keep_freed_memory()
     started = time.monotonic()
-    cases = training_cases(configs[0])
-    _say(f"{len(cases)} training phantoms in {time.monotonic() - started:.0f} s")
+    cases = training_cases(configs[0], anatomies=anatomies)
+    _say(f"{len(cases)} training cases in {time.monotonic() - started:.0f} s")
+    data = _data(anatomies, sources)
     for config in configs:
-        provenance = _train_one(config, cases, models / config.name)
+        provenance = _train_one(config, cases, data, models / config.name)
         _write_json(models / config.name / PROVENANCE_FILE, provenance)
     metrics = evaluate(models)
     for name in ORDER:
@@ -153,8 +197,25 @@ def train_demo_models(names: Sequence[str], models: Path, steps: int | None = No
     _say(f"all done in {time.monotonic() - started:.0f} s")
 
 
+def _data(anatomies: Sequence[Anatomy], sources: Sequence[str]) -> dict[str, object]:
+    """What was learnt from, for the provenance."""
+    data: dict[str, object] = {
+        "source": "phantoms of atlas_core.phantoms, fully labelled, ordinary only",
+        "training_run_seed": TRAINING_SEED,
+        "held_out_run_seed": HELD_OUT_SEED,
+    }
+    if anatomies:
+        data["drawn"] = {
+            "anatomies": {anatomy.name: anatomy.sha256 for anatomy in anatomies},
+            "sources": list(sources),
+            "cases": DRAWN_CASES,
+            "run_seed": DRAWN_SEED,
+        }
+    return data
+
+
 def _train_one(
-    config: TrainingConfig, cases: Sequence[TrainingCase], folder: Path
+    config: TrainingConfig, cases: Sequence[TrainingCase], data: dict[str, object], folder: Path
 ) -> dict[str, object]:
     """Train, export and check one model; its provenance, without metrics."""
     # torch and monai take seconds to import and `evaluate` does without them.
@@ -172,12 +233,7 @@ def _train_one(
         "sha256": spec.sha256,
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "config": config.model_dump(mode="json"),
-        "data": {
-            "source": "phantoms of atlas_core.phantoms, fully labelled, ordinary only",
-            "training_run_seed": TRAINING_SEED,
-            "training_cases": len(cases),
-            "held_out_run_seed": HELD_OUT_SEED,
-        },
+        "data": data | {"training_cases": len(cases)},
         "training": {
             "seconds": round(trained.seconds, 1),
             "threads": torch.get_num_threads(),
@@ -270,6 +326,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train = commands.add_parser("train", help="train, export and measure the demo models")
     train.add_argument("--model", action="append", choices=ORDER, help="only this one (repeatable)")
     train.add_argument("--steps", type=int, help="instead of each configuration's own")
+    train.add_argument(
+        "--anatomies", action="append", type=Path, default=[],
+        help="also learn from CTs drawn from this label map of TotalSegmentator's structures, or "
+        "folder of masks (repeatable)",
+    )  # fmt: skip
+    train.add_argument(
+        "--source", action="append", default=[],
+        help="of the label maps: title and licence, for the provenance (repeatable)",
+    )  # fmt: skip
     check = commands.add_parser("evaluate", help="measure the models, print JSON")
     check.add_argument("--ordinary", type=int, default=HELD_OUT_ORDINARY)
     check.add_argument("--hard", type=int, default=HELD_OUT_HARD)
@@ -278,7 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "train":
-            train_demo_models(chosen.model or ORDER, chosen.models, chosen.steps)
+            if chosen.anatomies and not chosen.source:
+                parser.error("--anatomies: name where they are from and their licence by --source")
+            scheme = read_scheme("totalsegmentator_v2")
+            people = [read_anatomy(path, scheme) for path in chosen.anatomies]
+            train_demo_models(
+                chosen.model or ORDER, chosen.models, chosen.steps, people, chosen.source
+            )
         else:
             metrics = evaluate(chosen.models, chosen.ordinary, chosen.hard)
             sys.stdout.write(json.dumps(metrics, indent=1) + "\n")

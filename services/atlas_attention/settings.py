@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from atlas_core.addresses import Address, HostNames, is_loopback
+from atlas_core.addresses import Address, Addresses, HostNames, is_loopback
 from atlas_core.imaging import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, SchemeSetting
 from atlas_core.tls import TlsFiles
@@ -36,8 +36,11 @@ class AttentionSettings(BaseSettings):
         description="Listen on addresses other than loopback. There is neither TLS nor login here: "
         "only behind a proxy or a network policy that provides them.",
     )
-    triton: Address = Field(
-        default="127.0.0.1:18001", description="gRPC endpoint of the model server."
+    triton: Addresses = Field(
+        default="127.0.0.1:18001",
+        description="gRPC endpoint of the model server; of several of them, comma-separated, or a "
+        "name that resolves to all (a headless service). Each window goes to the one with the "
+        "fewest.",
     )
     triton_tls: TlsFiles | None = Field(
         default=None,
@@ -66,13 +69,18 @@ class AttentionSettings(BaseSettings):
         description="Look first, with the model of the coarsest grid, where organs can be, and lay "
         "windows only there, with a margin of 30 mm. What is left out stands in the result.",
     )
+    member_labels: bool = Field(
+        default=True,
+        description="Store what each model says by itself as a label map beside the pseudo label, "
+        "for annotators to take: a fifth of a second and some hundred kilobytes a model and CT.",
+    )
     windows_in_flight: int = Field(
         default=0,
         ge=0,
         le=256,
-        description="Windows with the models at once, of all calls together; 0: one more than "
-        "there are cores, at most five. Each takes shared memory: 4 bytes per voxel, and 1 per "
-        "voxel, organ and model.",
+        description="Windows with a server's models at once, of all calls together; 0: one more "
+        "than there are cores, at most five. Each takes shared memory: 4 bytes per voxel, and 1 "
+        "per voxel, organ and model.",
     )
     inference_timeout_s: float = Field(
         default=60.0,
@@ -133,6 +141,13 @@ class AttentionSettings(BaseSettings):
     )
     health_interval_s: float = Field(
         default=30.0, gt=0, description="An idle model is probed with a real window this often."
+    )
+    max_connection_age_s: float = Field(
+        default=300.0,
+        ge=1.0,
+        le=86_400.0,
+        description="Seconds after which a connection takes no new calls, so that clients look up "
+        "the replicas again; calls under way go on as long as they take.",
     )
     stop_grace_s: float = Field(
         default=5.0, ge=0, description="After SIGTERM: until calls under way are ended."

@@ -10,6 +10,7 @@ from typing import Final
 import anyio
 from atlas_core.metrics_server import MetricsServer
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from atlas_review import page
 from atlas_review.api import (
@@ -27,6 +28,7 @@ from atlas_review.api import (
     proposals,
     queue,
     session,
+    shapes,
     statistics,
 )
 from atlas_review.auth import ClientAddressMiddleware
@@ -63,7 +65,7 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         openapi_url=f"{API_PREFIX}/openapi.json",
     )
     answer_with_problems(app)
-    for module in (session, organs, queue, cases, labels, proposals, drafts, statistics):
+    for module in (session, organs, queue, cases, labels, shapes, proposals, drafts, statistics):
         app.include_router(module.router, prefix=API_PREFIX)
     app.include_router(routes.router)
     app.include_router(health.router)
@@ -73,6 +75,13 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     app.add_middleware(TextLimit)
     app.add_middleware(RequestMetrics)
+    if origins := [one.strip() for one in settings.cors_origins.split(",") if one.strip()]:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     app.add_middleware(page.SecurityHeaders)
     app.add_middleware(ClientAddressMiddleware, trusted=settings.trusted_proxies)
     return app

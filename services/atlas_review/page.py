@@ -14,14 +14,12 @@ STATIC: Final = Path(__file__).parent / "static"
 
 PAGE_POLICY: Final = "; ".join(
     (
-        # Nothing but what follows: no plug-ins, frames, fonts, workers or WebAssembly. (NiiVue's
-        # zarr codecs would need the last two; they are not in the build.)
+        # Nothing but what follows: no plug-ins, frames, fonts, workers or WebAssembly.
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
         "connect-src 'self'",
-        # NiiVue embeds the images of its font and of a default surface in its script.
-        "img-src 'self' data:",
+        "img-src 'self'",
         "base-uri 'none'",
         "form-action 'self'",
         "frame-ancestors 'none'",

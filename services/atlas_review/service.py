@@ -27,7 +27,7 @@ from atlas_review.auth import Accounts, SignInAttempts, SignInCache, write_priva
 from atlas_review.metrics import ReviewMetrics
 from atlas_review.next_cases import NextCases
 from atlas_review.settings import ENV_PREFIX, ReviewSettings
-from atlas_review.volumes import CaseFiles
+from atlas_review.volumes import CaseFiles, Shapes
 
 MAX_HASHING: Final = 4
 """Passwords that are hashed at once, each in 32 MiB and a tenth of a second."""
@@ -43,6 +43,8 @@ class Review:
     catalog: Catalog
     store: CaseStore
     queue: RevisionQueue
+    client_queue: RevisionQueue
+    """The same queue, with the longer leases of clients that have no page."""
     versions: LabelVersions
     drafts: Drafts
     cases: CaseReview
@@ -51,7 +53,9 @@ class Review:
     accounts: Accounts
     sign_in_attempts: SignInAttempts
     files: CaseFiles
+    shapes: Shapes
     next_cases: NextCases
+    next_client_cases: NextCases
     volume_threads: anyio.CapacityLimiter
     password_threads: anyio.CapacityLimiter
     metrics: ReviewMetrics
@@ -70,11 +74,15 @@ class Review:
         versions = LabelVersions(catalog)
         cases = CaseReview(catalog)
         queue = RevisionQueue(catalog, lease=timedelta(seconds=settings.lease_s))
+        files = CaseFiles(store, catalog, versions, cases, settings)
+        client_lease = timedelta(hours=settings.client_lease_hours)
+        client_queue = RevisionQueue(catalog, lease=client_lease)
         return cls(
             settings=settings,
             catalog=catalog,
             store=store,
             queue=queue,
+            client_queue=client_queue,
             versions=versions,
             drafts=Drafts(catalog),
             cases=cases,
@@ -83,9 +91,11 @@ class Review:
             accounts=Accounts(settings.accounts_file),
             sign_in_attempts=SignInAttempts(),
             next_cases=NextCases(queue),
+            next_client_cases=NextCases(client_queue),
             volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
             password_threads=anyio.CapacityLimiter(min(MAX_HASHING, _half_the_cores())),
-            files=CaseFiles(store, catalog, versions, cases, settings),
+            files=files,
+            shapes=Shapes(store, files, versions, settings.organs),
             metrics=ReviewMetrics(lambda: queue.counts(TaskFilter()).model_dump()),
             secret=signing_secret(settings),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -33,6 +34,14 @@ def _addresses(text: str) -> str:
     return text
 
 
+def _origins(text: str) -> str:
+    for origin in filter(None, (one.strip() for one in text.split(","))):
+        if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?", origin):
+            raise ValueError(f"origin {origin!r}: expected as https://viewer.example.org")
+    return text
+
+
+Origins = Annotated[str, AfterValidator(_origins)]
 Url = Annotated[str, AfterValidator(_without_slash)]
 Proxies = Annotated[str, AfterValidator(_addresses)]
 
@@ -63,6 +72,12 @@ class ReviewSettings(BaseSettings):
         description="Addresses and networks of proxies, comma-separated, whose X-Forwarded-For and "
         "-Proto are trusted; default: a proxy on this machine. Behind any other proxy, failed "
         "sign-ins are counted by the address that it claims, and the log says so.",
+    )
+    cors_origins: Origins = Field(
+        default="",
+        description="Origins of other pages, comma-separated, that may call the API with a bearer "
+        "token, as OHIF with its MONAI Label plug-in; cookies are never accepted from them. "
+        "Default: none.",
     )
     store: Path = Field(default=Path(".atlasloop/store"), description="Root of the case store.")
     catalog_url: SecretStr = Field(
@@ -98,6 +113,23 @@ class ReviewSettings(BaseSettings):
         ge=10,
         description="How long a case stays leased after the last renewal by its page.",
     )
+    client_lease_hours: float = Field(
+        default=8.0,
+        gt=0,
+        le=7 * 24,
+        description="How long a case stays leased to a MONAI Label client, as 3D Slicer, after its "
+        "last request about it. Such a client has no page that renews the lease while people draw.",
+    )
+    confirm_unvisited: bool = Field(
+        default=True,
+        description="Confirming a case also confirms organs that nobody looked at, where the "
+        "program that confirms does not say which were.",
+    )
+    skipped_draft_hours: float = Field(
+        default=24.0,
+        ge=0,
+        description="How long the unfinished drawing of a case that was skipped is kept.",
+    )
     session_hours: float = Field(
         default=12.0, gt=0, description="Hours until people have to sign in again."
     )
@@ -126,6 +158,12 @@ class ReviewSettings(BaseSettings):
         ge=0,
         le=2,
         description="Attention (Eq. 4) from which a voxel counts as attended.",
+    )
+    region_min_ml: float = Field(
+        default=0.1,
+        ge=0,
+        description="Millilitres of the smallest attended region that is listed; a sphere of 6 mm "
+        "has 0.1. Smaller ones are noise along borders.",
     )
     sheet_interval_s: float = Field(
         default=30.0,

@@ -213,6 +213,8 @@ class AttentionClient:
             ("grpc.enable_http_proxy", 0),
             # A name with several addresses (a headless service) means replicas: use them in turn.
             ("grpc.lb_policy_name", "round_robin"),
+            # New replicas are found when a connection ends, which servers see to now and then.
+            ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         ]
         self._channel = (
             grpc.insecure_channel(self.address, options)

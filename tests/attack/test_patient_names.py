@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import nibabel as nib
@@ -25,6 +23,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from small_cts import SHAPE, SPACING_MM, write_small_cts
 from stack import Stack
+from written_texts import texts
 
 pytestmark = pytest.mark.stack
 
@@ -135,21 +134,6 @@ def _write_dicom(hu: np.ndarray, folder: Path) -> None:
         dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
         dataset.PixelData = hu[:, :, k].T.astype("<i2").tobytes()
         dataset.save_as(folder / f"{NAME}_{k}.dcm", enforce_file_format=True)
-
-
-def texts(path: Path) -> Iterator[bytes]:
-    """All that can be read in a file: its bytes, decompressed, and every value of a database."""
-    content = path.read_bytes()
-    yield content
-    if content[:2] == b"\x1f\x8b":
-        yield gzip.decompress(content)
-    if content[:15] == b"SQLite format 3":
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            database.text_factory = bytes
-            tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            for (table,) in tables.fetchall():
-                for row in database.execute(f'SELECT * FROM "{table.decode()}"'):
-                    yield b" ".join(value for value in row if isinstance(value, bytes))
 
 
 def holds_the_name(path: Path) -> bool:

@@ -147,7 +147,7 @@ def test_mounts_have_volumes_and_volumes_are_mounted(values: str) -> None:
 def test_what_a_pod_refers_to_is_there(values: str) -> None:
     manifests = render(values)
     there = {(one["kind"], one["metadata"]["name"]) for one in manifests}
-    given = {"hospital-ca", "atlas-store", "atlas-models", "atlas-model-cache"}
+    given = {"hospital-ca", "atlas-store", "atlas-landing", "atlas-models", "atlas-model-cache"}
     for name, pod in pod_templates(manifests):
         account = pod["spec"].get("serviceAccountName", "default")
         if account not in ("default", "{{ service_account_name }}"):
@@ -211,7 +211,7 @@ def test_images_come_from_the_mirror(values: str) -> None:
 
 def test_the_mirror_list_names_every_image() -> None:
     listed = {
-        re.split("[:@]", line)[0].removeprefix("nvcr.io/").removeprefix("docker.io/")
+        re.sub("^(nvcr|docker|quay).io/", "", re.split("[:@]", line)[0])
         for line in (CHART / "files" / "images.txt").read_text().split()
     }
     rendered = set()
@@ -300,19 +300,23 @@ def test_an_ingress_has_tls(values: str) -> None:
 
 EDGES = {
     ("attention", "triton", 8001),
-    ("flow-run", "triton", 8001),
-    ("flow-run", "triton", 8002),
-    ("test", "triton", 8001),
-    ("test", "triton", 8002),
-    ("flow-run", "attention", 18010),
-    ("test", "attention", 18010),
+    *(
+        (source, "triton", port)
+        for source in ("flow-run", "toolbox", "test")
+        for port in (8001, 8002)
+    ),
+    *((source, "attention", 18010) for source in ("flow-run", "toolbox", "test")),
     ("test", "review", 18030),
-    *((source, "prefect", 4200) for source in ("flow-run", "events", "register", "test")),
+    *(
+        (source, "prefect", 4200)
+        for source in ("flow-run", "toolbox", "events", "register", "test")
+    ),
+    ("prefect-proxy", "prefect", 4200),
     ("worker-cpu", "prefect", 4200),
     ("worker-gpu", "prefect", 4200),
     *(
         (source, "postgresql", 5432)
-        for source in ("prefect", "review", "flow-run", "events", "migrate", "backup")
+        for source in ("prefect", "review", "flow-run", "toolbox", "events", "migrate", "backup")
     ),
 }
 """Every connection between pods that the policies may allow, and no other: see the threat model."""
@@ -396,7 +400,9 @@ def test_only_workers_speak_to_the_cluster() -> None:
         for rule in policy["spec"].get("egress", [])
         if any("ipBlock" in peer for peer in rule.get("to", [{"ipBlock": {}}]))
     }
-    assert outside == {"to-database", "worker-to-kubernetes", "review-to-oidc"}
+    assert outside == {
+        "to-database", "worker-to-kubernetes", "review-to-oidc", "prefect-proxy-to-oidc",
+    }  # fmt: skip
     (role,) = of_kind(render("production"), "Role")
     verbs = {verb for rule in role["rules"] for verb in rule["verbs"]}
     assert "*" not in verbs
@@ -443,7 +449,7 @@ def test_the_key_to_the_models_is_for_triton_and_flow_runs() -> None:
         for variable in (one["env"] if isinstance(one.get("env"), list) else [])
         if "valueFrom" in variable
     }
-    assert by_reference == {"triton"}
+    assert by_reference == {"triton", "prefect-proxy"}
 
 
 @values_files
@@ -451,7 +457,8 @@ def test_the_password_of_prefect_is_for_prefect_and_what_works_for_it(values: st
     """Who has it may run code as the flows: not review, which faces people and their files."""
     manifests = render(values)
     pools = {f"work pool {pool}" for pool in ("cpu", "gpu")}
-    assert _holders(manifests, "atlasloop-prefect") == pools | {
+    toolbox = {"Deployment/site-atlasloop-toolbox"} if values == "trial" else set()
+    assert _holders(manifests, "atlasloop-prefect") == pools | toolbox | {
         "Deployment/site-atlasloop-prefect",
         "Deployment/site-atlasloop-events",
         "Deployment/site-atlasloop-worker-cpu",
@@ -560,6 +567,146 @@ def test_the_replicas_of_attention_are_seen_one_by_one() -> None:
     assert service["spec"]["clusterIP"] == "None"
 
 
+def test_work_pools_follow_every_change_of_version() -> None:
+    """A rollback too: runs would otherwise go on in the image that was taken back."""
+    for values in VALUES:
+        (job,) = [
+            one for one in of_kind(render(values), "Job") if "register" in one["metadata"]["name"]
+        ]
+        hooks = job["metadata"]["annotations"]["helm.sh/hook"].split(",")
+        assert hooks == ["post-install", "post-upgrade", "post-rollback"]
+
+
+def test_a_gpu_is_asked_for_where_it_trains_alone() -> None:
+    """A trial without GPUs asks for none; the loop waits for its trainings without holding one."""
+    for values in VALUES:
+        for pool, base in job_templates(render(values)).items():
+            job = base["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+            (limits,) = [one["resources"]["limits"] for one in job["containers"]]
+            wants = 1 if pool == "gpu" and values != "trial" else None
+            assert limits.get("nvidia.com/gpu") == wants, (values, pool)
+            environment = base["variables"]["properties"]["env"]["default"]
+            assert environment["ATLASLOOP_TRAINING_DEPLOYMENT"] == "finetune/finetune"
+
+
+def test_a_trial_fits_on_one_node() -> None:
+    for claim in of_kind(render("trial"), "PersistentVolumeClaim"):
+        assert claim["spec"]["accessModes"] == ["ReadWriteOnce"], claim["metadata"]["name"]
+        size = claim["spec"]["resources"]["requests"]["storage"]
+        assert int(size.removesuffix("Gi")) <= 50, claim["metadata"]["name"]
+
+
+def test_no_claim_of_production_is_left_to_a_default_class() -> None:
+    claims = of_kind(render("production"), "PersistentVolumeClaim")
+    assert len(claims) == 6
+    assert all(claim["spec"].get("storageClassName") for claim in claims)
+
+
+def test_the_landing_folder_is_the_same_for_flow_runs_and_toolbox() -> None:
+    manifests = render("trial")
+    mounts = {
+        component(pod): [
+            (mount["mountPath"], volume["persistentVolumeClaim"]["claimName"])
+            for one in containers(pod)
+            for mount in one.get("volumeMounts", [])
+            for volume in pod["spec"]["volumes"]
+            if volume["name"] == mount["name"] == "landing"
+        ]
+        for _, pod in pod_templates(manifests)
+    }
+    there = [("/var/lib/atlasloop/landing", "site-atlasloop-landing")]
+    assert {name: found for name, found in mounts.items() if found} == {
+        "flow-run": there,
+        "toolbox": there,
+    }
+    for base in job_templates(manifests).values():
+        environment = base["variables"]["properties"]["env"]["default"]
+        assert environment["ATLASLOOP_LANDING"] == there[0][0]
+
+
+def test_a_cluster_may_choose_the_user() -> None:
+    """OpenShift's SCC refuses a user of ours; everything else of "restricted" stays."""
+    for name, pod in pod_templates(render("trial", "1.32", "--set", "security.userByCluster=true")):
+        assert (
+            pod["spec"]["securityContext"].keys() & {"runAsUser", "runAsGroup", "fsGroup"} == set()
+        )
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True, name
+        for one in containers(pod):
+            assert one["securityContext"].keys() & {"runAsUser", "runAsGroup"} == set(), name
+
+
+def test_dns_is_where_the_cluster_has_it() -> None:
+    options = ["networkPolicy.dnsPorts={53,5353}", "networkPolicy.dnsCidrs={169.254.20.10/32}"]
+    manifests = render("trial", "1.32", *[x for o in options for x in ("--set", o)])
+    (dns,) = [
+        one["spec"]["egress"]
+        for one in of_kind(manifests, "NetworkPolicy")
+        if one["metadata"]["name"].endswith("-dns")
+    ]
+    assert [peer.get("ipBlock") for peer in dns[0]["to"]] == [None, {"cidr": "169.254.20.10/32"}]
+    assert {(p["protocol"], p["port"]) for p in dns[0]["ports"]} == {
+        (protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)
+    }
+
+
+def _ingress(name: str, *options: str) -> Manifest:
+    (found,) = [
+        one
+        for one in of_kind(render("production", "1.32", *options), "Ingress")
+        if one["metadata"]["name"].endswith(f"-{name}")
+    ]
+    return found
+
+
+def test_uploads_pass_the_ingress() -> None:
+    """As large as the review service takes; an administrator's own annotation wins."""
+    size = "nginx.ingress.kubernetes.io/proxy-body-size"
+    assert _ingress("review")["metadata"]["annotations"][size] == str(256 << 20)
+    more = ["--set", "review.settings.max_upload_bytes=1073741824"]
+    assert _ingress("review", *more)["metadata"]["annotations"][size] == str(1 << 30)
+    own = [
+        "--set-string",
+        r"review.ingress.annotations.nginx\.ingress\.kubernetes\.io/proxy-body-size=9m",
+    ]
+    assert _ingress("review", *own)["metadata"]["annotations"][size] == "9m"
+
+
+def test_grpc_from_outside_shows_a_certificate() -> None:
+    off = [
+        "--set-string",
+        r"attention.ingress.annotations.nginx\.ingress\.kubernetes\.io/auth-tls-verify-client=off",
+    ]
+    for options in ([], off):
+        ingress = _ingress("attention", *options)
+        annotations = ingress["metadata"]["annotations"]
+        assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPC"
+        assert annotations["nginx.ingress.kubernetes.io/auth-tls-verify-client"] == "on"
+        assert (
+            annotations["nginx.ingress.kubernetes.io/auth-tls-secret"] == "atlas/attention-callers"
+        )
+        (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+        assert path["backend"]["service"]["port"] == {"name": "grpc"}
+
+
+def test_prefects_page_is_behind_the_proxy_that_knows_people() -> None:
+    (path,) = _ingress("prefect")["spec"]["rules"][0]["http"]["paths"]
+    assert path["backend"]["service"]["name"] == "site-atlasloop-prefect-proxy"
+    proxy = container(render("production"), "prefect-proxy")
+    assert "--allowed-group=atlas-managers" in proxy["args"]
+    assert "--upstream=http://site-atlasloop-prefect:4200" in proxy["args"]
+    doors = {
+        one["metadata"]["name"]
+        for one in of_kind(render("production"), "NetworkPolicy")
+        if "-ingress-to-" in one["metadata"]["name"]
+    }
+    assert doors == {
+        f"site-atlasloop-ingress-to-{to}" for to in ("review", "prefect-proxy", "attention")
+    }
+    plain = ["--set", "prefect.oidc.enabled=false"]
+    (path,) = _ingress("prefect", *plain)["spec"]["rules"][0]["http"]["paths"]
+    assert path["backend"]["service"]["name"] == "site-atlasloop-prefect"
+
+
 def test_migration_runs_once_before_an_upgrade() -> None:
     for values, first in (("trial", "post-install"), ("production", "pre-install")):
         (job,) = [
@@ -602,6 +749,19 @@ REQUIRED = [
         for values in VALUES
         for name in ("prefect.auth", "triton.modelControl")
     ),
+    ("production", ["attention.ingress.clientAuthority="], "clientAuthority is required"),
+    ("production", ["attention.ingress.tlsSecret="], "attention.ingress.tlsSecret is required"),
+    ("production", ["prefect.ingress.enabled=false"], "prefect.ingress.enabled is required"),
+    *(
+        ("production", [f"prefect.oidc.{name}="], f"prefect.oidc.{name} is required")
+        for name in ("issuer", "clientId", "existingSecret")
+    ),
+    *(
+        ("production", [f"prefect.oidc.{name}=null"], f"prefect.oidc.{name} is required")
+        for name in ("allowedGroups", "cidrs")
+    ),
+    ("trial", ["flows.settings.catalog_url=x"], "catalog_url"),
+    ("trial", ["flows.settings.promotion_margin=2"], "promotion_margin"),
     ("production", ["triton.autoscaling.prometheusAddress="], "prometheusAddress is required"),
     ("production", ["images.tritonGpu.digest="], "images.tritonGpu.digest is required"),
     ("trial", ["attention.settings.nonsense=1"], "nonsense"),

@@ -184,7 +184,7 @@ def test_flows_read_their_configuration(values: str, clean: pytest.MonkeyPatch) 
             "dns:///site-atlasloop-attention:18010",
             "http://site-atlasloop-prefect:4200/api",
         )
-        _models_agree(places, "site-atlasloop-triton:8001", SECRETS["control-key"])
+        _models_agree(places, "site-atlasloop-triton-replicas:8001", SECRETS["control-key"])
         assert places.review_role == "atlasloop_review"
         query = make_engine(places.catalog_url).url.query
         expected = {"production": "verify-full", "airgapped": "verify-ca"}.get(values, "disable")

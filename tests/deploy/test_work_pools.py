@@ -30,6 +30,7 @@ def test_pools_and_deployments_become_known_and_are_brought_up_to_date(
 ) -> None:
     monkeypatch.setenv("ATLASLOOP_SCORE_SCHEDULE", "0 20 * * *")
     monkeypatch.setenv("ATLASLOOP_HOME", str(tmp_path))
+    monkeypatch.setenv("ATLASLOOP_TRAINING_DEPLOYMENT", "finetune/finetune")
     for pool, base in job_templates(render("production")).items():
         (tmp_path / f"{pool}.json").write_text(json.dumps(base))
     templates = work_pools.read_templates(tmp_path)
@@ -47,6 +48,11 @@ def test_pools_and_deployments_become_known_and_are_brought_up_to_date(
     }
     assert pools["cpu"].base_job_template == templates["cpu"]
     assert sorted(deployment.name for deployment in deployments) == sorted(names)
+    on_gpus = {one.name for one in deployments if one.work_pool_name == "gpu"}
+    assert on_gpus == {"finetune"}
+    trainer = templates["gpu"]["variables"]["properties"]["image"]["default"]
+    in_trainer = {one.name for one in deployments if one.job_variables.get("image") == trainer}
+    assert in_trainer == {"import-model", "report", "evaluate", "iterate"}
     (score,) = [deployment for deployment in deployments if deployment.name == "score"]
     assert score.work_pool_name == "cpu"
     assert score.entrypoint == "atlas_flows.scoring.flow.score"
@@ -80,7 +86,7 @@ def test_prefect_turns_job_templates_into_valid_restricted_jobs(values: str) -> 
         assert job["securityContext"]["readOnlyRootFilesystem"] is True
         assert spec["serviceAccountName"] == "site-atlasloop-flow-run"
         wants = job["resources"]["limits"].get("nvidia.com/gpu")
-        assert wants == (1 if pool == "gpu" else None)
+        assert wants == (1 if pool == "gpu" and values != "trial" else None)
         labels = manifest["spec"]["template"]["metadata"]["labels"]
         assert labels["app.kubernetes.io/component"] == "flow-run"
 

@@ -109,7 +109,9 @@ def test_nothing_to_import_is_an_error(home: Path, tmp_path: Path) -> None:
     assert not _left_running(home)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_stopped_in_the_middle_it_stops_its_stack(
     home: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -200,6 +200,7 @@ def test_the_loop_survives_and_promotes(site: Site) -> None:
     require_learnt_from_revisions(site)
 
 
+@pytest.mark.long
 def test_at_its_deadline_the_loop_goes_on_without_the_annotators(site: Site) -> None:
     """Prefect starts the second half by itself, whatever is still in the queue."""
     asked_before = site.runs("continue")
@@ -217,7 +218,7 @@ def test_at_its_deadline_the_loop_goes_on_without_the_annotators(site: Site) -> 
         assert repository_of(site.settings).in_service(name) == 2
 
 
-def test_the_other_flows_start_from_their_own_forms(site: Site, tmp_path: Path) -> None:
+def test_the_other_flows_start_from_their_own_forms(site: Site) -> None:
     """What `iterate` does step by step is there for itself too, and leaves its effect."""
     served = [spec for name in MODELS for spec in repository_of(site.settings).served(name)]
     known = {spec.ref: len(evaluations(site.catalog, spec.ref)) for spec in served}
@@ -228,8 +229,8 @@ def test_the_other_flows_start_from_their_own_forms(site: Site, tmp_path: Path) 
         assert newest.cases
         assert len(before) == known[spec.ref]
 
-    folder = tmp_path / "atlas"
-    wish = {"folder": str(folder), "datasets": ["work"]}
+    folder = site.settings.home / "landing/atlas"
+    wish = {"folder": "atlas", "datasets": ["work"]}
     refused = site.await_end(site.start("release", **wish))
     assert refused["state_type"] == "FAILED"
     assert "licence is not known" in refused["state"]["message"]

@@ -258,6 +258,13 @@ def _check_stored(
         assert organ["pseudo_label_ml"] == pytest.approx(
             organ["pseudo_label_voxels"] * geometry.voxel_ml
         )
+    members = service.store.member_label_paths(CASE, reading, record["ensemble"], record["number"])
+    assert len(members) == len(record["member_labels"]) == len(record["models"])
+    for path, sha256 in zip(
+        members.values(), dict(sorted(record["member_labels"].items())).values(), strict=True
+    ):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+        assert set(np.unique(read_cropped(path, geometry))) <= {0, *ABDOMEN_ATLAS.labels}
 
 
 def test_plain_tensors_give_the_bytes_of_shared_memory(
@@ -556,7 +563,7 @@ def test_a_killed_triton_leaves_nothing_half_written_and_a_retry_completes(
         for case in (CASE, "Undisturbed_0123456789ab")
     ]
     files = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*.nii.gz"))
-    assert len(files) == 4
+    assert len(files) == 6  # three maps, two members, the pseudo label
     for file in files:
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
 

@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,11 @@ from atlas_core.catalog import Catalog
 from atlas_core.imaging import read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.review import LabelVersions, RevisionQueue, TaskFilter
-from numpy.typing import NDArray
+from monai_label_clients import MakeClient, clients, monailabel, shaved
 from ports import free_port
-from review_server import PASSWORD, ReviewPlace, RunningReview, make_place, running_review
-
-monailabel = pytest.importorskip(
-    "monailabel.client", reason="NO MONAI LABEL CLIENT: pip install --no-deps monailabel==0.8.5"
-)
+from review_server import ReviewPlace, RunningReview, make_place, running_review
 
 pytestmark = pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
-
-MakeClient = Callable[[], Any]
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +38,6 @@ def running(
     place = ReviewPlace(shutil.copytree(template, tmp_path / "place"))
     with running_review(place, insecure=request.param == "insecure") as service:
         yield service
-
-
-def clients(url: str, folder: Path, user: str) -> MakeClient:
-    """Makes a new client for each call: one that is reused with a token sends the length of its
-    last upload with its next request, for whose body nginx then waits for ever."""
-    folder.mkdir(exist_ok=True)
-    token = None
-    if monailabel.MONAILabelClient(url).auth_enabled():
-        token = monailabel.MONAILabelClient(url).auth_token(user, PASSWORD)
-
-    def make() -> Any:
-        client = monailabel.MONAILabelClient(url, tmpdir=str(folder), client_id=user)
-        client.update_auth(token)
-        return client
-
-    return make
 
 
 def revise_one_case(
@@ -80,13 +58,6 @@ def revise_one_case(
     info = [{"name": name, "idx": 500 + k} for k, name in enumerate(names)]
     saved = make().save_label(sample["id"], str(edited), tag, {"label_info": info})
     return {"sample": sample, "voxels": voxels, "saved": saved}
-
-
-def shaved(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """`mask` without its lowest slice."""
-    kept = mask.astype(np.uint8)
-    kept[..., np.flatnonzero(mask.any(axis=(0, 1)))[0]] = 0
-    return kept
 
 
 def test_next_case_label_and_submission(running: RunningReview, tmp_path: Path) -> None:

@@ -422,13 +422,38 @@ def test_regions_come_largest_first_with_their_position(
     ann: httpx.Client, case: dict[str, Any]
 ) -> None:
     answer = ann.get(f"{API}/cases/{case['id']}/regions", params={"organ": "liver"}).json()
-    sizes = [region["ml"] for region in answer["regions"]]
+    sizes = [region["region_ml"] for region in answer["regions"]]
     assert sizes == sorted(sizes, reverse=True)
+    assert min(sizes) >= answer["min_ml"] == 0.1
+    every = ann.get(
+        f"{API}/cases/{case['id']}/regions", params={"organ": "liver", "min_ml": 0}
+    ).json()["regions"]
+    assert [one for one in every if one["region_ml"] >= 0.1] == answer["regions"]
+    organ_ml = next(one["volume_ml"] for one in case["labels"] if one["organ"] == "liver")
+    assert {one["organ_ml"] for one in every} == {organ_ml}
+    assert all(one["peak"] >= answer["threshold"] for one in every)
     region = answer["regions"][0]
     affine = np.array(case["affine"])
     np.testing.assert_allclose(affine @ [*region["centroid_ijk"], 1], [*region["centroid_mm"], 1])
     low, high = region["box_ijk"]
     assert all(a <= c <= b for a, c, b in zip(low, region["centroid_ijk"], high, strict=True))
+
+
+def test_the_peak_of_a_region_is_its_highest_voxel(
+    ann: httpx.Client, case: dict[str, Any], tmp_path: Path
+) -> None:
+    answer = ann.get(f"{API}/cases/{case['id']}/regions", params={"organ": "liver"}).json()
+    url = next(one["url"] for one in case["attention"] if one["organ"] == "liver")
+    (tmp_path / "liver.nii.gz").write_bytes(ann.get(url).content)
+    geometry = geometry_of(case)
+    attention = read_cropped(tmp_path / "liver.nii.gz", geometry) / 136
+    for region in answer["regions"]:
+        peak = tuple(region["peak_ijk"])
+        np.testing.assert_allclose(geometry.matrix @ [*peak, 1], [*region["peak_mm"], 1])
+        low, high = region["box_ijk"]
+        assert all(a <= p <= b for a, p, b in zip(low, peak, high, strict=True))
+        assert attention[peak] >= answer["threshold"]
+        assert attention[peak] >= region["attention_sum"] / region["voxels"]
 
 
 def test_regions_of_all_organs_name_their_organ(ann: httpx.Client, case: dict[str, Any]) -> None:
@@ -437,7 +462,7 @@ def test_regions_of_all_organs_name_their_organ(ann: httpx.Client, case: dict[st
     counting = [one["organ"] for one in case["attention"] if one["counts"]]
     each = {organ: ann.get(url, params={"organ": organ}).json()["regions"] for organ in counting}
     assert "spleen" not in each  # it has an original label
-    sizes = [region["ml"] for region in of_all]
+    sizes = [region["region_ml"] for region in of_all]
     assert sizes == sorted(sizes, reverse=True)
     for organ, regions in each.items():
         assert [one for one in of_all if one["organ"] == organ] == regions
@@ -598,9 +623,12 @@ def _shifted(folder: Path, case: dict[str, Any]) -> bytes:
     return nifti(folder, np.ones(case["shape"], np.uint8), geometry)
 
 
-def _smaller(folder: Path, case: dict[str, Any]) -> bytes:
+def _beside(folder: Path, case: dict[str, Any]) -> bytes:
+    """Between the CT's voxels, so no box of its grid."""
     voxels = np.ones((8, 8, 8), np.uint8)
-    return nifti(folder, voxels, VolumeGeometry.from_array((8, 8, 8), np.array(case["affine"])))
+    affine = np.array(case["affine"])
+    affine[:3, 3] += 0.4 * affine[:3, 0]
+    return nifti(folder, voxels, VolumeGeometry.from_array((8, 8, 8), affine))
 
 
 def _many_values(folder: Path, case: dict[str, Any]) -> bytes:
@@ -621,7 +649,7 @@ def _truncated(folder: Path, case: dict[str, Any]) -> bytes:
 
 
 BAD: dict[str, tuple[Callable[[Path, dict[str, Any]], bytes], int, str]] = {
-    "on another grid": (_smaller, 422, "different grids"),
+    "on another grid": (_beside, 422, "different grids"),
     "of another place": (_shifted, 422, "different grids"),
     "with unknown values": (_many_values, 422, "one value"),
     "truncated": (_truncated, 422, ""),

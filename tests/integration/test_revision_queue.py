@@ -20,6 +20,8 @@ from atlas_core.review import (
     QUEUE_DRAINED,
     Annotator,
     AuditLog,
+    Draft,
+    Drafts,
     LabelVersions,
     NotHeld,
     OutgoingEvents,
@@ -199,6 +201,92 @@ def test_who_drew_longer_than_the_lease_may_still_hand_in(
     clock.go(hours=3)
     assert queue.task(mine.id).state is TaskState.OPEN
     assert queue.confirm(mine.id, ANN, 3 * 3600).state is TaskState.CONFIRMED
+
+
+def test_a_lease_is_resumed_while_nobody_has_taken_the_case_and_never_cut_short(
+    queue: RevisionQueue, catalog: Catalog, clock: Clock
+) -> None:
+    """A program without a page has leases of hours; a page of the same person does not end them."""
+    long = RevisionQueue(catalog, lease=timedelta(hours=8), clock=clock)
+    assert long.resume(ANN) is None
+    mine = long.next(ANN)
+    assert mine is not None and mine.lease_expires_at == clock.now + timedelta(hours=8)
+    for task in (queue.lease(mine.id, ANN), queue.resume(ANN)):
+        assert task is not None and task.lease_expires_at == mine.lease_expires_at
+    other = queue.next(BOB)
+    assert other is not None and other.id != mine.id
+    clock.go(hours=9)
+    again = long.resume(ANN, TaskFilter(case_id=mine.case_id))
+    assert again is not None and again.lease_expires_at == clock.now + timedelta(hours=8)
+    assert long.resume(ANN, TaskFilter(case_id=other.case_id)) is None
+    clock.go(hours=9)
+    assert queue.lease(mine.id, BOB).assignee == "bob"
+    assert long.resume(ANN) is None
+
+
+def test_only_what_was_looked_at_is_confirmed(queue: RevisionQueue) -> None:
+    task = queue.next(ANN)
+    assert task is not None
+    with pytest.raises(InvalidInput, match="no organ was looked at"):
+        queue.confirm(task.id, ANN, 60, visited=[])
+    assert queue.task(task.id).state is TaskState.LEASED  # nothing happened
+    first, *others = (one.organ for one in task.organs)
+    done = queue.confirm(task.id, ANN, 60, visited=[first])
+    assert done.state is TaskState.CONFIRMED
+    assert done.without_verdict == tuple(others)
+
+
+def test_a_verdict_is_taken_back(queue: RevisionQueue) -> None:
+    task = queue.next(ANN)
+    assert task is not None
+    organ = task.organs[0].organ
+    queue.judge(task.id, ANN, organ, Verdict.CONFIRMED)
+    assert organ in queue.judge(task.id, ANN, organ, None).without_verdict
+
+
+def test_who_ended_a_task_takes_that_back_until_its_labels_are_assembled(
+    queue: RevisionQueue, catalog: Catalog, clock: Clock
+) -> None:
+    task = queue.next(ANN)
+    assert task is not None
+    with pytest.raises(Conflict, match="not finished"):
+        queue.take_back(task.id, ANN)
+    queue.confirm(task.id, ANN, 60)
+    with pytest.raises(Conflict, match="somebody else"):
+        queue.take_back(task.id, BOB)
+    clock.go(minutes=5)
+    again = queue.take_back(task.id, ANN)
+    assert (again.state, again.assignee) == (TaskState.LEASED, "ann")
+    assert all(one.verdict is Verdict.CONFIRMED for one in again.organs)  # to be changed
+    queue.confirm(task.id, ANN, 60)
+    clock.go(minutes=5)
+    with catalog.transaction(write=True) as connection:
+        row = {
+            "case_id": task.case_id, "path": "x", "sha256": "0" * 64, "inputs_sha256": "0" * 64,
+            "organs": {}, "missing": [], "created_at": clock.now,
+        }  # fmt: skip
+        connection.execute(sa.insert(t.assemblies).values(row))
+    with pytest.raises(Conflict, match="assembled since"):
+        queue.take_back(task.id, ANN)
+
+
+def test_the_draft_of_a_skipped_case_is_kept_for_a_while(
+    queue: RevisionQueue, catalog: Catalog, clock: Clock
+) -> None:
+    drafts = Drafts(catalog)
+    skipped, open_task = queue.next(ANN), queue.next(BOB)
+    assert skipped is not None and open_task is not None
+    for task, author in ((skipped, "ann"), (open_task, "bob")):
+        drafts.save(
+            Draft(task_id=task.id, author=author, path=author, sha256="0" * 64, base={},
+                  saved_at=clock.now)
+        )  # fmt: skip
+    queue.skip(skipped.id, ANN, "later")
+    assert drafts.drop_skipped(clock.now) == []
+    assert drafts.exists(skipped.id, "ann")
+    assert drafts.drop_skipped(clock.now + timedelta(seconds=1)) == ["ann"]
+    assert not drafts.exists(skipped.id, "ann")
+    assert drafts.exists(open_task.id, "bob")
 
 
 def test_nothing_is_left_when_others_hold_everything(queue: RevisionQueue) -> None:

@@ -68,7 +68,8 @@ def test_uvicorn_finds_the_application() -> None:
 def test_every_deployment_names_a_flow_that_loads() -> None:
     deployed = deployed_flows(Places.read())
     assert {one.flow.name for one in deployed} == {
-        "score", "revise", "assemble", "release", "finetune", "evaluate", "iterate",
+        "import", "import-model", "score", "score-shard", "ranking", "revise", "assemble",
+        "release", "report", "finetune", "evaluate", "iterate", "pull", "push",
     }  # fmt: skip
     for one in deployed:
         entrypoint = one.deployment(None).entrypoint

@@ -8,7 +8,7 @@ from .case_assembly import (
 )
 from .history import Assemblies
 from .post_processing import PostProcessing
-from .priority import SOURCE_PRIORITY, preferred
+from .priority import SOURCE_PRIORITY, paint_order, preferred
 from .records import Assembly
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PseudoLabelMap",
     "assemble_case",
     "choose_labels",
+    "paint_order",
     "preferred",
     "read_assembled",
     "write_masks",

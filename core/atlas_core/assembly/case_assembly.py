@@ -1,7 +1,8 @@
 """Assembly of one stored case: its labels in force, and the map that combines them (§3.2 ⑥).
 
 `choose_labels` works on values only; `assemble_case` reads the labels in force one at a time, so
-that a case needs the memory of three label maps however many organs it has, and stores the result.
+that a case needs the memory of three label maps however many organs it has, each in its own box, so
+that it takes the time of its files, and stores the result.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from atlas_core.assembly.priority import LabelPainter, paint_order, preferred
 from atlas_core.assembly.records import Assembly, OrganProvenance
 from atlas_core.errors import AtlasError, CorruptFile, InvalidInput, NotFound
 from atlas_core.imaging import LabelVolume, Volume, read_header, read_label
+from atlas_core.imaging.label_maps import VoxelBox, boxes_of
 from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Label, LabelSource, Reading
 from atlas_core.store import CaseStore
+
+NOWHERE: Final = (slice(0, 0), slice(0, 0), slice(0, 0))
+"""Box of an organ that a map does not have."""
 
 ASSEMBLY_FORMAT: Final = 1
 """Incremented whenever equal inputs give another map, so that every case is assembled anew."""
@@ -159,8 +164,8 @@ def assemble_case(store: CaseStore, inputs: AssemblyInputs) -> Assembly:
         _require_ct(store, case)
         painter = LabelPainter(case.shape, inputs.scheme)
         painted = [
-            _paint(painter, label, mask, inputs.rule(label), case.geometry.voxel_ml)
-            for label, mask in _masks(store, inputs)
+            _paint(painter, label, box, mask, inputs.rule(label), case.geometry.voxel_ml)
+            for label, box, mask in _masks(store, inputs)
         ]
     except AtlasError as error:
         raise (error if error.case else error.with_case(case.id)) from error
@@ -236,16 +241,22 @@ def _require_ct(store: CaseStore, case: Case) -> None:
     case.geometry.require_same_grid(found, this="case on record", that="stored CT", case=case.id)
 
 
-def _masks(store: CaseStore, inputs: AssemblyInputs) -> Iterator[tuple[Label, NDArray[np.bool_]]]:
-    """The labels with their masks, one at a time; a file that several share is read once."""
-    path, volume = None, None
+def _masks(
+    store: CaseStore, inputs: AssemblyInputs
+) -> Iterator[tuple[Label, VoxelBox, NDArray[np.bool_]]]:
+    """The labels with their boxes and the masks in them, one at a time; a file that several share
+    is read once."""
+    path, voxels, boxes = None, None, list[VoxelBox | None]()
     for label in inputs.labels:
-        if volume is None or label.path != path:
-            volume = None  # before the next one is read
+        if voxels is None or label.path != path:
+            voxels = None  # before the next one is read
             what = f"{label.organ} ({label.source.value})"
-            volume = _read_recorded(store, inputs.case, label.path, label.sha256, what)
+            voxels = _read_recorded(store, inputs.case, label.path, label.sha256, what).voxels
             path = label.path
-        yield label, np.asarray(volume.voxels == label.value)
+            values = [other.value for other in inputs.labels if other.path == path]
+            boxes = boxes_of(voxels, max(values))
+        box = boxes[label.value - 1] or NOWHERE
+        yield label, box, np.asarray(voxels[box] == label.value)
 
 
 def _read_recorded(store: CaseStore, case: Case, path: str, sha256: str, what: str) -> LabelVolume:
@@ -279,6 +290,7 @@ def _sha256(file: Path, case: Case, what: str) -> str:
 def _paint(
     painter: LabelPainter,
     label: Label,
+    box: VoxelBox,
     mask: NDArray[np.bool_],
     rule: PostProcessing | None,
     voxel_ml: float,
@@ -287,7 +299,7 @@ def _paint(
     if rule is not None:
         mask = post_processed(mask, rule, voxel_ml)
     kept = int(np.count_nonzero(mask))
-    overlaps = painter.paint(label.organ, mask)
+    overlaps = painter.paint(label.organ, mask, box)
     return OrganProvenance(
         organ=label.organ,
         source=label.source,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_core.errors import GridMismatch
+from atlas_core.imaging.label_maps import VoxelBox
 from atlas_core.organs import BACKGROUND, OrganScheme
 from atlas_core.records import Label, LabelSource
 
@@ -29,8 +30,12 @@ class LabelPainter:
         self.labels: NDArray[np.uint8] = np.zeros(shape, np.uint8, order="F")
         self._scheme = scheme
 
-    def paint(self, organ: str, mask: NDArray[Any]) -> int:
+    def paint(self, organ: str, mask: NDArray[Any], box: VoxelBox | None = None) -> int:
         """Give `organ` the voxels of `mask` that are still free.
+
+        Args:
+            mask: ``[i, j, k]`` of `box`.
+            box: where the mask lies; None: everywhere.
 
         Returns:
             Number of voxels of `mask` that belong to another organ.
@@ -40,15 +45,16 @@ class LabelPainter:
             GridMismatch: a mask of another shape.
         """
         label = self._scheme[organ].label
-        if mask.shape != self.labels.shape:
+        labels = self.labels if box is None else self.labels[box]
+        if mask.shape != labels.shape:
             raise GridMismatch(
                 f"the mask of {organ} has another shape than the others",
-                expected=self.labels.shape, got=mask.shape,
+                expected=labels.shape, got=mask.shape,
             )  # fmt: skip
         claimed = mask != 0
         wanted = int(np.count_nonzero(claimed))
-        claimed &= self.labels == BACKGROUND
-        self.labels[claimed] = label
+        claimed &= labels == BACKGROUND
+        labels[claimed] = label
         return wanted - int(np.count_nonzero(claimed))
 
 

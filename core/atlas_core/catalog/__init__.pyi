@@ -1,6 +1,7 @@
 from .bulk_reads import cases_by_id, labels_by_case, newest_scores
+from .case_checks import checked_inputs, record_check, warnings_by_case
 from .catalog import Catalog
-from .database import chunks, insert_new
+from .database import chunks, insert_new, make_engine
 from .ensembles import (
     current_ensembles,
     described,
@@ -39,6 +40,7 @@ __all__ = [
     "PromotionKind",
     "TrainingLabel",
     "cases_by_id",
+    "checked_inputs",
     "choose_organs",
     "chunks",
     "current_ensembles",
@@ -51,10 +53,12 @@ __all__ = [
     "grant_review_rights",
     "insert_new",
     "labels_by_case",
+    "make_engine",
     "newest_scores",
     "next_version",
     "now",
     "promotions",
+    "record_check",
     "record_ensemble",
     "record_evaluation",
     "record_promotion",
@@ -62,4 +66,5 @@ __all__ = [
     "record_versions",
     "training_labels",
     "truth_digest",
+    "warnings_by_case",
 ]

@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0014"
+REVISION = "0017"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -107,6 +107,21 @@ labels = Table(
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("case_id", "organ", "source", "path"),
     Index("ix_labels_source_case_id_organ", "source", "case_id", "organ"),
+)
+
+# What a check found, for people to look at (revision 0017). No row: not checked.
+case_checks = Table(
+    "case_checks",
+    metadata,
+    Column("case_id", String(100), ForeignKey("cases.id", ondelete="CASCADE"), primary_key=True),
+    # scan, labels: `records.CheckedPart`
+    Column("part", String(16), primary_key=True),
+    # Of what was looked at; equal inputs need no second look.
+    Column("inputs_sha256", String(64), nullable=False),
+    # How many warnings there are.
+    Column("found", Integer, nullable=False),
+    Column("warnings", JSON, nullable=False),
+    Column("checked_at", UtcDateTime, nullable=False),
 )
 
 models = Table(
@@ -457,4 +472,24 @@ ensemble_changes = Table(
     Column("who", String, nullable=False),
     Column("why", String, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+)
+
+# Series that come from hospitals, by pseudonym (revision 0015). The vault of the de-identification
+# knows whose they are; nothing here does.
+transfers = Table(
+    "transfers",
+    metadata,
+    Column("series", String(64), primary_key=True),
+    Column("study", String(64), nullable=False, index=True),
+    Column("patient", String(64), nullable=False, index=True),
+    Column("dataset", String(63), nullable=False),
+    # `atlas_core.pacs.TransferState`
+    Column("state", String(16), nullable=False, index=True),
+    Column("reason", String, nullable=False),
+    # Images that the sender says it has; empty: it did not say.
+    Column("expected", Integer),
+    Column("case_id", String(100), ForeignKey("cases.id", ondelete="SET NULL"), index=True),
+    Column("pushed", JSON, nullable=False),
+    Column("asked_at", UtcDateTime, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
 )

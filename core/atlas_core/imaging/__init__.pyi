@@ -16,6 +16,7 @@ from .nifti_reader import (
     read_volume,
 )
 from .nifti_writer import SlabWriter, write_pieces, write_volume
+from .nrrd_writer import NrrdSegment, write_nrrd
 from .slab_reader import SlabReader, spool_slabs
 from .volume import ValueRange, Volume, content_sha256, content_sha256_of, distinct_values
 from .voxel_decoder import VoxelCoding
@@ -26,6 +27,7 @@ __all__ = [
     "CroppedMapReader",
     "CroppedMapsWriter",
     "LabelVolume",
+    "NrrdSegment",
     "SlabReader",
     "SlabWriter",
     "ValueRange",
@@ -47,6 +49,7 @@ __all__ = [
     "read_stored_slabs",
     "read_volume",
     "spool_slabs",
+    "write_nrrd",
     "write_pieces",
     "write_volume",
 ]

@@ -23,7 +23,7 @@ from pydicom import Dataset
 
 from atlas_core.errors import LimitExceeded, NotFound, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.dicom_series import DicomSeries, find_series
+from atlas_core.imaging.dicom_series import CTS, DicomSeries, find_series
 from atlas_core.imaging.dicom_slices import (
     DicomSlice,
     looks_like_dicom,
@@ -35,6 +35,7 @@ from atlas_core.imaging.nifti_reader import MAX_VOXELS
 from atlas_core.imaging.nifti_writer import SlabWriter
 
 __all__ = [
+    "CTS",
     "DicomSeries",
     "find_series",
     "grid_of",

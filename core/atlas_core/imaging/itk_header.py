@@ -1,7 +1,7 @@
 """Headers of NRRD and MetaImage files, as ITK and 3D Slicer write them, parsed and checked.
 
 Both are text before, or beside, plain or deflated voxels, which are then read as those of NIfTI
-are. The only module that uses pynrrd.
+are. With `nrrd_writer`, the only module that uses pynrrd.
 """
 
 from __future__ import annotations

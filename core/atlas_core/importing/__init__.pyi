@@ -1,3 +1,4 @@
+from .case_checks import check_labels
 from .class_names import is_lesion, open_lesions, require_answers, without_lesion
 from .importer import import_folder
 from .presets import preset, shipped_presets
@@ -8,6 +9,7 @@ __all__ = [
     "FileFate",
     "ImportSummary",
     "Note",
+    "check_labels",
     "import_folder",
     "is_lesion",
     "open_lesions",

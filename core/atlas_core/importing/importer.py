@@ -35,6 +35,7 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import AffineSource, read_header, write_pieces
 from atlas_core.imaging.dicom_reader import write_series
 from atlas_core.importing.candidates import Candidate, shown_name
+from atlas_core.importing.case_checks import check_labels, record_scan
 from atlas_core.importing.ct_files import CtFile
 from atlas_core.importing.dicom_labels import dicom_label_files, reports_of
 from atlas_core.importing.label_files import label_files
@@ -55,7 +56,7 @@ from atlas_core.importing.summary import (
     summary_of,
 )
 from atlas_core.organs import OrganScheme
-from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
+from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource, WarningKind
 from atlas_core.store import CaseStore
 
 ID_DIGITS: Final = 32
@@ -259,6 +260,7 @@ class _Import:
         for remark in (*candidate.notes, *ct.warnings):
             outcome.warnings.append(Note(candidate.name, remark))
         content = ct.content_sha256()
+        remarks = [note.reason for note in outcome.warnings]
         known = self.catalog.find_case_by_content(content)
         case_id = known.id if known else self._new_id(content)
         if known is None or not self.store.ct_path(case_id).is_file():
@@ -272,17 +274,27 @@ class _Import:
         if known is None and self._add(candidate.name, case_id, content, ct, labels):
             outcome.taken = imported
             # After it is there: of two copies that come at once, one sees the other.
-            self._name_copies(case_id, outcome)
+            copies = self._copies(case_id)
+            outcome.warnings += [Note(candidate.name, remark) for remark in copies]
+            record_scan(self.catalog, self.catalog.case(case_id), [*remarks, *copies])
         else:
             self.catalog.add_labels(labels)
             outcome.present = imported
+        if labels:
+            self._check(case_id, outcome)
 
-    def _name_copies(self, case_id: str, outcome: CandidateOutcome) -> None:
+    def _copies(self, case_id: str) -> list[str]:
         copies = self.catalog.copies_of(self.catalog.case(case_id))
-        if copies:
-            shown = ", ".join(copy.id for copy in copies[:NAMES_SHOWN])
-            why = f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"
-            outcome.warnings.append(Note(outcome.source, why))
+        if not copies:
+            return []
+        shown = ", ".join(copy.id for copy in copies[:NAMES_SHOWN])
+        return [f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"]
+
+    def _check(self, case_id: str, outcome: CandidateOutcome) -> None:
+        """Labels in places where organs are not are taken, and said."""
+        for warning in check_labels(self.catalog, self.store, self.catalog.case(case_id)):
+            if warning.kind is not WarningKind.SCAN:
+                outcome.warnings.append(Note(outcome.source, warning.text))
 
     def _new_id(self, content: str) -> str:
         """The id of a case that the catalog does not have.

@@ -1,18 +1,24 @@
 from .dataset import CT_NAME, INDEX_NAME, TRUTH_NAME, case_plan, write_phantoms
+from .drawing import DRAWN_KINDS, draw_phantom
 from .organs import HARD_KINDS, PHANTOM_ORGANS, TAIL_KINDS, Kind
+from .people import Anatomy, read_anatomy
 from .scanner import Phantom, PhantomGrid, make_phantom
 
 __all__ = [
     "CT_NAME",
+    "DRAWN_KINDS",
     "HARD_KINDS",
     "INDEX_NAME",
     "PHANTOM_ORGANS",
     "TAIL_KINDS",
     "TRUTH_NAME",
+    "Anatomy",
     "Kind",
     "Phantom",
     "PhantomGrid",
     "case_plan",
+    "draw_phantom",
     "make_phantom",
+    "read_anatomy",
     "write_phantoms",
 ]

@@ -14,7 +14,9 @@ import numpy as np
 from atlas_core.atomic_writes import new_folder, replace_file
 from atlas_core.errors import Conflict, InvalidInput
 from atlas_core.imaging import write_volume
+from atlas_core.phantoms.drawing import DRAWN_KINDS, draw_phantom
 from atlas_core.phantoms.organs import HARD_KINDS, PHANTOM_ORGANS, TAIL_KINDS, Kind
+from atlas_core.phantoms.people import Anatomy
 from atlas_core.phantoms.scanner import Phantom, PhantomGrid, make_phantom
 
 Labels = Literal["truth", "none", "partial"]
@@ -86,6 +88,7 @@ def write_phantoms(
     labels: Labels = "truth",
     truth_folder: Path | None = None,
     grid: PhantomGrid | None = None,
+    anatomies: Sequence[Anatomy] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, object]]:
     """Write phantoms as a dataset in the AbdomenAtlas layout; complete cases are kept.
@@ -100,15 +103,19 @@ def write_phantoms(
             mirrored patients, wrong headers, motion and the like; else of the paper's Fig. 5 only.
         truth_folder: also write ``<truth_folder>/PHANTOM_…/combined_labels.nii.gz`` (label ids of
             `PHANTOM_ORGANS`) with a copy of the list: what predictions are measured against.
+        anatomies: draw the cases from these people, one after another, instead of from nothing;
+            hard cases are then of `DRAWN_KINDS`.
         on_progress: called with (cases done, cases asked for) after each.
 
     Returns:
         The list as written, one entry per case.
     """
-    run = _Run(folder, seed, hard_share, tail, labels, truth_folder, grid or PhantomGrid())
+    people = tuple(anatomies)
+    run = _Run(folder, seed, hard_share, tail, labels, truth_folder, grid or PhantomGrid(), people)
     entries = run.written()
+    kinds = DRAWN_KINDS if anatomies else TAIL_KINDS if tail else HARD_KINDS
     for number in range(1, cases + 1):
-        plan = case_plan(number, seed, hard_share, TAIL_KINDS if tail else HARD_KINDS)
+        plan = case_plan(number, seed, hard_share, kinds)
         if plan.name not in entries:
             entries[plan.name] = run.write(plan)
             run.list(entries)
@@ -129,10 +136,12 @@ class _Run:
     labels: Labels
     truth_folder: Path | None
     grid: PhantomGrid
+    anatomies: tuple[Anatomy, ...]
 
     @property
     def _settings(self) -> dict[str, object]:
         """What a second call must repeat to continue in the same folder."""
+        drawn = [[anatomy.name, anatomy.sha256] for anatomy in self.anatomies]
         return {
             "seed": self.seed,
             "hard_share": self.hard_share,
@@ -142,6 +151,7 @@ class _Run:
             "axis_codes": self.grid.axis_codes,
             # Lists of before have no such entry.
             **({"tail": True} if self.tail else {}),
+            **({"anatomies": drawn} if drawn else {}),
         }
 
     def written(self) -> dict[str, dict[str, object]]:
@@ -172,7 +182,7 @@ class _Run:
 
     def write(self, plan: PlannedCase) -> dict[str, object]:
         """Make and write one case; returns its entry in the list."""
-        phantom = make_phantom(plan.seed, plan.kind, grid=self.grid)
+        phantom, anatomy = self._phantom(plan)
         dataset, organs = _dataset_of(plan, self.labels)
         if self.truth_folder is not None:
             truth_case = self.truth_folder / plan.name
@@ -188,7 +198,14 @@ class _Run:
             "axis_codes": phantom.geometry.axis_codes,
             "labelled": list(organs),
             "volumes_ml": phantom.volumes_ml(),
+            **({} if anatomy is None else {"anatomy": anatomy.name}),
         }
+
+    def _phantom(self, plan: PlannedCase) -> tuple[Phantom, Anatomy | None]:
+        if not self.anatomies:
+            return make_phantom(plan.seed, plan.kind, grid=self.grid), None
+        anatomy = self.anatomies[(plan.number - 1) % len(self.anatomies)]
+        return draw_phantom(anatomy, plan.seed, plan.kind, self.grid), anatomy
 
     def list(self, entries: Mapping[str, dict[str, object]]) -> None:
         """Write the list of cases, beside the CTs and beside the truth."""

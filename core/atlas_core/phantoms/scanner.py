@@ -128,10 +128,10 @@ _ORGAN_TISSUES: Mapping[str, tuple[Tissue, ...]] = {
     "stomach": (Tissue.STOMACH_WALL, Tissue.STOMACH_FLUID, Tissue.STOMACH_GAS),
 }
 
-_ORIENTATIONS = (("RAS", 0.4), ("LPS", 0.35), ("LAS", 0.15), ("IPL", 0.1))
+ORIENTATIONS = (("RAS", 0.4), ("LPS", 0.35), ("LAS", 0.15), ("IPL", 0.1))
 """NIfTI's own, DICOM's, the old Analyze one, and an axis order as in KiTS19."""
 
-_SLAB = 48
+SLAB_SLICES = 48
 """Slices drawn at a time: bounds the memory of a full-size phantom."""
 
 
@@ -201,7 +201,7 @@ class _Patient:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class Scan:
     """Everything random about the acquisition. Axes in mm, ascending x (Right), y, z."""
 
     axes: tuple[Float64Array, Float64Array, Float64Array]
@@ -240,18 +240,31 @@ def make_phantom(
     patient = _sample_patient(body, kind)
     if failure.size is not None:
         patient = replace(patient, size=failure.size)
-    phase = phase or _sample_phase(acquisition, kind)
+    phase = phase or sample_phase(acquisition, kind)
     scan = _sample_scan(acquisition, patient, kind, phase, grid)
     x, y, z = scan.axes
     scan = replace(scan, axes=(x, y, failure.slices(z)), hu=failure.attenuation(scan.hu))
     tissue = failure.tissue(_draw(patient, scan))
-    ct = _acquire(patient, scan, tissue, failure, noise)
-    truth = _label_table()[tissue]
-    geometry = _geometry(scan)
+    ct = acquire(scan, tissue, patient.texture, patient.size, failure, noise)
+    return as_file(scan, ct, tissue, failure, kind, phase, seed)
+
+
+def as_file(
+    scan: Scan,
+    ct: NDArray[np.int16],
+    tissue: NDArray[np.uint8],
+    failure: Failure,
+    kind: Kind,
+    phase: Phase,
+    seed: int,
+) -> Phantom:
+    """A scan ``[z, y, x]`` turned into the axes of its file, under the header that it got."""
+    truth = label_table()[tissue]
+    geometry = scan_geometry(scan)
     # [z, y, x] in C order is [x, y, z] in Fortran order: only a real turn copies.
     turned = (geometry.axis_map.from_canonical(volume.transpose(2, 1, 0)) for volume in (ct, truth))
     ct_file, truth_file = (np.asfortranarray(volume) for volume in turned)
-    said = _geometry(replace(scan, axis_codes=failure.axis_codes(scan.axis_codes)))
+    said = scan_geometry(replace(scan, axis_codes=failure.axis_codes(scan.axis_codes)))
     return Phantom(ct_file, truth_file, said, kind, phase, seed)
 
 
@@ -273,14 +286,14 @@ def _sample_patient(rng: np.random.Generator, kind: Kind) -> _Patient:
     )
 
 
-def _sample_phase(rng: np.random.Generator, kind: Kind) -> Phase:
+def sample_phase(rng: np.random.Generator, kind: Kind) -> Phase:
     drawn = str(rng.choice(list(PHASE_SHARES), p=list(PHASE_SHARES.values())))
     return Phase.EXCRETORY if kind is Kind.OTHER_PHASE else Phase(drawn)
 
 
 def _sample_scan(
     rng: np.random.Generator, patient: _Patient, kind: Kind, phase: Phase, grid: PhantomGrid
-) -> _Scan:
+) -> Scan:
     trunk, size = patient.trunk, patient.size
     shell = trunk.wall_mm + 1.2 * trunk.fat_mm + 6.0
     width = 2.0 * (trunk.half_width_mm + shell) * size
@@ -288,9 +301,9 @@ def _sample_scan(
     centre = rng.uniform(-8.0, 8.0, 2)
     bottom, top = rng.uniform(-178, -150), rng.uniform(138, 172)
     slice_mm = float(np.round(rng.uniform(2.5, 3.2), 2))
-    codes = str(rng.choice([c for c, _ in _ORIENTATIONS], p=[p for _, p in _ORIENTATIONS]))
+    codes = str(rng.choice([c for c, _ in ORIENTATIONS], p=[p for _, p in ORIENTATIONS]))
     origin = np.round(rng.uniform(-250.0, 250.0, 3), 1)
-    hu, texture = _sample_attenuation(rng, phase)
+    hu, texture = sample_attenuation(rng, phase)
     noise_hu = rng.uniform(7.0, 17.0)
     blur_mm = float(rng.uniform(0.7, 1.2))
     padding = int(rng.choice((-1024, -2000, -3024), p=(0.6, 0.2, 0.2)))
@@ -301,7 +314,7 @@ def _sample_scan(
     slice_mm = slice_mm if grid.slice_mm is None else grid.slice_mm
     across = (np.arange(grid.columns) + 0.5) * (view / grid.columns) - view / 2
     # The table lies in the lower third of the field of view: the body is centred, roughly.
-    return _Scan(
+    return Scan(
         axes=(
             across + centre[0],
             across + centre[1] - 6.0,
@@ -319,9 +332,7 @@ def _sample_scan(
     )
 
 
-def _sample_attenuation(
-    rng: np.random.Generator, phase: Phase
-) -> tuple[Float32Array, Float32Array]:
+def sample_attenuation(rng: np.random.Generator, phase: Phase) -> tuple[Float32Array, Float32Array]:
     """HU and texture (HU, standard deviation) by `Tissue`, for one patient."""
     hu = np.zeros(len(Tissue), dtype=np.float32)
     texture = np.full(len(Tissue), 2.0, dtype=np.float32)
@@ -349,14 +360,15 @@ def _sample_attenuation(
 # --- drawing and scanning -------------------------------------------------------------------------
 
 
-def _draw(patient: _Patient, scan: _Scan) -> NDArray[np.uint8]:
+def _draw(patient: _Patient, scan: Scan) -> NDArray[np.uint8]:
     """The tissue of every voxel, ``[z, y, x]``."""
     x, y, z = (axis / patient.size for axis in scan.axes)
     tissue = np.zeros((len(z), len(y), len(x)), dtype=np.uint8)
-    for start in range(0, len(z), _SLAB):
-        part = slice(start, start + _SLAB)
+    for start in range(0, len(z), SLAB_SLICES):
+        part = slice(start, start + SLAB_SLICES)
         canvas = _canvas(patient, (z[part], y, x), tissue[part])
-        _draw_table(canvas, scan.table_mm / patient.size)
+        plate = table_plate(y, x, scan.table_mm / patient.size)
+        canvas.tissue[:, plate] = Tissue.TABLE
         draw_patient(canvas, patient.trunk, patient.organs)
     return tissue
 
@@ -377,23 +389,27 @@ def _canvas(
     return Canvas(axes, bent[0], bent[1], bent[2], ripple, limit, tissue)
 
 
-def _draw_table(canvas: Canvas, top_mm: float) -> None:
-    """The couch: a curved plate behind the patient. It is outside the warp."""
-    _, y, x = canvas.axes
+def table_plate(y: Float64Array, x: Float64Array, top_mm: float) -> NDArray[np.bool_]:
+    """The couch: a curved plate behind the patient, ``[y, x]``. It is outside the warp."""
     surface = top_mm - 18.0 + np.square(x / 200.0) * 30.0
     depth = surface[None, :] - y[:, None]
-    plate = (depth > 0) & (depth < 14.0) & (np.abs(x)[None, :] < 210.0)
-    canvas.tissue[:, plate] = Tissue.TABLE
+    return np.asarray((depth > 0) & (depth < 14.0) & (np.abs(x)[None, :] < 210.0))
 
 
-def _acquire(
-    patient: _Patient,
-    scan: _Scan,
+def acquire(
+    scan: Scan,
     tissue: NDArray[np.uint8],
+    texture: SmoothField,
+    size: float,
     failure: Failure,
     rng: np.random.Generator,
 ) -> NDArray[np.int16]:
-    """The simulated scan of `tissue`: blurred, noisy HU, int16 ``[z, y, x]``."""
+    """The simulated scan of `tissue`: blurred, noisy HU, int16 ``[z, y, x]``.
+
+    Args:
+        texture: unevenness inside tissues; it is as large as the patient is.
+        size: of the patient against a standard adult.
+    """
     x, y, z = scan.axes
     pixel_mm = float(x[1] - x[0])
     slice_mm = float(z[1] - z[0])
@@ -401,12 +417,12 @@ def _acquire(
     halo = int(np.ceil(4.0 * sigma[0])) + 1
     inside = _field_of_view(x, y)
     ct = np.empty(tissue.shape, dtype=np.int16)
-    for start in range(0, len(z), _SLAB):
-        stop = min(start + _SLAB, len(z))
+    for start in range(0, len(z), SLAB_SLICES):
+        stop = min(start + SLAB_SLICES, len(z))
         low, high = max(0, start - halo), min(len(z), stop + halo)
         hu = scan.hu[tissue[low:high]]
-        texture = patient.texture.on(z[low:high] / patient.size, y / patient.size, x / patient.size)
-        hu += texture * scan.texture_hu[tissue[low:high]]
+        uneven = texture.on(z[low:high] / size, y / size, x / size)
+        hu += uneven * scan.texture_hu[tissue[low:high]]
         hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=4.0)[
             start - low : stop - low
         ]
@@ -448,7 +464,7 @@ def _field_of_view(x: Float64Array, y: Float64Array) -> NDArray[np.bool_]:
     )
 
 
-def _label_table() -> NDArray[np.uint8]:
+def label_table() -> NDArray[np.uint8]:
     """Label id by `Tissue`."""
     table = np.zeros(len(Tissue), dtype=np.uint8)
     for organ, tissues in _ORGAN_TISSUES.items():
@@ -471,7 +487,7 @@ def _axes_of(axis_codes: str) -> tuple[tuple[int, bool], ...]:
     return tuple(axes)
 
 
-def _geometry(scan: _Scan) -> VolumeGeometry:
+def scan_geometry(scan: Scan) -> VolumeGeometry:
     """The file's grid: axes as `axis_codes` says, placed where the scanner put the patient."""
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1.0

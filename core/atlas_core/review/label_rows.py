@@ -17,11 +17,6 @@ _l = t.labels.c
 _s = t.label_submissions.c
 
 
-def is_proposal(version: LabelVersion) -> bool:
-    """Whether it was handed in and never came into force."""
-    return version.id.startswith(PROPOSAL_PREFIX)
-
-
 def versions_of(connection: Connection, case_id: str) -> list[LabelVersion]:
     """Labels and proposals of a case, oldest first."""
     query = (

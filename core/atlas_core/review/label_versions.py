@@ -27,7 +27,6 @@ from atlas_core.review.label_rows import (
     hand_in_entry,
     insert_label,
     insert_submission,
-    is_proposal,
     of_proposal,
     version_of,
     versions_of,
@@ -213,7 +212,7 @@ class LabelVersions:
         with self._catalog.transaction(write=True) as connection:
             _lock_case(connection, case_id)
             proposal = version_of(connection, case_id, proposal_id)
-            if not is_proposal(proposal):
+            if not proposal.is_proposal:
                 raise NotFound("this label is no proposal", case=case_id, got=proposal_id)
             if held_task(connection, case_id, who.name) is None and not who.second_reader:
                 raise Conflict(
@@ -249,7 +248,7 @@ def _repeated(known: Sequence[LabelVersion], submission: Submission) -> LabelVer
         (
             version
             for version in known
-            if is_proposal(version)
+            if version.is_proposal
             and (version.sha256, version.author) == (submission.sha256, submission.author.name)
         ),
         None,
@@ -264,7 +263,7 @@ def _after(known: Sequence[LabelVersion], now: datetime) -> datetime:
 def _latest(versions: list[LabelVersion]) -> LabelVersion | None:
     """The newest revision among the versions of one organ, oldest first; without any, the version
     in force."""
-    revised = [v for v in versions if v.source is LabelSource.REVISED and not is_proposal(v)]
+    revised = [v for v in versions if v.source is LabelSource.REVISED and not v.is_proposal]
     return revised[-1] if revised else next((v for v in versions if v.in_force), None)
 
 
@@ -278,7 +277,7 @@ def _lock_case(connection: Connection, case_id: str) -> None:
 def _base_id(submission: Submission, known: list[LabelVersion]) -> int | None:
     if submission.base == NO_BASE:
         return None
-    if submission.base not in {version.id for version in known if not is_proposal(version)}:
+    if submission.base not in {version.id for version in known if not version.is_proposal}:
         raise InvalidInput(
             f"the base is no label of the {submission.organ} of this case",
             case=submission.case_id,

@@ -143,8 +143,16 @@ class RevisionQueue(RevisionViews):
             tasks = dict(zip(picked, self._tasks(connection, list(picked.values())), strict=True))
         return [tasks.get(name) for name in names]
 
+    def resume(self, annotator: Annotator, wanted: TaskFilter = ANY_TASK) -> Task | None:
+        """The matching task that the annotator holds, or held until its lease ran out and that
+        nobody has taken since, with its lease renewed; None without one."""
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._kept(connection, annotator, wanted, now)
+            return None if row is None else self._tasks(connection, [row])[0]
+
     def lease(self, task_id: int, annotator: Annotator) -> Task:
-        """Take one task, or renew the lease on it.
+        """Take one task, or renew the lease on it, which never gets shorter by that.
 
         Raises:
             NotFound: there is no such task.
@@ -159,7 +167,7 @@ class RevisionQueue(RevisionViews):
                 task_id,
                 now,
                 assignee=annotator.name,
-                lease_expires_at=now + self._lease,
+                lease_expires_at=self._expiry(row, annotator, now),
             )
             if not renewed:  # a page renews every minute: not worth a log entry
                 note(connection, audit_entry(now, annotator.name, "lease", row))
@@ -185,22 +193,24 @@ class RevisionQueue(RevisionViews):
         task_id: int,
         annotator: Annotator,
         organ: str,
-        verdict: Verdict,
+        verdict: Verdict | None,
         *,
         error_type: str | None = None,
         comment: str = "",
     ) -> Task:
-        """Record whether the label of one organ is right, and if not, what is wrong (Fig. 5).
+        """Record whether the label of one organ is right, and if not, what is wrong (Fig. 5); None
+        takes a verdict back.
 
         Raises:
             NotFound: no such task, or it is not about this organ.
-            InvalidInput: an unknown error type, or one for a label that is right.
+            InvalidInput: an unknown error type, or one for a label that is not said to be wrong.
             Conflict: as `lease`.
         """
         if error_type is not None:
             require_error_type(error_type)
-            if verdict is Verdict.CONFIRMED:
+            if verdict is not Verdict.NEEDS_REVISION:
                 raise InvalidInput("a label that is right has no error type", got=error_type)
+        said = None if verdict is None else verdict.value
         now = self._now()
         with self._catalog.transaction(write=True) as connection:
             row = self._held(connection, task_id, annotator, now)
@@ -208,7 +218,7 @@ class RevisionQueue(RevisionViews):
                 sa.update(t.revision_task_organs)
                 .where(_o.task_id == task_id, _o.organ == organ)
                 .values(
-                    verdict=verdict.value,
+                    verdict=said,
                     error_type=error_type,
                     note=comment,
                     decided_by=annotator.name,
@@ -218,17 +228,28 @@ class RevisionQueue(RevisionViews):
             if not known:
                 raise NotFound("the task is not about this organ", case=row["case_id"], got=organ)
             changed = self._touch(connection, row, annotator, now)
-            detail = {"organ": organ, "verdict": verdict.value, "error_type": error_type}
+            detail = {"organ": organ, "verdict": said, "error_type": error_type}
             note(connection, audit_entry(now, annotator.name, "judge", row, detail))
             return self._tasks(connection, [changed])[0]
 
-    def confirm(self, task_id: int, annotator: Annotator, seconds: float) -> Task:
-        """Finish a task that needs no (further) revision; organs without a verdict are confirmed.
+    def confirm(
+        self,
+        task_id: int,
+        annotator: Annotator,
+        seconds: float,
+        visited: Collection[str] | None = None,
+    ) -> Task:
+        """Finish a task that needs no (further) revision.
 
         Where a label was handed in for the task, the case did need revision and ends as revised.
 
+        Args:
+            visited: organs that were looked at: those of them without a verdict are confirmed, all
+                others stay unjudged; None: every organ.
+
         Raises:
             NotFound: there is no such task.
+            InvalidInput: no organ was looked at, judged or revised.
             Conflict: as `lease`; also an organ that was judged to need revision and got none.
         """
         now = self._now()
@@ -252,9 +273,18 @@ class RevisionQueue(RevisionViews):
                     remedy="revise them, or change the verdict",
                 )
             self._judge_revised(connection, task_id, annotator, now, revised)
-            without = _o.verdict.is_(None)
+            looked_at = sa.true() if visited is None else _o.organ.in_(visited)
+            without = _o.verdict.is_(None) & looked_at
             self._judge_where(connection, task_id, annotator, now, Verdict.CONFIRMED, without)
-            return self._finish_by(connection, row, annotator, seconds, revised)
+            task = self._finish_by(connection, row, annotator, seconds, revised)
+            if len(task.without_verdict) == len(task.organs) and task.organs:
+                raise InvalidInput(
+                    "no organ was looked at",
+                    case=task.case_id,
+                    remedy="look at the organs that are right and name them in `visited`, or skip "
+                    "the case",
+                )
+            return task
 
     def revise(
         self, task_id: int, annotator: Annotator, seconds: float, labels: Mapping[str, str]
@@ -323,6 +353,47 @@ class RevisionQueue(RevisionViews):
             )
             return self._tasks(connection, [changed])[0]
 
+    def take_back(self, task_id: int, annotator: Annotator) -> Task:
+        """Undo the end of a task, for whoever ended it, who holds it again; verdicts and labels
+        stay, to be changed.
+
+        Raises:
+            NotFound: there is no such task.
+            Conflict: it is not finished, somebody else ended it, the case waits in a newer task, or
+                its labels were assembled since.
+        """
+        now = self._now()
+        with self._catalog.transaction(write=True) as connection:
+            row = self._locked(connection, task_id)
+            _require_finished(connection, row)
+            if row["assignee"] != annotator.name:
+                raise Conflict(
+                    "somebody else has ended this task",
+                    case=row["case_id"],
+                    got=row["assignee"],
+                    remedy="ask them, or a reader to open it again",
+                )
+            used = t.assemblies.c
+            query = sa.select(sa.func.max(used.created_at)).where(used.case_id == row["case_id"])
+            assembled = connection.scalar(query)
+            if assembled is not None and assembled > row["updated_at"]:
+                raise Conflict(
+                    "the labels of this case were assembled since",
+                    case=row["case_id"],
+                    got=f"assembled {assembled:%Y-%m-%d %H:%M} UTC",
+                    remedy="ask a reader to open it again",
+                )
+            pending = TaskState.OPEN if row["first_reader"] is None else TaskState.SECOND_READING
+            changed = self._change(
+                connection,
+                task_id,
+                now,
+                state=pending.value,
+                lease_expires_at=now + self._lease,
+            )
+            note(connection, audit_entry(now, annotator.name, "take back", row))
+            return self._tasks(connection, [changed])[0]
+
     def reopen(self, task_id: int, who: str, reason: str) -> Task:
         """Put a finished task back into the queue; its verdicts stay visible.
 
@@ -335,13 +406,7 @@ class RevisionQueue(RevisionViews):
         now = self._now()
         with self._catalog.transaction(write=True) as connection:
             row = self._locked(connection, task_id)
-            if row["state"] not in FINISHED:
-                raise Conflict("the task is not finished", case=row["case_id"], got=row["state"])
-            newer = connection.scalar(
-                sa.select(_k.id).where(_k.case_id == row["case_id"], IS_PENDING)
-            )
-            if newer is not None:
-                raise Conflict("the case waits already", case=row["case_id"], got=f"task {newer}")
+            _require_finished(connection, row)
             changed = self._change(
                 connection,
                 task_id,
@@ -357,15 +422,27 @@ class RevisionQueue(RevisionViews):
     # Internals
 
     def _kept(
-        self, connection: Connection, annotator: Annotator, wanted: TaskFilter, now: datetime
+        self,
+        connection: Connection,
+        annotator: Annotator,
+        wanted: TaskFilter,
+        now: datetime,
     ) -> sa.RowMapping | None:
         """The task that the annotator holds, if it matches; its lease is renewed."""
-        chosen = self._chosen(replace(wanted, state=TaskState.LEASED, assignee=annotator.name))
-        query = sa.select(_k.id).where(chosen).order_by(_k.rank, _k.id).limit(1)
-        task_id = connection.scalar(query)
-        if task_id is None:
+        chosen = IS_PENDING & self._chosen(replace(wanted, state=None, assignee=annotator.name))
+        query = sa.select(t.revision_tasks).where(chosen).order_by(_k.rank, _k.id).limit(1)
+        row = connection.execute(query.with_for_update()).mappings().one_or_none()
+        if row is None:
             return None
-        return self._change(connection, task_id, now, lease_expires_at=now + self._lease)
+        expires = self._expiry(row, annotator, now)
+        return self._change(connection, row["id"], now, lease_expires_at=expires)
+
+    def _expiry(self, row: sa.RowMapping, annotator: Annotator, now: datetime) -> datetime:
+        """When the lease ends that is given or renewed now: a page does not cut short the longer
+        one of a program that its annotator also works with."""
+        expires = now + self._lease
+        mine = row["lease_expires_at"] if row["assignee"] == annotator.name else None
+        return expires if mine is None else max(expires, mine)
 
     def _locked(self, connection: Connection, task_id: int) -> sa.RowMapping:
         query = sa.select(t.revision_tasks).where(_k.id == task_id).with_for_update()
@@ -418,7 +495,7 @@ class RevisionQueue(RevisionViews):
         self, connection: Connection, row: sa.RowMapping, annotator: Annotator, now: datetime
     ) -> sa.RowMapping:
         """Renew the lease, as any work on a case does."""
-        expires = now + self._lease
+        expires = self._expiry(row, annotator, now)
         return self._change(
             connection, row["id"], now, assignee=annotator.name, lease_expires_at=expires
         )
@@ -524,6 +601,14 @@ def _lease_requests(asks: Sequence[tuple[Annotator, TaskFilter]]) -> list[LeaseR
         LeaseRequest(tuple(names), dataset, organ, False)
         for (dataset, organ), names in groups.items()
     ]
+
+
+def _require_finished(connection: Connection, row: sa.RowMapping) -> None:
+    if row["state"] not in FINISHED:
+        raise Conflict("the task is not finished", case=row["case_id"], got=row["state"])
+    newer = connection.scalar(sa.select(_k.id).where(_k.case_id == row["case_id"], IS_PENDING))
+    if newer is not None:
+        raise Conflict("the case waits already", case=row["case_id"], got=f"task {newer}")
 
 
 def _require_second_reader(row: sa.RowMapping, annotator: Annotator) -> None:

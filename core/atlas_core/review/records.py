@@ -110,6 +110,11 @@ class Task(FrozenModel):
     organs: tuple[TaskOrgan, ...] = Field(description="Largest weight first.")
     updated_at: datetime
 
+    @property
+    def without_verdict(self) -> tuple[str, ...]:
+        """Organs without a verdict."""
+        return tuple(one.organ for one in self.organs if one.verdict is None)
+
 
 class TaskCounts(FrozenModel):
     """Tasks by state."""
@@ -158,6 +163,11 @@ class LabelVersion(FrozenModel):
     created_at: datetime
     base: str | None = Field(default=None, description="Version that it was made from.")
     in_force: bool = Field(description="It is the one that assembly takes.")
+
+    @property
+    def is_proposal(self) -> bool:
+        """Whether it was handed in and never came into force."""
+        return self.id.startswith(PROPOSAL_PREFIX)
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,14 @@ class TaskFilter:
 
     Attributes:
         dataset, organ: tasks of this dataset, with this organ.
-        state, assignee: in lists only.
+        state, assignee, case_id: in lists only.
     """
 
     dataset: str | None = None
     organ: str | None = None
     state: TaskState | None = None
     assignee: str | None = None
+    case_id: str | None = None
 
 
 ANY_TASK: Final = TaskFilter()
@@ -107,16 +108,6 @@ class RevisionViews:
         with self._catalog.transaction(write=False) as connection:
             return list(connection.scalars(query))
 
-    def held_by(self, who: str, case_id: str | None = None) -> Task | None:
-        """The task that `who` holds now (on this case, where one is given), or None."""
-        held = (_k.assignee == who) & IS_PENDING & (_k.lease_expires_at > self._now())
-        if case_id is not None:
-            held &= _k.case_id == case_id
-        query = sa.select(t.revision_tasks).where(held).order_by(_k.rank, _k.id).limit(1)
-        with self._catalog.transaction(write=False) as connection:
-            row = connection.execute(query).mappings().one_or_none()
-            return None if row is None else self._tasks(connection, [row])[0]
-
     def _state_now(self) -> sa.ColumnElement[str]:
         """The state as shown to users: a task with a lease that has not expired is "leased"."""
         leased = IS_PENDING & (_k.lease_expires_at > self._now())
@@ -131,6 +122,8 @@ class RevisionViews:
             chosen = chosen & (self._state_now() == wanted.state.value)
         if wanted.assignee is not None:
             chosen = chosen & (_k.assignee == wanted.assignee)
+        if wanted.case_id is not None:
+            chosen = chosen & (_k.case_id == wanted.case_id)
         return chosen
 
     def _task(self, connection: Connection, task_id: int) -> Task:

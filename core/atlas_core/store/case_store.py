@@ -7,6 +7,7 @@
     cases/<case>/derived/<name>                                  can be made again at any time
     cases/<case>/predictions/<reading>/<ensemble>/pseudo_label.nii.gz
                                                   attention/<organ>.nii.gz
+                                                  members/<model>.nii.gz
                                                   result.json
     cases/<case>/predictions/<reading>/<ensemble>~<number>/…     from the second result on
     cases/<case>/assembled/<inputs16>/combined_labels.nii.gz
@@ -55,6 +56,7 @@ from atlas_core.atomic_writes import (
 )
 from atlas_core.errors import ConfigurationError, InvalidInput, NotFound
 from atlas_core.imaging import Volume, write_volume
+from atlas_core.model_spec import ModelRef
 from atlas_core.organs import OrganName
 from atlas_core.records import CaseId, LabelSource, Reading
 
@@ -102,6 +104,12 @@ class PredictionDraft:
         """Attention map of one organ, uint8 with ``scl_slope`` 1/136."""
         return self.folder / _ATTENTION / f"{_organ(organ)}.nii.gz"
 
+    def member_label_path(self, ref: ModelRef) -> Path:
+        """Label map of one model of the ensemble by itself, uint8 with the label ids of the organs,
+        cropped to what it labels."""
+        name = f"{ref.name}-{ref.version}-{ref.sha256[:8]}"
+        return self.folder / _MEMBERS / f"{name}.nii.gz"
+
     @property
     def result_path(self) -> Path:
         """The numbers; a draft without it is not published."""
@@ -147,6 +155,14 @@ class CaseStore:
     ) -> Path:
         """Label map of all organs, uint8 with their label ids."""
         return self.prediction_dir(case_id, reading, ensemble, number) / _PSEUDO_LABEL
+
+    def member_label_paths(
+        self, case_id: str, reading: Reading, ensemble: str, number: int
+    ) -> dict[str, Path]:
+        """The label map of each model of the ensemble by itself, by a name of the model; see
+        `imaging.read_cropped`. One that labels nothing, or was not asked for, has none."""
+        folder = self.prediction_dir(case_id, reading, ensemble, number) / _MEMBERS
+        return {path.name.removesuffix(".nii.gz"): path for path in sorted(folder.glob("*.nii.gz"))}
 
     def attention_path(
         self, case_id: str, reading: Reading, ensemble: str, organ: str, number: int | None = None
@@ -446,6 +462,7 @@ class CaseStore:
 _INCOMING: Final = ".incoming"
 _PSEUDO_LABEL: Final = "pseudo_label.nii.gz"
 _ATTENTION: Final = "attention"
+_MEMBERS: Final = "members"
 _RESULT: Final = "result.json"
 
 COMBINED_LABELS: Final = "combined_labels.nii.gz"

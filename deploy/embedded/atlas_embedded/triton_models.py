@@ -1,6 +1,7 @@
-"""The models of a running Triton: put into service, proved by a real inference, and mended.
+"""The models of running Tritons: put into service, proved by a real inference, and mended.
 
-Triton calls a model ready although the process behind it was killed, so only an inference tells.
+Where several servers serve one repository, what is done is done at all of them. Triton calls a
+model ready although the process behind it was killed, so only an inference tells.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tritonclient.grpc as triton
+from atlas_core.addresses import Endpoint, endpoints
 from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.model_spec import INPUT_NAME, MAX_MODEL_STREAMS, OUTPUT_NAME, ModelSpec
-from atlas_core.tls import TlsFiles, tritonclient_arguments
+from atlas_core.tls import TlsFiles, channel_options, tritonclient_arguments
 from atlas_models.serving import (
     CpuServing,
     TritonRepository,
@@ -59,6 +62,8 @@ _SEEN_POLL_S = 1.0
 """Each look loads the model again."""
 
 _log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 _CHANNEL = [
     ("grpc.enable_http_proxy", 0),  # the server is on this machine: a proxy is never meant
@@ -121,10 +126,11 @@ def fill(repository: TritonRepository, models: Path | None) -> None:
 
 @dataclass(frozen=True)
 class TritonModels:
-    """The models that one running server should serve.
+    """The models that the running servers of one repository should serve, each of them all.
 
     Attributes:
-        address: host:port of the server's gRPC endpoint.
+        address: host:port of gRPC endpoints, comma-separated; a name stands for every server that
+            it resolves to.
         repository: what it should serve.
         load_timeout_s: for loading one model; a cold compilation takes seconds.
         log: of a server on this machine, which says there by what each model runs.
@@ -143,22 +149,39 @@ class TritonModels:
     seen_timeout_s: float = 90.0
 
     @contextlib.contextmanager
-    def _client(self) -> Iterator[triton.InferenceServerClient]:
+    def _client(self, server: Endpoint) -> Iterator[triton.InferenceServerClient]:
         client = triton.InferenceServerClient(
-            self.address, channel_args=_CHANNEL, **tritonclient_arguments(self.tls)
+            server.address,
+            channel_args=[*_CHANNEL, *channel_options(self.tls, server.name)],
+            **tritonclient_arguments(self.tls),
         )
         try:
             yield client
         except InferenceServerException as error:
-            raise Unavailable("the model server does not answer", got=error.message()) from None
+            raise Unavailable(
+                f"the model server at {server.address} does not answer", got=error.message()
+            ) from None
         finally:
             client.close()
 
+    def _everywhere(self, do: Callable[[triton.InferenceServerClient], ResultT]) -> list[ResultT]:
+        """What `do` returns for every server; all have ended when it fails for one."""
+        servers = endpoints(self.address)
+        if not servers:
+            raise Unavailable("no model server is to be found", got=self.address)
+
+        def at(server: Endpoint) -> ResultT:
+            with self._client(server) as client:
+                return do(client)
+
+        with ThreadPoolExecutor(len(servers)) as pool:
+            return list(pool.map(at, servers))
+
     def require_alive(self) -> str:
-        """Raises `Unavailable` unless the server answers."""
-        with self._client() as client:
-            if not client.is_server_live(client_timeout=_CALL_TIMEOUT_S):
-                raise Unavailable("the server answers, but is not live")
+        """Raises `Unavailable` unless every server answers."""
+        alive = self._everywhere(lambda one: one.is_server_live(client_timeout=_CALL_TIMEOUT_S))
+        if not all(alive):
+            raise Unavailable("the server answers, but is not live")
         return "live"
 
     def put_into_service(self) -> None:
@@ -170,9 +193,13 @@ class TritonModels:
             Unavailable: the server is away, or a model answers wrongly even after a reload.
         """
         names = self.repository.needed()
-        with self._client() as client, ThreadPoolExecutor(max(1, len(names))) as pool:
-            # One model waits for the disk while another is compiled.
-            list(pool.map(lambda name: self._settle(client, name), names))
+
+        def settle(client: triton.InferenceServerClient) -> None:
+            with ThreadPoolExecutor(max(1, len(names))) as pool:
+                # One model waits for the disk while another is compiled.
+                list(pool.map(lambda name: self._settle(client, name), names))
+
+        self._everywhere(settle)
 
     def require_answers(self) -> str:
         """Runs every version of every model once; a word on each for people.
@@ -180,14 +207,13 @@ class TritonModels:
         Raises:
             Unavailable: one is not served, or answers wrongly.
         """
+        specs = [s for name in self.repository.needed() for s in self.repository.served(name)]
+        self._everywhere(lambda client: [self._infer(client, spec) for spec in specs])
         runtimes = self._runtimes()
         by_runtime: dict[str, list[str]] = {}
-        with self._client() as client:
-            for name in self.repository.needed():
-                for spec in self.repository.served(name):
-                    self._infer(client, spec)
-                    runtime = runtimes.get((name, str(spec.triton_version)), "?")
-                    by_runtime.setdefault(runtime, []).append(f"{name}@{spec.version}")
+        for spec in specs:
+            runtime = runtimes.get((spec.name, str(spec.triton_version)), "?")
+            by_runtime.setdefault(runtime, []).append(f"{spec.name}@{spec.version}")
         return "; ".join(f"{', '.join(models)} by {how}" for how, models in by_runtime.items())
 
     def _runtimes(self) -> dict[tuple[str, str], str]:
@@ -199,41 +225,30 @@ class TritonModels:
         return {(match[1], match[2]): f"{match[3]} {match[4]}" for match in said}
 
     def load(self, name: str) -> None:
-        """Has the server serve model `name` as the repository says now.
+        """Has every server serve model `name` as the repository says now.
 
-        What it served before keeps answering until the new state is complete, and stays if that
+        What one served before keeps answering until the new state is complete, and stays if that
         fails.
 
         Raises:
-            ConfigurationError: the server refuses it, or reads another repository.
-            Unavailable: the server is away.
+            ConfigurationError: a server refuses it, or reads another repository.
+            Unavailable: a server is away.
         """
-        with self._client() as client:
-            self._load(client, name)
-            deadline = time.monotonic() + self.seen_timeout_s
-            while not self._has_seen(client, name):
-                if time.monotonic() > deadline:
-                    raise ConfigurationError(
-                        f"the server does not see what was written for model {name}",
-                        expected=f"Triton's own model repository in {self.repository.root}",
-                        remedy="set ATLASLOOP_MODEL_REPOSITORY to the volume that Triton reads",
-                    )
-                time.sleep(_SEEN_POLL_S)
-                self._load(client, name)
+        self._everywhere(lambda client: self._load_as_written(client, name))
 
     def unload(self, name: str) -> None:
-        """Has the server let go of model `name`, and waits for it.
+        """Has the servers let go of model `name`, and waits for it.
 
         Raises:
-            Unavailable: the server is away, or does not unload it.
+            Unavailable: a server is away, or does not unload it.
         """
-        with self._client() as client:
-            self._unload(client, name, self.repository.installed(name))
+        specs = self.repository.installed(name)
+        self._everywhere(lambda client: self._unload(client, name, specs))
 
     def is_loaded(self, name: str) -> bool:
-        """Whether the server has model `name` loaded just as the repository says."""
-        with self._client() as client:
-            return self._served(client, name, self.repository.served(name))
+        """Whether every server has model `name` loaded just as the repository says."""
+        specs = self.repository.served(name)
+        return all(self._everywhere(lambda client: self._served(client, name, specs)))
 
     def prove(self, spec: ModelSpec) -> None:
         """Runs one version on air and on noise.
@@ -241,16 +256,50 @@ class TritonModels:
         Raises:
             Unavailable: it fails, or answers in another form or the same for both.
         """
+        self._everywhere(lambda client: self._prove(client, spec))
+
+    def answers(self, spec: ModelSpec, window: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+        """What each server answers to a window of HU ``[z, y, x]``, uint8 ``[organ, z, y, x]``.
+
+        Raises:
+            Unavailable: one fails, or answers in another form.
+        """
+        return self._everywhere(lambda client: self._infer(client, spec, window)[0])
+
+    def windows_a_second(
+        self, spec: ModelSpec, window: NDArray[np.float32], *, count: int, at_once: int
+    ) -> list[float]:
+        """How many windows each server predicts in a second, of `count`, `at_once` at a time."""
+
+        def measure(client: triton.InferenceServerClient) -> float:
+            began = time.perf_counter()
+            with ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(lambda _: self._infer(client, spec, window), range(count)))
+            return count / (time.perf_counter() - began)
+
+        return self._everywhere(measure)
+
+    def _prove(self, client: triton.InferenceServerClient, spec: ModelSpec) -> None:
         z, y, x = reversed(spec.patch)
         noise = np.random.default_rng(0).normal(40.0, 200.0, (z, y, x)).astype(np.float32)
-        with self._client() as client:
-            on_air = self._infer(client, spec)
-            on_noise = self._infer(client, spec, noise)
-        if np.array_equal(on_air, on_noise):
+        if np.array_equal(self._infer(client, spec), self._infer(client, spec, noise)):
             raise Unavailable(
                 f"model {spec.name}@{spec.version} answers the same to air and to noise",
                 remedy="its weights or its normalisation are broken: export it again",
             )
+
+    def _load_as_written(self, client: triton.InferenceServerClient, name: str) -> None:
+        self._load(client, name)
+        deadline = time.monotonic() + self.seen_timeout_s
+        while not self._has_seen(client, name):
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"the server does not see what was written for model {name}",
+                    expected=f"Triton's own model repository in {self.repository.root}",
+                    remedy="set ATLASLOOP_MODEL_REPOSITORY to the volume that Triton reads",
+                )
+            time.sleep(_SEEN_POLL_S)
+            self._load(client, name)
 
     def _settle(self, client: triton.InferenceServerClient, name: str) -> None:
         try:

@@ -158,8 +158,23 @@ def phantoms(
     columns: Annotated[
         int, typer.Option(min=16, max=1024, help="Voxels across and along a slice.")
     ] = 160,
+    anatomies: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            help="Draw the CTs from this person's label map, or folder of masks as "
+            "TotalSegmentator writes it; may be repeated.",
+        ),
+    ] = None,
+    anatomy_organs: Annotated[
+        str, typer.Option(help="Organs of label maps: a name, or a YAML file.")
+    ] = "totalsegmentator_v2",
 ) -> None:
     """Generate abdominal CTs with all nine organs, and their truth.
+
+    By default the bodies are made up. With --anatomies they are those of people, deformed, in
+    contrast phases and fields of view of their own: what networks learn from them holds on real
+    CTs. What they may be used for follows from the licence of the label maps.
 
     FOLDER/PHANTOM_…/ct.nii.gz, FOLDER/phantoms.json (kind, phase and volumes of each), and the true
     label maps in FOLDER/truth, apart from the CTs so that an import does not take them for original
@@ -167,10 +182,19 @@ def phantoms(
 
     Example: atlasloop phantoms phantoms --cases 20 --seed 7
     """
-    from atlas_core.phantoms import PhantomGrid, write_phantoms
+    from atlas_core.organs import read_scheme
+    from atlas_core.phantoms import PhantomGrid, read_anatomy, write_phantoms
 
     from atlas_flows.evaluation import TRUTH_FOLDER
 
+    people = [read_anatomy(path, read_scheme(anatomy_organs)) for path in anatomies or ()]
+    for person in people:
+        if person.unknown:
+            console().print(
+                f"{person.name}: taken for muscle, as what they are made of is not known: "
+                f"{', '.join(person.unknown)}",
+                markup=False,
+            )
     with counting("phantoms") as on_progress:
         entries = write_phantoms(
             folder,
@@ -181,6 +205,7 @@ def phantoms(
             labels=labels,
             truth_folder=folder / TRUTH_FOLDER,
             grid=PhantomGrid(columns=columns),
+            anatomies=people,
             on_progress=on_progress,
         )
     difficult = sum(entry["kind"] != "ordinary" for entry in entries)

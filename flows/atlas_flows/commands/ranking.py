@@ -48,39 +48,28 @@ def ranking(
 
     Example: atlasloop ranking --share 0.05 --csv revise-next.csv
     """
-    from atlas_core.catalog import Catalog, find_ensemble
-    from atlas_core.errors import InvalidInput
+    from atlas_core.catalog import Catalog
     from atlas_core.records import RankBy, Reading
 
     from atlas_flows.scoring import priority_list
 
-    if top is not None and share is not None:
-        raise InvalidInput("--top and --share exclude each other", remedy="give one of them")
+    request = priority_list.ListRequest(Reading(reading), RankBy(by), dataset, ensemble, top, share)
     with Catalog.open(places(context).catalog_url) as catalog:
-        if dataset is not None:
-            catalog.dataset(dataset)  # a typing error must not look like an empty dataset
-        key = (
-            catalog.latest_ensemble(Reading(reading), dataset)
-            if ensemble is None
-            else find_ensemble(catalog, ensemble).ensemble.key
-        )
-        cases = catalog.ranking(Reading(reading), key, dataset, RankBy(by))
-        others = 0 if key is None else catalog.scored_otherwise(Reading(reading), key, dataset)
-        organs = catalog.organ_scheme().names
-    if note := priority_list.of_other_ensembles(others, ensemble):
-        console(stderr=True).print(note, markup=False, soft_wrap=True)
-    shown = cases[:top] if share is None else cases[: priority_list.cases_in(share, len(cases))]
+        found = priority_list.read_list(catalog, request)
+    shown, total = found.cases, found.total
+    if found.note:
+        console(stderr=True).print(found.note, markup=False, soft_wrap=True)
     if csv is not None:
-        write_text(csv, priority_list.as_csv(shown, organs))
+        write_text(csv, priority_list.as_csv(shown, found.organs))
     if as_json:
         write_text(None, priority_list.as_json(shown, Reading(reading), RankBy(by)))
     elif csv is not None:
-        console().print(f"{len(shown)} of {len(cases)} cases written to {csv}")
+        console().print(f"{len(shown)} of {total} cases written to {csv}")
     elif not shown:
         console().print("No case is scored yet; run `atlasloop score`.")
     else:
         print_table(
-            f"Priority list by {by}: {len(shown)} of {len(cases)} cases, reading {reading.value}",
+            f"Priority list by {by}: {len(shown)} of {total} cases, reading {reading.value}",
             priority_list.as_rows(shown, RankBy(by)),
             numbers=priority_list.NUMBERS,
         )

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from atlas_flows.commands.options import ByOption, DatasetOption, ReadingName, ReadingOption
-from atlas_flows.commands.terminal import console, places, write_text
-
-if TYPE_CHECKING:
-    from atlas_core.catalog import Catalog
-    from atlas_core.records import Reading
-    from atlas_core.store import CaseStore
+from atlas_flows.commands.terminal import console, places
 
 
 def report(
@@ -51,52 +46,25 @@ def report(
 
     Example: atlasloop report --evaluation --truth phantoms --output evaluation.html
     """
-    from atlas_core.catalog import Catalog
-    from atlas_core.errors import InvalidInput
     from atlas_core.records import RankBy, Reading
-    from atlas_core.store import CaseStore
 
-    if not evaluation and (truth is not None or original_truth):
-        raise InvalidInput("the list needs no truth", remedy="add --evaluation")
-    if evaluation and dataset is not None:
-        raise InvalidInput("an evaluation is of all datasets", remedy="leave out --dataset")
-    if truth is not None and original_truth:
-        raise InvalidInput(
-            "--truth and --original-truth exclude each other", remedy="give one of them"
-        )
-    here = places(context)
-    with Catalog.open(here.catalog_url) as catalog:
-        store = CaseStore(here.store)
-        if evaluation:
-            wanted = truth is not None or original_truth
-            page = _evaluation_page(catalog, store, Reading(reading), truth, wanted, nsd)
-        else:
-            from atlas_flows.reports import ReportScope, RunFacts, build_report
+    from atlas_flows.reports import PageRequest, write_page
 
-            scope = ReportScope(Reading(reading), RankBy(by), dataset, top)
-            page = build_report(catalog, store, scope, RunFacts())
-    write_text(output, page)
-    console().print(f"report: {output}", soft_wrap=True)
-
-
-def _evaluation_page(
-    catalog: Catalog,
-    store: CaseStore,
-    reading: Reading,
-    folder: Path | None,
-    with_truth: bool,
-    nsd: bool,
-) -> str:
-    from atlas_flows.evaluation import EvaluationScope, evaluate_all, open_ground_truth
-    from atlas_flows.reports import build_loop_report
-
-    truth = open_ground_truth(folder, catalog, store) if with_truth else None
-    with console(stderr=True).status("evaluating") as status:
-        found = evaluate_all(
-            catalog,
-            store,
-            truth,
-            EvaluationScope(reading=reading, nsd=nsd),
+    request = PageRequest(
+        Reading(reading),
+        RankBy(by),
+        dataset,
+        top,
+        evaluation=evaluation,
+        truth=truth,
+        original_truth=original_truth,
+        nsd=nsd,
+    )
+    with console(stderr=True).status("report") as status:
+        write_page(
+            places(context),
+            request,
+            output,
             on_case=lambda done: status.update(f"evaluating: {done} cases"),
         )
-    return build_loop_report(found)
+    console().print(f"report: {output}", soft_wrap=True)

@@ -40,6 +40,10 @@ def score(
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for a service that does not answer.")
     ] = 300.0,
+    shards: Annotated[
+        int,
+        typer.Option(min=1, max=256, help="Runs in the work pool that share the cases; 1: none."),
+    ] = 1,
 ) -> None:
     """Predict, fuse and rank what is not scored yet (flow `score`).
 
@@ -63,7 +67,9 @@ def score(
         ensemble=ensemble,
     )
     try:
-        summary = run_score(places(context), request, in_flight=in_flight, patience_s=patience)
+        summary = run_score(
+            places(context), request, in_flight=in_flight, patience_s=patience, shards=shards
+        )
     except CasesFailed as failed:
         show_summary(failed.summary)
         raise typer.Exit(1) from None
@@ -71,7 +77,7 @@ def score(
 
 
 def run_score(
-    here: Places, request: ScoreRequest, *, in_flight: int, patience_s: float
+    here: Places, request: ScoreRequest, *, in_flight: int, patience_s: float, shards: int = 1
 ) -> ScoreSummary:
     """Run the flow in this process, with a progress bar.
 
@@ -97,6 +103,7 @@ def run_score(
             force=request.force,
             patience_s=patience_s,
             ensemble=request.ensemble,
+            shards=shards,
         )
 
 

@@ -112,14 +112,6 @@ def write_text(path: Path | None, text: str) -> None:
     if path is None:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
         return
-    from atlas_core.atomic_writes import replace_file
-    from atlas_core.errors import ConfigurationError
+    from atlas_flows.runs import write_file
 
-    try:
-        replace_file(path, text.encode("utf-8"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot write {path.name}",
-            got=error.strerror,
-            remedy="name a file in a folder that exists and is writable",
-        ) from None
+    write_file(path, text)

@@ -1,8 +1,9 @@
 """Small nnU-Nets, trained on phantoms by nnU-Net itself: what a site brings along.
 
-    python -m atlas_flows.demos.phantom_nnunet FOLDER --plan fine --cases 12 --steps 400
+    python -m atlas_flows.demos.phantom_nnunet models/demo/nnunet_results
 
-Plans are written by hand: nnU-Net's planner would plan for a large GPU.
+Two of them come with this repository (`kept_results`). Plans are written by hand: nnU-Net's planner
+would plan for a large GPU.
 """
 
 from __future__ import annotations
@@ -15,10 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from atlas_core.errors import NotFound
 from atlas_core.phantoms import PHANTOM_ORGANS, Kind, PhantomGrid, make_phantom
 from atlas_models.training import NnunetCase, NnunetRun, train_by_nnunet, write_raw
 
 CONFIGURATION = "3d_fullres"
+
+KEPT = Path(__file__).resolve().parents[3] / "models" / "demo" / "nnunet_results"
+
+KEPT_OF_CHECKPOINT = (
+    "network_weights",
+    "trainer_name",
+    "init_args",
+    "inference_allowed_mirroring_axes",
+)
+"""What predicting and learning further need; the optimiser's state doubles the size."""
 
 TRAINER = "nnUNetTrainerNoDA"
 """Without augmentation, which takes ten times as long as a network of this size."""
@@ -42,15 +55,15 @@ class SmallPlan:
 
 PLANS = {
     "fine": SmallPlan(
-        spacing=(5.0, 5.0, 5.0),
-        patch=(40, 48, 48),
+        spacing=(7.0, 7.0, 7.0),
+        patch=(32, 40, 40),
         features=(8, 16, 32),
         kernels=((3, 3, 3),) * 3,
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
     ),
     "anisotropic": SmallPlan(
-        spacing=(10.0, 4.0, 4.0),
-        patch=(16, 64, 64),
+        spacing=(12.0, 6.0, 6.0),
+        patch=(16, 56, 56),
         features=(8, 16, 32),
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
@@ -152,9 +165,26 @@ def train_phantom_nnunet(
     (folder / "fold_all").mkdir(parents=True, exist_ok=True)
     for name in ("plans.json", "dataset.json"):
         shutil.copyfile(result / name, folder / name)
-    shutil.copyfile(checkpoint, done)
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    torch.save({name: content[name] for name in KEPT_OF_CHECKPOINT}, done)
     shutil.rmtree(run.folder)
     return folder
+
+
+def kept_results() -> dict[str, Path]:
+    """Plan → result folder of the nnU-Nets that come with this repository.
+
+    Raises:
+        NotFound: this is no checkout of the repository.
+    """
+    for plan in PLANS:
+        if not (KEPT / plan).is_dir():
+            raise NotFound(
+                "the nnU-Nets of the demo are not there",
+                expected=KEPT / plan,
+                remedy=f"run it from a checkout, or train them: python -m {__spec__.name} {KEPT}",
+            )
+    return {plan: KEPT / plan for plan in PLANS}
 
 
 def _phantoms(cases: int, seed: int) -> Iterator[NnunetCase]:
@@ -166,12 +196,17 @@ def _phantoms(cases: int, seed: int) -> Iterator[NnunetCase]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--plan", choices=PLANS, default="fine")
-    parser.add_argument("--cases", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("folder", type=Path, help="A folder per plan is written here.")
+    parser.add_argument("--plan", choices=PLANS, action="append", help="Default: all.")
+    parser.add_argument("--cases", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    train_phantom_nnunet(
-        given.folder, PLANS[given.plan], cases=given.cases, steps=given.steps, seed=given.seed
-    )
+    for name in given.plan or PLANS:
+        train_phantom_nnunet(
+            given.folder / name,
+            PLANS[name],
+            cases=given.cases,
+            steps=given.steps,
+            seed=given.seed,
+        )

@@ -231,7 +231,8 @@ def _one(
         versions = _replace_wrong(api, policy, task, true_map, Path(name))
     spent = {"seconds_spent": 60.0 * minutes}
     if not versions:
-        api.finish(task, "confirm", **spent)
+        visited = [one.organ for one in task.organs]
+        api.finish(task, "confirm", visited=visited, **spent)
         return _more(done, confirmed=1, minutes=minutes), f"{task.case_id}: confirmed"
     api.finish(task, "revise", labels=versions, **spent)
     line = f"{task.case_id}: revised {', '.join(versions)}"

@@ -45,6 +45,7 @@ from atlas_flows.loop.summary import (
 from atlas_flows.loop.wake_up import wake_up_at
 from atlas_flows.models import FinetuningRequest, Promoted, Trained, TrainingPlan, plan_versions
 from atlas_flows.models.finetune_flow import promote_version, train
+from atlas_flows.models.remote_training import train_elsewhere
 from atlas_flows.runs import CasesFailed, ModelNames, OrganNames, Outcome, exclusive_run
 from atlas_flows.runs.crashed_runs import mark_interrupted_runs, process_tag
 from atlas_flows.runs.events import Event, emit
@@ -298,6 +299,7 @@ class _Loop:
                 in_flight=given.in_flight,
                 patience_s=self._patience_s,
                 ensemble=given.ensemble,
+                shards=self._places.score_shards,
             )
         except CasesFailed as failed:
             summary = failed.summary
@@ -386,7 +388,10 @@ class _Loop:
             validation_share=given.validation_share,
             labels="assembled",
         )
-        return train(tuning, self._places, self._catalog)
+        deployment = self._places.training_deployment
+        if deployment is None:
+            return train(tuning, self._places, self._catalog)
+        return train_elsewhere(tuning, deployment)
 
     def _promote(self, model: str, status: IterationStatus) -> Promoted:
         return promote_version(

@@ -13,7 +13,6 @@ from typing import Annotated, Literal, cast
 from uuid import UUID
 
 from atlas_core.catalog import Catalog
-from atlas_core.errors import InvalidInput
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.model_spec import ModelName
 from atlas_core.records import DatasetName
@@ -23,10 +22,12 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 from pydantic import Field
 
 from atlas_flows.models.dice_table import before_and_after
-from atlas_flows.models.outcomes import Promoted, Trained
+from atlas_flows.models.outcomes import REFUSED, Promoted, Trained
 from atlas_flows.models.promotion import PromotionRequest
 from atlas_flows.models.server import model_repository
 from atlas_flows.models.version_finetuning import (
@@ -72,8 +73,9 @@ def finetune(
     promote: bool = True,
     version: Annotated[int, Field(ge=1)] | None = None,
     parent: Annotated[int, Field(ge=0)] | None = None,
-) -> FinetuningSummary:
-    """Make the next version of a model.
+) -> FinetuningSummary | State[FinetuningSummary]:
+    """Make the next version of a model. A training that diverges ends in the state
+    `TrainingRefused`.
 
     Args:
         model: Name of a model in service.
@@ -91,7 +93,6 @@ def finetune(
 
     Raises:
         NotFound: the model is not in service, or has no weights.
-        InvalidInput: the training diverged.
     """
     places = Places.read()
     with Catalog.open(places.catalog_url) as catalog:
@@ -108,7 +109,9 @@ def finetune(
         )
         trained = train(tuning, places, catalog)
         if trained.refused:
-            raise InvalidInput(f"the training of {model} failed: {trained.refused}")
+            return Failed(
+                name=REFUSED, message=f"the training of {model} failed: {trained.refused}"
+            )
         promoted = None
         if promote:
             promoted = promote_version(model, tuning.version, places, catalog, validation_dataset)

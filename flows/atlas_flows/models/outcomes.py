@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from atlas_core.frozen_model import FrozenModel
 from pydantic import Field
+
+REFUSED: Final = "TrainingRefused"
+"""Name of the state of a run whose training diverged; the message says how."""
 
 
 class TrainingPlan(FrozenModel):

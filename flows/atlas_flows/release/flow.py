@@ -36,7 +36,7 @@ from pydantic import Field
 
 from atlas_flows.release import read_patients, release_folder
 from atlas_flows.release.release_folder import ReleaseRun, ReleaseSummary
-from atlas_flows.runs import FilePath, ProgressCounter
+from atlas_flows.runs import FilePath, ProgressCounter, landing_path
 from atlas_flows.runs.progress_artifact import ProgressArtifact
 from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, split_into_shards
 from atlas_flows.settings import Places
@@ -79,7 +79,7 @@ def release(
     """Release what is assembled.
 
     Args:
-        folder: New folder, on the machine where the flow runs.
+        folder: New folder below the landing folder, as releases/atlas-1.0.
         name: Name of the release.
         datasets: Only these. Empty: all.
         format: atlas: a folder per case with combined_labels.nii.gz and segmentations. nnunet:
@@ -88,15 +88,16 @@ def release(
             store. copy: copies.
         accept: What the licences of the datasets forbid, and is to be done nevertheless.
         leave_out: Leave out cases that are not complete. Otherwise one of them refuses the release.
-        patients: CSV file with the columns case (its id) and patient, on the machine where the flow
-            runs: the CTs of a patient go into one split.
+        patients: CSV file below the landing folder with the columns case (its id) and patient: the
+            CTs of a patient go into one split.
         mapping: New file that says which case of this site each released case is, and where it came
             from. For this site alone; it lies outside of the release.
         in_flight: Cases worked on at the same time.
 
     Raises:
         NotComplete: cases without an assembled map of every organ on the grid of their CT.
-        InvalidInput: what the licences forbid and was not accepted; a mapping in the release.
+        InvalidInput: what the licences forbid and was not accepted; a mapping in the release; a
+            path out of the landing folder.
         Conflict: there is something of this name.
     """
     places = Places.read()
@@ -107,19 +108,20 @@ def release(
         cts=cts,
         accepted=frozenset(accept or ()),
         leave_out=leave_out,
-        patients=read_patients(None if patients is None else Path(patients)),
+        patients=read_patients(None if patients is None else landing_path(patients, places)),
     )
-    target = Path(folder)
-    if mapping is not None:
-        release_folder.require_apart(Path(mapping), target)
+    target = landing_path(folder, places)
+    mapped = None if mapping is None else landing_path(mapping, places)
+    if mapped is not None:
+        release_folder.require_apart(mapped, target)
     started = time.monotonic()
     with Catalog.open(places.catalog_url) as catalog:
         store = CaseStore(places.store)
         plan = plan_release(catalog, store, options)
     with release_folder.new_release(target, plan) as draft:
         files = _write_all(plan, store, draft, in_flight)
-        if mapping is not None:
-            release_folder.write_mapping(Path(mapping), plan, store)
+        if mapped is not None:
+            release_folder.write_mapping(mapped, plan, store)
     summary = _summary(target, plan, len(files), time.monotonic() - started)
     create_markdown_artifact(release_card(plan), key="release-card", description=f"Card of {name}")
     return summary

@@ -9,14 +9,17 @@ from .case_outcomes import (
     observed_by,
 )
 from .file_lock import exclusive_run
+from .landing import landing_path, write_file
 from .parameters import (
     CaseIds,
     EnsembleKey,
     FilePath,
+    LabelNames,
     ModelNames,
     ModelReferences,
     OrganNames,
     PostProcessingByOrgan,
+    SchemeName,
 )
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "CasesFailed",
     "EnsembleKey",
     "FilePath",
+    "LabelNames",
     "ModelNames",
     "ModelReferences",
     "OrganNames",
@@ -32,8 +36,11 @@ __all__ = [
     "PostProcessingByOrgan",
     "ProgressCounter",
     "RunSummary",
+    "SchemeName",
     "candidates",
     "exclusive_run",
+    "landing_path",
     "not_tried",
     "observed_by",
+    "write_file",
 ]

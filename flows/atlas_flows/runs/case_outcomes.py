@@ -24,6 +24,8 @@ class Outcome(StrEnum):
     SCORED = "scored"
     ASSEMBLED = "assembled"
     RELEASED = "released"
+    IMPORTED = "imported"
+    PUSHED = "pushed"
     FOUND = "found"
     """The store held the result already; only the catalog was brought up to date."""
     FAILED = "failed"

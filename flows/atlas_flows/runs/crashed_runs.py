@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from atlas_embedded.processes import ProcessRecord
 from prefect.client.orchestration import get_client
@@ -19,7 +20,9 @@ def process_tag() -> str:
     record = ProcessRecord.of(os.getpid())
     if record is None:
         raise RuntimeError("a process that runs has a record")
-    return f"{_PREFIX}:{record.boot_id}:{record.pid}:{record.started_ticks}"
+    # Containers of one machine share its boot, and each counts processes of its own.
+    where = f"{record.boot_id}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    return f"{_PREFIX}:{where}:{record.pid}:{record.started_ticks}"
 
 
 def mark_interrupted_runs(flow_name: str) -> int:

@@ -21,6 +21,14 @@ OrganNames = Annotated[list[BoundedOrganName], Field(max_length=255)]
 
 PostProcessingByOrgan = Annotated[dict[BoundedOrganName, PostProcessing], Field(max_length=255)]
 
+LabelName = Annotated[str, Field(min_length=1, max_length=200)]
+
+LabelNames = Annotated[
+    dict[BoundedOrganName, Annotated[list[LabelName], Field(max_length=255)]],
+    Field(max_length=255),
+]
+"""For an organ, the labels of somebody else that mean it."""
+
 ModelNames = Annotated[list[ModelName], Field(max_length=64)]
 
 ModelReference = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}(@[0-9]{1,6})?$")]
@@ -31,5 +39,9 @@ ModelReferences = Annotated[list[ModelReference], Field(max_length=64)]
 EnsembleKey = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_@+.-]{0,5999}$")]
 """As `ensemble_key` makes it, of at most 64 models."""
 
+SchemeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+"""Of an organ scheme that ships with us."""
+
 FilePath = Annotated[str, Field(min_length=1, max_length=4095, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""On the machine where the flow runs; as long as Linux allows."""
+"""Below the landing folder of the machine where the flow runs (`landing_path`); as long as Linux
+allows."""

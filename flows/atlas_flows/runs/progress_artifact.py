@@ -58,6 +58,10 @@ class ProgressArtifact:
             self._log.error("%s %s: %s", outcome.case_id, outcome.outcome, outcome.message)
         if self._observer is not None:
             self._observer(done, total, outcome)
+        self.show(done, total)
+
+    def show(self, done: int, total: int) -> None:
+        """Progress of a run that has no outcome per case."""
         self._percent = 100.0 * done / total
 
     def _keep_showing(self) -> None:

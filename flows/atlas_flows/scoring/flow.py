@@ -36,6 +36,7 @@ from atlas_flows.runs.shards import name_shards_by, run_shards, shard_state, spl
 from atlas_flows.scoring import case_scoring
 from atlas_flows.scoring.case_scoring import ScoreRequest, ScoreSummary, ScoringPlan, ScoringRun
 from atlas_flows.scoring.priority_list import as_rows, of_other_ensembles
+from atlas_flows.scoring.shard_runs import ShardRuns
 from atlas_flows.settings import Places
 
 ROWS_IN_ARTIFACT = 100
@@ -83,6 +84,7 @@ def score(
     force: bool = False,
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0,
     ensemble: EnsembleName | None = None,
+    shards: Annotated[int, Field(ge=1, le=256)] = 1,
 ) -> ScoreSummary:
     """Score what is not scored yet, then publish the ranking.
 
@@ -93,11 +95,13 @@ def score(
         cases: Only these case ids. Empty: all of the dataset.
         models: NAME (its version in service) or NAME@T, in place of an ensemble. Empty: the
             ensemble.
-        in_flight: Cases worked on at the same time.
+        in_flight: Cases worked on at the same time, in each shard.
         limit: Score at most so many cases. Empty: all.
         force: Score also the cases that this ensemble has scored already.
         patience_s: Seconds to wait for a service that does not answer before the run ends.
         ensemble: Name of one that is loaded. Empty: the one in use.
+        shards: Runs of their own that score parts side by side, in the work pool. 1: this run does
+            it all.
 
     Raises:
         CasesFailed: some cases could not be scored; it names them. All others are recorded.
@@ -115,7 +119,11 @@ def score(
         on_record = case_scoring.members_on_record(catalog)
         chosen = case_scoring.await_ensemble(client, request, on_record, patience)
         plan = case_scoring.plan_scoring(request, chosen, catalog, store)
-        summary = _score_all(plan, client, catalog, store, in_flight, patience)
+        if shards == 1:
+            summary = score_all(plan, client, catalog, store, in_flight, patience)
+        else:
+            given = {"in_flight": in_flight, "patience_s": patience_s}
+            summary = _score_in_shards(plan, ShardRuns(plan, catalog, store, shards, given))
         others = catalog.scored_otherwise(reading, plan.ensemble.key, dataset)
         _publish(summary, catalog, dataset, others)
     if summary.failures:
@@ -123,7 +131,7 @@ def score(
     return summary
 
 
-def _score_all(
+def score_all(
     plan: ScoringPlan,
     client: AttentionClient,
     catalog: Catalog,
@@ -131,6 +139,7 @@ def _score_all(
     in_flight: int,
     patience: case_scoring.Patience,
 ) -> ScoreSummary:
+    """Score the cases of a plan in this process, `in_flight` at once."""
     started = time.monotonic()
     get_run_logger().info(
         "%d cases to score, %d scored already by %s",
@@ -143,6 +152,19 @@ def _score_all(
         run = ScoringRun(plan, client, catalog, store, progress, patience)
         shards = {"cases": split_into_shards(plan.cases, in_flight)}
         outcomes = run_shards(score_cases, shards, run, in_flight, on_abort=client.close)
+    return ScoreSummary(
+        reading=plan.request.reading,
+        ensemble=plan.ensemble.key,
+        skipped=plan.skipped,
+        outcomes=tuple(outcomes),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _score_in_shards(plan: ScoringPlan, runs: ShardRuns) -> ScoreSummary:
+    started = time.monotonic()
+    with ProgressArtifact(len(plan.cases), "score-progress", "Cases scored") as shown:
+        outcomes = runs.run(ProgressCounter(len(plan.cases), shown))
     return ScoreSummary(
         reading=plan.request.reading,
         ensemble=plan.ensemble.key,

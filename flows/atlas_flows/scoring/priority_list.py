@@ -7,10 +7,15 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from atlas_core.errors import InvalidInput
 from atlas_core.ranking import weight
 from atlas_core.records import OrganScore, RankBy, RankedCase, Reading
+
+if TYPE_CHECKING:
+    from atlas_core.catalog import Catalog
 
 TOP_SHARE = 0.05
 """Part of the list that annotators revise per iteration (§3.2 ⑤, Fig. 4)."""
@@ -20,6 +25,72 @@ def cases_in(share: float, total: int) -> int:
     """Cases in `share` of a list of `total`: rounded up, at least 1 of a list that is not empty."""
     # The tolerance keeps 0.05 * 40 = 2.0000000000000004 at 2.
     return min(total, max(1, math.ceil(share * total - 1e-9))) if total else 0
+
+
+@dataclass(frozen=True)
+class ListRequest:
+    """Which list, and how much of it.
+
+    Attributes:
+        ensemble: name of the one whose list it is; None: the one in use.
+        top, share: only the first cases, or the first part; None: all. Not both.
+    """
+
+    reading: Reading
+    by: RankBy
+    dataset: str | None = None
+    ensemble: str | None = None
+    top: int | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class PriorityList:
+    """The cases that were asked for, in order.
+
+    Attributes:
+        total: length of the whole list.
+        organs: of the atlas.
+        note: about cases that are in the list of another ensemble only; empty: there are none.
+    """
+
+    cases: tuple[RankedCase, ...]
+    total: int
+    organs: tuple[str, ...]
+    note: str
+
+
+def read_list(catalog: Catalog, request: ListRequest) -> PriorityList:
+    """The priority list out of the catalog.
+
+    Raises:
+        InvalidInput: a number of cases and a share.
+        NotFound: no such dataset or ensemble.
+        Conflict: some scores lack what the list is sorted by.
+    """
+    from atlas_core.catalog import find_ensemble
+
+    if request.top is not None and request.share is not None:
+        raise InvalidInput("top and share exclude each other", remedy="give one of them")
+    reading, dataset = request.reading, request.dataset
+    if dataset is not None:
+        catalog.dataset(dataset)  # a typing error must not look like an empty dataset
+    key = (
+        catalog.latest_ensemble(reading, dataset)
+        if request.ensemble is None
+        else find_ensemble(catalog, request.ensemble).ensemble.key
+    )
+    cases = catalog.ranking(reading, key, dataset, request.by)
+    others = 0 if key is None else catalog.scored_otherwise(reading, key, dataset)
+    shown = cases[: request.top]
+    if request.share is not None:
+        shown = cases[: cases_in(request.share, len(cases))]
+    return PriorityList(
+        tuple(shown),
+        len(cases),
+        tuple(catalog.organ_scheme().names),
+        of_other_ensembles(others, request.ensemble),
+    )
 
 
 def as_json(cases: Sequence[RankedCase], reading: Reading, by: RankBy) -> str:

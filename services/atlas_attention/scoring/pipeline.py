@@ -54,6 +54,7 @@ from atlas_attention.scoring.group_run import (
     window_plan,
 )
 from atlas_attention.scoring.locating import Located, locate
+from atlas_attention.scoring.member_labels import MemberLabels
 from atlas_attention.scoring.members import FusionPlan, fusion_plan
 from atlas_attention.scoring.model_grid import CtSource, to_zyx
 from atlas_attention.scoring.native_grid import NativeGrid, NativeSlab, default_slab_slices
@@ -98,6 +99,26 @@ class GridSlab:
 
 
 @dataclass(frozen=True)
+class MemberSlab:
+    """Part of the label map of one member, as in `GridSlab`.
+
+    Attributes:
+        member: its index among the models.
+        axis, start, stop, label: as in `GridSlab`.
+    """
+
+    member: int
+    axis: int
+    start: int
+    stop: int
+    label: NDArray[np.uint8]
+
+
+MemberCallback = Callable[[MemberSlab], None]
+"""Called with every slab of the label map of every member."""
+
+
+@dataclass(frozen=True)
 class AttentionSummary:
     """Attention sizes, pseudo label volumes and counts of a whole CT.
 
@@ -139,6 +160,7 @@ def attend(
     compute: Compute | None = None,
     locator: ModelSpec | None = None,
     on_progress: ProgressCallback | None = None,
+    on_member: MemberCallback | None = None,
     cancelled: threading.Event | None = None,
 ) -> AttentionRun:
     """Attention maps and pseudo labels of one CT, as an iterator of slabs on its own grid.
@@ -166,6 +188,7 @@ def attend(
         locator: looks first where organs can be, and windows are laid only there: see `locating`;
             None: they are laid over the whole body.
         on_progress: see `ProgressCallback`.
+        on_member: wants the label map of each member, see `member_labels`; None: they are not made.
         cancelled: once set, the run stops with `concurrent.futures.CancelledError`.
 
     Raises:
@@ -183,7 +206,7 @@ def attend(
         windows_in_flight=windows_in_flight or default_windows_in_flight(specs),
         slab_slices=slab_slices or default_slab_slices(len(members.organs), columns * rows),
         threads=threads, compute=compute or CpuCompute(), locator=locator,
-        on_progress=on_progress, cancelled=cancelled,
+        on_progress=on_progress, on_member=on_member, cancelled=cancelled,
     )  # fmt: skip
 
 
@@ -262,6 +285,7 @@ class AttentionRun(Iterator[GridSlab]):
         compute: Compute,
         locator: ModelSpec | None,
         on_progress: ProgressCallback | None,
+        on_member: MemberCallback | None,
         cancelled: threading.Event | None,
     ) -> None:
         fusion_grid = members.fusion_grid(source.canonical, fusion_spacing_mm)
@@ -294,11 +318,14 @@ class AttentionRun(Iterator[GridSlab]):
         self._fuser = PanelFuser(
             members.panels, reading, lambda: fused_by.open_fuser(reading, threads_now), threads_now
         )
-        self._native = NativeGrid(
-            self._grid, native, labels,
+        open_grid = partial(
+            NativeGrid, self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
             attended_from=ATTENDED_FROM if reading is Reading.PAPER else 1,
         )  # fmt: skip
+        self._native = open_grid()
+        self._on_member = on_member
+        self._member_labels = MemberLabels(members.panels, len(labels), open_grid)
         self._fused = 0  # slices of the fusion grid
         self._predictions = self._done = self._air = 0
         self._predict_s = 0.0
@@ -464,6 +491,8 @@ class AttentionRun(Iterator[GridSlab]):
             self._check_cancelled()
             start, self._fused = self._fused, min(ready, self._fused + self._slab_slices)
             soft = self._read(start, self._fused)
+            if self._on_member is not None:
+                self._tell_members(soft, self._on_member)
             yield from self._to_native(self._fuser.push(soft))
 
     def _read(self, start: int, stop: int) -> list[SoftPredictions]:
@@ -471,6 +500,13 @@ class AttentionRun(Iterator[GridSlab]):
         if self._alone:
             return [self._runs[0].read_blended(stop)]
         return read_panels(self._runs, self._members.panels, stop - start, stop)
+
+    def _tell_members(self, soft: list[SoftPredictions], tell: MemberCallback) -> None:
+        # Where the models answer on the fusion grid itself, their blend may lie on the GPU.
+        here = [self._compute.to_host(part) for part in soft] if self._alone else soft
+        for member, slab in self._member_labels.push(here):
+            start, stop, label = self._label_in_file_order(slab)
+            tell(MemberSlab(member, self._axes.source[2], start, stop, label))
 
     def _to_native(self, fused: Fused) -> Iterator[GridSlab]:
         # No variable may hold a slab here, or it would stay alive while the next one is made: slabs
@@ -481,26 +517,33 @@ class AttentionRun(Iterator[GridSlab]):
     def _in_file_order(self, slab: NativeSlab) -> GridSlab:
         """A canonical slab ``[z, y, x]``, whose directions are the file's already, in file order
         ``[i, j, k]``."""
-        source = self._axes.source
-        # Canonical axis a lies at 2 − a of z, y, x.
-        order = [2 - int(axis) for axis in np.argsort(source)]
-        start, stop = slab.start, slab.stop
-        if self._axes.flip[2]:
-            slices = self._source.canonical.shape[2]
-            start, stop = slices - stop, slices - start
-        # Reversed, then transposed back: the first file axis is fastest in memory, as on the wire.
-        label = np.ascontiguousarray(slab.label.transpose(order[::-1])).transpose(2, 1, 0)
+        start, stop, label = self._label_in_file_order(slab)
         attention = slab.attention
         if self._channels != list(range(len(attention))):
             attention = attention[self._channels]
-        turned = attention.transpose(0, *(1 + axis for axis in order[::-1]))
+        turned = attention.transpose(0, *(1 + axis for axis in self._file_order[::-1]))
         return GridSlab(
-            axis=source[2],
+            axis=self._axes.source[2],
             start=start,
             stop=stop,
             attention=np.ascontiguousarray(turned).transpose(0, 3, 2, 1),
             label=label,
         )
+
+    @cached_property
+    def _file_order(self) -> list[int]:
+        # Canonical axis a lies at 2 − a of z, y, x.
+        return [2 - int(axis) for axis in np.argsort(self._axes.source)]
+
+    def _label_in_file_order(self, slab: NativeSlab) -> tuple[int, int, NDArray[np.uint8]]:
+        """Start, stop and label of a slab along the file's axes."""
+        start, stop = slab.start, slab.stop
+        if self._axes.flip[2]:
+            slices = self._source.canonical.shape[2]
+            start, stop = slices - stop, slices - start
+        # Reversed, then transposed back: the first file axis is fastest in memory, as on the wire.
+        turned = np.ascontiguousarray(slab.label.transpose(self._file_order[::-1]))
+        return start, stop, turned.transpose(2, 1, 0)
 
     def _require_answers(self) -> None:
         """Refuses a model that has answered every window of the CT with one and the same byte."""

@@ -59,6 +59,11 @@ class PredictionResult(FrozenModel):
     total_s: float = Field(default=0.0, ge=0)
     predict_s: float = Field(default=0.0, ge=0, description="Waiting for the models.")
     pseudo_label_sha256: Sha256 | None = None
+    member_labels: dict[str, Sha256] = Field(
+        default_factory=dict,
+        description="Model → checksum of the file of what it labels by itself; those that label "
+        "nothing, or were not asked for, have none.",
+    )
     number: int = Field(default=1, ge=0, description="Of the results in the store; 0: not stored.")
     service_version: str = ""
     created_at: datetime
@@ -117,17 +122,20 @@ class PredictionResult(FrozenModel):
         number: int,
         attention_sha256: dict[str, str],
         pseudo_label_sha256: str,
+        member_labels: dict[str, str],
     ) -> PredictionResult:
         """The same for a case of the store, with the checksums of its files.
 
         Args:
             attention_sha256: by organ, of those that have a file.
+            member_labels: by model, of those that have a file.
         """
         return self.model_copy(
             update={
                 "case_id": case_id,
                 "number": number,
                 "pseudo_label_sha256": pseudo_label_sha256,
+                "member_labels": member_labels,
                 "organs": tuple(
                     organ.model_copy(update={"attention_sha256": attention_sha256.get(organ.organ)})
                     for organ in self.organs

@@ -34,7 +34,14 @@ from atlas_attention.scoring.ct_sources import open_case
 from atlas_attention.scoring.locating import cheapest
 from atlas_attention.scoring.model_grid import CtSource
 from atlas_attention.scoring.native_grid import default_slab_slices
-from atlas_attention.scoring.pipeline import GridSlab, Predictor, ProgressCallback, attend
+from atlas_attention.scoring.pipeline import (
+    GridSlab,
+    MemberCallback,
+    MemberSlab,
+    Predictor,
+    ProgressCallback,
+    attend,
+)
 from atlas_attention.scoring.prediction import PredictionResult, read_prediction
 from atlas_attention.settings import AttentionSettings
 
@@ -108,7 +115,11 @@ class Scorer:
         return self._settings.organs.select(list(organs)).labels
 
     def run(
-        self, source: CtSource, task: AttentionTask, on_progress: ProgressCallback | None = None
+        self,
+        source: CtSource,
+        task: AttentionTask,
+        on_progress: ProgressCallback | None = None,
+        on_member: MemberCallback | None = None,
     ) -> Generator[GridSlab, None, PredictionResult]:
         """Slabs of one CT; the generator returns its `PredictionResult`.
 
@@ -130,6 +141,7 @@ class Scorer:
             compute=self._compute,
             locator=(task.locator or cheapest(task.specs)) if self._settings.locating else None,
             on_progress=on_progress,
+            on_member=on_member,
             cancelled=task.cancelled,
         )
         with closing(run), self._tracer.part("attend") as describe:
@@ -282,9 +294,12 @@ class Scorer:
         with (
             self.open_case(case_id, task) as source,
             self._store.new_prediction(*key, after=after) as draft,
-            closing(self.run(source, task, on_progress)) as slabs,
+            CroppedMapsWriter(draft.folder, source.geometry) as members,
+            closing(
+                self.run(source, task, on_progress, self._member_writer(draft, task, members))
+            ) as slabs,
         ):
-            prediction = self._write(draft, case_id, source.geometry, task.organs, slabs)
+            prediction = self._write(draft, case_id, source.geometry, task, slabs, members)
         if draft.published:
             return prediction, False
         # Another service on the same store was first: its files are the result.
@@ -293,14 +308,32 @@ class Scorer:
             raise NotFound("the prediction was deleted while it was written", case=case_id)
         return stored, True
 
+    def _member_writer(
+        self, draft: PredictionDraft, task: AttentionTask, files: CroppedMapsWriter
+    ) -> MemberCallback | None:
+        """Writes the label maps of the members, if they are asked for."""
+        if not self._settings.member_labels:
+            return None
+        paths = [draft.member_label_path(spec.ref) for spec in task.specs]
+        paths[0].parent.mkdir()
+
+        def write(slab: MemberSlab) -> None:
+            with self._metrics.stage("write"):
+                i, j, k = (slab.start if axis == slab.axis else 0 for axis in range(3))
+                files.add(paths[slab.member], (i, j, k), slab.label)
+
+        return write
+
     def _write(
         self,
         draft: PredictionDraft,
         case_id: str,
         geometry: VolumeGeometry,
-        organs: tuple[str, ...],
+        task: AttentionTask,
         slabs: Generator[GridSlab, None, PredictionResult],
+        members: CroppedMapsWriter,
     ) -> PredictionResult:
+        organs = task.organs
         with ExitStack() as files:
             label = files.enter_context(SlabWriter(draft.pseudo_label_path, geometry, "uint8"))
             attention = files.enter_context(
@@ -321,6 +354,12 @@ class Scorer:
                 del slab  # freed before the next one is made
             with self._metrics.stage("write"):
                 written = attention.finish()
+                by_path = members.finish()
+                by_model = {
+                    str(spec.ref): by_path[path]
+                    for spec in task.specs
+                    if (path := draft.member_label_path(spec.ref)) in by_path
+                }
                 prediction = prediction.stored(
                     case_id,
                     draft.number,
@@ -330,6 +369,7 @@ class Scorer:
                         if path in written
                     },
                     label.close(),
+                    by_model,
                 )
         draft.result_path.write_text(prediction.model_dump_json(indent=2) + "\n", "utf-8")
         return prediction

@@ -123,24 +123,32 @@ def _grpc_server(settings: AttentionSettings, interceptor: CallInterceptor) -> g
         ThreadPoolExecutor(threads, thread_name_prefix="call"),
         interceptors=[interceptor],
         maximum_concurrent_rpcs=threads,
-        options=[
-            # By default a second server could bind the same port and get some of the calls.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", settings.max_message_bytes + MESSAGE_OVERHEAD),
-            ("grpc.max_send_message_length", settings.max_message_bytes + MESSAGE_OVERHEAD),
-            # A client whose machine is gone is noticed within a minute.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.max_pings_without_data", 0),
-            # Of one connection; a client that asks for more at once waits on its own side.
-            ("grpc.max_concurrent_streams", threads),
-            # A connection that says nothing, or that nobody uses, is not kept for ever.
-            ("grpc.server_handshake_timeout_ms", 10_000),
-            ("grpc.max_connection_idle_ms", 600_000),
-            ("grpc.max_metadata_size", 8 << 10),
-            ("grpc.absolute_max_metadata_size", 16 << 10),
-        ],
+        options=server_options(settings, threads),
     )
+
+
+def server_options(settings: AttentionSettings, threads: int) -> list[tuple[str, int]]:
+    """How gRPC keeps connections and bounds messages; a connection has `threads` calls at most."""
+    return [
+        # By default a second server could bind the same port and get some of the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_message_bytes + MESSAGE_OVERHEAD),
+        ("grpc.max_send_message_length", settings.max_message_bytes + MESSAGE_OVERHEAD),
+        # A client whose machine is gone is noticed within a minute.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Of one connection; a client that asks for more at once waits on its own side.
+        ("grpc.max_concurrent_streams", threads),
+        # A connection that says nothing, or that nobody uses, is not kept for ever.
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 600_000),
+        ("grpc.max_metadata_size", 8 << 10),
+        ("grpc.absolute_max_metadata_size", 16 << 10),
+        # Then a client looks up the addresses again, and new replicas get work. No grace period:
+        # calls under way end when they end, as no inference is cancelled.
+        ("grpc.max_connection_age_ms", int(1000 * settings.max_connection_age_s)),
+    ]
 
 
 def _add_standard_services(server: grpc.Server) -> HealthChecks:

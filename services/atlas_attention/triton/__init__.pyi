@@ -1,6 +1,6 @@
-from .client import CHANNEL_OPTIONS
+from .client import CHANNEL_OPTIONS, TritonOptions
 from .ensemble import ServedEnsemble, ServerModels
-from .predictor import TritonOptions, TritonPredictor
+from .predictor import TritonPredictor
 
 __all__ = [
     "CHANNEL_OPTIONS",

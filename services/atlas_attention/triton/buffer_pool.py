@@ -35,19 +35,18 @@ class BufferPool:
     Args:
         client: of the server that maps the regions.
         windows: how many windows can be in flight.
-        timeout_s: how long a window waits for free buffers.
+        changed: notified whenever that changes; pools of several servers may share one.
 
     Attributes:
         outage: why the server cannot be reached, as of the last call to it; None: it can.
     """
 
     def __init__(
-        self, client: triton.InferenceServerClient, windows: int, timeout_s: float
+        self, client: triton.InferenceServerClient, windows: int, changed: threading.Condition
     ) -> None:
         self._client = client
-        self._timeout_s = timeout_s
         self._buffers = [WindowBuffers() for _ in range(windows)]
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = changed
         self._stopped = False
         self.outage: Unavailable | None = None
 
@@ -63,35 +62,24 @@ class BufferPool:
         with self._changed:
             return sum(len(buffers.regions()) for buffers in self._buffers)
 
-    def acquire(self, window: NDArray[np.float32]) -> WindowBuffers:
-        """The buffers that hold `window` already, or free ones; with one more request pending.
-
-        Raises:
-            Unavailable: none became free in time, the server cannot be reached, or the pool is
-                stopped.
-        """
-        deadline = time.monotonic() + self._timeout_s
+    def holds(self, window: NDArray[np.float32]) -> bool:
+        """Whether another request for this very window has buffers that can be joined."""
         with self._changed:
-            while True:
-                if self._stopped:
-                    raise Unavailable("the attention service is stopping")
-                joined = (b for b in self._buffers if b.window is window and not b.quarantined)
-                free = (b for b in self._buffers if b.window is None)
-                buffers = next(joined, None) or next(free, None)
-                if buffers is not None:
-                    buffers.window = window
-                    buffers.pending += 1
-                    return buffers
-                if self.outage is not None:
-                    raise self.outage
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise Unavailable(
-                        "the model server did not free a place for a window",
-                        expected=f"within {self._timeout_s:g} s",
-                        remedy="see whether its models still answer",
-                    )
-                self._changed.wait(left)
+            return any(b.window is window and not b.quarantined for b in self._buffers)
+
+    def acquire(self, window: NDArray[np.float32]) -> WindowBuffers | None:
+        """The buffers that hold `window` already, or free ones, with one more request pending;
+        None: there are none just now, or the pool is stopped."""
+        with self._changed:
+            if self._stopped:
+                return None
+            joined = (b for b in self._buffers if b.window is window and not b.quarantined)
+            free = (b for b in self._buffers if b.window is None)
+            buffers = next(joined, None) or next(free, None)
+            if buffers is not None:
+                buffers.window = window
+                buffers.pending += 1
+            return buffers
 
     def release(self, buffers: WindowBuffers, *, unanswered: bool) -> bool:
         """One request has ended; after the last one the buffers are free, unless quarantined.
@@ -128,12 +116,10 @@ class BufferPool:
             self._changed.notify_all()
             return True
 
-    def wait_until_free(self) -> None:
-        """Until no buffers are in use, the server is unreachable, or `CLOSE_TIMEOUT_S` is over."""
+    def wait_until_free(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Until no buffers are in use, the server is unreachable, or `timeout_s` is over."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: not self.in_use or self.outage is not None, CLOSE_TIMEOUT_S
-            )
+            self._changed.wait_for(lambda: not self.in_use or self.outage is not None, timeout_s)
 
     def close(self) -> None:
         """Take all regions back from the server, as far as it can be reached, and unlink them."""

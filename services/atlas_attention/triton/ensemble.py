@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -158,6 +159,51 @@ class ServerModels:
             described.fusion_spacing_mm,
             tuple(sorted(described.members.keys() - current.keys())),
         )
+
+
+def agreed(said: Sequence[ServerModels], before: ServerModels | None = None) -> ServerModels:
+    """What several servers serve together: every version that one of them has loaded. A switch of
+    the version in service, or of an ensemble, counts when all say it; servers that have nothing
+    loaded yet have no say.
+
+    Args:
+        before: what was agreed last, which stands where they disagree; None: nothing was.
+
+    >>> old, new = (ServerModels(in_service={"unet": t}, ready=()) for t in (1, 2))
+    >>> agreed([old, new], before=agreed([old])).in_service
+    {'unet': 1}
+    """
+    voting = [one for one in said if one.ready] or list(said)
+    if len(voting) == 1:
+        return voting[0]
+    ready = {spec for one in voting for spec in one.ready}
+    stated: dict[str, Counter[int | None]] = {}
+    for one in voting:
+        for name, version in one.in_service.items():
+            stated.setdefault(name, Counter())[version] += 1
+    known = before.in_service if before is not None else {}
+    in_service = {}
+    for name, versions in stated.items():
+        undecided = len(versions) > 1 and known.get(name) in versions
+        in_service[name] = known[name] if undecided else versions.most_common(1)[0][0]
+    return ServerModels(
+        tuple(sorted(ready, key=lambda spec: (spec.name, spec.version))),
+        in_service,
+        _agreed_descriptions(voting),
+    )
+
+
+def _agreed_descriptions(
+    voting: Sequence[ServerModels],
+) -> tuple[tuple[str, EnsembleDescription], ...]:
+    """Of each ensemble what all servers say of it; where they have nothing in common, what any
+    does."""
+    every: list[tuple[str, EnsembleDescription]] = []
+    for models in voting:
+        every += [one for one in models.described if one not in every]
+    common = [one for one in every if all(one in models.described for models in voting)]
+    settled = {name for name, _ in common}
+    return (*common, *(one for one in every if one[0] not in settled))
 
 
 def choose_ensemble(

@@ -1,127 +1,75 @@
-"""The model server: which models it has in service, and windows predicted by them."""
+"""The model servers as one: which models are in service, and windows predicted by them.
+
+Every window goes to the server with the fewest in flight, of those that have its models. What a
+server loses is sent to another one; nothing is ever cancelled (decision 43). With one server all of
+this comes to: that one.
+"""
 
 from __future__ import annotations
 
-import queue
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import tritonclient.grpc as triton
-from atlas_core.ensembles import EnsembleDescription
-from atlas_core.errors import (
-    AtlasError,
-    InvalidInput,
-)
-from atlas_core.model_spec import ModelRef, ModelSpec
-from atlas_core.tls import TlsFiles
+from atlas_core.addresses import Endpoint, endpoints
+from atlas_core.errors import AtlasError, InvalidInput, Unavailable
+from atlas_core.model_spec import ModelSpec
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
 
-from atlas_attention.fusion import DeviceName
-from atlas_attention.triton.buffer_pool import BufferPool
-from atlas_attention.triton.client import CONTROL_TIMEOUT_S, open_client
-from atlas_attention.triton.ensemble import (
-    ServerModels,
-    described_spec,
-    stated_ensembles,
-    stated_in_service,
-)
-from atlas_attention.triton.errors import (
-    ServerUnreachable,
-    is_not_loaded,
-    is_unknown_region,
-    may_still_run,
-    outcome_label,
-    server_errors,
-    translate,
-)
-from atlas_attention.triton.transport import SharedMemoryKind, TensorTransport, open_transport
+from atlas_attention.triton.client import CONTROL_TIMEOUT_S, TritonOptions
+from atlas_attention.triton.ensemble import ServerModels, agreed
+from atlas_attention.triton.replica import OnAnswer, TritonReplica, WindowRequest
 from atlas_attention.triton.window_buffers import WindowBuffers
 
-QUARANTINE_PAUSE_S = (0.02, 1.0)
-"""First and longest pause between two attempts to take regions back from the server."""
+RESOLVE_EVERY_S = 1.0
+"""Time between two looks which servers the addresses stand for."""
 
-
-@dataclass(frozen=True)
-class TritonOptions:
-    """How to reach the model server.
-
-    Attributes:
-        address: host:port of its gRPC endpoint.
-        shared_memory: ``cuda``, ``system``, ``none``, or ``auto``: the first of those, cuda only on
-            a GPU, that the server can map.
-        windows_in_flight: most windows with the models at once, each with all of them.
-        inference_timeout_s: deadline of one inference, and of the wait for free buffers.
-        device: where answers are wanted; by ``cuda`` shared memory they never leave the GPU.
-        tls: this end of mutual TLS; None: the connection is neither encrypted nor proved.
-    """
-
-    address: str
-    shared_memory: SharedMemoryKind = "auto"
-    windows_in_flight: int = 4
-    inference_timeout_s: float = 60.0
-    device: DeviceName = "cpu"
-    tls: TlsFiles | None = None
-
-
-@dataclass(eq=False)
-class _Request:
-    """One window at one model."""
-
-    spec: ModelSpec
-    buffers: WindowBuffers
-    answer: Future[NDArray[np.uint8]]
-    repeated: bool = False
+ASKED_AT_ONCE = 16
+"""Servers."""
 
 
 class TritonPredictor:
     """Predicts windows with the models that Triton has in service. Thread-safe.
 
-    Nothing is connected until the first call, so the server may come up later. `close` gives every
-    region back.
+    Nothing is connected until the first call, so servers may come up later, and more of them as the
+    addresses resolve to more. `close` gives every region back.
 
     Args:
         on_answer: called after every inference with model, seconds, and its `outcome_label`.
     """
 
-    def __init__(
-        self,
-        options: TritonOptions,
-        on_answer: Callable[[ModelSpec, float, str], None] | None = None,
-    ) -> None:
+    def __init__(self, options: TritonOptions, on_answer: OnAnswer | None = None) -> None:
         self._options = options
         self._on_answer = on_answer
-        self._client = open_client(options.address, options.tls)
-        self._pool = BufferPool(
-            self._client, options.windows_in_flight, options.inference_timeout_s
-        )
-        self._transport: TensorTransport | None = None
-        self._transport_lock = threading.Lock()
-        self._under_way: set[_Request] = set()
-        self._last_answer: dict[ModelRef, float] = {}  # only where it was no failure
-        self._recoveries: queue.SimpleQueue[_Request | WindowBuffers | None] = queue.SimpleQueue()
-        self._recovery = threading.Thread(target=self._recover, name="triton-recovery", daemon=True)
-        self._recovery.start()
+        self._changed = threading.Condition(threading.RLock())
+        self._stopped = False
+        self._replicas: tuple[TritonReplica, ...] = ()
+        self._agreed: ServerModels | None = None
+        self._resolving = threading.Lock()
+        self._resolved_at = -RESOLVE_EVERY_S
+        self._askers = ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="triton-ask")
+        self._asked: dict[TritonReplica, Future[ServerModels]] = {}
+        # gRPC's own threads, in which a loss is noticed, must not wait for another server.
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="triton-again")
 
     @property
     def buffers_in_use(self) -> int:
-        """Windows in flight, and buffers that the server has not released yet."""
-        return self._pool.in_use
+        """Windows in flight, and buffers that a server has not released yet."""
+        return sum(replica.pool.in_use for replica in self._replicas)
 
     @property
     def regions(self) -> int:
         """Regions of shared memory that exist now."""
-        return self._pool.regions
+        return sum(replica.pool.regions for replica in self._replicas)
 
     def ready_models(self) -> tuple[ModelSpec, ...]:
         """All versions of all models that are ready, by name and version.
 
         Raises:
-            Unavailable: the server does not answer.
+            Unavailable: no server answers.
             ConfigurationError: a model describes itself wrongly.
         """
         return self.server_models().ready
@@ -130,39 +78,23 @@ class TritonPredictor:
         """The voices of the ensemble in use, or the models asked for; see `ServerModels.choose`.
 
         Raises:
-            Unavailable: the server does not answer, or has no model in service.
+            Unavailable: no server answers, or none has a model in service.
             NotFound: a wanted model is not in service.
             InvalidInput: a malformed reference, or a model wanted twice.
         """
         return self.server_models().choose(models=wanted).voices
 
     def server_models(self) -> ServerModels:
-        """What the server has loaded, and which ensembles that makes.
+        """What the servers have loaded, and which ensembles that makes; see `agreed`.
 
         Raises:
-            Unavailable: the server does not answer.
+            Unavailable: no server answers.
             ConfigurationError: a model describes itself, or an ensemble, wrongly.
         """
-        specs: list[ModelSpec] = []
-        in_service: dict[str, int | None] = {}
-        described: dict[str, dict[int, EnsembleDescription]] = {}
-        with server_errors():
-            # Not the repository's index: to Triton that is model control, which a deployment keeps
-            # to the flows. Statistics name what is ready, too.
-            ready = self._client.get_inference_statistics(client_timeout=CONTROL_TIMEOUT_S)
-            for name, version in sorted({(m.name, m.version) for m in ready.model_stats}):
-                parameters = self._parameters(name, version)
-                spec = described_spec(parameters, name, version)
-                if spec is not None:
-                    specs.append(spec)
-                in_service.update(stated_in_service(parameters, name))
-                for ensemble, said in stated_ensembles(parameters, name).items():
-                    described.setdefault(ensemble, {})[said.revision] = said
-        return ServerModels(
-            tuple(sorted(specs, key=lambda spec: (spec.name, spec.version))),
-            in_service,
-            tuple((name, one) for name, ones in described.items() for one in ones.values()),
-        )
+        replicas = self._current()
+        said = [replicas[0].server_models()] if len(replicas) == 1 else self._ask(replicas)
+        self._agreed = agreed(said, self._agreed)
+        return self._agreed
 
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
         """Predict one window with one model.
@@ -179,8 +111,7 @@ class TritonPredictor:
             uint8 ``[organ, z, y, x]``, or one of the errors below.
 
         Raises:
-            Unavailable: the server is unreachable, the model's process is dead, or a deadline
-                passed.
+            Unavailable: no server is reachable, the model's process is dead, or a deadline passed.
             ConfigurationError: model and description do not fit together.
         """
         expected = tuple(reversed(spec.patch))
@@ -190,164 +121,195 @@ class TritonPredictor:
                 expected=f"float32 {expected}",
                 got=f"{window.dtype} {window.shape}",
             )
-        transport = self._opened_transport()
-        request = _Request(spec, self._pool.acquire(window), Future())
-        self._under_way.add(request)
-        try:
-            with server_errors():
-                self._send(request, transport)
-        except BaseException:
-            self._release(request)
-            raise
+        request = WindowRequest(spec, window)
+        self._send(request)
         return request.answer
 
     def probe(self, spec: ModelSpec) -> None:
-        """One real inference, of air.
+        """One real inference, of air, by every server that has the model.
 
         A model whose process died stays "ready" at the server; only an inference shows it.
 
         Raises:
-            Unavailable: it fails.
+            Unavailable: it fails everywhere.
         """
         air = np.full(tuple(reversed(spec.patch)), spec.hu_window[0], np.float32)
-        self.submit(spec, air).result(timeout=self._options.inference_timeout_s + CONTROL_TIMEOUT_S)
+        replicas = self._current()
+        asked = [one for one in replicas if one.reachable and one.has(spec)] or list(replicas)
+        failures: list[AtlasError] = []
+        for replica in asked:
+            request = WindowRequest(spec, air, lost={one for one in replicas if one is not replica})
+            try:
+                self._send(request)
+                request.answer.result(self._options.inference_timeout_s + CONTROL_TIMEOUT_S)
+            except AtlasError as failure:
+                failures.append(failure)
+        if len(failures) == len(asked):
+            raise failures[0]
 
     def answered_within(self, spec: ModelSpec, seconds: float) -> bool:
-        """Whether the last inference of `spec` succeeded, at most `seconds` ago."""
-        last = self._last_answer.get(spec.ref)
-        return last is not None and time.monotonic() - last <= seconds
+        """Whether the last inference of `spec`, by every server that has it, succeeded at most
+        `seconds` ago."""
+        having = [one for one in self._replicas if one.reachable and one.has(spec)]
+        return bool(having) and all(one.answered_within(spec, seconds) for one in having)
 
     def close(self) -> None:
         """Take all regions back and unlink them. Later calls fail."""
-        if not self._pool.stop():
-            return
-        for request in list(self._under_way):
-            request.answer.cancel()
-        self._pool.wait_until_free()
-        self._recoveries.put(None)
-        self._recovery.join()
-        self._pool.close()
-        self._client.close()
+        with self._changed:
+            if self._stopped:
+                return
+            self._stopped = True
+            self._changed.notify_all()
+        for replica in self._replicas:
+            replica.close()
+        self._sender.shutdown()
+        self._askers.shutdown()
 
-    def _parameters(self, name: str, version: str) -> Mapping[str, str]:
-        """The parameters of a version; none if it was unloaded since it was listed."""
-        try:
-            config = self._client.get_model_config(name, version, client_timeout=CONTROL_TIMEOUT_S)
-        except InferenceServerException as error:
-            if is_not_loaded(error):
-                return {}
-            raise
-        return {key: value.string_value for key, value in config.config.parameters.items()}
+    def _current(self) -> tuple[TritonReplica, ...]:
+        """The servers that the addresses stand for now, one at least.
 
-    def _opened_transport(self) -> TensorTransport:
-        with self._transport_lock:
-            if self._transport is None:
-                self._transport = open_transport(
-                    self._client, self._options.shared_memory, self._options.device
-                )
-            return self._transport
+        Raises:
+            Unavailable: they cannot be resolved.
+        """
+        if self._stopped:
+            raise Unavailable("the attention service is stopping")
+        if time.monotonic() - self._resolved_at >= RESOLVE_EVERY_S:
+            if not self._replicas:
+                self._resolve()
+            elif not self._resolving.locked():  # a name server that is slow holds up no window
+                with contextlib.suppress(RuntimeError):  # shut down this very moment
+                    self._askers.submit(self._resolve)
+        if not self._replicas:
+            raise Unavailable(
+                "no model server is to be found",
+                got=self._options.address,
+                remedy="start it, or wait for it",
+            )
+        return self._replicas
 
-    def _send(self, request: _Request, transport: TensorTransport) -> None:
-        buffers, spec = request.buffers, request.spec
-        assert buffers.window is not None
-        with buffers.lock:
-            if buffers.tensor is None:
-                buffers.tensor = transport.stage(buffers, buffers.window)
-            output = transport.request_output(buffers, spec)
-        started = time.monotonic()
-        self._client.async_infer(
-            spec.name,
-            [buffers.tensor],
-            lambda result, error: self._answered(request, transport, result, error, started),
-            model_version=str(spec.triton_version),
-            outputs=[output],
-            client_timeout=self._options.inference_timeout_s,
+    def _resolve(self) -> None:
+        with self._resolving:
+            if time.monotonic() - self._resolved_at < RESOLVE_EVERY_S:
+                return
+            known = [replica.endpoint for replica in self._replicas]
+            self._replace(endpoints(self._options.address, known))
+            self._resolved_at = time.monotonic()
+
+    def _replace(self, found: Sequence[Endpoint]) -> None:
+        """Serve by `found`; servers that are known already stay as they are."""
+        before = {replica.endpoint: replica for replica in self._replicas}
+        with self._changed:
+            if self._stopped:
+                return
+            now = tuple(before.get(endpoint) or self._replica(endpoint) for endpoint in found)
+            self._replicas = now
+            self._changed.notify_all()
+        for replica in set(before.values()) - set(now):
+            self._asked.pop(replica, None)
+            self._askers.submit(replica.retire)
+
+    def _replica(self, endpoint: Endpoint) -> TritonReplica:
+        return TritonReplica(
+            endpoint, self._options, self._changed, self._take_back, self._on_answer
         )
 
-    def _answered(
-        self,
-        request: _Request,
-        transport: TensorTransport,
-        result: triton.InferResult | None,
-        error: InferenceServerException | None,
-        started: float,
-    ) -> None:
-        """Runs in gRPC's own thread: nothing here may wait for the server."""
-        soft: NDArray[np.uint8] | None = None
-        failure: AtlasError | None = None
-        if error is not None:
-            if is_unknown_region(error) and not request.repeated:
-                request.repeated = True
-                self._recoveries.put(request)
-                return
-            failure = translate(error, request.spec)
-        else:
+    def _ask(self, replicas: Sequence[TritonReplica]) -> list[ServerModels]:
+        """What all servers say that answer; nobody waits for one that was silent the last time."""
+        asked = {}
+        for replica in replicas:
+            before = self._asked.get(replica)
+            if not replica.silent or before is None or before.done():
+                self._asked[replica] = self._askers.submit(replica.server_models)
+            asked[replica] = self._asked[replica]
+        awaited = [one for one in replicas if not one.silent] or replicas
+        said, failures = [], []
+        for replica in awaited:
             try:
-                soft = transport.read(request.buffers, request.spec, result)
-            except AtlasError as unreadable:
-                failure = unreadable
-        self._finish(request, soft, failure, unanswered=may_still_run(error), started=started)
+                said.append(asked[replica].result())
+            except Unavailable as failure:
+                failures.append(failure)
+        if not said:
+            raise failures[0]
+        return said
 
-    def _finish(
-        self,
-        request: _Request,
-        soft: NDArray[np.uint8] | None,
-        failure: AtlasError | None,
-        *,
-        unanswered: bool,
-        started: float,
-    ) -> None:
-        if soft is not None:
-            self._last_answer[request.spec.ref] = time.monotonic()
-            self._pool.outage = None
-        elif not request.answer.cancelled():
-            self._last_answer.pop(request.spec.ref, None)
-        if isinstance(failure, ServerUnreachable):
-            self._pool.outage = failure
-        self._release(request, unanswered=unanswered)
-        if self._on_answer is not None and not request.answer.cancelled():
-            self._on_answer(request.spec, time.monotonic() - started, outcome_label(failure))
-        if request.answer.set_running_or_notify_cancel():
-            if soft is not None:
-                request.answer.set_result(soft)
-            else:
-                request.answer.set_exception(failure)
+    def _send(self, request: WindowRequest) -> None:
+        """To the server with the fewest windows, or the next where that fails.
 
-    def _release(self, request: _Request, *, unanswered: bool = False) -> None:
-        self._under_way.discard(request)
-        if self._pool.release(request.buffers, unanswered=unanswered):
-            self._recoveries.put(request.buffers)
-
-    def _recover(self) -> None:
-        """Thread that waits for the server where gRPC's callbacks must not: sends requests again,
-        and takes quarantined buffers back."""
-        quarantined: list[WindowBuffers] = []
-        first, longest = QUARANTINE_PAUSE_S
-        pause = first
+        Raises:
+            Unavailable, ConfigurationError: see `submit`.
+        """
         while True:
+            replica, buffers = self._place(request)
             try:
-                item = self._recoveries.get(timeout=pause if quarantined else None)
-            except queue.Empty:
-                pause = min(2 * pause, longest)
-            else:
-                if item is None:
-                    return
-                if isinstance(item, _Request):
-                    self._repeat(item)
-                else:
-                    quarantined.append(item)
-                    pause = first
-            quarantined = [buffers for buffers in quarantined if not self._pool.reclaim(buffers)]
+                return replica.send(request, buffers)
+            except Unavailable:
+                if not self._may_go_elsewhere(request, replica):
+                    raise
 
-    def _repeat(self, request: _Request) -> None:
-        """Register the regions of a request with a server that was restarted, and send it again."""
-        if request.answer.cancelled():
-            self._release(request)
-            return
-        started = time.monotonic()
+    def _place(self, request: WindowRequest) -> tuple[TritonReplica, WindowBuffers]:
+        """Buffers for the window: where other models have it, else where the fewest are in flight.
+
+        Raises:
+            Unavailable: none became free in time, no server can be reached, or this is closed.
+        """
+        deadline = time.monotonic() + self._options.inference_timeout_s
+        self._current()
+        with self._changed:
+            while True:
+                if self._stopped:
+                    raise Unavailable("the attention service is stopping")
+                candidates = self._candidates(request)
+                for replica in candidates:
+                    buffers = replica.pool.acquire(request.window)
+                    if buffers is not None:
+                        return replica, buffers
+                outages = [one.pool.outage for one in candidates if one.pool.outage is not None]
+                if len(outages) == len(candidates):
+                    raise outages[0]
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise Unavailable(
+                        "the model server did not free a place for a window",
+                        expected=f"within {self._options.inference_timeout_s:g} s",
+                        remedy="see whether its models still answer",
+                    )
+                self._changed.wait(left)
+
+    def _candidates(self, request: WindowRequest) -> Sequence[TritonReplica]:
+        """Where the window may go, the best first: what answers and has the model, as long as there
+        is such a one."""
+        spec, replicas = request.spec, self._replicas
+        if len(replicas) == 1:
+            return replicas
+        left = [one for one in replicas if one not in request.lost] or list(replicas)
+        reachable = [one for one in left if one.reachable] or left
+        having = [one for one in reachable if one.has(spec)] or reachable
+        healthy = [one for one in having if spec.ref not in one.failing] or having
+        holding = [one for one in healthy if one.pool.holds(request.window)]
+        return holding or sorted(healthy, key=lambda one: (one.pool.in_use, one.sent))
+
+    def _may_go_elsewhere(self, request: WindowRequest, replica: TritonReplica) -> bool:
+        """Notes that `replica` lost the request; False: so did every other one, or nobody waits."""
+        request.lost.add(replica)
+        if self._stopped or request.answer.cancelled():
+            return False
+        return any(one not in request.lost for one in self._replicas)
+
+    def _take_back(
+        self, replica: TritonReplica, request: WindowRequest, _failure: Unavailable
+    ) -> bool:
+        """Runs in gRPC's own thread; see `TritonReplica`."""
+        if not self._may_go_elsewhere(request, replica):
+            return False
         try:
-            with server_errors():
-                request.buffers.register_again(self._client)
-                self._send(request, self._opened_transport())
+            self._sender.submit(self._send_again, request)
+        except RuntimeError:  # it is shut down
+            return False
+        return True
+
+    def _send_again(self, request: WindowRequest) -> None:
+        try:
+            self._send(request)
         except AtlasError as failure:
-            self._finish(request, None, failure, unanswered=False, started=started)
+            if request.answer.set_running_or_notify_cancel():
+                request.answer.set_exception(failure)

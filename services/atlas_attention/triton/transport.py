@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from atlas_attention.fusion import DeviceName
-from atlas_attention.triton.client import CONTROL_TIMEOUT_S
+from atlas_attention.triton.client import CONTROL_TIMEOUT_S, SharedMemoryKind
 from atlas_attention.triton.cuda_shared_memory import CudaRegion
 from atlas_attention.triton.errors import server_errors, status_name, translate
 from atlas_attention.triton.shared_memory import PREFIX, SHARED_MEMORY, SharedRegion, sweep
@@ -32,8 +32,6 @@ from atlas_attention.triton.window_buffers import (
     register_region,
     unregister_region,
 )
-
-SharedMemoryKind = Literal["auto", "cuda", "system", "none"]
 
 MAX_OUTPUTS = 16
 """Output regions that are kept for reuse per window, one for each member of the largest ensemble
@@ -179,8 +177,11 @@ def open_transport(
             continue
         try:
             with server_errors():
-                _sweep(client, device)
+                for name in sweep():
+                    _log.info("swept a dead process's region", extra={"fields": {"region": name}})
                 _require_mappable(client, new_region)
+                # Not before: the regions of another machine's server are not missing here.
+                _unmap_unlinked(client, device)
         except ConfigurationError as error:
             if wanted == kind:
                 raise
@@ -190,19 +191,17 @@ def open_transport(
     return InlineTensors()
 
 
-def _sweep(client: triton.InferenceServerClient, device: DeviceName) -> None:
-    """Unlink regions of dead processes, and have the server unmap what is unlinked."""
-    for name in sweep():
-        _log.info("swept a shared region of a dead process", extra={"fields": {"region": name}})
+def _unmap_unlinked(client: triton.InferenceServerClient, device: DeviceName) -> None:
+    """Have a server of this machine unmap what is unlinked."""
     status = client.get_system_shared_memory_status(client_timeout=CONTROL_TIMEOUT_S)
     for name in filter(_is_unlinked, status.regions):
         with contextlib.suppress(InferenceServerException):
             client.unregister_system_shared_memory(name, client_timeout=CONTROL_TIMEOUT_S)
     if device == "cuda":
-        _sweep_cuda(client)
+        _unmap_unlinked_cuda(client)
 
 
-def _sweep_cuda(client: triton.InferenceServerClient) -> None:
+def _unmap_unlinked_cuda(client: triton.InferenceServerClient) -> None:
     """The same for regions of GPU memory, whose owners hold a region of that name too."""
     # A server built without CUDA refuses the very question.
     with contextlib.suppress(InferenceServerException):

@@ -14,6 +14,10 @@ SMALL_BODY: Final = 1 << 20
 
 VOLUME_PATHS: Final = ("/labels", "/draft", "/datastore/label", "/infer/")
 
+REFUSED_PATHS: Final = ("/session/", "/datastore/")
+"""Volumes that MONAI Label clients send and nobody takes. Their routes say so without reading a
+byte, and what still comes is dropped by the connection."""
+
 
 class BodyLimit:
     """Answers 413 to a request that is too large, at the latest when that many bytes have arrived.
@@ -27,7 +31,7 @@ class BodyLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in REFUSED_PATHS:
             await self._app(scope, receive, send)
             return
         brings_volume = any(part in scope["path"] for part in VOLUME_PATHS)

@@ -39,7 +39,8 @@ class AttentionView(FileView):
     """The attention map of one organ: uint8, with the slope of 1/136 in its header."""
 
     organ: str
-    attention_ml: float
+    attention_ml: float = Field(description="Attention size of the organ, in millilitres.")
+    organ_ml: float = Field(description="Volume of its label in force, in millilitres; 0: none.")
     counts: bool = Field(description="False where the organ has an original label (§3.2 ⑥).")
 
 
@@ -75,7 +76,8 @@ class CaseList(BaseModel):
 class RegionList(BaseModel):
     """Attended regions of one organ, or of all organs that count."""
 
-    threshold: float
+    threshold: float = Field(description="Attention from which a voxel counts as attended.")
+    min_ml: float = Field(description="Smaller regions are left out; in millilitres.")
     regions: list[OrganRegion]
 
 
@@ -128,12 +130,15 @@ def see_regions(
     case_id: CaseIdPath,
     organ: OrganQuery = None,
     threshold: Annotated[float | None, Query(ge=0, le=2)] = None,
+    min_ml: Annotated[float | None, Query(ge=0, le=1e4)] = None,
 ) -> RegionList:
     """Attended regions, largest first; without an organ, those of each organ that counts,
     the largest 2,000."""
     case = review.catalog.case(case_id)
     lowest = review.settings.region_threshold if threshold is None else threshold
-    return RegionList(threshold=lowest, regions=review.files.regions(case, organ, lowest))
+    smallest = review.settings.region_min_ml if min_ml is None else min_ml
+    found = review.files.regions(case, organ, lowest, smallest)
+    return RegionList(threshold=lowest, min_ml=smallest, regions=found)
 
 
 @router.get("/cases/{case_id}/ct.nii.gz", response_class=Response)
@@ -238,6 +243,7 @@ def case_view(review: Review, case: Case) -> CaseView:
     """`case` with all that its page needs."""
     address = f"{API_PREFIX}/cases/{case.id}"
     labels = [v for v in review.versions.versions(case.id) if v.in_force]
+    organ_ml = {version.organ: version.volume_ml for version in labels}
     attention = review.files.organ_attention(case.id)
     reason = review.cases.flag_of(case.id)
     return CaseView(
@@ -256,6 +262,7 @@ def case_view(review: Review, case: Case) -> CaseView:
             AttentionView(
                 organ=one.organ,
                 attention_ml=one.attention_ml,
+                organ_ml=organ_ml.get(one.organ, 0.0),
                 counts=one.counts,
                 url=f"{address}/attention.nii.gz?organ={one.organ}&v={one.file.sha256}",
                 sha256=one.file.sha256,

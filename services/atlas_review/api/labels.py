@@ -38,7 +38,7 @@ async def hand_in(
 ) -> LabelView:
     """Hand in the mask of one organ, on the grid of the CT, as a new version."""
     case = await run_in_threadpool(_case_with_organ, review, case_id, organ)
-    await run_in_threadpool(_require_task_of_case, review, case_id, task)
+    await run_in_threadpool(require_task_of_case, review, case_id, task)
     async with received_form(request) as form:
         content = file_in(form, "label", plain_name=True)
         mask = await review.on_volume(_read_mask, review, case, content, value)
@@ -59,10 +59,10 @@ def _case_with_organ(review: Review, case_id: str, organ: str) -> Case:
     return review.catalog.case(case_id)
 
 
-def _require_task_of_case(review: Review, case_id: str, task_id: int | None) -> None:
+def require_task_of_case(review: Review, case_id: str, task_id: int | None) -> None:
     if task_id is not None and review.queue.task(task_id).case_id != case_id:
         raise InvalidInput("the task is about another case", case=case_id, got=f"task {task_id}")
 
 
 def _read_mask(review: Review, case: Case, content: BinaryIO, value: int | None) -> Volume:
-    return organ_mask(read_upload(review.store, content, case), case, value)
+    return organ_mask(read_upload(review.store, content, case).label, case, value)

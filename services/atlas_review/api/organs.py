@@ -15,6 +15,8 @@ class OrganView(BaseModel):
     """One annotated structure."""
 
     name: str
+    title: str = Field(description="For people.")
+    group: str = Field(description="Organs that are looked at together; empty: none.")
     label: int = Field(description="Voxel value in label maps.")
     color: str = Field(description="#rrggbb")
 
@@ -33,10 +35,16 @@ class ErrorTypeList(BaseModel):
 
 @router.get("/organs")
 def see_organs(review: TheReview, who: SignedIn) -> OrganList:
-    """Names, label values and colours."""
+    """Names, groups, label values and colours."""
     return OrganList(
         organs=[
-            OrganView(name=organ.name, label=organ.label, color=organ.colour)
+            OrganView(
+                name=organ.name,
+                title=organ.title,
+                group=organ.group,
+                label=organ.label,
+                color=organ.colour,
+            )
             for organ in review.settings.organs
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 from atlas_core.records import RankBy, Reading
@@ -77,15 +78,22 @@ class NextTask(_Body):
 class Judgement(_Body):
     """An annotator's verdict on one organ."""
 
-    verdict: Verdict
+    verdict: Verdict | None = Field(description="null takes a verdict back.")
     error_type: Word | None = Field(default=None, description="See /error-types.")
     note: Text = ""
 
 
 class Confirmation(_Body):
-    """Time spent, from opening the case to the end."""
+    """Time spent, from opening the case to the end, and what was looked at."""
 
     seconds_spent: Seconds = 0.0
+    visited: list[Word] | None = Field(
+        default=None,
+        max_length=255,
+        description="Organs that were looked at, with all their attended regions. Those of them "
+        "without a verdict are confirmed, others stay unjudged. null: none, or all where the site "
+        "allows it (ATLAS_REVIEW_CONFIRM_UNVISITED).",
+    )
 
 
 class Revision(_Body):
@@ -113,6 +121,15 @@ class SecondReading(_Body):
 
     note: Text = ""
     seconds_spent: Seconds = 0.0
+
+
+class EndedTask(Task):
+    """A task that has ended."""
+
+    unjudged: tuple[str, ...] = Field(description="Organs on which nobody has given a verdict.")
+    draft_kept_until: datetime | None = Field(
+        default=None, description="Of a case that was skipped, if there is an unfinished drawing."
+    )
 
 
 class TaskDetail(Task):
@@ -213,27 +230,37 @@ def judge_organ(
 
 
 @router.post("/tasks/{task_id}/confirm")
-def confirm(review: TheReview, who: SignedIn, task_id: TaskId, body: Confirmation) -> Task:
-    """Confirm that the case needs no revision."""
-    return _ended(
-        review,
-        who.user,
-        review.queue.confirm(task_id, annotator_of(who), body.seconds_spent),
-    )
+def confirm(review: TheReview, who: SignedIn, task_id: TaskId, body: Confirmation) -> EndedTask:
+    """Confirm that the organs that were looked at need no revision."""
+    visited = body.visited
+    if visited is None and not review.settings.confirm_unvisited:
+        visited = []
+    task = review.queue.confirm(task_id, annotator_of(who), body.seconds_spent, visited)
+    return _ended(review, who.user, task)
 
 
 @router.post("/tasks/{task_id}/revise")
-def revise(review: TheReview, who: SignedIn, task_id: TaskId, body: Revision) -> Task:
+def revise(review: TheReview, who: SignedIn, task_id: TaskId, body: Revision) -> EndedTask:
     """Submit the labels that you handed in as the revision; 409 where another label came first."""
     task = review.queue.revise(task_id, annotator_of(who), body.seconds_spent, body.labels)
     return _ended(review, who.user, task)
 
 
 @router.post("/tasks/{task_id}/skip")
-def skip(review: TheReview, who: SignedIn, task_id: TaskId, body: Skip) -> Task:
-    """Leave this case as it is, for a reason."""
+def skip(review: TheReview, who: SignedIn, task_id: TaskId, body: Skip) -> EndedTask:
+    """Leave this case as it is, for a reason; an unfinished drawing is kept for a while."""
     task = review.queue.skip(task_id, annotator_of(who), body.reason, body.seconds_spent)
-    return _ended(review, who.user, task)
+    hours = timedelta(hours=review.settings.skipped_draft_hours)
+    for path in review.drafts.drop_skipped(datetime.now(UTC) - hours):
+        review.store.remove(path)
+    kept = review.drafts.exists(task.id, who.user)
+    return _as_ended(task, task.updated_at + hours if kept else None)
+
+
+@router.post("/tasks/{task_id}/take-back")
+def take_back(review: TheReview, who: SignedIn, task_id: TaskId) -> Task:
+    """Undo that you ended this task, and hold it again; 409 once its labels were assembled."""
+    return review.queue.take_back(task_id, annotator_of(who))
 
 
 @router.post("/tasks/{task_id}/reopen")
@@ -250,12 +277,18 @@ def ask_second_reader(
     return review.queue.ask_second_reader(task_id, annotator_of(who), body.note, body.seconds_spent)
 
 
-def _ended(review: Review, user: str, task: Task) -> Task:
+def _ended(review: Review, user: str, task: Task) -> EndedTask:
     """Drop the draft of a task that ended: its labels were handed in, or are not needed."""
     path = review.drafts.drop(task.id, user)
     if path is not None:
         review.store.remove(path)
-    return task
+    return _as_ended(task)
+
+
+def _as_ended(task: Task, draft_kept_until: datetime | None = None) -> EndedTask:
+    return EndedTask(
+        **task.model_dump(), unjudged=task.without_verdict, draft_kept_until=draft_kept_until
+    )
 
 
 def _detail(review: Review, task: Task) -> TaskDetail:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from atlas_core.errors import InvalidInput, NotFound
-from atlas_core.review import USER_NAME, Task, TaskFilter, TaskState
+from atlas_core.review import USER_NAME, Annotator, Task, TaskFilter, TaskState
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from atlas_review.api import (
     MULTIPART_FILE,
-    VOLUME_TYPE,
     Credentials,
     SignedIn,
     TheReview,
@@ -35,11 +35,8 @@ from atlas_review.api import (
 )
 from atlas_review.auth import Identity
 from atlas_review.monai_label.image_ids import ImageId, ImageIds
-from atlas_review.monai_label.label_maps import (
-    LabelMapSubmission,
-    dense_label_map,
-    submit_label_map,
-)
+from atlas_review.monai_label.label_maps import LabelMapSubmission, submit_label_map
+from atlas_review.monai_label.results import ResultForm, dense_label_map
 from atlas_review.service import Review
 
 router = APIRouter(tags=["MONAI Label"])
@@ -47,6 +44,8 @@ router = APIRouter(tags=["MONAI Label"])
 MODEL: Final = "pseudo_label"
 STRATEGY: Final = "attention"
 FINAL: Final = "final"
+GIVE_BACK: Final = "give_back"
+"""Parameter of a strategy: give the case back that is open, and take another."""
 
 ImageQuery = Annotated[str, Query(max_length=4096)]
 Params = Annotated[dict[str, Any] | None, Body(max_length=64)]
@@ -97,11 +96,13 @@ async def token_is_valid(who: Annotated[Identity, Depends(identity)]) -> dict[st
 def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
     """What is offered: organs, one model that answers with stored labels, and strategies."""
     names = list(review.settings.organs.names)
-    strategies = {STRATEGY: {"description": "The case that needs revision most"}}
-    for organ in review.settings.organs:
-        strategies[f"{STRATEGY}_{organ.name}"] = {
-            "description": f"The case with most attention on the {organ.title}"
-        }
+    wanted = {STRATEGY: "The case that needs revision most"} | {
+        f"{STRATEGY}_{organ.name}": f"The case with most attention on the {organ.title}"
+        for organ in review.settings.organs
+    }
+    strategies = {
+        name: {"description": text, "config": {GIVE_BACK: False}} for name, text in wanted.items()
+    }
     return {
         "name": "Atlas Loop",
         "description": "Revision queue of an atlas; labels are those in force",
@@ -128,12 +129,18 @@ def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
 async def next_sample(
     review: TheReview, who: SignedIn, ids: Ids, strategy: Name, params: Params = None
 ) -> dict[str, Any]:
-    """The next case of the queue, leased to the caller; {} if none is left."""
+    """The case that the caller holds already, or else the next one of the queue, leased to them;
+    {} if none is left. With `give_back` the former is given back."""
     wanted = TaskFilter(organ=_organ_of(review, strategy))
-    task = await review.next_cases.take(annotator_of(_acting_identity(who, params)), wanted)
+    annotator = annotator_of(_acting_identity(who, params))
+    task = None
+    if not (params or {}).get(GIVE_BACK):
+        task = await run_in_threadpool(review.client_queue.resume, annotator, wanted)
+    if task is None:
+        task = await review.next_client_cases.take(annotator, wanted)
     if task is None:
         return {}
-    sample = await run_in_threadpool(_sample, review, ids, task, who.user)
+    sample = await run_in_threadpool(_sample, review, ids, task, annotator.name)
     return sample | {"client_id": (params or {}).get("client_id")}
 
 
@@ -159,6 +166,7 @@ async def image(request: Request, review: TheReview, ids: Ids, image: ImageQuery
     """The CT of a case; an id from the queue suffices, without a token."""
     found = ids.read(image)
     who = found.holder if found.may_download else (await identity(request)).user
+    await run_in_threadpool(_renew, review, found, who)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     file = await run_in_threadpool(review.files.ct, case)
     name = f"{case.id}.nii.gz"
@@ -217,7 +225,9 @@ def label(
     """The label map in force."""
     if tag != FINAL:
         raise NotFound("no label of this tag", expected=FINAL, got=tag)
-    case = review.catalog.case(ids.read(label).case_id)
+    found = ids.read(label)
+    _renew(review, found, who.user)
+    case = review.catalog.case(found.case_id)
     file = dense_label_map(review, case)
     return volume_response(request, review, who.user, case.id, file, f"{case.id}_labels.nii.gz")
 
@@ -233,6 +243,7 @@ async def save_label(
 ) -> dict[str, Any]:
     """Hand in a label map: each organ that differs from the label in force becomes a new version.
 
+    An organ without a voxel stays as it is, and is listed, unless `emptied` in `params` names it.
     With the tag "final" it also ends the task that its sender holds.
     """
     found = ids.read(image)
@@ -246,9 +257,10 @@ async def save_label(
             segments=_segment_names(params),
             bases=found.bases,
             final=tag in ("", FINAL),
+            emptied=_emptied_names(params),
         )
-        changed = await review.on_volume(submit_label_map, review, submission)
-    return {"image": image, "label": image, "versions": changed}
+        done = await review.on_volume(submit_label_map, review, submission)
+    return {"image": image, "label": image, **asdict(done)}
 
 
 @router.post("/infer/{model}", response_class=Response)
@@ -258,27 +270,41 @@ async def infer(
     who: SignedIn,
     ids: Ids,
     model: Name,
-    image: ImageQuery,
+    image: ImageQuery = "",
+    session_id: ImageQuery = "",
     output: Output = "all",
 ) -> Response:
-    """The label map in force, as if a model had just made it."""
+    """The label map in force, as if a model had just made it: NIfTI, or what `result_extension`
+    in `params` asks for (`.nrrd`, `.seg.nrrd`)."""
     if model != MODEL:
         raise NotFound("no such model", expected=MODEL, got=model)
+    if session_id:
+        return _no_sessions()
     found: ImageId = ids.read(image)
+    await run_in_threadpool(_renew, review, found, who.user)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
-    file = await review.on_volume(dense_label_map, review, case)
+    form = ResultForm.read(await _params_of(request))
+    file = await review.on_volume(dense_label_map, review, case, form)
+    download = f"{case.id}_labels{form.extension}"
     if output == "image":
-        name = f"{case.id}_labels.nii.gz"
         return await run_in_threadpool(
-            volume_response, request, review, who.user, case.id, file, name
+            volume_response, request, review, who.user, case.id, file, download
         )
     names = {name: k for k, name in enumerate(review.settings.organs.names, start=1)}
     result = {"label_names": names, "params": {"label_names": names}}
     if output == "json":
         return Response(json.dumps(result), media_type="application/json")
-    await run_in_threadpool(record_download, review, who.user, case.id, f"{case.id}_labels.nii.gz")
+    await run_in_threadpool(record_download, review, who.user, case.id, download)
     content = await run_in_threadpool(file.path.read_bytes)
-    return _multipart_response(json.dumps(result), content, f"{case.id}.nii.gz")
+    return _multipart_response(json.dumps(result), content, f"{case.id}{form.extension}")
+
+
+async def _params_of(request: Request) -> dict[str, Any]:
+    """`params` of the form of a request, if it brings one."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return {}
+    async with received_form(request) as form:
+        return _parsed_params(form.get("params"))
 
 
 @router.get("/train/")
@@ -292,7 +318,7 @@ def training(who: SignedIn, check_if_running: bool = False) -> Response:
 @router.put("/session/")
 def create_session(who: SignedIn) -> Response:
     """Not offered: no model runs here that could segment a client's own volume."""
-    return problem(405, "Not offered", "volumes of one's own are not segmented here")
+    return _no_sessions()
 
 
 @router.get("/session/{session_id}")
@@ -305,6 +331,21 @@ def see_session(who: SignedIn, session_id: Name) -> Response:
 def remove_session(who: SignedIn, session_id: Name) -> Response:
     """404: there are no sessions, as no model runs here."""
     return problem(404, "Not found", "no such session")
+
+
+def _no_sessions() -> Response:
+    return problem(
+        405,
+        "Not offered",
+        "volumes of one's own are not segmented here",
+        remedy="take a case by *Next sample*",
+    )
+
+
+def _renew(review: Review, image: ImageId, user: str) -> None:
+    """Any call about a case renews the lease on it, of whoever was given it."""
+    holder = Annotator(image.holder or user)
+    review.client_queue.resume(holder, TaskFilter(case_id=image.case_id))
 
 
 def _organ_of(review: Review, strategy: str) -> str | None:
@@ -350,6 +391,14 @@ def _segment_names(params: dict[str, Any]) -> list[str] | None:
         ) from None
 
 
+def _emptied_names(params: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the organs that the client says it has emptied."""
+    names = params.get("emptied") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput("emptied cannot be read", expected='a list as ["liver"]')
+    return tuple(names)
+
+
 def _finished_cases(review: Review) -> list[str]:
     """Ids of the cases whose revision is finished."""
     return review.queue.case_ids(TaskState.REVISED, TaskState.CONFIRMED)
@@ -376,7 +425,7 @@ def _multipart_response(text: str, content: bytes, name: str) -> Response:
             f"Content-Type: application/json\r\n\r\n{text}\r\n"
             f"--{boundary}\r\n"
             f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            f"Content-Type: {VOLUME_TYPE}\r\n\r\n".encode(),
+            "Content-Type: application/octet-stream\r\n\r\n".encode(),
             content,
             f"\r\n--{boundary}--\r\n".encode(),
         )

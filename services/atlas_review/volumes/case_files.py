@@ -118,7 +118,7 @@ class CaseFiles:
                     self._checksums.popitem(last=False)
         return checksum
 
-    def _prediction(self, case_id: str) -> CaseAttention | None:
+    def prediction(self, case_id: str) -> CaseAttention | None:
         """The one whose attention maps are shown: of the configured reading, else of another."""
         found = self._cases.predictions(case_id)
         preferred = [one for one in found if one.reading is self._settings.reading]
@@ -126,7 +126,7 @@ class CaseFiles:
 
     def left_out(self, case_id: str) -> float:
         """Share of the body that the models were not shown; see `CaseStore.left_out`."""
-        shown = self._prediction(case_id)
+        shown = self.prediction(case_id)
         if shown is None:
             return 0.0
         return self._store.left_out(case_id, shown.reading, shown.ensemble, shown.number)
@@ -134,7 +134,7 @@ class CaseFiles:
     def organ_attention(self, case_id: str) -> list[OrganAttention]:
         """The attention maps of a case by falling size, with whether they count; an organ without
         attention has none."""
-        prediction = self._prediction(case_id)
+        prediction = self.prediction(case_id)
         if prediction is None:
             return []
         in_force = self._versions.in_force(case_id)
@@ -195,25 +195,36 @@ class CaseFiles:
         """The voxels of `label_map`."""
         return Volume(read_label(self.label_map(case).path).voxels, case.geometry)
 
-    def regions(self, case: Case, organ: str | None, threshold: float) -> list[OrganRegion]:
-        """Attended regions of one organ, or (None) of each organ that counts, largest first, at
-        most `MAX_LISTED_REGIONS`. Where the attention of two organs overlaps, each has a region
-        there: an annotator looks at both.
+    def regions(
+        self, case: Case, organ: str | None, threshold: float, min_ml: float
+    ) -> list[OrganRegion]:
+        """Attended regions, of at least `min_ml` millilitres, of one organ, or (None) of each organ
+        that counts, largest first, at most `MAX_LISTED_REGIONS`. Where the attention of two organs
+        overlaps, each has a region there: an annotator looks at both.
 
         Raises:
             NotFound: the case has no attention map.
         """
+        in_force = self._versions.in_force(case.id)
         found = [
-            OrganRegion(organ=one.organ, **region.model_dump())
+            OrganRegion(
+                organ=one.organ,
+                organ_ml=in_force[one.organ].volume_ml if one.organ in in_force else 0.0,
+                ml=region.region_ml,
+                **region.model_dump(),
+            )
             for one in self._attention_maps(case.id, organ)
             for region in self._regions_of(case, one, threshold)
+            if region.region_ml >= min_ml
         ]
-        return sorted(found, key=lambda region: -region.ml)[:MAX_LISTED_REGIONS]
+        return sorted(found, key=lambda region: -region.region_ml)[:MAX_LISTED_REGIONS]
 
     def _regions_of(
         self, case: Case, attention: OrganAttention, threshold: float
     ) -> list[AttendedRegion]:
-        inputs = [attention.file.sha256, f"{threshold:.4f}"]
+        # With what stands of a region in the file: one of an earlier version lacks some of it.
+        fields = " ".join(AttendedRegion.model_fields)
+        inputs = [attention.file.sha256, f"{threshold:.4f}", fields]
 
         def write(path: Path) -> None:
             attended = read_stored(attention.file.path)

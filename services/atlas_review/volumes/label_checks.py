@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
-from atlas_core.errors import AtlasError, CorruptFile, UnknownLabel
-from atlas_core.imaging import LabelVolume, Volume, read_header, read_label
+from atlas_core.errors import (
+    AtlasError,
+    CorruptFile,
+    GridMismatch,
+    UnknownLabel,
+    UnsupportedVolume,
+)
+from atlas_core.geometry import Shape3, VolumeGeometry
+from atlas_core.imaging import LabelVolume, Volume, read_header, read_label, read_segments
 from atlas_core.organs import BACKGROUND, OrganScheme
 from atlas_core.records import Case
 from atlas_core.store import CaseStore
@@ -19,7 +27,21 @@ LISTED_VALUES: Final = 8
 """Voxel values that an error lists at most."""
 
 
-def read_upload(store: CaseStore, content: BinaryIO, case: Case) -> LabelVolume:
+@dataclass(frozen=True)
+class Upload:
+    """A mask or label map that somebody has sent.
+
+    Attributes:
+        label: on the grid of the case's CT.
+        segments: name and voxel value of each segment that the file itself names, as a
+            ``.seg.nrrd`` of 3D Slicer does.
+    """
+
+    label: LabelVolume
+    segments: list[tuple[str, int]]
+
+
+def read_upload(store: CaseStore, content: BinaryIO, case: Case) -> Upload:
     """The mask or label map in an upload, as `label_on_grid`.
 
     It is copied into the store's ``.incoming`` and removed again; what a killed process leaves
@@ -30,33 +52,60 @@ def read_upload(store: CaseStore, content: BinaryIO, case: Case) -> LabelVolume:
         content.seek(0)
         with path.open("wb") as file:
             shutil.copyfileobj(content, file, COPY_BYTES)
-        return label_on_grid(path, case)
+        label = label_on_grid(path, case)
+        return Upload(label, _named_segments(path))
+
+
+def _named_segments(path: Path) -> list[tuple[str, int]]:
+    with path.open("rb") as file:
+        is_nrrd = file.read(5) == b"NRRD0"
+    if not is_nrrd:
+        return []
+    try:
+        return read_segments(path)
+    except UnsupportedVolume:  # a label map without segments
+        return []
 
 
 def label_on_grid(path: Path, case: Case) -> LabelVolume:
     """A mask or label map on the grid of the case's CT, reoriented to the CT's own axis order.
 
-    The grids are compared before a voxel is read: a header that claims too much costs nothing.
+    One that was cropped to a box of the CT's voxels lies where its header says; around it there is
+    background. The grids are compared before a voxel is read: a header that claims too much costs
+    nothing.
 
     Raises:
-        InvalidInput: it is not a NIfTI volume of whole numbers (`UnsupportedVolume`,
+        InvalidInput: it is not a volume of whole numbers that we read (`UnsupportedVolume`,
             `CorruptFile`), or lies on another grid (`GridMismatch`); the error names the case.
     """
     try:
         if path.stat().st_size == 0:
             raise CorruptFile("the file is empty")
         grid = case.geometry
-        found = read_header(path).geometry
-        same_voxels = grid.canonical().same_grid(found.canonical())
-        if not same_voxels:
-            grid.require_same_grid(found, this="CT", that="mask", case=case.id)
+        start = _start_in(grid, read_header(path).geometry, case)
         label = read_label(path, max_voxels=grid.voxels)
     except AtlasError as error:
         raise error.with_case(case.id) from None
     if grid.same_grid(label.geometry):
         return LabelVolume(label.voxels, grid, label.values)
     canonical = label.geometry.axis_map.to_canonical(label.voxels)
-    return LabelVolume(grid.axis_map.from_canonical(canonical), grid, label.values)
+    values = label.values
+    if canonical.shape != grid.canonical().shape:
+        box = canonical
+        canonical = np.zeros(grid.canonical().shape, box.dtype, order="F")
+        canonical[tuple(map(slice, start, np.add(start, box.shape)))] = box
+        values = tuple(sorted({BACKGROUND, *values}))
+    return LabelVolume(grid.axis_map.from_canonical(canonical), grid, values)
+
+
+def _start_in(grid: VolumeGeometry, found: VolumeGeometry, case: Case) -> Shape3:
+    """Where a label begins on the CT's canonical grid, as its header has it."""
+    try:
+        return grid.canonical().start_of(found.canonical(), this="CT", that="mask", case=case.id)
+    except GridMismatch:
+        # Says what differs; both are in the axis order that their authors know.
+        grid.require_same_grid(found, this="CT", that="mask", case=case.id)
+        raise
 
 
 def organ_mask(label: LabelVolume, case: Case, value: int | None) -> Volume:

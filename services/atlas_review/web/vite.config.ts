@@ -37,17 +37,11 @@ const buildRecord: Plugin = {
 export default defineConfig({
   root: ROOT,
   plugins: [buildRecord],
-  resolve: {
-    // NiiVue brings codecs of zarr stores (1.4 MB of WebAssembly); our volumes are NIfTI.
-    alias: [{ find: /^numcodecs\/\w+$/, replacement: join(ROOT, 'src', 'no-codec.ts') }],
-  },
   build: {
     outDir: OUTPUT,
     emptyOutDir: true,
     assetsInlineLimit: 0,
     target: 'es2022',
-    // NiiVue alone is more than the default limit; it is loaded once and cached by its hashed name.
-    chunkSizeWarningLimit: 2000,
     modulePreload: { polyfill: false },
   },
 })

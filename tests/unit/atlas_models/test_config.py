@@ -6,7 +6,6 @@ Most of it on torch's meta device, which computes shapes and no numbers.
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -82,11 +81,9 @@ def test_a_small_patch_is_computed_for_real(name: str) -> None:
     assert soft.mean() < 0.3  # it starts in the belief that organs are rare
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["paper/unet"])
 def test_a_full_network_is_exported_with_parity(name: str, tmp_path: Path) -> None:
-    if "ATLASLOOP_SLOW_TESTS" not in os.environ:
-        pytest.skip("exports a network of full size, minutes; set ATLASLOOP_SLOW_TESTS=1")
     config = read_config(name).of_atlas(ABDOMEN_ATLAS)
     network = build_network(config).eval()
     export_model(network, config, tmp_path / "m")

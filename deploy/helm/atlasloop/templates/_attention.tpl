@@ -12,7 +12,7 @@
     {{- if $sidecar }}
     - {name: ATLAS_ATTENTION_TRITON, value: "127.0.0.1:8001"}
     {{- else }}
-    - {name: ATLAS_ATTENTION_TRITON, value: "{{ include "atlasloop.fullname" . }}-triton:8001"}
+    - {name: ATLAS_ATTENTION_TRITON, value: "{{ include "atlasloop.fullname" . }}-triton-replicas:8001"}
     {{- end }}
     - {name: ATLAS_ATTENTION_STORE, value: /var/lib/atlasloop/store}
     - {name: ATLAS_ATTENTION_SPOOL_FOLDER, value: /var/spool/atlasloop}

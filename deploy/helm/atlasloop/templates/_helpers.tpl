@@ -53,9 +53,11 @@ priorityClassName: {{ . }}
 {{- end }}
 securityContext:
   runAsNonRoot: true
+  {{- if not .root.Values.security.userByCluster }}
   runAsUser: {{ .root.Values.security.runAsUser }}
   runAsGroup: {{ .root.Values.security.runAsGroup }}
   fsGroup: {{ .root.Values.security.fsGroup }}
+  {{- end }}
   # Changing the owner of every file of a large store would take hours at each start.
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
@@ -88,8 +90,10 @@ securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
   runAsNonRoot: true
+  {{- if not .Values.security.userByCluster }}
   runAsUser: {{ .Values.security.runAsUser }}
   runAsGroup: {{ .Values.security.runAsGroup }}
+  {{- end }}
   capabilities:
     drop: [ALL]
   seccompProfile:
@@ -157,14 +161,25 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 - {name: ATLASLOOP_ATTENTION_ADDRESS, value: {{ include "atlasloop.attentionAddress" . | quote }}}
 - {name: ATLASLOOP_PREFECT_API_URL, value: {{ include "atlasloop.prefectApi" . | quote }}}
 - {name: ATLASLOOP_SCORE_SCHEDULE, value: {{ .Values.flows.scoreSchedule | quote }}}
+# The loop itself runs without a GPU, and waits for this one's runs.
+- {name: ATLASLOOP_TRAINING_DEPLOYMENT, value: finetune/finetune}
+- {name: ATLASLOOP_LANDING, value: {{ include "atlasloop.landingRoot" . }}}
+{{- if and .Values.review.enabled .Values.review.ingress.enabled }}
+- {name: ATLASLOOP_REVIEW_URL, value: "https://{{ .Values.review.ingress.host }}"}
+{{- end }}
+{{- range $field, $value := .Values.flows.settings }}
+- {name: ATLASLOOP_{{ upper $field }}, value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}}
+{{- end }}
 {{ include "atlasloop.prefectClientEnv" . }}
 {{- end -}}
+
+{{- define "atlasloop.landingRoot" -}}/var/lib/atlasloop/landing{{- end -}}
 
 {{- define "atlasloop.modelsRoot" -}}/var/lib/atlasloop/models{{- end -}}
 
 {{/* Where models lie and who serves them, for flow runs: they train, promote and roll back. */}}
 {{- define "atlasloop.modelsEnv" -}}
-- {name: ATLASLOOP_TRITON_ADDRESS, value: "{{ include "atlasloop.fullname" . }}-triton:8001"}
+- {name: ATLASLOOP_TRITON_ADDRESS, value: "{{ include "atlasloop.fullname" . }}-triton-replicas:8001"}
 - {name: ATLASLOOP_TRITON_LOAD_TIMEOUT_S, value: {{ .Values.triton.startupSeconds | quote }}}
 - {name: ATLASLOOP_MODEL_REPOSITORY, value: {{ include "atlasloop.modelsRoot" . }}/repository}
 - {name: ATLASLOOP_MODEL_STORE, value: {{ include "atlasloop.modelsRoot" . }}/store}
@@ -262,6 +277,12 @@ dns:///{{ include "atlasloop.fullname" . }}-attention:18010
 - name: store
   persistentVolumeClaim:
     claimName: {{ include "atlasloop.claim" (dict "root" . "name" "store" "values" .Values.storage.store) }}
+{{- end -}}
+
+{{- define "atlasloop.landingVolume" -}}
+- name: landing
+  persistentVolumeClaim:
+    claimName: {{ include "atlasloop.claim" (dict "root" . "name" "landing" "values" .Values.storage.landing) }}
 {{- end -}}
 
 {{- define "atlasloop.modelsVolume" -}}

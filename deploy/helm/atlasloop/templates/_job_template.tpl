@@ -14,9 +14,9 @@ asks for completions and parallelism inside of the pod, where Kubernetes knows n
 {{- $own := dict -}}
 {{- range $env -}}{{- $_ := set $own .name .value -}}{{- end -}}
 {{- $mounts := include "atlasloop.secretMounts" $root | fromYamlArray -}}
-{{- $mounts = concat $mounts (include "atlasloop.modelsMounts" $root | fromYamlArray) (include "atlasloop.prefectMount" $root | fromYamlArray) (list (dict "name" "store" "mountPath" "/var/lib/atlasloop/store") (dict "name" "shm" "mountPath" "/dev/shm")) -}}
+{{- $mounts = concat $mounts (include "atlasloop.modelsMounts" $root | fromYamlArray) (include "atlasloop.prefectMount" $root | fromYamlArray) (list (dict "name" "store" "mountPath" "/var/lib/atlasloop/store") (dict "name" "landing" "mountPath" (include "atlasloop.landingRoot" $root)) (dict "name" "shm" "mountPath" "/dev/shm")) -}}
 {{- $volumes := include "atlasloop.secretVolumes" (dict "root" $root "key" $root.Values.database.catalogPasswordKey) | fromYamlArray -}}
-{{- $volumes = concat $volumes (include "atlasloop.storeVolume" $root | fromYamlArray) (include "atlasloop.modelsVolume" $root | fromYamlArray) (include "atlasloop.controlVolume" $root | fromYamlArray) (include "atlasloop.prefectVolume" $root | fromYamlArray) (list (dict "name" "shm" "emptyDir" (dict "medium" "Memory" "sizeLimit" $shape.sharedMemory))) -}}
+{{- $volumes = concat $volumes (include "atlasloop.storeVolume" $root | fromYamlArray) (include "atlasloop.landingVolume" $root | fromYamlArray) (include "atlasloop.modelsVolume" $root | fromYamlArray) (include "atlasloop.controlVolume" $root | fromYamlArray) (include "atlasloop.prefectVolume" $root | fromYamlArray) (list (dict "name" "shm" "emptyDir" (dict "medium" "Memory" "sizeLimit" $shape.sharedMemory))) -}}
 {{- $container := merge (dict
     "name" "prefect-job"
     "image" "{{ image }}"

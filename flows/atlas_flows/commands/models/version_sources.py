@@ -21,11 +21,10 @@ from atlas_flows.commands.options import JsonOption
 from atlas_flows.commands.terminal import console, places, write_text
 
 if TYPE_CHECKING:
-    from atlas_core.catalog import Catalog
     from atlas_core.model_spec import ModelSpec
     from atlas_models.importing import ImportedModel
 
-    from atlas_flows.models import ModelStore, TrainingOrder
+    from atlas_flows.models import TrainingOrder
 
 
 Resampling = Literal["linear", "nnunet"]
@@ -152,60 +151,30 @@ def import_model(
 
     Example: atlasloop models import --name nnunet --nnunet results/nnUNetTrainer__nnUNetPlans__3d_fullres --orientation RAS
     """  # noqa: E501  an example that can be copied
-    from atlas_core.errors import InvalidInput
-    from atlas_models.importing import NnunetChoices, import_monai, import_nnunet, import_onnx
+    from atlas_flows.models.version_import import VersionImport, import_version
 
-    from atlas_flows.models import require_compatible
-
-    given = [option for option in (nnunet, weights, onnx) if option is not None]
-    if len(given) != 1 or (nnunet is None) != (config is not None):
-        raise InvalidInput(
-            "say what to import",
-            expected="--nnunet FOLDER, --weights FILE --config YAML or --onnx FILE --config YAML",
-        )
-    here, store = places(context), store_of(places(context))
-    with open_catalog(here) as catalog, store.incoming() as folder:
-        scheme = catalog.organ_scheme()
-        if organs is not None:
-            scheme = scheme.select(organs.split(","))
-        t = _next(store, catalog, name) if version is None else version
-        target = Path(folder) / name
-        serving = _serving(overlap, mirrored, resampling)
-        if nnunet is not None:
-            choices = NnunetChoices(
-                name=name,
-                version=t,
-                configuration=configuration,
-                folds="all" if folds == "all" else tuple(folds.split(",")),
-                checkpoint=checkpoint,
-                orientation=orientation,
-                labels=_labels(label or ()),
-                left_out=tuple(leave_out or ()),
-                preset=preset,
-                serving=serving,
-            )
-            imported = import_nnunet(nnunet, target, choices, scheme)
-        elif weights is not None and config is not None:
-            imported = import_monai(
-                weights, config, target, name=name, version=t, scheme=scheme, serving=serving
-            )
-        else:
-            assert onnx is not None
-            assert config is not None
-            imported = import_onnx(
-                onnx, config, target, name=name, version=t, scheme=scheme, serving=serving
-            )
-        spec = imported.spec
-        if organs is not None and spec.organs != scheme.names:
-            raise InvalidInput(
-                "the model does not know all these organs",
-                expected=organs,
-                got=",".join(spec.organs),
-            )
-        for organ in require_compatible(spec, catalog.organ_scheme()):
-            say(f"{organ} is no organ of this atlas; it takes no part")
-        provenance = _origin(given[0], config) | imported.provenance
-        store.add(target, catalog, provenance=provenance)
+    order = VersionImport(
+        name=name,
+        nnunet=nnunet,
+        weights=weights,
+        onnx=onnx,
+        config=config,
+        version=version,
+        folds=folds,
+        configuration=configuration,
+        checkpoint=checkpoint,
+        orientation=orientation,
+        labels=_labels(label or ()),
+        left_out=tuple(leave_out or ()),
+        preset=preset,
+        overlap=overlap,
+        mirrored=mirrored,
+        resampling=resampling,
+        organs=None if organs is None else tuple(organs.split(",")),
+    )
+    here = places(context)
+    with open_catalog(here) as catalog:
+        imported = import_version(order, catalog, store_of(here), on_note=say)
     _say_imported(imported, as_json)
 
 
@@ -308,12 +277,6 @@ def _train(context: typer.Context, order: TrainingOrder, as_json: bool) -> None:
     _say_made(spec, as_json, "trained")
 
 
-def _next(store: ModelStore, catalog: Catalog, name: str) -> int:
-    from atlas_core.catalog import next_version
-
-    return next_version(catalog, name, store.versions(name))
-
-
 def _labels(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
     labels: dict[str, tuple[str, ...]] = {}
     for organ, value in _assignments(given).items():
@@ -337,25 +300,6 @@ def _assignments(given: Sequence[str]) -> dict[str, Any]:
             raise InvalidInput("malformed assignment", expected="NAME=VALUE", got=text)
         pairs[key.strip()] = yaml.safe_load(value)
     return pairs
-
-
-def _origin(source: Path, config: Path | None) -> dict[str, str]:
-    """Names and checksums of what was imported; no folders, which may hold names of people."""
-    from hashlib import sha256
-
-    files = [source] if source.is_file() else sorted(source.glob("*.json"))
-    origin = {
-        f"sha256 of {path.name}": sha256(path.read_bytes()).hexdigest()
-        for path in (*files, *([config] if config else []))
-    }
-    return {"imported_from": source.name, **origin}
-
-
-def _serving(overlap: float | None, mirrored: bool, resampling: Resampling) -> dict[str, Any]:
-    """What was asked for beyond the usual."""
-    usual = {"overlap": None, "mirrored": False, "resampling": "linear"}
-    asked = {"overlap": overlap, "mirrored": mirrored, "resampling": resampling}
-    return {name: value for name, value in asked.items() if value != usual[name]}
 
 
 def _say_imported(imported: ImportedModel, as_json: bool) -> None:

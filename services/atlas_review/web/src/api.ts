@@ -109,10 +109,13 @@ export interface Queue {
 export interface Region {
   organ: string
   voxels: number
-  ml: number
-  attention_sum: number
+  region_ml: number
+  attention_ml: number
   centroid_ijk: [number, number, number]
   centroid_mm: [number, number, number]
+  /** Its voxel of the highest attention. */
+  peak_ijk: [number, number, number]
+  peak_mm: [number, number, number]
 }
 export interface CaseBrief {
   id: string

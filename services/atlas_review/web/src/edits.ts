@@ -2,7 +2,7 @@
 
 export type Axis = 'axial' | 'coronal' | 'sagittal'
 
-/** Voxels that one action changed; indices into the label map in NiiVue's order (x fastest, RAS+). */
+/** Voxels that one action changed; indices into the label map in RAS+ order, x fastest. */
 export interface Edit {
   readonly index: Uint32Array<ArrayBuffer>
   readonly before: Uint8Array<ArrayBuffer>
@@ -63,7 +63,7 @@ export function changedLabels(before: Uint8Array, after: Uint8Array): Set<number
   return changed
 }
 
-/** Undo and redo without NiiVue's limit of fifteen (whose sixteenth jumps to the newest state). */
+/** Undo and redo. */
 export class History {
   private readonly done: Edit[] = []
   private readonly undone: Edit[] = []

@@ -1,9 +1,6 @@
 /**
  * Shape-based interpolation between two drawn slices (Raya and Udupa 1990): the signed distances to
  * the two outlines are blended, and the organ is where the blend is positive.
- *
- * NiiVue has an interpolation, but it blends the masks themselves (a shape that moves becomes both
- * shapes at once) and takes the CT in file order beside a drawing in RAS order.
  */
 
 import type { Axis } from './edits'

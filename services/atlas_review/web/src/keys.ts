@@ -35,7 +35,6 @@ function onKey(event: KeyboardEvent): void {
   const target = event.target
   const onControl = target instanceof HTMLButtonElement || target instanceof HTMLInputElement || target instanceof HTMLAnchorElement
   const own = onControl && (name === 'Enter' || name === 'Space' || (target instanceof HTMLInputElement && event.key.startsWith('Arrow')))
-  if (target instanceof HTMLCanvasElement) event.stopImmediatePropagation() // NiiVue has keys of its own
   if (isTyping(target) || document.querySelector('dialog[open]') || own || event.altKey) return
   const key = [...local, ...global].find((one) => one.keys.includes(name))
   if (!key) return
@@ -48,7 +47,6 @@ export function startKeys(keys: Key[]): void {
   global = keys
   addEventListener('keydown', onKey, { capture: true })
   addEventListener('keyup', (event) => {
-    if (event.target instanceof HTMLCanvasElement) event.stopImmediatePropagation()
     const key = local.find((one) => one.release && one.keys.includes(nameOf(event)))
     key?.release?.()
   }, { capture: true })

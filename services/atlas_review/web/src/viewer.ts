@@ -1,26 +1,35 @@
-/** The three views of a case on NiiVue: CT, attention overlay, and the label map that is drawn in. */
+/** The three views of a case, drawn by the processor: CT, attention, and the label map that is drawn in. */
 
-import { DRAG_MODE, NVImage, Niivue, SHOW_RENDER, SLICE_TYPE } from '@niivue/niivue'
 import type { Organ } from './api'
 import { difference, put, type Axis, type Edit, type History } from './edits'
 import { interpolate, type Dims } from './interpolate'
+import { attentionColours, labelColours } from './views/colours'
+import { Grid, type Affine, type Vec3 } from './views/grid'
+import { hounsfield, readNifti, writeLabelMap, type Nifti } from './views/nifti'
+import { drawMarks, measured, type Measure, type Window } from './views/marks'
+import { middle, panesOf, zoomed, type Camera, type Pane } from './views/panes'
+import { Stroke } from './views/pen'
+import { Palette, PLANES, type AttentionBlock, type Layers } from './views/planes'
+import { Pointer } from './views/pointer'
+import { SlicePictures } from './views/pictures'
 
-export type Tool = 'look' | 'pen' | 'eraser' | 'fill'
+export type Tool = 'look' | 'pen' | 'eraser' | 'fill' | 'length' | 'roi'
 export type View = Axis | 'all'
 export type Bytes = Uint8Array<ArrayBuffer>
+export type Stream = ReadableStream<Bytes>
 
 /** Centre and width in Hounsfield units, as radiologists set them. */
 export const WINDOWS = {
   'soft tissue': { centre: 40, width: 400 },
   liver: { centre: 60, width: 160 },
   bone: { centre: 400, width: 1800 },
-} as const
+} as const satisfies Record<string, Window>
 export type WindowName = keyof typeof WINDOWS
 
 /** Initial opacity of the overlays: the CT stays readable through both. */
-export const OPACITY = { labels: 0.45, attention: 0.4 } as const
+export const OPACITY = { labels: 0.45, attention: 0.6 } as const
 
-/** Where the crosshair is. */
+/** Where the crosshair or the pointer is. */
 export interface Location {
   ijk: [number, number, number]
   mm: [number, number, number]
@@ -28,198 +37,154 @@ export interface Location {
   label: number
 }
 
-const AXES: readonly Axis[] = ['axial', 'coronal', 'sagittal']
-const AXIS_OF_DIMENSION: Record<Axis, 0 | 1 | 2> = { sagittal: 0, coronal: 1, axial: 2 }
-const SLICES: Record<View, SLICE_TYPE> = {
-  axial: SLICE_TYPE.AXIAL,
-  coronal: SLICE_TYPE.CORONAL,
-  sagittal: SLICE_TYPE.SAGITTAL,
-  all: SLICE_TYPE.MULTIPLANAR,
+/** What a reload of the page brings back. */
+export interface Scene {
+  crosshair: Vec3
+  camera: Camera
+  window: Window
+  view: View
 }
-/** The axial view is the main one, the other two stand beside it. [left, top, width, height] */
-const ALL_VIEWS: { sliceType: SLICE_TYPE; position: [number, number, number, number] }[] = [
-  { sliceType: SLICE_TYPE.AXIAL, position: [0, 0, 0.62, 1] },
-  { sliceType: SLICE_TYPE.CORONAL, position: [0.62, 0, 0.38, 0.5] },
-  { sliceType: SLICE_TYPE.SAGITTAL, position: [0.62, 0.5, 0.38, 0.5] },
-]
-const ATTENTION_COLOURS = {
-  // From clear over red and yellow to white: no organ has one of these hues.
-  R: [120, 255, 255, 255],
-  G: [0, 60, 190, 255],
-  B: [60, 0, 0, 200],
-  A: [0, 140, 200, 255],
-  I: [0, 60, 150, 255],
-}
-/** Attention (Eq. 4) at which the colours begin and end; the maps carry their scale of 1/136. */
-const ATTENTION_SHOWN = [0.05, 1] as const
-const ATTENTION = 1 // index of the overlay; the CT is 0
+
+const DRAWING: ReadonlySet<Tool> = new Set(['pen', 'eraser', 'fill'])
 const ZOOM_STEP = 1.15
+const MEASURES = 20
+/** While the pen is down, the other views follow it this often. */
+const OTHER_VIEWS_MS = 150
 
 export class Viewer {
   onEdit: (edit: Edit) => void = () => {}
   onLocation: (location: Location) => void = () => {}
-  /** The label map as it is in force, in NiiVue's RAS order. */
+  /** The window was set by hand, to none of the named ones. */
+  onWindow: () => void = () => {}
+  /** Where the pointer is; null where it has left the views. */
+  onHover: (location: Location | null) => void = () => {}
+  protectOthers = true
+  private grid!: Grid
+  private hu: Int16Array = new Int16Array()
+  /** The label map as it is in force, and as it is drawn now. */
   private base: Bytes = new Uint8Array()
-  /** The label map up to the last edit in the history; what NiiVue's map differs in is a new stroke. */
-  private shadow: Bytes = new Uint8Array()
-  private readonly nv: Niivue
+  private map: Bytes = new Uint8Array()
+  private attention: AttentionBlock | null = null
+  /** Attention (Eq. 4) from which it is shown. */
+  private threshold = 0
+  private crosshair: Vec3 = [0, 0, 0]
+  private camera: Camera = { zoom: 1, centre: [0, 0, 0] }
+  private ctWindow: Window = WINDOWS['soft tissue']
+  private view: View = 'all'
   private readonly hidden = new Set<number>()
   private overlays = { labels: true, attention: true, outline: false }
   private opacity: { labels: number; attention: number } = { ...OPACITY }
   private peeking = false
   private pen: Organ
+  private penSize = 1
   private tool: Tool = 'look'
-  private view: View = 'all'
-  private inverseAffine: number[][] = []
+  private stroke: Stroke | null = null
+  private measures: Measure[] = []
   /** The last two slices on which an organ was drawn, newest first: interpolation fills between them. */
   private readonly drawn = new Map<number, { axis: Axis; slice: number }[]>()
-  protectOthers = true
+  private readonly palette = new Palette()
+  private readonly pictures = new SlicePictures(this.palette)
+  private readonly context: CanvasRenderingContext2D
+  private readonly pointer: Pointer
+  private readonly resized = new ResizeObserver(() => this.resize())
+  private frame = 0
+  private drawnWhole = 0
 
-  private constructor(
+  constructor(
     private readonly canvas: HTMLCanvasElement,
     private readonly organs: readonly Organ[],
     private readonly history: History,
   ) {
     this.pen = organs[0]!
-    this.nv = new Niivue({
-      isRadiologicalConvention: true,
-      sagittalNoseLeft: true,
-      backColor: [0, 0, 0, 1],
-      crosshairColor: [0.35, 0.75, 1, 0.8],
-      crosshairWidth: 0.15,
-      crosshairWidthUnit: 'percent',
-      crosshairGap: 2,
-      multiplanarShowRender: SHOW_RENDER.NEVER,
-      multiplanarPadPixels: 4,
-      isRuler: true,
-      rulerColor: [0.6, 0.8, 0.6, 0.8],
-      rulerWidth: 2,
-      dragAndDropEnabled: false,
-      loadingText: '',
-      fontMinPx: 11,
-      fontSizeScaling: 0.5,
-      isForceMouseClickToVoxelCenters: true,
-      isNearestInterpolation: false,
-      clipPlaneHotKey: '',
-      viewModeHotKey: '',
-      cycleClipPlaneHotKey: '',
-      logLevel: 'error',
-      mouseEventConfig: {
-        leftButton: { primary: DRAG_MODE.crosshair, withShift: DRAG_MODE.pan, withCtrl: DRAG_MODE.measurement },
-        rightButton: DRAG_MODE.windowing,
-        centerButton: DRAG_MODE.pan,
-      },
+    this.context = canvas.getContext('2d', { alpha: false })!
+    this.colour()
+    this.palette.setWindow(this.ctWindow.centre, this.ctWindow.width)
+    this.resized.observe(canvas)
+    this.pointer = new Pointer(canvas, {
+      paneAt: (x, y) => this.panes().find((pane) => pane.holds(x, y)),
+      press: (pane, at, measure) => this.press(pane, at, measure),
+      drag: (pane, at) => this.drag(pane, at),
+      release: () => this.release(),
+      pan: (pane, dx, dy) => this.pan(pane, dx, dy),
+      window: (dx, dy) => this.dragWindow(dx, dy),
+      scroll: (pane, slices) => this.scrollIn(pane.axis, slices),
+      zoom: (pane, at, steps) => this.zoomAt(steps, this.under(pane, at)),
+      hover: (pane, at) => this.onHover(pane && this.loaded ? this.describe(this.voxel(pane, at)) : null),
     })
-    // Our history is the only one: NiiVue's packs the whole volume after every stroke.
-    this.nv.drawAddUndoBitmap = (): void => {}
-    this.nv.onDrawingChanged = (action): void => {
-      if (action !== 'draw') return
-      // NiiVue draws each part of a stroke without its newest voxel: the last one is still missing.
-      const [x, y, z] = this.nv.drawPenLocation as [number, number, number]
-      if (!Number.isNaN(x)) this.nv.drawPt(x, y, z, this.nv.opts.penValue)
-      this.commit()
-    }
-    this.nv.onLocationChange = (): void => this.reportLocation()
-    // A stroke may end outside the canvas, where NiiVue does not report its end.
-    canvas.addEventListener('mouseleave', this.commit)
-    addEventListener('mouseup', this.commit)
-    canvas.addEventListener('wheel', this.zoomWheel, { capture: true, passive: false })
-  }
-
-  static async open(canvas: HTMLCanvasElement, organs: readonly Organ[], history: History): Promise<Viewer> {
-    const viewer = new Viewer(canvas, organs, history)
-    await viewer.nv.attachToCanvas(canvas)
-    viewer.nv.addColormap('atlas_attention', ATTENTION_COLOURS)
-    return viewer
   }
 
   close(): void {
     this.onEdit = () => {}
-    this.canvas.removeEventListener('mouseleave', this.commit)
-    removeEventListener('mouseup', this.commit)
-    const context = this.nv.gl
-    this.nv.cleanup()
-    context.getExtension('WEBGL_lose_context')?.loseContext()
+    this.resized.disconnect()
+    this.pointer.close()
+    cancelAnimationFrame(this.frame)
+    this.hu = new Int16Array()
+    this.base = this.map = new Uint8Array()
+    this.attention = null
+    this.pictures.clear()
   }
 
   // --- volumes ----------------------------------------------------------------------------------
 
-  /** Load CT and label map (null: no label yet), both on one grid; the map is the base of all edits. */
-  async load(ct: Bytes, labels: Bytes | null, affine: number[][]): Promise<void> {
-    this.inverseAffine = invertAffine(affine)
-    this.nv.addVolume(await NVImage.loadFromUrl({ url: ct, name: 'ct.nii.gz', colormap: 'gray' }))
-    this.colourLabels()
-    if (labels) {
-      this.base = await this.readMap(labels)
-    } else {
-      this.nv.createEmptyDrawing()
-      this.base = this.map.slice()
-    }
+  /** Show a CT; labels and attention come later. Its map is empty until then. */
+  async load(ct: Stream, affine: Affine): Promise<void> {
+    const volume = await readNifti(ct)
+    this.grid = new Grid(volume.shape, affine)
+    this.hu = this.grid.toRas(hounsfield(volume))
+    this.crosshair = middle(this.dims).map(Math.round) as Vec3
+    this.camera = { zoom: 1, centre: middle(this.dims) }
+    this.refresh('all')
+    this.drawNow()
+  }
+
+  /** The label map in force, on the grid of the CT (null: no label yet); the base of all edits. */
+  async loadLabels(labels: Stream | null): Promise<void> {
+    this.base = labels ? await this.readMap(labels) : new Uint8Array(this.grid.voxels)
     this.show(this.base.slice())
-    this.setWindow('soft tissue')
-    this.setView('all')
-    this.applyOverlays()
     this.reportLocation()
   }
 
-  async loadAttention(bytes: Bytes | null): Promise<void> {
-    if (this.nv.volumes.length > ATTENTION) this.nv.removeVolumeByIndex(ATTENTION)
-    if (!bytes) return
-    const image = await NVImage.loadFromUrl({
-      url: bytes,
-      name: 'attention.nii.gz',
-      colormap: 'atlas_attention',
-      opacity: this.attentionOpacity(),
-      cal_min: ATTENTION_SHOWN[0],
-      cal_max: ATTENTION_SHOWN[1],
-      colorbarVisible: false,
-    })
-    this.nv.addVolume(image)
+  /** Attention from `threshold` (Eq. 4) on is shown. */
+  async loadAttention(stream: Stream | null, threshold: number): Promise<void> {
+    this.threshold = threshold
+    this.attention = stream ? this.placed(await readNifti(stream)) : null
+    this.colour()
   }
 
-  /** A label map or mask of this grid, brought into the order of the drawing (RAS+). */
-  async readMap(bytes: Bytes): Promise<Bytes> {
-    const image = await NVImage.loadFromUrl({ url: bytes, name: 'label.nii.gz' })
-    const kept = this.nv.drawBitmap
-    if (!this.nv.loadDrawing(image)) throw new Error('The label lies on another grid than the CT')
-    const map = this.nv.drawBitmap as Bytes
-    if (kept) this.nv.drawBitmap = kept
-    return map
+  private placed({ voxels, shape, affine }: Nifti): AttentionBlock {
+    if (!(voxels instanceof Uint8Array)) throw new Error('Attention maps are uint8')
+    const start = this.grid.origin(affine).map(Math.round) as Vec3
+    const [one, two] = [this.grid.fromFile(start), this.grid.fromFile(start.map((at, n) => at + shape[n]! - 1))]
+    const sides = one.map((at, n) => Math.abs(at - two[n]!) + 1) as Vec3
+    return { voxels: this.grid.toRas(voxels, shape), sides, start: one.map((at, n) => Math.min(at, two[n]!)) as Vec3 }
   }
 
-  private get map(): Bytes {
-    return this.nv.drawBitmap as Bytes
+  /** A label map or mask of this grid, in RAS+ order. */
+  async readMap(source: Stream | Bytes): Promise<Bytes> {
+    const { voxels, shape } = await readNifti(source instanceof Uint8Array ? new Blob([source]).stream() : source)
+    if (shape.some((size, n) => size !== this.grid.shape[n])) throw new Error('The label lies on another grid than the CT')
+    const values = voxels instanceof Uint8Array ? voxels : Uint8Array.from(voxels)
+    return this.grid.toRas(values as Bytes)
   }
 
-  private get dims(): Dims {
-    const dims = this.nv.volumes[0]!.dimsRAS!
-    return [dims[1]!, dims[2]!, dims[3]!]
+  private get loaded(): boolean {
+    return this.map.length > 0
+  }
+
+  private get dims(): Vec3 {
+    return this.grid.dims
+  }
+
+  private get layers(): Layers {
+    return { hu: this.hu, labels: this.loaded ? this.map : null, attention: this.attention, dims: this.dims }
   }
 
   private show(map: Bytes): void {
-    this.nv.drawBitmap = map
-    this.shadow = map.slice()
-    this.nv.refreshDrawing(true)
+    this.map = map
+    this.refresh()
   }
 
   // --- edits ------------------------------------------------------------------------------------
-
-  /** Take over what NiiVue has drawn since the last time, without what is protected. */
-  private readonly commit = (): void => {
-    if (this.shadow.length === 0 || !this.nv.drawBitmap) return
-    const raw = difference(this.shadow, this.map)
-    if (!raw) return
-    for (let n = 0; n < raw.index.length; n++) {
-      if (!this.may(raw.before[n]!)) this.map[raw.index[n]!] = raw.before[n]!
-    }
-    const edit = difference(this.shadow, this.map)
-    this.nv.refreshDrawing(true)
-    if (!edit) return
-    put(this.shadow, edit.index, edit.after)
-    this.noteSlice()
-    this.history.add(edit)
-    this.onEdit(edit)
-  }
 
   /** May the pen change a voxel that has this label now? Hidden organs are never touched. */
   private may(label: number): boolean {
@@ -228,20 +193,10 @@ export class Viewer {
     return label === 0 || (!this.protectOthers && !this.hidden.has(label))
   }
 
-  private noteSlice(): void {
-    const axis = AXES[this.nv.drawPenAxCorSag]
-    if (!axis) return
-    const slice = this.nv.frac2vox(this.nv.scene.crosshairPos)[AXIS_OF_DIMENSION[axis]]
-    const earlier = this.drawn.get(this.pen.label) ?? []
-    const others = earlier.filter((one) => one.axis === axis && one.slice !== slice)
-    this.drawn.set(this.pen.label, [{ axis, slice }, ...others].slice(0, 2))
-  }
-
   /** Apply an edit from the history or a draft. */
   apply(edit: Edit): void {
     put(this.map, edit.index, edit.after)
-    put(this.shadow, edit.index, edit.after)
-    this.nv.refreshDrawing(true)
+    this.refresh()
   }
 
   undo(): boolean {
@@ -259,16 +214,19 @@ export class Viewer {
     return true
   }
 
-  /** Change the map as one edit; used by everything that is not a stroke. */
-  private change(act: (map: Bytes) => void): boolean {
-    act(this.map)
-    const edit = difference(this.shadow, this.map)
-    this.nv.refreshDrawing(true)
+  private record(edit: Edit | null): boolean {
+    this.refresh()
     if (!edit) return false
-    put(this.shadow, edit.index, edit.after)
     this.history.add(edit)
     this.onEdit(edit)
     return true
+  }
+
+  /** Change the map as one edit; used by everything that is not a stroke. */
+  private change(act: (map: Bytes) => void): boolean {
+    const before = this.map.slice()
+    act(this.map)
+    return this.record(difference(before, this.map))
   }
 
   /** Fill the slices between the last two drawn ones; returns why that is not possible, or null. */
@@ -278,7 +236,7 @@ export class Viewer {
     if (!one || !two) return 'Draw this organ on two slices of one view first'
     const [low, high] = [one.slice, two.slice].sort((a, b) => a - b) as [number, number]
     if (high - low < 2) return 'There is no slice between the last two that were drawn'
-    this.change((map) => interpolate(map, this.dims, one.axis, [low, high], this.pen.label, (v) => this.may(v)))
+    this.change((map) => interpolate(map, this.dims as Dims, one.axis, [low, high], this.pen.label, (v) => this.may(v)))
     return null
   }
 
@@ -321,156 +279,246 @@ export class Viewer {
     return this.encode(this.map.map((value) => (value === label ? 1 : 0)))
   }
 
-  private async encode(map: Bytes): Promise<Bytes> {
-    const bytes = await this.nv.volumes[0]!.saveToUint8Array('label.nii.gz', map)
-    return bytes as Bytes
+  private encode(map: Bytes): Promise<Bytes> {
+    return writeLabelMap(this.grid.toFileOrder(map), this.grid.shape, this.grid.affine)
+  }
+
+  // --- the pointer ------------------------------------------------------------------------------
+
+  private press(pane: Pane, at: [number, number], measure: boolean): void {
+    if (!this.loaded) return
+    const voxel = this.voxel(pane, at)
+    if (measure || this.tool === 'length' || this.tool === 'roi') {
+      const from = this.under(pane, at)
+      const kind: Measure['kind'] = this.tool === 'roi' ? 'roi' : 'length'
+      const slice = this.crosshair[PLANES[pane.axis].through]
+      this.measures = [...this.measures, { kind, axis: pane.axis, slice, from, to: from, text: '' }].slice(-MEASURES)
+    } else if (DRAWING.has(this.tool)) {
+      const nib = { size: this.penSize, value: this.tool === 'eraser' ? 0 : this.pen.label, may: (label: number) => this.may(label) }
+      this.stroke = new Stroke(this.map, this.dims, pane.axis, this.crosshair[PLANES[pane.axis].through], nib)
+    }
+    this.drag(pane, at, voxel)
+  }
+
+  private drag(pane: Pane, at: [number, number], voxel = this.voxel(pane, at)): void {
+    const measure = this.measures.at(-1)
+    if (this.pointer.measuring && measure) {
+      measure.to = this.under(pane, at)
+      measure.text = measured(measure.kind, measure.axis, measure.from, measure.to, this.grid.spacing, (one) => this.hu[this.index(this.clamped(one))]!)
+      this.refreshMarks()
+      return
+    }
+    this.stroke?.to(voxel)
+    this.moveTo(voxel)
+    if (this.stroke) this.refresh()
+  }
+
+  private release(): void {
+    const { stroke } = this
+    if (!stroke) return
+    this.stroke = null
+    if (this.tool === 'fill') stroke.fill()
+    const edit = stroke.edit
+    if (edit) this.noteSlice(stroke.axis, stroke.slice)
+    this.record(edit)
+  }
+
+  private noteSlice(axis: Axis, slice: number): void {
+    const earlier = this.drawn.get(this.pen.label) ?? []
+    const others = earlier.filter((one) => one.axis === axis && one.slice !== slice)
+    this.drawn.set(this.pen.label, [{ axis, slice }, ...others].slice(0, 2))
+  }
+
+  private pan(pane: Pane, dx: number, dy: number): void {
+    const { across, up } = PLANES[pane.axis]
+    const centre: Vec3 = [...this.camera.centre]
+    centre[across] += dx / pane.pixels[0]
+    centre[up] += dy / pane.pixels[1]
+    this.camera = { ...this.camera, centre }
+    this.refreshMarks()
+  }
+
+  private dragWindow(dx: number, dy: number): void {
+    const width = Math.max(this.ctWindow.width * Math.exp(dx / 250), 1)
+    this.applyWindow({ centre: this.ctWindow.centre + (dy * this.ctWindow.width) / 400, width })
+    this.onWindow()
+  }
+
+  private under(pane: Pane, [x, y]: readonly [number, number]): Vec3 {
+    return pane.at(x, y, this.crosshair)
+  }
+
+  private voxel(pane: Pane, at: readonly [number, number]): Vec3 {
+    return this.clamped(this.under(pane, at))
+  }
+
+  private clamped(voxel: readonly number[]): Vec3 {
+    return voxel.map((at, n) => Math.min(Math.max(Math.round(at), 0), this.dims[n]! - 1)) as Vec3
   }
 
   // --- tools and display ------------------------------------------------------------------------
 
   setTool(tool: Tool): void {
+    this.release()
     this.tool = tool
-    this.nv.setDrawingEnabled(tool !== 'look')
-    this.nv.setPenValue(tool === 'eraser' ? 0 : this.pen.label, tool === 'fill')
+    this.pointer.measures = tool === 'length' || tool === 'roi'
     this.canvas.dataset.tool = tool
   }
 
   setPen(organ: Organ): void {
+    this.release()
     this.pen = organ
-    this.setTool(this.tool)
   }
 
-  /** Side of the square pen, in voxels; NiiVue draws odd sizes. */
+  /** Diameter of the round pen, in voxels. */
   setPenSize(voxels: number): void {
-    this.nv.opts.penSize = voxels
+    this.penSize = voxels
   }
 
   setWindow(name: WindowName): void {
-    const ct = this.nv.volumes[0]
-    if (!ct) return
-    const { centre, width } = WINDOWS[name]
-    ct.cal_min = centre - width / 2
-    ct.cal_max = centre + width / 2
-    this.nv.updateGLVolume()
+    this.applyWindow(WINDOWS[name])
+  }
+
+  private applyWindow(window: Window): void {
+    this.ctWindow = window
+    this.palette.setWindow(window.centre, window.width)
+    this.refresh('all')
   }
 
   setView(view: View): void {
     this.view = view
-    if (view === 'all') this.nv.setCustomLayout(ALL_VIEWS)
-    else this.nv.clearCustomLayout()
-    this.nv.setSliceType(SLICES[view])
+    this.resize()
   }
 
   setOrganShown(label: number, shown: boolean): void {
     if (shown) this.hidden.delete(label)
     else this.hidden.add(label)
-    this.colourLabels()
-    this.nv.refreshColormaps()
-    this.nv.drawScene()
+    this.colour()
   }
 
   setOverlays(change: Partial<Viewer['overlays']>): void {
     this.overlays = { ...this.overlays, ...change }
-    this.applyOverlays()
+    this.colour()
   }
 
   setOpacity(change: Partial<Viewer['opacity']>): void {
     this.opacity = { ...this.opacity, ...change }
-    this.applyOverlays()
+    this.colour()
   }
 
   /** Show the bare CT while a key is held. */
   peek(bare: boolean): void {
     if (this.peeking === bare) return
     this.peeking = bare
-    this.applyOverlays()
+    this.colour()
   }
 
-  private attentionOpacity(): number {
-    return this.overlays.attention && !this.peeking ? this.opacity.attention : 0
+  private colour(): void {
+    const alpha = (overlay: 'labels' | 'attention'): number => (this.overlays[overlay] && !this.peeking ? this.opacity[overlay] : 0)
+    const labels = labelColours(this.organs, this.hidden, alpha('labels'))
+    this.palette.setOverlays(labels, attentionColours(this.threshold, alpha('attention')), this.overlays.outline && alpha('labels') > 0)
+    this.refresh()
   }
 
-  private applyOverlays(): void {
-    const labels = this.overlays.labels && !this.peeking ? this.opacity.labels : 0
-    const outlined = this.overlays.outline && labels > 0
-    this.nv.drawRimOpacity = outlined ? Math.max(labels, 0.9) : -1
-    this.nv.setDrawOpacity(outlined ? 0.04 : labels)
-    const overlay = this.nv.volumes[ATTENTION]
-    if (overlay && overlay.opacity !== this.attentionOpacity()) {
-      this.nv.setOpacity(ATTENTION, this.attentionOpacity())
-    }
+  /** Where and how the case is looked at. */
+  get scene(): Scene {
+    return { crosshair: this.crosshair, camera: this.camera, window: this.ctWindow, view: this.view }
   }
 
-  private colourLabels(): void {
-    const lut = new Uint8ClampedArray(256 * 4)
-    const labels = Array.from({ length: 256 }, (_, i) => String(i))
-    for (const { label, color, name } of this.organs) {
-      const rgb = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16))
-      lut.set([...rgb, this.hidden.has(label) ? 0 : 255], label * 4)
-      labels[label] = name
-    }
-    this.nv.drawLut = { lut, labels }
+  set scene(scene: Scene) {
+    this.camera = scene.camera
+    this.setView(scene.view)
+    this.applyWindow(scene.window)
+    this.moveTo(this.clamped(scene.crosshair))
   }
 
   // --- location ---------------------------------------------------------------------------------
 
   jumpTo(mm: readonly [number, number, number]): void {
-    const fraction = this.nv.mm2frac([...mm, 1])
-    this.nv.scene.crosshairPos = this.nv.vox2frac(this.nv.frac2vox(fraction))
-    this.nv.drawScene()
+    const voxel = this.clamped(this.grid.fromMm(mm))
+    if (this.camera.zoom > 1) this.camera = { ...this.camera, centre: voxel }
+    this.moveTo(voxel)
+  }
+
+  private moveTo(voxel: Vec3): void {
+    this.crosshair = voxel
+    this.refreshMarks()
     this.reportLocation()
   }
 
   /** Go through the slices of the view that is shown (of the axial one where all are). */
   scroll(slices: number): void {
-    const axis = this.view === 'all' ? 'axial' : this.view
-    const step: [number, number, number] = [0, 0, 0]
-    step[AXIS_OF_DIMENSION[axis]] = slices
-    this.nv.moveCrosshairInVox(...step)
-    this.reportLocation()
+    this.scrollIn(this.view === 'all' ? 'axial' : this.view, slices)
   }
 
+  private scrollIn(axis: Axis, slices: number): void {
+    if (!this.loaded) return
+    const voxel: Vec3 = [...this.crosshair]
+    voxel[PLANES[axis].through] += slices
+    this.moveTo(this.clamped(voxel))
+  }
+
+  /** Closer (or farther, where negative), about the crosshair. */
   zoom(steps: number): void {
-    const [x, y, z, zoom] = this.nv.scene.pan2Dxyzmm
-    const next = Math.min(Math.max(zoom! * ZOOM_STEP ** steps, 1), 16)
-    this.nv.setPan2Dxyzmm(next === 1 ? [0, 0, 0, 1] : [x!, y!, z!, next])
+    this.zoomAt(steps, this.crosshair)
   }
 
-  private readonly zoomWheel = (event: WheelEvent): void => {
-    if (!event.ctrlKey) return
-    event.preventDefault()
-    event.stopImmediatePropagation()
-    this.zoom(-Math.sign(event.deltaY))
+  private zoomAt(steps: number, fixed: Readonly<Vec3>): void {
+    this.camera = zoomed(this.camera, ZOOM_STEP ** steps, fixed, this.dims)
+    this.refreshMarks()
   }
 
   private reportLocation(): void {
-    const ct = this.nv.volumes[0]
-    if (!ct || !this.nv.drawBitmap) return
-    const fraction = this.nv.scene.crosshairPos
-    const [x, y, z] = this.nv.frac2vox(fraction) as unknown as [number, number, number]
-    const [dx, dy] = this.dims
-    const [a, b, c] = this.nv.frac2mm(this.nv.vox2frac([x, y, z]))
-    const mm: [number, number, number] = [a!, b!, c!]
-    const ijk = this.inverseAffine.map((row) =>
-      Math.round(row[0]! * mm[0] + row[1]! * mm[1] + row[2]! * mm[2] + row[3]!),
-    ) as [number, number, number]
-    this.onLocation({ ijk, mm, hu: ct.getValue(x, y, z), label: this.map[x + dx * (y + dy * z)] ?? 0 })
+    if (this.loaded) this.onLocation(this.describe(this.crosshair))
+  }
+
+  private index([x, y, z]: Readonly<Vec3>): number {
+    return x + this.dims[0] * (y + this.dims[1] * z)
+  }
+
+  private describe(voxel: Vec3): Location {
+    const index = this.index(voxel)
+    return { ijk: this.grid.toFile(voxel), mm: this.grid.toMm(voxel), hu: this.hu[index]!, label: this.map[index] ?? 0 }
+  }
+
+  // --- drawing ----------------------------------------------------------------------------------
+
+  private panes(): Pane[] {
+    if (this.hu.length === 0) return []
+    return panesOf(this.view, this.canvas.width, this.canvas.height, this.dims, this.grid.spacing, this.camera)
+  }
+
+  private resize(): void {
+    const density = devicePixelRatio
+    this.canvas.width = Math.max(Math.round(this.canvas.clientWidth * density), 1)
+    this.canvas.height = Math.max(Math.round(this.canvas.clientHeight * density), 1)
+    this.drawNow()
+  }
+
+  /** Labels or attention, or all pixels of the slices have changed. */
+  private refresh(what: 'over' | 'all' = 'over'): void {
+    this.pictures.outdate(what)
+    this.refreshMarks()
+  }
+
+  /** What lies where, or over the slices, has changed. */
+  private refreshMarks(): void {
+    this.frame ||= requestAnimationFrame(() => this.drawNow())
+  }
+
+  private drawNow(): void {
+    cancelAnimationFrame(this.frame)
+    this.frame = 0
+    const { context } = this
+    const whole = !this.stroke || performance.now() - this.drawnWhole > OTHER_VIEWS_MS
+    if (whole) this.drawnWhole = performance.now()
+    for (const pane of this.panes()) {
+      if (!whole && pane.axis !== this.stroke?.axis) continue
+      const { left, top, width, height } = pane.box
+      context.fillStyle = '#000'
+      context.fillRect(left, top, width, height)
+      this.pictures.paint(context, pane, this.crosshair[PLANES[pane.axis].through], this.layers)
+      drawMarks(context, pane, this.crosshair, this.ctWindow, this.dims, this.measures, devicePixelRatio)
+    }
   }
 }
-
-/** Rows of the inverse of a 4×4 affine (its first three rows). */
-function invertAffine(affine: number[][]): number[][] {
-  const [[a, b, c, x], [d, e, f, y], [g, i, j, z]] = affine as [number[], number[], number[]] as [
-    [number, number, number, number],
-    [number, number, number, number],
-    [number, number, number, number],
-  ]
-  const determinant = a * (e * j - f * i) - b * (d * j - f * g) + c * (d * i - e * g)
-  const rows = [
-    [e * j - f * i, c * i - b * j, b * f - c * e],
-    [f * g - d * j, a * j - c * g, c * d - a * f],
-    [d * i - e * g, b * g - a * i, a * e - b * d],
-  ].map((row) => row.map((value) => value / determinant))
-  return rows.map((row) => [...row, -(row[0]! * x + row[1]! * y + row[2]! * z)])
-}
-

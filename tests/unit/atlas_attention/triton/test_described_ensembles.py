@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from atlas_attention.triton import ServerModels
+from atlas_attention.triton.ensemble import agreed
 from atlas_core.ensembles import EnsembleDescription, MemberRole
 from atlas_core.errors import InvalidInput, NotFound, Unavailable
 from atlas_core.model_spec import ModelSpec
@@ -74,3 +75,49 @@ def test_an_ensemble_is_named_and_its_versions_pinned() -> None:
     none = models("a", described={"site": [said(1, "a", in_use=False)]})
     with pytest.raises(Unavailable, match="no ensemble is in use"):
         none.choose()
+
+
+def serving(version: int, *loaded: int) -> ServerModels:
+    return ServerModels(tuple(spec("a", t) for t in loaded), {"a": version})
+
+
+def in_use(server: ServerModels) -> list[int]:
+    return [one.version for one in server.choose().voices]
+
+
+def test_a_switch_counts_when_all_have_made_it() -> None:
+    before = agreed([serving(0, 0), serving(0, 0)])
+    trial = agreed([serving(0, 0, 1), serving(0, 0)], before)
+    assert in_use(trial) == [0]
+    half = agreed([serving(1, 0, 1), serving(0, 0, 1)], trial)
+    assert in_use(half) == [0]
+    assert in_use(agreed([serving(1, 0, 1), serving(1, 0, 1)], half)) == [1]
+
+
+def test_who_was_not_there_before_believes_the_most() -> None:
+    assert in_use(agreed([serving(1, 0, 1), serving(1, 0, 1), serving(0, 0)])) == [1]
+
+
+def test_a_server_without_models_has_no_say() -> None:
+    assert agreed([serving(1, 1), ServerModels()]) == serving(1, 1)
+    assert agreed([ServerModels(), ServerModels()]) == ServerModels()
+
+
+def test_an_ensemble_changes_when_all_servers_say_so() -> None:
+    old = models("a", "b", described={"site": [said(1, "a")]})
+    changing = models("a", "b", described={"site": [said(1, "a"), said(2, "a", "b")]})
+    new = models("a", "b", described={"site": [said(2, "a", "b")]})
+
+    def heard(*servers: ServerModels) -> list[str]:
+        return [one.name for one in agreed(servers).choose().voices]
+
+    assert heard(changing, old) == ["a"]
+    assert heard(new, changing) == ["a", "b"]
+    # One that started with what was before does not hold the others back for ever.
+    assert heard(new, old) == ["a", "b"]
+
+
+def test_an_ensemble_is_made_of_what_any_server_has() -> None:
+    one = models("a", described={"site": [said(1, "a", "b")]})
+    other = models("b", described={"site": [said(1, "a", "b")]})
+    assert [s.name for s in agreed([one, other]).choose().voices] == ["a", "b"]

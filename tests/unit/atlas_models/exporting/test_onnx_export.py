@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -167,15 +166,16 @@ SMALL: dict[str, dict[str, object]] = {
     "unetr": {"channels": (8,), "hidden": 24, "heads": (3,), "patch": (16, 32, 48)},
 }
 
-MINUTES = ("swin_unetr",)
+MINUTES = ("swin_unetr", "unetr")
 """Take minutes to export, however small."""
 
 
-@pytest.mark.parametrize("architecture", SMALL)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=[pytest.mark.long] * (name in MINUTES)) for name in SMALL],
+)
 @pytest.mark.slow
 def test_every_architecture_comes_back_by_its_weights(architecture: str, tmp_path: Path) -> None:
-    if architecture in MINUTES and "ATLASLOOP_SLOW_TESTS" not in os.environ:
-        pytest.skip("exports a Swin UNETR, minutes; set ATLASLOOP_SLOW_TESTS=1")
     config = CONFIG.model_validate(
         CONFIG.model_dump() | {"architecture": architecture} | SMALL[architecture]
     )

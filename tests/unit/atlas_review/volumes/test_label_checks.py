@@ -54,17 +54,31 @@ def test_another_axis_order_is_the_same_label(tmp_path: Path) -> None:
 
 
 def test_another_grid_is_refused_by_the_name_of_the_case(tmp_path: Path) -> None:
-    smaller = VolumeGeometry.from_array((5, 5, 4), GRID.matrix)
-    path = written(tmp_path, np.ones(smaller.shape, np.uint8), smaller)
-    with pytest.raises(GridMismatch, match=CASE.id):
-        label_on_grid(path, CASE)
+    larger = VolumeGeometry.from_array((7, 5, 4), GRID.matrix)
+    beside = GRID.cropped((0, 0, 0), (5, 5, 4)).matrix.copy()
+    beside[0, 3] += 0.4  # between two voxels
+    for grid in (larger, VolumeGeometry.from_array((5, 5, 4), beside)):
+        path = written(tmp_path, np.ones(grid.shape, np.uint8), grid)
+        with pytest.raises(GridMismatch, match=CASE.id):
+            label_on_grid(path, CASE)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_box_of_the_grid_lies_where_its_header_says(tmp_path: Path, turned: bool) -> None:
+    box = np.asfortranarray(a_map(5, 7)[:3, 1:3, 1:])
+    grid = GRID.cropped((0, 1, 1), box.shape)
+    if turned:
+        box, grid = grid.axis_map.to_canonical(box), grid.canonical()
+    label = label_on_grid(written(tmp_path, box, grid), CASE)
+    assert np.array_equal(label.voxels, a_map(5, 7))
+    assert (label.geometry, label.values) == (GRID, (0, 5, 7))
 
 
 def test_an_upload_leaves_nothing_in_the_store(tmp_path: Path) -> None:
     store = CaseStore(tmp_path / "store")
     content = io.BytesIO(written(tmp_path, a_map(5)).read_bytes())
     content.read()  # from wherever its reader has left it
-    assert np.array_equal(read_upload(store, content, CASE).voxels, a_map(5))
+    assert np.array_equal(read_upload(store, content, CASE).label.voxels, a_map(5))
     with pytest.raises(CorruptFile, match="empty"):
         read_upload(store, io.BytesIO(), CASE)
     assert [path for path in store.root.rglob("*") if path.is_file()] == []

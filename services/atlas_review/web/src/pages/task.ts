@@ -14,6 +14,7 @@ import { OrganList } from '../task/organ-list'
 import { OrganPanel } from '../task/organ-panel'
 import { Overlays } from '../task/overlays'
 import { RegionList } from '../task/region-list'
+import { recall, remember } from '../task/remembered'
 import { Toolbar } from '../task/toolbar'
 import { Work } from '../task/work'
 import { Workspace } from '../task/workspace'
@@ -35,6 +36,7 @@ class TaskPage implements Page {
   private readonly regions: RegionList
   private readonly handIn: HandIn
   private readonly foot: Foot
+  private readonly shown = new AbortController()
   private readonly canvas = h('canvas', { id: 'views', 'aria-label': 'CT views', tabindex: '0' })
 
   constructor(private readonly context: Context) {
@@ -69,11 +71,14 @@ class TaskPage implements Page {
     const { space } = this
     space.work = await Work.open(this.context, id, this.canvas, {
       changed: () => this.draw(),
+      loading: (share) => this.foot.showLoading(share),
       saved: (state, problem) => this.foot.showSaved(state, problem),
       leaseLost: (problem) => this.loseLease(problem),
       chooseDraft,
     })
     space.work.viewer.onLocation = (location) => this.foot.showLocation(location)
+    space.work.viewer.onHover = (location) => this.foot.showPointer(location)
+    space.work.viewer.onWindow = () => this.toolbar.forgetWindow()
     space.activateNamed(mostUrgent(space.work.detail.organs)?.organ)
     space.onOrgan = () => this.drawOrgans()
     this.overlays.draw()
@@ -83,10 +88,24 @@ class TaskPage implements Page {
     const { toolbar, organPanel, overlays, regions, handIn } = this
     setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, handIn }))
     this.regions.jumpTo(0)
+    this.lookAgain(id)
     this.canvas.focus()
   }
 
+  /** As before a reload, and kept for the next one. */
+  private lookAgain(id: string): void {
+    const { space, toolbar } = this
+    const before = recall(id)
+    if (before) {
+      space.activateNamed(before.organ)
+      toolbar.restore(before)
+      space.work.viewer.scene = before.scene
+    }
+    addEventListener('pagehide', () => remember({ task: id, scene: space.work.viewer.scene, organ: space.organ.name, ...toolbar.state }), { signal: this.shown.signal })
+  }
+
   async close(): Promise<void> {
+    this.shown.abort()
     this.head.close()
     await this.space.work?.close()
   }

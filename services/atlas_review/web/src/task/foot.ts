@@ -5,17 +5,27 @@ import { h } from '../dom'
 import type { SaveState } from '../drafts'
 import { showError } from '../notices'
 import type { Location } from '../viewer'
-import { describeLocation, SAVED } from './texts'
+import { describeLocation, describePlace, SAVED } from './texts'
 
 export class Foot {
   private readonly location = h('output', { class: 'where', 'aria-label': 'Crosshair' })
   private readonly draft = h('output', { class: 'saved', 'aria-label': 'Draft' })
-  readonly element = h('div', { class: 'row foot' }, this.location, this.draft)
+  private readonly pointer = h('span', { class: 'quiet', 'aria-hidden': 'true' })
+  readonly element = h('div', { class: 'row foot' }, this.location, this.pointer, this.draft)
 
   constructor(private readonly organs: readonly Organ[]) {}
 
+  showLoading(share: number): void {
+    this.location.textContent = `CT: ${Math.round(100 * share)} % loaded`
+  }
+
   showLocation(location: Location): void {
     this.location.textContent = describeLocation(location, this.organs)
+  }
+
+  /** What lies under the pointer; null where it is not over a view. */
+  showPointer(location: Location | null): void {
+    this.pointer.textContent = location ? `pointer: ${describePlace(location, this.organs)}` : ''
   }
 
   showSaved(state: SaveState, problem?: unknown): void {

@@ -8,7 +8,7 @@ import type { OrganPanel } from './organ-panel'
 import type { Overlays } from './overlays'
 import type { RegionList } from './region-list'
 import type { Toolbar } from './toolbar'
-import { TOOLS, VIEWS, WINDOW_NAMES } from './tools'
+import { READING, TOOLS, VIEWS, WINDOW_NAMES } from './tools'
 import type { Workspace } from './workspace'
 
 export interface Parts {
@@ -28,7 +28,7 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, handIn
     ...WINDOW_NAMES.map((name, i) => key('Look', String(i + 1), `window: ${name}`, () => toolbar.setWindow(name))),
     key('Look', ['ArrowUp', 'PageUp'], 'next slice (also the wheel)', () => viewer.scroll(1)),
     key('Look', ['ArrowDown', 'PageDown'], 'previous slice', () => viewer.scroll(-1)),
-    key('Look', ['+', '='], 'zoom in (also Ctrl+wheel)', () => viewer.zoom(1)),
+    key('Look', ['+', '='], 'zoom in (also Ctrl+wheel, at the pointer)', () => viewer.zoom(1)),
     key('Look', '-', 'zoom out', () => viewer.zoom(-1)),
     key('Look', 'l', 'labels on, off', () => overlays.toggle('labels')),
     key('Look', 'o', 'outlines only', () => overlays.toggle('outline')),
@@ -36,7 +36,7 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, handIn
     { keys: ['Space'], does: 'bare CT while held', group: 'Look', run: () => viewer.peek(true), release: () => viewer.peek(false) },
     key('Look', 'j', 'next attended region', () => regions.step(1)),
     key('Look', 'k', 'previous attended region', () => regions.step(-1)),
-    ...TOOLS.map(([tool, text, name]) => key('Draw', name, text.toLowerCase(), () => toolbar.setTool(tool))),
+    ...TOOLS.map(([tool, text, name]) => key(READING.has(tool) ? 'Look' : 'Draw', name, text.toLowerCase(), () => toolbar.setTool(tool))),
     key('Draw', 'i', 'interpolate between the two slices drawn last', () => toolbar.interpolate()),
     key('Draw', '.', 'next organ', () => space.stepOrgan(1)),
     key('Draw', ',', 'previous organ', () => space.stepOrgan(-1)),

@@ -70,7 +70,7 @@ export class OrganList {
       swatch(organ.color),
       h('span', { class: 'name' }, title(organ.name)),
       h('span', { class: 'number', title: 'disagreement of the models' }, task?.disagreement?.toFixed(2) ?? ''),
-      h('span', { class: 'number', title: 'attention' }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
+      h('span', { class: 'number', title: 'attention in all, in ml' }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
     )
     const verdict = task?.verdict
     return h(

@@ -8,6 +8,7 @@ import type { Workspace } from './workspace'
 export class RegionList {
   readonly element = h('ol', { class: 'regions', 'aria-label': 'Attended regions' })
   private at = -1
+  private readonly visited = new Set<number>()
 
   constructor(private readonly space: Workspace) {}
 
@@ -21,15 +22,16 @@ export class RegionList {
   }
 
   private row(region: Region, i: number): HTMLElement {
-    const ml = `${region.ml.toFixed(2)} ml`
+    const ml = `${region.region_ml.toFixed(2)} ml`
     return h(
       'li',
       {},
       h(
         'button',
-        { type: 'button', 'aria-label': `Region ${i + 1}: ${title(region.organ)}, ${ml}`, onclick: () => this.jumpTo(i) },
+        { type: 'button', 'aria-label': `Region ${i + 1}: ${title(region.organ)}, ${ml}`, title: 'volume of the region', onclick: () => this.jumpTo(i) },
         swatch(colourOf(this.space.context, region.organ)),
         h('span', { class: 'name' }, title(region.organ)),
+        h('span', { class: 'visited', title: 'visited', hidden: !this.visited.has(i) }, '✓'),
         h('span', { class: 'number' }, ml),
       ),
     )
@@ -40,8 +42,10 @@ export class RegionList {
     const region = this.regions[at]
     if (!region) return
     this.at = at
-    this.space.work.viewer.jumpTo(region.centroid_mm)
+    this.visited.add(at)
+    this.space.work.viewer.jumpTo(region.peak_mm)
     this.space.activateNamed(region.organ)
+    this.element.children[at]?.querySelector('.visited')?.removeAttribute('hidden')
     ;[...this.element.children].forEach((item, i) => item.classList.toggle('active', i === at))
     this.element.children[at]?.scrollIntoView({ block: 'nearest' })
   }

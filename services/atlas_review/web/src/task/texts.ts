@@ -19,15 +19,15 @@ export function describeVersion(version: LabelVersion): string {
   return [version.source, version.author, `${version.volume_ml.toFixed(1)} ml`, date].filter(Boolean).join(', ')
 }
 
-export function describeLocation({ ijk, mm, hu, label }: Location, organs: readonly Organ[]): string {
+export function describeLocation(location: Location, organs: readonly Organ[]): string {
+  const { ijk, mm } = location
+  return [`voxel ${ijk.join(' ')}`, `${mm.map((one) => one.toFixed(1)).join(' ')} mm`, describePlace(location, organs)].join(' · ')
+}
+
+/** Hounsfield units and organ. */
+export function describePlace({ hu, label }: Location, organs: readonly Organ[]): string {
   const organ = organs.find((one) => one.label === label)
-  const parts = [
-    `voxel ${ijk.join(' ')}`,
-    `${mm.map((one) => one.toFixed(1)).join(' ')} mm`,
-    `${Math.round(hu)} HU`,
-    organ && title(organ.name),
-  ]
-  return parts.filter(Boolean).join(' · ')
+  return [`${Math.round(hu)} HU`, organ && title(organ.name)].filter(Boolean).join(' · ')
 }
 
 /** Why a task can only be looked at. */

@@ -3,13 +3,14 @@
 import { button, h, replace } from '../dom'
 import { say } from '../notices'
 import type { Tool, View, WindowName } from '../viewer'
-import { PEN_SIZES, penSizeAfter, TOOLS, VIEWS, WINDOW_NAMES } from './tools'
+import { PEN_SIZES, penSizeAfter, READING, TOOLS, VIEWS, WINDOW_NAMES } from './tools'
+import type { Remembered } from './remembered'
 import type { Workspace } from './workspace'
 
 export class Toolbar {
   readonly element = h('div', { class: 'row toolbar', role: 'toolbar', 'aria-label': 'Viewing and drawing' })
   private view: View = 'all'
-  private window: WindowName = 'soft tissue'
+  private window: WindowName | null = 'soft tissue'
   private tool: Tool = 'look'
   private penSize = 1
 
@@ -23,7 +24,7 @@ export class Toolbar {
       group('Window', ...WINDOW_NAMES.map((name, i) => pressed(button(name[0]!.toUpperCase() + name.slice(1), () => this.setWindow(name), { key: String(i + 1) }), this.window === name))),
       group(
         'Tool',
-        ...TOOLS.map(([tool, text, key]) => pressed(enabled(button(text, () => this.setTool(tool), { key }), !locked || tool === 'look'), this.tool === tool)),
+        ...TOOLS.map(([tool, text, key]) => pressed(enabled(button(text, () => this.setTool(tool), { key }), !locked || READING.has(tool)), this.tool === tool)),
         enabled(button('Interpolate', () => this.interpolate(), { key: 'i' }), !locked),
       ),
       group(
@@ -81,10 +82,30 @@ export class Toolbar {
     this.draw()
   }
 
+  /** The window was set in the views. */
+  forgetWindow(): void {
+    if (this.window === null) return
+    this.window = null
+    this.draw()
+  }
+
   setTool(tool: Tool): void {
-    if (this.space.locked && tool !== 'look') return
+    if (this.space.locked && !READING.has(tool)) return
     this.tool = tool
     this.space.work.viewer.setTool(tool)
+    this.draw()
+  }
+
+  get state(): Pick<Remembered, 'window' | 'tool' | 'penSize'> {
+    return { window: this.window, tool: this.tool, penSize: this.penSize }
+  }
+
+  /** The buttons as they were; the views are brought back by their scene. */
+  restore({ scene, window, tool, penSize }: Remembered): void {
+    this.view = scene.view
+    this.window = window
+    this.setPenSize(penSize)
+    this.setTool(tool)
     this.draw()
   }
 

@@ -16,9 +16,11 @@ export const TOOLS: readonly (readonly [tool: Tool, text: string, key: string])[
   ['pen', 'Pen', 'b'],
   ['eraser', 'Eraser', 'e'],
   ['fill', 'Fill', 'f'],
+  ['length', 'Length', 'd'],
+  ['roi', 'ROI', 'g'],
 ]
 
-/** Sides of the square pen, in voxels. */
+/** Diameters of the round pen, in voxels. */
 export const PEN_SIZES = [1, 3, 5, 7, 9, 13, 17, 25]
 
 /** The pen size that is `steps` larger (smaller, where negative), as far as there is one. */
@@ -26,3 +28,6 @@ export function penSizeAfter(size: number, steps: number): number {
   const at = Math.min(Math.max(PEN_SIZES.indexOf(size) + steps, 0), PEN_SIZES.length - 1)
   return PEN_SIZES[at]!
 }
+
+/** Tools that change nothing. */
+export const READING: ReadonlySet<Tool> = new Set(['look', 'length', 'roi'])

@@ -6,7 +6,7 @@ import { Autosave, fetchDraft, LocalDrafts, type Bases, type LocalDraft, type Sa
 import { title } from '../dom'
 import { changedLabels, History, type Edit } from '../edits'
 import { WorkClock } from '../clock'
-import { Viewer, type Bytes } from '../viewer'
+import { Viewer, type Bytes, type Stream } from '../viewer'
 import { Lease } from './lease'
 
 /** Somebody else changed the same organ since this work began; both versions are kept. */
@@ -23,22 +23,42 @@ export class StaleBase extends Error {
 
 export interface WorkEvents {
   changed: () => void
+  /** How much of the CT is there, 0 to 1. */
+  loading: (share: number) => void
   saved: (state: SaveState, problem?: unknown) => void
   leaseLost: (problem: unknown) => void
   /** Both this browser and the server have a draft, and they differ. */
   chooseDraft: () => Promise<'browser' | 'server'>
 }
 
+interface RegionList {
+  threshold: number
+  regions: Region[]
+}
+
 const WORKABLE = new Set(['open', 'leased', 'second_reading'])
 
-async function bytesOf(url: string): Promise<Bytes> {
-  return new Uint8Array(await (await send(url, { headers: { Accept: '*/*' } })).arrayBuffer())
+/** A volume as it arrives; `progress` hears the share that is there, 0 to 1. */
+async function streamOf(url: string, progress: (share: number) => void = () => {}): Promise<Stream> {
+  const response = await send(url, { headers: { Accept: '*/*' } })
+  const whole = Number(response.headers.get('Content-Length'))
+  let there = 0
+  const counting = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
+    transform: (chunk, controller) => {
+      there += chunk.length
+      if (whole) progress(Math.min(there / whole, 1))
+      controller.enqueue(chunk)
+    },
+  })
+  return response.body!.pipeThrough(counting)
 }
 
 export class Work {
   readonly history = new History()
   readonly clock: WorkClock
   regions: Region[] = []
+  /** Attention (Eq. 4) from which a voxel belongs to a region. */
+  threshold = 0
   detail!: TaskDetail
   viewer!: Viewer
   /** Why this task can only be looked at, or null. */
@@ -87,16 +107,15 @@ export class Work {
     this.detail = await get<TaskDetail>(`tasks/${this.id}`)
     await this.takeLease()
     const { ct, label_map, attention_map } = this.case
-    const [ctBytes, labels, attention, regions] = await Promise.all([
-      bytesOf(ct.url),
-      label_map && bytesOf(label_map.url),
-      attention_map && bytesOf(attention_map.url),
-      this.fetchRegions(),
-    ])
-    this.regions = regions
-    this.viewer = await Viewer.open(canvas, this.context.organs, this.history)
-    await this.viewer.load(ctBytes, labels, this.case.affine)
-    await this.viewer.loadAttention(attention)
+    this.viewer = new Viewer(canvas, this.context.organs, this.history)
+    // All are asked for at once; the CT is shown as soon as it is there.
+    const [labels, attention, regions] = [label_map && streamOf(label_map.url), attention_map && streamOf(attention_map.url), this.fetchRegions()]
+    for (const one of [labels, attention, regions]) one?.catch(() => {}) // awaited below
+    await this.viewer.load(await streamOf(ct.url, this.events.loading), this.case.affine)
+    await this.viewer.loadLabels(await labels)
+    this.regions = (await regions).regions
+    this.threshold = (await regions).threshold
+    await this.viewer.loadAttention(await attention, this.threshold)
     this.local = await LocalDrafts.open(this.context.session.user, this.id)
     this.autosave = new Autosave(this.id, this.local, () => ({ bytes: this.viewer.exportMap(), bases: this.bases }), this.events.saved)
     if (this.readOnly === null) await this.restore()
@@ -104,9 +123,9 @@ export class Work {
   }
 
   /** The regions of every organ whose attention counts, largest first. */
-  private async fetchRegions(): Promise<Region[]> {
-    if (this.case.attention.length === 0) return []
-    return (await get<{ regions: Region[] }>(`cases/${encodeURIComponent(this.case.id)}/regions`)).regions
+  private async fetchRegions(): Promise<RegionList> {
+    if (this.case.attention.length === 0) return { threshold: 0, regions: [] }
+    return get<RegionList>(`cases/${encodeURIComponent(this.case.id)}/regions`)
   }
 
   private async takeLease(): Promise<void> {
@@ -221,7 +240,7 @@ export class Work {
   async showAttention(organ: string): Promise<void> {
     const one = this.case.attention.find((candidate) => candidate.organ === organ)
     const volume = organ ? one : this.case.attention_map
-    await this.viewer.loadAttention(volume ? await bytesOf(volume.url) : null)
+    await this.viewer.loadAttention(volume ? await streamOf(volume.url) : null, this.threshold)
   }
 
   async judge(organ: string, verdict: 'confirmed' | 'needs_revision', error_type: string, note: string): Promise<void> {
@@ -317,7 +336,7 @@ export class Work {
   /** Put a stored version of an organ into the drawing. */
   async takeOver(organ: string, version: LabelVersion): Promise<void> {
     const label = this.organs().find((one) => one.name === organ)!.label
-    this.viewer.replaceOrgan(label, await this.viewer.readMap(await bytesOf(path(version.url))))
+    this.viewer.replaceOrgan(label, await this.viewer.readMap(await streamOf(path(version.url))))
   }
 
   private async finished(): Promise<void> {
@@ -332,7 +351,10 @@ export class Work {
   async close(): Promise<void> {
     this.lease.end()
     this.clock.stop()
-    if (!this.autosave) return
+    if (!this.autosave) {
+      this.viewer?.close()
+      return
+    }
     // The strokes are in the browser's database; the server gets them too if it answers.
     if (this.readOnly === null && this.local.position > 0) await this.autosave.flush()
     await this.autosave.stop()

@@ -1,0 +1,5 @@
+"""Is this site in order? What is wrong, and what to do about it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+"""Flow `import` (`flow`): CTs and their labels out of the landing folder."""

@@ -1,1 +1,0 @@
-var e=class{static fromConfig(){throw Error(`This page reads NIfTI, not zarr`)}};export{e as default};
