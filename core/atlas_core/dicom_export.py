@@ -40,7 +40,7 @@ class ObjectKind(StrEnum):
     REPORT = "report"
 
 
-class LabelChoice(StrEnum):
+class ExportedLabels(StrEnum):
     """Which labels of a case are written."""
 
     ASSEMBLED = "assembled"
@@ -56,7 +56,7 @@ def objects_of_case(
     source: Sequence[Dataset],
     *,
     kinds: Collection[ObjectKind] = (ObjectKind.SEG,),
-    label: LabelChoice = LabelChoice.ASSEMBLED,
+    label: ExportedLabels = ExportedLabels.ASSEMBLED,
     reading: Reading = Reading.PAPER,
 ) -> dict[str, Dataset]:
     """DICOM objects of one case, by a name for each.
@@ -137,9 +137,9 @@ class _Chosen:
 
 
 def _chosen(
-    catalog: Catalog, store: CaseStore, case: Case, scheme: OrganScheme, label: LabelChoice
+    catalog: Catalog, store: CaseStore, case: Case, scheme: OrganScheme, label: ExportedLabels
 ) -> _Chosen:
-    if label is LabelChoice.ASSEMBLED:
+    if label is ExportedLabels.ASSEMBLED:
         assembly = Assemblies(catalog).of_cases([case.id]).get(case.id)
         if assembly is None:
             raise NotFound(

@@ -12,7 +12,7 @@ from atlas_flows.commands.options import ReadingName
 from atlas_flows.commands.terminal import console, places
 
 
-# As `ObjectKind` and `LabelChoice` of `atlas_core.dicom_export`, which `--help` need not load (a
+# As `ObjectKind` and `ExportedLabels` of `atlas_core.dicom_export`, which `--help` need not load (a
 # test compares).
 class KindName(StrEnum):
     """What is written."""
@@ -60,7 +60,7 @@ def export_dicom(
     """
     from atlas_core.catalog import Catalog
     from atlas_core.dicom import read_headers
-    from atlas_core.dicom_export import LabelChoice, ObjectKind, objects_of_case, write_objects
+    from atlas_core.dicom_export import ExportedLabels, ObjectKind, objects_of_case, write_objects
     from atlas_core.imaging.dicom_reader import the_series
     from atlas_core.records import Reading
     from atlas_core.store import CaseStore
@@ -74,7 +74,7 @@ def export_dicom(
             case,
             read_headers(the_series(series).files),
             kinds={ObjectKind(one) for one in kind or (KindName.SEG,)},
-            label=LabelChoice(label),
+            label=ExportedLabels(label),
             reading=Reading(reading),
         )
     write_objects(folder, objects)

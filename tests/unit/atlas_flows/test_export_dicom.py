@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.dicom import open_labels, read_headers, segmentation
-from atlas_core.dicom_export import LabelChoice, ObjectKind, objects_of_case, write_objects
+from atlas_core.dicom_export import ExportedLabels, ObjectKind, objects_of_case, write_objects
 from atlas_core.errors import Conflict, GridMismatch, NotFound
 from atlas_core.imaging.dicom_reader import the_series
 from atlas_core.importing import import_folder
@@ -66,7 +66,7 @@ def test_labels_contours_and_volumes_go_out_together(atlas: Atlas, tmp_path: Pat
         atlas.case.id,
         atlas.headers,
         kinds=kinds,
-        label=LabelChoice.ORIGINAL,
+        label=ExportedLabels.ORIGINAL,
     )
     assert set(objects) == {"seg", "rtstruct", "report"}
     write_objects(tmp_path / "out", objects)
@@ -86,7 +86,7 @@ def test_what_is_not_there_is_said(atlas: Atlas) -> None:
     with pytest.raises(NotFound, match="not assembled"):
         objects_of_case(*wanted)
     with pytest.raises(NotFound, match="no revised label"):
-        objects_of_case(*wanted, label=LabelChoice.REVISED)
+        objects_of_case(*wanted, label=ExportedLabels.REVISED)
     with pytest.raises(NotFound, match="not scored"):
         objects_of_case(*wanted, kinds=[ObjectKind.MAP])
 
@@ -95,7 +95,7 @@ def test_another_series_is_refused(atlas: Atlas, tmp_path: Path) -> None:
     other = read_headers(write_series(tmp_path / "other", in_a_study()))
     with pytest.raises(GridMismatch, match="source series"):
         objects_of_case(
-            atlas.catalog, atlas.store, atlas.case.id, other, label=LabelChoice.ORIGINAL
+            atlas.catalog, atlas.store, atlas.case.id, other, label=ExportedLabels.ORIGINAL
         )
 
 
@@ -114,4 +114,4 @@ def test_the_command_names_what_there_is() -> None:
     from atlas_flows.commands.dicom import ChoiceName, KindName
 
     assert [one.value for one in KindName] == [one.value for one in ObjectKind]
-    assert [one.value for one in ChoiceName] == [one.value for one in LabelChoice]
+    assert [one.value for one in ChoiceName] == [one.value for one in ExportedLabels]
