@@ -28,7 +28,7 @@ from atlas_core.imaging.dicom_slices import (
     DicomSlice,
     looks_like_dicom,
     read_pixels,
-    read_slice,
+    read_slices,
     slice_of,
 )
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
@@ -103,7 +103,7 @@ def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOX
     """
     if not files:
         raise NotFound("no DICOM files to read")
-    slices, geometry = _stacked([read_slice(file) for file in files])
+    slices, geometry = _stacked([one for file in files for one in read_slices(file)])
     if geometry.voxels > max_voxels:
         raise LimitExceeded(
             "series is too large", expected=f"at most {max_voxels} voxels", got=geometry.voxels
