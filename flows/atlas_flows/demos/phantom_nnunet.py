@@ -55,15 +55,15 @@ class SmallPlan:
 
 PLANS = {
     "fine": SmallPlan(
-        spacing=(7.0, 7.0, 7.0),
-        patch=(32, 40, 40),
+        spacing=(8.0, 8.0, 8.0),
+        patch=(32, 32, 32),
         features=(8, 16, 32),
         kernels=((3, 3, 3),) * 3,
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
     ),
     "anisotropic": SmallPlan(
-        spacing=(12.0, 6.0, 6.0),
-        patch=(16, 56, 56),
+        spacing=(12.0, 8.0, 8.0),
+        patch=(16, 40, 40),
         features=(8, 16, 32),
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
@@ -199,7 +199,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="A folder per plan is written here.")
     parser.add_argument("--plan", choices=PLANS, action="append", help="Default: all.")
     parser.add_argument("--cases", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     for name in given.plan or PLANS:
