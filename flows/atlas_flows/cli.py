@@ -19,6 +19,7 @@ from atlas_flows.commands import (
     backup,
     cases,
     checks,
+    dicom,
     doctor,
     ensembles,
     evaluation,
@@ -61,6 +62,7 @@ app.command("simulate-annotator", rich_help_panel="Loop")(demos.simulate_annotat
 app.command("loop-demo", rich_help_panel="Start here")(demos.loop_demo)
 app.command("assemble", rich_help_panel="Atlas")(assembly.assemble)
 app.command("release", rich_help_panel="Atlas")(release.release)
+app.command("export-dicom", rich_help_panel="Atlas")(dicom.export_dicom)
 app.command("backup", rich_help_panel="Catalog")(backup.backup)
 app.command("restore", rich_help_panel="Catalog")(backup.restore)
 app.command("migrate", rich_help_panel="Catalog")(backup.migrate)

@@ -1,4 +1,4 @@
-"""DICOM objects out of labels and back: segmentations, written for the series that a CT came from.
+"""Labels as DICOM objects, written for the series that a CT came from, and such objects as labels.
 
 Functions are pure: headers, label maps and organs in, `pydicom.Dataset`s out. What a CT series is,
 and where its voxels lie, `atlas_core.imaging.dicom_reader` says.

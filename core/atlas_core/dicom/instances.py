@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
+from io import BytesIO
 from typing import Any, Final
 
+from numpy.typing import NDArray
 from pydicom import Dataset
 
 from atlas_core.errors import AtlasError, UnsupportedVolume
@@ -25,21 +27,42 @@ SERIES_NUMBER: Final = 9000
 _NAMESPACE: Final = uuid.UUID("6b1a7f3e-0c4d-5d0e-9a53-6a7d1f5c2b90")
 
 
-def uid_of(*parts: object) -> str:
+def uid_of(*parts: str | NDArray[Any]) -> str:
     """A UID that the same `parts` always get: a name-based UUID under 2.25 (PS3.5, B.2)."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, '|'.join(map(str, parts))).int}"
+    texts = [one if isinstance(one, str) else _sha256(one) for one in parts]
+    return f"2.25.{uuid.uuid5(_NAMESPACE, '|'.join(texts)).int}"
 
 
-def sha256_of(*contents: Any) -> str:
-    """SHA-256 of texts and arrays."""
-    digest = hashlib.sha256()
-    for content in contents:
-        if isinstance(content, str):
-            digest.update(content.encode())
-        else:
-            for piece in content:  # an array's first axis: no second copy of all of it
-                digest.update(piece.tobytes())
+def _sha256(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256(str(array.shape).encode())
+    for piece in array:  # along the first axis: no second copy of all of it
+        digest.update(piece.tobytes())
     return digest.hexdigest()
+
+
+def identity_of(
+    source: Dataset, description: str, created_at: datetime, content: Sequence[object]
+) -> str:
+    """What makes an object another one, besides its voxels."""
+    series = source.SeriesInstanceUID
+    return repr([version("atlasloop"), series, description, created_at.isoformat(), *content])
+
+
+def study_of(source: Dataset) -> dict[str, Any]:
+    """Arguments of `highdicom.base.SOPClass` that say whose study it is."""
+    return {
+        "study_instance_uid": source.StudyInstanceUID,
+        "patient_id": source.PatientID,
+        "patient_name": source.PatientName,
+        "patient_birth_date": source.PatientBirthDate,
+        "patient_sex": source.PatientSex,
+        "accession_number": source.AccessionNumber,
+        "study_id": source.StudyID,
+        "study_date": source.StudyDate,
+        "study_time": source.StudyTime,
+        "referring_physician_name": source.ReferringPhysicianName,
+        "specific_character_set": source.get("SpecificCharacterSet"),
+    }
 
 
 def equipment() -> dict[str, Any]:
@@ -58,10 +81,20 @@ def dated(dataset: Dataset, created_at: datetime) -> Dataset:
     """`dataset` with `created_at` wherever it says when it was made, and a UID of its own for
     its dimensions, in place of the clock's and chance's."""
     day, time = created_at.strftime("%Y%m%d"), created_at.strftime("%H%M%S")
-    for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate"):
+    for keyword in (
+        "InstanceCreationDate",
+        "ContentDate",
+        "SeriesDate",
+        "StructureSetDate",
+    ):
         if keyword in dataset:
             setattr(dataset, keyword, day)
-    for keyword in ("InstanceCreationTime", "ContentTime", "SeriesTime"):
+    for keyword in (
+        "InstanceCreationTime",
+        "ContentTime",
+        "SeriesTime",
+        "StructureSetTime",
+    ):
         if keyword in dataset:
             setattr(dataset, keyword, time)
     for item in dataset.get("ContributingEquipmentSequence") or ():
@@ -92,3 +125,10 @@ def header_carried_over() -> Iterator[None]:
             got=type(error).__name__,
             remedy="take the series as the scanner or the archive sent it",
         ) from error
+
+
+def as_bytes(dataset: Dataset) -> bytes:
+    """`dataset` as a DICOM file."""
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

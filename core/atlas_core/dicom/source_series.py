@@ -87,7 +87,8 @@ class SourceSeries:
 
 def _complete(dataset: Dataset) -> Dataset:
     """`dataset` with what every object of the study carries; the caller's stays as it is."""
-    complete = Dataset(dataset)
+    complete = Dataset()
+    complete.update(dataset)  # `Dataset(dataset)` would share its elements
     for keyword in MAY_BE_EMPTY:
         if keyword not in complete:
             setattr(complete, keyword, None)

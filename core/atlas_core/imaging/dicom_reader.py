@@ -28,13 +28,21 @@ from atlas_core.imaging.dicom_slices import (
     DicomSlice,
     looks_like_dicom,
     read_pixels,
-    read_slice,
+    read_slices,
     slice_of,
 )
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
 from atlas_core.imaging.nifti_writer import SlabWriter
 
-__all__ = ["CTS", "DicomSeries", "find_series", "grid_of", "looks_like_dicom", "write_series"]
+__all__ = [
+    "CTS",
+    "DicomSeries",
+    "find_series",
+    "grid_of",
+    "looks_like_dicom",
+    "the_series",
+    "write_series",
+]
 
 SLAB_PIXELS = 1 << 23
 """Slices of so many pixels together are decoded at once: 32 of 512×512."""
@@ -57,6 +65,27 @@ TILT_TOLERANCE_PIXELS = 0.5
 is straight; gantry tilt shifts by many."""
 
 
+def the_series(folder: Path) -> DicomSeries:
+    """The only CT series below `folder`.
+
+    Raises:
+        NotFound: none is there.
+        UnsupportedVolume: there are several.
+    """
+    found = [series for series in find_series(folder) if series.reason is None]
+    if not found:
+        raise NotFound("no CT series in this folder", case=folder.name)
+    if len(found) > 1:
+        raise UnsupportedVolume(
+            "several CT series in this folder",
+            case=folder.name,
+            expected="one",
+            got=len(found),
+            remedy="pass the folder of one series",
+        )
+    return found[0]
+
+
 def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOXELS) -> None:
     """Writes the slices of one CT series, in any order, as one NIfTI volume, all or nothing.
 
@@ -74,7 +103,7 @@ def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOX
     """
     if not files:
         raise NotFound("no DICOM files to read")
-    slices, geometry = _stacked([read_slice(file) for file in files])
+    slices, geometry = _stacked([one for file in files for one in read_slices(file)])
     if geometry.voxels > max_voxels:
         raise LimitExceeded(
             "series is too large", expected=f"at most {max_voxels} voxels", got=geometry.voxels

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,17 @@ PREAMBLE_BYTES = 128
 MAX_FILE_BYTES = 1 << 26
 """A slice of 2048×2048 has 8 MiB; a file of more than 64 MiB is no CT slice."""
 
+MAX_MULTIFRAME_BYTES = 1 << 30
+"""A whole CT in one file: 2,000 frames of 512×512."""
+
 MAX_SLICE_PIXELS = 1 << 24
 """4096×4096: detectors have at most a few thousand columns. A slice is decoded as a whole."""
 
 MAX_BITS = 32
 """BitsStored, at most; CTs have 12 or 16."""
 
-MAX_FRAMES = 1 << 31
-"""What NumberOfFrames can say; more than one is refused with a reason of its own."""
+MAX_FRAMES = 1 << 13
+"""Of one file. A stack of more slices than that is no CT."""
 
 MAX_RLE_BYTES_PER_PIXEL = 8
 """Of run lengths, at most: twice what 32 bits need."""
@@ -83,10 +87,22 @@ _TAGS = (
     "TemporalPositionIndex", "AcquisitionTime", "SeriesTime", "ImagesInAcquisition",
 )  # fmt: skip
 
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+
+_OF_FRAMES = (
+    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+)  # fmt: skip
+"""Functional groups that say what a plain slice says by itself."""
+
 
 @dataclass(frozen=True)
 class DicomSlice:
-    """What one file says about its slice. Lengths in mm, coordinates in DICOM's LPS."""
+    """What a file says about a slice. Lengths in mm, coordinates in DICOM's LPS.
+
+    Attributes:
+        frame: which frame of the file it is; None: the file has but one.
+    """
 
     file: Path
     position: Float3
@@ -98,6 +114,7 @@ class DicomSlice:
     intercept: float
     stored_range: tuple[int, int]
     syntax: UID
+    frame: int | None = None
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -124,8 +141,8 @@ def _begins_with_an_element(head: bytes) -> bool:
     return explicit or (head[:2] == b"\x08\x00" and int.from_bytes(head[4:8], "little") <= 64)
 
 
-def read_tags(file: Path) -> Dataset:
-    """The few tags of `_TAGS`.
+def read_tags(file: Path, more: tuple[str, ...] = ()) -> Dataset:
+    """The few tags of `_TAGS`, and `more`.
 
     Raises:
         NotFound: as `open_regular`.
@@ -133,7 +150,7 @@ def read_tags(file: Path) -> Dataset:
         UnsupportedVolume: deflated as a whole, which would have to be inflated without a bound.
         Exception: whatever pydicom raises on damaged headers.
     """
-    with _opened(file) as stream:
+    with _opened(file, MAX_MULTIFRAME_BYTES) as stream:
         bare = _begins_with_an_element(stream.read(8))
         stream.seek(0)
         if not bare:
@@ -142,7 +159,7 @@ def read_tags(file: Path) -> Dataset:
                 raise UnsupportedVolume(
                     "deflated DICOM is not read", remedy="inflate the series first"
                 )
-        return dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS), force=bare)
+        return dcmread(stream, stop_before_pixels=True, specific_tags=[*_TAGS, *more], force=bare)
 
 
 def pixel_bytes(file: Path) -> bytes:
@@ -158,40 +175,80 @@ def pixel_bytes(file: Path) -> bytes:
     return rescaled.encode() + bytes(tags.PixelData)
 
 
-def _opened(file: Path) -> BufferedReader:
+def _opened(file: Path, max_bytes: int = MAX_FILE_BYTES) -> BufferedReader:
     stream = open_regular(file)
     size = os.fstat(stream.fileno()).st_size
-    if size > MAX_FILE_BYTES:
+    if size > max_bytes:
         stream.close()
         raise LimitExceeded(
-            "DICOM file is too large for a slice", expected=f"at most {MAX_FILE_BYTES} bytes",
+            "DICOM file is too large for a slice", expected=f"at most {max_bytes} bytes",
             got=size,
         )  # fmt: skip
     return stream
 
 
-def read_slice(file: Path) -> DicomSlice:
-    """What a file says about its slice.
+def read_slices(file: Path) -> list[DicomSlice]:
+    """What a file says about its slice, or about each of its frames (enhanced CT).
 
     Raises:
         NotFound: as `open_regular`.
-        LimitExceeded: the file or the slice is too large.
-        UnsupportedVolume: no plain CT slice, or an attribute is missing or malformed.
+        LimitExceeded: the file or the slice is too large, or it has too many frames.
+        UnsupportedVolume: no CT slice, or an attribute is missing or malformed.
         CorruptFile: no readable DICOM file.
     """
     try:
-        return _slice(file, read_tags(file))
+        tags = read_tags(file)
+        if not _is_multiframe(tags):
+            return [_slice(file, tags)]
+        tags = read_tags(file, _GROUPS)
+        return [
+            replace(_slice(file, one), frame=number) for number, one in enumerate(_frames(tags))
+        ]
     except AtlasError:
         raise
     except Exception as error:  # pydicom raises what it likes, and may quote the header
         raise _unreadable(error) from None
 
 
+def _is_multiframe(tags: Dataset) -> bool:
+    return bool(_value(tags, "NumberOfFrames")) and _whole(tags, "NumberOfFrames", 1, 1 << 31) > 1
+
+
+def _frames(tags: Dataset) -> Iterator[Dataset]:
+    """Each frame as the data set of a plain slice.
+
+    Raises:
+        LimitExceeded: too many frames.
+        UnsupportedVolume: not as many descriptions as frames, as in files that are not enhanced.
+    """
+    count = _whole(tags, "NumberOfFrames", 1, 1 << 31)
+    if count > MAX_FRAMES:
+        raise LimitExceeded("too many frames", expected=f"at most {MAX_FRAMES}", got=count)
+    shared, frames = (list(_value(tags, name) or ()) for name in _GROUPS)
+    if len(frames) != count:
+        raise UnsupportedVolume(
+            "multi-frame CT does not say where its frames lie",
+            expected=f"{count} functional groups",
+            got=len(frames),
+            remedy="export it as enhanced CT, or as single slices",
+        )
+    for own in frames:
+        plain = Dataset()
+        plain.update(tags)  # `Dataset(tags)` would share its elements
+        plain.file_meta = tags.file_meta
+        del plain.NumberOfFrames
+        for group in (*shared[:1], own):
+            for name in _OF_FRAMES:
+                for item in list(group.get(name) or ())[:1]:
+                    plain.update(item)
+        yield plain
+
+
 def slice_of(dataset: Dataset) -> DicomSlice:
     """What a data set in memory says about its slice; it need not have pixels.
 
     Raises:
-        LimitExceeded, UnsupportedVolume, CorruptFile: as `read_slice`.
+        LimitExceeded, UnsupportedVolume, CorruptFile: as `read_slices`.
     """
     try:
         return _slice(Path(), dataset)
@@ -248,10 +305,9 @@ def _require_ct(tags: Dataset) -> None:
     modality = str(_value(tags, "Modality") or "")
     if modality != "CT":
         raise UnsupportedVolume("series is no CT", expected="modality CT", got=modality or "none")
-    if _value(tags, "NumberOfFrames") and _whole(tags, "NumberOfFrames", 1, MAX_FRAMES) > 1:
+    if _value(tags, "NumberOfFrames") and _whole(tags, "NumberOfFrames", 1, 1 << 31) > 1:
         raise UnsupportedVolume(
-            "enhanced (multi-frame) CT is not read",
-            remedy="convert it to NIfTI or to single-frame CT first",
+            "an enhanced (multi-frame) CT stands for a whole series", expected="single slices"
         )
     if _value(tags, "SamplesPerPixel") and _whole(tags, "SamplesPerPixel", 1, 4) != 1:
         raise UnsupportedVolume("pixels are colours", expected="one sample a pixel")
@@ -305,7 +361,8 @@ def read_pixels(one: DicomSlice) -> NDArray[Any]:
         CorruptFile: the pixel data is damaged, or has another size than the header says.
     """
     try:
-        with _opened(one.file) as stream:
+        limit = MAX_FILE_BYTES if one.frame is None else MAX_MULTIFRAME_BYTES
+        with _opened(one.file, limit) as stream:
             _require_decoder(one.syntax)
             if one.syntax in (*DECODERS, RLELossless):
                 _require_bounded(one, stream)
@@ -313,6 +370,7 @@ def read_pixels(one: DicomSlice) -> NDArray[Any]:
             stored: NDArray[Any] = pixel_array(
                 _complete(stream, one.syntax),
                 raw=True,
+                index=one.frame,
                 decoding_plugin=DECODERS.get(one.syntax, ""),
             )
     except AtlasError:
@@ -371,7 +429,9 @@ def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:
         CorruptFile: an image of another size, or more run lengths than pixels need.
     """
     pixels = one.size[0] * one.size[1]
-    frame = get_frame(dcmread(stream, specific_tags=["PixelData"]).PixelData, 0, number_of_frames=1)
+    tags = dcmread(stream, specific_tags=["PixelData", "NumberOfFrames"])
+    count = 1 if one.frame is None else int(tags.NumberOfFrames)
+    frame = get_frame(tags.PixelData, one.frame or 0, number_of_frames=count)
     if one.syntax == RLELossless:
         if len(frame) > MAX_RLE_BYTES_PER_PIXEL * pixels + RLE_HEADER_BYTES:
             raise CorruptFile(

@@ -126,6 +126,13 @@ def test_the_same_labels_give_the_same_bytes_and_others_another_uid(tmp_path: Pa
     assert written(other, geometry, headers).SOPInstanceUID != first.SOPInstanceUID
 
 
+def test_the_headers_of_the_source_stay_as_they_are(tmp_path: Path) -> None:
+    headers, geometry = imported(tmp_path)
+    before = [header.to_json_dict() for header in headers]
+    written(label_map(geometry.shape), geometry, headers)
+    assert [header.to_json_dict() for header in headers] == before
+
+
 def test_masks_may_overlap_and_empty_frames_and_organs_are_left_out(tmp_path: Path) -> None:
     headers, geometry = imported(tmp_path)
     liver = np.zeros(geometry.shape, bool)

@@ -33,6 +33,7 @@ from dicom_series import (
 from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    EnhancedCTImageStorage,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -271,6 +272,60 @@ def as_jpeg_lossless(dataset: Dataset) -> None:
     dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
 
 
+def enhanced(files: Sequence[Path], path: Path) -> Path:
+    """The slices of a series as the frames of one enhanced CT, in the order of their files."""
+    slices = [dcmread(file) for file in files]
+    made = Dataset(slices[0])
+    made.file_meta = slices[0].file_meta
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = EnhancedCTImageStorage
+    made.NumberOfFrames = len(slices)
+    made.PixelData = b"".join(one.PixelData for one in slices)
+    groups = {
+        "PlanePositionSequence": ["ImagePositionPatient"],
+        "PlaneOrientationSequence": ["ImageOrientationPatient"],
+        "PixelMeasuresSequence": ["PixelSpacing"],
+        "PixelValueTransformationSequence": ["RescaleSlope", "RescaleIntercept"],
+    }
+
+    def group(one: Dataset, names: Sequence[str]) -> Dataset:
+        functional = Dataset()
+        for name in names:
+            item = Dataset()
+            for keyword in groups[name]:
+                setattr(item, keyword, one[keyword].value)
+            setattr(functional, name, [item])
+        return functional
+
+    first, *shared = groups
+    made.SharedFunctionalGroupsSequence = [group(slices[0], shared)]
+    made.PerFrameFunctionalGroupsSequence = [group(one, [first]) for one in slices]
+    for keyword in (keyword for names in groups.values() for keyword in names):
+        delattr(made, keyword)
+    made.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_an_enhanced_ct_is_the_series_of_its_frames(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "plain")
+    plain = read_series(files)
+    (tmp_path / "enhanced").mkdir()
+    enhanced(files, tmp_path / "enhanced" / "one.dcm")
+    (series,) = find_series(tmp_path / "enhanced")
+    assert series.reason is None
+    read = read_series(series.files)
+    assert read.geometry == plain.geometry
+    assert np.array_equal(read.voxels, plain.voxels)
+
+
+def test_an_enhanced_ct_must_say_where_its_frames_lie(tmp_path: Path) -> None:
+    file = enhanced(write_series(tmp_path / "plain"), tmp_path / "one.dcm")
+    broken = dcmread(file)
+    del broken.PerFrameFunctionalGroupsSequence[-1]
+    broken.save_as(file)
+    with pytest.raises(UnsupportedVolume, match="where its frames lie"):
+        read_series([file])
+
+
 # JPEG 2000 cannot be written this small; a real series of it is read below.
 CODECS: dict[str, Callable[[Dataset], None]] = {
     "JPEG lossless": as_jpeg_lossless,
@@ -355,8 +410,7 @@ def test_real_series_that_are_no_grid(
 
 def test_other_real_dicom_is_told_apart(shared_data: Path) -> None:
     (enhanced,) = find_series(shared_data / "pydicom-data")
-    with pytest.raises(UnsupportedVolume, match="multi-frame"):
-        read_series(enhanced.files)
+    assert str(read_series(enhanced.files).geometry).startswith("512×512×2")
     for series in find_series(shared_data / "dcmqi/data/segmentations"):
         if series.modality == "SEG":
             with pytest.raises(UnsupportedVolume, match="no CT"):

@@ -16,7 +16,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from atlas_core.dicom.codes import CATEGORY, concept_of
-from atlas_core.dicom.instances import dated, equipment, header_carried_over, sha256_of, uid_of
+from atlas_core.dicom.instances import dated, equipment, header_carried_over, identity_of, uid_of
 from atlas_core.dicom.source_series import SourceSeries
 from atlas_core.errors import InvalidInput, UnknownLabel
 from atlas_core.geometry import VolumeGeometry
@@ -69,18 +69,10 @@ def segmentation(
     """
     series = SourceSeries.of(source)
     present, frames = segment_frames(series, labels, organs, geometry)
-    origins = {
-        organ.name: origin if isinstance(origin, LabelSource) else origin[organ.name]
-        for organ in present
-    }
-    identity = [
-        series.datasets[0].SeriesInstanceUID,
-        algorithm,
-        description,
-        created_at.isoformat(),
-    ]
-    identity += [f"{organ.model_dump_json()}{origins[organ.name]}" for organ in present]
-    uid = uid_of("SEG", version("atlasloop"), *identity, sha256_of(frames))
+    first = series.datasets[0]
+    origins = {organ.name: origin_of(origin, organ) for organ in present}
+    content = [algorithm, *((organ, origins[organ.name]) for organ in present)]
+    uid = uid_of("SEG", identity_of(first, description, created_at, content), frames)
     with header_carried_over():
         made = highdicom.seg.Segmentation(
             source_images=series.datasets,
@@ -100,6 +92,11 @@ def segmentation(
             **equipment(),
         )
     return dated(made, created_at)
+
+
+def origin_of(origin: Origin, organ: Organ) -> LabelSource:
+    """Where the label of `organ` comes from."""
+    return origin if isinstance(origin, LabelSource) else origin[organ.name]
 
 
 def segment_frames(
