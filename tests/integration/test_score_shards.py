@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.stack
 
 CASES = 24
 SHARDS = 2
-PATIENCE_S = 300.0
+PATIENCE_S = 150.0
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -86,9 +86,12 @@ def test_a_shard_that_dies_is_taken_over_and_no_case_is_scored_twice(
         }
         log = tmp_path / "log"
         serving = process(["atlas_flows.serve"], variables, log)
-        score = ["atlas_flows.cli", "score", "--shards", str(SHARDS), "--in-flight", "1"]
-        with serving, process(score, variables, log) as run:
-            until(simulated.asked.is_set, log.read_text())
+        score = ["atlas_flows.cli", "score", "--model", "simulated", "--shards", str(SHARDS)]
+        score += ["--in-flight", "1"]
+        with serving, ExitStack() as ending:
+            until(lambda: _are_served(stack), "shards are served")
+            run = ending.enter_context(process(score, variables, log))
+            until(simulated.asked.is_set, "a shard asks for the first case")
             (holder,) = until(lambda: _working_on(runs_of(stack, "score-shard")), "")
             os.kill(holder, signal.SIGKILL)  # with the case ids[0] under way
             simulated.release.set()
@@ -99,6 +102,11 @@ def test_a_shard_that_dies_is_taken_over_and_no_case_is_scored_twice(
     assert set(simulated.predicted.values()) == {1} and len(simulated.predicted) == CASES
     states = sorted(one["state_type"] for one in runs_of(stack, "score-shard"))
     assert states.count("CRASHED") == 1 and set(states) == {"CRASHED", "COMPLETED"}
+
+
+def _are_served(stack: Stack) -> bool:
+    deployments = ask_prefect(stack.settings, "/deployments/filter", {})
+    return any(one["name"] == "score-shard" and one["status"] == "READY" for one in deployments)
 
 
 def _working_on(runs: list[dict[str, Any]]) -> list[int]:
