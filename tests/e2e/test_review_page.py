@@ -599,8 +599,19 @@ PIXELS = "document.querySelector('canvas').toDataURL()"
 
 
 def pixels(page: Page) -> str:
-    """The canvas as it is drawn now, as text that can be compared."""
-    return str(page.evaluate(f"() => {PIXELS}"))
+    """The canvas once nothing changes it any more, as text that can be compared."""
+    return str(
+        page.evaluate(f"""async () => {{
+      const frame = () => new Promise(requestAnimationFrame)
+      for (let last, same = 0; ; ) {{
+        await frame()
+        const now = {PIXELS}
+        same = now === last ? same + 1 : 0
+        if (same === 3) return now
+        last = now
+      }}
+    }}""")
+    )
 
 
 def expect_pixels(page: Page, pixels: str, *, same: bool = True) -> None:
@@ -790,13 +801,13 @@ def mask_file(geometry: VolumeGeometry, folder: Path, name: str = "mask") -> Pat
 def test_a_mask_made_elsewhere(visit: Visit, admin: httpx.Client, tmp_path: Path) -> None:
     task = task_of(admin, 6)
     grid = geometry_of(task)
-    smaller = VolumeGeometry.from_array([side - 1 for side in grid.shape], grid.matrix)
+    larger = VolumeGeometry.from_array([side + 1 for side in grid.shape], grid.matrix)
     tab = open_task(visit, "bob", 6)
     tab.choose("gall bladder")
     field = tab.page.get_by_label("Mask of gall bladder made elsewhere")
-    field.set_input_files(mask_file(smaller, tmp_path, "smaller"))
+    field.set_input_files(mask_file(larger, tmp_path, "larger"))
     refused = tab.page.get_by_role("alert").filter(has_text="expected")
-    expect(refused).to_contain_text(str(smaller.shape[0]))
+    expect(refused).to_contain_text(str(larger.shape[0]))
     refused.get_by_role("button", name="Dismiss").click()
 
     field.set_input_files(mask_file(grid, tmp_path))
