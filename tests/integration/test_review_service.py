@@ -453,7 +453,7 @@ def test_the_peak_of_a_region_is_its_highest_voxel(
         low, high = region["box_ijk"]
         assert all(a <= p <= b for a, p, b in zip(low, peak, high, strict=True))
         assert attention[peak] >= answer["threshold"]
-        assert attention[peak] >= region["attention_sum"] / region["voxels"]
+        assert attention[peak] >= region["attention_ml"] / region["region_ml"]
 
 
 def test_regions_of_all_organs_name_their_organ(ann: httpx.Client, case: dict[str, Any]) -> None:
