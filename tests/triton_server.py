@@ -249,6 +249,7 @@ class TritonServer:
     def pause(self) -> None:
         """It takes no more work; `kill` ends that."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)  # not all threads stop at once
 
     @property
     def running(self) -> bool:

@@ -103,7 +103,8 @@ def test_a_case_that_another_holds_is_theirs(
         assert bob.get(kept["url"]).status_code == 200
         assert liver_in_force(ann, case["id"])["author"] is None
         assert labels_of_people(running.place) == before
-        done = ann.post(f"{API}/tasks/{task['id']}/confirm", json={}).json()
+        looked_at = {"visited": [organ["organ"] for organ in task["organs"]]}
+        done = ann.post(f"{API}/tasks/{task['id']}/confirm", json=looked_at).json()
         assert done["state"] == "confirmed"  # her judgement, whatever bob sent
         ended = way(bob, case, task["id"], a_mask(case, tmp_path, column + 9))
         assert ended.status_code == 409

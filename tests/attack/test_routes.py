@@ -47,6 +47,7 @@ NOWHERE: Final = {
     "strategy": "attention",
     "model": "pseudo_label",
     "session_id": "x",
+    "shape_id": "pseudo",
 }
 """What the routes are about does not exist, so that nothing changes."""
 
@@ -127,7 +128,8 @@ def unbounded(spec: dict[str, Any], schema: dict[str, Any], where: str) -> Itera
     if kind == "array":
         if "maxItems" not in schema:
             yield f"{where}[]"
-        yield from unbounded(spec, schema["items"], f"{where}[]")
+        for one in (*schema.get("prefixItems", ()), *filter(None, [schema.get("items")])):
+            yield from unbounded(spec, one, f"{where}[]")
     if kind == "object":
         for name, one in schema.get("properties", {}).items():
             yield from unbounded(spec, one, f"{where}.{name}")

@@ -310,7 +310,7 @@ def test_the_ui_of_prefect_asks_for_the_password_and_takes_it(
     page.locator("input[type=password]").fill(prefect_auth(target.settings))
     page.keyboard.press("Enter")
     page.get_by_role("link", name="Deployments").click()
-    page.get_by_text("score").first.wait_for()
+    page.locator("a[href*='/deployments/deployment/']").first.wait_for()
     page.close()
 
 

@@ -98,7 +98,7 @@ def test_attention_reads_its_configuration(values: str, clean: pytest.MonkeyPatc
     enter(clean, variables)
     settings = AttentionSettings()
     assert (settings.listen, settings.allow_remote) == ("0.0.0.0:18010", True)
-    place = "127.0.0.1" if values == "sidecar" else "site-atlasloop-triton"
+    place = "127.0.0.1" if values == "sidecar" else "site-atlasloop-triton-replicas"
     assert settings.triton == f"{place}:8001"
     assert settings.spool_folder == Path("/var/spool/atlasloop")
     if values == "production":

@@ -94,6 +94,7 @@ def test_windows_are_balanced_and_right_to_the_bit(
     both.server_models()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda seed: truth.holds(both, seed), range(32)))
+    until(lambda: sum(s.inferences() for s in triton_pair) >= sum(before) + 64, "all are counted")
     done = [server.inferences() - n for server, n in zip(triton_pair, before, strict=True)]
     assert sum(done) == 2 * 32, "no window is predicted twice"
     assert min(done) >= 16
@@ -107,10 +108,13 @@ def test_what_a_killed_server_had_is_sent_to_the_other(
     first, second = triton_pair
     both = open_predictor(first.address, second.address, shared_memory=transport)
     specs = both.ensemble()
+    counted = first.inferences() + second.inferences()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda seed: truth.holds(both, seed), range(4)))
-    first.pause()  # from now on it answers nothing
+    # A server counts an inference a little after it has answered.
+    until(lambda: first.inferences() + second.inferences() >= counted + 8, "all are counted")
     before = second.inferences()
+    first.pause()  # from now on it answers nothing
     windows = [window(seed) for seed in range(6)]
     answers = [both.submit(spec, voxels) for voxels in windows for spec in specs]
 
@@ -118,11 +122,14 @@ def test_what_a_killed_server_had_is_sent_to_the_other(
         done = sum(answer.done() for answer in answers)
         return second.inferences() - before == done == len(answers) - 2 * both.buffers_in_use
 
-    until(only_the_first_is_waited_for, "the other one answers what it got")
-    assert both.buffers_in_use
-    first.kill()
+    try:
+        until(only_the_first_is_waited_for, "the other one answers what it got")
+        assert both.buffers_in_use
+    finally:
+        first.kill()
     for answer in answers:
         answer.result(WAIT_S)
+    until(lambda: second.inferences() - before >= len(answers), "all are counted")
     assert second.inferences() - before == len(answers), "only what was lost is predicted again"
     for seed in range(6):
         truth.holds(both, seed)

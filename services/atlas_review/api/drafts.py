@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from atlas_review.api.access import SignedIn, TheReview
 from atlas_review.api.downloads import file_response
 from atlas_review.api.paths import API_PREFIX
-from atlas_review.api.queue import PAGE_NAME, TaskId
+from atlas_review.api.queue import PAGE_NAME, PAGE_NAME_LENGTH, TaskId
 from atlas_review.service import Review
 from atlas_review.volumes import CaseFile, label_on_grid, require_organ_values
 
@@ -27,7 +27,11 @@ _BASES: Final = TypeAdapter(dict[str, str])
 
 PageName = Annotated[
     str,
-    Header(pattern=PAGE_NAME, description="Window of your browser; see /tasks/{task_id}/lease."),
+    Header(
+        max_length=PAGE_NAME_LENGTH,
+        pattern=PAGE_NAME,
+        description="Window of your browser; see /tasks/{task_id}/lease.",
+    ),
 ]
 
 DRAFT_BODY: Final = {
@@ -109,7 +113,7 @@ def load_draft(
     review: TheReview,
     who: SignedIn,
     task_id: TaskId,
-    page: Annotated[str | None, Query(pattern=PAGE_NAME)] = None,
+    page: Annotated[str | None, Query(max_length=PAGE_NAME_LENGTH, pattern=PAGE_NAME)] = None,
 ) -> Response:
     """Your unfinished label map of this task, of one window or the first of all; X-Base says what
     it was made from."""

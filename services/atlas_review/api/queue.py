@@ -30,7 +30,8 @@ MAX_NOTE: Final = 2000
 MAX_ID: Final = 2**31 - 1
 """Ids are 32-bit integers in both databases."""
 
-PAGE_NAME: Final = r"^[A-Za-z0-9-]{0,64}$"
+PAGE_NAME: Final = r"^[A-Za-z0-9-]*$"
+PAGE_NAME_LENGTH: Final = 64
 
 MAX_SECONDS: Final = 7 * 24 * 3600.0
 
@@ -81,7 +82,10 @@ class LeaseAsk(_Body):
     """Which window of a browser asks for a lease."""
 
     page: str = Field(
-        default="", pattern=PAGE_NAME, description="Chosen at random by the window; empty: none."
+        default="",
+        max_length=PAGE_NAME_LENGTH,
+        pattern=PAGE_NAME,
+        description="Chosen at random by the window; empty: none.",
     )
     take_over: bool = Field(
         default=False, description="Work on in this window; the other one is refused from then on."
