@@ -28,6 +28,7 @@ from atlas_core.atomic_writes import replace_file
 from atlas_core.errors import AtlasError, NotFound
 from atlas_core.organs import read_scheme
 from atlas_core.phantoms import (
+    ANATOMY_ORGANS,
     HARD_KINDS,
     Anatomy,
     Kind,
@@ -345,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.command == "train":
             if chosen.anatomies and not chosen.source:
                 parser.error("--anatomies: name where they are from and their licence by --source")
-            scheme = read_scheme("totalsegmentator_v2")
+            scheme = read_scheme(ANATOMY_ORGANS)
             people = [read_anatomy(path, scheme) for path in chosen.anatomies]
             train_demo_models(
                 chosen.model or ORDER, chosen.models, chosen.steps, people, chosen.source

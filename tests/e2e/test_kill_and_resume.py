@@ -147,7 +147,7 @@ def bench(loaded: Bench) -> Bench:
     return loaded
 
 
-@pytest.mark.parametrize("part", ["triton", "attention"])
+@pytest.mark.parametrize("part", ["triton", pytest.param("attention", marks=pytest.mark.long)])
 def test_a_killed_service(bench: Bench, part: Any) -> None:
     run = bench.start("--patience", "2")
     bench.await_middle(run)
@@ -160,7 +160,7 @@ def test_a_killed_service(bench: Bench, part: Any) -> None:
     bench.require_recovery()
 
 
-@pytest.mark.parametrize("part", ["triton", "attention"])
+@pytest.mark.parametrize("part", [pytest.param("triton", marks=pytest.mark.long), "attention"])
 def test_a_run_outlives_a_service_that_comes_back(bench: Bench, part: Any) -> None:
     run = bench.start("--patience", "120")
     bench.await_middle(run)

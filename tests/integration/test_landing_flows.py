@@ -89,7 +89,15 @@ def test_a_list_is_written_and_a_page_of_nothing_is_not(landing: Path) -> None:
         ranking(dataset="no_such_one")
 
 
-@pytest.mark.parametrize("way", ["../outside", "/etc", "link/outside", "a/../../outside"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("../outside", marks=pytest.mark.long),
+        pytest.param("/etc", marks=pytest.mark.long),
+        "link/outside",
+        pytest.param("a/../../outside", marks=pytest.mark.long),
+    ],
+)
 def test_no_path_leads_out_of_the_landing_folder(landing: Path, way: str) -> None:
     landing.mkdir()
     outside = landing.parent / "outside"

@@ -67,6 +67,7 @@ def runs_of(stack: Stack, flow: str) -> list[dict[str, Any]]:
     )
 
 
+@pytest.mark.long
 def test_a_shard_that_dies_is_taken_over_and_no_case_is_scored_twice(
     prefect_stack: Stack, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ ALLOWED = {
     "core/atlas_core/organs.py",  # names the nine
     "core/atlas_core/catalog/migrations/versions/r0009_organ_schemes.py",  # what atlases had before
     "core/atlas_core/phantoms/organs.py",  # what they are drawn with
+    "core/atlas_core/phantoms/people.py",  # whose label maps they are drawn from
     "services/atlas_attention/settings.py",
     "services/atlas_review/settings.py",
     "flows/atlas_flows/settings.py",  # names the shipped ones in its help

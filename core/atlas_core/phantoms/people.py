@@ -24,6 +24,9 @@ from atlas_core.imaging.label_maps import boxes_of
 from atlas_core.organs import OrganScheme
 from atlas_core.phantoms.anatomy import Tissue
 
+ANATOMY_ORGANS = "totalsegmentator_v2"
+"""Organs of label maps, unless somebody says others: hardly anybody else names a whole body."""
+
 SPACING_MM = 2.0
 """Of an anatomy's grid: finer structures are noise in label maps of 1.5 mm."""
 

@@ -167,8 +167,11 @@ def phantoms(
         ),
     ] = None,
     anatomy_organs: Annotated[
-        str, typer.Option(help="Organs of label maps: a name, or a YAML file.")
-    ] = "totalsegmentator_v2",
+        str | None,
+        typer.Option(
+            help="Organs of these label maps: a name, or a YAML file. Default: TotalSegmentator's."
+        ),
+    ] = None,
 ) -> None:
     """Generate abdominal CTs with all nine organs, and their truth.
 
@@ -183,11 +186,12 @@ def phantoms(
     Example: atlasloop phantoms phantoms --cases 20 --seed 7
     """
     from atlas_core.organs import read_scheme
-    from atlas_core.phantoms import PhantomGrid, read_anatomy, write_phantoms
+    from atlas_core.phantoms import ANATOMY_ORGANS, PhantomGrid, read_anatomy, write_phantoms
 
     from atlas_flows.evaluation import TRUTH_FOLDER
 
-    people = [read_anatomy(path, read_scheme(anatomy_organs)) for path in anatomies or ()]
+    structures = read_scheme(anatomy_organs or ANATOMY_ORGANS)
+    people = [read_anatomy(path, structures) for path in anatomies or ()]
     for person in people:
         if person.unknown:
             console().print(
