@@ -150,10 +150,9 @@ def _sample_scan(
 ) -> Scan:
     scale = np.abs(np.diag(np.linalg.inv(body.matrix)))
     extent_mm = np.array(anatomy.tissue.shape) * SPACING_MM * scale
-    inside = anatomy.outside_mm == 0
-    wide, deep = (
-        np.ptp(np.flatnonzero(inside.any(axis=(0, other)))) * SPACING_MM * scale[axis]
-        for other, axis in ((1, 2), (2, 1))
+    _, deep, wide = (
+        (side.stop - 1 - side.start) * SPACING_MM * along
+        for side, along in zip(anatomy.box, scale, strict=True)
     )
     view = float(np.clip((wide + 2 * body.rim_mm) * rng.uniform(1.04, 1.18), 150.0, 500.0))
     slice_mm = float(np.round(rng.uniform(2.5, 3.2), 2))
@@ -198,9 +197,8 @@ def _draw(anatomy: Anatomy, body: _Body, scan: Scan) -> NDArray[np.uint8]:
 
 def _middle(anatomy: Anatomy) -> tuple[float, float, float]:
     """Of the body, in voxels: x and y of the box around it, z of the grid."""
-    inside = anatomy.outside_mm == 0
-    y, x = (np.flatnonzero(inside.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    return ((len(inside) - 1) / 2, float(y.min() + y.max()) / 2, float(x.min() + x.max()) / 2)
+    _, y, x = ((side.start + side.stop - 1) / 2 for side in anatomy.box)
+    return (len(anatomy.tissue) - 1) / 2, y, x
 
 
 def _slab(

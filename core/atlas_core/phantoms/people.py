@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy import ndimage
 from atlas_core.errors import InvalidInput
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import LabelVolume, read_label
-from atlas_core.imaging.label_maps import boxes_of
+from atlas_core.imaging.label_maps import VoxelBox, bounding_box, boxes_of
 from atlas_core.organs import OrganScheme
 from atlas_core.phantoms.anatomy import Tissue
 
@@ -137,7 +138,14 @@ class Anatomy:
     outside_mm: NDArray[np.uint8]
     unknown: tuple[str, ...] = ()
 
-    @property
+    @cached_property
+    def box(self) -> VoxelBox:
+        """What the body fills, of z, y and x."""
+        found = bounding_box(self.outside_mm == 0)
+        assert found is not None, "`read_anatomy` refuses what is empty"
+        return found
+
+    @cached_property
     def sha256(self) -> str:
         """Of the tissues: another label map, another anatomy."""
         described = hashlib.sha256(repr(self.tissue.shape).encode())
@@ -226,7 +234,7 @@ def _filling(name: str) -> Filling | None:
 
 def _fill(tissue: NDArray[np.uint8], mask: NDArray[np.bool_], filling: Filling) -> None:
     tissue[mask] = filling.outer
-    (box,) = ndimage.find_objects(mask.view(np.uint8)) or [None]
+    box = None if filling.inner is None else bounding_box(mask)
     if filling.inner is None or box is None:
         return
     # A margin of one voxel, so that the border of the box is no border of the structure.
