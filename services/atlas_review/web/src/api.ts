@@ -133,10 +133,20 @@ export interface Shape {
   volume_ml: number | null
   url: string
 }
+/** What somebody said about a case, an organ of it, or a voxel of the CT. */
+export interface Comment {
+  author: string
+  text: string
+  organ: string | null
+  voxel_ijk: [number, number, number] | null
+  created_at: string
+}
 export interface CaseBrief {
   id: string
   dataset: string
   state?: string | null
+  /** Its newest task; null: it never had one. */
+  task_id: number | null
   flagged: boolean
 }
 export interface Statistics {

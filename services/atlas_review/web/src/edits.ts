@@ -93,6 +93,11 @@ export class History {
     return edit
   }
 
+  clear(): void {
+    this.done.length = this.undone.length = 0
+    this.bytes = 0
+  }
+
   get canUndo(): boolean {
     return this.done.length > 0
   }

@@ -148,4 +148,6 @@ whenLoggedOut(() => {
 })
 
 addEventListener('hashchange', () => void show())
+// A page that comes back as it was left has given up its lease.
+addEventListener('pageshow', (event) => event.persisted && location.reload())
 void start()

@@ -51,7 +51,7 @@ export function attempt(action: () => Promise<unknown>): void {
 }
 
 /** Ask for a text; null when the user cancels. */
-export function ask(question: string, field: string, confirm: string): Promise<string | null> {
+export function ask(question: string, field: string, confirm: string, warning = ''): Promise<string | null> {
   return new Promise((resolve) => {
     const input = h('textarea', { required: true, rows: 3, maxlength: 2000 })
     const dialog = h(
@@ -64,6 +64,7 @@ export function ask(question: string, field: string, confirm: string): Promise<s
         },
       },
       h('h2', {}, question),
+      warning && h('p', {}, warning),
       h(
         'form',
         { method: 'dialog' },

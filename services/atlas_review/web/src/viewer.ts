@@ -473,6 +473,16 @@ export class Viewer {
     this.moveTo(voxel)
   }
 
+  /** To a voxel of the file. */
+  jumpToVoxel(ijk: readonly number[]): void {
+    this.moveTo(this.clamped(this.grid.fromFile(ijk)))
+  }
+
+  /** Where the crosshair is. */
+  get here(): Location {
+    return this.describe(this.crosshair)
+  }
+
   private moveTo(voxel: Vec3): void {
     this.crosshair = voxel
     this.refreshMarks()

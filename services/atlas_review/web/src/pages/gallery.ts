@@ -14,6 +14,7 @@ export const openGallery: OpenPage = async (main) => {
     { keys: ['ArrowRight', 'j'], does: 'next case', group: 'Gallery', run: () => gallery.step(1) },
     { keys: ['ArrowLeft', 'k'], does: 'previous case', group: 'Gallery', run: () => gallery.step(-1) },
     { keys: ['Home'], does: 'first case', group: 'Gallery', run: () => gallery.select(0) },
+    { keys: ['Enter'], does: 'open the case', group: 'Gallery', run: () => gallery.open() },
     { keys: ['f'], does: 'flag this case, or remove the flag', group: 'Gallery', run: () => attempt(() => gallery.flag()) },
   ])
   await gallery.reload()
@@ -138,6 +139,12 @@ class Gallery {
     if (at + PREFETCHED >= this.cases.length && this.cases.length < this.total) attempt(() => this.extend())
   }
 
+  /** To the page of the shown case, where there is one. */
+  open(): void {
+    const task = this.cases[this.at]?.task_id
+    if (task) location.hash = `#/task/${task}`
+  }
+
   private async extend(): Promise<void> {
     await this.more()
     this.drawList()
@@ -150,6 +157,7 @@ class Gallery {
       h('strong', {}, one.id),
       h('span', {}, one.dataset),
       one.state && h('span', { class: `state ${one.state}` }, title(one.state)),
+      one.task_id !== null && h('a', { class: 'button', href: `#/task/${one.task_id}`, title: 'Open the case (key Enter)' }, 'Open'),
       h('span', {}, `${this.at + 1} of ${this.total}`),
       one.flagged && h('span', { class: 'state skipped' }, 'flagged'),
     )

@@ -3,9 +3,10 @@
 import type { Context, OpenPage, Page } from '../context'
 import { h, replace } from '../dom'
 import { setKeys } from '../keys'
-import { say, showError } from '../notices'
+import { attempt, say, showError } from '../notices'
 import { mostUrgent } from '../task/urgency'
 import { chooseDraft } from '../task/dialogs'
+import { Comments } from '../task/comments'
 import { Foot } from '../task/foot'
 import { HandIn } from '../task/hand-in'
 import { Head } from '../task/head'
@@ -38,6 +39,7 @@ class TaskPage implements Page {
   private readonly shapes: Shapes
   private readonly handIn: HandIn
   private readonly foot: Foot
+  private readonly comments: Comments
   private readonly shown = new AbortController()
   private readonly canvas = h('canvas', { id: 'views', 'aria-label': 'CT views', tabindex: '0' })
 
@@ -52,6 +54,7 @@ class TaskPage implements Page {
     this.handIn = new HandIn(space, (text) => this.finish(text))
     this.organPanel = new OrganPanel(space, (organ, file) => this.handIn.uploadMask(organ, file))
     this.foot = new Foot(context.organs)
+    this.comments = new Comments(space)
   }
 
   layout(): HTMLElement[] {
@@ -65,7 +68,7 @@ class TaskPage implements Page {
         { class: 'case' },
         aside('left', 'Organs and verdicts', this.organs.element, this.organPanel.element),
         views,
-        aside('right', 'Overlays, regions and actions', this.overlays.element, h('h2', {}, 'Attended regions'), this.regions.element, this.shapes.element, this.handIn.element),
+        aside('right', 'Overlays, regions and actions', this.overlays.element, h('h2', {}, 'Attended regions'), this.regions.element, this.shapes.element, this.handIn.element, this.comments.element),
       ),
     ]
   }
@@ -92,6 +95,7 @@ class TaskPage implements Page {
     setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn }))
     this.regions.jumpTo(0)
     this.lookAgain(id)
+    attempt(() => this.comments.load())
     this.canvas.focus()
   }
 

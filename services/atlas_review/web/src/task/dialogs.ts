@@ -2,21 +2,21 @@
 
 import type { LabelVersion } from '../api'
 import { h, title } from '../dom'
+import type { Candidate } from '../drafts/choice'
 import { choose } from '../notices'
+import { WINDOW } from '../window'
 import { describeVersion, explain } from './texts'
 import type { StaleBase } from './work'
 
-/** Both this browser and the server have a draft of the task. */
-export async function chooseDraft(): Promise<'browser' | 'server'> {
+/** Several windows have drawn in this task: which drawing does this one go on with? */
+export async function chooseDraft(drafts: readonly Candidate[]): Promise<Candidate> {
+  const name = (one: Candidate): string => `${one.window === WINDOW ? 'This window’s' : 'Another window’s'}, ${new Date(one.saved_at).toLocaleString()}`
   const answer = await choose(
-    'There are two drafts of this task',
-    h('p', {}, 'This browser has strokes that never reached the server, and the server has a newer draft from elsewhere. The one that you do not choose is dropped.'),
-    [
-      ['browser', 'Continue with this browser’s'],
-      ['server', 'Continue with the server’s'],
-    ],
+    'This case was drawn in more than one window',
+    h('p', {}, 'Choose the drawing to go on with. The others are kept until the case ends; they are offered again when it is opened.'),
+    drafts.map((one, n) => [String(n), name(one)] as [string, string]),
   )
-  return answer === 'server' ? 'server' : 'browser'
+  return drafts[Number(answer)] ?? drafts[0]!
 }
 
 /** Somebody else changed the organ meanwhile: which version should the drawing build on? '' decides later. */

@@ -2,7 +2,7 @@
 
 import { Problem, type Organ } from '../api'
 import { h } from '../dom'
-import type { SaveState } from '../drafts'
+import type { SaveState } from '../drafts/autosave'
 import { showError } from '../notices'
 import type { Location } from '../viewer'
 import { describeLocation, describePlace, SAVED } from './texts'

@@ -6,7 +6,7 @@ import { button, h, replace, title } from '../dom'
 import { goToNext } from '../next'
 import { ask, attempt, say } from '../notices'
 import { chooseVersion, confirmDiscard, confirmRest } from './dialogs'
-import { StaleBase, type Work } from './work'
+import { StaleBase, type Ended, type Work } from './work'
 import type { Workspace } from './workspace'
 
 export class HandIn {
@@ -37,8 +37,10 @@ export class HandIn {
         button('Skip', () => this.skip(), { key: 'x' }),
         edited > 0 && button('Discard drawing', () => this.discard()),
       ],
+      this.work.free && button(this.work.elsewhere ? 'Work here instead' : 'Work on this case', () => this.begin(), { key: 'p', kind: 'primary' }),
+      this.work.mayTakeBack && button('Take back', () => this.takeBack()),
       locked && FINISHED.has(detail.state) && may(context, 'manager', 'reader') && button('Reopen', () => attempt(() => this.reopen())),
-      button('Next case', () => attempt(goToNext), { key: 'n', kind: locked ? 'primary' : '' }),
+      button('Next case', () => attempt(goToNext), { key: 'n', kind: locked && !this.work.free ? 'primary' : '' }),
       h('a', { class: 'button', href: path(`cases/${encodeURIComponent(detail.case_id)}/download.zip`), download: '' }, 'Download for ITK-SNAP or Slicer'),
     )
   }
@@ -50,8 +52,7 @@ export class HandIn {
         return
       }
       await this.resolvingStaleBase(async () => {
-        await this.work.submit()
-        this.onFinished('Revision submitted')
+        this.onFinished(`Revision submitted${unjudged(await this.work.submit())}`)
       })
     })
   }
@@ -64,17 +65,20 @@ export class HandIn {
       }
       const { unvisited, detail } = this.work
       if (!detail.confirm_unvisited && unvisited.length > 0 && !(await confirmRest(unvisited))) return
-      await this.work.confirm()
-      this.onFinished(`Case ${title(this.work.detail.state)}`) // revised, where a label was handed in before
+      const ended = await this.work.confirm()
+      this.onFinished(`Case ${title(ended.state)}${unjudged(ended)}`) // revised, where a label was handed in before
     })
   }
 
   skip(): void {
     this.once(async () => {
-      const reason = await ask('Skip this case', 'Reason', 'Skip')
+      const drawn = [...this.work.changed].map(title).join(', ')
+      const warning = drawn && `What you have drawn is not handed in: ${drawn}. It is kept for a while, in case you take this back.`
+      const reason = await ask('Skip this case', 'Reason', 'Skip', warning)
       if (reason === null) return
-      await this.work.skip(reason)
-      this.onFinished('Case skipped')
+      const { draft_kept_until } = await this.work.skip(reason)
+      const until = draft_kept_until && new Date(draft_kept_until).toLocaleString()
+      this.onFinished(until ? `Case skipped; your drawing is kept until ${until}` : 'Case skipped')
     })
   }
 
@@ -108,6 +112,18 @@ export class HandIn {
     })
   }
 
+  /** Work on the case that is only looked at, or that another window works on. */
+  begin(): void {
+    if (this.work.free) this.exclusively(() => this.work.begin())
+  }
+
+  private takeBack(): void {
+    this.exclusively(async () => {
+      await this.work.takeBack()
+      showAgain()
+    })
+  }
+
   private async reopen(): Promise<void> {
     const reason = await ask('Reopen this task', 'Reason', 'Reopen')
     if (reason === null) return
@@ -116,7 +132,11 @@ export class HandIn {
   }
 
   private once(action: () => Promise<void>): void {
-    if (this.busy || this.space.locked) return
+    if (!this.space.locked) this.exclusively(action)
+  }
+
+  private exclusively(action: () => Promise<void>): void {
+    if (this.busy) return
     this.busy = true
     attempt(() =>
       action().finally(() => {
@@ -143,6 +163,11 @@ export class HandIn {
     this.work.rebase(organ, current.id)
     say(answer === 'theirs' ? `${title(organ)} is theirs now; continue drawing, then submit.` : 'Submit again to put yours into force.')
   }
+}
+
+/** Which organs nobody has judged, as the end of a sentence. */
+function unjudged({ unjudged: organs }: Ended): string {
+  return organs.length ? `; without a verdict: ${organs.map(title).join(', ')}` : ''
 }
 
 /** Open the page of the same task anew. */

@@ -5,6 +5,7 @@ import { h, replace, title } from '../dom'
 import { because } from '../reasons'
 import { Banner } from '../notices'
 import { describeReadOnly, secondReadersQuestion } from './texts'
+import { LOOKING } from './work'
 import type { Workspace } from './workspace'
 
 export class Head {
@@ -25,11 +26,12 @@ export class Head {
       because(task) && h('span', { 'aria-label': 'Why it is here' }, `because of ${because(task)}`),
       task.case.left_out > 0 && h('span', {}, `${Math.round(100 * task.case.left_out)} % of the body not looked at`),
       h('span', { class: `state ${task.state}`, role: 'status', 'aria-label': 'State' }, title(task.state)),
+      this.space.work.readOnly === LOOKING && h('span', { class: 'state' }, 'only looking'),
       task.second_reader && h('span', { class: 'state second_reading' }, 'second reader asked'),
       task.second_reader && this.question(),
     )
     const why = this.space.work.readOnly
-    if (why === null) this.readOnlyBanner.set()
+    if (why === null || why === LOOKING) this.readOnlyBanner.set()
     else this.readOnlyBanner.set('Read-only: ', describeReadOnly(why))
   }
 

@@ -55,6 +55,7 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes
     key('Hand in', 'Ctrl+Enter', 'submit revision', () => handIn.submit()),
     key('Hand in', 'r', 'ask a second reader', () => handIn.askSecondReader()),
     key('Hand in', 'x', 'skip', () => handIn.skip()),
+    key('Hand in', 'p', 'work on a case that is only looked at', () => handIn.begin()),
     key('Hand in', 'n', 'next case', () => attempt(goToNext)),
   ]
 }

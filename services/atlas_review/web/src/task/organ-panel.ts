@@ -48,6 +48,7 @@ export class OrganPanel {
         { class: 'row' },
         button('Confirm organ', () => this.judge('confirmed'), { key: 'Enter' }),
         button('Needs revision', () => this.judge('needs_revision'), { key: 'w' }),
+        task.verdict && button('Take back', () => this.judge(null), { label: `Take back the verdict on ${title(name)}` }),
       ),
     ]
   }
@@ -75,13 +76,14 @@ export class OrganPanel {
     return h('label', { class: 'field' }, 'Upload a mask made elsewhere', input)
   }
 
-  judge(verdict: Verdict): void {
+  /** null takes the verdict back. */
+  judge(verdict: Verdict | null): void {
     const task = this.space.organTask(this.space.organ.name)
     if (this.space.locked || !task) return
-    const errorType = verdict === 'confirmed' ? '' : this.enteredErrorType(task)
+    const errorType = verdict !== 'needs_revision' ? '' : this.enteredErrorType(task)
     const { work } = this.space
     attempt(async () => {
-      await work.judge(task.organ, verdict, errorType, this.enteredNote(task))
+      await work.judge(task.organ, verdict, errorType, verdict ? this.enteredNote(task) : '')
       if (verdict === 'confirmed') this.space.activateNamed(nextUnjudged(work.detail.organs)?.organ)
     })
   }

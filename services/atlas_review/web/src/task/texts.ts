@@ -2,7 +2,7 @@
 
 import { Problem, type LabelVersion, type Organ, type TaskDetail } from '../api'
 import { title } from '../dom'
-import type { SaveState } from '../drafts'
+import type { SaveState } from '../drafts/autosave'
 import type { Location } from '../viewer'
 
 export const SAVED: Record<SaveState, string> = {
