@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import read_label
+from atlas_core.imaging import read_label, write_volume
 from browser import Visit
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect
@@ -157,3 +157,31 @@ def fetched(client: httpx.Client, url: str, folder: Path) -> Any:
 
 def geometry_of(task: dict[str, Any]) -> VolumeGeometry:
     return VolumeGeometry.from_array(task["case"]["shape"], np.array(task["case"]["affine"]))
+
+
+def draft_of(client: httpx.Client, task: int, folder: Path) -> NDArray[np.uint8]:
+    """The label map as `client` has drawn it."""
+    drawn: NDArray[np.uint8] = fetched(client, f"/api/v1/tasks/{task}/draft", folder).voxels
+    return drawn
+
+
+def axial_axis(task: dict[str, Any]) -> int:
+    """Axis of the file along which the axial slices follow each other."""
+    matrix = geometry_of(task).matrix[:3, :3]
+    return int(np.argmax(np.abs(matrix[2]) / np.linalg.norm(matrix, axis=0)))
+
+
+def hand_in(client: httpx.Client, task: dict[str, Any], organ: str, folder: Path) -> httpx.Response:
+    """A label that another program made: one voxel in the first corner."""
+    mask = mask_file(geometry_of(task), folder)
+    base = in_force(task, organ)["id"]
+    url = f"/api/v1/cases/{task['case_id']}/labels?organ={organ}&base={base}"
+    return client.post(url, files={"label": ("mask.nii.gz", mask.read_bytes())})
+
+
+def mask_file(geometry: VolumeGeometry, folder: Path, name: str = "mask") -> Path:
+    voxels = np.zeros(geometry.shape, np.uint8, order="F")
+    voxels[0, 0, 0] = 1
+    path = folder / f"{name}.nii.gz"
+    write_volume(path, voxels, geometry)
+    return path

@@ -23,13 +23,17 @@ from oidc_provider import running_provider, settings_for
 from playwright.sync_api import Browser, Page, Route, expect
 from review_page import (
     STROKE_PX,
+    axial_axis,
     begin,
     case_tab,
+    draft_of,
     fetched,
     geometry_of,
+    hand_in,
     in_force,
     label_map,
     log_in,
+    mask_file,
     open_task,
     task_of,
 )
@@ -207,18 +211,6 @@ def test_undo_goes_back_to_the_first_stroke(visit: Visit) -> None:
     expect(tab.page.get_by_role("button", name="Undo")).to_be_disabled()
 
 
-def draft_of(client: httpx.Client, task: int, folder: Path) -> NDArray[np.uint8]:
-    """The label map as `client` has drawn it."""
-    drawn: NDArray[np.uint8] = fetched(client, f"/api/v1/tasks/{task}/draft", folder).voxels
-    return drawn
-
-
-def axial_axis(task: dict[str, Any]) -> int:
-    """Axis of the file along which the axial slices follow each other."""
-    matrix = geometry_of(task).matrix[:3, :3]
-    return int(np.argmax(np.abs(matrix[2]) / np.linalg.norm(matrix, axis=0)))
-
-
 def test_the_eraser_removes_only_the_pens_organ(
     visit: Visit, bob: httpx.Client, tmp_path: Path
 ) -> None:
@@ -319,7 +311,7 @@ def test_a_second_reader_is_another_user_with_the_role(
     with visiting(chromium, site.url) as reader:
         reading = open_task(reader, "rita", 8)
         expect(reading.page.get_by_text("second reader asked")).to_be_visible()
-        expect(reading.page.get_by_text("Is this a cavity?")).to_be_visible()
+        expect(reading.page.get_by_label("Asked by bob")).to_have_text("Is this a cavity?")
         reading.press("Shift+Enter")
         reading.expect_state("revised")  # through bob's drawing, which rita confirms
     done = task_of(admin, 8)
@@ -556,7 +548,7 @@ def test_a_reload_keeps_slice_zoom_window_tool_and_pen(visit: Visit) -> None:
         button = view.get_by_role("button", name=name, exact=True)
         expect(button).to_have_attribute("aria-pressed", "true")
     expect(view.get_by_role("region", name="Active organ")).to_contain_text("aorta")
-    expect(view.get_by_label("Pen size")).to_have_attribute("aria-valuetext", "3 voxels")
+    expect(view.get_by_label("Pen size")).to_have_attribute("aria-valuetext", "2 mm")
     expect_pixels(view, before)
 
 
@@ -667,22 +659,6 @@ def test_a_stale_base_shows_both_labels(visit: Visit, admin: httpx.Client, tmp_p
     assert [one["author"] for one in found] == ["admin", "ann", "ann"]
     assert [one["in_force"] for one in found] == [False, False, True]
     assert found[-1]["base"] == theirs["id"]
-
-
-def hand_in(client: httpx.Client, task: dict[str, Any], organ: str, folder: Path) -> httpx.Response:
-    """A label that another program made: one voxel in the first corner."""
-    mask = mask_file(geometry_of(task), folder)
-    base = in_force(task, organ)["id"]
-    url = f"/api/v1/cases/{task['case_id']}/labels?organ={organ}&base={base}"
-    return client.post(url, files={"label": ("mask.nii.gz", mask.read_bytes())})
-
-
-def mask_file(geometry: VolumeGeometry, folder: Path, name: str = "mask") -> Path:
-    voxels = np.zeros(geometry.shape, np.uint8, order="F")
-    voxels[0, 0, 0] = 1
-    path = folder / f"{name}.nii.gz"
-    write_volume(path, voxels, geometry)
-    return path
 
 
 def test_a_mask_made_elsewhere(visit: Visit, admin: httpx.Client, tmp_path: Path) -> None:

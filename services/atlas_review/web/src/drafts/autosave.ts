@@ -1,7 +1,7 @@
 /** Sends the drawing to the server soon after each stroke: another computer can go on. */
 
 import { Offline, Problem, send } from '../api'
-import type { Edit } from '../edits'
+import type { Edit } from '../voxels/edits'
 import type { Bytes } from '../viewer'
 import { WINDOW } from '../window'
 import type { Bases, LocalDrafts } from './local'

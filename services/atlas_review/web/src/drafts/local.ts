@@ -1,6 +1,6 @@
 /** Drafts in the browser's database: every stroke goes there at once, so that a closed tab loses nothing. */
 
-import type { Edit } from '../edits'
+import type { Edit } from '../voxels/edits'
 import type { Bytes } from '../viewer'
 
 /** Version of each drawn organ's label that the drawing began from; "none" where there was none. */

@@ -20,7 +20,7 @@ export async function chooseDraft(drafts: readonly Candidate[]): Promise<Candida
 }
 
 /** Somebody else changed the organ meanwhile: which version should the drawing build on? '' decides later. */
-export async function chooseVersion({ organ, current, submitted, problem }: StaleBase): Promise<'theirs' | 'mine' | ''> {
+export async function chooseVersion({ organ, current, submitted, problem }: StaleBase): Promise<'theirs' | 'mine' | 'difference' | ''> {
   const row = (name: string, version: LabelVersion | null): HTMLElement =>
     h('tr', {}, h('th', { scope: 'row' }, name), h('td', {}, version ? describeVersion(version) : 'unknown'))
   const answer = await choose(
@@ -35,10 +35,11 @@ export async function chooseVersion({ organ, current, submitted, problem }: Stal
     [
       ['theirs', 'Take theirs into my drawing'],
       ['mine', 'Keep mine on top of theirs'],
+      ['difference', 'Show the difference'],
       ['', 'Decide later'],
     ],
   )
-  return answer as 'theirs' | 'mine' | ''
+  return answer as 'theirs' | 'mine' | 'difference' | ''
 }
 
 /** Whether to throw the drawing away; `stored` organs were handed in already and keep their labels. */

@@ -4,7 +4,7 @@ import { Problem, send, type Organ } from '../api'
 import { Autosave, fetchDraft, type SaveState } from '../drafts/autosave'
 import { candidates, choices, serverDrafts, type Candidate } from '../drafts/choice'
 import { LocalDrafts, type Bases, type LocalDraft } from '../drafts/local'
-import type { Edit, History } from '../edits'
+import type { Edit, History } from '../voxels/edits'
 import type { Bytes, Viewer } from '../viewer'
 import { WINDOW } from '../window'
 
@@ -42,7 +42,7 @@ export class Drawing {
     const chosen = drafts.length > 1 ? await this.events.chooseDraft(drafts) : drafts[0]
     if (!chosen || (this.restored && chosen.window === WINDOW)) return false
     if (this.restored) {
-      this.viewer.reset()
+      this.viewer.editor.reset()
       this.history.clear()
     }
     this.restored = true
@@ -56,7 +56,7 @@ export class Drawing {
     this.bases = draft.bases
     if (draft.snapshot) await this.layOver(draft.snapshot.bytes, draft.bases)
     for (const edit of draft.edits) {
-      this.viewer.apply(edit)
+      this.viewer.editor.apply(edit)
       this.history.add(edit)
     }
     if (draft.edits.length > 0) this.autosave.schedule(0)
@@ -73,7 +73,7 @@ export class Drawing {
 
   private async layOver(draft: Bytes, bases: Bases): Promise<void> {
     const labels = new Set(this.organs.filter((one) => one.name in bases).map((one) => one.label))
-    this.viewer.restore(await this.viewer.readMap(draft), labels)
+    this.viewer.editor.restore(await this.viewer.readMap(draft), labels)
   }
 
   /** Every edit is safe in this browser before anything else is done with it. */
@@ -88,7 +88,7 @@ export class Drawing {
 
   /** Discard every edit, here and on the server, of every window. */
   async discard(): Promise<void> {
-    this.viewer.reset()
+    this.viewer.editor.reset()
     await this.local.clear()
     await send(`tasks/${this.task}/draft`, { method: 'DELETE' }).catch((error: unknown) => {
       if (!(error instanceof Problem) || error.status !== 404) throw error

@@ -17,6 +17,7 @@ export class HandIn {
   constructor(
     private readonly space: Workspace,
     private readonly onFinished: (text: string) => void,
+    private readonly showDifference: (organ: string, url: string) => void,
   ) {}
 
   private get work(): Work {
@@ -159,6 +160,7 @@ export class HandIn {
     const answer = await chooseVersion(stale)
     const { organ, current } = stale
     if (!current || !answer) return
+    if (answer === 'difference') return this.showDifference(organ, current.url)
     if (answer === 'theirs') await this.work.takeOver(organ, current)
     this.work.rebase(organ, current.id)
     say(answer === 'theirs' ? `${title(organ)} is theirs now; continue drawing, then submit.` : 'Submit again to put yours into force.')

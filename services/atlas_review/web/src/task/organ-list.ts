@@ -72,12 +72,22 @@ export class OrganList {
       h('span', { class: 'number', title: 'disagreement of the models' }, task?.disagreement?.toFixed(2) ?? ''),
       h('span', { class: 'number', title: 'attention in all, in ml' }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
     )
+    const { editor } = work.viewer
+    const lock = h('input', {
+      type: 'checkbox',
+      class: 'lock',
+      checked: editor.locked.has(organ.label),
+      'aria-label': `Lock ${title(organ.name)}`,
+      title: 'Locked: no tool changes it',
+      onchange: () => (lock.checked ? editor.locked.add(organ.label) : editor.locked.delete(organ.label)),
+    })
     const verdict = task?.verdict
     return h(
       'li',
       { class: active ? 'active' : '' },
       shown,
       pick,
+      lock,
       work.changed.has(organ.name) && h('span', { class: 'mark edited', title: 'changed by your drawing' }, 'edited'),
       verdict && h('span', { class: `mark ${verdict}` }, verdict === 'confirmed' ? '✓ confirmed' : 'needs revision'),
     )

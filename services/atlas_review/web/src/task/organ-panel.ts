@@ -26,6 +26,7 @@ export class OrganPanel {
       this.element,
       h('h2', {}, swatch(organ.color), title(organ.name)),
       h('p', { class: 'quiet' }, version ? describeVersion(version) : 'No label yet'),
+      h('p', {}, 'Drawn now: ', h('output', { 'aria-label': 'Volume' }, `${work.viewer.editor.volume(organ.label).toFixed(2)} ml`)),
       version?.source === 'original' && h('p', {}, 'An original label stays in force: what you draw is kept beside it.'),
       !locked && (task ? this.verdictForm(task) : h('p', { class: 'quiet' }, 'This task asks for no verdict on this organ.')),
       !locked && this.uploadField(),

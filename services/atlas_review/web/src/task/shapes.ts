@@ -3,6 +3,7 @@
 import { get, path, query, type Shape } from '../api'
 import { button, h, replace, title } from '../dom'
 import { attempt, say } from '../notices'
+import { Differences } from './differences'
 import type { RegionList } from './region-list'
 import type { Workspace } from './workspace'
 
@@ -11,16 +12,20 @@ export class Shapes {
   private shapes: Shape[] = []
   private organ = ''
   private shown: Shape | null = null
+  readonly differences: Differences
 
   constructor(
     private readonly space: Workspace,
     private readonly regions: RegionList,
-  ) {}
+  ) {
+    this.differences = new Differences(space, () => this.fetch())
+  }
 
   /** Another organ has its own shapes; they are asked for when one is to be seen. */
   draw(): void {
     const { organ, locked } = this.space
     if (organ.name !== this.organ) this.forget()
+    else this.differences.draw()
     const take = (text: string, key: string, whole: boolean): HTMLElement => {
       const element = button(text, () => this.take(whole), { key })
       element.disabled = locked || !this.shown || (!whole && !this.regions.current)
@@ -32,6 +37,7 @@ export class Shapes {
       button('Next shape', () => this.next(), { key: 'h' }),
       h('output', { 'aria-label': 'Shape' }, this.shown ? describe(this.shown) : ''),
       h('div', { class: 'row' }, take('Take in region', 'u', false), take('Take whole', 'U', true)),
+      this.differences.element,
     )
   }
 
@@ -40,18 +46,25 @@ export class Shapes {
     this.shapes = []
     this.shown = null
     this.space.work.viewer.showShape(null)
+    this.differences.follow()
+  }
+
+  /** Every shape of the active organ. */
+  private async fetch(): Promise<Shape[]> {
+    const { organ, work } = this.space
+    if (this.shapes.length > 0) return this.shapes
+    const address = `cases/${encodeURIComponent(work.detail.case_id)}/shapes`
+    const { shapes } = await get<{ shapes: Shape[] }>(`${address}${query({ organ: organ.name })}`)
+    if (organ === this.space.organ) this.shapes = shapes
+    return shapes
   }
 
   /** Outline the next shape; after the last comes none. */
   next(): void {
     attempt(async () => {
       const { organ, work } = this.space
-      const address = `cases/${encodeURIComponent(work.detail.case_id)}/shapes`
-      if (this.shapes.length === 0) {
-        const { shapes } = await get<{ shapes: Shape[] }>(`${address}${query({ organ: organ.name })}`)
-        if (organ !== this.space.organ) return
-        this.shapes = shapes
-      }
+      await this.fetch()
+      if (organ !== this.space.organ) return
       if (this.shapes.length === 0) say('Nobody has given this organ a shape.')
       const shape = this.shapes[this.shown ? this.shapes.indexOf(this.shown) + 1 : 0] ?? null
       this.shown = shape
@@ -66,7 +79,7 @@ export class Shapes {
     if (this.space.locked) return
     if (!this.shown) say('Choose a shape first (h).')
     else if (!whole && !region) say('Go to a region first (j).')
-    else if (!this.space.work.viewer.takeShape(this.space.organ.label, whole ? null : region!.box_ijk)) say('The organ has this shape already.')
+    else if (!this.space.work.viewer.takeShape(whole ? null : region!.box_ijk)) say('The organ has this shape already.')
   }
 }
 

@@ -12,6 +12,19 @@ export const SAVED: Record<SaveState, string> = {
   server: 'Draft saved',
 }
 
+/** Why slices cannot be filled. */
+export const OBSTACLES = {
+  'not drawn': 'Draw this organ on two slices of one view first',
+  'no slice between': 'There is no slice between the last two that were drawn',
+} as const
+
+export const NOTHING_CHANGED = 'That changes nothing in this organ.'
+
+/** What a region holds, and by which rule. */
+export function connectedHint(ml: number, tolerance: number, ranged: boolean): string {
+  return `${ml.toFixed(1)} ml, ${ranged ? 'in the HU range' : `± ${tolerance} HU`}`
+}
+
 /** Source, author, size and time of a label version. */
 export function describeVersion(version: LabelVersion): string {
   const when = new Date(version.created_at)

@@ -16,12 +16,14 @@ export const TOOLS: readonly (readonly [tool: Tool, text: string, key: string])[
   ['pen', 'Pen', 'b'],
   ['eraser', 'Eraser', 'e'],
   ['fill', 'Fill', 'f'],
+  ['scissors', 'Scissors', 'E'],
+  ['region', 'Region', 'q'],
   ['length', 'Length', 'd'],
   ['roi', 'ROI', 'g'],
 ]
 
-/** Diameters of the round pen, in voxels. */
-export const PEN_SIZES = [1, 3, 5, 7, 9, 13, 17, 25]
+/** Diameters of the round pen, in mm; 0: one voxel. */
+export const PEN_SIZES = [0, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40]
 
 /** The pen size that is `steps` larger (smaller, where negative), as far as there is one. */
 export function penSizeAfter(size: number, steps: number): number {

@@ -3,9 +3,10 @@
 import { call, FINISHED, get, path, Problem, query, send, type Case, type LabelVersion, type Organ, type Region, type Task, type TaskDetail, type Verdict } from '../api'
 import type { Context } from '../context'
 import { title } from '../dom'
-import { changedLabels, History, type Edit } from '../edits'
+import { changedLabels, History, type Edit } from '../voxels/edits'
 import { WorkClock } from '../clock'
-import { Viewer, type Stream } from '../viewer'
+import type { Block } from '../views/planes'
+import { Viewer, type Bytes, type Stream } from '../viewer'
 import { Drawing, type DrawingEvents } from './drawing'
 import { Lease, OPEN_ELSEWHERE } from './lease'
 
@@ -124,7 +125,7 @@ export class Work {
     await this.viewer.loadAttention(await attention, this.threshold)
     this.drawing = await Drawing.open(this.user, this.id, this.viewer, this.history, this.organs(), this.events)
     if (this.readOnly === null) await this.restore()
-    this.viewer.onEdit = (edit) => void this.keep(edit)
+    this.viewer.editor.onEdit = (edit) => void this.keep(edit)
   }
 
   private async restore(): Promise<void> {
@@ -223,7 +224,16 @@ export class Work {
 
   /** Outline a shape of the active organ; null: none. */
   async showShape(url: string | null): Promise<void> {
-    this.viewer.showShape(url ? await this.viewer.readBlock(await streamOf(url)) : null)
+    this.viewer.showShape(url ? await this.readShape(url) : null)
+  }
+
+  async readShape(url: string): Promise<Block> {
+    return this.viewer.readBlock(await streamOf(url))
+  }
+
+  /** A mask or label map on the whole grid. */
+  async readMap(url: string): Promise<Bytes> {
+    return this.viewer.readMap(await streamOf(url))
   }
 
   async judge(organ: string, verdict: Verdict | null, error_type: string, note: string): Promise<void> {
@@ -351,7 +361,7 @@ export class Work {
   /** Put a stored version of an organ into the drawing. */
   async takeOver(organ: string, version: LabelVersion): Promise<void> {
     const label = this.organs().find((one) => one.name === organ)!.label
-    this.viewer.replaceOrgan(label, await this.viewer.readMap(await streamOf(path(version.url))))
+    this.viewer.editor.replaceOrgan(label, await this.readMap(path(version.url)))
   }
 
   private async finished(): Promise<void> {
