@@ -124,7 +124,7 @@ def test_a_ball_within_a_range_of_hounsfield_units(bench: Bench) -> None:
     page, tab = bench.tab.page, bench.tab
     before, spacing, pancreas = bench.before(), bench.spacing, label_of("pancreas")
     tab.choose("pancreas")
-    tab.press("a", "b", "B")
+    tab.press("a", "b", "Shift+B")
     x, y = tab.middle()
     page.mouse.move(x, y)
     size = page.get_by_label("Pen size")
@@ -152,25 +152,25 @@ def test_a_region_grows_from_a_spot(bench: Bench) -> None:
     tab, page, stomach = bench.tab, bench.tab.page, label_of("stomach")
     before, spacing = bench.before(), bench.spacing
     tab.choose("stomach")
+    page.get_by_label("Keep other organs").uncheck()
     tab.press("q")
     page.mouse.click(*tab.middle())
     seed = tab.crosshair
-    told = page.get_by_label("Region", exact=True)
+    told = page.get_by_role("status", name="Region")
     expect(told).to_contain_text("± 20 HU")
     tab.press("]")
     expect(told).to_contain_text("± 30 HU")
     places = (np.stack(np.indices(before.shape), axis=-1) - seed) * spacing
     wanted = np.abs(bench.hu - bench.hu[seed]) <= 30
-    wanted &= np.isin(before, (0, stomach)) & (np.linalg.norm(places, axis=-1) <= 40 + 1e-6)
+    wanted &= np.linalg.norm(places, axis=-1) <= 40
     parts, _ = ndimage.label(wanted)
     found = (parts == parts[seed]) & (parts > 0)
     ml = found.sum() * np.prod(spacing) / 1000
     expect(told).to_contain_text(f"{ml:.1f} ml")
     tab.expect_edited()
-    if found.any():
-        with tab.saving():
-            tab.press("Enter")
-        assert np.array_equal(bench.drawn() == stomach, found | (before == stomach))
+    with tab.saving():
+        tab.press("Enter")
+    assert np.array_equal(bench.drawn() == stomach, found | (before == stomach))
 
 
 def test_parts_holes_and_scissors(bench: Bench) -> None:
@@ -206,7 +206,7 @@ def test_parts_holes_and_scissors(bench: Bench) -> None:
     filled = bench.drawn() == liver
     assert np.array_equal(filled, ndimage.binary_fill_holes(filled))
 
-    tab.press("E")
+    tab.press("Shift+E")
     with tab.saving():
         tab.outline(120)
     cut = bench.drawn()
@@ -250,7 +250,7 @@ def test_locks_slices_and_undo_of_one_organ(bench: Bench) -> None:
     with_aorta = bench.drawn()
     tab.choose("pancreas")
     with tab.saving():
-        tab.press("Z", "Z")
+        tab.press("Shift+Z", "Shift+Z")
     undone = bench.drawn()
     lost = (before == aorta) & (drawn != aorta)  # that the pancreas took, and gives back
     assert np.array_equal(undone == pancreas, (before == pancreas) & (with_aorta != aorta))

@@ -28,11 +28,12 @@ export class Changes {
 
   /** The edit as a whole, or null if nothing differs in the end. */
   get edit(): Edit | null {
-    const kept = Uint32Array.from(this.places.keys()).filter((n) => this.map[this.places[n]!] !== this.values[n])
-    if (kept.length === 0) return null
-    kept.sort((one, two) => this.places[one]! - this.places[two]!)
-    const index = Uint32Array.from(kept, (n) => this.places[n]!)
-    return { index, before: Uint8Array.from(kept, (n) => this.values[n]!), after: Uint8Array.from(index, (i) => this.map[i]!) }
+    // Place and value in one number: typed arrays of numbers are sorted natively.
+    const pairs = Float64Array.from(this.places, (place, n) => place * 256 + this.values[n]!).filter((pair) => this.map[Math.floor(pair / 256)] !== pair % 256)
+    if (pairs.length === 0) return null
+    pairs.sort()
+    const index = Uint32Array.from(pairs, (pair) => Math.floor(pair / 256))
+    return { index, before: Uint8Array.from(pairs, (pair) => pair % 256), after: Uint8Array.from(index, (i) => this.map[i]!) }
   }
 }
 
