@@ -138,8 +138,8 @@ def test_a_ball_within_a_range_of_hounsfield_units(bench: Bench) -> None:
     with tab.saving():
         start, end = tab.stroke()
     changed = bench.drawn() != before
-    places = np.stack(np.indices(before.shape), axis=-1) * spacing
-    a, b = (np.array(one) * spacing for one in (start, end))
+    places = np.moveaxis(np.indices(before.shape), 0, -1) * np.array(spacing)
+    a, b = (np.array(one) * np.array(spacing) for one in (start, end))
     along = np.clip((places - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
     distance = np.linalg.norm(places - a - along[..., None] * (b - a), axis=-1)
     wanted = (distance <= 20) & (bench.hu >= 20) & (bench.hu <= 80) & (before == 0)
@@ -160,7 +160,7 @@ def test_a_region_grows_from_a_spot(bench: Bench) -> None:
     expect(told).to_contain_text("± 20 HU")
     tab.press("]")
     expect(told).to_contain_text("± 30 HU")
-    places = (np.stack(np.indices(before.shape), axis=-1) - seed) * spacing
+    places = (np.moveaxis(np.indices(before.shape), 0, -1) - np.array(seed)) * np.array(spacing)
     wanted = np.abs(bench.hu - bench.hu[seed]) <= 30
     wanted &= np.linalg.norm(places, axis=-1) <= 40
     parts, _ = ndimage.label(wanted)

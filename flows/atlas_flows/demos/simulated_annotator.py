@@ -23,7 +23,7 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import content_sha256, read_label, read_volume, write_volume
 from atlas_core.review import MINUTES_PER_CASE, Task, Verdict
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from atlas_flows.demos.shape_taking import Box, Effort, Mask, drawing, take_best_shapes
 from atlas_flows.evaluation import dice_by_organ, truth_files
@@ -34,6 +34,8 @@ MINUTES_PER_ORGAN: Final = MINUTES_PER_CASE / 9
 """A case of the paper's nine organs takes 15 minutes (§4.2); one with fewer takes less."""
 
 ClicksStrokes = tuple[int, int]
+
+_BOXES: Final = TypeAdapter(list[Box])
 
 CONTENT: Final = re.compile(r".+_([0-9a-f]{12,})")
 """A case's id ends with the first digits of the checksum of its CT: 32, or 12 in old catalogs."""
@@ -158,7 +160,7 @@ class ReviewApi:
         """Boxes of the attended regions of an organ, largest first."""
         asked = {"organ": organ}
         found = self._ask("GET", f"/cases/{case_id}/regions", params=asked).json()["regions"]
-        return [tuple(tuple(corner) for corner in region["box_ijk"]) for region in found]
+        return _BOXES.validate_python([region["box_ijk"] for region in found])
 
     def shapes(self, case_id: str, organ: str, ct: VolumeGeometry, folder: Path) -> list[Mask]:
         """What everybody says of an organ, in the order in which the page shows it."""
