@@ -5,6 +5,7 @@ from .drafts import Drafts
 from .error_taxonomy import ERROR_TYPES, ErrorType
 from .filling import Portion
 from .label_versions import (
+    MAX_PROPOSALS,
     NO_BASE,
     KeptAsProposal,
     LabelVersions,
@@ -41,6 +42,7 @@ from .views import TaskFilter
 __all__ = [
     "ERROR_TYPES",
     "FINISHED",
+    "MAX_PROPOSALS",
     "MINUTES_PER_CASE",
     "NO_BASE",
     "PENDING",
