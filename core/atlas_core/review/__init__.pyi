@@ -1,4 +1,5 @@
 from .audit_log import AuditLog
+from .backlog import Backlog, count_backlog
 from .case_status import CaseAttention, CaseBrief, CaseFilter, CaseReview
 from .comments import Comments
 from .drafts import Drafts
@@ -52,6 +53,7 @@ __all__ = [
     "Annotator",
     "AuditEntry",
     "AuditLog",
+    "Backlog",
     "CaseAttention",
     "CaseBrief",
     "CaseFilter",
@@ -85,5 +87,6 @@ __all__ = [
     "Throughput",
     "UserName",
     "Verdict",
+    "count_backlog",
     "set_orphans_aside",
 ]
