@@ -1,5 +1,7 @@
 /** The server's JSON API (`/api/v1`): types, one way to call it, one way to fail. */
 
+import { t } from './i18n'
+
 export interface Session {
   user: string
   roles: string[]
@@ -163,23 +165,31 @@ export class Problem extends Error {
   readonly body: Record<string, unknown>
 
   constructor(status: number, body: Record<string, unknown>) {
-    super(text(body.title) || `The server answered ${status}`)
+    super(text(body.title) || t('The server answered {status}', { status }))
     this.status = status
     this.body = body
   }
 
   /** [name, text] of every part that the server gave. */
   parts(): [string, string][] {
+    const detail = text(this.body.detail)
     return (['detail', 'expected', 'got', 'remedy'] as const)
       .map((name): [string, string] => [name, text(this.body[name])])
-      .filter(([, value]) => value !== '')
+      .filter(([name, value]) => value !== '' && (name === 'detail' || !detail.includes(value)))
+  }
+
+  /** What was refused and what to do about it, once: without the case, which its page names. */
+  get sentence(): string {
+    const whole = text(this.body.detail) || this.message
+    const said = whole.replace(`${text(this.body.case)}: `, '')
+    return said[0]!.toUpperCase() + said.slice(1)
   }
 }
 
 /** The server could not be reached: nothing was refused, and nothing is lost. */
 export class Offline extends Error {
   constructor() {
-    super('The server could not be reached')
+    super(t('The server could not be reached'))
   }
 }
 

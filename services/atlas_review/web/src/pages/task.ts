@@ -1,5 +1,6 @@
 /** The page of one task: the parts in `../task`, laid out and wired to each other. */
 
+import { t } from '../i18n'
 import type { Context, OpenPage, Page } from '../context'
 import { h, replace } from '../dom'
 import { setKeys } from '../keys'
@@ -43,7 +44,7 @@ class TaskPage implements Page {
   private readonly comments: Comments
   private readonly reshape: Reshape
   private readonly shown = new AbortController()
-  private readonly canvas = h('canvas', { id: 'views', 'aria-label': 'CT views', tabindex: '0' })
+  private readonly canvas = h('canvas', { id: 'views', role: 'application', 'aria-label': t('CT views'), tabindex: '0' })
 
   constructor(private readonly context: Context) {
     const space = (this.space = new Workspace(context))
@@ -62,16 +63,16 @@ class TaskPage implements Page {
 
   layout(): HTMLElement[] {
     const aside = (side: string, label: string, ...children: HTMLElement[]): HTMLElement =>
-      h('aside', { class: side, 'aria-label': label }, ...children)
+      h('section', { class: `side ${side}`, 'aria-label': label }, ...children)
     const views = h('div', { class: 'views' }, this.toolbar.element, h('div', { class: 'screen' }, this.canvas), this.foot.element)
     return [
       this.head.element,
       h(
         'div',
         { class: 'case' },
-        aside('left', 'Organs and verdicts', this.organs.element, this.organPanel.element, this.reshape.element),
+        aside('left', t('Organs and verdicts'), this.organs.element, this.organPanel.element, this.reshape.element),
         views,
-        aside('right', 'Overlays, regions and actions', this.overlays.element, h('h2', {}, 'Attended regions'), this.regions.element, this.shapes.element, this.handIn.element, this.comments.element),
+        aside('right', t('Overlays, regions and actions'), this.overlays.element, h('h2', {}, t('Attended regions')), this.regions.element, this.shapes.element, this.handIn.element, this.comments.element),
       ),
     ]
   }
@@ -146,7 +147,7 @@ class TaskPage implements Page {
   }
 
   private finish(text: string): void {
-    say(`${text}. n: next case`)
+    say(t('{text}. n: next case', { text }))
     this.toolbar.setTool('look')
     this.draw()
     this.canvas.focus()

@@ -1,5 +1,6 @@
 /** What people say about the case: first and second readers talk here. */
 
+import { t, when } from '../i18n'
 import { call, get, type Comment } from '../api'
 import { button, h, replace, select, title } from '../dom'
 import { attempt } from '../notices'
@@ -8,12 +9,12 @@ import type { Workspace } from './workspace'
 type About = 'case' | 'organ' | 'here'
 
 export class Comments {
-  readonly element = h('section', { class: 'comments', 'aria-label': 'Comments' })
+  readonly element = h('section', { class: 'comments', 'aria-label': t('Comments') })
   private comments: Comment[] = []
   private about: About = 'case'
-  private readonly text = h('textarea', { rows: 2, maxlength: 2000, 'aria-label': 'Comment' })
-  private readonly list = h('ol', { 'aria-label': 'Comments' })
-  private readonly aboutField = select('About', [['case', 'the case'], ['organ', 'the active organ'], ['here', 'the organ, here']], 'case', (about) => {
+  private readonly text = h('textarea', { rows: 2, maxlength: 2000, 'aria-label': t('Comment') })
+  private readonly list = h('ol', { 'aria-label': t('Comments') })
+  private readonly aboutField = select(t('About'), [['case', t('the case')], ['organ', t('the active organ')], ['here', t('the organ, here')]], 'case', (about) => {
     this.about = about as About
   })
 
@@ -36,14 +37,14 @@ export class Comments {
   private draw(): void {
     replace(this.list, this.comments.map((one) => this.row(one)))
     if (this.element.hasChildNodes()) return
-    const send = h('div', { class: 'row' }, this.aboutField, button('Comment', () => this.send()))
-    replace(this.element, h('h2', {}, 'Comments'), this.list, this.text, send)
+    const send = h('div', { class: 'row' }, this.aboutField, button(t('Comment'), () => this.send()))
+    replace(this.element, h('h2', {}, t('Comments')), this.list, this.text, send)
   }
 
   private row({ author, text, organ, voxel_ijk, created_at }: Comment): HTMLElement {
-    const place = voxel_ijk && button('show', () => this.show(organ, voxel_ijk), { label: `Show where ${author} means` })
-    const when = h('time', { datetime: created_at }, new Date(created_at).toLocaleString())
-    return h('li', {}, h('p', { class: 'quiet' }, h('strong', {}, author), ' ', when, organ && ` · ${title(organ)} `, place), h('p', {}, text))
+    const place = voxel_ijk && button(t('show'), () => this.show(organ, voxel_ijk), { label: t('Show where {author} means', { author }) })
+    const said = h('time', { datetime: created_at }, when(created_at))
+    return h('li', {}, h('p', { class: 'quiet' }, h('strong', {}, author), ' ', said, organ && ` · ${title(organ)} `, place), h('p', {}, text))
   }
 
   private show(organ: string | null, voxel: [number, number, number]): void {

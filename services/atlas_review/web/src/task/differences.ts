@@ -1,5 +1,6 @@
 /** Where two shapes of the active organ differ: drawn over the views, and counted. */
 
+import { t } from '../i18n'
 import { path, type Shape } from '../api'
 import { h, replace, select, swatch } from '../dom'
 import { attempt } from '../notices'
@@ -10,10 +11,10 @@ import type { Workspace } from './workspace'
 type Kind = '' | 'mine' | 'original' | 'iteration' | 'theirs'
 
 const NAMES: Record<Exclude<Kind, ''>, [one: string, two: string]> = {
-  mine: ['my drawing', 'the label in force'],
-  original: ['the pseudo label', 'the original'],
-  iteration: ['this iteration', 'the last one'],
-  theirs: ['my drawing', 'theirs'],
+  mine: [t('my drawing'), t('the label in force')],
+  original: [t('the pseudo label'), t('the original')],
+  iteration: [t('this iteration'), t('the last one')],
+  theirs: [t('my drawing'), t('theirs')],
 }
 
 export class Differences {
@@ -36,8 +37,8 @@ export class Differences {
     const options = kinds.map((kind) => [kind, NAMES[kind].join(' – ')] as const)
     replace(
       this.element,
-      select('Difference', [['', 'none'], ...options], this.kind, (kind) => this.show(kind as Kind)),
-      h('output', { 'aria-label': 'Difference' }, this.text),
+      select(t('Difference'), [['', t('none')], ...options], this.kind, (kind) => this.show(kind as Kind)),
+      h('output', { 'aria-label': t('Difference') }, this.text),
     )
   }
 
@@ -64,14 +65,14 @@ export class Differences {
       if (kind !== this.kind || organ !== this.space.organ) return
       work.viewer.showDifference(masks ? { one: masks[0], two: masks[1] } : null)
       this.shown = Boolean(masks)
-      if (kind && !masks) this.text = [h('span', {}, 'This organ has no such shape.')]
+      if (kind && !masks) this.text = [h('span', {}, t('This organ has no such shape.'))]
       this.draw()
     })
     this.draw()
   }
 
   private told(kind: Exclude<Kind, ''>, ml: [number, number]): HTMLElement[] {
-    return NAMES[kind].map((name, n) => h('span', { class: 'organ-tag' }, swatch(n ? ONLY_TWO : ONLY_ONE), `only ${name}: ${ml[n]!.toFixed(1)} ml`))
+    return NAMES[kind].map((name, n) => h('span', { class: 'organ-tag' }, swatch(n ? ONLY_TWO : ONLY_ONE), t('only {shape}: {ml} ml', { shape: name, ml: ml[n]!.toFixed(1) })))
   }
 
   private async masks(kind: Exclude<Kind, ''>): Promise<[Mask, Mask] | null> {

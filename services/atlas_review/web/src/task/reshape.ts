@@ -1,5 +1,6 @@
 /** Operations on the active organ as a whole, and the region that grows from a spot. */
 
+import { t } from '../i18n'
 import { button, h, replace } from '../dom'
 import { attempt, say } from '../notices'
 import type { Block } from '../views/planes'
@@ -19,14 +20,14 @@ const STEP_MM = 2
 
 export class Reshape {
   readonly element = h('details', { class: 'folded reshape' })
-  private readonly step = h('input', { type: 'number', min: '0.5', max: '20', step: '0.5', value: STEP_MM, 'aria-label': 'Millimetres' })
-  private readonly reach = h('input', { type: 'number', min: '5', max: '150', step: '5', value: '40', 'aria-label': 'Reach in millimetres', onchange: () => this.growAgain() })
+  private readonly step = h('input', { type: 'number', min: '0.5', max: '20', step: '0.5', value: STEP_MM, 'aria-label': t('Millimetres') })
+  private readonly reach = h('input', { type: 'number', min: '5', max: '150', step: '5', value: '40', 'aria-label': t('Reach in millimetres'), onchange: () => this.growAgain() })
   private tolerance = 3
   private seed: Vec3 | null = null
   private region: Block | null = null
   /** Number of the region that was asked for last: an older one is not shown. */
   private asked = 0
-  private readonly told = h('output', { 'aria-label': 'Region' })
+  private readonly told = h('output', { 'aria-label': t('Region') })
 
   constructor(private readonly space: Workspace) {}
 
@@ -42,16 +43,16 @@ export class Reshape {
       const ml = organ.spacing[0] * organ.spacing[1] * organ.spacing[2]
       return withoutIslands(organ, (ISLAND_ML * MM3_PER_ML) / ml)
     }
-    const accept = button('Take region', () => this.accept(), { key: 'Enter' })
+    const accept = button(t('Take region'), () => this.accept(), { key: 'Enter' })
     accept.disabled = locked || !this.region
     const open = this.element.open
     replace(
       this.element,
-      h('summary', {}, 'Reshape'),
-      h('label', { class: 'field inline' }, 'by', this.step, 'mm'),
+      h('summary', {}, t('Reshape')),
+      h('label', { class: 'field inline' }, t('by'), this.step, 'mm'),
       h('div', { class: 'row' }, act('Grow', (organ) => grow(organ, mm()), mm), act('Shrink', (organ) => shrink(organ, mm()), mm), act('Smooth', (organ) => smooth(organ, mm()), () => CUT_OFF * mm())),
-      h('div', { class: 'row' }, act('Largest part', largest), act(`Remove islands < ${ISLAND_ML} ml`, islands), act('Fill holes', withoutHoles)),
-      h('label', { class: 'field inline' }, 'Region within', this.reach, 'mm'),
+      h('div', { class: 'row' }, act('Largest part', largest), act(t('Remove islands < {ml} ml', { ml: ISLAND_ML }), islands), act('Fill holes', withoutHoles)),
+      h('label', { class: 'field inline' }, t('Region within'), this.reach, 'mm'),
       h('div', { class: 'row' }, accept, this.told),
     )
     this.element.open = open

@@ -1,5 +1,6 @@
 /** What others say of the active organ: each label version and each model, to look at and to take. */
 
+import { t } from '../i18n'
 import { get, path, query, type Shape } from '../api'
 import { button, h, replace, title } from '../dom'
 import { attempt, say } from '../notices'
@@ -8,7 +9,7 @@ import type { RegionList } from './region-list'
 import type { Workspace } from './workspace'
 
 export class Shapes {
-  readonly element = h('section', { 'aria-label': 'Shapes' })
+  readonly element = h('section', { 'aria-label': t('Shapes') })
   private shapes: Shape[] = []
   private organ = ''
   private shown: Shape | null = null
@@ -33,10 +34,10 @@ export class Shapes {
     }
     replace(
       this.element,
-      h('h2', {}, `Shapes of ${title(organ.name)}`),
-      button('Next shape', () => this.next(), { key: 'h' }),
-      h('output', { 'aria-label': 'Shape' }, this.shown ? describe(this.shown) : ''),
-      h('div', { class: 'row' }, take('Take in region', 'u', false), take('Take whole', 'U', true)),
+      h('h2', {}, t('Shapes of {organ}', { organ: title(organ.name) })),
+      button(t('Next shape'), () => this.next(), { key: 'h' }),
+      h('output', { 'aria-label': t('Shape') }, this.shown ? describe(this.shown) : ''),
+      h('div', { class: 'row' }, take(t('Take in region'), 'u', false), take(t('Take whole'), 'U', true)),
       this.differences.element,
     )
   }
@@ -65,7 +66,7 @@ export class Shapes {
       const { organ, work } = this.space
       await this.fetch()
       if (organ !== this.space.organ) return
-      if (this.shapes.length === 0) say('Nobody has given this organ a shape.')
+      if (this.shapes.length === 0) say(t('Nobody has given this organ a shape.'))
       const shape = this.shapes[this.shown ? this.shapes.indexOf(this.shown) + 1 : 0] ?? null
       this.shown = shape
       await work.showShape(shape && path(shape.url))
@@ -77,14 +78,14 @@ export class Shapes {
   take(whole: boolean): void {
     const region = this.regions.current
     if (this.space.locked) return
-    if (!this.shown) say('Choose a shape first (h).')
-    else if (!whole && !region) say('Go to a region first (j).')
-    else if (!this.space.work.viewer.takeShape(whole ? null : region!.box_ijk)) say('The organ has this shape already.')
+    if (!this.shown) say(t('Choose a shape first (h).'))
+    else if (!whole && !region) say(t('Go to a region first (j).'))
+    else if (!this.space.work.viewer.takeShape(whole ? null : region!.box_ijk)) say(t('The organ has this shape already.'))
   }
 }
 
 function describe(shape: Shape): string {
   const what = shape.model || shape.author || ''
   const size = shape.volume_ml === null ? '' : `${shape.volume_ml.toFixed(1)} ml`
-  return [title(shape.kind), what, size, shape.in_force && 'in force'].filter(Boolean).join(', ')
+  return [title(shape.kind), what, size, shape.in_force && t('in force')].filter(Boolean).join(', ')
 }

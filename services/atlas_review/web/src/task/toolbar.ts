@@ -1,5 +1,6 @@
 /** Views, CT windows, tools, undo and the pen. */
 
+import { heading, t } from '../i18n'
 import { button, h, replace } from '../dom'
 import { say } from '../notices'
 import type { Editor, HuRange } from '../editor'
@@ -11,7 +12,7 @@ import type { Remembered } from './remembered'
 import type { Workspace } from './workspace'
 
 export class Toolbar {
-  readonly element = h('div', { class: 'row toolbar', role: 'toolbar', 'aria-label': 'Viewing and drawing' })
+  readonly element = h('div', { class: 'row toolbar', role: 'toolbar', 'aria-label': t('Viewing and drawing') })
   private view: View = 'all'
   private window: WindowName | null = 'soft tissue'
   private tool: Tool = 'look'
@@ -27,21 +28,21 @@ export class Toolbar {
     const { locked, work } = this.space
     replace(
       this.element,
-      group('View', ...VIEWS.map(([view, text, key]) => pressed(button(text, () => this.setView(view), { key }), this.view === view))),
-      group('Window', ...WINDOW_NAMES.map((name, i) => pressed(button(name[0]!.toUpperCase() + name.slice(1), () => this.setWindow(name), { key: String(i + 1) }), this.window === name))),
+      group(t('View'), ...VIEWS.map(([view, text, key]) => pressed(button(text, () => this.setView(view), { key }), this.view === view))),
+      group(t('Window'), ...WINDOW_NAMES.map((name, i) => pressed(button(heading(t(name)), () => this.setWindow(name), { key: String(i + 1) }), this.window === name))),
       group(
-        'Tool',
+        t('Tool'),
         ...TOOLS.map(([tool, text, key]) => pressed(enabled(button(text, () => this.setTool(tool), { key }), !locked || READING.has(tool)), this.tool === tool)),
-        enabled(button('Interpolate', () => this.interpolate(), { key: 'i' }), !locked),
+        enabled(button(t('Interpolate'), () => this.interpolate(), { key: 'i' }), !locked),
       ),
       group(
-        'Edits',
-        enabled(button('Undo', () => this.undo(), { key: 'z' }), work.history.canUndo && !locked),
-        enabled(button('Redo', () => this.redo(), { key: 'y' }), work.history.canRedo && !locked),
+        t('Edits'),
+        enabled(button(t('Undo'), () => this.undo(), { key: 'z' }), work.history.canUndo && !locked),
+        enabled(button(t('Redo'), () => this.redo(), { key: 'y' }), work.history.canRedo && !locked),
       ),
       this.penSizeField(),
-      this.tick('Ball', 'Draw on the slices around, too', (editor) => editor.ball, (editor, on) => (editor.ball = on), 'B'),
-      this.tick('Keep other organs', 'Voxels of other organs stay unchanged', (editor) => editor.protectOthers, (editor, on) => (editor.protectOthers = on)),
+      this.tick(t('Ball'), t('Draw on the slices around, too'), (editor) => editor.ball, (editor, on) => (editor.ball = on), 'B'),
+      this.tick(t('Keep other organs'), t('Voxels of other organs stay unchanged'), (editor) => editor.protectOthers, (editor, on) => (editor.protectOthers = on)),
       this.rangeField(),
     )
   }
@@ -52,20 +53,20 @@ export class Toolbar {
       min: '0',
       max: PEN_SIZES.length - 1,
       value: PEN_SIZES.indexOf(this.penSize),
-      'aria-label': 'Pen size',
+      'aria-label': t('Pen size'),
       'aria-valuetext': this.penSizeText,
       oninput: () => {
         this.setPenSize(PEN_SIZES[Number(slider.value)]!)
-        text.data = `Pen ${this.penSizeText}` // the slider itself stays: it is being dragged
+        text.data = t('Pen {size}', { size: this.penSizeText }) // the slider itself stays: it is being dragged
         slider.setAttribute('aria-valuetext', this.penSizeText)
       },
     })
-    const text = new Text(`Pen ${this.penSizeText}`)
+    const text = new Text(t('Pen {size}', { size: this.penSizeText }))
     return h('label', { class: 'field inline' }, text, slider)
   }
 
   private get penSizeText(): string {
-    return this.penSize ? `${this.penSize} mm` : '1 voxel'
+    return this.penSize ? `${this.penSize} mm` : t('1 voxel')
   }
 
   private tick(text: string, what: string, is: (editor: Editor) => boolean, set: (editor: Editor, on: boolean) => void, key?: string): HTMLElement {
@@ -88,10 +89,10 @@ export class Toolbar {
       editor.range = box.checked ? this.huRange : null
     }
     const number = (value: number, label: string): HTMLInputElement => h('input', { type: 'number', class: 'hu', step: '10', value, 'aria-label': label, oninput: set })
-    const box = h('input', { type: 'checkbox', checked: editor.range !== null, 'aria-label': 'Only in the HU range', onchange: set })
-    const low = number(this.huRange.low, 'Lowest HU')
-    const high = number(this.huRange.high, 'Highest HU')
-    return h('span', { class: 'field inline', title: 'Tools change only voxels in this range' }, box, 'HU', low, '–', high)
+    const box = h('input', { type: 'checkbox', checked: editor.range !== null, 'aria-label': t('Only in the HU range'), onchange: set })
+    const low = number(this.huRange.low, t('Lowest HU'))
+    const high = number(this.huRange.high, t('Highest HU'))
+    return h('span', { class: 'field inline', title: t('Tools change only voxels in this range') }, box, 'HU', low, '–', high)
   }
 
   setView(view: View): void {
@@ -153,11 +154,11 @@ export class Toolbar {
   }
 
   undo(): void {
-    if (!this.space.locked && !this.space.work.viewer.editor.undo()) say('Nothing to undo')
+    if (!this.space.locked && !this.space.work.viewer.editor.undo()) say(t('Nothing to undo'))
   }
 
   undoOrgan(): void {
-    if (!this.space.locked && !this.space.work.viewer.editor.undoOrgan()) say('Nothing of this organ to undo')
+    if (!this.space.locked && !this.space.work.viewer.editor.undoOrgan()) say(t('Nothing of this organ to undo'))
   }
 
   copySlice(by: 1 | -1): void {
@@ -165,7 +166,7 @@ export class Toolbar {
   }
 
   redo(): void {
-    if (!this.space.locked && !this.space.work.viewer.editor.redo()) say('Nothing to redo')
+    if (!this.space.locked && !this.space.work.viewer.editor.redo()) say(t('Nothing to redo'))
   }
 }
 

@@ -1,5 +1,6 @@
 /** One annotator's work on one task: what is drawn, where it is kept, and how it is handed in. */
 
+import { t } from '../i18n'
 import { call, FINISHED, get, path, Problem, query, send, type Case, type LabelVersion, type Organ, type Region, type Task, type TaskDetail, type Verdict } from '../api'
 import type { Context } from '../context'
 import { title } from '../dom'
@@ -102,7 +103,7 @@ export class Work {
   }
 
   private loseLease(problem: unknown): void {
-    this.readOnly = problem instanceof Problem ? problem : 'The lease of this task was lost.'
+    this.readOnly = problem instanceof Problem ? problem : t('The lease of this task was lost.')
     this.events.leaseLost(problem)
   }
 
@@ -144,7 +145,7 @@ export class Work {
 
   /** Looking takes no lease: only one that is held already is renewed. */
   private async takeHeld(): Promise<void> {
-    if (!WORKABLE.has(this.detail.state)) this.readOnly = `This task is ${title(this.detail.state)}.`
+    if (!WORKABLE.has(this.detail.state)) this.readOnly = t('This task is {state}.', { state: title(this.detail.state) })
     else if (this.detail.assignee === this.user) await this.takeLease(false)
   }
 
@@ -368,7 +369,7 @@ export class Work {
     this.lease.end()
     this.clock.finish()
     await this.drawing.finish()
-    this.readOnly = `This task is ${title(this.detail.state)}.`
+    this.readOnly = t('This task is {state}.', { state: title(this.detail.state) })
     this.events.changed()
   }
 
