@@ -1,5 +1,7 @@
 /** The server's JSON API (`/api/v1`): types, one way to call it, one way to fail. */
 
+import { t } from './i18n'
+
 export interface Session {
   user: string
   roles: string[]
@@ -133,10 +135,20 @@ export interface Shape {
   volume_ml: number | null
   url: string
 }
+/** What somebody said about a case, an organ of it, or a voxel of the CT. */
+export interface Comment {
+  author: string
+  text: string
+  organ: string | null
+  voxel_ijk: [number, number, number] | null
+  created_at: string
+}
 export interface CaseBrief {
   id: string
   dataset: string
   state?: string | null
+  /** Its newest task; null: it never had one. */
+  task_id: number | null
   flagged: boolean
 }
 export interface Statistics {
@@ -153,23 +165,31 @@ export class Problem extends Error {
   readonly body: Record<string, unknown>
 
   constructor(status: number, body: Record<string, unknown>) {
-    super(text(body.title) || `The server answered ${status}`)
+    super(text(body.title) || t('The server answered {status}', { status }))
     this.status = status
     this.body = body
   }
 
   /** [name, text] of every part that the server gave. */
   parts(): [string, string][] {
+    const detail = text(this.body.detail)
     return (['detail', 'expected', 'got', 'remedy'] as const)
       .map((name): [string, string] => [name, text(this.body[name])])
-      .filter(([, value]) => value !== '')
+      .filter(([name, value]) => value !== '' && (name === 'detail' || !detail.includes(value)))
+  }
+
+  /** What was refused and what to do about it, once: without the case, which its page names. */
+  get sentence(): string {
+    const whole = text(this.body.detail) || this.message
+    const said = whole.replace(`${text(this.body.case)}: `, '')
+    return said[0]!.toUpperCase() + said.slice(1)
   }
 }
 
 /** The server could not be reached: nothing was refused, and nothing is lost. */
 export class Offline extends Error {
   constructor() {
-    super('The server could not be reached')
+    super(t('The server could not be reached'))
   }
 }
 

@@ -1,5 +1,6 @@
 /** Every key of the page in one table: it acts, and the `?` overlay lists it. */
 
+import { t } from './i18n'
 import { h } from './dom'
 
 export interface Key {
@@ -77,10 +78,10 @@ export function showHelp(): void {
   )
   const dialog = h(
     'dialog',
-    { class: 'wide', 'aria-label': 'Keys', onclose: () => dialog.remove() },
-    h('h2', {}, 'Keys'),
+    { class: 'wide', 'aria-label': t('Keys'), onclose: () => dialog.remove() },
+    h('h2', {}, t('Keys')),
     h('div', { class: 'columns' }, tables),
-    h('form', { method: 'dialog' }, h('button', { autofocus: true }, 'Close')),
+    h('form', { method: 'dialog' }, h('button', { autofocus: true }, t('Close'))),
   )
   document.body.append(dialog)
   dialog.showModal()

@@ -1,6 +1,6 @@
 /** What is written over the views: crosshair, letters of orientation, scale, slice and window, measures. */
 
-import type { Axis } from '../edits'
+import type { Axis } from '../voxels/edits'
 import type { Vec3 } from './grid'
 import type { Pane } from './panes'
 import { PLANES } from './planes'
@@ -28,7 +28,7 @@ const MARGIN = 6
 const GAP = 7
 const BARS_MM = [1, 2, 5, 10, 20, 50, 100, 200]
 
-export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crosshair: Vec3, window: Window, dims: Vec3, measures: readonly Measure[], density: number): void {
+export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crosshair: Vec3, window: Window, dims: Vec3, measures: readonly Measure[], way: readonly Vec3[], density: number): void {
   const { left, top, width, height } = pane.box
   const { through, letters } = PLANES[pane.axis]
   context.save()
@@ -39,6 +39,7 @@ export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crossha
   for (const measure of measures) {
     if (measure.axis === pane.axis && measure.slice === crosshair[through]) drawMeasure(context, pane, measure, density)
   }
+  drawWay(context, pane, way, density)
   const margin = MARGIN * density
   context.font = `${13 * density}px system-ui, 'DejaVu Sans', sans-serif`
   context.fillStyle = TEXT
@@ -79,6 +80,17 @@ function drawCrosshair(context: CanvasRenderingContext2D, pane: Pane, [x, y]: [n
     }
     context.stroke()
   }
+}
+
+/** The outline that scissors follow. */
+function drawWay(context: CanvasRenderingContext2D, pane: Pane, way: readonly Vec3[], density: number): void {
+  if (way.length < 2) return
+  context.strokeStyle = MEASURE
+  context.lineWidth = 1.5 * density
+  context.beginPath()
+  for (const corner of way) context.lineTo(...pane.place(corner))
+  context.closePath()
+  context.stroke()
 }
 
 function drawMeasure(context: CanvasRenderingContext2D, pane: Pane, { kind, from, to, text }: Measure, density: number): void {

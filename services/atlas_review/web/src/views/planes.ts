@@ -1,6 +1,7 @@
 /** One slice of a case as pixels: the CT through its window, labels and attention over it. */
 
-import type { Axis } from '../edits'
+import type { Axis } from '../voxels/edits'
+import { paintDifference, type Difference } from './difference'
 import type { Axis3, Vec3 } from './grid'
 
 /** Axes of a view in the patient: across (from the screen's right), up, and through. */
@@ -39,6 +40,9 @@ export interface Layers {
   attention: Block | null
   /** Outlined over everything. */
   shape: Block | null
+  /** Outlined like a shape: what a tool would take. */
+  preview: Block | null
+  difference: Difference | null
   dims: Vec3
 }
 
@@ -79,7 +83,7 @@ export class Palette {
    * Draw slice `at` of a view, both axes from the screen's far end: right is on the left, anterior or
    * superior on top. `ct` (null: it is up to date) and `over` hold its pixels, row by row.
    */
-  draw(axis: Axis, at: number, { hu, labels, attention, shape, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
+  draw(axis: Axis, at: number, { hu, labels, attention, shape, preview, difference, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
     const { across, up, through } = PLANES[axis]
     const strides = [1, dims[0], dims[0] * dims[1]] as const
     const [width, height] = [dims[across], dims[up]]
@@ -94,6 +98,8 @@ export class Palette {
       if (attention) this.attend(attention, axis, at, b, first, step, hu, labels, over.subarray(n, n + width))
     }
     if (labels && this.outlined) this.drawEdges(labels, step, strides[up], at * strides[through], width, height, over)
+    if (difference) paintDifference(difference, axis, at, dims, over)
+    if (preview) outline(preview, axis, at, width, height, over)
     if (shape) outline(shape, axis, at, width, height, over)
   }
 
@@ -130,7 +136,7 @@ export class Palette {
   }
 }
 
-function pixel(r: number, g: number, b: number, alpha: number): number {
+export function pixel(r: number, g: number, b: number, alpha: number): number {
   return ((Math.round(alpha * 255) << 24) | (Math.round(b) << 16) | (Math.round(g) << 8) | Math.round(r)) >>> 0
 }
 
