@@ -26,11 +26,12 @@ from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import read_label, write_volume
 from atlas_core.records import Label
-from atlas_core.review import Verdict
+from atlas_core.review import Portion, Verdict
 from atlas_core.store import CaseStore
 from atlas_embedded.components import review_token
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.demos.simulated_annotator import ReviewApi
+from atlas_flows.loop.queue_filling import QueueRequest, open_queue
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
 from numpy.typing import NDArray
 from ohif import ohif_beside
@@ -112,6 +113,9 @@ def correct(home: Path) -> str:
     """As an annotator does: take the case, cut the lowest slice of its largest organ away, hand it
     in and finish. Returns the organ's title."""
     settings = EmbeddedSettings(home=home)
+    with Catalog.open(settings.catalog_url) as catalog:
+        scheme = catalog.organ_scheme()
+        open_queue(catalog, QueueRequest(Portion(share=1.0)))
     token = review_token(settings, "annotator")
     with ReviewApi.open(settings.review_url, token) as api:
         task = api.next(None)
@@ -130,8 +134,7 @@ def correct(home: Path) -> str:
         (base,) = (label["id"] for label in case["labels"] if label["organ"] == organ)
         version = api.hand_in(task, organ, base, file)
         api.finish(task, "revise", labels={organ: version}, seconds_spent=60.0)
-    with Catalog.open(settings.catalog_url) as catalog:
-        title = catalog.organ_scheme()[organ].title
+    title = scheme[organ].title
     sys.stdout.write(f"corrected by the review service: {title}\n")
     return title
 

@@ -26,6 +26,7 @@ from atlas_core.errors import LimitExceeded, NotFound, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging.dicom_series import CTS, DicomSeries, find_series
 from atlas_core.imaging.dicom_slices import (
+    EXPORT_AGAIN,
     DicomSlice,
     looks_like_dicom,
     read_pixels,
@@ -76,7 +77,9 @@ def the_series(folder: Path) -> DicomSeries:
     """
     found = [series for series in find_series(folder) if series.reason is None]
     if not found:
-        raise NotFound("no CT series in this folder", case=folder.name)
+        raise NotFound(
+            "no CT series in this folder", case=folder.name, remedy="name the folder of the series"
+        )
     if len(found) > 1:
         raise UnsupportedVolume(
             "several CT series in this folder",
@@ -112,7 +115,7 @@ def write_series(
         InvalidInput: rescaling gives infinite values.
     """
     if not files:
-        raise NotFound("no DICOM files to read")
+        raise NotFound("no DICOM files to read", remedy="name the folder of the series")
     slices = _in_order([one for file in files for one in read_slices(file)])
     irregular = _irregularity(slices)
     if irregular is not None and not resample:
@@ -121,7 +124,10 @@ def write_series(
     geometry = _geometry(slices) if straight is None else _straight_geometry(slices, straight)
     if geometry.voxels > max_voxels:
         raise LimitExceeded(
-            "series is too large", expected=f"at most {max_voxels} voxels", got=geometry.voxels
+            "series is too large",
+            expected=f"at most {max_voxels} voxels",
+            got=geometry.voxels,
+            remedy="import it in parts, each a series of its own",
         )
     dtype = _hu_dtype(slices)
     slabs = _decoded(slices)
@@ -152,7 +158,7 @@ def grid_of(datasets: Sequence[Dataset]) -> tuple[list[int], VolumeGeometry]:
     """
     slices = [slice_of(dataset) for dataset in datasets]
     if not slices:
-        raise NotFound("no DICOM files to read")
+        raise NotFound("no DICOM files to read", remedy="name the folder of the series")
     stacked = _in_order(slices)
     irregular = _irregularity(stacked)
     if irregular is not None:
@@ -190,11 +196,16 @@ def _require_uniform(slices: Sequence[DicomSlice]) -> None:
     first = slices[0]
     if min(first.spacing) <= 0:
         raise UnsupportedVolume(
-            "PixelSpacing is malformed", expected="two spacings above 0 mm", got=first.spacing
+            "PixelSpacing is malformed",
+            expected="two spacings above 0 mm",
+            got=first.spacing,
+            remedy=EXPORT_AGAIN,
         )
     axes = np.array([first.row, first.column])
     if not np.allclose(axes @ axes.T, np.eye(2), atol=ANGLE_TOLERANCE):
-        raise UnsupportedVolume("ImageOrientationPatient is no pair of orthogonal unit vectors")
+        raise UnsupportedVolume(
+            "ImageOrientationPatient is no pair of orthogonal unit vectors", remedy=EXPORT_AGAIN
+        )
     rules = (
         ("sizes", lambda s: s.size, 0.0, 0.0),
         ("pixel spacings", lambda s: s.spacing, 0.0, SPACING_TOLERANCE),

@@ -123,6 +123,7 @@ def import_folder(
             "nothing to import: the folder is empty",
             case=path.name,
             expected="a folder of NIfTIs, case folders, nnU-Net raw, or DICOM series",
+            remedy="name another folder",
         )
     store.sweep()
     catalog.add_dataset(described)
@@ -164,6 +165,7 @@ def _require_name(dataset: str) -> None:
             "malformed name of a dataset",
             expected="1 to 63 letters, digits, - and _, the first a letter or digit",
             got=dataset,
+            remedy="choose another name",
         ) from None
 
 
@@ -253,6 +255,7 @@ class _Import:
                 raise UnsupportedVolume(
                     "holds a few whole numbers from 0 to 255: label values, no Hounsfield units",
                     got=f"{survey.low:g} to {survey.high:g}",
+                    remedy="it is a label: name its CT in --pairs",
                 )
             outcome.skipped.append(Note(candidate.name, f"holds label values: {UNPAIRED}"))
             return False
@@ -321,6 +324,7 @@ class _Import:
                 case=case_id,
                 expected=other.content_sha256,
                 got=content,
+                remedy="import it into a dataset of another name",
             )
         return case_id
 
