@@ -38,7 +38,7 @@ from ohif import ohif_beside
 from orthanc import PASSWORD, USER, Orthanc, running
 from pacs_series import hospital_series, read_all, real_series
 from playwright.sync_api import TimeoutError as NotYet
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import sync_playwright
 from ports import free_port
 from pydicom import Dataset
 
@@ -220,7 +220,7 @@ def listed_by_ohif(
         page.set_default_timeout(PATIENCE_MS)
         page.goto(f"{address}/segmentation?StudyInstanceUIDs={study}")
         try:
-            expect(page.locator("canvas").first).to_be_visible()
+            page.locator("canvas").first.wait_for()
             page.get_by_text("Confirm and hide").click()
             first = page.get_by_text(organs[0], exact=True).first
             for _ in range(TRIES):  # while its viewport is not ready, OHIF forgets the click
@@ -230,7 +230,6 @@ def listed_by_ohif(
                     break
                 except NotYet:
                     continue
-            expect(first).to_be_visible()
             page.get_by_text(shown, exact=True).first.click()
             page.wait_for_load_state("networkidle")
             page.wait_for_timeout(DRAWN_MS)  # nothing says when WebGL has drawn
