@@ -171,12 +171,12 @@ setup-nginx:  ## install Debian's nginx, behind which the review service is test
 
 ORTHANC := /usr/sbin/Orthanc
 
-setup-pacs:  ## install Debian's Orthanc and dcmtk, a PACS and senders for the tests
-	@test -x $(ORTHANC) && test -x /usr/bin/storescu && exit 0; \
+setup-pacs:  ## install Debian's Orthanc, dcmtk and dicom3tools: a PACS, senders and a validator for the tests
+	@test -x $(ORTHANC) && test -x /usr/bin/storescu && test -x /usr/bin/dciodvfy && exit 0; \
 	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
-		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk" >&2; exit 1; }; \
+		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk dicom3tools" >&2; exit 1; }; \
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk
+		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk dicom3tools
 
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
