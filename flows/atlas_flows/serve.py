@@ -17,6 +17,7 @@ from atlas_core.errors import AtlasError
 from atlas_core.store import CaseStore
 
 from atlas_flows.event_delivery import deliver_forever
+from atlas_flows.loop_metrics import serve_loop_metrics
 from atlas_flows.models import reconcile_at_start
 from atlas_flows.settings import Places
 
@@ -49,6 +50,7 @@ def main() -> int:
     # It keeps nothing that is not in the catalog, so it may end with the process, whenever that is.
     catalog = Catalog.open(places.catalog_url)
     Thread(target=deliver_forever, args=(catalog,), daemon=True).start()
+    serve_loop_metrics(places, catalog)
     flows = deployed_flows(places)
     serve(
         *(one.deployment() for one in flows),

@@ -52,7 +52,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         (404, "Not found, or not yours"),
         (405, "Not offered"),
         (409, "Conflict"),
-        (413, "Too large"),
+        (413, "Over a limit"),
         (422, "Not acceptable as it is"),
         (429, "Too many attempts"),
         (503, "Not available now"),
@@ -66,7 +66,7 @@ STATUS: tuple[tuple[type[AtlasError], int, str], ...] = (
     (KeptAsProposal, 409, "Kept as a proposal"),
     (OpenElsewhere, 409, "Open elsewhere"),
     (Conflict, 409, "Conflict"),
-    (LimitExceeded, 413, "Too large"),
+    (LimitExceeded, 413, "Over a limit"),
     (InvalidInput, 422, "Not acceptable as it is"),
     (Unavailable, 503, "Not available now"),
 )
