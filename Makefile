@@ -63,6 +63,14 @@ DATA ?=
 import-report: setup-dev  ## what an import makes of every kind of file (CASES=, DATA=); one JSON line at the end
 	@$(BIN)/python tests/import_report.py $(if $(CASES),--cases "$(CASES)") $(if $(DATA),--data "$(DATA)")
 
+# OHIF as npm has it built; `make pacs-demo OHIF=` leaves the viewer out.
+OHIF ?= build/ohif/package/dist
+build/ohif/package/dist:
+	mkdir -p build/ohif && cd build/ohif && npm pack --silent @ohif/app@3.13.2 && tar xzf ohif-app-3.13.2.tgz
+
+pacs-demo: setup-dev setup-pacs setup-browser $(OHIF)  ## a study out of Orthanc (DATA= or synthetic), scored, labels back, opened in OHIF; one JSON line
+	@$(BIN)/python tests/pacs_demo.py $(if $(DATA),--data "$(DATA)") $(if $(OHIF),--ohif "$(OHIF)")
+
 check: setup-dev  ## lint, format, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -163,12 +171,12 @@ setup-nginx:  ## install Debian's nginx, behind which the review service is test
 
 ORTHANC := /usr/sbin/Orthanc
 
-setup-pacs:  ## install Debian's Orthanc and dcmtk, a PACS and senders for the tests
-	@test -x $(ORTHANC) && test -x /usr/bin/storescu && exit 0; \
+setup-pacs:  ## install Debian's Orthanc, dcmtk and dicom3tools: a PACS, senders and a validator for the tests
+	@test -x $(ORTHANC) && test -x /usr/bin/storescu && test -x /usr/bin/dciodvfy && exit 0; \
 	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
-		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk" >&2; exit 1; }; \
+		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk dicom3tools" >&2; exit 1; }; \
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk
+		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk dicom3tools
 
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
@@ -209,4 +217,4 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 
 .PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
-	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs bench-assembly bench-scale screenshots
+	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs pacs-demo bench-assembly bench-scale screenshots

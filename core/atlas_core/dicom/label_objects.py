@@ -167,6 +167,7 @@ def read_object(file: Path, tags: list[str] | None = None) -> Dataset:
                     "DICOM object is too large",
                     expected=f"at most {MAX_OBJECT_BYTES} bytes",
                     got=size,
+                    remedy="write it as several objects of fewer segments",
                 )
             bare = stream.read(132)[128:] != b"DICM"
             stream.seek(0)
@@ -184,7 +185,10 @@ def read_object(file: Path, tags: list[str] | None = None) -> Dataset:
         raise unreadable(error) from None
     if kind not in KINDS:
         raise UnsupportedVolume(
-            "no object with labels", expected="DICOM SEG or RTSTRUCT", got=kind.name
+            "no object with labels",
+            expected="DICOM SEG or RTSTRUCT",
+            got=kind.name,
+            remedy="pair the CT with a DICOM SEG or RTSTRUCT",
         )
     return dataset
 

@@ -133,7 +133,7 @@ def _below(folders: Iterable[Path], max_files: int) -> Iterator[tuple[Path, Path
     """Each folder with each of its files."""
     for folder in folders:
         if not folder.is_dir():
-            raise NotFound("no such folder of DICOM files")
+            raise NotFound("no such folder of DICOM files", remedy="check the path")
         yield from ((folder, file) for file in _files(folder, max_files))
 
 
@@ -166,7 +166,7 @@ def _file(path: Path, tags: Dataset) -> _File:
     modality = str(tags.get("Modality", ""))
     uid = str(tags.get("SeriesInstanceUID") or "")
     if not uid and not (modality and tags.get("Rows")):
-        raise NotFound("not a readable file of a DICOM series")
+        raise NotFound("not a readable file of a DICOM series", remedy="copy it again")
     numbers = ("AcquisitionNumber", "TemporalPositionIndex", "AcquisitionTime", "SeriesTime")
     return _File(
         path,

@@ -77,7 +77,7 @@ DECODERS = {
 _FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 """Markers of JPEG and JPEG-LS before the size of an image."""
 
-_EXPORT_AGAIN = "export the series again with all its attributes"
+EXPORT_AGAIN = "export the series again with all its attributes"
 
 _TAGS = (
     "SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
@@ -183,7 +183,7 @@ def _opened(file: Path, max_bytes: int = MAX_FILE_BYTES) -> BufferedReader:
         raise LimitExceeded(
             "DICOM file is too large for a slice", expected=f"at most {max_bytes} bytes",
             got=size,
-        )  # fmt: skip
+        remedy="export the series as single slices")  # fmt: skip
     return stream
 
 
@@ -223,7 +223,12 @@ def _frames(tags: Dataset) -> Iterator[Dataset]:
     """
     count = _whole(tags, "NumberOfFrames", 1, 1 << 31)
     if count > MAX_FRAMES:
-        raise LimitExceeded("too many frames", expected=f"at most {MAX_FRAMES}", got=count)
+        raise LimitExceeded(
+            "too many frames",
+            expected=f"at most {MAX_FRAMES}",
+            got=count,
+            remedy="export it as several series",
+        )
     shared, frames = (list(_value(tags, name) or ()) for name in _GROUPS)
     if len(frames) != count:
         raise UnsupportedVolume(
@@ -278,6 +283,7 @@ def _slice(file: Path, tags: Dataset) -> DicomSlice:
             "slice is too large",
             expected=f"at most {MAX_SLICE_PIXELS} pixels",
             got=f"{size[0]}×{size[1]}",
+            remedy="export the CT in its scanner's own matrix",
         )
     return DicomSlice(
         file,
@@ -304,16 +310,31 @@ def _require_ct(tags: Dataset) -> None:
     """A plain CT slice: modality CT, one frame, one sample, Hounsfield units."""
     modality = str(_value(tags, "Modality") or "")
     if modality != "CT":
-        raise UnsupportedVolume("series is no CT", expected="modality CT", got=modality or "none")
+        raise UnsupportedVolume(
+            "series is no CT",
+            expected="modality CT",
+            got=modality or "none",
+            remedy="import the CT series",
+        )
     if _value(tags, "NumberOfFrames") and _whole(tags, "NumberOfFrames", 1, 1 << 31) > 1:
         raise UnsupportedVolume(
-            "an enhanced (multi-frame) CT stands for a whole series", expected="single slices"
+            "an enhanced (multi-frame) CT stands for a whole series",
+            expected="single slices",
+            remedy="export it as single slices",
         )
     if _value(tags, "SamplesPerPixel") and _whole(tags, "SamplesPerPixel", 1, 4) != 1:
-        raise UnsupportedVolume("pixels are colours", expected="one sample a pixel")
+        raise UnsupportedVolume(
+            "pixels are colours",
+            expected="one sample a pixel",
+            remedy="export the CT itself, no picture of it",
+        )
     unit = str(_value(tags, "RescaleType") or "HU")
     if unit not in ("HU", "US"):  # US: unspecified, which older scanners write for HU
-        raise UnsupportedVolume("pixel values are no Hounsfield units", got=unit)
+        raise UnsupportedVolume(
+            "pixel values are no Hounsfield units",
+            got=unit,
+            remedy="export the series in Hounsfield units",
+        )
 
 
 def _value(tags: Dataset, keyword: str) -> Any:
@@ -321,13 +342,13 @@ def _value(tags: Dataset, keyword: str) -> Any:
     try:
         return tags.get(keyword)
     except Exception:  # see the module's docstring
-        raise UnsupportedVolume(f"{keyword} is malformed", remedy=_EXPORT_AGAIN) from None
+        raise UnsupportedVolume(f"{keyword} is malformed", remedy=EXPORT_AGAIN) from None
 
 
 def _tag(tags: Dataset, keyword: str) -> Any:
     value = _value(tags, keyword)
     if value is None or value == "":
-        raise UnsupportedVolume(f"DICOM slice lacks {keyword}", remedy=_EXPORT_AGAIN)
+        raise UnsupportedVolume(f"DICOM slice lacks {keyword}", remedy=EXPORT_AGAIN)
     return value
 
 
@@ -336,7 +357,10 @@ def _whole(tags: Dataset, keyword: str, low: int, high: int) -> int:
     (number,) = _numbers(tags, keyword, 1)
     if not (number.is_integer() and low <= number <= high):
         raise UnsupportedVolume(
-            f"{keyword} is malformed", expected=f"a whole number {low}..{high}", got=f"{number:g}"
+            f"{keyword} is malformed",
+            expected=f"a whole number {low}..{high}",
+            got=f"{number:g}",
+            remedy=EXPORT_AGAIN,
         )
     return int(number)
 
@@ -349,7 +373,11 @@ def _numbers(tags: Dataset, keyword: str, count: int) -> tuple[float, ...]:
     except (TypeError, ValueError, OverflowError):
         numbers = ()
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise UnsupportedVolume(f"{keyword} is malformed", expected=f"{count} finite numbers")
+        raise UnsupportedVolume(
+            f"{keyword} is malformed",
+            expected=f"{count} finite numbers, with decimal points",
+            remedy=EXPORT_AGAIN,
+        )
     return numbers
 
 
@@ -389,6 +417,7 @@ def read_pixels(one: DicomSlice) -> NDArray[Any]:
             "pixel data of a slice has another size than its header",
             expected=(rows, columns),
             got=stored.shape,
+            remedy="copy the series again",
         )
     return stored
 
@@ -438,6 +467,7 @@ def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:
                 "pixel data of a slice is too long",
                 expected=f"{pixels} pixels",
                 got=f"{len(frame)} bytes",
+                remedy="copy the series again",
             )
         return
     if one.syntax in JPEG2000TransferSyntaxes:
@@ -450,6 +480,7 @@ def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:
             "pixel data of a slice has another size than its header",
             expected=(*one.size, 1),
             got=found,
+            remedy="copy the series again",
         )
 
 

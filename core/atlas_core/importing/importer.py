@@ -93,7 +93,8 @@ def import_folder(
         catalog: whose organ scheme says what is an organ.
         licence: of the dataset, where the preset does not say it or says another.
         force: import volumes whose values are not plausible Hounsfield units, with a warning.
-        resample: put a label that lies on another grid onto its CT's instead of refusing it.
+        resample: put a label that lies on another grid onto its CT's, and DICOM slices with gantry
+            tilt or uneven gaps onto a regular one, instead of refusing them.
         affine: which affine counts where a header has two that give voxels of different size; None:
             such a file is refused.
         pairs: a CSV of CTs and their labels; nothing else is then taken.
@@ -122,6 +123,7 @@ def import_folder(
             "nothing to import: the folder is empty",
             case=path.name,
             expected="a folder of NIfTIs, case folders, nnU-Net raw, or DICOM series",
+            remedy="name another folder",
         )
     store.sweep()
     catalog.add_dataset(described)
@@ -163,6 +165,7 @@ def _require_name(dataset: str) -> None:
             "malformed name of a dataset",
             expected="1 to 63 letters, digits, - and _, the first a letter or digit",
             got=dataset,
+            remedy="choose another name",
         ) from None
 
 
@@ -216,7 +219,7 @@ class _Import:
         outcome = CandidateOutcome(candidate.name)
         try:
             with self.store.incoming() as scratch:
-                ct = CtFile.read(_as_file(candidate.ct, scratch), self.affine)
+                ct = CtFile.read(self._as_file(candidate, scratch, outcome), self.affine)
                 if self._is_ct(candidate, ct.survey, outcome):
                     self._take(candidate, ct, scratch, outcome)
         except Unavailable:
@@ -231,6 +234,16 @@ class _Import:
             outcome.refused.append(Note(candidate.name, _unexpected(error)))
         return outcome
 
+    def _as_file(self, candidate: Candidate, scratch: Path, outcome: CandidateOutcome) -> Path:
+        """The CT as one file: a DICOM series is written to `scratch`."""
+        if isinstance(candidate.ct, Path):
+            return candidate.ct
+        file = scratch / "series.nii"
+        resampled = write_series(candidate.ct, file, resample=self.resample)
+        if resampled is not None:
+            outcome.warnings.append(Note(candidate.name, resampled))
+        return file
+
     def _is_ct(self, candidate: Candidate, survey: VoxelSurvey, outcome: CandidateOutcome) -> bool:
         """False for a loose label map, which is skipped.
 
@@ -242,6 +255,7 @@ class _Import:
                 raise UnsupportedVolume(
                     "holds a few whole numbers from 0 to 255: label values, no Hounsfield units",
                     got=f"{survey.low:g} to {survey.high:g}",
+                    remedy="it is a label: name its CT in --pairs",
                 )
             outcome.skipped.append(Note(candidate.name, f"holds label values: {UNPAIRED}"))
             return False
@@ -310,6 +324,7 @@ class _Import:
                 case=case_id,
                 expected=other.content_sha256,
                 got=content,
+                remedy="import it into a dataset of another name",
             )
         return case_id
 
@@ -430,15 +445,6 @@ class _Import:
 
     def _name(self, path: Path) -> str:
         return shown_name(path, self.root)
-
-
-def _as_file(ct: Path | tuple[Path, ...], scratch: Path) -> Path:
-    """The CT as one file: a DICOM series is written to `scratch`."""
-    if isinstance(ct, Path):
-        return ct
-    file = scratch / "series.nii"
-    write_series(ct, file)
-    return file
 
 
 def _unexpected(error: Exception) -> str:

@@ -85,6 +85,7 @@ NOT_DICOM: Final = frozenset({
 """Suffixes that are not even opened in search of DICOM files, which often have none."""
 
 UNPAIRED: Final = "a label without its CT: none of its name and none in its folder; see --pairs"
+ELSEWHERE: Final = "a CT of its own needs a folder of its own, a label --pairs"
 
 
 def discover(path: Path, pairs: Path | None = None) -> Discovery:
@@ -103,7 +104,7 @@ def discover(path: Path, pairs: Path | None = None) -> Discovery:
     if path.is_file():
         return Discovery((Candidate(name, path),), ())
     if not path.is_dir():
-        raise NotFound("no such file or folder", case=path.name)
+        raise NotFound("no such file or folder", case=path.name, remedy="check the path")
     search = _Search(path)
     if pairs is None:
         search.run()
@@ -265,9 +266,10 @@ class _Search:
             self._case(volumes, ct, masks)
             self._put_aside_volumes(folders)
             self._cases.add(folder)
+            beside = f"{ct.name} makes its folder one case, of which this is no part: {ELSEWHERE}"
             for file in files_below(folder):
                 if stem_of(file) is not None and file not in self._candidates[-1].label_files:
-                    self._put_aside(file, "lies in a case folder but is no part of the case")
+                    self._put_aside(file, beside)
             return True
         inside = self._volumes(masks) if masks is not None and not volumes else {}
         for mask in inside.values():
@@ -401,7 +403,7 @@ class _Search:
         if file.name.startswith("."):
             return "a hidden file"
         if not self._cases.isdisjoint(file.parents):
-            return "lies in a case folder but is no part of the case"
+            return "lies in the folder of a case, and is no part of it"
         if file.name.upper() == "DICOMDIR":
             return "an index of DICOM files, which are read themselves"
         if file.suffix.lower() in ARCHIVES:

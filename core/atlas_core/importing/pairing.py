@@ -86,10 +86,17 @@ def read_pairs(file: Path, root: Path) -> dict[Path, Path | None]:
         )
         if ct is None or ct in pairs:
             what = "names no CT" if ct is None else "names a CT that an earlier line names"
-            raise InvalidInput(f"line {reader.line_num} {what}", case=file.name)
+            raise InvalidInput(
+                f"line {reader.line_num} {what}", case=file.name, remedy="correct that line"
+            )
         pairs[ct] = others[0] if others else None
     if not pairs:
-        raise InvalidInput("the list of pairs is empty", case=file.name, expected="ct,label")
+        raise InvalidInput(
+            "the list of pairs is empty",
+            case=file.name,
+            expected="ct,label",
+            remedy="write a line for each CT",
+        )
     return pairs
 
 
@@ -115,6 +122,7 @@ def _inside(cell: str, file: Path, root: Path, line: int) -> Path:
         case=file.name,
         expected="a path in the folder that is imported",
         got=cell,
+        remedy="correct that line",
     )
 
 
