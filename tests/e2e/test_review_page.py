@@ -385,7 +385,7 @@ def test_a_lost_lease_is_shown_and_loses_nothing(chromium: Browser, tmp_path: Pa
             time.sleep(0.2)
         tab.page.unroute("**/lease")
         banner = tab.page.get_by_role("alert").filter(has_text="Read-only")
-        expect(banner).to_contain_text("another annotator holds this case")
+        expect(banner).to_contain_text("Another annotator holds this case")
         expect(tab.page.get_by_role("button", name="Pen", exact=True)).to_be_disabled()
         expect(tab.page.get_by_role("button", name="Submit revision")).to_have_count(0)
         assert task_of(bob, 1)["assignee"] == "bob"
