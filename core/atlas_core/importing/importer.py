@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, checked_inputs
 from atlas_core.dicom import frame_of_reference
 from atlas_core.errors import (
     AtlasError,
@@ -56,7 +56,7 @@ from atlas_core.importing.summary import (
     summary_of,
 )
 from atlas_core.organs import OrganScheme
-from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
+from atlas_core.records import Case, CheckedPart, Dataset, DatasetName, Label, LabelSource
 from atlas_core.store import CaseStore
 
 ID_DIGITS: Final = 32
@@ -290,13 +290,15 @@ class _Import:
         imported = ImportedCase(candidate.name, case_id, tuple(label.organ for label in labels))
         if known is None and self._add(candidate.name, case_id, content, ct, labels):
             outcome.taken = imported
-            # After it is there: of two copies that come at once, one sees the other.
-            copies = self._copies(case_id)
-            outcome.warnings += [Note(candidate.name, remark) for remark in copies]
-            record_scan(self.catalog, self.catalog.case(case_id), [*remarks, *copies])
         else:
             self.catalog.add_labels(labels)
             outcome.present = imported
+        # After it is there: of two copies that come at once, one sees the other. Also of a case
+        # whose import ended in between.
+        if checked_inputs(self.catalog, case_id, CheckedPart.SCAN) is None:
+            copies = self._copies(case_id)
+            outcome.warnings += [Note(candidate.name, remark) for remark in copies]
+            record_scan(self.catalog, self.catalog.case(case_id), [*remarks, *copies])
         if labels:
             outcome.labels_checked(
                 check_labels(self.catalog, self.store, self.catalog.case(case_id))

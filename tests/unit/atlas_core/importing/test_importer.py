@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, warnings_by_case
 from atlas_core.errors import InvalidInput, NotFound, Unavailable
 from atlas_core.imaging import content_sha256, read_volume
 from atlas_core.importing import ImportSummary, import_folder
@@ -147,6 +147,30 @@ def test_an_id_that_another_ct_has_is_refused_and_nothing_of_it_lost(
     assert all("belongs to another CT" in note.reason for note in summary.refused)
     for case in site.catalog.cases():
         assert content_sha256(read_volume(site.store.ct_path(case.id))) == case.content_sha256
+
+
+def test_what_is_said_of_a_scan_is_said_although_its_import_ended_before(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the case is there: the next import says what the first one had found."""
+    save(site.folder / "a.nii.gz", ct_voxels())
+    site.run()
+    flipped = np.diag([-1.0, 1, 1, 1]) @ AFFINE  # the same voxels, another header
+    save(site.folder / "b.nii.gz", ct_voxels(), flipped)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("atlas_core.importing.importer.record_scan", killed)
+        with pytest.raises(KeyboardInterrupt):
+            site.run()
+    second = site.run()
+    assert len(second.present) == 2
+    first, copy = sorted(site.catalog.cases(), key=lambda case: case.imported_at)
+    (said,) = warnings_by_case(site.catalog, [copy.id])[copy.id]
+    assert first.id in said.text
+    assert any(first.id in note.reason for note in second.warnings)
 
 
 def test_a_folder_of_loose_files_compressed_or_not_at_any_depth(site: Site) -> None:
