@@ -299,7 +299,7 @@ class _Import:
             copies = self._copies(case_id)
             outcome.warnings += [Note(candidate.name, remark) for remark in copies]
             record_scan(self.catalog, self.catalog.case(case_id), [*remarks, *copies])
-        if labels:
+        if labels or self.catalog.labels(case_id, LabelSource.ORIGINAL):
             outcome.labels_checked(
                 check_labels(self.catalog, self.store, self.catalog.case(case_id))
             )

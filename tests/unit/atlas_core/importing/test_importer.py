@@ -149,28 +149,30 @@ def test_an_id_that_another_ct_has_is_refused_and_nothing_of_it_lost(
         assert content_sha256(read_volume(site.store.ct_path(case.id))) == case.content_sha256
 
 
-def test_what_is_said_of_a_scan_is_said_although_its_import_ended_before(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("until", ["record_scan", "check_labels"])
+def test_what_is_said_of_a_case_is_said_although_its_import_ended_before(
+    until: str, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the case is there: the next import says what the first one had found."""
-    save(site.folder / "a.nii.gz", ct_voxels())
+    save(site.folder / "a" / "ct.nii.gz", ct_voxels())
     site.run()
-    flipped = np.diag([-1.0, 1, 1, 1]) @ AFFINE  # the same voxels, another header
-    save(site.folder / "b.nii.gz", ct_voxels(), flipped)
+    turned = AFFINE @ np.diag([-1.0, 1, 1, 1])  # the same voxels, another header
+    save(site.folder / "b" / "ct.nii.gz", ct_voxels(), turned)
+    save(site.folder / "b" / "segmentations" / "liver.nii.gz", blob((8, 8, 4)), turned)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("atlas_core.importing.importer.record_scan", killed)
+        patch.setattr(f"atlas_core.importing.importer.{until}", killed)
         with pytest.raises(KeyboardInterrupt):
             site.run()
+    first, copy = sorted(site.catalog.cases(), key=lambda case: case.imported_at)
     second = site.run()
     assert len(second.present) == 2
-    first, copy = sorted(site.catalog.cases(), key=lambda case: case.imported_at)
-    (said,) = warnings_by_case(site.catalog, [copy.id])[copy.id]
-    assert first.id in said.text
-    assert any(first.id in note.reason for note in second.warnings)
+    said = warnings_by_case(site.catalog, [copy.id])[copy.id]
+    assert any(first.id in warning.text for warning in said)
+    assert any(warning.organ == "liver" for warning in said)
 
 
 def test_a_folder_of_loose_files_compressed_or_not_at_any_depth(site: Site) -> None:
