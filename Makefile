@@ -100,6 +100,9 @@ demo-models: setup-dev  ## train the demo models on phantoms again and write mod
 models-demo: setup-dev  ## train, fine-tune, promote and roll back a model on phantoms, on a stack of its own (minutes)
 	@$(BIN)/python -m atlas_flows.model_demo
 
+demo-nnunets: setup-dev  ## have nnU-Net train the phantom nnU-Nets that are not in models/phantom_nnunets (minutes)
+	$(BIN)/python -m atlas_flows.demos.phantom_nnunet
+
 clean:  ## remove environments, caches and the stack's data in this folder
 	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -123,7 +126,7 @@ bench-assembly: setup-dev  ## orchestration of assembly over 2,000 cases (CASES=
 bench-scale: setup-dev  ## orchestration of scoring 8,448 and 100,000 cases (ARGS='--cases 500 2000': fewer), and a site simulated
 bench-gpu-models: setup-dev  ## memory and seconds of the paper's networks on a GPU (needs a GPU and torch for CUDA)
 bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
-nnunet-parity: setup-dev  ## labels of an imported nnU-Net against nnU-Net's own predictor
+nnunet-parity: demo-nnunets  ## labels of an imported nnU-Net against nnU-Net's own predictor
 	@$(BIN)/python benchmarks/nnunet_parity.py $(ARGS)
 
 bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-review-page bench-assembly bench-scale bench-gpu bench-gpu-models:
@@ -215,6 +218,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-long test-quick check format proto demo-models clean \
+.PHONY: help setup demo import-report loop-demo models-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
 	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs pacs-demo bench-assembly bench-scale screenshots

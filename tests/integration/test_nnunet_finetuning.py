@@ -21,6 +21,7 @@ from atlas_flows.models.version_finetuning import tune
 from atlas_flows.settings import FlowSettings, Places
 from atlas_models.importing import NnunetChoices, import_nnunet, network_of, read_origin
 from atlas_models.serving import read_spec
+from atlas_models.training.nnunet_trainer import trainer_class
 from stack import free_settings
 
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
@@ -59,6 +60,18 @@ def untrained(folder: Path) -> Path:
     }
     torch.save(content, folder / "fold_0" / "checkpoint_best.pth")
     return folder
+
+
+def test_a_trainer_is_found_by_its_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever packages the other trainers need; one that is not there is said to be missing."""
+    joined = trainer_class("nnUNetTrainerNoDA+nnUNetTrainerAdam")
+    assert [kind.__name__ for kind in joined.__mro__[:4]] == [
+        "nnUNetTrainerNoDA", "nnUNetTrainerNoDA", "nnUNetTrainerAdam", "nnUNetTrainer",
+    ]  # fmt: skip
+    assert trainer_class("nnUNetTrainer_100epochs").__name__ == "nnUNetTrainer_100epochs"
+    assert not capsys.readouterr().err
+    assert trainer_class("nnUNetTrainerOfAnotherSite").__name__ == "nnUNetTrainer"
+    assert "nnUNetTrainerOfAnotherSite" in capsys.readouterr().err
 
 
 def test_an_imported_nnunet_is_trained_by_nnunet_and_imported_again(tmp_path: Path) -> None:
