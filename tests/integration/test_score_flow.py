@@ -119,8 +119,11 @@ def test_the_ui_shows_run_progress_and_ranking(cases: tuple[Stack, Catalog, Case
     assert f"**{CASES}** cases scored" in shown["score-summary"]["data"]
     # A task with tags waits for the server's leave to begin, also while the server is away.
     of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
-    tasks = prefect(stack, "/task_runs/filter", of_run)
-    assert tasks
+    deadline = time.monotonic() + PATIENCE_S
+    # They reach the server as events, a little later.
+    while not (tasks := prefect(stack, "/task_runs/filter", of_run)):
+        assert time.monotonic() < deadline, "Prefect knows of no task"
+        time.sleep(0.2)
     assert run["tags"]
     assert not any(task["tags"] for task in tasks)
 
