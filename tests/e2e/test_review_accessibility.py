@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from browser import Visit, visiting
 from playwright.sync_api import Browser, Page, expect
 from review_page import begin, case_tab, log_in
 from review_server import RunningReview, make_place, running_review
-from triton_server import REPOSITORY
-
-AXE = REPOSITORY / "services/atlas_review/web/node_modules/axe-core/axe.min.js"
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +29,9 @@ def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
 
 def violations(page: Page) -> list[str]:
     """What axe-core says against the page as it is now."""
-    page.evaluate(AXE.read_text())
-    found: list[dict[str, Any]] = page.evaluate("async () => (await axe.run()).violations")
     return [
         f"{one['id']}: {node['html'][:160]} {node['any'][:1] and node['any'][0]['message']}"
-        for one in found
+        for one in Axe().run(page).response["violations"]
         for node in one["nodes"]
     ]
 
@@ -76,7 +71,6 @@ def states(page: Page) -> Iterator[str]:
         tab.press("Escape")
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is missing: run `make web`")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(visit: Visit, theme: str) -> None:
     page = visit.tab()
