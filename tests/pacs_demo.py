@@ -149,7 +149,9 @@ def by_people(found: Dataset) -> list[str]:
 
 
 def source_images(data: Path | None, folder: Path) -> list[Dataset]:
-    if data is not None and (data / "mirp").is_dir():
+    if data is not None:
+        if not (data / "mirp").is_dir():
+            sys.exit(f"error: {data} has no folder mirp; without DATA= a study is made up")
         return read_all(real_series(data, folder / "real"))
     return hospital_series(SLICES)
 
