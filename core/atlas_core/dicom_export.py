@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from atlas_core.assembly import Assemblies, paint_order, preferred, read_assembled
+from atlas_core.assembly import (
+    Assemblies,
+    LabelPainter,
+    paint_order,
+    preferred,
+    read_assembled,
+)
 from atlas_core.atomic_writes import new_folder, write_synced
 from atlas_core.catalog import Catalog, newest_scores
 from atlas_core.dicom import (
@@ -23,7 +29,7 @@ from atlas_core.dicom import (
 )
 from atlas_core.errors import Conflict, InvalidInput, NotFound
 from atlas_core.imaging import read_cropped, read_label
-from atlas_core.organs import BACKGROUND, OrganScheme
+from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, Label, LabelSource, Reading
 from atlas_core.store import CaseStore
 
@@ -155,9 +161,11 @@ def _chosen(
         return chosen
     rows = _rows(catalog, case, scheme, label)
     if label is ExportedLabels.PREFERRED:
-        painted = _painted(store, case, scheme, paint_order(rows, scheme))
-        voxels = np.bincount(painted.ravel(order="K"), minlength=256)
-        chosen = _Chosen(painted)
+        painter = LabelPainter(case.shape, scheme)
+        for row, read in _read(store, case, paint_order(rows, scheme)):
+            painter.paint(row.organ, read == row.value)
+        voxels = np.bincount(painter.labels.ravel(order="K"), minlength=256)
+        chosen = _Chosen(painter.labels)
         for row in rows:
             chosen.volumes_ml[row.organ] = case.geometry.voxel_ml * voxels[scheme[row.organ].label]
     else:
@@ -196,16 +204,6 @@ def _read(
             )
             path, voxels = row.path, volume.voxels
         yield row, voxels
-
-
-def _painted(
-    store: CaseStore, case: Case, scheme: OrganScheme, rows: Sequence[Label]
-) -> NDArray[np.uint8]:
-    """Ids of the scheme; a voxel that several masks claim goes to the first."""
-    painted = np.zeros(case.shape, np.uint8, order="F")
-    for row, voxels in _read(store, case, rows):
-        painted[(voxels == row.value) & (painted == BACKGROUND)] = scheme[row.organ].label
-    return painted
 
 
 def _maps(

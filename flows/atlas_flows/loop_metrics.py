@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -59,18 +60,25 @@ def serve_loop_metrics(places: Places, catalog: Catalog) -> MetricsServer | None
     if not places.metrics_listen:
         return None
     registry = CollectorRegistry()
-    registry.register(LoopMetrics(catalog, _ask_prefect))
+    registry.register(LoopMetrics(catalog, _prefect))
     return MetricsServer(
         registry, places.metrics_listen, places.metrics_hosts, env_prefix="ATLASLOOP_"
     )
 
 
 class LoopMetrics(Collector):
-    """The metrics; where catalog or Prefect do not answer, the other's are still served."""
+    """The metrics; where catalog or Prefect do not answer, the other's are still served.
 
-    def __init__(self, catalog: Catalog, ask: Ask) -> None:
+    Args:
+        catalog: of the atlas.
+        prefect: opens a connection to Prefect's server, for one scrape.
+    """
+
+    def __init__(
+        self, catalog: Catalog, prefect: Callable[[], AbstractContextManager[Ask]]
+    ) -> None:
         self._catalog = catalog
-        self._ask = ask
+        self._prefect = prefect
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Nothing is asked to register it."""
@@ -82,12 +90,12 @@ class LoopMetrics(Collector):
         from prefect.exceptions import PrefectException
 
         up = _gauge("up", "1: it answered", "part")
-        for part, ask, troubles in (
+        for part, measure, troubles in (
             ("catalog", self._of_the_atlas, (AtlasError,)),
             ("prefect", self._of_the_runs, (httpx.HTTPError, PrefectException)),
         ):
             try:
-                found = ask()
+                found = measure()
             except troubles:
                 up.add_metric([part], 0)
             else:
@@ -112,35 +120,37 @@ class LoopMetrics(Collector):
 
     def _of_the_runs(self) -> list[GaugeMetricFamily]:
         runs = _gauge("runs", "Runs of flows that have not ended", "state")
-        for state, wanted in RUNS.items():
-            count = self._ask("/flow_runs/count", {"flow_runs": {"state": wanted}})
-            runs.add_metric([state], count)
         failures = _gauge("failed_runs", "Runs that failed or crashed in the last hour", "flow")
-        for flow, number in self._failures().items():
-            failures.add_metric([flow], number)
         workers = _gauge("workers", "Workers online", "pool")
-        for pool in self._ask("/work_pools/filter", {}):
-            online = {"workers": {"status": {"any_": ["ONLINE"]}}}
-            found = self._ask(f"/work_pools/{pool['name']}/workers/filter", online)
-            workers.add_metric([pool["name"]], len(found))
+        with self._prefect() as ask:
+            for state, wanted in RUNS.items():
+                count = ask("/flow_runs/count", {"flow_runs": {"state": wanted}})
+                runs.add_metric([state], count)
+            for flow, number in _failures(ask).items():
+                failures.add_metric([flow], number)
+            for pool in ask("/work_pools/filter", {}):
+                online = {"workers": {"status": {"any_": ["ONLINE"]}}}
+                found = ask(f"/work_pools/{pool['name']}/workers/filter", online)
+                workers.add_metric([pool["name"]], len(found))
         return [runs, failures, workers]
 
-    def _failures(self) -> Counter[str]:
-        since = (datetime.now(UTC) - FAILURES_OF).isoformat()
-        wanted = {
-            "flow_runs": {
-                "state": {"type": {"any_": ["FAILED", "CRASHED"]}},
-                "end_time": {"after_": since},
-            },
-            "sort": "END_TIME_DESC",
-            "limit": MAX_FAILURES,
-        }
-        failed = [run["flow_id"] for run in self._ask("/flow_runs/filter", wanted)]
-        if not failed:
-            return Counter()
-        flows = self._ask("/flows/filter", {"flows": {"id": {"any_": sorted(set(failed))}}})
-        names = {flow["id"]: flow["name"] for flow in flows}
-        return Counter(names[flow_id] for flow_id in failed if flow_id in names)
+
+def _failures(ask: Ask) -> Counter[str]:
+    since = (datetime.now(UTC) - FAILURES_OF).isoformat()
+    wanted = {
+        "flow_runs": {
+            "state": {"type": {"any_": ["FAILED", "CRASHED"]}},
+            "end_time": {"after_": since},
+        },
+        "sort": "END_TIME_DESC",
+        "limit": MAX_FAILURES,
+    }
+    failed = [run["flow_id"] for run in ask("/flow_runs/filter", wanted)]
+    if not failed:
+        return Counter()
+    flows = ask("/flows/filter", {"flows": {"id": {"any_": sorted(set(failed))}}})
+    names = {flow["id"]: flow["name"] for flow in flows}
+    return Counter(names[flow_id] for flow_id in failed if flow_id in names)
 
 
 def _gauge(name: str, text: str, label: str | None = None) -> GaugeMetricFamily:
@@ -148,7 +158,8 @@ def _gauge(name: str, text: str, label: str | None = None) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
 
 
-def _ask_prefect(path: Any, body: object) -> Any:  # its client types every path there is
+@contextmanager
+def _prefect() -> Iterator[Ask]:
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
@@ -157,4 +168,8 @@ def _ask_prefect(path: Any, body: object) -> Any:  # its client types every path
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
         get_client(sync_client=True, httpx_settings={"timeout": TIMEOUT_S}) as client,
     ):
-        return client.request("POST", path, json=body).json()
+
+        def ask(path: Any, body: object) -> Any:  # its client types every path there is
+            return client.request("POST", path, json=body).json()
+
+        yield ask

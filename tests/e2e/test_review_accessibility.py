@@ -21,12 +21,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
         yield running
 
 
-@pytest.fixture
-def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
-    with visiting(chromium, site.url) as visit:
-        yield visit
-
-
 def violations(page: Page) -> list[str]:
     """What axe-core says against the page as it is now."""
     return [

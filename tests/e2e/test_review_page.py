@@ -82,12 +82,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
 
 
 @pytest.fixture
-def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
-    with visiting(chromium, site.url) as visit:
-        yield visit
-
-
-@pytest.fixture
 def admin(site: RunningReview) -> Iterator[httpx.Client]:
     """The API beside the browser."""
     with site.client("admin") as client:

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from atlas_core.organs import ABDOMEN_ATLAS
-from browser import Visit, visiting
+from browser import Visit
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 from review_page import CaseTab, axial_axis, draft_of, hand_in, label_map, open_task, task_of
 from review_server import RunningReview, make_place, running_review
 from scipy import ndimage
@@ -28,12 +28,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
     place = make_place(tmp_path_factory.mktemp("review-tools"), cases=3, columns=48)
     with running_review(place) as running:
         yield running
-
-
-@pytest.fixture
-def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
-    with visiting(chromium, site.url) as visit:
-        yield visit
 
 
 @pytest.fixture

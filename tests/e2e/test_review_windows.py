@@ -23,12 +23,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
 
 
 @pytest.fixture
-def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
-    with visiting(chromium, site.url) as visit:
-        yield visit
-
-
-@pytest.fixture
 def ann(site: RunningReview) -> Iterator[httpx.Client]:
     """The API as the annotator who draws."""
     with site.client("ann") as client:

@@ -35,7 +35,7 @@ from atlas_core.imaging.dicom_slices import (
 )
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
 from atlas_core.imaging.nifti_writer import SlabWriter
-from atlas_core.imaging.straight_stacks import StraightStack, smallest_gap
+from atlas_core.imaging.straight_stacks import StraightStack
 
 __all__ = [
     "CTS",
@@ -283,7 +283,8 @@ def _tilt(slices: Sequence[DicomSlice], text: str) -> str:
 def _straight(slices: Sequence[DicomSlice]) -> StraightStack:
     along = _along(slices)
     gaps, _ = _gaps(slices)
-    step = float(gaps.mean()) if _is_even(slices) else smallest_gap(along)
+    # Nothing that was scanned is lost on a grid as fine as the closest slices.
+    step = float(gaps.mean() if _is_even(slices) else gaps.min())
     return StraightStack.of(along, _shifts(slices), slices[0].size, step)
 
 

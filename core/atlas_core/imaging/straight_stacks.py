@@ -6,7 +6,7 @@ their normal; what is linear in space stays linear. Ends and in-plane grid stay 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,8 +106,3 @@ class StraightStack:
             cval=np.nan,
         )
         return moved
-
-
-def smallest_gap(along: Sequence[float] | NDArray[np.float64]) -> float:
-    """Nothing that was scanned is lost on a grid as fine as the closest slices."""
-    return float(np.diff(along).min())

@@ -20,7 +20,7 @@ import numpy as np
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound, Unavailable
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import content_sha256, read_label, read_volume, write_volume
+from atlas_core.imaging import content_sha256, read_cropped, read_label, read_volume, write_volume
 from atlas_core.review import MINUTES_PER_CASE, Task, Verdict
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
@@ -170,11 +170,7 @@ class ReviewApi:
             path = folder / "shape.nii.gz"
             address = f"/cases/{case_id}/shapes/{shape['id']}.nii.gz"
             path.write_bytes(self._ask("GET", address, params=asked).content)
-            cropped = read_label(path)
-            start = ct.start_of(cropped.geometry, this="CT", that="shape", case=case_id)
-            mask = np.zeros(ct.shape, np.bool_)
-            mask[tuple(map(slice, start, np.add(start, cropped.geometry.shape)))] = cropped.voxels
-            masks.append(mask)
+            masks.append(read_cropped(path, ct, case=case_id) != 0)
         return masks
 
     def hand_in(self, task: Task, organ: str, base: str, mask: Path) -> str:
