@@ -173,7 +173,7 @@ def _to_onnx(served: ExportedNetwork, spec: ModelSpec) -> onnx.ModelProto:
     x, y, z = spec.patch
     # Two windows: the exporter takes an axis of length one for a constant.
     example = torch.zeros(2, 1, z, y, x)
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             served,
             (example,),
@@ -188,7 +188,7 @@ def _to_onnx(served: ExportedNetwork, spec: ModelSpec) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Without the exporter's progress marks, its notes on packages that are not needed here, and
     its warnings of what it will do differently one day."""
     logger = logging.getLogger("torch.onnx")
