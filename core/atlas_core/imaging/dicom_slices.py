@@ -251,14 +251,17 @@ def _frames(tags: Dataset) -> Iterator[Dataset]:
         yield plain
 
 
-def slice_of(dataset: Dataset) -> DicomSlice:
+def slice_of(dataset: Dataset, file: Path = Path()) -> DicomSlice:
     """What a data set in memory says about its slice; it need not have pixels.
+
+    Args:
+        file: that it was read from.
 
     Raises:
         LimitExceeded, UnsupportedVolume, CorruptFile: as `read_slices`.
     """
     try:
-        return _slice(Path(), dataset)
+        return _slice(file, dataset)
     except AtlasError:
         raise
     except Exception as error:  # as above
