@@ -50,6 +50,9 @@ REFORMATTED: Final = frozenset(
 SCREENS: Final = frozenset({"LOCALIZER", "SCREEN SAVE", "DOSE_INFO", "SCREENSAVE", "PROTOCOL"})
 """Values of ImageType."""
 
+PROMISES: Final = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances", "NumberOfSlices")
+"""Attributes that say of how many images a file is one."""
+
 CTS: Final = frozenset(
     {"", CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 )
@@ -98,7 +101,7 @@ class _File:
     study: str
     instance: int | None
     passes: tuple[Any, ...]
-    promised: int | None
+    promised: int
     slice: DicomSlice | None
 
     @property
@@ -199,7 +202,7 @@ def _file(path: Path, tags: Dataset) -> _File:
         study=str(tags.get("StudyInstanceUID") or ""),
         instance=_value(tags, "InstanceNumber", int),
         passes=tuple(_value(tags, name, str) for name in numbers),
-        promised=_value(tags, "ImagesInAcquisition", int),
+        promised=max(_value(tags, name, int) or 0 for name in PROMISES),
         slice=_slice(path, tags) if modality == "CT" else None,
     )
 
@@ -405,7 +408,7 @@ def _once(slices: Iterable[_File]) -> bool:
 def _missing(files: Sequence[_File]) -> list[str]:
     """What the headers promise and the folder lacks."""
     notes = []
-    promised = max((one.promised or 0 for one in files), default=0)
+    promised = max(one.promised for one in files)
     if promised > len(files):
         notes.append(f"its headers promise {promised} images, {len(files)} are here")
     numbers = {one.instance for one in files if one.instance is not None}
