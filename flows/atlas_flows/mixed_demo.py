@@ -114,7 +114,7 @@ def bring_graph(folder: Path) -> None:
 
 
 def mixed_steps(
-    folder: Path, *, first_steps: int = 300, tuning_steps: int = 40, labelled: int = 10
+    folder: Path, *, first_steps: int = 100, tuning_steps: int = 20, labelled: int = 10
 ) -> list[DemoStep]:
     """What the demo does, in order; `folder` holds what `bring_models` wrote, and takes phantoms.
 
