@@ -83,7 +83,7 @@ _TAGS = (
     "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation", "SOPClassUID",
     "ImageType", "StudyInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "AcquisitionNumber",
     "TemporalPositionIndex", "AcquisitionTime", "SeriesTime", "ImagesInAcquisition",
-    "NumberOfSeriesRelatedInstances", "NumberOfSlices",
+    "SOPInstanceUID", "NumberOfSeriesRelatedInstances", "NumberOfSlices",
 )  # fmt: skip
 
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
