@@ -4,6 +4,7 @@ import type { Organ } from './api'
 import { Census } from './voxels/census'
 import { connected } from './voxels/components'
 import { difference, put, type Axis, type Edit, type History } from './voxels/edits'
+import { shareField, type Field } from './voxels/field'
 import { interpolate, planeOf, type Dims } from './voxels/interpolate'
 import { around, eachRow, sidesOf, type Box, type Solid } from './voxels/solid'
 import { inTurns, type Turns } from './voxels/turns'
@@ -79,6 +80,17 @@ export class Editor {
   /** A box that holds a label as it is in force and as it is drawn now; null: there is none. */
   box(label: number): Box | null {
     return this.census.box(label)
+  }
+
+  /** Whether an organ is shown and has a voxel. */
+  shows(label: number): boolean {
+    return this.loaded && !this.hidden.has(label) && this.census.voxels[label]! > 0
+  }
+
+  /** A label as it is drawn now, for its surface; null: it has none. */
+  field(label: number): Turns<Field> | null {
+    const box = this.census.box(label)
+    return box && shareField(this.map, this.dims, this.spacing, label, box)
   }
 
   /** Millilitres of a mask. */

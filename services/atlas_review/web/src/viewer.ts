@@ -14,6 +14,7 @@ import { countDifference, type Difference } from './views/difference'
 import { Palette, PLANES, type Block, type Layers } from './views/planes'
 import { Pointer } from './views/pointer'
 import { SlicePictures } from './views/pictures'
+import { Projections, slabAround } from './views/projection'
 
 export type Tool = 'look' | StrokeKind | 'region' | 'length' | 'roi'
 export type View = Axis | 'all'
@@ -45,6 +46,7 @@ export interface Scene {
   camera: Camera
   window: Window
   view: View
+  slab: number
 }
 
 const DRAWING: ReadonlySet<Tool> = new Set(['pen', 'eraser', 'fill', 'scissors'])
@@ -77,6 +79,8 @@ export class Viewer {
   private camera: Camera = { zoom: 1, centre: [0, 0, 0] }
   private ctWindow: Window = WINDOWS['soft tissue']
   private view: View = 'all'
+  /** Thickness in mm of the slab whose highest values are shown; 0: the slice. */
+  private slab = 0
   private overlays = { labels: true, attention: true, outline: false }
   private opacity: { labels: number; attention: number } = { ...OPACITY }
   private peeking = false
@@ -84,6 +88,7 @@ export class Viewer {
   private measures: Measure[] = []
   private readonly palette = new Palette()
   private readonly pictures = new SlicePictures(this.palette)
+  private readonly projections = new Projections(() => this.refresh('all'))
   private readonly context: CanvasRenderingContext2D
   private readonly pointer: Pointer
   private readonly resized = new ResizeObserver(() => this.resize())
@@ -123,6 +128,7 @@ export class Viewer {
     this.hu = new Int16Array()
     this.attention = this.shape = this.preview = this.difference = null
     this.pictures.clear()
+    this.projections.clear()
   }
 
   // --- volumes ----------------------------------------------------------------------------------
@@ -180,7 +186,13 @@ export class Viewer {
 
   private get layers(): Layers {
     const { hu, attention, shape, preview, difference, dims } = this
-    return { hu, labels: this.loaded ? this.editor.map : null, attention, shape, preview, difference, dims }
+    return { hu, labels: this.loaded ? this.editor.map : null, attention, shape, preview, difference, projected: (axis, at) => this.projected(axis, at), dims }
+  }
+
+  private projected(axis: Axis, at: number): Int16Array | null {
+    if (this.slab === 0) return null
+    const { through } = PLANES[axis]
+    return this.projections.of(axis, this.hu, this.dims, slabAround(at, this.slab, this.grid.spacing[through], this.dims[through]))
   }
 
   // --- shapes -------------------------------------------------------------------------------------
@@ -335,6 +347,13 @@ export class Viewer {
     this.resize()
   }
 
+  /** Show the highest values of a slab of so many millimetres around each slice; 0: the slices. */
+  setSlab(mm: number): void {
+    this.slab = mm
+    this.projections.clear()
+    this.refresh('all')
+  }
+
   setOrganShown(label: number, shown: boolean): void {
     if (shown) this.editor.hidden.delete(label)
     else this.editor.hidden.add(label)
@@ -367,12 +386,13 @@ export class Viewer {
 
   /** Where and how the case is looked at. */
   get scene(): Scene {
-    return { crosshair: this.crosshair, camera: this.camera, window: this.ctWindow, view: this.view }
+    return { crosshair: this.crosshair, camera: this.camera, window: this.ctWindow, view: this.view, slab: this.slab }
   }
 
   set scene(scene: Scene) {
     this.camera = scene.camera
     this.setView(scene.view)
+    this.setSlab(scene.slab)
     this.applyWindow(scene.window)
     this.moveTo(this.clamped(scene.crosshair))
   }
@@ -487,7 +507,7 @@ export class Viewer {
       context.fillStyle = '#000'
       context.fillRect(left, top, width, height)
       this.pictures.paint(context, pane, this.crosshair[PLANES[pane.axis].through], this.layers)
-      drawMarks(context, pane, this.crosshair, this.ctWindow, this.dims, this.measures, this.tool === 'scissors' && pane.axis === stroke?.axis ? stroke.corners : [], devicePixelRatio)
+      drawMarks(context, pane, this.crosshair, { window: this.ctWindow, slab: this.slab }, this.dims, this.measures, this.tool === 'scissors' && pane.axis === stroke?.axis ? stroke.corners : [], devicePixelRatio)
     }
   }
 }

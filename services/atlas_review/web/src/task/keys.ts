@@ -9,6 +9,7 @@ import type { OrganPanel } from './organ-panel'
 import type { Overlays } from './overlays'
 import type { RegionList } from './region-list'
 import type { Reshape } from './reshape'
+import { showSurfaces } from './surface'
 import type { Shapes } from './shapes'
 import type { Toolbar } from './toolbar'
 import { READING, TOOLS, VIEWS, WINDOW_NAMES } from './tools'
@@ -31,6 +32,8 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes
   return [
     ...VIEWS.map(([view, text, name]) => key(t('Look'), name, t('view: {view}', { view: inSentence(text) }), () => toolbar.setView(view))),
     ...WINDOW_NAMES.map((name, i) => key(t('Look'), String(i + 1), t('window: {window}', { window: t(name) }), () => toolbar.setWindow(name))),
+    key(t('Look'), 'M', t('MIP: highest values of a slab, thicker, whole volume, off'), () => toolbar.stepSlab()),
+    key(t('Look'), 'D', t('surfaces of the organs'), () => showSurfaces(space)),
     key(t('Look'), ['ArrowUp', 'PageUp'], t('next slice (also the wheel)'), () => viewer.scroll(1)),
     key(t('Look'), ['ArrowDown', 'PageDown'], t('previous slice'), () => viewer.scroll(-1)),
     key(t('Look'), ['+', '='], t('zoom in (also Ctrl+wheel, at the pointer)'), () => viewer.zoom(1)),

@@ -1,12 +1,15 @@
 /** Views, CT windows, tools, undo and the pen. */
 
 import { heading, t } from '../i18n'
-import { button, h, replace } from '../dom'
+import { button, h, replace, select } from '../dom'
 import { say } from '../notices'
 import type { Editor, HuRange } from '../editor'
 import type { Tool, View, WindowName } from '../viewer'
 import { OBSTACLES } from './texts'
+import { showSurfaces } from './surface'
 import { PEN_SIZES, penSizeAfter, READING, TOOLS, VIEWS, WINDOW_NAMES } from './tools'
+import { slabText } from '../views/marks'
+import { SLABS_MM } from '../views/projection'
 import type { Reshape } from './reshape'
 import type { Remembered } from './remembered'
 import type { Workspace } from './workspace'
@@ -16,6 +19,7 @@ export class Toolbar {
   private view: View = 'all'
   private window: WindowName | null = 'soft tissue'
   private tool: Tool = 'look'
+  private slab = 0
   private penSize = 0
   private huRange: HuRange = { low: 0, high: 200 }
 
@@ -30,6 +34,8 @@ export class Toolbar {
       this.element,
       group(t('View'), ...VIEWS.map(([view, text, key]) => pressed(button(text, () => this.setView(view), { key }), this.view === view))),
       group(t('Window'), ...WINDOW_NAMES.map((name, i) => pressed(button(heading(t(name)), () => this.setWindow(name), { key: String(i + 1) }), this.window === name))),
+      select('MIP', SLABS_MM.map((mm) => [String(mm), mm ? slabText(mm) : t('off')] as const), String(this.slab), (mm) => this.setSlab(Number(mm))),
+      button('3-D', () => showSurfaces(this.space), { key: 'D', label: t('Surfaces') }),
       group(
         t('Tool'),
         ...TOOLS.map(([tool, text, key]) => pressed(enabled(button(text, () => this.setTool(tool), { key }), !locked || READING.has(tool)), this.tool === tool)),
@@ -101,6 +107,18 @@ export class Toolbar {
     this.draw()
   }
 
+  private setSlab(mm: number): void {
+    this.slab = mm
+    this.space.work.viewer.setSlab(mm)
+    this.draw()
+  }
+
+  /** A thicker slab; after the whole volume comes the slice. */
+  stepSlab(): void {
+    const sizes: readonly number[] = SLABS_MM
+    this.setSlab(sizes[(sizes.indexOf(this.slab) + 1) % sizes.length]!)
+  }
+
   setWindow(name: WindowName): void {
     this.window = name
     this.space.work.viewer.setWindow(name)
@@ -129,6 +147,7 @@ export class Toolbar {
   /** The buttons as they were; the views are brought back by their scene. */
   restore({ scene, window, tool, penSize }: Remembered): void {
     this.view = scene.view
+    this.slab = scene.slab
     this.window = window
     this.setPenSize(PEN_SIZES.includes(penSize) ? penSize : 0)
     this.setTool(tool)

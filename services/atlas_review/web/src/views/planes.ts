@@ -43,6 +43,8 @@ export interface Layers {
   /** Outlined like a shape: what a tool would take. */
   preview: Block | null
   difference: Difference | null
+  /** The CT of a view through a slab, row by row; null: the slice itself. */
+  projected: (axis: Axis, at: number) => Int16Array | null
   dims: Vec3
 }
 
@@ -83,16 +85,18 @@ export class Palette {
    * Draw slice `at` of a view, both axes from the screen's far end: right is on the left, anterior or
    * superior on top. `ct` (null: it is up to date) and `over` hold its pixels, row by row.
    */
-  draw(axis: Axis, at: number, { hu, labels, attention, shape, preview, difference, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
+  draw(axis: Axis, at: number, { hu, labels, attention, shape, preview, difference, projected, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
     const { across, up, through } = PLANES[axis]
     const strides = [1, dims[0], dims[0] * dims[1]] as const
     const [width, height] = [dims[across], dims[up]]
     const step = strides[across]
     const { grey, mixed } = this
+    const slab = ct && projected(axis, at)
     for (let row = 0, n = 0; row < height; row++, n += width) {
       const b = height - 1 - row
       const first = at * strides[through] + b * strides[up] + (width - 1) * step
-      if (ct) for (let m = n, i = first; m < n + width; m++, i -= step) ct[m] = grey[hu[i]! + HU_ZERO]!
+      if (ct && slab) for (let m = n, i = b * width + width - 1; m < n + width; m++, i--) ct[m] = grey[slab[i]! + HU_ZERO]!
+      else if (ct) for (let m = n, i = first; m < n + width; m++, i -= step) ct[m] = grey[hu[i]! + HU_ZERO]!
       if (labels) for (let m = n, i = first; m < n + width; m++, i -= step) over[m] = mixed[labels[i]! << 8]!
       else over.fill(0, n, n + width)
       if (attention) this.attend(attention, axis, at, b, first, step, hu, labels, over.subarray(n, n + width))
