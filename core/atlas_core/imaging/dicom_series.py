@@ -24,11 +24,11 @@ from pydicom.uid import (
 )
 
 from atlas_core.errors import AtlasError, LimitExceeded, NotFound
+from atlas_core.imaging.dicom_pixels import pixel_bytes
 from atlas_core.imaging.dicom_slices import (
     MAX_FILE_BYTES,
     DicomSlice,
     looks_like_dicom,
-    pixel_bytes,
     read_tags,
     slice_of,
 )

@@ -22,7 +22,7 @@ from pydicom.tag import Tag
 
 READERS = (
     *(f"imaging/{name}.py" for name in (
-        "dicom_reader", "dicom_series", "dicom_slices", "itk_header", "nifti_header",
+        "dicom_pixels", "dicom_reader", "dicom_series", "dicom_slices", "itk_header", "nifti_header",
         "nifti_reader", "voxel_decoder",
     )),
     *(f"dicom/{name}.py" for name in ("contours", "label_objects", "segments", "source_series")),
