@@ -159,7 +159,7 @@ def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) ->
             case.id,
             case.dataset,
             options.patients.get(case.id),
-            marks.get(case.id, frozenset()) | ({case.fingerprint} - {None}),
+            marks.get(case.id, frozenset()).union([case.fingerprint] if case.fingerprint else ()),
         )
         for case, _ in good
     )
