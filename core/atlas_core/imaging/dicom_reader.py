@@ -24,12 +24,12 @@ from pydicom import Dataset
 
 from atlas_core.errors import LimitExceeded, NotFound, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.dicom_series import CTS, DicomSeries, find_series
+from atlas_core.imaging.dicom_pixels import read_pixels
+from atlas_core.imaging.dicom_series import CTS, DicomSeries, find_series, source_instances
 from atlas_core.imaging.dicom_slices import (
     EXPORT_AGAIN,
     DicomSlice,
     looks_like_dicom,
-    read_pixels,
     read_slices,
     slice_of,
 )
@@ -43,6 +43,7 @@ __all__ = [
     "find_series",
     "grid_of",
     "looks_like_dicom",
+    "source_instances",
     "the_series",
     "write_series",
 ]

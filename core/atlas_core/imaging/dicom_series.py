@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,10 +24,11 @@ from pydicom.uid import (
 )
 
 from atlas_core.errors import AtlasError, LimitExceeded, NotFound
+from atlas_core.imaging.dicom_pixels import pixel_bytes
 from atlas_core.imaging.dicom_slices import (
+    MAX_FILE_BYTES,
     DicomSlice,
     looks_like_dicom,
-    pixel_bytes,
     read_tags,
     slice_of,
 )
@@ -71,7 +73,9 @@ class DicomSeries:
         left_out: files of the series that are no slice of this volume, and why.
         reason: why the series is no CT; None if it may be one.
         notes: what deserves a look, in sentences.
-        frame: FrameOfReferenceUID, if any; an identifier too.
+        frame, study, instances: FrameOfReferenceUID, StudyInstanceUID and SOPInstanceUIDs, if any;
+            identifiers too.
+        derived: whether its images were made of others (ImageType).
         slices: what those files that hold one slice say about it.
     """
 
@@ -82,6 +86,9 @@ class DicomSeries:
     reason: str | None = None
     notes: tuple[str, ...] = ()
     frame: str | None = None
+    study: str | None = None
+    instances: frozenset[str] = field(default=frozenset(), repr=False)
+    derived: bool = False
     slices: tuple[DicomSlice, ...] = field(default=(), repr=False)
 
 
@@ -99,6 +106,7 @@ class _File:
     place: tuple[float, ...] | None
     frame: str
     study: str
+    sop: str
     instance: int | None
     passes: tuple[Any, ...]
     promised: int
@@ -200,6 +208,7 @@ def _file(path: Path, tags: Dataset) -> _File:
         place=_value(tags, "ImagePositionPatient", lambda v: _rounded(v, PLACES)),
         frame=str(tags.get("FrameOfReferenceUID") or ""),
         study=str(tags.get("StudyInstanceUID") or ""),
+        sop=str(_value(tags, "SOPInstanceUID", str) or ""),
         instance=_value(tags, "InstanceNumber", int),
         passes=tuple(_value(tags, name, str) for name in numbers),
         promised=max(_value(tags, name, int) or 0 for name in PROMISES),
@@ -254,6 +263,9 @@ def _sorted_out(files: list[_File], sources: set[str]) -> list[DicomSeries]:
                 tuple(left_out + copies) if number == 1 else (),
                 notes=tuple(notes),
                 frame=first.frame or None,
+                study=first.study or None,
+                instances=frozenset(one.sop for one in one_pass if one.sop),
+                derived=all("DERIVED" in one.kind for one in one_pass),
                 slices=tuple(one.slice for one in one_pass if one.slice is not None),
             )
         )
@@ -403,6 +415,17 @@ def _passes(slices: list[_File]) -> list[list[_File]]:
 def _once(slices: Iterable[_File]) -> bool:
     places = [one.place for one in slices]
     return len(set(places)) == len(places)
+
+
+def source_instances(files: Sequence[Path]) -> frozenset[str]:
+    """SOPInstanceUIDs that the first, middle and last of `files` name as what they were made of."""
+    found: set[str] = set()
+    for file in {files[0], files[len(files) // 2], files[-1]}:
+        with suppress(Exception):  # pydicom raises what it likes; then it names none
+            if file.stat().st_size <= MAX_FILE_BYTES:
+                for item in read_tags(file, ("SourceImageSequence",)).SourceImageSequence:
+                    found.add(str(item.ReferencedSOPInstanceUID))
+    return frozenset(found)
 
 
 def _missing(files: Sequence[_File]) -> list[str]:

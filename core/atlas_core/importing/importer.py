@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from atlas_core.catalog import Catalog, checked_inputs
+from atlas_core.catalog import Catalog, checked_inputs, record_uids
 from atlas_core.errors import (
     AtlasError,
     Conflict,
@@ -40,6 +40,7 @@ from atlas_core.importing.dicom_labels import dicom_label_files, reports_of
 from atlas_core.importing.label_files import label_files
 from atlas_core.importing.layouts import UNPAIRED, discover
 from atlas_core.importing.original_labels import LabelFiles, Reports, original_masks
+from atlas_core.importing.origins import relatives, uids_of
 from atlas_core.importing.paired_organs import MaskPieces
 from atlas_core.importing.plausibility import VoxelSurvey
 from atlas_core.importing.presets import LabelMap, Preset, preset
@@ -293,6 +294,7 @@ class _Import:
         else:
             self.catalog.add_labels(labels)
             outcome.present = imported
+        record_uids(self.catalog, case_id, uids_of(candidate))
         # After it is there: of two copies that come at once, one sees the other. Also of a case
         # whose import ended in between.
         if checked_inputs(self.catalog, case_id, CheckedPart.SCAN) is None:
@@ -305,11 +307,13 @@ class _Import:
             )
 
     def _copies(self, case_id: str) -> list[str]:
-        copies = self.catalog.copies_of(self.catalog.case(case_id))
+        copies = [copy.id for copy in self.catalog.copies_of(self.catalog.case(case_id))]
+        related = relatives(self.catalog, case_id, known=copies)[:NAMES_SHOWN]
         if not copies:
-            return []
-        shown = ", ".join(copy.id for copy in copies[:NAMES_SHOWN])
-        return [f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"]
+            return related
+        shown = ", ".join(copies[:NAMES_SHOWN])
+        same = f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"
+        return [same, *related]
 
     def _new_id(self, content: str) -> str:
         """The id of a case that the catalog does not have.

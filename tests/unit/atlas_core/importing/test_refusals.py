@@ -22,8 +22,8 @@ from pydicom.tag import Tag
 
 READERS = (
     *(f"imaging/{name}.py" for name in (
-        "dicom_reader", "dicom_series", "dicom_slices", "itk_header", "nifti_header",
-        "nifti_reader", "voxel_decoder",
+        "dicom_pixels", "dicom_reader", "dicom_series", "dicom_slices", "itk_header",
+        "nifti_header", "nifti_reader", "voxel_decoder",
     )),
     *(f"dicom/{name}.py" for name in ("contours", "label_objects", "segments", "source_series")),
     *(f"importing/{file.name}" for file in (
