@@ -100,6 +100,9 @@ demo-models: setup-dev  ## train the demo models on phantoms again and write mod
 models-demo: setup-dev  ## train, fine-tune, promote and roll back a model on phantoms, on a stack of its own (minutes)
 	@$(BIN)/python -m atlas_flows.model_demo
 
+mixed-demo: setup-dev  ## two nnU-Nets, a MONAI network and an ONNX graph: one ensemble, ranked, fine-tuned, promoted; one JSON line (minutes)
+	@$(BIN)/python -m atlas_flows.mixed_demo
+
 demo-nnunets: setup-dev  ## have nnU-Net train the phantom nnU-Nets that are not in models/phantom_nnunets (minutes)
 	$(BIN)/python -m atlas_flows.demos.phantom_nnunet
 
@@ -218,6 +221,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo import-report loop-demo models-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
+.PHONY: help setup demo import-report loop-demo models-demo mixed-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
 	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs pacs-demo bench-assembly bench-scale screenshots

@@ -14,14 +14,14 @@ from atlas_flows import work_pools
 from atlas_flows.settings import Places
 from kubernetes_validate import validate
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+from prefect_server import prefect_server
 from rendered_chart import VALUES, Manifest, job_templates, render
 
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_server():
         yield
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from atlas_core.catalog import Catalog
-from atlas_core.errors import ConfigurationError
+from atlas_core.errors import ConfigurationError, InvalidInput
 from atlas_core.importing import import_folder
 from atlas_core.organs import read_scheme
 from atlas_core.phantoms import PhantomGrid, write_phantoms
@@ -117,3 +117,15 @@ def test_an_imported_nnunet_is_trained_by_nnunet_and_imported_again(tmp_path: Pa
 
             order = TrainingOrder(None, parent=("theirs", 0), overrides={"batch_size": 9})
             train_version(replace(order, version=7), here, catalog, models, lambda *_: None)
+
+        # An organ that nobody has labelled: nothing is trained, and what to do is said.
+        write_phantoms(tmp_path / "q", 1, 5, labels="truth", grid=PhantomGrid(32, 12.0))
+        for mask in (tmp_path / "q").rglob("spleen.nii.gz"):
+            mask.unlink()
+        import_folder(
+            tmp_path / "q", "q", "phantoms", catalog=catalog, store=CaseStore(settings.store)
+        )
+        only = replace(order, overrides={}, datasets=("q",), version=8, validation_share=0.0)
+        with pytest.raises(InvalidInput, match=r"has a label of spleen.*import or draw some"):
+            train_version(only, here, catalog, models, lambda *_: pytest.fail("trained"))
+        assert models.versions("theirs") == {0, 1}

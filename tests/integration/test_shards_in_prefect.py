@@ -14,7 +14,7 @@ from atlas_flows.runs.shards import run_shards, shard_state
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.testing.utilities import prefect_test_harness
+from prefect_server import prefect_server
 
 CASES = ("a", "b", "c", "d")
 
@@ -27,7 +27,7 @@ class Run:
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_server():
         yield
 
 

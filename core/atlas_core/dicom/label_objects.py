@@ -127,15 +127,6 @@ def references_of(file: Path) -> References:
     return references_in(read_object(file, _REFERENCES))
 
 
-def frame_of_reference(file: Path) -> str | None:
-    """FrameOfReferenceUID of one slice; None where it has none or cannot be read."""
-    try:
-        found = dcmread(file, specific_tags=["FrameOfReferenceUID"], force=True)
-        return str(found.get("FrameOfReferenceUID") or "") or None
-    except Exception:  # pydicom raises what it likes; what reads the slice says what is wrong
-        return None
-
-
 def references_in(dataset: Dataset) -> References:
     """What the data set of an object refers to."""
     series, frames = set(), {str(dataset.get("FrameOfReferenceUID") or "")}

@@ -92,7 +92,12 @@ def the_series(folder: Path) -> DicomSeries:
 
 
 def write_series(
-    files: Sequence[Path], path: Path, *, resample: bool = False, max_voxels: int = MAX_VOXELS
+    files: Sequence[Path],
+    path: Path,
+    *,
+    known: Iterable[DicomSlice] = (),
+    resample: bool = False,
+    max_voxels: int = MAX_VOXELS,
 ) -> str | None:
     """Writes the slices of one CT series, in any order, as one NIfTI volume, all or nothing.
 
@@ -102,6 +107,7 @@ def write_series(
     from SliceThickness.
 
     Args:
+        known: slices of files whose headers were read already (`DicomSeries.slices`).
         resample: bring slices with gantry tilt or uneven gaps to a regular grid.
 
     Returns:
@@ -116,7 +122,8 @@ def write_series(
     """
     if not files:
         raise NotFound("no DICOM files to read", remedy="name the folder of the series")
-    slices = _in_order([one for file in files for one in read_slices(file)])
+    read = {one.file: [one] for one in known}
+    slices = _in_order([one for file in files for one in read.get(file) or read_slices(file)])
     irregular = _irregularity(slices)
     if irregular is not None and not resample:
         raise irregular

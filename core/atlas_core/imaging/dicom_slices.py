@@ -21,11 +21,9 @@ from numpy.typing import NDArray
 from openjpeg.utils import get_parameters
 from pydicom import Dataset, dcmread
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     UID,
-    DeflatedExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
@@ -85,6 +83,7 @@ _TAGS = (
     "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation", "SOPClassUID",
     "ImageType", "StudyInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "AcquisitionNumber",
     "TemporalPositionIndex", "AcquisitionTime", "SeriesTime", "ImagesInAcquisition",
+    "NumberOfSeriesRelatedInstances", "NumberOfSlices",
 )  # fmt: skip
 
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -150,16 +149,20 @@ def read_tags(file: Path, more: tuple[str, ...] = ()) -> Dataset:
         UnsupportedVolume: deflated as a whole, which would have to be inflated without a bound.
         Exception: whatever pydicom raises on damaged headers.
     """
-    with _opened(file, MAX_MULTIFRAME_BYTES) as stream:
+    with _NotInflated(_opened(file, MAX_MULTIFRAME_BYTES).detach()) as stream:
         bare = _begins_with_an_element(stream.read(8))
         stream.seek(0)
-        if not bare:
-            syntax = read_file_meta_info(file).get("TransferSyntaxUID")
-            if syntax == DeflatedExplicitVRLittleEndian:
-                raise UnsupportedVolume(
-                    "deflated DICOM is not read", remedy="inflate the series first"
-                )
         return dcmread(stream, stop_before_pixels=True, specific_tags=[*_TAGS, *more], force=bare)
+
+
+class _NotInflated(BufferedReader):
+    """A file that is never read as a whole: pydicom does so only to inflate it, without a bound."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises: UnsupportedVolume: `size` is no limit."""
+        if size is None or size < 0:
+            raise UnsupportedVolume("deflated DICOM is not read", remedy="inflate the series first")
+        return super().read(size)
 
 
 def pixel_bytes(file: Path) -> bytes:
@@ -249,14 +252,17 @@ def _frames(tags: Dataset) -> Iterator[Dataset]:
         yield plain
 
 
-def slice_of(dataset: Dataset) -> DicomSlice:
+def slice_of(dataset: Dataset, file: Path = Path()) -> DicomSlice:
     """What a data set in memory says about its slice; it need not have pixels.
+
+    Args:
+        file: that it was read from.
 
     Raises:
         LimitExceeded, UnsupportedVolume, CorruptFile: as `read_slices`.
     """
     try:
-        return _slice(Path(), dataset)
+        return _slice(file, dataset)
     except AtlasError:
         raise
     except Exception as error:  # as above

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from atlas_core.catalog import Catalog, checked_inputs
-from atlas_core.dicom import frame_of_reference
 from atlas_core.errors import (
     AtlasError,
     Conflict,
@@ -239,7 +238,8 @@ class _Import:
         if isinstance(candidate.ct, Path):
             return candidate.ct
         file = scratch / "series.nii"
-        resampled = write_series(candidate.ct, file, resample=self.resample)
+        series = candidate.ct
+        resampled = write_series(series.files, file, known=series.slices, resample=self.resample)
         if resampled is not None:
             outcome.warnings.append(Note(candidate.name, resampled))
         return file
@@ -394,7 +394,7 @@ class _Import:
         files = label_files(candidate, self.meaning, self.scheme, reports)
         yield from written(files, reports)
         outcome.account(files, there, new)
-        frame = None if isinstance(candidate.ct, Path) else frame_of_reference(candidate.ct[0])
+        frame = None if isinstance(candidate.ct, Path) else candidate.ct.frame
         for file in candidate.objects:
             before = frozenset(there | new)
             try:

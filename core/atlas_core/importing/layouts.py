@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -145,7 +146,7 @@ class _Search:
     def result(self, rest: str | None = None) -> Discovery:
         """What was found; `rest`: why what is left is left."""
         labels = {file for one in self._candidates for file in one.label_files}
-        candidates = [c for c in self._candidates if c.ct not in labels]
+        candidates = [c for c in self._candidates if labels.isdisjoint(c.ct_files)]
         used = labels | {file for one in candidates for file in one.ct_files}
         aside = {path: one for path, one in self._set_aside.items() if path not in used}
         others = [
@@ -267,8 +268,9 @@ class _Search:
             self._put_aside_volumes(folders)
             self._cases.add(folder)
             beside = f"{ct.name} makes its folder one case, of which this is no part: {ELSEWHERE}"
+            labels = set(self._candidates[-1].label_files)
             for file in files_below(folder):
-                if stem_of(file) is not None and file not in self._candidates[-1].label_files:
+                if stem_of(file) is not None and file not in labels:
                     self._put_aside(file, beside)
             return True
         inside = self._volumes(masks) if masks is not None and not volumes else {}
@@ -334,16 +336,15 @@ class _Search:
         objects = {} if label else objects_of_series(found, self._put_aside)
         taken = {file for files in objects.values() for file in files}
         homes = [home_of(series) for series in found]
+        at_home = Counter(homes)
         for series, home in zip(found, homes, strict=True):
             name = self._name(home)
-            if homes.count(home) > 1:
+            if at_home[home] > 1:
                 name += printable(f" (series …{series.uid[-8:]}, {len(series.files)} files)")
             for file, why in series.left_out:
                 self._put_aside(file, why)
             if series.reason is None:
-                candidate = Candidate(
-                    name, series.files, objects=objects.get(series.uid, ()), notes=series.notes
-                )
+                candidate = Candidate(name, series, objects=objects.get(series.uid, ()))
                 self._candidates.append(
                     self._with_map(candidate, label or self._label_of_series(home))
                 )

@@ -211,9 +211,16 @@ def train_phantom_nnunet(
         kept = {name: content[name] for name in KEPT_OF_CHECKPOINT} | {
             "trainer_name": "nnUNetTrainer"
         }
+        kept["network_weights"] = _halved(kept["network_weights"])
         torch.save(kept, fresh / "fold_all" / CHECKPOINT)
     shutil.rmtree(run.folder)
     return folder
+
+
+def _halved(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In float16, as our own exports: half the bytes. A tensor of two names stays one."""
+    halves: dict[int, torch.Tensor] = {}
+    return {name: halves.setdefault(w.data_ptr(), w.half()) for name, w in weights.items()}
 
 
 def nnunets_own(

@@ -394,22 +394,3 @@ def test_a_missing_decoder_is_called_that(site: Site) -> None:
         length = (20).to_bytes(2, "little"), (22).to_bytes(2, "little")
         file.write_bytes(raw.replace(length[0] + explicit, length[1] + remote, 1))
     assert "no decoder" in site.run().refused[0].reason
-
-
-def test_a_heap_of_many_patients_in_one_folder_is_sorted_out(site: Site) -> None:
-    """As a dump of a PACS: no folders, names that say nothing, series mixed."""
-    patients = 8
-    for number in range(patients):
-        series = generate_uid()
-
-        def change(dataset: Dataset, k: int, series: str = series, number: int = number) -> None:
-            big(dataset, k)
-            dataset.SeriesInstanceUID, dataset.PatientID = series, str(number)
-            dataset.PixelData = (np.frombuffer(dataset.PixelData, "<i2") + number).tobytes()
-
-        for k, file in enumerate(write_series(site.folder / "one", change, 4)):
-            file.rename(site.folder / f"{(k * patients + number) * 7919 % 997:03}")
-    (site.folder / "one").rmdir()
-    summary = site.run()
-    assert len(summary.taken) == patients and not summary.refused
-    assert {case.shape[2] for case in site.catalog.cases()} == {4}
