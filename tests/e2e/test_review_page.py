@@ -553,7 +553,7 @@ def test_a_click_on_a_region_jumps_to_it(visit: Visit, admin: httpx.Client) -> N
         if attention["counts"]:
             url = f"/api/v1/cases/{case['id']}/regions?organ={attention['organ']}"
             regions += admin.get(url).raise_for_status().json()["regions"]
-    regions.sort(key=lambda region: -region["ml"])
+    regions.sort(key=lambda region: -region["region_ml"])
     tab = open_task(visit, "rita", 3)
     listed = tab.page.get_by_role("list", name="Attended regions").get_by_role("button")
     expect(listed).to_have_count(len(regions))

@@ -107,7 +107,7 @@ def test_surfaces_are_the_labels_seen_from_the_front(
         bright = pixels / np.maximum(np.linalg.norm(pixels, axis=2, keepdims=True), 1)
         alike = drawn & (bright @ (colour / np.linalg.norm(colour)) > 0.99)
         assert alike.sum() > 100, organ
-        return float(np.nonzero(alike)[1].mean()) / pixels.shape[1]
+        return float(np.nonzero(alike)[1].mean() / pixels.shape[1])
 
     assert across("liver") < 0.5 < across("spleen"), "the patient's right is on the left"
     before = screen.screenshot()

@@ -18,8 +18,22 @@ from playwright.sync_api import expect
 from review_page import CaseTab, axial_axis, draft_of, hand_in, label_map, open_task, task_of
 from review_server import RunningReview, make_place, running_review
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import dijkstra
 
 Mask = NDArray[np.bool_]
+Slice = NDArray[np.float64]
+Pixel = tuple[int, int]
+
+COLOURED = """([r, g, b]) => {
+  const canvas = document.querySelector('canvas')
+  const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+  const near = (n, value) => Math.abs(data[n] - value) < 60
+  let count = 0
+  for (let n = 0; n < data.length; n += 4) count += near(n, r) && near(n + 1, g) && near(n + 2, b)
+  return count
+}"""
+ONLY_MINE, ONLY_THEIRS, WIRE = [255, 225, 77], [196, 0, 224], [255, 226, 138]
 
 
 @pytest.fixture(scope="module")
@@ -251,15 +265,84 @@ def test_locks_slices_and_undo_of_one_organ(bench: Bench) -> None:
     assert np.array_equal((undone == aorta) & ~lost, (with_aorta == aorta) & ~lost)
 
 
-COLOURED = """([r, g, b]) => {
-  const canvas = document.querySelector('canvas')
-  const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
-  const near = (n, value) => Math.abs(data[n] - value) < 60
-  let count = 0
-  for (let n = 0; n < data.length; n += 4) count += near(n, r) && near(n + 1, g) && near(n + 2, b)
-  return count
-}"""
-ONLY_MINE, ONLY_THEIRS = [255, 225, 77], [196, 0, 224]
+def cheapest_way(
+    grey: Slice, spacing: NDArray[np.float64], start: Pixel, end: Pixel
+) -> list[Pixel]:
+    """SciPy's cheapest way over Sobel's edges, within 80 mm of its start."""
+    more = np.ceil(80 / spacing).astype(int)
+    low = np.maximum(np.array(start) - more, 0)
+    high = np.minimum(np.array(start) + more + 1, grey.shape)
+    part = grey[low[0] : high[0], low[1] : high[1]]
+    slopes = [ndimage.sobel(part, axis, mode="nearest") / 8 / spacing[axis] for axis in (0, 1)]
+    costs = 0.02 + 1 / (1 + (np.hypot(*slopes) / 0.04) ** 2)
+    places = np.arange(part.size).reshape(part.shape)
+    weights, ones, others = [], [], []
+    for a, b in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        here = np.s_[: part.shape[0] - a, max(-b, 0) : part.shape[1] - max(b, 0)]
+        there = np.s_[a:, max(b, 0) : part.shape[1] + min(b, 0)]
+        length = np.hypot(a * spacing[0], b * spacing[1])
+        weights.append(length * (costs[here] + costs[there]).ravel() / 2)
+        ones.append(places[here].ravel())
+        others.append(places[there].ravel())
+    edges = np.concatenate(weights), (np.concatenate(ones), np.concatenate(others))
+    graph = coo_array(edges, shape=(part.size, part.size)).tocsr()
+    first, at = (int(places[tuple(np.array(one) - low)]) for one in (start, end))
+    _, before = dijkstra(graph, directed=False, indices=first, return_predecessors=True)
+    way = [at]
+    while at != first:
+        at = int(before[at])
+        way.append(at)
+    return [
+        (int(a + low[0]), int(b + low[1]))
+        for a, b in zip(*np.unravel_index(way, part.shape), strict=True)
+    ]
+
+
+def test_the_live_wire_takes_the_cheapest_ways_along_edges(bench: Bench) -> None:
+    tab, page, pancreas = bench.tab, bench.tab.page, label_of("pancreas")
+    up = axial_axis(task_of(bench.client, 1))
+    before = bench.before()
+    tab.choose("pancreas")
+    page.get_by_label("Keep other organs").uncheck()
+    tab.press("a", "l", "t", "Shift+Q")
+    yellow = page.evaluate(COLOURED, WIRE)
+    x, y = tab.middle()
+    clicks = []
+    for right, down in ((-60, -40), (50, -50), (90, 90), (60, 45), (-40, 55)):
+        page.mouse.click(x + right, y + down)
+        clicks.append(tab.crosshair)
+        if (right, down) == (90, 90):
+            tab.press("Backspace")
+            clicks.pop()
+    assert page.evaluate(COLOURED, WIRE) > yellow + 50
+    tab.expect_edited()
+    with tab.saving():
+        tab.press("Enter")
+    drawn = bench.drawn()
+    at = clicks[0][up]
+    grey = np.clip((np.take(bench.hu, at, axis=up) - 40) / 400 + 0.5, 0, 1)
+    spacing = np.delete(np.array(bench.spacing), up)
+    corners = [tuple(np.delete(click, up).tolist()) for click in clicks]
+    outline = np.zeros(grey.shape, bool)
+    for start, end in zip(corners, [*corners[1:], corners[0]], strict=True):
+        for pixel in cheapest_way(grey, spacing, start, end):
+            outline[pixel] = True
+    wanted = ndimage.binary_fill_holes(outline) | np.take(before == pancreas, at, axis=up)
+    here = np.take(drawn == pancreas, at, axis=up)
+    assert wanted.sum() > 1.5 * outline.sum()
+    # Where two ways cost the same to the last digits of float32, either may be taken.
+    assert (here ^ wanted).sum() <= 0.05 * wanted.sum()
+    elsewhere = np.delete(drawn, at, axis=up), np.delete(before, at, axis=up)
+    assert np.array_equal(*elsewhere)
+
+    page.mouse.click(x, y)
+    page.mouse.click(x + 50, y)
+    tab.press("Escape")
+    page.wait_for_function(
+        f"([colour, most]) => ({COLOURED})(colour) <= most", arg=[WIRE, yellow + 10]
+    )
+    tab.press("z")
+    tab.expect_edited()
 
 
 def test_differences_are_coloured_and_counted(bench: Bench) -> None:

@@ -11,7 +11,7 @@ import pytest
 from browser import Visit, visiting
 from playwright.sync_api import Browser, expect
 from review_page import begin, case_tab, fetched, label_map, log_in, look_at, open_task, task_of
-from review_server import RunningReview, make_place, running_review
+from review_server import PASSWORD, RunningReview, make_place, running_review
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +144,20 @@ def test_readers_talk_about_places(chromium: Browser, visit: Visit, site: Runnin
         other.page.get_by_role("button", name="Show where ann means").click()
         assert other.crosshair == here
         expect(other.page.get_by_role("region", name="Active organ")).to_contain_text("stomach")
+
+
+def test_a_refusal_is_in_the_language_of_the_page(
+    chromium: Browser, site: RunningReview, ann: httpx.Client
+) -> None:
+    with visiting(chromium, site.url, locale="de-DE") as german:
+        page = german.tab("/#/task/5")
+        page.get_by_label("Benutzername").fill("bob")
+        page.get_by_label("Passwort").fill(PASSWORD)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("button", name="An diesem Fall arbeiten")).to_be_visible()
+        ann.post("/api/v1/tasks/5/lease").raise_for_status()
+        page.keyboard.press("p")
+        told = page.get_by_role("alert").first
+        expect(told).to_contain_text(
+            "emand anderes arbeitet an diesem Fall (erhalten ann); nehmen Sie den nächsten Fall"
+        )

@@ -6,19 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from triton_server import REPOSITORY
+from page_languages import SOURCES, entries
 
-SOURCES = REPOSITORY / "services" / "atlas_review" / "web" / "src"
 LANGUAGES = sorted((SOURCES / "languages").glob("*.ts"))
 TEXT = re.compile(r"(?<![\w.])t\('((?:[^'\\\n]|\\.)+)'")
-ENTRY = re.compile(r"^  (?:'((?:[^'\\]|\\.)*)'|(\w+)):\s*'((?:[^'\\]|\\.)*)'", re.MULTILINE)
-
-
-def entries(text: str) -> dict[str, str]:
-    """A language file as English → translation."""
-    text = re.sub(r":\n\s+'", ": '", text)
-    return {quoted or word: translated for quoted, word, translated in ENTRY.findall(text)}
-
 
 PLAIN = (
     re.compile(r"(?:button|say|select)\('[A-Z]|'(?:aria-label|title|placeholder)': '[A-Z]"),

@@ -1,6 +1,6 @@
 /** The server's JSON API (`/api/v1`): types, one way to call it, one way to fail. */
 
-import { t } from './i18n'
+import { said, t } from './i18n'
 
 export interface Session {
   user: string
@@ -165,24 +165,29 @@ export class Problem extends Error {
   readonly body: Record<string, unknown>
 
   constructor(status: number, body: Record<string, unknown>) {
-    super(text(body.title) || t('The server answered {status}', { status }))
+    super(said(text(body.title)) || t('The server answered {status}', { status }))
     this.status = status
     this.body = body
   }
 
-  /** [name, text] of every part that the server gave. */
-  parts(): [string, string][] {
-    const detail = text(this.body.detail)
-    return (['detail', 'expected', 'got', 'remedy'] as const)
-      .map((name): [string, string] => [name, text(this.body[name])])
-      .filter(([name, value]) => value !== '' && (name === 'detail' || !detail.includes(value)))
+  /** What was refused, with what was expected and found, and what to do about it; of which case. */
+  get detail(): string {
+    const about = text(this.body.case)
+    return about && this.body.what ? `${about}: ${this.refusal}` : this.refusal
   }
 
-  /** What was refused and what to do about it, once: without the case, which its page names. */
+  /** The same once: without the case, which its page names. */
   get sentence(): string {
-    const whole = text(this.body.detail) || this.message
-    const said = whole.replace(`${text(this.body.case)}: `, '')
-    return said[0]!.toUpperCase() + said.slice(1)
+    const whole = this.refusal || this.message
+    return whole[0]!.toUpperCase() + whole.slice(1)
+  }
+
+  private get refusal(): string {
+    const { what, expected, got, remedy, detail } = this.body
+    if (!what) return text(detail)
+    const values = [text(expected) && `${t('expected')} ${said(text(expected))}`, text(got) && `${t('got')} ${said(text(got))}`].filter(Boolean)
+    const sentence = values.length > 0 ? `${said(text(what))} (${values.join(', ')})` : said(text(what))
+    return remedy ? `${sentence}; ${said(text(remedy))}` : sentence
   }
 }
 

@@ -295,6 +295,13 @@ export class Editor {
     this.record(edit)
   }
 
+  /** Draw a closed outline and what lies inside, as one edit. */
+  fill(axis: Axis, slice: number, outline: readonly Vec3[]): void {
+    if (!this.begin('fill', axis, slice)) return
+    for (const voxel of outline) this.stroke!.stroke.to(voxel)
+    this.end()
+  }
+
   private noteSlice(axis: Axis, slice: number): void {
     const earlier = this.drawn.get(this.pen.label) ?? []
     const others = earlier.filter((one) => one.axis === axis && one.slice !== slice)

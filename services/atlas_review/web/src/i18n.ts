@@ -1,11 +1,14 @@
 /** The language of the page: English texts are the keys, and a language file holds their translations. */
 
 import { de } from './languages/de'
+import { de as refusalsInGerman } from './languages/refusals/de'
 
 /** Text in English → in the language; `{name}` stands for a value. */
 export type Translations = Readonly<Record<string, string>>
 
 const LANGUAGES: Readonly<Record<string, Translations>> = { en: {}, de }
+/** What the server says: `{}` stands for a value, in the order of the English text. */
+const REFUSALS: Readonly<Record<string, Translations>> = { de: refusalsInGerman }
 export const LANGUAGE_NAMES = [
   ['en', 'English'],
   ['de', 'Deutsch'],
@@ -32,6 +35,20 @@ export function setLanguage(name: string): void {
 /** A text in the page's language; one without a translation stays English. */
 export function t(text: string, values: Readonly<Record<string, string | number>> = {}): string {
   return (texts[text] ?? text).replaceAll(/\{(\w+)\}/g, (whole, name: string) => String(values[name] ?? whole))
+}
+
+const patterns = Object.entries(REFUSALS[language] ?? {}).map(([english, translation]) => {
+  const fixed = english.split('{}').map((part) => part.replaceAll(/[.*+?^${}()|[\]\\]/g, '\\$&'))
+  return { pattern: new RegExp(`^${fixed.join('(.+)')}$`, 's'), translation }
+})
+
+/** A text of the server's in the page's language; one without a translation stays English. */
+export function said(text: string): string {
+  for (const { pattern, translation } of patterns) {
+    const values = pattern.exec(text)?.slice(1)
+    if (values) return translation.replaceAll('{}', () => t(values.shift()!.replaceAll('_', ' ')))
+  }
+  return text
 }
 
 /** A time in the page's language. */

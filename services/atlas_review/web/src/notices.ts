@@ -31,16 +31,15 @@ export function say(text: string): void {
   setTimeout(() => element.remove(), SHOWN_MS)
 }
 
-/** Show a failure: detail, expected, got and the remedy; it stays until it is dismissed. */
+/** Show a failure, and for a refusal what was expected and found, and the remedy; it stays until it is dismissed. */
 export function showError(error: unknown): void {
   if (error instanceof Offline) return // the banner says so
-  const parts = error instanceof Problem ? error.parts() : []
   const message = error instanceof Error ? error.message : String(error)
   const element: HTMLElement = h(
     'div',
     { class: 'notice error', role: 'alert' },
     h('strong', {}, message),
-    h('dl', {}, parts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)])),
+    error instanceof Problem && h('p', {}, error.detail),
     button(t('Dismiss'), () => element.remove()),
   )
   notices.append(element)

@@ -8,15 +8,16 @@ import type { Box } from './voxels/solid'
 import { attentionColours, labelColours } from './views/colours'
 import { Grid, type Affine, type Vec3 } from './views/grid'
 import { hounsfield, readNifti, writeLabelMap } from './views/nifti'
-import { drawMarks, measured, type Measure, type Window } from './views/marks'
+import { drawMarks, measured, type Measure, type Outline, type Window } from './views/marks'
 import { middle, panesOf, zoomed, type Camera, type Pane } from './views/panes'
 import { countDifference, type Difference } from './views/difference'
 import { Palette, PLANES, type Block, type Layers } from './views/planes'
 import { Pointer } from './views/pointer'
 import { SlicePictures } from './views/pictures'
 import { Projections, slabAround } from './views/projection'
+import { Wire } from './views/wire'
 
-export type Tool = 'look' | StrokeKind | 'region' | 'length' | 'roi'
+export type Tool = 'look' | StrokeKind | 'region' | 'wire' | 'length' | 'roi'
 export type View = Axis | 'all'
 export type Bytes = Uint8Array<ArrayBuffer>
 export type Stream = ReadableStream<Bytes>
@@ -86,6 +87,7 @@ export class Viewer {
   private peeking = false
   private tool: Tool = 'look'
   private measures: Measure[] = []
+  private wire: Wire | null = null
   private readonly palette = new Palette()
   private readonly pictures = new SlicePictures(this.palette)
   private readonly projections = new Projections(() => this.refresh('all'))
@@ -116,7 +118,7 @@ export class Viewer {
       scroll: (pane, slices) => this.scrollIn(pane.axis, slices),
       size: (steps) => this.onSize(steps),
       zoom: (pane, at, steps) => this.zoomAt(steps, this.under(pane, at)),
-      hover: (pane, at) => this.onHover(pane && this.loaded ? this.describe(this.voxel(pane, at)) : null),
+      hover: (pane, at) => this.hover(pane, at),
     })
   }
 
@@ -265,6 +267,8 @@ export class Viewer {
       this.measures = [...this.measures, { kind, axis: pane.axis, slice, from, to: from, text: '' }].slice(-MEASURES)
     } else if (DRAWING.has(this.tool)) {
       this.editor.begin(this.tool as StrokeKind, pane.axis, this.crosshair[PLANES[pane.axis].through])
+    } else if (this.tool === 'wire') {
+      this.clickWire(pane.axis, voxel)
     } else if (this.tool === 'region') {
       this.moveTo(voxel)
       this.onSeed(voxel)
@@ -287,6 +291,55 @@ export class Viewer {
 
   private release(): void {
     this.editor.end()
+  }
+
+  private hover(pane: Pane | null, at: [number, number]): void {
+    const voxel = pane && this.loaded ? this.voxel(pane, at) : null
+    if (voxel && this.wireOn(pane!.axis)) {
+      this.wire!.follow(voxel)
+      this.refreshMarks()
+    }
+    this.onHover(voxel && this.describe(voxel))
+  }
+
+  // --- live wire --------------------------------------------------------------------------------
+
+  /** Whether the wire lies on the slice that a view shows. */
+  private wireOn(axis: Axis): boolean {
+    return this.wire?.axis === axis && this.wire.slice === this.crosshair[PLANES[axis].through]
+  }
+
+  private clickWire(axis: Axis, voxel: Vec3): void {
+    if (!this.wireOn(axis)) {
+      const { centre, width } = this.ctWindow // the edges that are seen
+      const grey = (at: Vec3): number => Math.min(Math.max((this.hu[this.index(at)]! - centre) / width + 0.5, 0), 1)
+      this.wire = new Wire(axis, this.crosshair[PLANES[axis].through], this.dims, this.grid.spacing, grey)
+    } else if (this.wire!.endsAt(voxel)) {
+      this.closeWire()
+      return
+    }
+    this.wire!.click(voxel)
+  }
+
+  /** Fill the outline of the wire; false: there is none. */
+  closeWire(): boolean {
+    const { wire } = this
+    const outline = wire?.closed
+    if (!wire || !outline) return false
+    this.dropWire()
+    this.editor.fill(wire.axis, wire.slice, outline)
+    return true
+  }
+
+  /** Take the last click of the wire back. */
+  shortenWire(): void {
+    if (this.wire && !this.wire.back()) this.wire = null
+    this.refreshMarks()
+  }
+
+  dropWire(): void {
+    this.wire = null
+    this.refreshMarks()
   }
 
   private pan(pane: Pane, dx: number, dy: number): void {
@@ -321,6 +374,7 @@ export class Viewer {
   setTool(tool: Tool): void {
     this.release()
     this.tool = tool
+    this.wire = null
     this.showPreview(null)
     this.pointer.measures = tool === 'length' || tool === 'roi'
     this.canvas.dataset.tool = tool
@@ -329,6 +383,7 @@ export class Viewer {
   setPen(organ: Organ): void {
     this.release()
     this.editor.pen = organ
+    this.wire = null
     this.showPreview(null)
   }
 
@@ -494,6 +549,12 @@ export class Viewer {
     this.frame ||= requestAnimationFrame(() => this.drawNow())
   }
 
+  private outlineIn(axis: Axis): Outline | null {
+    const { drawing } = this.editor
+    if (this.tool === 'scissors' && drawing?.axis === axis) return { way: drawing.corners, closed: true }
+    return this.wireOn(axis) ? { way: this.wire!.way, closed: false } : null
+  }
+
   private drawNow(): void {
     cancelAnimationFrame(this.frame)
     this.frame = 0
@@ -507,7 +568,7 @@ export class Viewer {
       context.fillStyle = '#000'
       context.fillRect(left, top, width, height)
       this.pictures.paint(context, pane, this.crosshair[PLANES[pane.axis].through], this.layers)
-      drawMarks(context, pane, this.crosshair, { window: this.ctWindow, slab: this.slab }, this.dims, this.measures, this.tool === 'scissors' && pane.axis === stroke?.axis ? stroke.corners : [], devicePixelRatio)
+      drawMarks(context, pane, this.crosshair, { window: this.ctWindow, slab: this.slab }, this.dims, this.measures, this.outlineIn(pane.axis), devicePixelRatio)
     }
   }
 }

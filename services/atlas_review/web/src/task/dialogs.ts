@@ -6,7 +6,7 @@ import { h, title } from '../dom'
 import type { Candidate } from '../drafts/choice'
 import { choose } from '../notices'
 import { WINDOW } from '../window'
-import { describeVersion, explain } from './texts'
+import { describeVersion } from './texts'
 import type { StaleBase } from './work'
 
 /** Several windows have drawn in this task: which drawing does this one go on with? */
@@ -30,7 +30,7 @@ export async function chooseVersion({ organ, current, submitted, problem }: Stal
     h(
       'div',
       {},
-      h('p', {}, explain(problem)),
+      h('p', {}, problem.detail),
       h('table', {}, h('tbody', {}, row(t('In force now'), current), row(t('Yours, kept beside it'), submitted))),
       h('p', {}, t('Nothing is lost: both versions are stored. Look at the one in force before you decide, or put your drawing on top of it.')),
     ),

@@ -33,7 +33,7 @@ export class Head {
     )
     const why = this.space.work.readOnly
     if (why === null || why === LOOKING) this.readOnlyBanner.set()
-    else this.readOnlyBanner.set('Read-only: ', describeReadOnly(why))
+    else this.readOnlyBanner.set(t('Read-only: '), describeReadOnly(why))
   }
 
   private question(): HTMLElement | null {

@@ -54,13 +54,17 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes
     key(t('Draw'), '.', t('next organ'), () => space.stepOrgan(1)),
     key(t('Draw'), ',', t('previous organ'), () => space.stepOrgan(-1)),
     key(t('Draw'), 'B', t('pen and eraser as a ball, on, off'), () => toolbar.toggleBall()),
-    key(t('Draw'), 'Escape', t('drop the region'), () => reshape.drop()),
+    key(t('Draw'), 'Backspace', t('take the last click of the live wire back'), () => viewer.shortenWire()),
+    key(t('Draw'), 'Escape', t('drop the region or the live wire'), () => {
+      viewer.dropWire()
+      reshape.drop()
+    }),
     key(t('Draw'), ']', t('larger pen (also Shift+wheel), larger region'), () => toolbar.stepPenSize(1)),
     key(t('Draw'), '[', t('smaller pen, smaller region'), () => toolbar.stepPenSize(-1)),
     key(t('Draw'), ['z', 'Ctrl+z'], t('undo'), () => toolbar.undo()),
     key(t('Draw'), 'Z', t('undo the last edit of this organ only'), () => toolbar.undoOrgan()),
     key(t('Draw'), ['y', 'Ctrl+y', 'Ctrl+Shift+z'], t('redo'), () => toolbar.redo()),
-    key(t('Hand in'), 'Enter', t('confirm organ, go to the next (with a region: take it)'), () => reshape.accept() || organPanel.judge('confirmed')),
+    key(t('Hand in'), 'Enter', t('confirm organ, go to the next (with a region: take it; with a live wire: fill it)'), () => viewer.closeWire() || reshape.accept() || organPanel.judge('confirmed')),
     key(t('Hand in'), 'w', t('organ needs revision'), () => organPanel.judge('needs_revision')),
     key(t('Hand in'), 'Shift+Enter', t('confirm case'), () => handIn.confirm()),
     key(t('Hand in'), 'Ctrl+Enter', t('submit revision'), () => handIn.submit()),

@@ -47,11 +47,6 @@ export function describeReadOnly(why: Problem | string): string {
   return typeof why === 'string' ? why : why.sentence
 }
 
-/** Detail, expected, got and remedy of a problem, as one line. */
-export function explain(problem: Problem): string {
-  return problem.parts().map(([, text]) => text).join(' ')
-}
-
 /** What the first reader asked the second one to look at, or null. */
 export function secondReadersQuestion(history: TaskDetail['history']): { by: string; note: string } | null {
   const asked = history.filter((one) => one.action === 'second reading').at(-1)

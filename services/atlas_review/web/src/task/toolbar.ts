@@ -32,10 +32,13 @@ export class Toolbar {
     const { locked, work } = this.space
     replace(
       this.element,
-      group(t('View'), ...VIEWS.map(([view, text, key]) => pressed(button(text, () => this.setView(view), { key }), this.view === view))),
+      group(
+        t('View'),
+        ...VIEWS.map(([view, text, key]) => pressed(button(text, () => this.setView(view), { key }), this.view === view)),
+        button('3-D', () => showSurfaces(this.space), { key: 'D', label: t('Surfaces') }),
+      ),
       group(t('Window'), ...WINDOW_NAMES.map((name, i) => pressed(button(heading(t(name)), () => this.setWindow(name), { key: String(i + 1) }), this.window === name))),
-      select('MIP', SLABS_MM.map((mm) => [String(mm), mm ? slabText(mm) : t('off')] as const), String(this.slab), (mm) => this.setSlab(Number(mm))),
-      button('3-D', () => showSurfaces(this.space), { key: 'D', label: t('Surfaces') }),
+      this.slabField(),
       group(
         t('Tool'),
         ...TOOLS.map(([tool, text, key]) => pressed(enabled(button(text, () => this.setTool(tool), { key }), !locked || READING.has(tool)), this.tool === tool)),
@@ -105,6 +108,12 @@ export class Toolbar {
     this.view = view
     this.space.work.viewer.setView(view)
     this.draw()
+  }
+
+  private slabField(): HTMLElement {
+    const field = select(t('MIP'), SLABS_MM.map((mm) => [String(mm), mm ? slabText(mm) : t('off')] as const), String(this.slab), (mm) => this.setSlab(Number(mm)))
+    field.classList.add('inline')
+    return field
   }
 
   private setSlab(mm: number): void {

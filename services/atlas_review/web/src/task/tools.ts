@@ -19,6 +19,7 @@ export const TOOLS: readonly (readonly [tool: Tool, text: string, key: string])[
   ['fill', t('Fill'), 'f'],
   ['scissors', t('Scissors'), 'E'],
   ['region', t('Region'), 'q'],
+  ['wire', t('Live wire'), 'Q'],
   ['length', t('Length'), 'd'],
   ['roi', t('ROI'), 'g'],
 ]

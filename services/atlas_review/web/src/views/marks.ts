@@ -18,6 +18,12 @@ export interface Shown {
   slab: number
 }
 
+/** What scissors or the live wire follow. */
+export interface Outline {
+  way: readonly Vec3[]
+  closed: boolean
+}
+
 /** A line, or an ellipse in the box of its two corners, on one slice. */
 export interface Measure {
   kind: 'length' | 'roi'
@@ -37,7 +43,7 @@ const LINE = 16
 const GAP = 7
 const BARS_MM = [1, 2, 5, 10, 20, 50, 100, 200]
 
-export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crosshair: Vec3, { window, slab }: Shown, dims: Vec3, measures: readonly Measure[], way: readonly Vec3[], density: number): void {
+export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crosshair: Vec3, { window, slab }: Shown, dims: Vec3, measures: readonly Measure[], outline: Outline | null, density: number): void {
   const { left, top, width, height } = pane.box
   const { through, letters } = PLANES[pane.axis]
   context.save()
@@ -48,7 +54,7 @@ export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crossha
   for (const measure of measures) {
     if (measure.axis === pane.axis && measure.slice === crosshair[through]) drawMeasure(context, pane, measure, density)
   }
-  drawWay(context, pane, way, density)
+  if (outline) drawOutline(context, pane, outline, density)
   const margin = MARGIN * density
   context.font = `${13 * density}px system-ui, 'DejaVu Sans', sans-serif`
   context.fillStyle = TEXT
@@ -97,14 +103,12 @@ function drawCrosshair(context: CanvasRenderingContext2D, pane: Pane, [x, y]: [n
   }
 }
 
-/** The outline that scissors follow. */
-function drawWay(context: CanvasRenderingContext2D, pane: Pane, way: readonly Vec3[], density: number): void {
-  if (way.length < 2) return
+function drawOutline(context: CanvasRenderingContext2D, pane: Pane, { way, closed }: Outline, density: number): void {
   context.strokeStyle = MEASURE
   context.lineWidth = 1.5 * density
   context.beginPath()
   for (const corner of way) context.lineTo(...pane.place(corner))
-  context.closePath()
+  if (closed) context.closePath()
   context.stroke()
 }
 
