@@ -1,5 +1,5 @@
-"""A hospital's way, once around: a study is pulled from Orthanc and scored, a label is corrected
-through the review service, all of them go back, and OHIF opens them.
+"""A hospital's way, once around: a study is pulled from Orthanc and scored, a label is corrected in
+the review page in Chromium, all of them go back, and OHIF opens them.
 
 python tests/pacs_demo.py [--data FOLDER] [--ohif DIST] [--picture FILE]        (make pacs-demo)
 
@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +25,23 @@ import highdicom
 import numpy as np
 from atlas_core.assembly import preferred
 from atlas_core.catalog import Catalog
-from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import read_label, write_volume
-from atlas_core.records import Label
-from atlas_core.review import Portion, Verdict
+from atlas_core.imaging import read_label
+from atlas_core.records import Label, LabelSource
+from atlas_core.review import Portion
 from atlas_core.store import CaseStore
-from atlas_embedded.components import review_token
 from atlas_embedded.settings import EmbeddedSettings
-from atlas_flows.demos.simulated_annotator import ReviewApi
 from atlas_flows.loop.queue_filling import QueueRequest, open_queue
-from browser import CHROMIUM, FLAGS, PATIENCE_MS
+from atlas_review.auth import ACCOUNTS_FILE, Accounts, Role
+from browser import CHROMIUM, FLAGS, PATIENCE_MS, visiting
 from numpy.typing import NDArray
 from ohif import ohif_beside
 from orthanc import PASSWORD, USER, Orthanc, running
 from pacs_series import hospital_series, read_all, real_series
 from playwright.sync_api import TimeoutError as NotYet
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 from ports import free_port
 from pydicom import Dataset
+from review_page import case_tab, log_in
 
 SLICES = 40
 """Of the synthetic series, where there is no real one."""
@@ -95,8 +96,10 @@ def demo(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         organs = list(voxels)
         result = {
             "slices": len(images),
-            "corrected": corrected,
-            "corrected_came_back": by_people(found) == [corrected],
+            "corrected": corrected.organ,
+            "corrected_voxels": int(np.count_nonzero(corrected.before != corrected.after)),
+            "corrected_came_back": by_people(found) == [corrected.organ]
+            and holds(found, images, corrected),
             "study_is_its_own": found.StudyInstanceUID == study,
             "segments": organs,
             "voxels": voxels,
@@ -109,34 +112,67 @@ def demo(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return result | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def correct(home: Path) -> str:
-    """As an annotator does: take the case, cut the lowest slice of its largest organ away, hand it
-    in and finish. Returns the organ's title."""
+@dataclass(frozen=True)
+class Correction:
+    """A label that somebody corrected in the review page.
+
+    Attributes:
+        organ: its title.
+        before, after: its voxels ``[i, j, k]`` before, and as the page says that it stored them.
+    """
+
+    organ: str
+    before: NDArray[np.bool_]
+    after: NDArray[np.bool_]
+
+
+def correct(home: Path) -> Correction:
+    """As an annotator does, in the review page in Chromium: sign in, take the case, draw a stroke
+    of the smallest organ through the middle of a slice, and hand it in with the case."""
     settings = EmbeddedSettings(home=home)
+    password = secrets.token_urlsafe(12)
+    accounts = Accounts(settings.review_home / ACCOUNTS_FILE)
+    accounts.add_user("annotator", password, (Role.ANNOTATOR,))
     with Catalog.open(settings.catalog_url) as catalog:
         scheme = catalog.organ_scheme()
         open_queue(catalog, QueueRequest(Portion(share=1.0)))
-    token = review_token(settings, "annotator")
-    with ReviewApi.open(settings.review_url, token) as api:
-        task = api.next(None)
-        assert task is not None
-        case = api.case(task)
-        values = api.organ_labels()
-        labels = api.label_map(task.case_id, home)
-        counts = {one.organ: np.count_nonzero(labels == values[one.organ]) for one in task.organs}
-        organ = max(counts, key=lambda name: int(counts[name]))
-        mask = (labels == values[organ]).astype(np.uint8)
-        mask[..., np.flatnonzero(mask.any(axis=(0, 1)))[0]] = 0
-        grid = VolumeGeometry(tuple(case["shape"]), tuple(tuple(row) for row in case["affine"]))
-        file = home / f"{organ}.nii.gz"
-        write_volume(file, np.asfortranarray(mask), grid)
-        api.judge(task, organ, Verdict.NEEDS_REVISION)
-        (base,) = (label["id"] for label in case["labels"] if label["organ"] == organ)
-        version = api.hand_in(task, organ, base, file)
-        api.finish(task, "revise", labels={organ: version}, seconds_spent=60.0)
-    title = scheme[organ].title
-    sys.stdout.write(f"corrected by the review service: {title}\n")
-    return title
+        (case,) = catalog.cases()
+        labels = [label for label in catalog.labels(case.id) if label.voxels]
+    smallest = min(labels, key=lambda label: label.voxels)
+    title = scheme[smallest.organ].title
+    store = CaseStore(home / "store")
+    before = read_label(store.path(smallest.path)).voxels == smallest.value
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
+        expect.set_options(timeout=PATIENCE_MS)
+        with visiting(browser, settings.review_url.rstrip("/")) as visit:
+            page = visit.tab()
+            log_in(page, "annotator", password)
+            expect(page.get_by_role("table", name="Tasks").get_by_role("row")).to_have_count(2)
+            page.keyboard.press("n")
+            tab = case_tab(page)
+            tab.choose(title)
+            tab.press("a", "b")
+            tab.stroke()
+            tab.expect_edited(title)
+            tab.press("Control+Enter")
+            tab.expect_state("revised")
+        browser.close()
+    with Catalog.open(settings.catalog_url) as catalog:
+        (revised,) = catalog.labels(case.id, LabelSource.REVISED)
+    assert revised.organ == smallest.organ
+    after = read_label(store.path(revised.path)).voxels == revised.value
+    sys.stdout.write(f"corrected in the review page: {title}\n")
+    return Correction(title, before, after)
+
+
+def holds(found: Dataset, images: list[Dataset], done: Correction) -> bool:
+    """Whether the object's segment is the corrected one, voxel for voxel, and no longer the old
+    one."""
+    names = [str(segment.SegmentLabel) for segment in found.SegmentSequence]
+    frames = by_attributes(found, along_body(images))[..., names.index(done.organ)]
+    drawn = frames.transpose(2, 1, 0).astype(np.bool_)
+    return np.array_equal(drawn, done.after) and not np.array_equal(drawn, done.before)
 
 
 def by_people(found: Dataset) -> list[str]:
@@ -161,7 +197,7 @@ def compared(
 ) -> tuple[dict[str, bool], dict[str, int]]:
     """Whether the object has the voxels of the labels in force, by two readers; and how many each
     segment has."""
-    along = sorted(images, key=lambda image: float(image.ImagePositionPatient[2]))
+    along = along_body(images)
     readers = {"highdicom": by_highdicom(found, along), "by hand": by_attributes(found, along)}
     names = [str(segment.SegmentLabel) for segment in found.SegmentSequence]
     store = CaseStore(home / "store")
@@ -179,6 +215,10 @@ def compared(
         for reader, pixels in readers.items():
             equal[reader] &= bool(np.array_equal(pixels[..., number].transpose(2, 1, 0), mask))
     return equal, voxels
+
+
+def along_body(images: list[Dataset]) -> list[Dataset]:
+    return sorted(images, key=lambda image: float(image.ImagePositionPatient[2]))
 
 
 def by_highdicom(found: Dataset, along: list[Dataset]) -> NDArray[Any]:

@@ -102,9 +102,9 @@ class CaseTab:
         expect(self.page.get_by_label("Draft", exact=True)).to_have_text(text)
 
 
-def log_in(page: Page, user: str) -> None:
+def log_in(page: Page, user: str, password: str = PASSWORD) -> None:
     page.get_by_label("User name").fill(user)
-    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_label("Password").fill(password)
     page.keyboard.press("Enter")
 
 

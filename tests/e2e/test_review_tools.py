@@ -304,7 +304,7 @@ def test_the_live_wire_takes_the_cheapest_ways_along_edges(bench: Bench) -> None
     before = bench.before()
     tab.choose("pancreas")
     page.get_by_label("Keep other organs").uncheck()
-    tab.press("a", "l", "t", "Shift+Q")
+    tab.press("a", "l", "t", "Shift+W")
     yellow = page.evaluate(COLOURED, WIRE)
     x, y = tab.middle()
     clicks = []

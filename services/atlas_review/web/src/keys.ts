@@ -53,8 +53,11 @@ export function startKeys(keys: Key[]): void {
   }, { capture: true })
 }
 
-/** The keys of the page that is shown now. */
+/** The keys of the page that is shown now; each has one meaning there. */
 export function setKeys(keys: Key[]): void {
+  const names = [...keys, ...global].flatMap((one) => one.keys)
+  const twice = names.find((name, at) => names.indexOf(name) < at)
+  if (twice) throw new Error(`two meanings of the key ${twice}`)
   local = keys
 }
 

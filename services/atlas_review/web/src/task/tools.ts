@@ -19,7 +19,7 @@ export const TOOLS: readonly (readonly [tool: Tool, text: string, key: string])[
   ['fill', t('Fill'), 'f'],
   ['scissors', t('Scissors'), 'E'],
   ['region', t('Region'), 'q'],
-  ['wire', t('Live wire'), 'Q'],
+  ['wire', t('Live wire'), 'W'],
   ['length', t('Length'), 'd'],
   ['roi', t('ROI'), 'g'],
 ]
