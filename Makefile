@@ -60,8 +60,8 @@ attack: setup-dev setup-browser  ## attack a stack of its own and kill its proce
 # Folders of files of every kind, for `make import-report`; see the head of the script.
 CASES ?=
 DATA ?=
-import-report: setup-dev  ## what an import makes of every kind of file (CASES=, DATA=); one JSON line at the end
-	@$(BIN)/python tests/import_report.py $(if $(CASES),--cases "$(CASES)") $(if $(DATA),--data "$(DATA)")
+import-report: setup-dev  ## what an import makes of every kind of file (CASES=, DATA=, HEAP= slices in one folder); one JSON line at the end
+	@$(BIN)/python tests/import_report.py $(if $(HEAP),--heap $(HEAP)) $(if $(CASES),--cases "$(CASES)") $(if $(DATA),--data "$(DATA)")
 
 # OHIF as npm has it built; `make pacs-demo OHIF=` leaves the viewer out.
 OHIF ?= build/ohif/package/dist
