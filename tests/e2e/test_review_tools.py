@@ -314,7 +314,9 @@ def test_the_live_wire_takes_the_cheapest_ways_along_edges(bench: Bench) -> None
         if (right, down) == (90, 90):
             tab.press("Backspace")
             clicks.pop()
-    assert page.evaluate(COLOURED, WIRE) > yellow + 50
+    page.wait_for_function(
+        f"([colour, least]) => ({COLOURED})(colour) > least", arg=[WIRE, yellow + 50]
+    )
     tab.expect_edited()
     with tab.saving():
         tab.press("Enter")
