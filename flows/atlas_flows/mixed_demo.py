@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from atlas_core.catalog import Catalog, ensemble_history, promotions
-from atlas_core.errors import AtlasError
 from atlas_core.phantoms import PHANTOM_ORGANS
 from atlas_core.records import Reading
 from atlas_embedded.settings import ComponentName
 
-from atlas_flows.commands.terminal import show_error, write_text
+from atlas_flows.commands.terminal import write_text
 from atlas_flows.demos import kept_results
-from atlas_flows.model_demo import DemoOutcome, DemoStep, run_steps
+from atlas_flows.model_demo import DemoOutcome, DemoStep, exit_status, run_steps
 from atlas_flows.settings import Places
 
 DEMO_MODELS = Path(__file__).resolve().parents[2] / "models" / "demo"
@@ -261,18 +260,5 @@ def what_happened(catalog: Catalog, outcomes: Sequence[DemoOutcome]) -> dict[str
     }
 
 
-def main() -> int:
-    """Exit status."""
-    try:
-        write_text(None, json.dumps(run_mixed_demo(Places.read())))
-    except AtlasError as error:
-        show_error(str(error))
-        return 2
-    except KeyboardInterrupt:
-        show_error("interrupted")
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(lambda places: write_text(None, json.dumps(run_mixed_demo(places)))))

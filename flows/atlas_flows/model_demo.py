@@ -189,10 +189,10 @@ def _run(number: int, step: DemoStep, console: Console) -> DemoOutcome:
     return DemoOutcome(step, seconds, "" if refusal is None else str(refusal))
 
 
-def main() -> int:
-    """Exit status."""
+def exit_status(demo: Callable[[Places], object]) -> int:
+    """Of a demo that is a program of its own; what went wrong is said."""
     try:
-        run_model_demo(Places.read())
+        demo(Places.read())
     except AtlasError as error:
         show_error(str(error))
         return 2
@@ -203,4 +203,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(run_model_demo))

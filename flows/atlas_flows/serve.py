@@ -38,12 +38,13 @@ def require_places(places: Places) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until stopped by a signal; exit status."""
-    if (of := tuple(arguments)) not in ((), ("pacs",), ("others",)):
+    part = " ".join(arguments)
+    if part not in ("", "pacs", "others"):
         sys.stderr.write(f"{__doc__}\n")
         return 2
     places = Places.read()
     require_places(places)
-    if of != ("pacs",):
+    if part != "pacs":
         reconcile_at_start(places)
     places.enter_prefect()
     # Prefect reads its settings when it is imported, so only now.
@@ -51,10 +52,10 @@ def main(arguments: Sequence[str]) -> int:
 
     from atlas_flows.work_pools import PACS, deployed_flows
 
-    if of != ("pacs",):
+    if part != "pacs":
         _care_for_the_loop(places)
     flows = [
-        one for one in deployed_flows(places) if not of or (one.pool == PACS) == (of == ("pacs",))
+        one for one in deployed_flows(places) if part != ("others" if one.pool == PACS else "pacs")
     ]
     serve(
         *(one.deployment() for one in flows),
