@@ -101,6 +101,8 @@ export interface TaskDetail extends Task {
   case: Case
   /** Whether the site lets a confirmation cover organs that nobody looked at. */
   confirm_unvisited: boolean
+  /** Whether the site has an nnInteractive server. */
+  click_prompts: boolean
   history: { at: string; who: string; action: string; detail: unknown }[]
 }
 export interface Queue {

@@ -7,6 +7,7 @@ import { title } from '../dom'
 import { changedLabels, History, type Edit } from '../voxels/edits'
 import { WorkClock } from '../clock'
 import type { Block } from '../views/planes'
+import type { Prompt } from '../views/prompt'
 import { Viewer, type Bytes, type Stream } from '../viewer'
 import { Drawing, type DrawingEvents } from './drawing'
 import { Lease, OPEN_ELSEWHERE } from './lease'
@@ -230,6 +231,24 @@ export class Work {
 
   async readShape(url: string): Promise<Block> {
     return this.viewer.readBlock(await streamOf(url))
+  }
+
+  /** What the nnInteractive server makes of prompts. */
+  async shapeOfPrompts(prompts: readonly Prompt[]): Promise<Block> {
+    const json = {
+      prompts: prompts.map(({ kind, positive, path }) => ({ kind, positive, path: path.map((voxel) => this.viewer.fileVoxel(voxel)) })),
+    }
+    const answer = await send(this.promptsUrl, { method: 'POST', json, headers: { Accept: '*/*' } })
+    return this.viewer.readBlock(answer.body!)
+  }
+
+  /** Nothing more is asked of it about this case. */
+  async leavePrompts(): Promise<void> {
+    await send(this.promptsUrl, { method: 'DELETE', keepalive: true })
+  }
+
+  private get promptsUrl(): string {
+    return `cases/${encodeURIComponent(this.case.id)}/prompts`
   }
 
   /** A mask or label map on the whole grid. */
