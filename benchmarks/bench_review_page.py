@@ -188,11 +188,15 @@ def measured(url: str) -> dict[str, Any]:
         window = [_pressed(page, key) for key in "23" * RUNS][:RUNS]
         slices = [_pressed(page, "ArrowUp") for _ in range(RUNS)]
         toggle = [_pressed(page, "l") for _ in range(RUNS)]
+        carried = _median(_carried_s(page) for _ in range(3))
         fps = _stroke_fps(page)
         memory = _memory_gb(before)
         browser.close()
+    first = _median(first for first, _ in opened)
     return {
-        "first_picture_s": _median(first for first, _ in opened),
+        "first_picture_s": first,
+        "bytes_s": carried,
+        "first_picture_by_bytes": round(first / carried, 1),
         "all_views_s": _median(whole for _, whole in opened),
         "window_s": _median(window),
         "slice_s": _median(slices),
@@ -234,6 +238,18 @@ def _opened(page: Page, url: str) -> tuple[float, float]:
     )
     first, whole = page.evaluate("() => [watch.first / 1000, performance.now() / 1000]")
     return float(first), float(whole)
+
+
+def _carried_s(page: Page) -> float:
+    """Seconds until the bytes of the CT are there, and nothing is made of them."""
+    return float(
+        page.evaluate("""async () => {
+          const task = await (await fetch('/api/v1/tasks/1')).json()
+          const began = performance.now()
+          await (await fetch(task.case.ct.url, { cache: 'reload' })).arrayBuffer()
+          return (performance.now() - began) / 1000
+        }""")
+    )
 
 
 def _pressed(page: Page, key: str) -> float:

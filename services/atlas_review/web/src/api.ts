@@ -242,6 +242,7 @@ export interface Options {
   body?: BodyInit
   headers?: Record<string, string>
   keepalive?: boolean
+  signal?: AbortSignal | undefined
 }
 
 /** Fetch from the API; throws `Problem` where the server refuses and `Offline` where none answers. */
@@ -259,8 +260,10 @@ export async function send(url: string, options: Options = {}): Promise<Response
       body: body ?? null,
       credentials: 'same-origin',
       keepalive: options.keepalive ?? false,
+      signal: options.signal ?? null,
     })
-  } catch {
+  } catch (error) {
+    if (options.signal?.aborted) throw error
     setLost(true)
     throw new Offline()
   }

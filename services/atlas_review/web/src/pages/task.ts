@@ -19,15 +19,15 @@ import { Prompts } from '../task/prompts'
 import { RegionList } from '../task/region-list'
 import { Shapes } from '../task/shapes'
 import { Reshape } from '../task/reshape'
-import { recall, remember } from '../task/remembered'
+import { hanging, recall, remember } from '../task/remembered'
 import { Toolbar } from '../task/toolbar'
 import { Work } from '../task/work'
 import { Workspace } from '../task/workspace'
 
-export const openTask: OpenPage = async (main, context, id) => {
+export const openTask: OpenPage = async (main, context, id, left) => {
   const page = new TaskPage(context)
   replace(main, page.layout())
-  await page.open(id)
+  await page.open(id, left)
   return page
 }
 
@@ -80,7 +80,7 @@ class TaskPage implements Page {
     ]
   }
 
-  async open(id: string): Promise<void> {
+  async open(id: string, left: AbortSignal): Promise<void> {
     const { space } = this
     space.work = await Work.open(this.context, id, this.canvas, {
       changed: () => this.draw(),
@@ -88,7 +88,7 @@ class TaskPage implements Page {
       saved: (state, problem) => this.foot.showSaved(state, problem),
       leaseLost: (problem) => this.loseLease(problem),
       chooseDraft,
-    })
+    }, left)
     space.work.viewer.onLocation = (location) => this.foot.showLocation(location)
     space.work.viewer.onHover = (location) => this.foot.showPointer(location)
     space.work.viewer.onSeed = (voxel) => this.reshape.grow(voxel)
@@ -104,6 +104,7 @@ class TaskPage implements Page {
     this.overlays.draw()
     this.regions.draw()
     this.toolbar.setTool('look')
+    this.toolbar.hang(hanging())
     this.draw()
     const { toolbar, organPanel, overlays, regions, shapes, handIn, reshape, prompts } = this
     setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn, reshape, prompts }))

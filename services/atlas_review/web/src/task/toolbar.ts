@@ -12,7 +12,7 @@ import { slabText } from '../views/marks'
 import { SLABS_MM } from '../views/projection'
 import type { Prompts } from './prompts'
 import type { Reshape } from './reshape'
-import type { Remembered } from './remembered'
+import { keepHanging, type Hanging, type Remembered } from './remembered'
 import type { Workspace } from './workspace'
 
 export class Toolbar {
@@ -109,7 +109,19 @@ export class Toolbar {
   setView(view: View): void {
     this.view = view
     this.space.work.viewer.setView(view)
+    this.keep()
     this.draw()
+  }
+
+  /** The next case begins with this view and window. */
+  private keep(): void {
+    keepHanging({ view: this.view, window: this.window ?? 'soft tissue' })
+  }
+
+  hang(hanging: Hanging | null): void {
+    if (!hanging || !VIEWS.some(([view]) => view === hanging.view) || !WINDOW_NAMES.includes(hanging.window)) return
+    this.setView(hanging.view)
+    this.setWindow(hanging.window)
   }
 
   private slabField(): HTMLElement {
@@ -133,6 +145,7 @@ export class Toolbar {
   setWindow(name: WindowName): void {
     this.window = name
     this.space.work.viewer.setWindow(name)
+    this.keep()
     this.draw()
   }
 
