@@ -72,9 +72,10 @@ def states(page: Page) -> Iterator[str]:
     yield "difference"
     tab.press("Shift+P", "Shift+N")
     page.mouse.click(*tab.middle())
-    expect(page.get_by_role("alert")).to_contain_text("nnInteractive")
+    refusal = page.get_by_role("alert").filter(has_text="nnInteractive")
+    expect(refusal).to_be_visible()
     yield "prompts, and a refusal"
-    page.get_by_role("button", name="Dismiss").click()
+    refusal.get_by_role("button", name="Dismiss").click()
     page.get_by_role("textbox", name="Comment", exact=True).fill("Here?")
     page.get_by_role("button", name="Comment", exact=True).click()
     expect(page.get_by_text("Here?")).to_be_visible()
