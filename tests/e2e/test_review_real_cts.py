@@ -15,7 +15,7 @@ import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, read_volume
-from atlas_core.imaging.dicom_reader import read_series
+from atlas_core.imaging.dicom_reader import find_series, write_series
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset
 from atlas_core.review import Portion, RevisionQueue
@@ -44,7 +44,10 @@ def reference(data: Path, name: str) -> Volume:
 
 def thick(data: Path, folder: Path) -> Volume:
     """512×512×41 of 5 mm, head first, LPS."""
-    return read_series(real_series(data, folder))
+    real_series(data, folder)
+    (series,) = find_series(folder)
+    write_series(series.files, folder / "ct.nii.gz")
+    return read_volume(folder / "ct.nii.gz")
 
 
 def upside_down(ct: Volume) -> Volume:
