@@ -19,6 +19,7 @@ from atlas_core.imaging.dicom_reader import find_series, write_series
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset
 from atlas_core.review import Portion, RevisionQueue
+from atlas_review.auth import Role
 from browser import Visit
 from numpy.typing import NDArray
 from pacs_series import real_series
@@ -32,7 +33,7 @@ from review_page import (
     pixels,
     task_of,
 )
-from review_server import ReviewPlace, RunningReview, make_place, running_review, seed_volume
+from review_server import PASSWORD, ReviewPlace, RunningReview, running_review, seed_volume
 
 ORGANS = {"liver": (60, 180), "stomach": (20, 60)}
 """Organ → tissue between these HU stands for it: where labels lie matters, not what they are."""
@@ -73,48 +74,55 @@ NAMES = ("axial", "LPS", "thick", "thick, feet first")
 
 
 @pytest.fixture(scope="module")
-def site(
+def cases(
     shared_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RunningReview, dict[str, int]]]:
-    """A service with a task for each CT, by its name."""
+) -> tuple[ReviewPlace, dict[str, str]]:
+    """A place with a case of each CT, and which case is which."""
     folder = tmp_path_factory.mktemp("real-cts")
     slabs = thick(shared_data, folder / "series")
-    aorta = "aorta_report/test_result/models/ct_cropped.nii.gz"
-    cts = dict(
-        zip(
-            NAMES,
-            (
-                reference(shared_data, "example_ct_sm.nii.gz"),
-                reference(shared_data, aorta),
-                slabs,
-                upside_down(slabs),
-            ),
-            strict=True,
-        )
+    cts = (
+        reference(shared_data, "example_ct_sm.nii.gz"),
+        reference(shared_data, "aorta_report/test_result/models/ct_cropped.nii.gz"),
+        slabs,
+        upside_down(slabs),
     )
-    place: ReviewPlace = make_place(folder / "place", cases=0)
+    place = ReviewPlace(folder / "place")
+    place.store.root.mkdir(parents=True)
+    place.accounts.add_user("rita", PASSWORD, (Role.READER,))
     with Catalog.open(place.catalog_url) as catalog:
         catalog.add_dataset(Dataset(name="Real", title="Real", licence="CC-BY-4.0"))
-        cases = {
-            name: seed_volume(catalog, place.store, ct, tissue(ct), number, dataset="Real").id
-            for number, (name, ct) in enumerate(cts.items())
-        }
+        made = [
+            seed_volume(catalog, place.store, ct, tissue(ct), number, dataset="Real").id
+            for number, ct in enumerate(cts)
+        ]
         RevisionQueue(catalog).open_tasks(Portion(share=1.0), "admin")
-    with running_review(place) as running, running.client("admin") as admin:
-        tasks = {task["case_id"]: task["id"] for task in admin.get("/api/v1/queue").json()["tasks"]}
-        yield running, {name: tasks[case] for name, case in cases.items()}
+    return place, dict(zip(NAMES, made, strict=True))
+
+
+@pytest.fixture(scope="module")
+def site(cases: tuple[ReviewPlace, dict[str, str]]) -> Iterator[RunningReview]:
+    """A service for this module."""
+    with running_review(cases[0]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tasks(site: RunningReview, cases: tuple[ReviewPlace, dict[str, str]]) -> dict[str, int]:
+    """Name of a CT → its task."""
+    with site.client("rita") as rita:
+        found = {one["case_id"]: one["id"] for one in rita.get("/api/v1/queue").json()["tasks"]}
+    return {name: found[case] for name, case in cases[1].items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_real_ct_is_shown_and_drawn_as_it_is_stored(
-    visit: Visit, site: tuple[RunningReview, dict[str, int]], tmp_path: Path, name: str
+    visit: Visit, site: RunningReview, tasks: dict[str, int], tmp_path: Path, name: str
 ) -> None:
-    running, tasks = site
     number = tasks[name]
-    with running.client("rita") as rita:
+    with site.client("rita") as rita:
         task = task_of(rita, number)
         geometry = geometry_of(task)
-        ct = np.asanyarray(nib.load(running.place.store.ct_path(task["case_id"])).dataobj)
+        ct = np.asanyarray(nib.load(site.place.store.ct_path(task["case_id"])).dataobj)
         before = label_map(rita, task, tmp_path)
         tab = open_task(visit, "rita", number)
         x, y = tab.middle()
@@ -146,13 +154,11 @@ def test_a_real_ct_is_shown_and_drawn_as_it_is_stored(
     assert changed.size and (changed >= low).all() and (changed <= high).all()
 
 
-def test_both_orders_of_slices_are_one_picture(
-    visit: Visit, site: tuple[RunningReview, dict[str, int]]
-) -> None:
+def test_both_orders_of_slices_are_one_picture(visit: Visit, tasks: dict[str, int]) -> None:
     """To the pixel, at the same place of the patient."""
     pictures, places = [], []
     for name in NAMES[2:]:
-        tab = look_at(visit, "rita", site[1][name])
+        tab = look_at(visit, "rita", tasks[name])
         tab.press("l", "t")
         for view in ("c", "s", "a"):
             tab.press(view)
