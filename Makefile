@@ -124,7 +124,8 @@ bench-overlap: setup-dev  ## what the overlap of windows costs in predictions an
 bench-ranking: setup-dev  ## orders of the priority list and attention against true errors, 100 phantoms
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
 bench-review: setup-dev  ## 32 annotators on a queue of 8,448 cases, on PostgreSQL
-bench-review-page: setup-dev setup-browser  ## the review page on 512 × 512 × 300 without a graphics card (ARGS="--ct … --labels …")
+bench-review-page: setup-dev setup-browser setup-pacs $(OHIF)  ## the review page and OHIF on 512 × 512 × 300 without a graphics card (ARGS="--ct … --labels …"; OHIF= leaves OHIF out)
+	@$(BIN)/python benchmarks/bench_review_page.py $(if $(OHIF),--ohif "$(OHIF)") $(ARGS)
 bench-assembly: setup-dev  ## orchestration of assembly over 2,000 cases (CASES=8448: all), on PostgreSQL
 bench-scale: setup-dev  ## orchestration of scoring 8,448 and 100,000 cases (ARGS='--cases 500 2000': fewer), and a site simulated
 bench-gpu-models: setup-dev  ## memory and seconds of the paper's networks on a GPU (needs a GPU and torch for CUDA)
@@ -132,7 +133,7 @@ bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs 
 nnunet-parity: demo-nnunets  ## labels of an imported nnU-Net against nnU-Net's own predictor
 	@$(BIN)/python benchmarks/nnunet_parity.py $(ARGS)
 
-bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-review-page bench-assembly bench-scale bench-gpu bench-gpu-models:
+bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-assembly bench-scale bench-gpu bench-gpu-models:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 ##@ Deploy it

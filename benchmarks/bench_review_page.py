@@ -3,6 +3,8 @@
 One CT of 512 × 512 × 300 with labels and attention, served by the review service on this machine.
 By default a phantom; `--ct` and `--labels` take a real one, which is resampled to that size. Times
 are taken in the page, up to the frame that shows what was asked for; each is a median of several.
+With `--ohif` the stock viewer opens the same CT beside Orthanc afterwards, in the same browser, and
+`ahead_of_ohif` says where the page is quicker.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from scipy import ndimage
 
 # The server of the tests is the server of the benchmarks, and so is their browser.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import ohif_views
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 from review_server import PASSWORD, PEOPLE, ReviewPlace, running_review, seed_volume
 
 SHAPE: Final = (512, 512, 300)
@@ -91,48 +94,67 @@ def main() -> None:
     parser.add_argument("--ct", type=Path, help="a real CT, NIfTI; resampled")
     parser.add_argument("--labels", type=Path, help="its labels, NIfTI")
     parser.add_argument("--scheme", default="totalsegmentator_v2", help="numbers of the labels")
+    parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, help="voxels, for a try")
+    parser.add_argument("--ohif", type=Path, help="package/dist of @ohif/app, to compare with")
     wanted = parser.parse_args()
+    i, j, k = wanted.shape
     described = machine("fastapi", "playwright")
     with tempfile.TemporaryDirectory() as name:
         place = ReviewPlace(Path(name))
         say("making the case")
         if wanted.ct and wanted.labels:
-            ct, truth = _real(wanted.ct, wanted.labels, wanted.scheme)
+            ct, truth = _real(wanted.ct, wanted.labels, wanted.scheme, (i, j, k))
         else:
-            ct, truth = _phantom()
+            ct, truth = _phantom((i, j, k))
         make(place, ct, truth)
         with running_review(place) as running:
             result = measured(running.url)
+    if wanted.ohif:
+        result |= _beside_ohif(result, ct, wanted.ohif)
     report(
         "review-page",
         **result,
-        inputs={"shape": list(SHAPE), "ct": "real" if wanted.ct else "phantom", "runs": RUNS},
+        inputs={"shape": [i, j, k], "ct": "real" if wanted.ct else "phantom", "runs": RUNS},
         machine=described,
     )
 
 
-def _phantom() -> tuple[Volume, NDArray[np.uint8]]:
+def _beside_ohif(ours: dict[str, Any], ct: Volume, dist: Path) -> dict[str, Any]:
+    say("OHIF")
+    with sync_playwright() as playwright:
+        browser, before = _browser(playwright)
+        theirs = ohif_views.measured(
+            ct,
+            dist,
+            lambda script: _page(browser, script),
+            lambda: _memory_gb(before),
+            RUNS,
+        )
+        browser.close()
+    return {"ohif": theirs, "ahead_of_ohif": {name: ours[name] < theirs[name] for name in theirs}}
+
+
+def _phantom(shape: Shape3) -> tuple[Volume, NDArray[np.uint8]]:
     phantom = make_phantom(0, grid=PhantomGrid(columns=PHANTOM_COLUMNS))
-    return _resampled(phantom.ct, phantom.truth, phantom.geometry)
+    return _resampled(phantom.ct, phantom.truth, phantom.geometry, shape)
 
 
-def _real(ct: Path, labels: Path, scheme: str) -> tuple[Volume, NDArray[np.uint8]]:
+def _real(ct: Path, labels: Path, scheme: str, shape: Shape3) -> tuple[Volume, NDArray[np.uint8]]:
     volume, stored = read_stored(ct), read_label(labels)
     numbers = np.zeros(256, np.uint8)
     for organ in read_scheme(scheme):
         if organ.name in ABDOMEN_ATLAS:
             numbers[organ.label] = ABDOMEN_ATLAS[organ.name].label
-    return _resampled(volume.voxels, numbers[stored.voxels], volume.geometry)
+    return _resampled(volume.voxels, numbers[stored.voxels], volume.geometry, shape)
 
 
 def _resampled(
-    ct: NDArray[Any], labels: NDArray[np.uint8], geometry: VolumeGeometry
+    ct: NDArray[Any], labels: NDArray[np.uint8], geometry: VolumeGeometry, shape: Shape3
 ) -> tuple[Volume, NDArray[np.uint8]]:
-    """Both at `SHAPE`, over the same part of the patient."""
-    factors = np.divide(SHAPE, geometry.shape)
+    """Both of `shape`, over the same part of the patient."""
+    factors = np.divide(shape, geometry.shape)
     matrix = geometry.matrix.copy()
     matrix[:3, :3] /= factors
-    shape: Shape3 = SHAPE
     hu = ndimage.zoom(ct.astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
     hu = np.asfortranarray(np.clip(np.round(hu), -1024, 3071).astype(np.int16))
     truth = ndimage.zoom(labels, factors, order=0, grid_mode=True, mode="nearest")
@@ -154,12 +176,8 @@ def measured(url: str) -> dict[str, Any]:
     """Every figure of the page at `url`, in a browser of its own."""
     say("the page")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        before = _children_of(browser_pid())
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
-        context.add_init_script(f"({WATCH})()")
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE_MS)
+        browser, before = _browser(playwright)
+        page = _page(browser, f"({WATCH})()")
         page.goto(f"{url}/")
         page.get_by_label("User name").fill("ann")
         page.get_by_label("Password").fill(PASSWORD)
@@ -170,18 +188,41 @@ def measured(url: str) -> dict[str, Any]:
         window = [_pressed(page, key) for key in "23" * RUNS][:RUNS]
         slices = [_pressed(page, "ArrowUp") for _ in range(RUNS)]
         toggle = [_pressed(page, "l") for _ in range(RUNS)]
+        carried = _median(_carried_s(page) for _ in range(3))
         fps = _stroke_fps(page)
-        memory = sum(_resident(pid) for pid in _children_of(browser_pid()) | before)
+        memory = _memory_gb(before)
         browser.close()
+    first = _median(first for first, _ in opened)
     return {
-        "first_picture_s": _median(first for first, _ in opened),
+        "first_picture_s": first,
+        "bytes_s": carried,
+        "first_picture_by_bytes": round(first / carried, 1),
         "all_views_s": _median(whole for _, whole in opened),
         "window_s": _median(window),
         "slice_s": _median(slices),
         "stroke_fps": round(fps, 1),
         "toggle_s": _median(toggle),
-        "memory_gb": round(memory / GIB, 2),
+        "memory_gb": round(memory, 2),
     }
+
+
+def _browser(playwright: Playwright) -> tuple[Browser, set[int]]:
+    """A new browser, and its processes at the start."""
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+    return browser, _children_of(browser_pid())
+
+
+def _page(browser: Browser, script: str) -> Page:
+    """A page in which `script` runs before each document."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.add_init_script(script)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    return page
+
+
+def _memory_gb(before: set[int]) -> float:
+    return sum(_resident(pid) for pid in _children_of(browser_pid()) | before) / GIB
 
 
 def _median(values: Any) -> float:
@@ -197,6 +238,18 @@ def _opened(page: Page, url: str) -> tuple[float, float]:
     )
     first, whole = page.evaluate("() => [watch.first / 1000, performance.now() / 1000]")
     return float(first), float(whole)
+
+
+def _carried_s(page: Page) -> float:
+    """Seconds until the bytes of the CT are there, and nothing is made of them."""
+    return float(
+        page.evaluate("""async () => {
+          const task = await (await fetch('/api/v1/tasks/1')).json()
+          const began = performance.now()
+          await (await fetch(task.case.ct.url, { cache: 'reload' })).arrayBuffer()
+          return (performance.now() - began) / 1000
+        }""")
+    )
 
 
 def _pressed(page: Page, key: str) -> float:

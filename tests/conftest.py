@@ -15,6 +15,7 @@ pytest_plugins = [
     "stack",
     "host_device",
     "review_server",
+    "nninteractive_server",
     "browser",
 ]
 

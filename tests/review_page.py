@@ -38,6 +38,16 @@ class CaseTab:
         return i, j, k
 
     @property
+    def place(self) -> tuple[tuple[int, ...], NDArray[np.float64], int]:
+        """Voxel, millimetres and Hounsfield units at the crosshair, as the page says."""
+        text = self.page.get_by_label("Crosshair").inner_text()
+        found = re.match(r"voxel (\S+) (\S+) (\S+) · (\S+) (\S+) (\S+) mm · (-?\d+) HU", text)
+        assert found, text
+        numbers = found.groups()
+        mm = np.array([float(one) for one in numbers[3:6]])
+        return tuple(int(one) for one in numbers[:3]), mm, int(numbers[6])
+
+    @property
     def state(self) -> str:
         return self.page.get_by_role("status", name="State").inner_text()
 
@@ -185,3 +195,22 @@ def mask_file(geometry: VolumeGeometry, folder: Path, name: str = "mask") -> Pat
     path = folder / f"{name}.nii.gz"
     write_volume(path, voxels, geometry)
     return path
+
+
+PIXELS = "document.querySelector('canvas').toDataURL()"
+
+
+def pixels(page: Page) -> str:
+    """The canvas once nothing changes it any more, as text that can be compared."""
+    return str(
+        page.evaluate(f"""async () => {{
+      const frame = () => new Promise(requestAnimationFrame)
+      for (let last, same = 0; ; ) {{
+        await frame()
+        const now = {PIXELS}
+        same = now === last ? same + 1 : 0
+        if (same === 3) return now
+        last = now
+      }}
+    }}""")
+    )

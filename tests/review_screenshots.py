@@ -21,6 +21,7 @@ from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Dataset
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
 from oidc_provider import running_provider, settings_for
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from review_server import (
     PASSWORD,
@@ -40,6 +41,9 @@ OTHERS = {"Small-A": 14, "Small-B": 10}
 SIZE = {"width": 1440, "height": 860}
 MIDDLE = {"width": 1280, "height": 760}
 SMALL = {"width": 960, "height": 560}
+SHAPES = 6
+"""Of one organ, at most."""
+DRAWN_MS = 4000
 API = "/api/v1"
 OUTLINE = (
     (0.408, 0.283),
@@ -166,6 +170,53 @@ def take_cases(page: Page, folder: Path) -> None:
     page.screenshot(path=folder / "review-drawing.png")
 
 
+def take_looks(page: Page, folder: Path) -> None:
+    """What helps to see: what others say, differences, a live wire, a projection, surfaces. The
+    pen's organ is a liver that is being drawn."""
+    page.set_viewport_size(MIDDLE)  # type: ignore[arg-type]
+    page.get_by_role("combobox", name="Difference").select_option(index=1)
+    expect(page.get_by_role("status", name="Difference")).to_contain_text("ml")
+    page.screenshot(path=folder / "review-differences.png")
+    page.get_by_role("combobox", name="Difference").select_option(index=0)
+    shape = page.get_by_role("status", name="Shape", exact=True)
+    for _ in range(SHAPES):
+        page.keyboard.press("h")
+        page.wait_for_load_state("networkidle")
+        if shape.inner_text().startswith("Member"):
+            break
+    shape.scroll_into_view_if_needed()
+    page.screenshot(path=folder / "review-members.png")
+    page.keyboard.press("Shift+W")
+    box = page.locator("canvas").bounding_box()
+    assert box
+    for corner in OUTLINE[::2]:
+        page.mouse.click(*_at(box, corner))
+    page.mouse.move(*_at(box, OUTLINE[-1]))
+    page.screenshot(path=folder / "review-live-wire.png")
+    page.keyboard.press("Escape")
+    page.keyboard.press("v")
+    page.keyboard.press("m")
+    page.get_by_label("MIP").select_option(label="MIP whole volume")
+    page.wait_for_timeout(DRAWN_MS)  # in turns; nothing says when all three are there
+    page.screenshot(path=folder / "review-mip.png")
+    page.get_by_label("MIP").select_option(label="off")
+    page.keyboard.press("Shift+D")
+    expect(page.get_by_label("Surfaces", exact=True).get_by_role("status")).to_have_text(
+        re.compile(r"^\d+ organs$")
+    )
+    page.screenshot(path=folder / "review-surfaces.png")
+    page.keyboard.press("Escape")
+
+
+def make_small(folder: Path) -> None:
+    """Each picture of the review page in 256 colours: a third of the bytes, and no difference that
+    is seen."""
+    for path in folder.glob("review-*.png"):
+        with Image.open(path) as picture:
+            small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
+
+
 def take_atlas(page: Page, folder: Path) -> None:
     """Charts and contact sheets."""
     page.keyboard.press("Shift+A")
@@ -211,12 +262,14 @@ def main() -> None:
             take_entrance(browser, running.url, folder)
             with signed_in(browser, running.url, "bob") as page:
                 take_cases(page, folder)
+                take_looks(page, folder)
             with signed_in(browser, running.url, "admin") as page:
                 page.screenshot(path=folder / "review-queue.png")
                 take_atlas(page, folder)
             with signed_in(browser, running.url, "rita") as page:
                 take_second_reading(page, folder)
         browser.close()
+    make_small(folder)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from atlas_review.api import (
     labels,
     oidc,
     organs,
+    prompts,
     proposals,
     queue,
     session,
@@ -35,6 +36,7 @@ from atlas_review.api import (
 from atlas_review.auth import ClientAddressMiddleware
 from atlas_review.metrics import RequestMetrics
 from atlas_review.monai_label import routes
+from atlas_review.prompts import SWEEP_S
 from atlas_review.service import Review
 from atlas_review.settings import ReviewSettings
 
@@ -53,7 +55,8 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         anyio.to_thread.current_default_thread_limiter().total_tokens = DATABASE_CONNECTIONS
         app.state.review = review
         with contextlib.closing(review.catalog), _metrics_served(review):
-            yield
+            async with _prompt_sessions_ended(review):
+                yield
 
     app = FastAPI(
         title="Atlas Loop review",
@@ -73,6 +76,7 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
         cases,
         labels,
         shapes,
+        prompts,
         proposals,
         drafts,
         comments,
@@ -97,6 +101,26 @@ def create_app(settings: ReviewSettings | None = None) -> FastAPI:
     app.add_middleware(page.SecurityHeaders)
     app.add_middleware(ClientAddressMiddleware, trusted=settings.trusted_proxies)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _prompt_sessions_ended(review: Review) -> AsyncIterator[None]:
+    """Idle ones while it serves, all of them at the end."""
+    sessions = review.prompts
+    if sessions is None:
+        yield
+        return
+
+    async def end_idle() -> None:
+        while True:
+            await anyio.sleep(SWEEP_S)
+            await anyio.to_thread.run_sync(sessions.end_idle)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(end_idle)
+        yield
+        tasks.cancel_scope.cancel()
+    await anyio.to_thread.run_sync(sessions.close)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from atlas_core.store import CaseStore
 from atlas_review.auth import Accounts, SignInAttempts, SignInCache, write_private
 from atlas_review.metrics import ReviewMetrics
 from atlas_review.next_cases import NextCases
+from atlas_review.prompts import PromptSessions
 from atlas_review.settings import ENV_PREFIX, ReviewSettings
 from atlas_review.volumes import CaseFiles, Shapes
 
@@ -58,7 +59,10 @@ class Review:
     shapes: Shapes
     next_cases: NextCases
     next_client_cases: NextCases
+    prompts: PromptSessions | None
+    """None: no nnInteractive server is configured."""
     volume_threads: anyio.CapacityLimiter
+    prompt_threads: anyio.CapacityLimiter
     password_threads: anyio.CapacityLimiter
     metrics: ReviewMetrics
     secret: bytes
@@ -93,6 +97,8 @@ class Review:
             sign_ins=SignInCache(SignIns(catalog)),
             accounts=Accounts(settings.accounts_file),
             sign_in_attempts=SignInAttempts(),
+            prompts=_prompt_sessions(settings),
+            prompt_threads=anyio.CapacityLimiter(settings.nninteractive_sessions),
             next_cases=NextCases(queue),
             next_client_cases=NextCases(client_queue),
             volume_threads=anyio.CapacityLimiter(settings.volume_threads or _half_the_cores()),
@@ -107,6 +113,13 @@ class Review:
         """Run `work`, which reads or writes voxels, in one of a few threads: requests of the queue
         take milliseconds and must not wait behind volumes."""
         return await anyio.to_thread.run_sync(work, *arguments, limiter=self.volume_threads)
+
+    async def on_prompts(
+        self, work: Callable[..., VolumeResultT], *arguments: Any
+    ) -> VolumeResultT:
+        """Run `work`, which waits for an nnInteractive server, in one of as many threads as there
+        are sessions with it: nothing else waits behind predictions."""
+        return await anyio.to_thread.run_sync(work, *arguments, limiter=self.prompt_threads)
 
     @property
     def sign_in_methods(self) -> dict[str, bool]:
@@ -141,6 +154,18 @@ def require_same_organs(settings: ReviewSettings, catalog: Catalog) -> None:
         this="the atlas",
         that="the review service",
         remedy=f"set {ENV_PREFIX}ORGANS to the atlas's (`atlasloop organs show`), and restart",
+    )
+
+
+def _prompt_sessions(settings: ReviewSettings) -> PromptSessions | None:
+    if settings.nninteractive_url is None:
+        return None
+    key = settings.nninteractive_key
+    return PromptSessions(
+        settings.nninteractive_url,
+        key.get_secret_value() if key else "",
+        settings.nninteractive_sessions,
+        settings.nninteractive_timeout_s,
     )
 
 

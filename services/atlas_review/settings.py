@@ -186,6 +186,24 @@ class ReviewSettings(BaseSettings):
         default=False,
         description="Everybody is a manager without signing in. Only on a loopback address.",
     )
+    nninteractive_url: Url | None = Field(
+        default=None,
+        description="Address of an nnInteractive server, as http://gpu.example.org:1527, which "
+        "makes shapes of clicks; CTs are sent to it. Default: the page has no prompts.",
+    )
+    nninteractive_key: SecretStr | None = Field(
+        default=None, description="API key of that server; default: it asks for none."
+    )
+    nninteractive_sessions: int = Field(
+        default=3,
+        ge=1,
+        le=64,
+        description="Sessions of one process with that server at once, each with a CT; of the "
+        "server's --max-sessions, by default 3. The one that waits longest makes room for another.",
+    )
+    nninteractive_timeout_s: float = Field(
+        default=60.0, gt=0, le=600, description="Seconds that one prediction of it may take."
+    )
     oidc_issuer: Url | None = Field(
         default=None, description="OpenID provider, as https://sso.example.org/realms/hospital."
     )

@@ -401,7 +401,8 @@ def test_only_workers_speak_to_the_cluster() -> None:
         if any("ipBlock" in peer for peer in rule.get("to", [{"ipBlock": {}}]))
     }
     assert outside == {
-        "to-database", "worker-to-kubernetes", "review-to-oidc", "prefect-proxy-to-oidc",
+        "to-database", "worker-to-kubernetes", "review-to-oidc", "review-to-nninteractive",
+        "prefect-proxy-to-oidc",
     }  # fmt: skip
     (role,) = of_kind(render("production"), "Role")
     verbs = {verb for rule in role["rules"] for verb in rule["verbs"]}

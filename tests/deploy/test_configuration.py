@@ -50,6 +50,7 @@ SECRETS = {
     "secret": "s" * 64,
     "review_secret": "s" * 64,
     "oidc-client-secret": "o" * 40,
+    "nninteractive-key": "n" * 40,
     "control-key": "k" * 64,
     "triton_control": "k" * 64,
 }
@@ -271,6 +272,8 @@ def test_review_reads_its_configuration(values: str, clean: pytest.MonkeyPatch) 
     if values == "production":
         assert settings.public_url == "https://review.example.org"
         assert settings.oidc_client_secret.get_secret_value() == SECRETS["oidc-client-secret"]
+        assert settings.nninteractive_key is not None
+        assert settings.nninteractive_key.get_secret_value() == SECRETS["nninteractive-key"]
         assert set(settings.oidc_roles) == {"radiology", "radiology-seniors", "atlas-managers"}
 
 

@@ -9,15 +9,16 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import Visit, visiting
 from playwright.sync_api import Browser, Page, expect
+from ports import free_port
 from review_page import begin, case_tab, log_in
 from review_server import RunningReview, make_place, running_review
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
-    """A service for this module."""
+    """A service for this module; nobody answers prompts."""
     place = make_place(tmp_path_factory.mktemp("review-axe"), cases=2, columns=32)
-    with running_review(place) as running:
+    with running_review(place, nninteractive_url=f"http://127.0.0.1:{free_port()}") as running:
         yield running
 
 
@@ -58,11 +59,46 @@ def states(page: Page) -> Iterator[str]:
     tab.press("h", "b")
     tab.stroke()
     yield "drawing"
-    for key, name in (("?", "Keys"), ("x", "Skip this case"), ("r", "Ask a second reader")):
+    page.get_by_label("MIP").select_option(label="MIP whole volume")
+    yield "MIP"
+    tab.press("Shift+W")
+    page.mouse.click(*tab.middle())
+    yield "live wire"
+    tab.press("Escape", "q")
+    page.mouse.click(*tab.middle())
+    expect(page.get_by_role("button", name="Take region")).to_be_enabled()
+    yield "region"
+    page.get_by_role("combobox", name="Difference").select_option(index=1)
+    yield "difference"
+    tab.press("Shift+P", "Shift+N")
+    page.mouse.click(*tab.middle())
+    refusal = page.get_by_role("alert").filter(has_text="nnInteractive")
+    expect(refusal).to_be_visible()
+    yield "prompts, and a refusal"
+    refusal.get_by_role("button", name="Dismiss").click()
+    page.get_by_role("textbox", name="Comment", exact=True).fill("Here?")
+    page.get_by_role("button", name="Comment", exact=True).click()
+    expect(page.get_by_text("Here?")).to_be_visible()
+    yield "comment"
+    tab.press("Shift+D")
+    expect(page.get_by_label("Surfaces", exact=True).get_by_role("status")).to_have_text(
+        re.compile(r"\d+ organs")
+    )
+    yield "surfaces"
+    tab.press("Escape")
+    for key, name in (
+        ("?", "Keys"),
+        ("x", "Skip this case"),
+        ("r", "Ask a second reader"),
+        ("Shift+Enter", "Not everything was looked at"),
+    ):
         tab.press(key)
         expect(page.get_by_role("dialog", name=name)).to_be_visible()
         yield name
         tab.press("Escape")
+    page.get_by_role("button", name="Discard drawing").click()
+    expect(page.get_by_role("dialog", name="Discard everything")).to_be_visible()
+    yield "discard"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

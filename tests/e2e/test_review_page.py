@@ -18,10 +18,10 @@ from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import write_volume
 from browser import Visit, visiting
-from numpy.typing import NDArray
 from oidc_provider import running_provider, settings_for
 from playwright.sync_api import Browser, Page, Route, expect
 from review_page import (
+    PIXELS,
     STROKE_PX,
     axial_axis,
     begin,
@@ -33,8 +33,10 @@ from review_page import (
     in_force,
     label_map,
     log_in,
+    look_at,
     mask_file,
     open_task,
+    pixels,
     task_of,
 )
 from review_server import (
@@ -435,16 +437,6 @@ def test_keys_do_what_the_overlay_lists(visit: Visit) -> None:
     expect(page.get_by_role("table", name="Tasks")).to_be_visible()
 
 
-def told(page: Page) -> tuple[tuple[int, ...], NDArray[np.float64], int]:
-    """Voxel, millimetres and Hounsfield units at the crosshair, as the page says."""
-    text = page.get_by_label("Crosshair").inner_text()
-    found = re.match(r"voxel (\S+) (\S+) (\S+) · (\S+) (\S+) (\S+) mm · (-?\d+) HU", text)
-    assert found, text
-    numbers = found.groups()
-    mm = np.array([float(one) for one in numbers[3:6]])
-    return tuple(int(one) for one in numbers[:3]), mm, int(numbers[6])
-
-
 def test_views_show_the_patient_as_stored(
     visit: Visit, site: RunningReview, admin: httpx.Client
 ) -> None:
@@ -459,32 +451,13 @@ def test_views_show_the_patient_as_stored(
         places = []
         for right, down in ((-60, -60), (60, 60)):
             tab.page.mouse.click(x + right, y + down)
-            voxel, mm, hu = told(tab.page)
+            voxel, mm, hu = tab.place
             assert np.allclose(geometry.matrix @ [*voxel, 1], [*mm, 1], atol=0.06)
             assert hu == round(float(ct[voxel]))
             places.append(mm)
         step = places[0] - places[1]
         assert step[across] > 5 and step[up] > 5
         assert np.abs(np.delete(step, [across, up])).max() < 0.1, "the same slice"
-
-
-PIXELS = "document.querySelector('canvas').toDataURL()"
-
-
-def pixels(page: Page) -> str:
-    """The canvas once nothing changes it any more, as text that can be compared."""
-    return str(
-        page.evaluate(f"""async () => {{
-      const frame = () => new Promise(requestAnimationFrame)
-      for (let last, same = 0; ; ) {{
-        await frame()
-        const now = {PIXELS}
-        same = now === last ? same + 1 : 0
-        if (same === 3) return now
-        last = now
-      }}
-    }}""")
-    )
 
 
 def expect_pixels(page: Page, pixels: str, *, same: bool = True) -> None:
@@ -544,6 +517,28 @@ def test_a_reload_keeps_slice_zoom_window_tool_and_pen(visit: Visit) -> None:
     expect(view.get_by_role("region", name="Active organ")).to_contain_text("aorta")
     expect(view.get_by_label("Pen size")).to_have_attribute("aria-valuetext", "2 mm")
     expect_pixels(view, before)
+
+
+def test_the_next_case_is_hung_as_the_last(visit: Visit) -> None:
+    look_at(visit, "rita", 3).press("c", "2")
+    page = visit.tab("/#/task/2")
+    case_tab(page)
+    for name in ("Coronal", "Liver"):
+        button = page.get_by_role("button", name=name, exact=True)
+        expect(button).to_have_attribute("aria-pressed", "true")
+
+
+def test_leaving_a_case_that_loads_ends_its_download(visit: Visit) -> None:
+    page = visit.tab("/")
+    log_in(page, "rita")
+    expect(page.get_by_role("table", name="Tasks")).to_be_visible()
+    page.route("**/ct.nii.gz*", lambda route: None)  # it never comes
+    with page.expect_event("requestfailed", lambda request: "ct.nii.gz" in request.url):
+        with page.expect_request("**/ct.nii.gz*"):
+            page.evaluate("location.hash = '#/task/3'")
+        page.keyboard.press("Shift+Q")
+    expect(page.get_by_role("table", name="Tasks")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_click_on_a_region_jumps_to_it(visit: Visit, admin: httpx.Client) -> None:

@@ -137,7 +137,13 @@ def answer_with_problems(app: FastAPI) -> None:
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return problem(422, "Malformed request", f"{where}: {first['msg']}", expected=first["msg"])
+        return problem(
+            422,
+            "Malformed request",
+            f"{where}: {first['msg']}",
+            what=f"the field {where} of the request is malformed",
+            expected=first["msg"],
+        )
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -162,6 +162,7 @@ class TaskDetail(Task):
     confirm_unvisited: bool = Field(
         description="Whether the site lets a confirmation cover organs that nobody looked at."
     )
+    click_prompts: bool = Field(description="Whether an nnInteractive server is configured.")
     history: list[AuditEntry]
 
 
@@ -339,5 +340,6 @@ def _detail(review: Review, task: Task) -> TaskDetail:
         **task.model_dump(),
         case=case_view(review, review.catalog.case(task.case_id)),
         confirm_unvisited=review.settings.confirm_unvisited,
+        click_prompts=review.prompts is not None,
         history=review.queue.history(task.id),
     )

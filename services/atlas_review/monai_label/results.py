@@ -6,6 +6,7 @@ All organs are in one volume, with voxel value k for the k-th organ of the atlas
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -14,6 +15,7 @@ import numpy as np
 from atlas_core.errors import InvalidInput
 from atlas_core.imaging import NrrdSegment, Volume, read_label, write_nrrd, write_volume
 from atlas_core.records import Case
+from fastapi import Response
 
 from atlas_review.service import Review
 from atlas_review.volumes import CaseFile
@@ -80,3 +82,21 @@ def dense_label_map(review: Review, case: Case, form: ResultForm | None = None) 
 
     inputs = [file.sha256, form.dtype, str(form.deflated), json.dumps(organs.names)]
     return review.files.derived(case.id, f"dense{form.extension}", inputs, write)
+
+
+def multipart_response(text: str, content: bytes, name: str) -> Response:
+    """A multipart/form-data response with a text part ``params`` and a file part ``image``."""
+    boundary = secrets.token_hex(16)
+    body = b"".join(
+        (
+            f"--{boundary}\r\n"
+            'Content-Disposition: form-data; name="params"\r\n'
+            f"Content-Type: application/json\r\n\r\n{text}\r\n"
+            f"--{boundary}\r\n"
+            f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n".encode(),
+            content,
+            f"\r\n--{boundary}--\r\n".encode(),
+        )
+    )
+    return Response(body, media_type=f"multipart/form-data; boundary={boundary}")

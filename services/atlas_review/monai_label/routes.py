@@ -1,14 +1,14 @@
 """The MONAI Label protocol, for stock clients: 3D Slicer's extension and `MONAILabelClient` 0.8.5.
 
 Images and labels come from the case store, `infer` answers with the labels in force: no model runs
-here. In this protocol voxel value k means the k-th organ, whatever its value in the organ scheme.
+here, but one may be asked (`interaction`). In this protocol voxel value k means the k-th organ,
+whatever its value in the organ scheme.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import secrets
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -37,8 +37,9 @@ from atlas_review.api import (
 )
 from atlas_review.auth import Identity
 from atlas_review.monai_label.image_ids import ImageId, ImageIds
+from atlas_review.monai_label.interaction import INTERACTIVE, interactive_model, mask_of_points
 from atlas_review.monai_label.label_maps import LabelMapSubmission, submit_label_map
-from atlas_review.monai_label.results import ResultForm, dense_label_map
+from atlas_review.monai_label.results import ResultForm, dense_label_map, multipart_response
 from atlas_review.service import Review
 
 router = APIRouter(tags=["MONAI Label"])
@@ -111,7 +112,8 @@ async def token_is_valid(who: Annotated[Identity, Depends(identity)]) -> dict[st
 
 @router.get("/info/")
 def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
-    """What is offered: organs, one model that answers with stored labels, and strategies."""
+    """What is offered: organs, a model that answers with stored labels, one for clicks where there
+    is a server for it, and strategies."""
     names = list(review.settings.organs.names)
     wanted = {STRATEGY: "The case that needs revision most"} | {
         f"{STRATEGY}_{organ.name}": f"The case with most attention on the {organ.title}"
@@ -133,7 +135,8 @@ def info(review: TheReview, who: SignedIn) -> dict[str, Any]:
                 "description": "The label in force of every organ, as it is stored",
                 "config": {},
             }
-        },
+        }
+        | (interactive_model(names) if review.prompts else {}),
         "trainers": {},
         "strategies": strategies,
         "scoring": {},
@@ -301,15 +304,20 @@ async def infer(
     output: Output = "all",
 ) -> Response:
     """The label map in force, as if a model had just made it: NIfTI, or what `result_extension`
-    in `params` asks for (`.nrrd`, `.seg.nrrd`)."""
-    if model != MODEL:
-        raise NotFound("no such model", expected=MODEL, got=model)
+    in `params` asks for (`.nrrd`, `.seg.nrrd`); of the interactive model what it makes of the
+    points `foreground` and `background`."""
+    offered = [MODEL, INTERACTIVE] if review.prompts else [MODEL]
+    if model not in offered:
+        raise NotFound("no such model", expected=" or ".join(offered), got=model)
     if session_id:
         return _no_sessions()
     found: ImageId = await run_in_threadpool(ids.read, image)
     await run_in_threadpool(_renew, review, found, who.user)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
-    form = ResultForm.read(await _params_of(request))
+    params = await _params_of(request)
+    if model == INTERACTIVE:
+        return await mask_of_points(review, _acting_identity(who, params).user, case, params)
+    form = ResultForm.read(params)
     file = await review.on_volume(dense_label_map, review, case, form)
     download = f"{case.id}_labels{form.extension}"
     if output == "image":
@@ -322,7 +330,7 @@ async def infer(
         return Response(json.dumps(result), media_type="application/json")
     await run_in_threadpool(record_download, review, who.user, case.id, download)
     content = await run_in_threadpool(file.path.read_bytes)
-    return _multipart_response(json.dumps(result), content, f"{case.id}{form.extension}")
+    return multipart_response(json.dumps(result), content, f"{case.id}{form.extension}")
 
 
 async def _params_of(request: Request) -> dict[str, Any]:
@@ -439,21 +447,3 @@ def _datastore_stats(review: Review) -> dict[str, Any]:
         "label_counts": {},
         "train": [],
     }
-
-
-def _multipart_response(text: str, content: bytes, name: str) -> Response:
-    """A multipart/form-data response with a text part ``params`` and a file part ``image``."""
-    boundary = secrets.token_hex(16)
-    body = b"".join(
-        (
-            f"--{boundary}\r\n"
-            'Content-Disposition: form-data; name="params"\r\n'
-            f"Content-Type: application/json\r\n\r\n{text}\r\n"
-            f"--{boundary}\r\n"
-            f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n".encode(),
-            content,
-            f"\r\n--{boundary}--\r\n".encode(),
-        )
-    )
-    return Response(body, media_type=f"multipart/form-data; boundary={boundary}")

@@ -20,7 +20,7 @@ from atlas_core.assembly import SOURCE_PRIORITY
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, NotFound
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import Volume, read_label, read_stored, write_volume
+from atlas_core.imaging import Volume, read_label, read_stored, read_volume, write_volume
 from atlas_core.organs import BACKGROUND
 from atlas_core.records import Case, LabelSource
 from atlas_core.review import CaseAttention, CaseReview, LabelVersion, LabelVersions
@@ -98,6 +98,10 @@ class CaseFiles:
         if not path.is_file():
             raise NotFound("the CT is missing in the case store", case=case.id)
         return CaseFile(path, case.content_sha256)
+
+    def read_ct(self, case: Case) -> Volume:
+        """The Hounsfield units of `ct`."""
+        return read_volume(self.ct(case).path, max_voxels=self._settings.max_voxels)
 
     def label(self, version: LabelVersion) -> CaseFile:
         """The file of one label version."""

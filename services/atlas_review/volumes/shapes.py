@@ -123,7 +123,7 @@ class Shapes:
                 outside = mask
                 mask = np.zeros_like(mask)
                 mask[_slices(box, case)] = outside[_slices(box, case)]
-            start, filled = _filled(mask)
+            start, filled = filled_part(mask)
             grid = case.geometry.cropped(start, filled.shape)
             write_volume(path, np.asfortranarray(filled.astype(np.uint8)), grid)
 
@@ -180,7 +180,7 @@ def _slices(box: VoxelBox, case: Case) -> tuple[slice, slice, slice]:
     return i, j, k
 
 
-def _filled(mask: NDArray[np.bool_]) -> tuple[tuple[int, int, int], NDArray[np.bool_]]:
+def filled_part(mask: NDArray[np.bool_]) -> tuple[tuple[int, int, int], NDArray[np.bool_]]:
     """The smallest box around a mask, and where it begins; of an empty one a single voxel."""
     ranges = []
     for axis in range(3):

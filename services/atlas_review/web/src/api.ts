@@ -101,6 +101,8 @@ export interface TaskDetail extends Task {
   case: Case
   /** Whether the site lets a confirmation cover organs that nobody looked at. */
   confirm_unvisited: boolean
+  /** Whether the site has an nnInteractive server. */
+  click_prompts: boolean
   history: { at: string; who: string; action: string; detail: unknown }[]
 }
 export interface Queue {
@@ -240,6 +242,7 @@ export interface Options {
   body?: BodyInit
   headers?: Record<string, string>
   keepalive?: boolean
+  signal?: AbortSignal | undefined
 }
 
 /** Fetch from the API; throws `Problem` where the server refuses and `Offline` where none answers. */
@@ -257,8 +260,10 @@ export async function send(url: string, options: Options = {}): Promise<Response
       body: body ?? null,
       credentials: 'same-origin',
       keepalive: options.keepalive ?? false,
+      signal: options.signal ?? null,
     })
-  } catch {
+  } catch (error) {
+    if (options.signal?.aborted) throw error
     setLost(true)
     throw new Offline()
   }

@@ -13,7 +13,8 @@ export interface Page {
   close?: () => void | Promise<void>
 }
 
-export type OpenPage = (main: HTMLElement, context: Context, argument: string) => Promise<Page>
+/** `left` is aborted where the page is left before it is open. */
+export type OpenPage = (main: HTMLElement, context: Context, argument: string, left: AbortSignal) => Promise<Page>
 
 export function colourOf(context: Context, organ: string): string {
   return context.organs.find((one) => one.name === organ)?.color ?? '#888888'

@@ -50,6 +50,8 @@ document.body.append(
 let context: Context | null = null
 let page: Page = {}
 let shown = 0
+/** Ends what the page that is being opened still fetches. */
+let opening = new AbortController()
 
 function goTo(name: string): () => void {
   return () => {
@@ -81,16 +83,19 @@ async function show(): Promise<void> {
     location.replace('#/queue')
     return
   }
+  opening.abort()
+  opening = new AbortController()
   await closePage()
   replace(nav, LINKS.map(([to, text]) => h('a', { href: `#/${to}`, 'aria-current': to === name ? 'page' : null }, text)))
   replace(main, h('p', { role: 'status' }, t('Loading…')))
   main.dataset.page = name
   try {
-    const opened = await open(main, context, decodeURIComponent(argument))
+    const opened = await open(main, context, decodeURIComponent(argument), opening.signal)
     if (mine === shown) page = opened
     else await opened.close?.()
   } catch (error) {
-    if (mine === shown) replace(main, h('h1', {}, t('This page could not be shown')), button(t('Try again'), () => void show()))
+    if (mine !== shown) return // it was left
+    replace(main, h('h1', {}, t('This page could not be shown')), button(t('Try again'), () => void show()))
     showError(error)
   }
 }
@@ -138,7 +143,7 @@ async function start(): Promise<void> {
 const connection = new Banner('error')
 whenConnectionChanges((lost) => {
   if (!lost) return connection.set()
-  connection.set('The connection to the server is lost. Your drawing is kept in this browser and sent when it is back.')
+  connection.set(t('The connection to the server is lost. Your drawing is kept in this browser and sent when it is back.'))
   const timer = setInterval(() => {
     send('/healthz').then(() => clearInterval(timer), () => {})
   }, RETRY_MS)
@@ -146,7 +151,7 @@ whenConnectionChanges((lost) => {
 
 const loggedOut = new Banner('warning')
 whenLoggedOut(() => {
-  loggedOut.set('You are logged out. Your drawing is kept in this browser. ', button(t('Log in again'), () => location.reload()))
+  loggedOut.set(t('You are logged out. Your drawing is kept in this browser. '), button(t('Log in again'), () => location.reload()))
 })
 
 addEventListener('hashchange', () => void show())

@@ -13,11 +13,12 @@ import { middle, panesOf, zoomed, type Camera, type Pane } from './views/panes'
 import { countDifference, type Difference } from './views/difference'
 import { Palette, PLANES, type Block, type Layers } from './views/planes'
 import { Pointer } from './views/pointer'
+import { Prompt, type PromptKind } from './views/prompt'
 import { SlicePictures } from './views/pictures'
 import { Projections, slabAround } from './views/projection'
 import { Wire } from './views/wire'
 
-export type Tool = 'look' | StrokeKind | 'region' | 'wire' | 'length' | 'roi'
+export type Tool = 'look' | StrokeKind | 'region' | 'wire' | 'prompt' | 'length' | 'roi'
 export type View = Axis | 'all'
 export type Bytes = Uint8Array<ArrayBuffer>
 export type Stream = ReadableStream<Bytes>
@@ -59,6 +60,10 @@ const OTHER_VIEWS_MS = 150
 export class Viewer {
   /** A spot was chosen from which a region is to grow. */
   onSeed: (voxel: Vec3) => void = () => {}
+  /** Something was pointed at. */
+  onPrompt: (prompt: Prompt) => void = () => {}
+  /** What the tool for prompts draws. */
+  readonly prompting: { kind: PromptKind; positive: boolean } = { kind: 'point', positive: true }
   /** The pen is to become larger, or smaller where negative. */
   onSize: (steps: number) => void = () => {}
   onLocation: (location: Location) => void = () => {}
@@ -88,6 +93,9 @@ export class Viewer {
   private tool: Tool = 'look'
   private measures: Measure[] = []
   private wire: Wire | null = null
+  /** What was pointed at, and what is being pointed at. */
+  private prompts: readonly Prompt[] = []
+  private prompt: Prompt | null = null
   private readonly palette = new Palette()
   private readonly pictures = new SlicePictures(this.palette)
   private readonly projections = new Projections(() => this.refresh('all'))
@@ -211,6 +219,17 @@ export class Viewer {
     this.refresh()
   }
 
+  /** Draw what was pointed at. */
+  showPrompts(prompts: readonly Prompt[]): void {
+    this.prompts = prompts
+    this.refreshMarks()
+  }
+
+  /** A voxel in the order of the file. */
+  fileVoxel(voxel: Vec3): Vec3 {
+    return this.grid.toFile(voxel)
+  }
+
   /** Colour where two shapes differ; returns `countDifference`. null: no difference is shown. */
   showDifference(difference: Difference | null): [number, number] {
     this.difference = difference
@@ -230,11 +249,11 @@ export class Viewer {
     return new Census(map, this.dims).box(label)
   }
 
-  /** Give the pen's organ the outlined shape, in a box of the file's voxels (null: everywhere), as one edit. */
-  takeShape(box: readonly [Vec3, Vec3] | null): boolean {
+  /** Give the pen's organ a shape (the outlined one), in a box of the file's voxels (null: everywhere), as one edit. */
+  takeShape(box: readonly [Vec3, Vec3] | null, shape = this.shape): boolean {
     const ends = (box ?? [[0, 0, 0], this.grid.shape.map((size) => size - 1)]).map((corner) => this.grid.fromFile(corner))
     const [low, high] = [Math.min, Math.max].map((of) => this.dims.map((_, n) => of(ends[0]![n]!, ends[1]![n]!))) as [Vec3, Vec3]
-    return this.shape !== null && this.editor.takeShape(this.shape, { low, high } satisfies Box)
+    return shape !== null && this.editor.takeShape(shape, { low, high } satisfies Box)
   }
 
   get maps(): { base: Bytes; now: Bytes } {
@@ -269,6 +288,8 @@ export class Viewer {
       this.editor.begin(this.tool as StrokeKind, pane.axis, this.crosshair[PLANES[pane.axis].through])
     } else if (this.tool === 'wire') {
       this.clickWire(pane.axis, voxel)
+    } else if (this.tool === 'prompt') {
+      this.prompt = new Prompt(this.prompting.kind, this.prompting.positive, pane.axis)
     } else if (this.tool === 'region') {
       this.moveTo(voxel)
       this.onSeed(voxel)
@@ -286,11 +307,15 @@ export class Viewer {
       return
     }
     this.editor.strokeTo(voxel)
+    this.prompt?.to(voxel)
     this.moveTo(voxel)
   }
 
   private release(): void {
     this.editor.end()
+    const { prompt } = this
+    this.prompt = null
+    if (prompt?.whole) this.onPrompt(prompt)
   }
 
   private hover(pane: Pane | null, at: [number, number]): void {
@@ -372,6 +397,7 @@ export class Viewer {
   // --- tools and display ------------------------------------------------------------------------
 
   setTool(tool: Tool): void {
+    this.prompt = null
     this.release()
     this.tool = tool
     this.wire = null
@@ -381,6 +407,7 @@ export class Viewer {
   }
 
   setPen(organ: Organ): void {
+    this.prompt = null
     this.release()
     this.editor.pen = organ
     this.wire = null
@@ -569,6 +596,7 @@ export class Viewer {
       context.fillRect(left, top, width, height)
       this.pictures.paint(context, pane, this.crosshair[PLANES[pane.axis].through], this.layers)
       drawMarks(context, pane, this.crosshair, { window: this.ctWindow, slab: this.slab }, this.dims, this.measures, this.outlineIn(pane.axis), devicePixelRatio)
+      for (const prompt of this.prompt ? [...this.prompts, this.prompt] : this.prompts) prompt.draw(context, pane, this.crosshair, devicePixelRatio)
     }
   }
 }

@@ -15,18 +15,19 @@ import { taskKeys } from '../task/keys'
 import { OrganList } from '../task/organ-list'
 import { OrganPanel } from '../task/organ-panel'
 import { Overlays } from '../task/overlays'
+import { Prompts } from '../task/prompts'
 import { RegionList } from '../task/region-list'
 import { Shapes } from '../task/shapes'
 import { Reshape } from '../task/reshape'
-import { recall, remember } from '../task/remembered'
+import { hanging, recall, remember } from '../task/remembered'
 import { Toolbar } from '../task/toolbar'
 import { Work } from '../task/work'
 import { Workspace } from '../task/workspace'
 
-export const openTask: OpenPage = async (main, context, id) => {
+export const openTask: OpenPage = async (main, context, id, left) => {
   const page = new TaskPage(context)
   replace(main, page.layout())
-  await page.open(id)
+  await page.open(id, left)
   return page
 }
 
@@ -43,6 +44,7 @@ class TaskPage implements Page {
   private readonly foot: Foot
   private readonly comments: Comments
   private readonly reshape: Reshape
+  private readonly prompts: Prompts
   private readonly shown = new AbortController()
   private readonly canvas = h('canvas', { id: 'views', role: 'application', 'aria-label': t('CT views'), tabindex: '0' })
 
@@ -50,7 +52,8 @@ class TaskPage implements Page {
     const space = (this.space = new Workspace(context))
     this.head = new Head(space)
     this.reshape = new Reshape(space)
-    this.toolbar = new Toolbar(space, this.reshape)
+    this.prompts = new Prompts(space)
+    this.toolbar = new Toolbar(space, this.reshape, this.prompts)
     this.organs = new OrganList(space)
     this.overlays = new Overlays(space)
     this.regions = new RegionList(space)
@@ -70,14 +73,14 @@ class TaskPage implements Page {
       h(
         'div',
         { class: 'case' },
-        aside('left', t('Organs and verdicts'), this.organs.element, this.organPanel.element, this.reshape.element),
+        aside('left', t('Organs and verdicts'), this.organs.element, this.organPanel.element, this.prompts.element, this.reshape.element),
         views,
         aside('right', t('Overlays, regions and actions'), this.overlays.element, h('h2', {}, t('Attended regions')), this.regions.element, this.shapes.element, this.handIn.element, this.comments.element),
       ),
     ]
   }
 
-  async open(id: string): Promise<void> {
+  async open(id: string, left: AbortSignal): Promise<void> {
     const { space } = this
     space.work = await Work.open(this.context, id, this.canvas, {
       changed: () => this.draw(),
@@ -85,20 +88,26 @@ class TaskPage implements Page {
       saved: (state, problem) => this.foot.showSaved(state, problem),
       leaseLost: (problem) => this.loseLease(problem),
       chooseDraft,
-    })
+    }, left)
     space.work.viewer.onLocation = (location) => this.foot.showLocation(location)
     space.work.viewer.onHover = (location) => this.foot.showPointer(location)
     space.work.viewer.onSeed = (voxel) => this.reshape.grow(voxel)
+    space.work.viewer.onPrompt = (prompt) => this.prompts.give(prompt)
     space.work.viewer.onSize = (steps) => this.toolbar.stepPenSize(steps)
     space.work.viewer.onWindow = () => this.toolbar.forgetWindow()
     space.activateNamed(mostUrgent(space.work.detail.organs)?.organ)
-    space.onOrgan = () => this.drawOrgans()
+    space.onOrgan = () => {
+      this.reshape.drop() // what was meant for one organ is no part of another
+      this.prompts.drop()
+      this.drawOrgans()
+    }
     this.overlays.draw()
     this.regions.draw()
     this.toolbar.setTool('look')
+    this.toolbar.hang(hanging())
     this.draw()
-    const { toolbar, organPanel, overlays, regions, shapes, handIn, reshape } = this
-    setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn, reshape }))
+    const { toolbar, organPanel, overlays, regions, shapes, handIn, reshape, prompts } = this
+    setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn, reshape, prompts }))
     this.regions.jumpTo(0)
     this.lookAgain(id)
     attempt(() => this.comments.load())
@@ -120,6 +129,7 @@ class TaskPage implements Page {
   async close(): Promise<void> {
     this.shown.abort()
     this.head.close()
+    if (this.space.work) this.prompts.leave()
     await this.space.work?.close()
   }
 
@@ -131,6 +141,7 @@ class TaskPage implements Page {
     this.drawOrgans()
     this.handIn.draw()
     this.reshape.draw()
+    this.prompts.draw()
   }
 
   private drawOrgans(): void {
@@ -149,6 +160,7 @@ class TaskPage implements Page {
   private finish(text: string): void {
     say(t('{text}. n: next case', { text }))
     this.toolbar.setTool('look')
+    this.prompts.leave()
     this.draw()
     this.canvas.focus()
   }

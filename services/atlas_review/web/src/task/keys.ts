@@ -8,6 +8,7 @@ import type { HandIn } from './hand-in'
 import type { OrganPanel } from './organ-panel'
 import type { Overlays } from './overlays'
 import type { RegionList } from './region-list'
+import type { Prompts } from './prompts'
 import type { Reshape } from './reshape'
 import { showSurfaces } from './surface'
 import type { Shapes } from './shapes'
@@ -24,9 +25,10 @@ export interface Parts {
   shapes: Shapes
   handIn: HandIn
   reshape: Reshape
+  prompts: Prompts
 }
 
-export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn, reshape }: Parts): Key[] {
+export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn, reshape, prompts }: Parts): Key[] {
   const key = (group: string, keys: string | string[], does: string, run: () => void): Key => ({ keys: [keys].flat(), does, group, run })
   const viewer = space.work.viewer
   return [
@@ -44,7 +46,8 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes
     { keys: ['Space'], does: t('bare CT while held'), group: t('Look'), run: () => viewer.peek(true), release: () => viewer.peek(false) },
     key(t('Look'), 'j', t('next attended region'), () => regions.step(1)),
     key(t('Look'), 'k', t('previous attended region'), () => regions.step(-1)),
-    ...TOOLS.map(([tool, text, name]) => key(READING.has(tool) ? t('Look') : t('Draw'), name, inSentence(text), () => toolbar.setTool(tool))),
+    ...TOOLS.filter(([tool]) => tool !== 'prompt' || prompts.offered).map(([tool, text, name]) => key(READING.has(tool) ? t('Look') : t('Draw'), name, inSentence(text), () => toolbar.setTool(tool))),
+    ...(prompts.offered ? [key(t('Draw'), 'K', t('next kind of prompt: point, scribble, box, lasso'), () => prompts.stepKind()), key(t('Draw'), 'N', t('prompts inside, outside of the organ'), () => prompts.turn())] : []),
     key(t('Draw'), 'i', t('interpolate between the two slices drawn last'), () => toolbar.interpolate()),
     key(t('Draw'), 'Shift+ArrowUp', t('copy the organ to the next slice, and go there'), () => toolbar.copySlice(1)),
     key(t('Draw'), 'Shift+ArrowDown', t('copy the organ to the previous slice, and go there'), () => toolbar.copySlice(-1)),
@@ -54,9 +57,10 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes
     key(t('Draw'), '.', t('next organ'), () => space.stepOrgan(1)),
     key(t('Draw'), ',', t('previous organ'), () => space.stepOrgan(-1)),
     key(t('Draw'), 'B', t('pen and eraser as a ball, on, off'), () => toolbar.toggleBall()),
-    key(t('Draw'), 'Backspace', t('take the last click of the live wire back'), () => viewer.shortenWire()),
-    key(t('Draw'), 'Escape', t('drop the region or the live wire'), () => {
+    key(t('Draw'), 'Backspace', t('take the last click of the live wire, or the last prompt, back'), () => prompts.shorten() || viewer.shortenWire()),
+    key(t('Draw'), 'Escape', t('drop the region, the live wire or the prompts'), () => {
       viewer.dropWire()
+      prompts.drop()
       reshape.drop()
     }),
     key(t('Draw'), ']', t('larger pen (also Shift+wheel), larger region'), () => toolbar.stepPenSize(1)),
@@ -64,7 +68,7 @@ export function taskKeys({ space, toolbar, organPanel, overlays, regions, shapes
     key(t('Draw'), ['z', 'Ctrl+z'], t('undo'), () => toolbar.undo()),
     key(t('Draw'), 'Z', t('undo the last edit of this organ only'), () => toolbar.undoOrgan()),
     key(t('Draw'), ['y', 'Ctrl+y', 'Ctrl+Shift+z'], t('redo'), () => toolbar.redo()),
-    key(t('Hand in'), 'Enter', t('confirm organ, go to the next (with a region: take it; with a live wire: fill it)'), () => viewer.closeWire() || reshape.accept() || organPanel.judge('confirmed')),
+    key(t('Hand in'), 'Enter', t('confirm organ, go to the next (with a region or prompts: take their shape; with a live wire: fill it)'), () => viewer.closeWire() || reshape.accept() || prompts.accept() || organPanel.judge('confirmed')),
     key(t('Hand in'), 'w', t('organ needs revision'), () => organPanel.judge('needs_revision')),
     key(t('Hand in'), 'Shift+Enter', t('confirm case'), () => handIn.confirm()),
     key(t('Hand in'), 'Ctrl+Enter', t('submit revision'), () => handIn.submit()),

@@ -1,6 +1,6 @@
-/** How a case was looked at, kept through a reload of its page (not longer, and only in this tab). */
+/** How a case was looked at, kept through a reload of its page (not longer, and only in this tab); and how cases are hung, kept in this browser. */
 
-import type { Scene, Tool, WindowName } from '../viewer'
+import type { Scene, Tool, View, WindowName } from '../viewer'
 
 export interface Remembered {
   task: string
@@ -9,6 +9,24 @@ export interface Remembered {
   tool: Tool
   penSize: number
   organ: string
+}
+
+/** How this person hangs cases. */
+export interface Hanging {
+  view: View
+  window: WindowName
+}
+
+const HANGING = 'atlas-review-hanging'
+
+/** What was chosen last in this browser, or null. */
+export function hanging(): Hanging | null {
+  const kept = localStorage.getItem(HANGING)
+  return kept ? (JSON.parse(kept) as Hanging) : null
+}
+
+export function keepHanging(hanging: Hanging): void {
+  localStorage.setItem(HANGING, JSON.stringify(hanging))
 }
 
 const KEY = 'atlas-review-view-2'

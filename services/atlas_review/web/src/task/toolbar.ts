@@ -10,8 +10,9 @@ import { showSurfaces } from './surface'
 import { PEN_SIZES, penSizeAfter, READING, TOOLS, VIEWS, WINDOW_NAMES } from './tools'
 import { slabText } from '../views/marks'
 import { SLABS_MM } from '../views/projection'
+import type { Prompts } from './prompts'
 import type { Reshape } from './reshape'
-import type { Remembered } from './remembered'
+import { keepHanging, type Hanging, type Remembered } from './remembered'
 import type { Workspace } from './workspace'
 
 export class Toolbar {
@@ -26,6 +27,7 @@ export class Toolbar {
   constructor(
     private readonly space: Workspace,
     private readonly reshape: Reshape,
+    private readonly prompts: Prompts,
   ) {}
 
   draw(): void {
@@ -41,7 +43,7 @@ export class Toolbar {
       this.slabField(),
       group(
         t('Tool'),
-        ...TOOLS.map(([tool, text, key]) => pressed(enabled(button(text, () => this.setTool(tool), { key }), !locked || READING.has(tool)), this.tool === tool)),
+        ...TOOLS.filter(([tool]) => this.offers(tool)).map(([tool, text, key]) => pressed(enabled(button(text, () => this.setTool(tool), { key }), !locked || READING.has(tool)), this.tool === tool)),
         enabled(button(t('Interpolate'), () => this.interpolate(), { key: 'i' }), !locked),
       ),
       group(
@@ -107,7 +109,19 @@ export class Toolbar {
   setView(view: View): void {
     this.view = view
     this.space.work.viewer.setView(view)
+    this.keep()
     this.draw()
+  }
+
+  /** The next case begins with this view and window. */
+  private keep(): void {
+    keepHanging({ view: this.view, window: this.window ?? 'soft tissue' })
+  }
+
+  hang(hanging: Hanging | null): void {
+    if (!hanging || !VIEWS.some(([view]) => view === hanging.view) || !WINDOW_NAMES.includes(hanging.window)) return
+    this.setView(hanging.view)
+    this.setWindow(hanging.window)
   }
 
   private slabField(): HTMLElement {
@@ -131,6 +145,7 @@ export class Toolbar {
   setWindow(name: WindowName): void {
     this.window = name
     this.space.work.viewer.setWindow(name)
+    this.keep()
     this.draw()
   }
 
@@ -142,11 +157,17 @@ export class Toolbar {
   }
 
   setTool(tool: Tool): void {
-    if (this.space.locked && !READING.has(tool)) return
+    if ((this.space.locked && !READING.has(tool)) || !this.offers(tool)) return
     this.tool = tool
     this.reshape.drop()
+    this.prompts.drop()
     this.space.work.viewer.setTool(tool)
     this.draw()
+  }
+
+  /** Prompts need a server, which not every site has. */
+  private offers(tool: Tool): boolean {
+    return tool !== 'prompt' || this.prompts.offered
   }
 
   get state(): Pick<Remembered, 'window' | 'tool' | 'penSize'> {

@@ -20,6 +20,7 @@ export const TOOLS: readonly (readonly [tool: Tool, text: string, key: string])[
   ['scissors', t('Scissors'), 'E'],
   ['region', t('Region'), 'q'],
   ['wire', t('Live wire'), 'W'],
+  ['prompt', t('Prompt'), 'P'],
   ['length', t('Length'), 'd'],
   ['roi', t('ROI'), 'g'],
 ]

@@ -7,6 +7,7 @@ import { title } from '../dom'
 import { changedLabels, History, type Edit } from '../voxels/edits'
 import { WorkClock } from '../clock'
 import type { Block } from '../views/planes'
+import type { Prompt } from '../views/prompt'
 import { Viewer, type Bytes, type Stream } from '../viewer'
 import { Drawing, type DrawingEvents } from './drawing'
 import { Lease, OPEN_ELSEWHERE } from './lease'
@@ -47,8 +48,8 @@ interface RegionList {
 const WORKABLE = new Set(['open', 'leased', 'second_reading'])
 
 /** A volume as it arrives; `progress` hears the share that is there, 0 to 1. */
-async function streamOf(url: string, progress: (share: number) => void = () => {}): Promise<Stream> {
-  const response = await send(url, { headers: { Accept: '*/*' } })
+async function streamOf(url: string, progress: (share: number) => void = () => {}, signal?: AbortSignal): Promise<Stream> {
+  const response = await send(url, { headers: { Accept: '*/*' }, signal })
   const whole = Number(response.headers.get('Content-Length'))
   let there = 0
   const counting = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
@@ -91,10 +92,10 @@ export class Work {
     this.lease = new Lease(id, (problem) => this.loseLease(problem))
   }
 
-  static async open(context: Context, id: string, canvas: HTMLCanvasElement, events: WorkEvents): Promise<Work> {
+  static async open(context: Context, id: string, canvas: HTMLCanvasElement, events: WorkEvents, left: AbortSignal): Promise<Work> {
     const work = new Work(context, id, events)
     try {
-      await work.start(canvas)
+      await work.start(canvas, left)
     } catch (error) {
       await work.close()
       throw error
@@ -111,15 +112,15 @@ export class Work {
     return this.detail.case
   }
 
-  private async start(canvas: HTMLCanvasElement): Promise<void> {
+  private async start(canvas: HTMLCanvasElement, left: AbortSignal): Promise<void> {
     this.detail = await get<TaskDetail>(`tasks/${this.id}`)
     await this.takeHeld()
     const { ct, label_map, attention_map } = this.case
     this.viewer = new Viewer(canvas, this.context.organs, this.history)
     // All are asked for at once; the CT is shown as soon as it is there.
-    const [labels, attention, regions] = [label_map && streamOf(label_map.url), attention_map && streamOf(attention_map.url), this.fetchRegions()]
+    const [labels, attention, regions] = [label_map && streamOf(label_map.url, undefined, left), attention_map && streamOf(attention_map.url, undefined, left), this.fetchRegions()]
     for (const one of [labels, attention, regions]) one?.catch(() => {}) // awaited below
-    await this.viewer.load(await streamOf(ct.url, this.events.loading), this.case.affine)
+    await this.viewer.load(await streamOf(ct.url, this.events.loading, left), this.case.affine)
     await this.viewer.loadLabels(await labels)
     this.regions = (await regions).regions
     this.threshold = (await regions).threshold
@@ -230,6 +231,24 @@ export class Work {
 
   async readShape(url: string): Promise<Block> {
     return this.viewer.readBlock(await streamOf(url))
+  }
+
+  /** What the nnInteractive server makes of prompts. */
+  async shapeOfPrompts(prompts: readonly Prompt[]): Promise<Block> {
+    const json = {
+      prompts: prompts.map(({ kind, positive, path }) => ({ kind, positive, path: path.map((voxel) => this.viewer.fileVoxel(voxel)) })),
+    }
+    const answer = await send(this.promptsUrl, { method: 'POST', json, headers: { Accept: '*/*' } })
+    return this.viewer.readBlock(answer.body!)
+  }
+
+  /** Nothing more is asked of it about this case. */
+  async leavePrompts(): Promise<void> {
+    await send(this.promptsUrl, { method: 'DELETE', keepalive: true })
+  }
+
+  private get promptsUrl(): string {
+    return `cases/${encodeURIComponent(this.case.id)}/prompts`
   }
 
   /** A mask or label map on the whole grid. */
