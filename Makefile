@@ -141,8 +141,16 @@ check-deploy: setup-dev $(VENV)/.trivy  ## images, compose file, chart, policies
 	$(BIN)/python -m pytest tests/deploy $(ARGS)
 	$(BIN)/python deploy/check_misconfiguration.py
 
-check-compose: setup-dev  ## build every image, bring compose up, run the demo in it (needs a container engine)
+check-compose: setup-dev  ## build every image, bring compose up, run the demo in it, kill its containers (needs a container engine)
 	$(BIN)/python deploy/check_compose.py $(ARGS)
+
+check-nodes: setup-dev  ## Triton and attention on network namespaces of their own, over slow and lossy links (needs root); one JSON line
+	@$(BIN)/python benchmarks/check_nodes.py $(ARGS)
+
+# The folder that the case store lies in, or will.
+STORE ?=
+check-store: setup  ## does the file system of a folder have what the case store needs? (STORE=FOLDER, or 'FOLDER AGAIN')
+	@$(BIN)/python -m atlas_core.store.filesystem $(STORE)
 
 chart-schema: setup-dev  ## write the chart's values.schema.json from values.yaml and the settings classes
 	$(BIN)/python deploy/helm/values_schema.py
@@ -185,6 +193,15 @@ setup-pacs:  ## install Debian's Orthanc, dcmtk and dicom3tools: a PACS, senders
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
 		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk dicom3tools
 
+PROMTOOL := /usr/bin/promtool
+
+setup-prometheus:  ## install Debian's Prometheus, whose promtool tries the alerts
+	@test -x $(PROMTOOL) && exit 0; \
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+		{ echo "$(PROMTOOL) is missing: as root, apt-get install prometheus" >&2; exit 1; }; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+		apt-get install -y -q --no-install-recommends prometheus
+
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
 
@@ -224,4 +241,4 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 
 .PHONY: help setup demo import-report loop-demo models-demo mixed-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
-	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs pacs-demo bench-assembly bench-scale screenshots
+	bench-review bench-review-page nnunet-parity check-deploy check-compose check-nodes check-store chart-schema web setup-browser setup-nginx setup-pacs setup-prometheus pacs-demo bench-assembly bench-scale screenshots

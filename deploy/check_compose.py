@@ -1,54 +1,57 @@
 """Builds every image, brings the compose file up and runs the demo against it, by a real engine.
 
     python deploy/check_compose.py [--build-arg NAME=VALUE] [--pip-conf FILE] [--host-network]
-                                   [--no-build] [--keep]
+                                   [--no-build] [--no-trainer] [--before COMMIT] [--keep]
+
+What is brought up has two Tritons, two attention services, TLS between the containers and a role
+of PostgreSQL for each service. In it the demo runs, a backup is restored, and every container is
+killed once while cases are scored. With ``--before`` the release of that commit is built as well:
+it is brought up, upgraded to this one with its data in place, and brought back.
 
 Where Docker Hub or PyPI cannot be reached, ``--build-arg PYTHON_IMAGE=…`` names another base image,
-``--pip-conf`` an index of your own, and the variables ``ATLASLOOP_POSTGRESQL_IMAGE`` and
-``ATLASLOOP_PROXY_IMAGE`` the other two. Prints a transcript: sizes of the images, what the stack
-answered. Its project is ``atlasloop-check``, its ports 18930, 18920 and 18943; all of it but the
-images is removed again. docs/explanation/compose-run.md shows a run.
+``--pip-conf`` an index of your own, and the variables ``ATLASLOOP_POSTGRESQL_IMAGE``,
+``ATLASLOOP_PROXY_IMAGE`` and ``ATLASLOOP_ORTHANC_IMAGE`` the other three. Prints a transcript:
+sizes of the images, what the stack answered. Its project is ``atlasloop-check``, its ports 18911,
+18920, 18930, 18942 and 18943; all of it but the images is removed again.
+docs/explanation/compose-run.md shows a run.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import http.client
 import json
-import os
-import secrets
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-COMPOSE = REPOSITORY / "deploy" / "compose" / "compose.yaml"
-PROJECT = "atlasloop-check"
-REGISTRY = "atlasloop-check.invalid"
-"""No registry: a missing image cannot be pulled by accident."""
+from compose_pacs import check_pacs
+from compose_stack import (
+    HARDENED,
+    PREFECT,
+    PREFECT_HOST,
+    REVIEW,
+    REVIEW_HOST,
+    THIS,
+    TLS,
+    CheckFailed,
+    Release,
+    Stack,
+    fetch,
+    require,
+    run,
+    say,
+)
+from compose_trials import check_kills, check_upgrade
 
-VERSION = "check"
 ROLES = ("attention", "review", "flows", "trainer", "triton-cpu")
-REVIEW, PREFECT, TLS = 18930, 18920, 18943
-REVIEW_HOST, PREFECT_HOST = "review.localhost", "prefect.localhost"
-PASSWORD_FILES = (
-    "catalog_password", "review_password", "prefect_password", "review_secret", "triton_control",
-)  # fmt: skip
 CASES = 4
-HARDENED = (
-    "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--network=none",
-    "--tmpfs=/tmp:mode=1777",
-)  # fmt: skip
 
 INSIDE = """
 import importlib.util as u, json, os, pathlib
@@ -62,18 +65,22 @@ print(json.dumps({"user": os.getuid(), "root is writable": writable,
 
 CONTROL = """
 import tritonclient.grpc as t
-client = t.InferenceServerClient("triton:8001")
+from atlas_attention.settings import AttentionSettings
+from atlas_core.tls import tritonclient_arguments
+login = tritonclient_arguments(AttentionSettings().triton_tls)
+client = t.InferenceServerClient("triton:8001", **login)
 print("models that infer:", sorted({m.name for m in client.get_inference_statistics().model_stats}))
 try:
     client.unload_model("demo_unet")
     print("attention may unload models")
 except t.InferenceServerException as error:
     print("unload refused:", error.message().split(",")[0])
+try:
+    t.InferenceServerClient("triton:8001").is_server_live(client_timeout=10)
+    print("Triton takes strangers")
+except t.InferenceServerException:
+    print("Triton takes nobody without a certificate")
 """
-
-
-class CheckFailed(Exception):
-    """What was expected did not happen."""
 
 
 @dataclass(frozen=True)
@@ -82,45 +89,21 @@ class Options:
 
     build: tuple[str, ...]
     do_build: bool
+    trainer: bool
+    before: str | None
     keep: bool
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def require(true: bool, otherwise: str) -> None:
-    """Raises `CheckFailed` unless `true`."""
-    if not true:
-        raise CheckFailed(otherwise)
-
-
-def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """stdout; raises `CheckFailed` with the end of what it said if it fails."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})}
-    )
-    if done.returncode != 0:
-        said = (done.stdout + done.stderr)[-3000:]
-        raise CheckFailed(f"{' '.join(command[:6])} … exited with {done.returncode}:\n{said}")
-    return done.stdout
-
-
-def image(role: str) -> str:
-    return f"{REGISTRY}/atlasloop/{role}:{VERSION}"
 
 
 # --- images ---
 
 
-def build(role: str, options: Sequence[str]) -> float:
+def build(release: Release, role: str, options: Sequence[str]) -> float:
     """Seconds that it took."""
     began = time.monotonic()
-    dockerfile = f"deploy/docker/{role}.Dockerfile"
+    dockerfile = release.root / "deploy" / "docker" / f"{role}.Dockerfile"
     run(
-        ["docker", "build", *options, "--file", str(REPOSITORY / dockerfile), "--tag", image(role),
-         str(REPOSITORY)],
+        ["docker", "build", *options, "--file", str(dockerfile), "--tag", release.image(role),
+         str(release.root)],
         {"DOCKER_BUILDKIT": "1"},
     )  # fmt: skip
     return time.monotonic() - began
@@ -128,11 +111,11 @@ def build(role: str, options: Sequence[str]) -> float:
 
 def check_image(role: str) -> str:
     """One line about an image: what `docker image inspect` and a hardened container say."""
-    (told,) = json.loads(run(["docker", "image", "inspect", image(role)]))
+    (told,) = json.loads(run(["docker", "image", "inspect", THIS.image(role)]))
     config = told["Config"]
     require(config["User"] == "10001:10001", f"{role} runs as {config['User']}")
     require("Healthcheck" in config, f"{role} has no health check")
-    python = ["--entrypoint=python", image(role), "-c", INSIDE]
+    python = ["--entrypoint=python", THIS.image(role), "-c", INSIDE]
     inside = json.loads(run(["docker", "run", "--rm", *HARDENED, *python]))
     wanted = {
         "user": 10001, "root is writable": False, "torch": role == "trainer", "pip": False,
@@ -145,7 +128,7 @@ def check_missing_secret() -> str:
     """What a container says whose secret is not mounted; it must end at once."""
     done = subprocess.run(
         ["docker", "run", "--rm", *HARDENED, "--env=PGPASSWORD__FILE=/run/secrets/x",
-         image("review")],
+         THIS.image("review")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     require(done.returncode == 2, f"review without its secret exited with {done.returncode}")
@@ -155,88 +138,15 @@ def check_missing_secret() -> str:
 # --- the stack ---
 
 
-def make_certificate(folder: Path) -> Path:
-    """A certificate for both names, signed by itself, that the proxy's own user may read."""
-    folder.mkdir()
-    certificate, key = folder / "tls.crt", folder / "tls.key"
-    run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
-         "-subj", f"/CN={REVIEW_HOST}",
-         "-addext", f"subjectAltName=DNS:{REVIEW_HOST},DNS:{PREFECT_HOST}",
-         "-keyout", str(key), "-out", str(certificate)],
-    )  # fmt: skip
-    for file in (certificate, key):
-        file.chmod(0o444)
-    return certificate
-
-
-class Stack:
-    """The compose file under a project of its own, with secrets made for it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.import_folder, backup = folder / "import", folder / "backup"
-        landing = folder / "landing"
-        for written in (self.import_folder, backup, landing):
-            written.mkdir()
-            written.chmod(0o777)  # user 10001 writes there; the parent is ours alone
-        self._tls = folder / "tls"
-        self.certificate = make_certificate(self._tls)
-        self._secrets = folder / "secrets"
-        self._secrets.mkdir()
-        self.auth = f"atlas:{secrets.token_hex(16)}"
-        for name in PASSWORD_FILES:
-            self._write_secret(name, secrets.token_hex(32))
-        self._write_secret("prefect_auth", self.auth)
-        self._env = {
-            "ATLASLOOP_REGISTRY": REGISTRY,
-            "ATLASLOOP_VERSION": VERSION,
-            "ATLASLOOP_SECRETS": str(self._secrets),
-            "ATLASLOOP_IMPORT": str(self.import_folder),
-            "ATLASLOOP_LANDING": str(landing),
-            "ATLASLOOP_BACKUP": str(backup),
-            "ATLASLOOP_TLS": str(self._tls),
-            "ATLASLOOP_TLS_PORT": str(TLS),
-            "ATLASLOOP_REVIEW_HOST": REVIEW_HOST,
-            "ATLASLOOP_REVIEW_URL": f"https://{REVIEW_HOST}:{TLS}",
-            "ATLASLOOP_PREFECT_HOST": PREFECT_HOST,
-            "ATLASLOOP_REVIEW_PORT": str(REVIEW),
-            "ATLASLOOP_PREFECT_PORT": str(PREFECT),
-        }
-
-    def _write_secret(self, name: str, value: str) -> None:
-        path = self._secrets / name
-        path.write_text(f"{value}\n")
-        path.chmod(0o444)
-
-    def compose(self, *arguments: str) -> str:
-        program = Path(sys.executable).parent / "docker-compose"
-        command = [str(program)] if program.exists() else ["docker", "compose"]
-        return run(
-            [*command, "--file", str(COMPOSE), "--project-name", PROJECT, "--profile", "tls",
-             *arguments],
-            self._env,
-        )  # fmt: skip
-
-    def inside(self, service: str, *command: str, env: Sequence[str] = ()) -> str:
-        """stdout of a program beside the service's own, with the service's secrets."""
-        variables = [f"--env={one}" for one in env]
-        return self.compose("exec", "-T", *variables, service, "entrypoint.sh", *command)
-
-    def containers(self) -> dict[str, dict[str, Any]]:
-        """What the engine says of each container, by service."""
-        ids = self.compose("ps", "--all", "--quiet").split()
-        found = json.loads(run(["docker", "inspect", *ids]))
-        return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in found}
-
-
 def check_containers(stack: Stack) -> str:
-    """One line per service: health or exit status, after checking user and file system."""
+    """One line per container: health or exit status, after checking user and file system."""
     lines = []
-    for name, told in sorted(stack.containers().items()):
+    for name, told in stack.containers().items():
+        service, _, number = name.rpartition("-")
         state = told["State"]
         require(told["HostConfig"]["ReadonlyRootfs"], f"{name} may write to its root file system")
         user = told["Config"]["User"]
-        own = {"volumes": "0:0", "proxy": "101:101"}.get(name, "10001:10001")
+        own = {"volumes": "0:0", "proxy": "101:101"}.get(service, "10001:10001")
         require(user == own, f"{name} runs as {user}")
         if state["Running"]:
             how = state["Health"]["Status"]
@@ -244,20 +154,8 @@ def check_containers(stack: Stack) -> str:
         else:
             how = f"exited with {state['ExitCode']}"
             require(state["ExitCode"] == 0, f"{name} {how}")
-        lines.append(f"{name:16} {how}")
+        lines.append(f"{service:16} {number}  {how}")
     return "\n".join(lines)
-
-
-def fetch(url: str, auth: str | None = None) -> tuple[int, Mapping[str, str]]:
-    """Status and headers."""
-    request = urllib.request.Request(url, headers={"Accept": "text/html"})  # noqa: S310
-    if auth:
-        request.add_header("Authorization", f"Basic {base64.b64encode(auth.encode()).decode()}")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-            return answer.status, dict(answer.headers)
-    except urllib.error.HTTPError as error:
-        return error.code, dict(error.headers)
 
 
 def check_doors(stack: Stack) -> str:
@@ -321,30 +219,42 @@ def check_walls(stack: Stack) -> str:
             continue
         raise CheckFailed(f"{service} reaches {place[0]}")
     said = stack.inside("attention", "python", "-c", CONTROL).strip()
-    require("unload refused" in said, said)
+    require("unload refused" in said and "nobody without" in said, said)
     return f"attention does not reach the database, nor review Prefect or Triton\n{said}"
+
+
+def check_replicas(stack: Stack) -> str:
+    """Windows were answered by every Triton."""
+    lines = []
+    for name in stack.containers():
+        if name.startswith("triton-"):
+            python = ["python3", "-c", COUNTED]
+            number = name.removeprefix("triton-")
+            said = stack.compose("exec", "-T", "--index", number, "triton", *python).strip()
+            require(float(said) > 0, f"{name} answered no window")
+            lines.append(f"{name}: {float(said):.0f} inferences")
+    require(len(lines) == dict(stack.release.replicas)["triton"], f"Tritons: {lines}")
+    return ", ".join(lines)
+
+
+COUNTED = """
+import urllib.request as u
+lines = u.urlopen("http://127.0.0.1:8002/metrics", timeout=10).read().decode().splitlines()
+print(sum(float(l.split()[-1]) for l in lines if l.startswith("nv_inference_request_success{")))
+"""
 
 
 def demo(stack: Stack) -> None:
     """Phantoms in, a priority list out: by the command, then by a run that the worker picks up."""
-    folder = f"{stack.import_folder}:/import"
-    run(
-        ["docker", "run", "--rm", *HARDENED, "--volume", folder, image("flows"),
-         "atlasloop", "phantoms", "/import", "--cases", str(CASES)],
-    )  # fmt: skip
-    for command in (
-        ("import", "/import", "--dataset", "phantoms"),
-        ("score", "--limit", str(CASES - 1)),
-    ):
-        say(f"$ atlasloop {' '.join(command)}")
-        say(stack.inside("flows", "atlasloop", *command).strip())
+    stack.phantoms("demo", CASES, seed=0)
+    say(f"$ atlasloop score --limit {CASES - 1}")
+    say(stack.inside("flows", "atlasloop", "score", "--limit", str(CASES - 1)).strip())
     say("$ prefect deployment run score/score --watch")
     said = stack.inside("flows", "prefect", "deployment", "run", "score/score", "--watch")
     say(said.strip().splitlines()[-1])
     say("$ atlasloop ranking")
     say(stack.inside("flows", "atlasloop", "ranking").strip())
-    ranked = json.loads(stack.inside("flows", "atlasloop", "ranking", "--json"))
-    require(ranked["cases"] == CASES, f"{ranked['cases']} of {CASES} cases are ranked")
+    require(len(stack.ranking()) == CASES, f"{len(stack.ranking())} of {CASES} cases are ranked")
 
 
 def check_backup(stack: Stack) -> None:
@@ -353,35 +263,65 @@ def check_backup(stack: Stack) -> None:
     say(stack.inside("flows", "atlasloop", "backup", "/backup/one").strip())
     create = ("createdb", "--username=postgres", "--owner=atlasloop", "restored")
     stack.compose("exec", "-T", "postgresql", *create)
-    second = "ATLASLOOP_CATALOG_URL=postgresql://atlasloop@postgresql:5432/restored?sslmode=disable"
+    url = stack.inside("flows", "printenv", "ATLASLOOP_CATALOG_URL").strip()
+    second = f"ATLASLOOP_CATALOG_URL={url.replace('/atlasloop?', '/restored?')}"
     say("$ atlasloop restore /backup/one    # into a second database")
     say(stack.inside("flows", "atlasloop", "restore", "/backup/one", env=[second]).strip())
-    ranking = ("flows", "atlasloop", "ranking", "--json")
-    before, after = stack.inside(*ranking), stack.inside(*ranking, env=[second])
-    require(before == after, "the restored catalog ranks otherwise")
+    require(stack.ranking() == stack.ranking(env=[second]), "the restored catalog ranks otherwise")
     say("the restored catalog gives the same ranking")
 
 
-def check_stack(folder: Path, keep: bool) -> None:
-    """Up, look, demo, down."""
-    stack = Stack(folder)
-    try:
-        began = time.monotonic()
+def check_stack(stack: Stack) -> None:
+    """Up, look, demo, kill."""
+    say(f"$ docker compose up --detach --wait    # {stack.up():.0f} s")
+    say(check_containers(stack))
+    say(check_doors(stack))
+    say(check_proxy(stack))
+    say(check_walls(stack))
+    demo(stack)
+    say(check_replicas(stack))
+    check_backup(stack)
+    check_pacs(stack)
+    check_kills(stack)
+
+
+def unpacked(commit: str, folder: Path) -> Release:
+    """The repository as it was at `commit`, in `folder`."""
+    archive = folder.with_suffix(".tar")
+    run(["git", "-C", str(THIS.root), "archive", "--output", str(archive), commit])
+    folder.mkdir()
+    run(["tar", "--extract", "--file", str(archive), "--directory", str(folder)])
+    return Release(folder, "before")
+
+
+def check_images(options: Options, before: Release | None) -> None:
+    """Build them, and look into each of this release."""
+    for role in ROLES:
+        if role == "trainer" and not options.trainer:
+            continue
+        seconds = build(THIS, role, options.build) if options.do_build else None
+        say(f"{check_image(role)}{'' if seconds is None else f'  built in {seconds:.0f} s'}")
+        if before is not None and role != "trainer" and options.do_build:
+            taken = build(before, role, options.build)
+            say(f"{role:10} of the release before: built in {taken:.0f} s")
+    say(check_missing_secret())
+
+
+def check_all(folder: Path, options: Options) -> None:
+    """Images, then the stack anew, then an upgrade."""
+    before = None if options.before is None else unpacked(options.before, folder / "before")
+    check_images(options, before)
+    trials = [("new", THIS, check_stack)]
+    if before is not None:
+        trials.append(("upgraded", before, check_upgrade))
+    for name, release, trial in trials:
+        (folder / name).mkdir()
+        stack = Stack(folder / name, release)
         try:
-            stack.compose("up", "--detach", "--wait")
-        except CheckFailed:
-            say(stack.compose("logs", "--no-color", "--tail", "40"))
-            raise
-        say(f"$ docker compose up --detach --wait    # {time.monotonic() - began:.0f} s")
-        say(check_containers(stack))
-        say(check_doors(stack))
-        say(check_proxy(stack))
-        say(check_walls(stack))
-        demo(stack)
-        check_backup(stack)
-    finally:
-        if not keep:
-            stack.compose("down", "--volumes", "--timeout", "20")
+            trial(stack)
+        finally:
+            if not options.keep:
+                stack.compose("down", "--volumes", "--timeout", "20", "--remove-orphans")
 
 
 def read_options(arguments: Sequence[str] | None) -> Options:
@@ -390,14 +330,20 @@ def read_options(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--pip-conf", type=Path, help="pip's configuration for your own index")
     parser.add_argument("--host-network", action="store_true", help="build in the host's network")
     parser.add_argument("--no-build", action="store_true", help="check the images of the last run")
-    parser.add_argument("--keep", action="store_true", help="leave the stack running")
+    parser.add_argument(
+        "--no-trainer", action="store_true", help="leave the image out that has torch"
+    )
+    parser.add_argument(
+        "--before", metavar="COMMIT", help="upgrade from the release of this commit"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the last stack running")
     given = parser.parse_args(arguments)
     build = [f"--build-arg={one}" for one in given.build_arg]
     if given.pip_conf:
         build.append(f"--secret=id=pip.conf,src={given.pip_conf.absolute()}")
     if given.host_network:
         build.append("--network=host")
-    return Options(tuple(build), not given.no_build, given.keep)
+    return Options(tuple(build), not given.no_build, not given.no_trainer, given.before, given.keep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -410,13 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     say(f"container engine {engine}")
     try:
-        for role in ROLES:
-            seconds = build(role, options.build) if options.do_build else None
-            built = "" if seconds is None else f"  built in {seconds:.0f} s"
-            say(f"{check_image(role)}{built}")
-        say(check_missing_secret())
         with tempfile.TemporaryDirectory(prefix="atlasloop-compose-") as name:
-            check_stack(Path(name), options.keep)
+            check_all(Path(name), options)
     except CheckFailed as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

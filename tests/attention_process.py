@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from lean_image import in_image
 from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from stack import Stack
@@ -104,7 +105,7 @@ def attention_process(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "atlas_attention"],
-            env={**os.environ, **variables},
+            env=in_image("attention", {**os.environ, **variables}),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -34,6 +34,7 @@ from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Re
 from atlas_core.review import Portion, RevisionQueue
 from atlas_core.store import CaseStore
 from atlas_review.auth import Accounts, Role
+from lean_image import in_image
 from numpy.typing import NDArray
 from ports import free_port
 from scipy import ndimage
@@ -295,7 +296,7 @@ def running_review(
     with (log or place.folder / f"review-{port}.log").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "atlas_review"],
-            env=variables,
+            env=in_image("review", variables),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

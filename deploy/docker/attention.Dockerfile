@@ -18,7 +18,8 @@ COPY flows flows
 COPY deploy/embedded deploy/embedded
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/atlasloop/bin/pip install --constraint constraints.txt ".[attention]" \
-    && /opt/atlasloop/bin/pip uninstall --quiet --yes pip setuptools
+    && /opt/atlasloop/bin/pip uninstall --quiet --yes pip setuptools \
+    && find /opt/atlasloop -type d -name tests -prune -exec rm -rf {} +
 RUN mkdir /sbom && /opt/sbom/bin/cyclonedx-py environment /opt/atlasloop \
         --output-format JSON --output-file /sbom/attention.cdx.json
 

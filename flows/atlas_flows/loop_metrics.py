@@ -7,10 +7,12 @@ every scrape by the process that tells Prefect of the review (`event_delivery`, 
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from atlas_core.catalog import Catalog
@@ -60,7 +62,7 @@ def serve_loop_metrics(places: Places, catalog: Catalog) -> MetricsServer | None
     if not places.metrics_listen:
         return None
     registry = CollectorRegistry()
-    registry.register(LoopMetrics(catalog, _prefect))
+    registry.register(LoopMetrics(catalog, _prefect, places.store))
     return MetricsServer(
         registry, places.metrics_listen, places.metrics_hosts, env_prefix="ATLASLOOP_"
     )
@@ -72,13 +74,19 @@ class LoopMetrics(Collector):
     Args:
         catalog: of the atlas.
         prefect: opens a connection to Prefect's server, for one scrape.
+        store: root of the case store; not there: nothing is said of its volume (the chart's events
+            pod does not mount it, and the kubelet measures it).
     """
 
     def __init__(
-        self, catalog: Catalog, prefect: Callable[[], AbstractContextManager[Ask]]
+        self,
+        catalog: Catalog,
+        prefect: Callable[[], AbstractContextManager[Ask]],
+        store: Path | None = None,
     ) -> None:
         self._catalog = catalog
         self._prefect = prefect
+        self._store = store
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Nothing is asked to register it."""
@@ -102,6 +110,18 @@ class LoopMetrics(Collector):
                 up.add_metric([part], 1)
                 yield from found
         yield up
+        yield from self._of_the_volume()
+
+    def _of_the_volume(self) -> Iterator[GaugeMetricFamily]:
+        if self._store is not None and self._store.is_dir():
+            usage = shutil.disk_usage(self._store)
+            for name, text, value in (
+                ("store_free_bytes", "Left on the volume of the case store", usage.free),
+                ("store_bytes", "Of the volume of the case store", usage.total),
+            ):
+                gauge = _gauge(name, text)
+                gauge.add_metric([], value)
+                yield gauge
 
     def _of_the_atlas(self) -> list[GaugeMetricFamily]:
         backlog = count_backlog(self._catalog)

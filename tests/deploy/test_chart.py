@@ -709,13 +709,13 @@ def test_prefects_page_is_behind_the_proxy_that_knows_people() -> None:
     assert path["backend"]["service"]["name"] == "site-atlasloop-prefect"
 
 
-def test_migration_runs_once_before_an_upgrade() -> None:
+def test_migration_runs_once_before_an_upgrade_and_stops_a_rollback_that_cannot_be() -> None:
     for values, first in (("trial", "post-install"), ("production", "pre-install")):
         (job,) = [
             one for one in of_kind(render(values), "Job") if "migrate" in one["metadata"]["name"]
         ]
         hooks = job["metadata"]["annotations"]["helm.sh/hook"].split(",")
-        assert hooks == [first, "pre-upgrade"]
+        assert hooks == [first, "pre-upgrade", "pre-rollback"]
 
 
 def test_helm_test_asks_every_service() -> None:

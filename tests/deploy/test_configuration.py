@@ -325,7 +325,7 @@ def test_dashboard_and_alerts_ask_for_what_is_measured(tmp_path: Path) -> None:
     """Every query is PromQL, and every metric of ours exists."""
     loop = CollectorRegistry()
     with Catalog.open(f"sqlite:///{tmp_path}/catalog.sqlite") as catalog:
-        loop.register(LoopMetrics(catalog, lambda: nullcontext(_prefect_without_runs)))
+        loop.register(LoopMetrics(catalog, lambda: nullcontext(_prefect_without_runs), tmp_path))
         measured = _series(loop)
     registries = (AttentionMetrics().registry, ReviewMetrics(lambda: {"open": 0}).registry)
     served = measured.union(*map(_series, registries))

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from atlas_core.catalog import Catalog
+from atlas_flows.cli import app
 from atlas_flows.settings import Places
 from atlas_flows.work_pools import deployed_flows
 from rendered_chart import (
@@ -22,6 +24,7 @@ from rendered_chart import (
     of_kind,
     pod_templates,
 )
+from typer.testing import CliRunner
 from yaml import safe_load_all
 
 GUIDE = (REPOSITORY / "docs/how-to/kubernetes.md").read_text()
@@ -125,6 +128,26 @@ def test_paths_in_the_toolbox_are_its_volumes(manifests: list[Manifest]) -> None
     paths = re.findall(r"(?<![\w.])(/(?:var|backup)[\w/.-]*)", "\n".join(blocks("bash")))
     assert len(paths) >= 4
     assert [path for path in paths if not any(path.startswith(mount) for mount in mounts)] == []
+
+
+def test_commands_of_ours_in_the_toolbox_are_understood(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Run for real, on an empty site: they say what is missing, not that they were misspelt."""
+    monkeypatch.setenv("ATLASLOOP_HOME", str(tmp_path))
+    Catalog.open(Places.read().catalog_url).close()
+    ours = [
+        words[words.index("atlasloop") + 1 :]
+        for words in commands("kubectl", "-n", "atlas", "exec")
+        if "atlasloop" in words
+    ]
+    assert {words[0] for words in ours} == {"ranking", "migrate", "restore"}
+    for words in ours:
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code in (0, 1), (words, done.output)
+        if words[0] != "restore":  # there is no such backup here
+            assert done.exit_code == 0, (words, done.output)
+            Catalog.open(Places.read().catalog_url).close()
 
 
 def test_flows_and_their_parameters_exist() -> None:

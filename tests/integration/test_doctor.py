@@ -52,6 +52,7 @@ def test_a_site_in_order_passes_and_what_is_wrong_is_named(
     for one in models:
         assert one["figures"]["dice"] >= 0.99 and one["figures"]["windows_a_second"] > 0
     assert found["shared memory"]["verdict"] == "good"
+    assert found["file system"]["verdict"] == "good"
     assert found["database"]["verdict"] != "wrong"
     assert found["attention service"]["found"] == "serving"
     assert found["Prefect"]["verdict"] == "doubtful", "nobody runs flows here"

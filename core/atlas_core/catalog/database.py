@@ -161,7 +161,32 @@ class Database:
         with self.migrating() as connection:
             if _revision(connection) != t.REVISION:  # no other process has migrated meanwhile
                 _require_known(connection, self._place)
-                _upgrade(connection)
+                from atlas_core.catalog.schema_steps import (
+                    upgrade,
+                )  # Alembic, which few starts need
+
+                upgrade(connection)
+
+    def step_down(self, revision: str, *, accept_loss: bool = False) -> dict[str, int]:
+        """Bring the schema back to `revision`, for an earlier version of Atlas Loop.
+
+        All or nothing. What that version knows stays as it is; this object is of no use afterwards.
+
+        Args:
+            accept_loss: rows that an earlier schema has no place for may go.
+
+        Returns:
+            How many rows went, by table.
+
+        Raises:
+            NotFound: there is no such revision below this one.
+            ConfigurationError: a step on the way has no way back.
+            Conflict: rows would be lost, and `accept_loss` is False.
+        """
+        from atlas_core.catalog.schema_steps import downgrade
+
+        with self.migrating() as connection:
+            return downgrade(connection, revision, accept_loss=accept_loss)
 
     @contextmanager
     def migrating(self) -> Iterator[Connection]:
@@ -326,13 +351,3 @@ def _require_known(connection: Connection, place: str) -> None:
             got=revision,
             remedy="use the version that made it, or a newer one",
         )
-
-
-def _upgrade(connection: Connection) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")

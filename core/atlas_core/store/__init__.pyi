@@ -1,3 +1,11 @@
 from .case_store import COMBINED_LABELS, SEGMENTATIONS, CaseStore, PredictionDraft
+from .filesystem import Requirement, check_filesystem
 
-__all__ = ["COMBINED_LABELS", "SEGMENTATIONS", "CaseStore", "PredictionDraft"]
+__all__ = [
+    "COMBINED_LABELS",
+    "SEGMENTATIONS",
+    "CaseStore",
+    "PredictionDraft",
+    "Requirement",
+    "check_filesystem",
+]

@@ -71,11 +71,22 @@ def restore(
     console().print(f"restored: {rows} rows; {files} files of the store compared", soft_wrap=True)
 
 
-def migrate(context: typer.Context, organs: OrgansOption = None) -> None:
+def migrate(
+    context: typer.Context,
+    organs: OrgansOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Back to this schema, for the earlier version that knows it."),
+    ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Rows that it has no place for may go.")
+    ] = False,
+) -> None:
     """Create the catalog's tables, or bring them up to this version. Harmless when they are.
 
     A deployment runs this once before its services start; several at a time wait for each other.
     With ATLASLOOP_REVIEW_ROLE it gives that role of PostgreSQL the rights of the review service.
+    With --to it goes the other way: run it in the newer version, before you start the earlier one.
 
     Example: atlasloop migrate
     """
@@ -83,6 +94,12 @@ def migrate(context: typer.Context, organs: OrgansOption = None) -> None:
     from atlas_core.catalog.tables import REVISION
 
     here = places(context)
+    if to is not None:
+        with Catalog.open(here.catalog_url, migrate=False) as catalog:
+            lost = catalog.step_down(to, accept_loss=accept_loss)
+        gone = ", ".join(f"{rows} rows of {name}" for name, rows in lost.items()) or "nothing"
+        console().print(f"the catalog is at schema {to}; lost: {gone}", markup=False)
+        return
     with Catalog.open(here.catalog_url) as catalog:
         here.choose_organs(catalog, organs)
         here.grant_rights(catalog)

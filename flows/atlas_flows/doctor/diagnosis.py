@@ -40,6 +40,7 @@ class Bounds:
 def diagnose(places: Places, bounds: Bounds) -> Iterator[Finding]:
     """Findings as they come; no check keeps the others from being made."""
     yield from examine("disk", lambda: surroundings.disk(places.store))
+    yield from examine("file system", lambda: surroundings.filesystem(places.store))
     yield from examine("catalog", lambda: list(_by_catalog(places, bounds)))
     yield from examine("Prefect", lambda: list(surroundings.prefect(places)))
     yield from examine("attention service", lambda: surroundings.attention(places))

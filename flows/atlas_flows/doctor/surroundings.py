@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from atlas_core.catalog import Catalog
 from atlas_core.catalog.tables import metadata
 from atlas_core.model_spec import ModelSpec
-from atlas_core.store import CaseStore
+from atlas_core.store import CaseStore, check_filesystem
 from atlas_embedded.probes import attention_serves
 
 from atlas_flows.doctor.findings import Diagnosis, Finding
@@ -69,6 +69,20 @@ def disk(store: Path) -> Finding:
         check="disk", verdict=Diagnosis.DOUBTFUL, found=said, figures=figures,
         remedy="enlarge the volume; `du` of cases/*/predictions shows what ensembles that are no "
         "longer compared take",
+    )  # fmt: skip
+
+
+def filesystem(store: Path) -> Finding:
+    """Whether the file system under the store has what that needs: renames, fsync, locks."""
+    found = check_filesystem(store)
+    wrong = [one for one in found if not one.met]
+    if not wrong:
+        said = f"all {len(found)} requirements are met"
+        return Finding(check="file system", verdict=Diagnosis.GOOD, found=said)
+    return Finding(
+        check="file system", verdict=Diagnosis.WRONG,
+        found="; ".join(f"{one.name}: {one.found}" for one in wrong),
+        remedy="; ".join(one.remedy for one in wrong),
     )  # fmt: skip
 
 

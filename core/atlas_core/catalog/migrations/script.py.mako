@@ -16,3 +16,8 @@ depends_on: str | None = None
 
 def upgrade() -> None:
     ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    """Back to what the version before knows; what only this one knows goes."""
+    ${downgrades if downgrades else "pass"}

@@ -19,3 +19,8 @@ depends_on: str | None = None
 def upgrade() -> None:
     op.add_column("cases", sa.Column("fingerprint", sa.String(64)))
     op.create_index("ix_cases_fingerprint", "cases", ["fingerprint"])
+
+
+def downgrade() -> None:
+    op.drop_index("ix_cases_fingerprint", "cases")
+    op.drop_column("cases", "fingerprint")

@@ -35,3 +35,7 @@ def upgrade() -> None:
     )
     for column in ("study", "patient", "state", "case_id"):
         op.create_index(f"ix_transfers_{column}", "transfers", [column])
+
+
+def downgrade() -> None:
+    op.drop_table("transfers")

@@ -30,3 +30,7 @@ def upgrade() -> None:
             ["case_id"], ["cases.id"], name="fk_case_checks_case_id_cases", ondelete="CASCADE"
         ),
     )
+
+
+def downgrade() -> None:
+    op.drop_table("case_checks")

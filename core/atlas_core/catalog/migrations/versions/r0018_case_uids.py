@@ -28,3 +28,7 @@ def upgrade() -> None:
         ),
     )
     op.create_index("ix_case_uids_uid_sha256", "case_uids", ["uid_sha256"])
+
+
+def downgrade() -> None:
+    op.drop_table("case_uids")
