@@ -27,7 +27,7 @@ from atlas_core.loop import (
 )
 from atlas_core.overlap import dice
 from atlas_core.phantoms import Kind
-from atlas_core.records import IterationState, Reading
+from atlas_core.records import Iteration, IterationState, Reading
 from atlas_core.review import Portion, RevisionQueue
 from atlas_core.store import CaseStore
 from atlas_embedded import stack
@@ -244,7 +244,9 @@ def _turn(home: DemoHome, catalog: Catalog, arm: str, t: int) -> Turn:
     given = _parameters(home.tuning)
     truth = PhantomLabels.of(home.phantoms(WORK))
     if arm == CONTROL and len(Iterations(catalog).all()) == t:
-        _queue_by_lot(home, catalog, t, LoopParameters.model_validate(given))
+        home.score(WORK)
+        parameters = LoopParameters.model_validate(given)
+        queue_by_lot(catalog, parameters, t, home.tuning.revisions, home.seed)
     while not _closed(catalog, t):
         with home.step(f"{arm}, iteration {t}: flow, step {len(home.seconds) + 1}"):
             asked = given | {"mode": "run", "patience_s": PATIENCE_S}
@@ -288,23 +290,27 @@ def _queued(catalog: Catalog, t: int) -> Queued:
     return Queued.model_validate(steps_done(catalog, t)[StepKind.QUEUE.value])
 
 
-def _queue_by_lot(home: DemoHome, catalog: Catalog, t: int, parameters: LoopParameters) -> None:
-    """Begin an iteration whose tasks are cases drawn by lot: the flow finds its queue filled.
+def queue_by_lot(
+    catalog: Catalog, parameters: LoopParameters, t: int, cases: int, seed: int
+) -> Iteration:
+    """Begin iteration `t`, whose tasks are `cases` cases drawn by lot among those that nobody has
+    seen: the flow finds its queue filled. Stopped at any point, it opens the same tasks again.
 
-    Stopped at any point, it opens the same tasks again.
+    Args:
+        parameters: of the loop; its dataset is scored.
     """
-    home.score(WORK)
-    ensemble = catalog.latest_ensemble(Reading.PAPER, WORK)
+    dataset = parameters.dataset
+    ensemble = catalog.latest_ensemble(Reading.PAPER, dataset)
     assert ensemble is not None
-    name = PriorityListName(Reading.PAPER, ensemble, WORK)
+    name = PriorityListName(Reading.PAPER, ensemble, dataset)
     before = [task for earlier in range(t) for task in _queued(catalog, earlier).tasks]
-    pool = sorted(case.id for case in catalog.cases(WORK))
+    pool = sorted(case.id for case in catalog.cases(dataset))
     seen = cases_seen(catalog, name, before)
     left = [case for case in pool if case not in seen]
-    lots = np.random.default_rng((home.seed, LOTS, t)).permutation(len(left))
-    drawn = {left[place] for place in lots[: home.tuning.revisions]}
+    lots = np.random.default_rng((seed, LOTS, t)).permutation(len(left))
+    drawn = {left[place] for place in lots[:cases]}
     RevisionQueue(catalog).open_tasks(
-        Portion(count=len(drawn)), CONTROL, ensemble=ensemble, dataset=WORK,
+        Portion(count=len(drawn)), CONTROL, ensemble=ensemble, dataset=dataset,
         without=set(pool) - drawn,
     )  # fmt: skip
     queued = Queued(tasks=tasks_of(catalog, name, before), passed_over=len(seen))
@@ -312,3 +318,4 @@ def _queue_by_lot(home: DemoHome, catalog: Catalog, t: int, parameters: LoopPara
         parameters.model_copy(update={"first": t}).model_dump(mode="json")
     )
     record_step(catalog, begun.t, StepKind.QUEUE.value, queued.model_dump(mode="json"))
+    return begun
