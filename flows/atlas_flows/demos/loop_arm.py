@@ -85,9 +85,9 @@ class LoopTuning:
     """
 
     models: tuple[str, ...] = ("unet", "nnunet")
-    hidden: tuple[Kind, ...] = (Kind.CHILD, Kind.LOW_CONTRAST)
+    hidden: tuple[Kind, ...] = (Kind.CHILD, Kind.CHILD, Kind.LOW_CONTRAST)
     pool: int = 40
-    hidden_share: float = 0.3
+    hidden_share: float = 0.2
     held_out: int = 12
     revisions: int = 4
     iterations: int = 2
