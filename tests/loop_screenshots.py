@@ -19,7 +19,8 @@ from atlas_embedded import stack
 from atlas_embedded.access import prefect_auth
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.demos import demo_settings, use_stack
-from atlas_flows.demos.loop_demo import run_loop_demo
+from atlas_flows.demos.loop_arm import FULL
+from atlas_flows.demos.loop_demo import demo_root, run_loop_demo
 from atlas_flows.settings import Places
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -37,14 +38,14 @@ OPAQUE = """element => {
 }"""
 """Prefect lets its pages fade in, which Playwright takes for visible from the first moment."""
 
-DEMO, SEED, ARM = "loop-demo", 8, "disagreement"
+SEED, ARM = 8, "disagreement"
 
 
 @contextmanager
 def prefect_after(home: Path) -> Iterator[EmbeddedSettings]:
     """Prefect with its deployments, on what the demo in `home` has left."""
-    arm = home / DEMO / f"{ARM}-{SEED}"
-    settings = demo_settings(arm, ("prefect", "flows"), models_dir=home / DEMO / "M0")
+    root = demo_root(Places.read(home), FULL, SEED)
+    settings = demo_settings(root / ARM, ("prefect", "flows"), models_dir=root / "M0")
     use_stack(settings)
     try:
         stack.up(settings)

@@ -163,7 +163,7 @@ class DemoHome:
         return CaseStore(self.settings.store)
 
     def phantoms(self, dataset: str) -> Path:
-        return self.root / f"phantoms-{self.seed}" / dataset
+        return self.root / "phantoms" / dataset
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -9,9 +9,12 @@ that was worth. Run again after an interruption, it goes on where it ended.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +24,7 @@ from atlas_core.importing import import_folder
 from atlas_core.phantoms import PhantomGrid, write_phantoms
 from atlas_embedded import stack
 from atlas_embedded.settings import ComponentName, EmbeddedSettings
+from atlas_models.serving import read_spec
 from rich.console import Console
 
 from atlas_flows.commands.terminal import print_table, write_text
@@ -69,17 +73,17 @@ def run_loop_demo(
         AtlasError: what went wrong; the stack is stopped all the same.
         Conflict: another demo runs in the same home.
     """
-    root = (places.embedded.home / ("loop-demo-quick" if quick else "loop-demo")).absolute()
-    places.embedded.make_home()
-    root.mkdir(exist_ok=True)
     tuning = QUICK if quick else FULL
+    root = demo_root(places, tuning, seed)
+    places.embedded.make_home()
+    root.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, stderr=True)
     started = time.monotonic()
     seconds: dict[str, float] = {}
     with exclusive_demo(root), sigterm_as_interrupt():
         base = _home(root, "base", seed, tuning, console)
         with base.step("M0 and the pool"):
-            first = _begin(base)
+            first = _begin(base, places.embedded.models_dir)
         arms = {}
         for name in (LIST, CONTROL):
             arm = _home(root, name, seed, tuning, console)
@@ -95,20 +99,30 @@ def run_loop_demo(
     return figures | {"simulated": True, "seconds": round(time.monotonic() - started, 1)}
 
 
+def demo_root(places: Places, tuning: LoopTuning, seed: int) -> Path:
+    """Where a demo keeps everything: another for other settings or other models, so that none goes
+    on with what it did not begin."""
+    models = places.embedded.models_dir
+    specs = [read_spec(models / name).sha256 for name in tuning.models]
+    text = json.dumps([asdict(tuning), seed, specs], sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return (places.embedded.home / f"loop-demo-{key}").absolute()
+
+
 def _home(root: Path, name: str, seed: int, tuning: LoopTuning, console: Console) -> DemoHome:
-    home = root / f"{name}-{seed}"
+    home = root / name
     if home.is_dir():
         stack.down(EmbeddedSettings(home=home))  # what a demo that was killed has left
     return DemoHome(demo_settings(home, PARTS, models_dir=root / "M0"), root, seed, tuning, console)
 
 
-def _begin(base: DemoHome) -> Turn:
-    """Phantoms, M0, and its predictions, in the home that every arm begins with."""
+def _begin(base: DemoHome, models: Path) -> Turn:
+    """Phantoms, M0 out of `models`, and its predictions, in the home that every arm begins with."""
     home = base.settings.home
     begun = home / BEGUN
     if not begun.is_file():
         home.mkdir(mode=0o700, exist_ok=True)
-        _bring_models(base)
+        _bring_models(base, models)
         with Catalog.open(base.settings.catalog_url) as catalog:
             _import_cases(base, catalog)
         with base.running() as catalog:
@@ -119,14 +133,14 @@ def _begin(base: DemoHome) -> Turn:
     return Turn.model_validate_json(begun.read_bytes())
 
 
-def _bring_models(base: DemoHome) -> None:
+def _bring_models(base: DemoHome, models: Path) -> None:
     """M0: a copy, so that nothing changes it while the arms run."""
     for model in base.tuning.models:
         target = base.settings.models_dir / model
         if target.is_dir():
             continue
         with scratch_folder(base.root, prefix=".M0-") as scratch:
-            shutil.copytree(EmbeddedSettings().models_dir / model, scratch / model)
+            shutil.copytree(models / model, scratch / model)
             target.parent.mkdir(exist_ok=True)
             move_folder(scratch / model, target)
 
