@@ -28,6 +28,9 @@ from torch import nn
 
 Weights = dict[str, torch.Tensor]
 
+CHECKPOINT_EVERY = 25
+"""Steps."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -114,7 +117,9 @@ def trained(
     if path.is_file():
         weights: Weights = torch.load(path, weights_only=True)
         return weights
-    run = RunOptions(folder=path.with_suffix(".run"), data_key=data_key, accelerator="cpu")
+    # A run of fewer steps than lie between checkpoints would begin again anyway.
+    folder = path.with_suffix(".run") if config.steps > CHECKPOINT_EVERY else None
+    run = RunOptions(folder, CHECKPOINT_EVERY, data_key, accelerator="cpu")
     path.parent.mkdir(parents=True, exist_ok=True)
     made = (
         train(config, cases, run=run) if start is None else finetune(start, config, cases, run=run)

@@ -95,7 +95,7 @@ def test_the_area_under_a_flat_curve_is_its_height() -> None:
 
 def test_a_study_is_done_once_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    arms = (Arm.RANDOM, Arm.REGIONS, Arm.RANDOM_FOREGROUND, Arm.PSEUDO_ONLY, Arm.STEPS_ONLY)
+    arms = (Arm.RANDOM, Arm.REGIONS, Arm.RANDOM_FOREGROUND, Arm.PSEUDO_ONLY)
     runs = study(TINY, range(1), arms, folder)
     # Arms of regions take the minutes of the list by disagreement, which so runs, too.
     assert set(runs) == {arm.value for arm in arms} | {Arm.DISAGREEMENT.value}
