@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from atlas_core.phantoms import Kind
 from atlas_core.records import RankedCase
 
@@ -33,6 +35,15 @@ TINY = StudyPlan(
     iterations=2,
     columns=24,
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks of this size wait longer for a second thread than they gain by it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def case_of(seed: int) -> tuple[StudyCase, Scored]:
