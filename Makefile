@@ -39,7 +39,7 @@ down:  ## stop the embedded stack
 status:  ## state of the embedded stack
 	@$(BIN)/atlasloop status
 
-loop-demo: setup-dev  ## the whole loop on phantoms with a simulated annotator (6 to 20 minutes)
+loop-demo: setup-dev  ## the loop against a control, on phantoms with a simulated annotator (20 minutes)
 	@$(BIN)/atlasloop loop-demo --output $(OUTPUT)
 
 ##@ Work on it
@@ -130,6 +130,8 @@ bench-assembly: setup-dev  ## orchestration of assembly over 2,000 cases (CASES=
 bench-scale: setup-dev  ## orchestration of scoring 8,448 and 100,000 cases (ARGS='--cases 500 2000': fewer), and a site simulated
 bench-gpu-models: setup-dev  ## memory and seconds of the paper's networks on a GPU (needs a GPU and torch for CUDA)
 bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
+loop-study: setup-dev  ## the loop by every way of choosing cases, 5 seeds, paired (hours; goes on where it was stopped; ARGS='--seeds 2 --arms disagreement random')
+	@$(BIN)/python benchmarks/loop_study.py $(ARGS)
 nnunet-parity: demo-nnunets  ## labels of an imported nnU-Net against nnU-Net's own predictor
 	@$(BIN)/python benchmarks/nnunet_parity.py $(ARGS)
 
@@ -241,4 +243,4 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 
 .PHONY: help setup demo import-report loop-demo models-demo mixed-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
-	bench-review bench-review-page nnunet-parity check-deploy check-compose check-nodes check-store chart-schema web setup-browser setup-nginx setup-pacs setup-prometheus pacs-demo bench-assembly bench-scale screenshots
+	bench-review bench-review-page nnunet-parity loop-study check-deploy check-compose check-nodes check-store chart-schema web setup-browser setup-nginx setup-pacs setup-prometheus pacs-demo bench-assembly bench-scale screenshots

@@ -19,7 +19,8 @@ from atlas_embedded import stack
 from atlas_embedded.access import prefect_auth
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.demos import demo_settings, use_stack
-from atlas_flows.demos.loop_demo import run_loop_demo
+from atlas_flows.demos.loop_arm import FULL
+from atlas_flows.demos.loop_demo import demo_root, run_loop_demo
 from atlas_flows.settings import Places
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -37,13 +38,14 @@ OPAQUE = """element => {
 }"""
 """Prefect lets its pages fade in, which Playwright takes for visible from the first moment."""
 
-DEMO = "loop-demo"
+SEED, ARM = 8, "disagreement"
 
 
 @contextmanager
 def prefect_after(home: Path) -> Iterator[EmbeddedSettings]:
     """Prefect with its deployments, on what the demo in `home` has left."""
-    settings = demo_settings(home / DEMO, ("prefect", "flows"), models_dir=home / DEMO / "M0")
+    root = demo_root(Places.read(home), FULL, SEED)
+    settings = demo_settings(root / ARM, ("prefect", "flows"), models_dir=root / "M0")
     use_stack(settings)
     try:
         stack.up(settings)
@@ -101,11 +103,12 @@ def take_artifacts(browser: Browser, settings: EmbeddedSettings, folder: Path) -
         page.screenshot(path=folder / f"prefect-{key}.png")
 
 
-def take_evaluation(browser: Browser, report: Path, folder: Path) -> None:
-    """The top of the evaluation's page."""
-    page = new_page(browser, 1500)
-    page.goto(report.as_uri())
-    page.screenshot(path=folder / "evaluation.png")
+def take_pages(browser: Browser, output: Path, folder: Path) -> None:
+    """The arms side by side, and the top of an arm's evaluation."""
+    for name, picture in (("report", "loop-arms"), (ARM, "evaluation")):
+        page = new_page(browser, 1500)
+        page.goto((output / f"{name}.html").as_uri())
+        page.screenshot(path=folder / f"{picture}.png")
 
 
 def main() -> None:
@@ -114,13 +117,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         home = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(name) / "home"
         output = Path(name) / "output"
-        run_loop_demo(Places.read(home), output, seed=8)
+        run_loop_demo(Places.read(home), output, seed=SEED)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         expect.set_options(timeout=PATIENCE_MS)
         with prefect_after(home) as settings:
             take_form(browser, settings, folder)
             take_artifacts(browser, settings, folder)
-        take_evaluation(browser, output / "report.html", folder)
+        take_pages(browser, output, folder)
         browser.close()
 
 

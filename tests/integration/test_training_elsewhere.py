@@ -75,7 +75,8 @@ def test_a_run_trains_and_the_loop_waits_for_it() -> None:
     assert run.parent_task_run_id is not None  # the page shows it below the loop's run
     assert run.parameters == {
         "model": "unet", "parent": 0, "version": 1, "dataset": None, "steps": 7,
-        "learning_rate": None, "validation_share": 0.1, "labels": "assembled", "promote": False,
+        "learning_rate": None, "pseudo_weight": None, "validation_share": 0.1,
+        "labels": "assembled", "promote": False,
     }  # fmt: skip
 
 

@@ -85,6 +85,7 @@ def write_phantoms(
     *,
     hard_share: float = 0.1,
     tail: bool = False,
+    kinds: Sequence[Kind] = (),
     labels: Labels = "truth",
     truth_folder: Path | None = None,
     grid: PhantomGrid | None = None,
@@ -101,6 +102,7 @@ def write_phantoms(
     Args:
         tail: hard cases are of all kinds, also of those that real archives hold: children,
             mirrored patients, wrong headers, motion and the like; else of the paper's Fig. 5 only.
+        kinds: hard cases are of these kinds, in turn, instead.
         truth_folder: also write ``<truth_folder>/PHANTOM_…/combined_labels.nii.gz`` (label ids of
             `PHANTOM_ORGANS`) with a copy of the list: what predictions are measured against.
         anatomies: draw the cases from these people, one after another, instead of from nothing;
@@ -110,12 +112,14 @@ def write_phantoms(
     Returns:
         The list as written, one entry per case.
     """
-    people = tuple(anatomies)
-    run = _Run(folder, seed, hard_share, tail, labels, truth_folder, grid or PhantomGrid(), people)
+    run = _Run(
+        folder, seed, hard_share, tail, tuple(kinds), labels, truth_folder, grid or PhantomGrid(),
+        tuple(anatomies),
+    )  # fmt: skip
     entries = run.written()
-    kinds = DRAWN_KINDS if anatomies else TAIL_KINDS if tail else HARD_KINDS
+    usual = DRAWN_KINDS if anatomies else TAIL_KINDS if tail else HARD_KINDS
     for number in range(1, cases + 1):
-        plan = case_plan(number, seed, hard_share, kinds)
+        plan = case_plan(number, seed, hard_share, kinds or usual)
         if plan.name not in entries:
             entries[plan.name] = run.write(plan)
             run.list(entries)
@@ -133,6 +137,7 @@ class _Run:
     seed: int
     hard_share: float
     tail: bool
+    kinds: tuple[Kind, ...]
     labels: Labels
     truth_folder: Path | None
     grid: PhantomGrid
@@ -151,6 +156,7 @@ class _Run:
             "axis_codes": self.grid.axis_codes,
             # Lists of before have no such entry.
             **({"tail": True} if self.tail else {}),
+            **({"kinds": [kind.value for kind in self.kinds]} if self.kinds else {}),
             **({"anatomies": drawn} if drawn else {}),
         }
 

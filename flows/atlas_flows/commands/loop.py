@@ -43,6 +43,10 @@ def iterate(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Per fine-tuning.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of a fine-tuning.")] = None,
+    pseudo_weight: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="How much pseudo labels count; people's labels: 1."),
+    ] = None,
     validation_dataset: Annotated[
         str | None, typer.Option(help="Judge new versions on this dataset.")
     ] = None,
@@ -75,6 +79,7 @@ def iterate(
         "models": list(model or ()),
         "steps": steps,
         "learning_rate": learning_rate,
+        "pseudo_weight": pseudo_weight,
         "validation_dataset": validation_dataset,
         "stop_share": stop_share,
         "iterations": limit,

@@ -108,11 +108,12 @@ def loop_demo(
         bool, typer.Option("--quick", help="Only show that it runs; nothing is learnt.")
     ] = False,
 ) -> None:
-    """The whole loop on phantoms with a simulated annotator: M0, two iterations, report.
+    """Does the loop repair what the models get wrong? On phantoms, against a control.
 
-    Trains two small models from partial labels, lets the simulated annotator revise the top of
-    the priority list twice, and fine-tunes them each time. Needs torch, about 20 minutes on 2
-    cores; run again after an interruption, it goes on. The last line is one JSON object.
+    Two arms begin with two demo models and a pool that hides patients whom they do not know: a
+    simulated annotator revises the top of the priority list, or as many cases drawn by lot, and
+    the models are fine-tuned, twice each. Needs torch, about 20 minutes on 2 cores; run again
+    after an interruption, it goes on. The last line is one JSON object.
 
     Example: atlasloop loop-demo
     """

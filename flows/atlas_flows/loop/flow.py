@@ -78,6 +78,7 @@ def iterate(
     models: ModelNames | None = None,
     steps: Annotated[int, Field(ge=1)] | None = None,
     learning_rate: Annotated[float, Field(gt=0)] | None = None,
+    pseudo_weight: Annotated[float, Field(ge=0, le=1)] | None = None,
     validation_dataset: DatasetName | None = None,
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     stop_share: Annotated[float, Field(gt=0, le=1)] = 1.0,
@@ -108,6 +109,8 @@ def iterate(
         models: Models to fine-tune. Empty: all in service that have weights.
         steps: Optimiser steps per fine-tuning. Empty: as the version in service was trained.
         learning_rate: Peak of a fine-tuning. Empty: as the version in service was trained.
+        pseudo_weight: How much pseudo labels count in a fine-tuning; labels that people made count
+            1. Empty: as the version in service was trained.
         validation_dataset: Judge new versions on this dataset, which is not trained on. Empty: on
             cases with original or revised labels that the versions have not learnt from.
         validation_share: Part of the cases that is kept out of training, by their ids.
@@ -133,6 +136,7 @@ def iterate(
         models=tuple(models or ()),
         steps=steps,
         learning_rate=learning_rate,
+        pseudo_weight=pseudo_weight,
         validation_dataset=validation_dataset,
         validation_share=validation_share,
         stop_share=stop_share,
@@ -385,6 +389,7 @@ class _Loop:
             dataset=given.dataset,
             steps=given.steps,
             learning_rate=given.learning_rate,
+            pseudo_weight=given.pseudo_weight,
             validation_share=given.validation_share,
             labels="assembled",
         )

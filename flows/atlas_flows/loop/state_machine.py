@@ -60,6 +60,7 @@ class LoopParameters(FrozenModel):
     models: tuple[ModelName, ...] = Field(default=(), description="Empty: all in service.")
     steps: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
+    pseudo_weight: float | None = Field(default=None, ge=0, le=1)
     validation_dataset: DatasetName | None = None
     validation_share: float = Field(default=0.1, ge=0, lt=1)
     stop_share: float = Field(default=1.0, gt=0, le=1)

@@ -67,6 +67,7 @@ def finetune(
     dataset: DatasetName | None = None,
     steps: Annotated[int, Field(ge=1)] | None = None,
     learning_rate: Annotated[float, Field(gt=0)] | None = None,
+    pseudo_weight: Annotated[float, Field(ge=0, le=1)] | None = None,
     validation_dataset: DatasetName | None = None,
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     labels: Literal["in_force", "assembled"] = "in_force",
@@ -82,6 +83,8 @@ def finetune(
         dataset: Learn from cases of this dataset. Empty: of all datasets.
         steps: Optimiser steps. Empty: as the version in service was trained.
         learning_rate: Its peak. Empty: as the version in service was trained.
+        pseudo_weight: How much pseudo labels count; labels that people made count 1. Empty: as the
+            version in service was trained.
         validation_dataset: Judge on the cases of this dataset. Empty: on every case with an
             original or revised label that the model has not learnt from.
         validation_share: Part of the cases that is kept out of training, by their ids.
@@ -104,6 +107,7 @@ def finetune(
             dataset=dataset,
             steps=steps,
             learning_rate=learning_rate,
+            pseudo_weight=pseudo_weight,
             validation_share=validation_share,
             labels=labels,
         )

@@ -89,6 +89,7 @@ def _start(tuning: FinetuningRequest, deployment: str, tag: str) -> FlowRun:
         "dataset": tuning.dataset,
         "steps": tuning.steps,
         "learning_rate": tuning.learning_rate,
+        "pseudo_weight": tuning.pseudo_weight,
         "validation_share": tuning.validation_share,
         "labels": tuning.labels,
         "promote": False,

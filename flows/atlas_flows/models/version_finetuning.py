@@ -45,6 +45,8 @@ class FinetuningRequest:
         version: t of the new one.
         dataset: learn from its cases only; None: from all.
         steps, learning_rate: None: as the configuration of the version in service says.
+        pseudo_weight: how much pseudo labels count against labels that people made; None: as
+            above. nnU-Net's own trainer knows no weights.
         validation_share: of the cases, held out by their ids.
         labels: "assembled" learns from the assembled maps (§3.2 ⑥), "in_force" from the label
             files of every case, assembled or not.
@@ -56,13 +58,15 @@ class FinetuningRequest:
     dataset: str | None = None
     steps: int | None = None
     learning_rate: float | None = None
+    pseudo_weight: float | None = None
     validation_share: float = 0.1
     labels: Literal["in_force", "assembled"] = "in_force"
 
-    @property
-    def overrides(self) -> dict[str, Any]:
+    def overrides(self, trainer: Literal["monai", "nnunet"] | None) -> dict[str, Any]:
         """Fields of the configuration that are replaced."""
-        wanted = {"steps": self.steps, "learning_rate": self.learning_rate}
+        wanted: dict[str, Any] = {"steps": self.steps, "learning_rate": self.learning_rate}
+        if self.pseudo_weight is not None and trainer == "monai":
+            wanted["label_weights"] = {"pseudo": self.pseudo_weight}
         return {name: value for name, value in wanted.items() if value is not None}
 
 
@@ -182,7 +186,8 @@ def _order(tuning: FinetuningRequest, here: Places, catalog: Catalog) -> Trainin
     run_folder.mkdir(parents=True, exist_ok=True)
     config: Path | None = None
     _, parent = model_store(here).find(tuning.model, tuning.parent)
-    if trainer_of(parent) == "monai":
+    trainer = trainer_of(parent)
+    if trainer == "monai":
         config = run_folder / CONFIG_FILE
         content = configuration_of(tuning.model, tuning.parent, catalog)
         config.write_text(content, encoding="utf-8")
@@ -192,7 +197,7 @@ def _order(tuning: FinetuningRequest, here: Places, catalog: Catalog) -> Trainin
         run_folder=run_folder,
         datasets=() if tuning.dataset is None else (tuning.dataset,),
         labels=tuning.labels,
-        overrides=tuning.overrides,
+        overrides=tuning.overrides(trainer),
         validation_share=tuning.validation_share,
         # Assembly chose the best label of every organ; a pseudo label counts for less in the loss.
         sources=tuple(LabelSource),

@@ -31,6 +31,7 @@ class OrganLoss(nn.Module):
         labelled: torch.Tensor,
         emphasis: float = 1.0,
         counted: torch.Tensor | None = None,
+        focus: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean loss over the labelled organs of the batch.
 
@@ -47,16 +48,23 @@ class OrganLoss(nn.Module):
             counted: what the sum is divided by; None: the sum of `labelled`. Where several
                 processes share a batch, it is the mean of their sums, so that the mean of their
                 gradients is the gradient of the whole batch.
+            focus: how much each voxel counts against the mean of its organ and patch, like
+                `target`; None: all alike.
         """
         space = (2, 3, 4)
         weight = 1.0 + (self.positive_weight**emphasis - 1.0) * target
+        weight = weight if focus is None else weight * focus
         entropy = functional.binary_cross_entropy_with_logits(
             logits, target, weight=weight, reduction="none"
         ).mean(space)
+
+        def volume(share: torch.Tensor) -> torch.Tensor:
+            return (share if focus is None else share * focus).sum(space)
+
         soft = torch.sigmoid(logits)
-        both = (soft * target).sum(space)
+        both = volume(soft * target)
         # Squares in the denominator: a voxel that is half organ is right at one half.
-        sizes = soft.square().sum(space) + target.square().sum(space)
+        sizes = volume(soft.square()) + volume(target.square())
         dice = 1.0 - (2.0 * both + SMOOTH) / (sizes + SMOOTH)
         total = labelled.sum() if counted is None else counted
         summed = ((entropy + dice) * labelled).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ class TrainingCase:
         ct: Hounsfield units, float32 ``[z, y, x]``.
         target: share of each voxel that each organ fills, 255 = all, uint8 ``[organ, z, y, x]``.
         weight: how much the label of each organ counts, ``[organ]``; 0: the case has none.
+        looked: where somebody looked at the label, bool like `target`: there it counts fully,
+            elsewhere as `weight` says. None: nobody looked at parts.
         id: for messages and for the split into training and validation.
 
     Raises:
@@ -44,6 +47,7 @@ class TrainingCase:
     ct: NDArray[np.float32]
     target: NDArray[np.uint8]
     weight: NDArray[np.float32] | NDArray[np.bool_]
+    looked: NDArray[np.bool_] | None = field(default=None, kw_only=True)
     id: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -61,6 +65,19 @@ class TrainingCase:
                 expected=self.target.shape[:1],
                 got=self.weight.shape,
             )
+        if self.looked is not None and self.looked.shape != self.target.shape:
+            raise GridMismatch(
+                "what was looked at and target have different grids",
+                case=self.id or None,
+                expected=self.target.shape,
+                got=self.looked.shape,
+            )
+
+    @property
+    def counts(self) -> float:
+        """How much the best of its labels counts, or of their parts."""
+        seen = self.looked is not None and self.looked.any()
+        return 1.0 if seen else float(np.max(self.weight, initial=0.0))
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -193,14 +210,16 @@ class Batch:
     Attributes:
         hu: float32 ``[batch, 1, z, y, x]``.
         target: 0..1, float32 ``[batch, organ, z, y, x]``.
-        weight: of each organ's label, float32 ``[batch, organ]``.
+        weight: of each organ's label, float32 ``[batch, organ]``; the mean over the patch.
         case_ids: where each patch comes from.
+        focus: of every voxel against that mean, float32 like `target`; None: all are equal.
     """
 
     hu: NDArray[np.float32]
     target: NDArray[np.float32]
     weight: NDArray[np.float32]
     case_ids: tuple[str, ...]
+    focus: NDArray[np.float32] | None = None
 
 
 class PatchSampler:
@@ -208,6 +227,10 @@ class PatchSampler:
 
     Patch number n follows from the seed and n alone, so that a run that is resumed at any step, or
     shared by several processes, sees the patches of an uninterrupted one.
+
+    A case comes as often as its labels count: one whose best label has half the weight of the best
+    of all is shown in every second turn. The loss, a mean over the labels of a batch, would not
+    tell a batch of pseudo labels from one that people drew.
 
     Args:
         patch: window along x, y, z.
@@ -234,23 +257,53 @@ class PatchSampler:
         self._seed = seed
         self._augment = augment
         self._foreground_share = foreground_share
+        best = np.array([case.counts for case in cases])
+        # A case without any label comes as before: it costs nothing, and teaches nothing.
+        best[best == 0.0] = best.max()
+        self._share = best / best.max() if best.max() else np.ones(len(best))
+        self._phase = np.where(self._share < 1.0, self._rng(_TURN, 0).random(len(best)), 0.0)
 
     def draw(self, first: int, count: int) -> Batch:
         """Patches ``first … first + count - 1``."""
         drawn = [self._number(number) for number in range(first, first + count)]
+        weights = np.stack([case.weight for case, _, _ in drawn]).astype(np.float32)
+        organs = weights.shape[1]
+        focus = None
+        if any(case.looked is not None for case, _, _ in drawn):
+            nowhere = np.zeros((organs, *self._patch), np.float32)
+            focus = np.stack(
+                [
+                    _focus(case, nowhere if case.looked is None else part[organs:])
+                    for case, _, part in drawn
+                ]
+            )
+            weights = focus.mean(axis=(2, 3, 4))
+            mean = weights[..., None, None, None]
+            focus = np.divide(focus, mean, out=np.ones_like(focus), where=mean > 0)
         return Batch(
             np.stack([hu for _, hu, _ in drawn])[:, None],
-            np.stack([target for _, _, target in drawn]),
-            np.stack([case.weight for case, _, _ in drawn]).astype(np.float32),
+            np.stack([part[:organs] for _, _, part in drawn]),
+            weights,
             tuple(case.id for case, _, _ in drawn),
+            focus,
         )
 
     def _number(self, number: int) -> tuple[TrainingCase, NDArray[np.float32], NDArray[np.float32]]:
-        """Every case once, in random order, before any comes again."""
-        epoch, place = divmod(number, len(self._cases))
-        order = self._rng(_ORDER, epoch).permutation(len(self._cases))
-        case, rng = self._cases[order[place]], self._rng(_PATCH, number)
+        """Every case of a turn once, in random order, before any comes again."""
+        turn = bisect.bisect_right(range(number + 2), number, key=self._before) - 1
+        shown = np.flatnonzero(self._times(turn + 1) > self._times(turn))
+        order = self._rng(_ORDER, turn).permutation(len(shown))
+        case = self._cases[shown[order[number - self._before(turn)]]]
+        rng = self._rng(_PATCH, number)
         return case, *self._augment(*self._patch_of(case, rng), rng)
+
+    def _times(self, turns: int) -> NDArray[np.int64]:
+        """How often each case was shown in the first `turns`, ``[case]``."""
+        return np.floor(turns * self._share + self._phase).astype(np.int64)
+
+    def _before(self, turn: int) -> int:
+        """How many patches come before `turn`."""
+        return int(self._times(turn).sum())
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64((self._seed, purpose, number)))
@@ -259,7 +312,10 @@ class PatchSampler:
         self, case: TrainingCase, rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         hu = np.full(self._patch, AIR_HU, dtype=np.float32)
-        target = np.zeros((case.target.shape[0], *self._patch), dtype=np.float32)
+        # What was looked at goes along with the target wherever a patch is turned to.
+        looked = np.zeros((0, *case.ct.shape), np.bool_) if case.looked is None else case.looked
+        organs = len(case.target)
+        target = np.zeros((organs + len(looked), *self._patch), dtype=np.float32)
         source, place = [], []
         starts = self._starts(case, rng)
         for start, length, window in zip(starts, case.ct.shape, self._patch, strict=True):
@@ -267,7 +323,9 @@ class PatchSampler:
             source.append(slice(low, high))
             place.append(slice(low - start, high - start))
         hu[tuple(place)] = case.ct[tuple(source)]
-        target[(slice(None), *place)] = case.target[(slice(None), *source)] / np.float32(255.0)
+        box = (slice(None), *source)
+        target[(slice(organs), *place)] = case.target[box] / np.float32(255.0)
+        target[(slice(organs, None), *place)] = looked[box]
         return hu, target
 
     def _starts(self, case: TrainingCase, rng: np.random.Generator) -> list[int]:
@@ -286,7 +344,17 @@ class PatchSampler:
         ]
 
 
-_ORDER, _PATCH = 0, 1  # streams of random numbers that never meet
+_ORDER, _PATCH, _TURN = 0, 1, 2  # streams of random numbers that never meet
+
+
+def _focus(case: TrainingCase, looked: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weight of every voxel of a patch, ``[organ, z, y, x]``.
+
+    Args:
+        looked: the part of each voxel that somebody looked at.
+    """
+    weight = np.asarray(case.weight, np.float32)[:, None, None, None]
+    return np.asarray(weight + (1.0 - weight) * looked, np.float32)
 
 
 def _start(length: int, window: int, rng: np.random.Generator) -> int:

@@ -267,6 +267,14 @@ def test_phantoms_are_written_in_the_atlas_layout(tmp_path: Path) -> None:
     assert index["cases"][0]["volumes_ml"] == phantom.volumes_ml()
 
 
+def test_hard_cases_are_of_the_kinds_that_were_asked_for(tmp_path: Path) -> None:
+    wanted = {"hard_share": 1.0, "kinds": (Kind.CHILD,), "labels": "none", "grid": COARSE}
+    (entry,) = write_phantoms(tmp_path, 1, 5, **wanted)
+    assert entry["kind"] == "child"
+    with pytest.raises(Conflict):
+        write_phantoms(tmp_path, 1, 5, hard_share=1.0, labels="none", grid=COARSE)
+
+
 def test_without_labels_only_cts_are_written(tmp_path: Path) -> None:
     write_phantoms(tmp_path, 1, 5, labels="none", grid=COARSE)
     written = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())

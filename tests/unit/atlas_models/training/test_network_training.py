@@ -156,6 +156,49 @@ def test_patches_follow_from_the_seed_and_show_every_case_in_turn(case: Training
     assert seen == [[(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]] * 2
 
 
+def test_a_case_comes_as_often_as_its_labels_count(case: TrainingCase) -> None:
+    counts = (1.0, 0.5, 0.25, 0.1)
+    cases = [
+        TrainingCase(case.ct, case.target, np.array([count, 0.0], np.float32)) for count in counts
+    ]
+    sampler = PatchSampler(cases, TINY.patch, seed=5)
+    seen = [float(weight) for weight in sampler.draw(0, 370).weight[:, 0]]
+    for count in counts:
+        assert abs(seen.count(np.float32(count)) - 200 * count) <= 2
+    # Patch n does not depend on those that were drawn before it.
+    assert [float(sampler.draw(n, 1).weight[0, 0]) for n in (17, 3)] == [seen[17], seen[3]]
+
+
+def test_what_was_looked_at_counts_fully_and_the_rest_as_its_label(case: TrainingCase) -> None:
+    looked = np.zeros(case.target.shape, np.bool_)
+    looked[0, :8] = True
+    weight = np.array([0.1, 0.1], np.float32)
+    part = TrainingCase(case.ct, case.target, weight, looked=looked)
+    assert part.counts == 1.0
+    batch = PatchSampler([part], TINY.patch, seed=5).draw(0, 3)
+    assert batch.focus is not None
+    counted = batch.focus * batch.weight[..., None, None, None]
+    assert batch.focus.mean(axis=(2, 3, 4)) == pytest.approx(1.0, rel=1e-3)
+    assert set(np.unique(np.round(counted[:, 0], 3))) <= {np.float32(0.1), np.float32(1.0)}
+    assert counted[:, 1] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_loss_whose_focus_is_even_is_the_loss_without() -> None:
+    torch.manual_seed(3)
+    logits, target = torch.randn(2, 2, 4, 4, 4), torch.rand(2, 2, 4, 4, 4)
+    loss, weight = OrganLoss(torch.tensor([2.0, 5.0])), torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    plain = loss(logits, target, weight)
+    assert loss(logits, target, weight, focus=torch.ones_like(target)) == pytest.approx(
+        float(plain)
+    )
+    left = torch.zeros_like(target)
+    left[..., :2] = 2.0
+    other = torch.where(left > 0, logits, -logits)
+    assert loss(logits, target, weight, focus=left) == pytest.approx(
+        float(loss(other, target, weight, focus=left))
+    )
+
+
 def test_a_short_volume_floats_in_air() -> None:
     small = TrainingCase(
         np.full((4, 4, 4), 500.0, np.float32),
