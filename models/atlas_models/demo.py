@@ -171,6 +171,7 @@ def train_demo_models(
     steps: int | None = None,
     anatomies: Sequence[Anatomy] = (),
     sources: Sequence[str] = (),
+    runs: Path | None = None,
 ) -> None:
     """Train and export the named demo models into `models`, then measure the whole ensemble.
 
@@ -178,6 +179,8 @@ def train_demo_models(
         steps: instead of each configuration's own.
         anatomies: people to draw CTs from beside the phantoms.
         sources: where their label maps are from, and their licences, for the models' provenance.
+        runs: folder of checkpoints: what is trained again with the same cases continues there.
+            None: none are kept.
     """
     configs = [read_config(CONFIGS / f"{name}.yaml") for name in names]
     if steps is not None:
@@ -188,7 +191,8 @@ def train_demo_models(
     _say(f"{len(cases)} training cases in {time.monotonic() - started:.0f} s")
     data = _data(anatomies, sources)
     for config in configs:
-        provenance = _train_one(config, cases, data, models / config.name)
+        run = None if runs is None else runs / config.name
+        provenance = _train_one(config, cases, data, models / config.name, run)
         _write_json(models / config.name / PROVENANCE_FILE, provenance)
     metrics = evaluate(models)
     for name in ORDER:
@@ -216,16 +220,21 @@ def _data(anatomies: Sequence[Anatomy], sources: Sequence[str]) -> dict[str, obj
 
 
 def _train_one(
-    config: TrainingConfig, cases: Sequence[TrainingCase], data: dict[str, object], folder: Path
+    config: TrainingConfig,
+    cases: Sequence[TrainingCase],
+    data: dict[str, object],
+    folder: Path,
+    run: Path | None = None,
 ) -> dict[str, object]:
     """Train, export and check one model; its provenance, without metrics."""
     # torch and monai take seconds to import and `evaluate` does without them.
     import torch
 
     from atlas_models.exporting import export_model, measure_parity, write_weights
-    from atlas_models.training import train
+    from atlas_models.training import RunOptions, train
 
-    trained = train(config, cases, on_progress=_progress(config.name))
+    options = RunOptions(folder=run, data_key=json.dumps(data, sort_keys=True))
+    trained = train(config, cases, run=options, on_progress=_progress(config.name))
     spec = export_model(trained.network, config, folder)
     weights = write_weights(trained.network, config, folder)
     parity = measure_parity(trained.network, config, folder, _parity_windows(config, cases))
@@ -336,6 +345,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--source", action="append", default=[],
         help="of the label maps: title and licence, for the provenance (repeatable)",
     )  # fmt: skip
+    train.add_argument(
+        "--runs", type=Path,
+        help="keep checkpoints in this folder: a training that was interrupted goes on from there",
+    )  # fmt: skip
     check = commands.add_parser("evaluate", help="measure the models, print JSON")
     check.add_argument("--ordinary", type=int, default=HELD_OUT_ORDINARY)
     check.add_argument("--hard", type=int, default=HELD_OUT_HARD)
@@ -349,7 +362,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scheme = read_scheme(ANATOMY_ORGANS)
             people = [read_anatomy(path, scheme) for path in chosen.anatomies]
             train_demo_models(
-                chosen.model or ORDER, chosen.models, chosen.steps, people, chosen.source
+                chosen.model or ORDER,
+                chosen.models,
+                chosen.steps,
+                people,
+                chosen.source,
+                chosen.runs,
             )
         else:
             metrics = evaluate(chosen.models, chosen.ordinary, chosen.hard)
