@@ -60,8 +60,16 @@ attack: setup-dev setup-browser  ## attack a stack of its own and kill its proce
 # Folders of files of every kind, for `make import-report`; see the head of the script.
 CASES ?=
 DATA ?=
-import-report: setup-dev  ## what an import makes of every kind of file (CASES=, DATA=); one JSON line at the end
-	@$(BIN)/python tests/import_report.py $(if $(CASES),--cases "$(CASES)") $(if $(DATA),--data "$(DATA)")
+import-report: setup-dev  ## what an import makes of every kind of file (CASES=, DATA=, HEAP= slices in one folder); one JSON line at the end
+	@$(BIN)/python tests/import_report.py $(if $(HEAP),--heap $(HEAP)) $(if $(CASES),--cases "$(CASES)") $(if $(DATA),--data "$(DATA)")
+
+# OHIF as npm has it built; `make pacs-demo OHIF=` leaves the viewer out.
+OHIF ?= build/ohif/package/dist
+build/ohif/package/dist:
+	mkdir -p build/ohif && cd build/ohif && npm pack --silent @ohif/app@3.13.2 && tar xzf ohif-app-3.13.2.tgz
+
+pacs-demo: setup-dev setup-pacs setup-browser $(OHIF)  ## a study out of Orthanc (DATA= or synthetic), scored, labels back, opened in OHIF; one JSON line
+	@$(BIN)/python tests/pacs_demo.py $(if $(DATA),--data "$(DATA)") $(if $(OHIF),--ohif "$(OHIF)")
 
 check: setup-dev  ## lint, format, types, import contracts
 	$(BIN)/ruff check .
@@ -92,6 +100,12 @@ demo-models: setup-dev  ## train the demo models on phantoms again and write mod
 models-demo: setup-dev  ## train, fine-tune, promote and roll back a model on phantoms, on a stack of its own (minutes)
 	@$(BIN)/python -m atlas_flows.model_demo
 
+mixed-demo: setup-dev  ## two nnU-Nets, a MONAI network and an ONNX graph: one ensemble, ranked, fine-tuned, promoted; one JSON line (minutes)
+	@$(BIN)/python -m atlas_flows.mixed_demo
+
+demo-nnunets: setup-dev  ## have nnU-Net train the phantom nnU-Nets that are not in models/phantom_nnunets (minutes)
+	$(BIN)/python -m atlas_flows.demos.phantom_nnunet
+
 clean:  ## remove environments, caches and the stack's data in this folder
 	rm -rf $(VENV) $(TRITON_VENV) .atlasloop demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -115,7 +129,7 @@ bench-assembly: setup-dev  ## orchestration of assembly over 2,000 cases (CASES=
 bench-scale: setup-dev  ## orchestration of scoring 8,448 and 100,000 cases (ARGS='--cases 500 2000': fewer), and a site simulated
 bench-gpu-models: setup-dev  ## memory and seconds of the paper's networks on a GPU (needs a GPU and torch for CUDA)
 bench-gpu: setup-dev  ## fusion on a GPU against its bandwidth and torch (needs a GPU and the extra gpu)
-nnunet-parity: setup-dev  ## labels of an imported nnU-Net against nnU-Net's own predictor
+nnunet-parity: demo-nnunets  ## labels of an imported nnU-Net against nnU-Net's own predictor
 	@$(BIN)/python benchmarks/nnunet_parity.py $(ARGS)
 
 bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-review-page bench-assembly bench-scale bench-gpu bench-gpu-models:
@@ -163,12 +177,12 @@ setup-nginx:  ## install Debian's nginx, behind which the review service is test
 
 ORTHANC := /usr/sbin/Orthanc
 
-setup-pacs:  ## install Debian's Orthanc and dcmtk, a PACS and senders for the tests
-	@test -x $(ORTHANC) && test -x /usr/bin/storescu && exit 0; \
+setup-pacs:  ## install Debian's Orthanc, dcmtk and dicom3tools: a PACS, senders and a validator for the tests
+	@test -x $(ORTHANC) && test -x /usr/bin/storescu && test -x /usr/bin/dciodvfy && exit 0; \
 	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
-		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk" >&2; exit 1; }; \
+		{ echo "$(ORTHANC) is missing: as root, apt-get install orthanc orthanc-dicomweb dcmtk dicom3tools" >&2; exit 1; }; \
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk
+		apt-get install -y -q --no-install-recommends orthanc orthanc-dicomweb dcmtk dicom3tools
 
 # --- environments -------------------------------------------------------------------------------
 # Stamps hold the state: an environment is brought up to date only when what it is made of changes.
@@ -207,6 +221,6 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[trivy]'
 	@touch $@
 
-.PHONY: help setup demo import-report loop-demo models-demo up down status setup-dev test test-long test-quick check format proto demo-models clean \
+.PHONY: help setup demo import-report loop-demo models-demo mixed-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
 	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
-	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs bench-assembly bench-scale screenshots
+	bench-review bench-review-page nnunet-parity check-deploy check-compose chart-schema web setup-browser setup-nginx setup-pacs pacs-demo bench-assembly bench-scale screenshots

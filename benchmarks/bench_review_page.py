@@ -8,6 +8,7 @@ are taken in the page, up to the frame that shows what was asked for; each is a 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import tempfile
@@ -204,6 +205,8 @@ def _pressed(page: Page, key: str) -> float:
 
 def _stroke_fps(page: Page) -> float:
     """Pictures that differ, a second, while the pen is moved without pause."""
+    page.get_by_role("button", name=re.compile("^Work ")).click()
+    page.get_by_role("button", name="Confirm case").wait_for()
     page.keyboard.press("b")
     box = page.locator("canvas").bounding_box()
     assert box

@@ -2,10 +2,11 @@
 
     python benchmarks/nnunet_parity.py --ct CT.nii.gz
 
-The nnU-Nets are trained by nnU-Net itself on phantoms, once, and kept in ``.nnunet-parity``, or a
+The nnU-Nets are the ones that nnU-Net has trained on phantoms (``models/phantom_nnunets``), or a
 site's own (``--result``). Both sides start from the same file: nnU-Net's `predict_from_files`, and
 our pipeline with a real Triton. Reported are Dice by organ between the two and the seconds of each,
-without mirroring and with it, for every way to resample.
+without mirroring and with it, for every way to resample: on the CT, and on the CT brought to the
+network's grid before, where neither side resamples.
 """
 
 from __future__ import annotations
@@ -15,24 +16,40 @@ import shutil
 import tempfile
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from atlas_attention.triton import TritonOptions, TritonPredictor
-from atlas_core.imaging import read_label, read_volume, write_volume
+from atlas_core.geometry import VolumeGeometry
+from atlas_core.imaging import read_volume, write_volume
+from atlas_core.imaging.resampling import resample_image
 from atlas_core.phantoms import PHANTOM_ORGANS, PhantomGrid, make_phantom
-from atlas_flows.demos.phantom_nnunet import PLANS, train_phantom_nnunet
+from atlas_flows.demos import kept_results
+from atlas_flows.demos.phantom_nnunet import (
+    CHECKPOINT,
+    COLUMNS,
+    HELD_OUT,
+    NNUNET_OVERLAP,
+    nnunets_own,
+)
 from atlas_models.evaluation.phantom_evaluation import ArraySource, dice_by_organ, predict
 from atlas_models.importing import NnunetChoices, import_nnunet
 from atlas_models.serving import CpuServing, TritonRepository
 from measurement import machine, report, say
 from serving import bare_triton
 
-KEPT = Path(".nnunet-parity")
 
-NNUNET_OVERLAP = 0.5
+@dataclass(frozen=True)
+class TurnedCt:
+    """Hounsfield units on a grid whose axes run along RAS+."""
+
+    voxels: np.ndarray
+    geometry: VolumeGeometry
+
+
 CERTAIN_VOXELS = 200
 """An organ of fewer voxels is reported, not judged: a voxel is a percent of it."""
 
@@ -45,29 +62,14 @@ WAYS: dict[str, dict[str, Any]] = {
 """Name → how the member is served."""
 
 
-def theirs(result: Path, ct: Path, folder: Path, mirrored: bool) -> np.ndarray:
-    """Label map of nnU-Net's own predictor on the CT's grid."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    predictor = nnUNetPredictor(
-        tile_step_size=NNUNET_OVERLAP, use_mirroring=mirrored, device=torch.device("cpu"),
-        verbose=False, allow_tqdm=False,
-    )  # fmt: skip
-    predictor.initialize_from_trained_model_folder(str(result), ("all",), "checkpoint_final.pth")
-    predictor.predict_from_files_sequential(
-        [[str(ct)]], [str(folder / "theirs.nii.gz")]
-    )  # fmt: skip
-    return np.asarray(read_label(folder / "theirs.nii.gz").voxels)
-
-
 def allow_mirrors(result: Path, folder: Path) -> Path:
     """The result with a checkpoint that says its training was mirrored, as most are."""
     copy = folder / "result"
     shutil.copytree(result, copy)
-    path = copy / "fold_all" / "checkpoint_final.pth"
-    content = torch.load(path, map_location="cpu", weights_only=False)
-    content["inference_allowed_mirroring_axes"] = (0, 1, 2)
-    torch.save(content, path)
+    for path in copy.glob(f"fold_*/{CHECKPOINT}"):
+        content = torch.load(path, map_location="cpu", weights_only=False)
+        content["inference_allowed_mirroring_axes"] = (0, 1, 2)
+        torch.save(content, path)
     return copy
 
 
@@ -85,70 +87,82 @@ def agreement(label: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     """Dice of every organ, and the least of those that are large enough."""
     found = dice_by_organ(label, reference, PHANTOM_ORGANS.names)
     dice = {organ: round(value, 4) for organ, value in found.items() if value is not None}
-    judged = [
-        value
-        for organ, value in dice.items()
-        if (reference == PHANTOM_ORGANS[organ].label).sum() >= CERTAIN_VOXELS
-    ]
+    voxels = {organ: int((reference == PHANTOM_ORGANS[organ].label).sum()) for organ in dice}
+    judged = [dice[organ] for organ in dice if voxels[organ] >= CERTAIN_VOXELS]
     return {"least_dice": min(judged, default=None), "judged": len(judged), "dice": dice}
 
 
-def compare(result: Path, ct: Path, folder: Path) -> dict[str, Any]:
+def compare(
+    predictor: TritonPredictor, result: Path, volume: TurnedCt, folder: Path
+) -> dict[str, Any]:
     """What both sides say of one CT, for every way to serve the member."""
     told: dict[str, Any] = {}
     reference = {}
+    ct = folder / "ct_0000.nii.gz"
+    write_volume(ct, volume.voxels, volume.geometry)
     for mirrored in (False, True):
         begun = time.perf_counter()
-        reference[mirrored] = theirs(result, ct, folder, mirrored)
+        reference[mirrored] = nnunets_own(result, ct, mirrored=mirrored)
         seconds = round(time.perf_counter() - begun, 2)
         told["nnunet_mirrored_s" if mirrored else "nnunet_s"] = seconds
-    volume = read_volume(ct)
     source = ArraySource(volume.voxels, volume.geometry)
-    with (
-        bare_triton(serve(result, folder), folder) as address,
-        closing(TritonPredictor(TritonOptions(address))) as predictor,
-    ):
-        for way, serving in WAYS.items():
-            say(way)
-            begun = time.perf_counter()
-            found = predict(source, predictor.ensemble([way]), predictor, NNUNET_OVERLAP)
-            told[way] = {
-                "seconds": round(time.perf_counter() - begun, 2),
-                **agreement(found.label, reference[bool(serving.get("mirrored"))]),
-            }
+    for way, serving in WAYS.items():
+        begun = time.perf_counter()
+        found = predict(source, predictor.ensemble([way]), predictor, NNUNET_OVERLAP)
+        told[way] = {
+            "seconds": round(time.perf_counter() - begun, 2),
+            **agreement(found.label, reference[bool(serving.get("mirrored"))]),
+        }
+    told["voxels"] = {
+        organ.name: int((reference[False] == organ.label).sum()) for organ in PHANTOM_ORGANS
+    }
     return told
+
+
+def read_ct(path: Path | None) -> TurnedCt:
+    """In the orientation that the nnU-Nets were trained in, which is RAS+."""
+    if path is None:
+        phantom = make_phantom(HELD_OUT, grid=PhantomGrid(COLUMNS, axis_codes="RAS"))
+        return TurnedCt(phantom.ct, phantom.geometry)
+    volume = read_volume(path)
+    geometry = volume.geometry
+    return TurnedCt(geometry.axis_map.to_canonical(volume.voxels), geometry.canonical())
+
+
+def on_grid(volume: TurnedCt, spacing_mm: tuple[float, float, float]) -> TurnedCt:
+    """The CT with the network's spacing: neither side has anything to resample then."""
+    geometry = volume.geometry.resampled(spacing_mm)
+    voxels = resample_image(volume.voxels, volume.geometry, geometry)
+    return TurnedCt(np.rint(voxels).astype(np.int16), geometry)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--result", type=Path, help="An nnU-Net; default: trained here.")
-    parser.add_argument("--cases", type=int, default=16, help="Phantoms to learn from.")
-    parser.add_argument("--steps", type=int, default=3000, help="Of training.")
-    parser.add_argument("--ct", type=Path, help="NIfTI file; default: a phantom.")
+    parser.add_argument("--result", type=Path, help="An nnU-Net; default: those of the phantoms.")
+    parser.add_argument("--ct", type=Path, action="append", help="NIfTI; default: a phantom.")
     given = parser.parse_args()
-    if given.result is None:
-        results = {
-            name: train_phantom_nnunet(KEPT / name, plan, cases=given.cases, steps=given.steps)
-            for name, plan in PLANS.items()
-        }
-    else:
-        results = {given.result.name: given.result}
+    results = kept_results() if given.result is None else {given.result.name: given.result}
     told: dict[str, Any] = {}
     for plan, result in results.items():
-        say(plan)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            ct = folder / "ct_0000.nii.gz"
-            if given.ct is None:
-                phantom = make_phantom(900, grid=PhantomGrid(columns=96, axis_codes="RAS"))
-                write_volume(ct, phantom.ct, phantom.geometry)
-            else:
-                volume = read_volume(given.ct)
-                canonical = volume.geometry.axis_map.to_canonical(volume.voxels)
-                write_volume(ct, canonical, volume.geometry.canonical())
-            told[plan] = compare(allow_mirrors(result, folder), ct, folder)
-    described = machine("nnunetv2", "torch", "onnxruntime")
-    report("nnunet_parity", plans=told, machine=described)
+            mirroring = allow_mirrors(result, folder)
+            with (
+                bare_triton(serve(mirroring, folder), folder) as address,
+                closing(TritonPredictor(TritonOptions(address))) as predictor,
+            ):
+                (spec,) = predictor.ensemble([next(iter(WAYS))])
+                for path in given.ct or [None]:
+                    name = "phantom" if path is None else path.name
+                    volume = read_ct(path)
+                    say(f"{plan}: {name}, on its own grid and on the network's")
+                    told.setdefault(name, {})[plan] = {
+                        "on_its_grid": compare(predictor, mirroring, volume, folder),
+                        "on_the_networks_grid": compare(
+                            predictor, mirroring, on_grid(volume, spec.spacing_mm), folder
+                        ),
+                    }
+    report("nnunet_parity", cts=told, machine=machine("nnunetv2", "torch", "onnxruntime"))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from playwright.sync_api import (
     expect,
     sync_playwright,
 )
+from review_server import RunningReview
 
 CHROMIUM = Path(os.environ.get("ATLASLOOP_CHROMIUM", "/usr/bin/chromium"))
 FLAGS = (
@@ -78,6 +79,13 @@ def chromium() -> Iterator[Browser]:
         expect.set_options(timeout=PATIENCE_MS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
+    """A visit of the service `site` of the test's module."""
+    with visiting(chromium, site.url) as visit:
+        yield visit
 
 
 @contextlib.contextmanager

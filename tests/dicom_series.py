@@ -49,7 +49,7 @@ def write_series(
         dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
         dataset.PixelData = stored(k).tobytes()
         change(dataset, k)
-        files.append(folder / f"{(k * 7) % 11:02d}.dcm")
+        files.append(folder / f"{(k * 7) % 11 + k // 11 * 11:02d}.dcm")
         dataset.save_as(files[-1], enforce_file_format=True)
     return files
 

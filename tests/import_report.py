@@ -1,6 +1,6 @@
 """`make import-report`: what an import makes of every kind of file, and one JSON line at the end.
 
-    python tests/import_report.py [--cases FOLDER] [--data FOLDER]
+    python tests/import_report.py [--cases FOLDER] [--data FOLDER] [--heap FILES]
 
     files       files that were offered
     accounted   of them, those that the importer named with what became of them
@@ -9,7 +9,8 @@
 CASES holds a folder for each kind of file, whose ``gen.py`` writes ``data/`` with such files; the
 generators run in a copy. DATA holds real files, with archives, which are unpacked. Each is imported
 into an atlas of its own. Default: the folder that the tests take real volumes from (ATLASLOOP_DATA)
-and the folder `cases` beside it.
+and the folder `cases` beside it. HEAP slices of as many patients as they make are made up besides,
+mixed in one folder, as a dump of an archive has them.
 
 Exit status 0 only if every file is accounted for and nothing ended in a traceback.
 """
@@ -24,20 +25,27 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from atlas_core.catalog import Catalog
 from atlas_core.errors import AtlasError, printable
 from atlas_core.importing import ImportSummary, import_folder
 from atlas_core.store import CaseStore
+from dicom_series import in_a_study, write_series
+from pydicom import Dataset
+from pydicom.uid import generate_uid
 from real_data import real_data
 
 REASON_SHOWN = 150
+HEAP_SERIES = 50
 
 
 @dataclass
@@ -55,11 +63,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=Path, default=real_data().parent / "cases")
     parser.add_argument("--data", type=Path, default=real_data())
+    parser.add_argument("--heap", type=int, default=0, metavar="FILES")
     chosen = parser.parse_args(arguments)
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="import-report-") as scratch:
         for name, folder in _folders(chosen.cases, chosen.data, Path(scratch), tally):
             _report(name, folder, Path(scratch), tally)
+        if chosen.heap:
+            heap = _heap(chosen.heap, Path(scratch, "heap"))
+            _report(f"heap of {chosen.heap} slices", heap, Path(scratch), tally)
     sys.stdout.write(json.dumps(asdict(tally)) + "\n")
     return int(tally.accounted != tally.files or tally.tracebacks > 0)
 
@@ -98,6 +110,27 @@ def _generated(generator: Path, scratch: Path) -> Path | None:
     return copy / "data"
 
 
+def _heap(files: int, folder: Path) -> Path:
+    """Slices of 64 × 64, of a new patient every 50, under names that say nothing."""
+    folder.mkdir()
+    voxels = np.random.default_rng(0)
+    for number in range(0, files, HEAP_SERIES):
+        shift, series = voxels.integers(0, 60, (64, 64)), generate_uid()
+
+        def change(dataset: Dataset, k: int, shift: Any = shift, series: str = series) -> None:
+            pixels = shift + k % 7
+            pixels[8:56, 8:56] += 1000
+            dataset.Rows = dataset.Columns = 64
+            dataset.PixelData = pixels.astype("<i2").tobytes()
+            dataset.SeriesInstanceUID, dataset.PatientID = series, series[-12:]
+
+        slices = min(HEAP_SERIES, files - number)
+        for k, file in enumerate(write_series(folder / "one", in_a_study(change), slices)):
+            file.rename(folder / f"{(number + k) * 7919 % 1_000_003:07}")
+    (folder / "one").rmdir()
+    return folder
+
+
 def _unpacked(archive: Path, scratch: Path) -> Path:
     target = scratch / "unpacked" / archive.name
     if archive.suffix == ".zip":
@@ -116,6 +149,7 @@ def _report(name: str, folder: Path, scratch: Path, tally: Tally) -> None:
     _say(f"\n{name}: {len(names)} files")
     home = scratch / "atlases" / printable(name).replace("/", "_").replace(":", "")
     home.mkdir(parents=True)
+    started = time.monotonic()
     try:
         with Catalog.open(f"sqlite:///{home}/catalog.sqlite") as catalog:
             summary = import_folder(folder, "report", catalog=catalog, store=CaseStore(home / "s"))
@@ -129,6 +163,7 @@ def _report(name: str, folder: Path, scratch: Path, tally: Tally) -> None:
         return
     finally:
         shutil.rmtree(home)
+    _say(f"  {time.monotonic() - started:.1f} s")
     named = _show(summary)
     tally.accounted += len(names & named)
     tally.tracebacks += sum("please report it" in note.reason for note in summary.refused)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from atlas_core.assembly import Assemblies, read_assembled
+from atlas_core.assembly import (
+    Assemblies,
+    LabelPainter,
+    paint_order,
+    preferred,
+    read_assembled,
+)
 from atlas_core.atomic_writes import new_folder, write_synced
 from atlas_core.catalog import Catalog, newest_scores
 from atlas_core.dicom import (
@@ -47,6 +53,8 @@ class ExportedLabels(StrEnum):
     REVISED = "revised"
     PSEUDO = "pseudo"
     ORIGINAL = "original"
+    PREFERRED = "preferred"
+    """Of each organ the original label, else the revised, else the pseudo label."""
 
 
 def objects_of_case(
@@ -151,25 +159,51 @@ def _chosen(
             chosen.volumes_ml[found.organ] = found.volume_ml
         chosen.made = assembly.created_at
         return chosen
-    rows: dict[str, Label] = {}
-    for row in sorted(catalog.labels(case.id, LabelSource(label)), key=lambda row: row.created_at):
-        if row.organ in scheme:
-            rows[row.organ] = row  # the newest
-    if not rows:
-        raise NotFound(f"the case has no {label} label", case=case.id)
-    masks: dict[str, NDArray[np.bool_]] = {}
-    path, voxels = "", np.empty(0, np.uint8)
-    for organ, row in sorted(rows.items(), key=lambda item: item[1].path):
-        if row.path != path:  # pseudo labels of a case are one file
-            volume = read_label(store.path(row.path))
-            case.geometry.require_same_grid(volume.geometry, this="CT", that=organ, case=case.id)
-            path, voxels = row.path, volume.voxels
-        masks[organ] = voxels == row.value
-    chosen = _Chosen(masks)
-    chosen.origin = {organ: row.source for organ, row in rows.items()}
-    chosen.volumes_ml = {organ: row.volume_ml for organ, row in rows.items()}
-    chosen.made = max(row.created_at for row in rows.values())
+    rows = _rows(catalog, case, scheme, label)
+    if label is ExportedLabels.PREFERRED:
+        painter = LabelPainter(case.shape, scheme)
+        for row, read in _read(store, case, paint_order(rows, scheme)):
+            painter.paint(row.organ, read == row.value)
+        voxels = np.bincount(painter.labels.ravel(order="K"), minlength=256)
+        chosen = _Chosen(painter.labels)
+        for row in rows:
+            chosen.volumes_ml[row.organ] = case.geometry.voxel_ml * voxels[scheme[row.organ].label]
+    else:
+        masks = {row.organ: read == row.value for row, read in _read(store, case, rows)}
+        chosen = _Chosen(masks)
+        chosen.volumes_ml = {row.organ: row.volume_ml for row in rows}
+    chosen.origin = {row.organ: row.source for row in rows}
+    chosen.made = max(row.created_at for row in rows)
     return chosen
+
+
+def _rows(catalog: Catalog, case: Case, scheme: OrganScheme, label: ExportedLabels) -> list[Label]:
+    """One label of each organ that has any."""
+    everywhere = label is ExportedLabels.PREFERRED
+    by_organ: dict[str, list[Label]] = {}
+    for row in catalog.labels(case.id, None if everywhere else LabelSource(label)):
+        if row.organ in scheme:
+            by_organ.setdefault(row.organ, []).append(row)
+    if not by_organ:
+        kind = "label" if everywhere else f"{label} label"
+        remedy = "score it first: `atlasloop score`" if everywhere else "choose other labels"
+        raise NotFound(f"the case has no {kind}", case=case.id, remedy=remedy)
+    return sorted((preferred(found) for found in by_organ.values()), key=lambda row: row.path)
+
+
+def _read(
+    store: CaseStore, case: Case, rows: Sequence[Label]
+) -> Iterator[tuple[Label, NDArray[np.uint8]]]:
+    """Each with the voxels of its file; pseudo labels of a case share one."""
+    path, voxels = "", np.empty(0, np.uint8)
+    for row in rows:
+        if row.path != path:
+            volume = read_label(store.path(row.path))
+            case.geometry.require_same_grid(
+                volume.geometry, this="CT", that=row.organ, case=case.id
+            )
+            path, voxels = row.path, volume.voxels
+        yield row, voxels
 
 
 def _maps(

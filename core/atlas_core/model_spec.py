@@ -80,6 +80,11 @@ class ModelSpec(FrozenModel):
         exclude_if=lambda resampling: resampling == "linear",
         description="How the CT is brought to the model's grid.",
     )
+    padding_hu: float | None = Field(
+        default=None,
+        exclude_if=lambda padding_hu: padding_hu is None,
+        description="Hounsfield units beyond a CT that is smaller than a window; None: air.",
+    )
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:

@@ -73,6 +73,17 @@ class Case(FrozenModel):
         return VolumeGeometry(self.shape, self.affine)
 
 
+class UidRole(StrEnum):
+    """What a DICOM UID has to do with a case."""
+
+    OWN = "own"
+    """Its series, or one of its slices."""
+    SOURCE = "source"
+    """What it was derived from: slices, or their frame of reference."""
+    SHARED = "shared"
+    """Its study and frame of reference, which series of one patient share."""
+
+
 class Label(FrozenModel):
     """One organ of one case from one source. Immutable: a new label is a new row."""
 

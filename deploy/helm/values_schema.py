@@ -68,6 +68,7 @@ REVIEW_SETTINGS: dict[str, Schema] = {
     "cors_origins": {"type": "string"},
     "session_hours": {"type": "number", "exclusiveMinimum": 0},
     "capability_minutes": {"type": "number", "exclusiveMinimum": 0},
+    "max_proposals": {"type": "integer", "minimum": 1},
     "max_upload_bytes": {"type": "integer", "minimum": 1024},
     "max_voxels": {"type": "integer", "minimum": 1},
     "region_threshold": {"type": "number", "minimum": 0, "maximum": 2},

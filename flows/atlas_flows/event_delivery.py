@@ -5,7 +5,7 @@
 The review service has no way to Prefect and no password of it, which would let it run code as the
 flows: what it knows stands in the catalog, and is read there. On one machine `atlas_flows.serve`
 does this beside the flows; a cluster, whose flows live in jobs, has a process for it, which touches
-the file `SIGN_OF_LIFE` in every round.
+the file `SIGN_OF_LIFE` in every round. Both serve the metrics of the loop, too (`loop_metrics`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from atlas_core.errors import AtlasError
 from atlas_core.json_logs import log_to_stderr
 from atlas_core.review import OutgoingEvent, OutgoingEvents
 
+from atlas_flows.loop_metrics import serve_loop_metrics
 from atlas_flows.settings import Places
 
 INTERVAL_S: Final = 5.0
@@ -103,6 +104,7 @@ def main(arguments: list[str]) -> int:
     places.enter_prefect()
     with Catalog.open(places.catalog_url) as catalog:
         places.grant_rights(catalog)  # no migration ran before, where the database came up with us
+        serve_loop_metrics(places, catalog)
         deliver_forever(catalog, *map(Path, arguments[:1]))
     return 0
 

@@ -46,6 +46,19 @@ class DemoStep:
     refused: bool = False
 
 
+@dataclass(frozen=True)
+class DemoOutcome:
+    """How a command of the demo ended.
+
+    Attributes:
+        refusal: why it said no; empty: it did not.
+    """
+
+    step: DemoStep
+    seconds: float
+    refusal: str
+
+
 class Unexpected(AtlasError):
     """A command of the demo did not end as expected."""
 
@@ -108,7 +121,7 @@ def run_steps(
     name: str,
     parts: Sequence[ComponentName],
     steps_in: Callable[[Path], list[DemoStep]],
-) -> None:
+) -> list[DemoOutcome]:
     """Run the steps of a demo on a stack of its own in ``<home>/<name>``.
 
     Args:
@@ -129,16 +142,19 @@ def run_steps(
         delete_results(home)
         settings = demo_settings(home, parts)
         use_stack(settings)
-        started, rows = time.monotonic(), list[dict[str, str]]()
+        outcomes: list[DemoOutcome] = []
         try:
             for number, step in enumerate(steps_in(_fresh(home)), start=1):
-                rows.append(_run(number, step, console))
+                outcomes.append(_run(number, step, console))
         finally:
             with signals_ignored():
                 console.print("stopping the stack")
                 stack.down(settings)
-    rows.append({"step": "total", "seconds": f"{time.monotonic() - started:.1f}"})
-    print_table("Wall time", rows, numbers=("seconds",))
+    rows = [(" ".join(one.step.arguments[:3]), one.seconds) for one in outcomes]
+    rows.append(("total", sum(seconds for _, seconds in rows)))
+    table = [{"step": step, "seconds": f"{seconds:.1f}"} for step, seconds in rows]
+    print_table("Wall time", table, numbers=("seconds",))
+    return outcomes
 
 
 def _fresh(home: Path) -> Path:
@@ -149,7 +165,7 @@ def _fresh(home: Path) -> Path:
     return folder
 
 
-def _run(number: int, step: DemoStep, console: Console) -> dict[str, str]:
+def _run(number: int, step: DemoStep, console: Console) -> DemoOutcome:
     console.print(f"\n[bold]{number}. {step.why}[/bold]")
     console.print(f"$ atlasloop {' '.join(step.arguments)}", markup=False, soft_wrap=True)
     started = time.monotonic()
@@ -168,15 +184,15 @@ def _run(number: int, step: DemoStep, console: Console) -> dict[str, str]:
             case=" ".join(step.arguments),
             expected="a refusal" if step.refused else "success",
         )
-    seconds = f"{time.monotonic() - started:.1f}"
-    console.print(f"  ({seconds} s)")
-    return {"step": " ".join(step.arguments[:2]), "seconds": seconds}
+    seconds = time.monotonic() - started
+    console.print(f"  ({seconds:.1f} s)")
+    return DemoOutcome(step, seconds, "" if refusal is None else str(refusal))
 
 
-def main() -> int:
-    """Exit status."""
+def exit_status(demo: Callable[[Places], object]) -> int:
+    """Of a demo that is a program of its own; what went wrong is said."""
     try:
-        run_model_demo(Places.read())
+        demo(Places.read())
     except AtlasError as error:
         show_error(str(error))
         return 2
@@ -187,4 +203,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(run_model_demo))

@@ -1,15 +1,17 @@
 """Serves the flows of one machine: runs started from the Prefect UI or by schedule happen here.
 
-    python -m atlas_flows.serve
+    python -m atlas_flows.serve [pacs | others]
 
 A runner rather than a work pool: on one machine there is nothing to choose between pools, and this
 is one process that registers the deployments, polls for runs and starts each in its own process.
-Several machines use a work pool with the same flow (`deploy/helm`).
+Several machines use a work pool with the same flow (`deploy/helm`). `pacs` serves the flows that
+open the vault, and belongs where the vault is; `others` leaves these out.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from threading import Thread
 
 from atlas_core.catalog import Catalog
@@ -17,6 +19,7 @@ from atlas_core.errors import AtlasError
 from atlas_core.store import CaseStore
 
 from atlas_flows.event_delivery import deliver_forever
+from atlas_flows.loop_metrics import serve_loop_metrics
 from atlas_flows.models import reconcile_at_start
 from atlas_flows.settings import Places
 
@@ -33,23 +36,27 @@ def require_places(places: Places) -> None:
     places.require_prefect()
 
 
-def main() -> int:
-    """Serve until stopped by a signal."""
+def main(arguments: Sequence[str]) -> int:
+    """Serve until stopped by a signal; exit status."""
+    part = " ".join(arguments)
+    if part not in ("", "pacs", "others"):
+        sys.stderr.write(f"{__doc__}\n")
+        return 2
     places = Places.read()
     require_places(places)
-    reconcile_at_start(places)
+    if part != "pacs":
+        reconcile_at_start(places)
     places.enter_prefect()
     # Prefect reads its settings when it is imported, so only now.
     from prefect import serve
 
-    from atlas_flows.loop.automations import notify
-    from atlas_flows.work_pools import deployed_flows
+    from atlas_flows.work_pools import PACS, deployed_flows
 
-    notify(places.notification_block)
-    # It keeps nothing that is not in the catalog, so it may end with the process, whenever that is.
-    catalog = Catalog.open(places.catalog_url)
-    Thread(target=deliver_forever, args=(catalog,), daemon=True).start()
-    flows = deployed_flows(places)
+    if part != "pacs":
+        _care_for_the_loop(places)
+    flows = [
+        one for one in deployed_flows(places) if part != ("others" if one.pool == PACS else "pacs")
+    ]
     serve(
         *(one.deployment() for one in flows),
         # Each flow as often as it may run at once.
@@ -61,8 +68,19 @@ def main() -> int:
     return 0
 
 
+def _care_for_the_loop(places: Places) -> None:
+    """What one process of a site does beside serving flows."""
+    from atlas_flows.loop.automations import notify
+
+    notify(places.notification_block)
+    # It keeps nothing that is not in the catalog, so it may end with the process, whenever that is.
+    catalog = Catalog.open(places.catalog_url)
+    Thread(target=deliver_forever, args=(catalog,), daemon=True).start()
+    serve_loop_metrics(places, catalog)
+
+
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except AtlasError as error:
         sys.exit(f"error: {error}")

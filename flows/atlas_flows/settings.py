@@ -132,6 +132,16 @@ class FlowSettings(BaseSettings):
         description="Prefect deployment that trains for the loop, as finetune/finetune: the run of "
         "the loop then needs no GPU itself. Empty: the loop trains in its own run.",
     )
+    metrics_listen: str = Field(
+        default="",
+        description="HOST:PORT of Prometheus metrics of the loop, served by what serves the flows "
+        "and by what delivers events; empty: none.",
+    )
+    metrics_hosts: str = Field(
+        default="",
+        description="Host names, comma-separated, by which these metrics may be asked for, beside "
+        "IP addresses and localhost.",
+    )
     nnunet_python: Path | None = Field(
         default=None,
         description="Python interpreter with nnunetv2, which trains imported nnU-Nets further; "
@@ -175,6 +185,8 @@ class Places:
         self.training_runs = flow.training_runs or embedded.home / "runs"
         self.landing = flow.landing or embedded.home / "landing"
         self.training_deployment = flow.training_deployment or None
+        self.metrics_listen = flow.metrics_listen
+        self.metrics_hosts = flow.metrics_hosts
         self.nnunet_python = flow.nnunet_python
 
     @property

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 POOL_TYPE = "kubernetes"
 
+PACS = "pacs"
+"""Of flows that open the vault: no work pool, in whose jobs any flow may run, but a process beside
+the receiver (`atlas_flows.serve`)."""
+
 
 @dataclass(frozen=True)
 class Deployed:
@@ -34,7 +38,7 @@ class Deployed:
 
     Attributes:
         flow: what runs.
-        pool: where: ``cpu``, or ``gpu`` for what trains.
+        pool: where: ``cpu``, ``gpu`` for what trains, or ``pacs`` (see `PACS`).
         torch: it needs torch wherever it runs: the image of the pool ``gpu``.
         schedule: cron line, or None: only when started.
         limit: runs at once; further ones wait.
@@ -128,8 +132,8 @@ def deployed_flows(places: Places) -> tuple[Deployed, ...]:
         # Surface Dice.
         Deployed(report, "cpu", torch=True),
         Deployed(evaluate, "cpu", torch=True),
-        Deployed(pull, "cpu"),
-        Deployed(push, "cpu"),
+        Deployed(pull, PACS),
+        Deployed(push, PACS),
         Deployed(finetune, "gpu"),
         # It promotes, which evaluates; see decision 0081.
         Deployed(iterate, loop_pool, torch=True, triggers=(when_drained(),)),
@@ -174,7 +178,8 @@ def read_templates(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def register(templates: dict[str, dict[str, Any]], flows: tuple[Deployed, ...]) -> tuple[str, ...]:
-    """Create or update the pools, then the deployments; names of the latter.
+    """Create or update the pools, then the deployments; names of the latter. Flows that open the
+    vault are left to the process that serves them.
 
     Raises:
         ConfigurationError: a flow belongs to a pool without template.
@@ -182,6 +187,7 @@ def register(templates: dict[str, dict[str, Any]], flows: tuple[Deployed, ...]) 
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
+    flows = tuple(one for one in flows if one.pool != PACS)
     for one in flows:
         if one.pool not in templates:
             raise ConfigurationError(

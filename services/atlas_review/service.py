@@ -73,7 +73,7 @@ class Review:
         catalog = open_catalog(settings)
         store = CaseStore(settings.store)
         store.sweep()
-        versions = LabelVersions(catalog)
+        versions = LabelVersions(catalog, max_proposals=settings.max_proposals)
         cases = CaseReview(catalog)
         queue = RevisionQueue(catalog, lease=timedelta(seconds=settings.lease_s))
         files = CaseFiles(store, catalog, versions, cases, settings)

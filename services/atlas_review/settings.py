@@ -11,6 +11,7 @@ from atlas_core.addresses import Address, HostNames, is_loopback
 from atlas_core.imaging import MAX_VOXELS
 from atlas_core.organs import ABDOMEN_ATLAS, SchemeSetting
 from atlas_core.records import Reading
+from atlas_core.review import MAX_PROPOSALS
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -142,6 +143,11 @@ class ReviewSettings(BaseSettings):
         default=256 << 20,
         ge=1 << 10,
         description="Bytes of one request at most; a compressed mask is small.",
+    )
+    max_proposals: int = Field(
+        default=MAX_PROPOSALS,
+        ge=1,
+        description="Proposals of one annotator that nobody has accepted, at most.",
     )
     client_timeout_s: int = Field(
         default=10,

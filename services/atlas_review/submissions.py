@@ -47,7 +47,7 @@ def submit_mask(
 
     Raises:
         NotHeld, StaleBase: the mask is kept as a proposal.
-        InvalidInput, NotFound: as `LabelVersions.submit`; nothing is kept.
+        InvalidInput, LimitExceeded, NotFound: as `LabelVersions.submit`; nothing is kept.
     """
     case, mask = submission.case, submission.mask
     stored = store.write_submission(case.id, submission.organ, mask)

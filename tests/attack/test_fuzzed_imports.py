@@ -138,14 +138,14 @@ def volumes(place: Place) -> dict[Path, bytes]:
     case.mkdir()
     _write_ct(case / "ct.nii", 1)
     nib.save(
-        nib.Nifti1Image(np.eye(12, dtype=np.uint8)[..., None], np.eye(4)),
+        nib.Nifti1Image(np.dstack([np.eye(12, dtype=np.uint8)] * 2), np.eye(4)),
         case / "combined_labels.nii",
     )
     return {file: file.read_bytes() for file in case.iterdir()}
 
 
 def _write_ct(path: Path, seed: int) -> None:
-    voxels = np.random.default_rng(seed).integers(-1000, 1000, (12, 12, 1)).astype(np.int16)
+    voxels = np.random.default_rng(seed).integers(-1000, 1000, (12, 12, 2)).astype(np.int16)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 import yaml
 from atlas_attention.observability import AttentionMetrics
 from atlas_attention.settings import AttentionSettings
+from atlas_core.catalog import Catalog
 from atlas_core.catalog.database import make_engine
 from atlas_core.organs import read_scheme
 from atlas_embedded.settings import EmbeddedSettings
+from atlas_flows.loop_metrics import LoopMetrics
 from atlas_flows.settings import FlowSettings, Places
 from atlas_review.metrics import ReviewMetrics
 from atlas_review.settings import ReviewSettings
@@ -311,10 +314,18 @@ def _series(registry: CollectorRegistry) -> set[str]:
     return served
 
 
-def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
+def _prefect_without_runs(path: str, _body: object) -> object:
+    return 0 if path.endswith("/count") else []
+
+
+def test_dashboard_and_alerts_ask_for_what_is_measured(tmp_path: Path) -> None:
     """Every query is PromQL, and every metric of ours exists."""
+    loop = CollectorRegistry()
+    with Catalog.open(f"sqlite:///{tmp_path}/catalog.sqlite") as catalog:
+        loop.register(LoopMetrics(catalog, lambda: nullcontext(_prefect_without_runs)))
+        measured = _series(loop)
     registries = (AttentionMetrics().registry, ReviewMetrics(lambda: {"open": 0}).registry)
-    served = set().union(*map(_series, registries))
+    served = measured.union(*map(_series, registries))
     folder = REPOSITORY / "deploy" / "grafana"
     dashboard = json.loads((folder / "dashboard.json").read_text())
     rules = yaml.safe_load((folder / "alerts.yaml").read_text())

@@ -45,6 +45,23 @@ def test_only_the_hospital_reaches_it_and_it_reaches_the_hospital_and_the_catalo
     assert hospital["to"] == [{"ipBlock": {"cidr": "10.1.2.3/32"}}]
 
 
+def test_the_flows_beside_it_open_the_same_vault_and_tell_prefect() -> None:
+    manifests = render("trial", "1.32", *ON)
+    receiver, flows = (container(manifests, name) for name in ("receiver", "pacs-flows"))
+    secrets = dict.fromkeys(("dicomweb-password", "catalog-password", "auth-string"), "s3cret")
+    given, theirs = environment(receiver, secrets), environment(flows, secrets)
+    given.pop("ATLASLOOP_PACS_LISTEN")
+    assert theirs.items() >= given.items()
+    mounted = [{one["name"] for one in each["volumeMounts"]} for each in (receiver, flows)]
+    assert mounted[1] - mounted[0] == {"landing", "prefect-secret"}
+    to_prefect = [
+        str(one["spec"])
+        for one in of_kind(manifests, "NetworkPolicy")
+        if "-to-prefect-" in one["metadata"]["name"]
+    ]
+    assert len(to_prefect) == 2 and all("receiver" in one for one in to_prefect)
+
+
 def test_nobody_named_is_nobody_let_in() -> None:
     manifests = render("trial", "1.32", "--set", "pacs.enabled=true")
     (policy,) = [

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from atlas_core.catalog import Catalog
 from atlas_core.errors import ConfigurationError
 from atlas_flows import work_pools
 from atlas_flows.settings import Places
 from kubernetes_validate import validate
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+from prefect_server import prefect_server
 from rendered_chart import VALUES, Manifest, job_templates, render
 
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_server():
         yield
 
 
@@ -48,6 +53,7 @@ def test_pools_and_deployments_become_known_and_are_brought_up_to_date(
     }
     assert pools["cpu"].base_job_template == templates["cpu"]
     assert sorted(deployment.name for deployment in deployments) == sorted(names)
+    assert not {"pull", "push"} & set(names), "no job of a pool may open the vault"
     on_gpus = {one.name for one in deployments if one.work_pool_name == "gpu"}
     assert on_gpus == {"finetune"}
     trainer = templates["gpu"]["variables"]["properties"]["image"]["default"]
@@ -59,6 +65,28 @@ def test_pools_and_deployments_become_known_and_are_brought_up_to_date(
     assert score.global_concurrency_limit is not None
     assert score.global_concurrency_limit.limit == 1
     assert [str(entry.schedule.cron) for entry in score.schedules] == ["0 20 * * *"]  # type: ignore[union-attr]
+
+
+def test_where_the_vault_is_a_process_serves_what_opens_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATLASLOOP_HOME", str(tmp_path))
+    monkeypatch.setenv("ATLASLOOP_PREFECT_API_URL", str(PREFECT_API_URL.value()))
+    Catalog.open(Places.read().catalog_url).close()
+    with (tmp_path / "log").open("w+") as log:
+        serving = subprocess.Popen(
+            [sys.executable, "-m", "atlas_flows.serve", "pacs"], stdout=log, stderr=log
+        )
+        try:
+            with get_client(sync_client=True) as client:
+                while not {"pull", "push"} <= {one.name for one in client.read_deployments()}:
+                    assert serving.poll() is None, (tmp_path / "log").read_text()
+                    time.sleep(0.1)
+                served = {one.name: one.work_pool_name for one in client.read_deployments()}
+        finally:
+            serving.terminate()
+            serving.wait()
+    assert served["pull"] is None and served["push"] is None
 
 
 def test_what_cannot_be_registered_is_named(tmp_path: Path) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,28 @@ import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import read_label, write_volume
+from atlas_core.imaging import write_volume
 from browser import Visit, visiting
 from numpy.typing import NDArray
 from oidc_provider import running_provider, settings_for
 from playwright.sync_api import Browser, Page, Route, expect
+from review_page import (
+    STROKE_PX,
+    axial_axis,
+    begin,
+    case_tab,
+    draft_of,
+    fetched,
+    geometry_of,
+    hand_in,
+    in_force,
+    label_map,
+    log_in,
+    mask_file,
+    open_task,
+    task_of,
+)
 from review_server import (
-    PASSWORD,
     ReviewPlace,
     RunningReview,
     make_place,
@@ -36,7 +49,6 @@ from triton_server import REPOSITORY
 WEB = REPOSITORY / "services" / "atlas_review" / "web"
 STATIC = REPOSITORY / "services" / "atlas_review" / "static"
 CASES = 9
-STROKE_PX = 40
 
 
 def test_the_committed_build_is_of_these_sources() -> None:
@@ -70,12 +82,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReview]:
 
 
 @pytest.fixture
-def visit(chromium: Browser, site: RunningReview) -> Iterator[Visit]:
-    with visiting(chromium, site.url) as visit:
-        yield visit
-
-
-@pytest.fixture
 def admin(site: RunningReview) -> Iterator[httpx.Client]:
     """The API beside the browser."""
     with site.client("admin") as client:
@@ -87,127 +93,6 @@ def bob(site: RunningReview) -> Iterator[httpx.Client]:
     """The API as the annotator bob: nobody else sees his drafts."""
     with site.client("bob") as client:
         yield client
-
-
-@dataclass
-class CaseTab:
-    """A tab with a case, as its user sees and touches it."""
-
-    page: Page
-
-    @property
-    def crosshair(self) -> tuple[int, int, int]:
-        """Voxel of the CT in the file's own order, as the page shows it."""
-        text = self.page.get_by_label("Crosshair").inner_text()
-        found = re.match(r"voxel (-?\d+) (-?\d+) (-?\d+) ", text)
-        assert found, text
-        i, j, k = (int(number) for number in found.groups())
-        return i, j, k
-
-    @property
-    def state(self) -> str:
-        return self.page.get_by_role("status", name="State").inner_text()
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def choose(self, organ: str) -> None:
-        self.page.get_by_role("button", name=f"Draw {organ}").click()
-
-    def middle(self) -> tuple[float, float]:
-        box = self.page.locator("canvas").bounding_box()
-        assert box
-        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-    def stroke(self, below_px: int = 0) -> list[tuple[int, int, int]]:
-        """Draw from left to right through the middle; returns the voxels of both ends."""
-        x, y = self.middle()
-        ends = []
-        self.page.mouse.move(x - STROKE_PX, y + below_px)
-        self.page.mouse.down()
-        ends.append(self.crosshair)
-        self.page.mouse.move(x + STROKE_PX, y + below_px, steps=5)
-        ends.append(self.crosshair)
-        self.page.mouse.up()
-        return ends
-
-    def outline(self, half_px: int = STROKE_PX) -> tuple[int, int, int]:
-        """Draw a square around the middle, not quite closed; returns the voxel in its middle."""
-        x, y = self.middle()
-        corners = []
-        self.page.mouse.move(x - half_px, y - half_px)
-        self.page.mouse.down()
-        corners.append(self.crosshair)
-        for right, down in ((1, -1), (1, 1), (-1, 1), (-1, -0.9)):
-            self.page.mouse.move(x + right * half_px, y + down * half_px, steps=6)
-            corners.append(self.crosshair)
-        self.page.mouse.up()
-        i, j, k = np.mean([corners[0], corners[2]], axis=0).round().astype(int).tolist()
-        return i, j, k
-
-    @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Wait until the server has a draft with the edits of the block; an edit shows at once that
-        it is not saved yet."""
-        yield
-        self.expect_draft("Draft saved")
-
-    def expect_edited(self, *organs: str) -> None:
-        marks = self.page.get_by_role("list", name="Organs").get_by_text("edited")
-        expect(marks).to_have_count(len(organs))
-        for organ in organs:
-            row = self.page.get_by_role("listitem").filter(
-                has=self.page.get_by_role("button", name=f"Draw {organ}")
-            )
-            expect(row.get_by_text("edited")).to_be_visible()
-
-    def expect_state(self, state: str) -> None:
-        expect(self.page.get_by_role("status", name="State")).to_have_text(state)
-
-    def expect_draft(self, text: str) -> None:
-        expect(self.page.get_by_label("Draft", exact=True)).to_have_text(text)
-
-
-def log_in(page: Page, user: str) -> None:
-    page.get_by_label("User name").fill(user)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.keyboard.press("Enter")
-
-
-def case_tab(page: Page) -> CaseTab:
-    """`page`, once its case is loaded."""
-    expect(page.get_by_label("Crosshair")).to_have_text(re.compile("^voxel"))
-    return CaseTab(page)
-
-
-def open_task(visit: Visit, user: str, task: int) -> CaseTab:
-    page = visit.tab(f"/#/task/{task}")
-    log_in(page, user)
-    return case_tab(page)
-
-
-def task_of(client: httpx.Client, task: int) -> dict[str, Any]:
-    return dict(client.get(f"/api/v1/tasks/{task}").raise_for_status().json())
-
-
-def in_force(task: dict[str, Any], organ: str) -> dict[str, Any]:
-    return next(one for one in task["case"]["labels"] if one["organ"] == organ)
-
-
-def label_map(client: httpx.Client, task: dict[str, Any], folder: Path) -> NDArray[np.uint8]:
-    """All labels in force of the case of a task."""
-    return fetched(client, task["case"]["label_map"]["url"], folder).voxels
-
-
-def fetched(client: httpx.Client, url: str, folder: Path) -> Any:
-    path = folder / "fetched.nii.gz"
-    path.write_bytes(client.get(url).raise_for_status().content)
-    return read_label(path)
-
-
-def geometry_of(task: dict[str, Any]) -> VolumeGeometry:
-    return VolumeGeometry.from_array(task["case"]["shape"], np.array(task["case"]["affine"]))
 
 
 def test_a_stroke_is_found_in_the_stored_label(
@@ -266,7 +151,7 @@ def test_a_closed_tab_loses_nothing(visit: Visit, bob: httpx.Client, tmp_path: P
     assert bob.get("/api/v1/tasks/2/draft").status_code == 404
     tab.page.close()
 
-    again = case_tab(visit.tab("/#/task/2"))
+    again = begin(case_tab(visit.tab("/#/task/2")))
     again.expect_edited("spleen")
     again.expect_draft("Draft saved")
     draft = fetched(bob, "/api/v1/tasks/2/draft", tmp_path).voxels
@@ -318,18 +203,6 @@ def test_undo_goes_back_to_the_first_stroke(visit: Visit) -> None:
     tab.press("z")
     tab.expect_edited()
     expect(tab.page.get_by_role("button", name="Undo")).to_be_disabled()
-
-
-def draft_of(client: httpx.Client, task: int, folder: Path) -> NDArray[np.uint8]:
-    """The label map as `client` has drawn it."""
-    drawn: NDArray[np.uint8] = fetched(client, f"/api/v1/tasks/{task}/draft", folder).voxels
-    return drawn
-
-
-def axial_axis(task: dict[str, Any]) -> int:
-    """Axis of the file along which the axial slices follow each other."""
-    matrix = geometry_of(task).matrix[:3, :3]
-    return int(np.argmax(np.abs(matrix[2]) / np.linalg.norm(matrix, axis=0)))
 
 
 def test_the_eraser_removes_only_the_pens_organ(
@@ -432,7 +305,7 @@ def test_a_second_reader_is_another_user_with_the_role(
     with visiting(chromium, site.url) as reader:
         reading = open_task(reader, "rita", 8)
         expect(reading.page.get_by_text("second reader asked")).to_be_visible()
-        expect(reading.page.get_by_text("Is this a cavity?")).to_be_visible()
+        expect(reading.page.get_by_label("Asked by bob")).to_have_text("Is this a cavity?")
         reading.press("Shift+Enter")
         reading.expect_state("revised")  # through bob's drawing, which rita confirms
     done = task_of(admin, 8)
@@ -506,14 +379,14 @@ def test_a_lost_lease_is_shown_and_loses_nothing(chromium: Browser, tmp_path: Pa
             time.sleep(0.2)
         tab.page.unroute("**/lease")
         banner = tab.page.get_by_role("alert").filter(has_text="Read-only")
-        expect(banner).to_contain_text("another annotator holds this case")
+        expect(banner).to_contain_text("Another annotator holds this case")
         expect(tab.page.get_by_role("button", name="Pen", exact=True)).to_be_disabled()
         expect(tab.page.get_by_role("button", name="Submit revision")).to_have_count(0)
         assert task_of(bob, 1)["assignee"] == "bob"
         tab.page.close()
 
         assert bob.delete("/api/v1/tasks/1/lease").status_code == 204
-        again = case_tab(visit.tab("/#/task/1"))
+        again = begin(case_tab(visit.tab("/#/task/1")))
         again.expect_state("leased")
         again.expect_edited("spleen")
 
@@ -669,7 +542,7 @@ def test_a_reload_keeps_slice_zoom_window_tool_and_pen(visit: Visit) -> None:
         button = view.get_by_role("button", name=name, exact=True)
         expect(button).to_have_attribute("aria-pressed", "true")
     expect(view.get_by_role("region", name="Active organ")).to_contain_text("aorta")
-    expect(view.get_by_label("Pen size")).to_have_attribute("aria-valuetext", "3 voxels")
+    expect(view.get_by_label("Pen size")).to_have_attribute("aria-valuetext", "2 mm")
     expect_pixels(view, before)
 
 
@@ -680,7 +553,7 @@ def test_a_click_on_a_region_jumps_to_it(visit: Visit, admin: httpx.Client) -> N
         if attention["counts"]:
             url = f"/api/v1/cases/{case['id']}/regions?organ={attention['organ']}"
             regions += admin.get(url).raise_for_status().json()["regions"]
-    regions.sort(key=lambda region: -region["ml"])
+    regions.sort(key=lambda region: -region["region_ml"])
     tab = open_task(visit, "rita", 3)
     listed = tab.page.get_by_role("list", name="Attended regions").get_by_role("button")
     expect(listed).to_have_count(len(regions))
@@ -782,22 +655,6 @@ def test_a_stale_base_shows_both_labels(visit: Visit, admin: httpx.Client, tmp_p
     assert found[-1]["base"] == theirs["id"]
 
 
-def hand_in(client: httpx.Client, task: dict[str, Any], organ: str, folder: Path) -> httpx.Response:
-    """A label that another program made: one voxel in the first corner."""
-    mask = mask_file(geometry_of(task), folder)
-    base = in_force(task, organ)["id"]
-    url = f"/api/v1/cases/{task['case_id']}/labels?organ={organ}&base={base}"
-    return client.post(url, files={"label": ("mask.nii.gz", mask.read_bytes())})
-
-
-def mask_file(geometry: VolumeGeometry, folder: Path, name: str = "mask") -> Path:
-    voxels = np.zeros(geometry.shape, np.uint8, order="F")
-    voxels[0, 0, 0] = 1
-    path = folder / f"{name}.nii.gz"
-    write_volume(path, voxels, geometry)
-    return path
-
-
 def test_a_mask_made_elsewhere(visit: Visit, admin: httpx.Client, tmp_path: Path) -> None:
     task = task_of(admin, 6)
     grid = geometry_of(task)
@@ -847,7 +704,7 @@ def test_queue_filters_and_skip(visit: Visit, admin: httpx.Client) -> None:
     page.get_by_label("Dataset").select_option("")
     expect(rows).to_have_count(CASES + 1)
     page.get_by_role("link", name=str(task_of(admin, 3)["case_id"])).click()
-    tab = case_tab(page)
+    tab = begin(case_tab(page))
     tab.press("x")
     page.get_by_role("dialog").get_by_label("Reason").fill("motion")
     page.get_by_role("button", name="Skip", exact=True).last.click()

@@ -21,7 +21,7 @@ from atlas_flows.reports.flow import report
 from atlas_flows.scoring.ranking_flow import ranking
 from atlas_flows.settings import Places
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
+from prefect_server import prefect_server
 from small_cts import write_small_cts
 
 PATIENT = "Zweigeltova_Anna"
@@ -29,7 +29,7 @@ PATIENT = "Zweigeltova_Anna"
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_server():
         yield
 
 

@@ -4,6 +4,7 @@ behind nginx."""
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
 import time
@@ -17,6 +18,7 @@ import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.imaging import read_label, write_volume
 from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.pacs import Transfer, Transfers, TransferState
 from atlas_core.review import LabelVersions, RevisionQueue, TaskFilter
 from monai_label_clients import MakeClient, clients, monailabel, shaved
 from ports import free_port
@@ -197,3 +199,61 @@ def test_through_nginx(running: RunningReview, tmp_path: Path) -> None:
         make = clients(url, tmp_path / "client", "bob")
         done = revise_one_case(make, url, tmp_path, "attention")
         assert set(done["saved"]["versions"]) == {"liver"}
+
+
+def test_ohif_names_a_case_by_its_series(template: Path, tmp_path: Path) -> None:
+    """Calls as OHIF's plug-in makes them: it knows the series that it shows, and no case."""
+    place = ReviewPlace(shutil.copytree(template, tmp_path / "place"))
+    with Catalog.open(place.catalog_url) as catalog:
+        series = {case.id: f"2.25.{n}4711" for n, case in enumerate(catalog.cases(), start=1)}
+        for case_id, uid in series.items():
+            came = Transfer(
+                series=uid,
+                study=f"{uid}.1",
+                patient="p1",
+                dataset="hospital",
+                state=TransferState.IMPORTED,
+                case_id=case_id,
+            )
+            Transfers(catalog).ask(came)
+    with (
+        running_review(place, insecure=True) as service,
+        httpx.Client(base_url=service.url, trust_env=False, timeout=60) as ohif,
+    ):
+        sample = ohif.post("/activelearning/attention", json={}).json()
+        uid = sample["SeriesInstanceUID"]
+        assert uid in series.values() and sample["StudyInstanceUID"] == f"{uid}.1"
+        params = {
+            "result_extension": ".nrrd",
+            "result_dtype": "uint16",
+            "result_compress": False,
+            "restore_label_idx": False,
+        }
+        answer = ohif.post(
+            "/infer/pseudo_label",
+            params={"image": uid, "output": "all"},
+            files={"params": (None, json.dumps(params))},
+            headers={"accept": "application/json, multipart/form-data"},
+        )
+        assert answer.status_code == 200, answer.text
+        by_case = ohif.post(
+            "/infer/pseudo_label", params={"image": sample["id"], "output": "image"}
+        )
+        start = answer.content.index(b"NRRD0")
+        (tmp_path / "ohif.nrrd").write_bytes(
+            answer.content[start : answer.content.rindex(b"\r\n--")]
+        )
+        (tmp_path / "case.nii.gz").write_bytes(by_case.content)
+        ours, theirs = (read_label(tmp_path / name) for name in ("case.nii.gz", "ohif.nrrd"))
+        assert np.array_equal(ours.voxels, theirs.voxels) and ours.voxels.any()
+        saved = ohif.put(
+            "/datastore/label",
+            params={"image": uid},
+            files={
+                "params": (None, "{}"),
+                "label": ("label.nrrd", (tmp_path / "ohif.nrrd").read_bytes()),
+            },
+        )
+        assert saved.json() | {"image": uid, "versions": {}} == saved.json()  # nothing has changed
+        unknown = ohif.post("/infer/pseudo_label", params={"image": "1.2.3", "output": "all"})
+        assert unknown.status_code == 404

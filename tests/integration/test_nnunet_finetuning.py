@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from atlas_core.catalog import Catalog
-from atlas_core.errors import ConfigurationError
+from atlas_core.errors import ConfigurationError, InvalidInput
 from atlas_core.importing import import_folder
 from atlas_core.organs import read_scheme
 from atlas_core.phantoms import PhantomGrid, write_phantoms
@@ -21,6 +21,7 @@ from atlas_flows.models.version_finetuning import tune
 from atlas_flows.settings import FlowSettings, Places
 from atlas_models.importing import NnunetChoices, import_nnunet, network_of, read_origin
 from atlas_models.serving import read_spec
+from atlas_models.training.nnunet_trainer import trainer_class
 from stack import free_settings
 
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
@@ -59,6 +60,18 @@ def untrained(folder: Path) -> Path:
     }
     torch.save(content, folder / "fold_0" / "checkpoint_best.pth")
     return folder
+
+
+def test_a_trainer_is_found_by_its_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever packages the other trainers need; one that is not there is said to be missing."""
+    joined = trainer_class("nnUNetTrainerNoDA+nnUNetTrainerAdam")
+    assert [kind.__name__ for kind in joined.__mro__[:4]] == [
+        "nnUNetTrainerNoDA", "nnUNetTrainerNoDA", "nnUNetTrainerAdam", "nnUNetTrainer",
+    ]  # fmt: skip
+    assert trainer_class("nnUNetTrainer_100epochs").__name__ == "nnUNetTrainer_100epochs"
+    assert not capsys.readouterr().err
+    assert trainer_class("nnUNetTrainerOfAnotherSite").__name__ == "nnUNetTrainer"
+    assert "nnUNetTrainerOfAnotherSite" in capsys.readouterr().err
 
 
 def test_an_imported_nnunet_is_trained_by_nnunet_and_imported_again(tmp_path: Path) -> None:
@@ -104,3 +117,15 @@ def test_an_imported_nnunet_is_trained_by_nnunet_and_imported_again(tmp_path: Pa
 
             order = TrainingOrder(None, parent=("theirs", 0), overrides={"batch_size": 9})
             train_version(replace(order, version=7), here, catalog, models, lambda *_: None)
+
+        # An organ that nobody has labelled: nothing is trained, and what to do is said.
+        write_phantoms(tmp_path / "q", 1, 5, labels="truth", grid=PhantomGrid(32, 12.0))
+        for mask in (tmp_path / "q").rglob("spleen.nii.gz"):
+            mask.unlink()
+        import_folder(
+            tmp_path / "q", "q", "phantoms", catalog=catalog, store=CaseStore(settings.store)
+        )
+        only = replace(order, overrides={}, datasets=("q",), version=8, validation_share=0.0)
+        with pytest.raises(InvalidInput, match=r"has a label of spleen.*import or draw some"):
+            train_version(only, here, catalog, models, lambda *_: pytest.fail("trained"))
+        assert models.versions("theirs") == {0, 1}

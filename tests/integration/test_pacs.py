@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import highdicom
 import numpy as np
@@ -159,6 +160,17 @@ def test_a_pull_that_breaks_in_the_middle_asks_for_the_rest_alone(
     monkeypatch.setattr(site.inbox, "take", counting)
     assert pull(site, settings, patients=["4711"]).complete
     assert set(taken) == {image.SOPInstanceUID for image in images[4:]}
+
+
+def test_a_pull_is_as_slow_as_it_is_told_to_be(
+    orthanc: Orthanc, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orthanc.put(hospital_series(IMAGES), tmp_path / "sent")
+    pauses: list[float] = []
+    monkeypatch.setattr("atlas_core.pacs.dicomweb.time", SimpleNamespace(sleep=pauses.append))
+    slow = settings_of("dicomweb", orthanc).model_copy(update={"images_per_s": 4.0})
+    assert pull(site, slow, patients=["4711"]).complete
+    assert pauses == [0.25] * IMAGES
 
 
 def test_strangers_are_not_let_in(orthanc: Orthanc) -> None:

@@ -117,6 +117,15 @@ def test_the_ui_shows_run_progress_and_ranking(cases: tuple[Stack, Catalog, Case
     rows = json.loads(shown["score-ranking"]["data"])
     assert [row["case"] for row in rows] == [c.case_id for c in catalog.ranking(Reading.PAPER)]
     assert f"**{CASES}** cases scored" in shown["score-summary"]["data"]
+    # A task with tags waits for the server's leave to begin, also while the server is away.
+    of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    deadline = time.monotonic() + PATIENCE_S
+    # They reach the server as events, a little later.
+    while not (tasks := prefect(stack, "/task_runs/filter", of_run)):
+        assert time.monotonic() < deadline, "Prefect knows of no task"
+        time.sleep(0.2)
+    assert run["tags"]
+    assert not any(task["tags"] for task in tasks)
 
 
 def test_a_second_run_skips_and_a_new_reading_does_not(

@@ -85,6 +85,10 @@ def test_wrong_labels_become_the_truth_and_nothing_else_changes(
     assert counts(place) == TaskCounts(revised=2)
     # One case has an original spleen, which nobody looks at
     assert done.minutes == pytest.approx(MINUTES_PER_ORGAN * 17)
+    # One member has it right: taking its shape leaves nothing to draw but what no region holds.
+    assert done.effort.clicks > 0
+    assert done.effort.strokes < done.effort_by_drawing.strokes
+    assert done.effort.seconds < done.effort_by_drawing.seconds
     assert annotate(api, truth, LONG).revised == 0
 
 

@@ -20,7 +20,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
-from prefect.testing.utilities import prefect_test_harness
+from prefect_server import prefect_server
 from rendered_chart import job_templates, render
 
 DEPLOYMENT = "finetune/finetune"
@@ -30,7 +30,7 @@ TUNING = FinetuningRequest(model="unet", parent=0, version=1, steps=7, labels="a
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=300), pytest.MonkeyPatch.context() as patch:
+    with prefect_server(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATLASLOOP_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("ATLASLOOP_TRAINING_DEPLOYMENT", DEPLOYMENT)
         patch.setattr(remote_training, "POLL_S", 0.1)

@@ -42,6 +42,7 @@ def test_no_module_takes_phantoms_for_patients() -> None:
     }
     assert found == {
         "flows/atlas_flows/demos/phantom_nnunet.py",
+        "flows/atlas_flows/mixed_demo.py",
         "models/atlas_models/evaluation/phantom_evaluation.py",
         "models/atlas_models/training/patches.py",
     }

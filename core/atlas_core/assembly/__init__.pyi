@@ -8,7 +8,7 @@ from .case_assembly import (
 )
 from .history import Assemblies
 from .post_processing import PostProcessing
-from .priority import SOURCE_PRIORITY, paint_order, preferred
+from .priority import SOURCE_PRIORITY, LabelPainter, paint_order, preferred
 from .records import Assembly
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Assemblies",
     "Assembly",
     "AssemblyInputs",
+    "LabelPainter",
     "PostProcessing",
     "PseudoLabelMap",
     "assemble_case",

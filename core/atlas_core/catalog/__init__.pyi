@@ -1,5 +1,6 @@
 from .bulk_reads import cases_by_id, labels_by_case, newest_scores
 from .case_checks import checked_inputs, record_check, warnings_by_case
+from .case_uids import record_uids, sharing_uids, uid_marks
 from .catalog import Catalog
 from .database import chunks, insert_new, make_engine
 from .ensembles import (
@@ -63,8 +64,11 @@ __all__ = [
     "record_evaluation",
     "record_promotion",
     "record_training_labels",
+    "record_uids",
     "record_versions",
+    "sharing_uids",
     "training_labels",
     "truth_digest",
+    "uid_marks",
     "warnings_by_case",
 ]

@@ -17,7 +17,7 @@ from atlas_core.catalog import tables as t
 from atlas_core.catalog.database import Database
 from atlas_core.errors import ConfigurationError
 
-HIDDEN: Final = frozenset({t.outgoing_events.name})
+HIDDEN: Final = frozenset({t.outgoing_events.name, t.case_uids.name})
 """Not even read by the review service; it reads all others."""
 
 WRITES: Final[Mapping[str, str]] = MappingProxyType(

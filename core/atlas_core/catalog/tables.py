@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0017"
+REVISION = "0018"
 """Newest Alembic revision that this version of the code works with."""
 
 VERSION_TABLE = "atlasloop_schema"
@@ -107,6 +107,15 @@ labels = Table(
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("case_id", "organ", "source", "path"),
     Index("ix_labels_source_case_id_organ", "source", "case_id", "organ"),
+)
+
+# UIDs of its scan, as checksums (revision 0018); see `records.UidRole`.
+case_uids = Table(
+    "case_uids",
+    metadata,
+    Column("case_id", String(100), ForeignKey("cases.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", String(16), primary_key=True),
+    Column("uid_sha256", String(64), primary_key=True, index=True),
 )
 
 # What a check found, for people to look at (revision 0017). No row: not checked.

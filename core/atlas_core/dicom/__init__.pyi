@@ -1,6 +1,6 @@
 from .codes import organs_of
 from .instances import as_bytes
-from .label_objects import LabelObject, References, Segment, frame_of_reference, references_of
+from .label_objects import LabelObject, References, Segment, references_of
 from .measurement_reports import measurement_report
 from .opening import open_labels
 from .parametric_maps import parametric_map
@@ -14,7 +14,6 @@ __all__ = [
     "Segment",
     "SourceSeries",
     "as_bytes",
-    "frame_of_reference",
     "measurement_report",
     "open_labels",
     "organs_of",

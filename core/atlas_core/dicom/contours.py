@@ -68,7 +68,9 @@ class StructureSetObject(LabelObject):
             except Exception as error:  # as above
                 raise unreadable(error) from None
             if not np.isfinite(points).all():
-                raise CorruptFile("points of a contour are not finite")
+                raise CorruptFile(
+                    "points of a contour are not finite", remedy="export the object again"
+                )
             if len(points) > 2:
                 yield points
 

@@ -127,15 +127,6 @@ def references_of(file: Path) -> References:
     return references_in(read_object(file, _REFERENCES))
 
 
-def frame_of_reference(file: Path) -> str | None:
-    """FrameOfReferenceUID of one slice; None where it has none or cannot be read."""
-    try:
-        found = dcmread(file, specific_tags=["FrameOfReferenceUID"], force=True)
-        return str(found.get("FrameOfReferenceUID") or "") or None
-    except Exception:  # pydicom raises what it likes; what reads the slice says what is wrong
-        return None
-
-
 def references_in(dataset: Dataset) -> References:
     """What the data set of an object refers to."""
     series, frames = set(), {str(dataset.get("FrameOfReferenceUID") or "")}
@@ -167,6 +158,7 @@ def read_object(file: Path, tags: list[str] | None = None) -> Dataset:
                     "DICOM object is too large",
                     expected=f"at most {MAX_OBJECT_BYTES} bytes",
                     got=size,
+                    remedy="write it as several objects of fewer segments",
                 )
             bare = stream.read(132)[128:] != b"DICM"
             stream.seek(0)
@@ -184,7 +176,10 @@ def read_object(file: Path, tags: list[str] | None = None) -> Dataset:
         raise unreadable(error) from None
     if kind not in KINDS:
         raise UnsupportedVolume(
-            "no object with labels", expected="DICOM SEG or RTSTRUCT", got=kind.name
+            "no object with labels",
+            expected="DICOM SEG or RTSTRUCT",
+            got=kind.name,
+            remedy="pair the CT with a DICOM SEG or RTSTRUCT",
         )
     return dataset
 

@@ -53,8 +53,8 @@ def parametric_map(
     chosen = np.flatnonzero(frames.any(axis=(1, 2)))
     if not len(chosen):
         raise InvalidInput("there is no attention: nothing to write")
-    frames = np.ascontiguousarray(frames[chosen])
-    highest = int(np.iinfo(frames.dtype).max)
+    frames = np.ascontiguousarray(frames[chosen], np.uint16)  # the standard allows no bytes
+    highest = int(np.iinfo(stored.dtype).max)
     first = series.datasets[0]
     content = [slope, *chosen.tolist()]
     uid = uid_of("MAP", identity_of(first, description, created_at, content), frames)
@@ -83,4 +83,5 @@ def parametric_map(
             transfer_syntax_uid=ExplicitVRLittleEndian,
             **equipment(),
         )
+    made.Laterality = None  # a body has both sides
     return dated(made, created_at)

@@ -70,6 +70,7 @@ class SegmentationObject(LabelObject):
                 "frames and their descriptions are not as many",
                 expected=int(dataset.NumberOfFrames),
                 got=len(self._frames),
+                remedy="export the object again",
             )
 
     def mask(self, segment: Segment, grid: VolumeGeometry) -> NDArray[np.bool_]:
@@ -207,7 +208,7 @@ def _frames(dataset: Dataset, *, of_all: bool) -> Iterator[_Frame]:
         spacing = np.array(group(own, "PixelMeasuresSequence").PixelSpacing, np.float64)
         origin = np.array(group(own, "PlanePositionSequence").ImagePositionPatient, np.float64)
         if not (np.isfinite(cosines).all() and np.isfinite(spacing).all()):
-            raise CorruptFile("geometry of a frame is not finite")
+            raise CorruptFile("geometry of a frame is not finite", remedy="export the object again")
         segment = 0
         if not of_all:
             identified = group(own, "SegmentIdentificationSequence")

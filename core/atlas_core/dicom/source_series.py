@@ -107,6 +107,9 @@ def read_headers(files: Sequence[Path]) -> list[Dataset]:
             headers.append(dcmread(file, stop_before_pixels=True, force=True))
         except Exception as error:  # pydicom raises what it likes, and may quote the header
             raise CorruptFile(
-                "not a readable DICOM file", case=file.name, got=type(error).__name__
+                "not a readable DICOM file",
+                case=file.name,
+                got=type(error).__name__,
+                remedy="copy the series again",
             ) from None
     return headers

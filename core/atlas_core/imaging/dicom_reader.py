@@ -1,8 +1,9 @@
 """DICOM CT series → volumes: files of one series in, Hounsfield units on a RAS+ grid out.
 
-A series becomes a volume only if its slices are one regular grid: what would have to be guessed or
-resampled (uneven gaps, gantry tilt, two slices at one position, mixed sizes or orientations) is
-refused with the reason and the numbers. The volume is written to a file a few slices at a time.
+A series becomes a volume only if its slices are one regular grid: what would have to be guessed
+(two slices at one position, mixed sizes or orientations) is refused with the reason and the
+numbers, and so are uneven gaps and gantry tilt, unless somebody asks that they be resampled. The
+volume is written to a file a few slices at a time.
 
 pydicom does the parsing and decoding. The geometry is ours: highdicom's reader of series covers the
 same ground, but asks for all data sets in memory and does not say what is wrong in terms a user can
@@ -23,16 +24,18 @@ from pydicom import Dataset
 
 from atlas_core.errors import LimitExceeded, NotFound, UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging.dicom_series import CTS, DicomSeries, find_series
+from atlas_core.imaging.dicom_pixels import read_pixels
+from atlas_core.imaging.dicom_series import CTS, DicomSeries, find_series, source_instances
 from atlas_core.imaging.dicom_slices import (
+    EXPORT_AGAIN,
     DicomSlice,
     looks_like_dicom,
-    read_pixels,
     read_slices,
     slice_of,
 )
 from atlas_core.imaging.nifti_reader import MAX_VOXELS
 from atlas_core.imaging.nifti_writer import SlabWriter
+from atlas_core.imaging.straight_stacks import StraightStack
 
 __all__ = [
     "CTS",
@@ -40,6 +43,7 @@ __all__ = [
     "find_series",
     "grid_of",
     "looks_like_dicom",
+    "source_instances",
     "the_series",
     "write_series",
 ]
@@ -74,7 +78,9 @@ def the_series(folder: Path) -> DicomSeries:
     """
     found = [series for series in find_series(folder) if series.reason is None]
     if not found:
-        raise NotFound("no CT series in this folder", case=folder.name)
+        raise NotFound(
+            "no CT series in this folder", case=folder.name, remedy="name the folder of the series"
+        )
     if len(found) > 1:
         raise UnsupportedVolume(
             "several CT series in this folder",
@@ -86,13 +92,27 @@ def the_series(folder: Path) -> DicomSeries:
     return found[0]
 
 
-def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOXELS) -> None:
+def write_series(
+    files: Sequence[Path],
+    path: Path,
+    *,
+    known: Iterable[DicomSlice] = (),
+    resample: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> str | None:
     """Writes the slices of one CT series, in any order, as one NIfTI volume, all or nothing.
 
     It holds voxels ``[i, j, k]`` (columns, rows, slices along the slice normal) in Hounsfield
     units: int16 or int32 where rescaling is by whole numbers, float32 otherwise. Padding outside
     the field of view is kept as it is. Spacing between slices comes from their positions, never
     from SliceThickness.
+
+    Args:
+        known: slices of files whose headers were read already (`DicomSeries.slices`).
+        resample: bring slices with gantry tilt or uneven gaps to a regular grid.
+
+    Returns:
+        What was resampled, in a sentence; None: every voxel is as it was stored.
 
     Raises:
         NotFound: no file, or one that cannot be opened.
@@ -102,17 +122,37 @@ def write_series(files: Sequence[Path], path: Path, *, max_voxels: int = MAX_VOX
         InvalidInput: rescaling gives infinite values.
     """
     if not files:
-        raise NotFound("no DICOM files to read")
-    slices, geometry = _stacked([one for file in files for one in read_slices(file)])
+        raise NotFound("no DICOM files to read", remedy="name the folder of the series")
+    read = {one.file: [one] for one in known}
+    slices = _in_order([one for file in files for one in read.get(file) or read_slices(file)])
+    irregular = _irregularity(slices)
+    if irregular is not None and not resample:
+        raise irregular
+    straight = None if irregular is None else _straight(slices)
+    geometry = _geometry(slices) if straight is None else _straight_geometry(slices, straight)
     if geometry.voxels > max_voxels:
         raise LimitExceeded(
-            "series is too large", expected=f"at most {max_voxels} voxels", got=geometry.voxels
+            "series is too large",
+            expected=f"at most {max_voxels} voxels",
+            got=geometry.voxels,
+            remedy="import it in parts, each a series of its own",
         )
-    with SlabWriter(path, geometry, _hu_dtype(slices)) as writer:
+    dtype = _hu_dtype(slices)
+    slabs = _decoded(slices)
+    if straight is not None:
+        each = (slab[:, :, k] for slab in slabs for k in range(slab.shape[2]))
+        slabs = (one[:, :, None] for one in straight.resampled(each, dtype))
+    with SlabWriter(path, geometry, dtype) as writer:
         start = 0
-        for slab in _decoded(slices):
+        for slab in slabs:
             writer.write(2, start, start + slab.shape[2], slab)
             start += slab.shape[2]
+    if irregular is None or straight is None:
+        return None
+    return (
+        f"{irregular.what} (got {irregular.got}): resampled from {len(slices)} slices to "
+        f"{len(straight.depths)}, {straight.step_mm:.3g} mm apart"
+    )
 
 
 def grid_of(datasets: Sequence[Dataset]) -> tuple[list[int], VolumeGeometry]:
@@ -126,25 +166,54 @@ def grid_of(datasets: Sequence[Dataset]) -> tuple[list[int], VolumeGeometry]:
     """
     slices = [slice_of(dataset) for dataset in datasets]
     if not slices:
-        raise NotFound("no DICOM files to read")
-    stacked, geometry = _stacked(slices)
+        raise NotFound("no DICOM files to read", remedy="name the folder of the series")
+    stacked = _in_order(slices)
+    irregular = _irregularity(stacked)
+    if irregular is not None:
+        raise irregular
     number = {id(one): index for index, one in enumerate(slices)}
-    return [number[id(one)] for one in stacked], geometry
+    return [number[id(one)] for one in stacked], _geometry(stacked)
 
 
-def _stacked(slices: Sequence[DicomSlice]) -> tuple[list[DicomSlice], VolumeGeometry]:
-    """The slices in order, and their grid."""
+def _in_order(slices: Sequence[DicomSlice]) -> list[DicomSlice]:
+    """Slices of one stack along their normal.
+
+    Raises:
+        UnsupportedVolume: they are none.
+    """
     _require_uniform(slices)
+    if len(slices) < 2:
+        raise UnsupportedVolume(
+            "a single slice is no volume",
+            expected="at least two slices",
+            remedy="import the whole series",
+        )
     stacked = sorted(slices, key=lambda one: float(np.dot(one.normal, one.position)))
-    return stacked, _geometry(stacked, _gap_mm(stacked))
+    gaps, tolerance = _gaps(stacked)
+    twice = int(np.count_nonzero(gaps <= tolerance))
+    if twice:
+        raise UnsupportedVolume(
+            f"{twice} slices lie at the position of another",
+            remedy="export each phase or reconstruction as a series of its own",
+        )
+    return stacked
 
 
 def _require_uniform(slices: Sequence[DicomSlice]) -> None:
     """One size, one pixel spacing, one orthogonal orientation."""
     first = slices[0]
+    if min(first.spacing) <= 0:
+        raise UnsupportedVolume(
+            "PixelSpacing is malformed",
+            expected="two spacings above 0 mm",
+            got=first.spacing,
+            remedy=EXPORT_AGAIN,
+        )
     axes = np.array([first.row, first.column])
     if not np.allclose(axes @ axes.T, np.eye(2), atol=ANGLE_TOLERANCE):
-        raise UnsupportedVolume("ImageOrientationPatient is no pair of orthogonal unit vectors")
+        raise UnsupportedVolume(
+            "ImageOrientationPatient is no pair of orthogonal unit vectors", remedy=EXPORT_AGAIN
+        )
     rules = (
         ("sizes", lambda s: s.size, 0.0, 0.0),
         ("pixel spacings", lambda s: s.spacing, 0.0, SPACING_TOLERANCE),
@@ -161,53 +230,100 @@ def _require_uniform(slices: Sequence[DicomSlice]) -> None:
             )
 
 
-def _gap_mm(slices: Sequence[DicomSlice]) -> float:
-    """Distance between slices sorted along their normal, the same everywhere."""
-    if len(slices) < 2:
-        raise UnsupportedVolume("a single slice is no volume", expected="at least two slices")
-    positions = np.array([one.position for one in slices])
-    normal = slices[0].normal
-    along = positions @ normal
-    gaps = np.diff(along)
-    gap = float(along[-1] - along[0]) / (len(slices) - 1)
-    tolerance = min(POSITION_TOLERANCE_MM, POSITION_TOLERANCE * gap)
-    twice = int(np.count_nonzero(gaps <= tolerance))
-    if twice:
-        raise UnsupportedVolume(
-            f"{twice} slices lie at the position of another",
-            remedy="export each phase or reconstruction as a series of its own",
-        )
-    if np.abs(along - (along[0] + gap * np.arange(len(along)))).max() > tolerance:
-        raise UnsupportedVolume(
+def _along(slices: Sequence[DicomSlice]) -> NDArray[np.float64]:
+    """Where slices lie along their normal, in mm."""
+    return np.array([one.position for one in slices]) @ slices[0].normal
+
+
+def _gaps(slices: Sequence[DicomSlice]) -> tuple[NDArray[np.float64], float]:
+    """Gaps between sorted slices, and by how much a position may be off; in mm."""
+    gaps = np.diff(_along(slices))
+    return gaps, min(POSITION_TOLERANCE_MM, POSITION_TOLERANCE * float(gaps.mean()))
+
+
+def _is_even(slices: Sequence[DicomSlice]) -> bool:
+    along = _along(slices)
+    _, tolerance = _gaps(slices)
+    regular = np.linspace(along[0], along[-1], len(along))
+    return bool(np.abs(along - regular).max() <= tolerance)
+
+
+def _shifts(slices: Sequence[DicomSlice]) -> NDArray[np.float64]:
+    """(column, row) of each slice's first pixel against that of the first slice, in pixels."""
+    first = slices[0]
+    moved = np.array([one.position for one in slices]) - np.array(first.position)
+    axes = np.array([first.row, first.column]) / np.array(first.spacing)[:, None]
+    return np.asarray(moved @ axes.T, np.float64)
+
+
+def _irregularity(slices: Sequence[DicomSlice]) -> UnsupportedVolume | None:
+    """Why sorted slices are no regular grid; None if they are."""
+    if not _is_even(slices):
+        gaps, _ = _gaps(slices)
+        return UnsupportedVolume(
             "gaps between slices are uneven",
             expected=f"{np.median(gaps):.3g} mm everywhere",
-            got=f"{gaps.min():.3g}..{gaps.max():.3g} mm",
-            remedy="slices are missing, or the series joins several scans: export it again",
+            got=f"{gaps.min():.3g}..{gaps.max():.3g} mm" + _tilt(slices, ", and tilted by {}"),
+            remedy="slices are missing, or the series joins several scans: export it again, or "
+            "import it with --resample",
         )
-    shift = positions - positions[0] - np.outer(along - along[0], normal)
-    if np.linalg.norm(shift, axis=1).max() > TILT_TOLERANCE_PIXELS * min(slices[0].spacing):
-        step = positions[-1] - positions[0]
-        angle = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1)))
-        raise UnsupportedVolume(
+    if tilt := _tilt(slices, "{}"):
+        return UnsupportedVolume(
             "slices are sheared against each other (gantry tilt)",
             expected="slices stacked along their normal",
-            got=f"{angle:.1f} degrees",
-            remedy="resample the series to a straight grid first",
+            got=tilt,
+            remedy="import the series with --resample",
         )
-    return gap
+    return None
 
 
-def _geometry(slices: Sequence[DicomSlice], gap: float) -> VolumeGeometry:
-    """Grid of the sorted slices; DICOM's LPS becomes RAS by turning x and y."""
+def _tilt(slices: Sequence[DicomSlice], text: str) -> str:
+    """The angle in `text`; nothing where slices are straight."""
     first = slices[0]
+    shifts = np.linalg.norm(_shifts(slices) * np.array(first.spacing), axis=1)
+    if shifts.max() <= TILT_TOLERANCE_PIXELS * min(first.spacing):
+        return ""
+    step = np.array(slices[-1].position) - np.array(first.position)
+    cosine = np.clip(step @ first.normal / np.linalg.norm(step), -1, 1)
+    return text.format(f"{np.degrees(np.arccos(cosine)):.1f} degrees")
+
+
+def _straight(slices: Sequence[DicomSlice]) -> StraightStack:
+    along = _along(slices)
+    gaps, _ = _gaps(slices)
+    # Nothing that was scanned is lost on a grid as fine as the closest slices.
+    step = float(gaps.mean() if _is_even(slices) else gaps.min())
+    return StraightStack.of(along, _shifts(slices), slices[0].size, step)
+
+
+def _straight_geometry(slices: Sequence[DicomSlice], straight: StraightStack) -> VolumeGeometry:
+    first = slices[0]
+    columns, rows = straight.first
+    moved = (
+        np.array(first.position)
+        + columns * first.spacing[0] * np.array(first.row)
+        + rows * first.spacing[1] * np.array(first.column)
+    )
+    return _grid(first, moved, straight.step_mm, straight.shape)
+
+
+def _geometry(slices: Sequence[DicomSlice]) -> VolumeGeometry:
+    """Grid of sorted slices that are regular."""
+    first, along = slices[0], _along(slices)
+    gap = float(along[-1] - along[0]) / (len(slices) - 1)
+    return _grid(first, np.array(first.position), gap, (*first.size, len(slices)))
+
+
+def _grid(
+    first: DicomSlice, origin: NDArray[np.float64], gap: float, shape: tuple[int, int, int]
+) -> VolumeGeometry:
+    """DICOM's LPS becomes RAS by turning x and y."""
     lps = np.eye(4)
     lps[:3, 0] = np.array(first.row) * first.spacing[0]
     lps[:3, 1] = np.array(first.column) * first.spacing[1]
     lps[:3, 2] = first.normal * gap
-    lps[:3, 3] = first.position
-    return VolumeGeometry.from_array(
-        (*first.size, len(slices)), np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
-    )
+    lps[:3, 3] = origin
+    return VolumeGeometry.from_array(shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
 
 
 def _decoded(slices: Sequence[DicomSlice]) -> Iterator[NDArray[Any]]:

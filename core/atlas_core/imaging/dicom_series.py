@@ -10,7 +10,8 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,14 @@ from pydicom.uid import (
 )
 
 from atlas_core.errors import AtlasError, LimitExceeded, NotFound
-from atlas_core.imaging.dicom_slices import looks_like_dicom, pixel_bytes, read_tags
+from atlas_core.imaging.dicom_pixels import pixel_bytes
+from atlas_core.imaging.dicom_slices import (
+    MAX_FILE_BYTES,
+    DicomSlice,
+    looks_like_dicom,
+    read_tags,
+    slice_of,
+)
 
 MAX_FILES: Final = 100_000
 """Files looked at in one folder: hundreds of CTs in one heap."""
@@ -44,6 +52,9 @@ REFORMATTED: Final = frozenset(
 SCREENS: Final = frozenset({"LOCALIZER", "SCREEN SAVE", "DOSE_INFO", "SCREENSAVE", "PROTOCOL"})
 """Values of ImageType."""
 
+PROMISES: Final = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances", "NumberOfSlices")
+"""Attributes that say of how many images a file is one."""
+
 CTS: Final = frozenset(
     {"", CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 )
@@ -62,6 +73,10 @@ class DicomSeries:
         left_out: files of the series that are no slice of this volume, and why.
         reason: why the series is no CT; None if it may be one.
         notes: what deserves a look, in sentences.
+        frame, study, instances: FrameOfReferenceUID, StudyInstanceUID and SOPInstanceUIDs, if any;
+            identifiers too.
+        derived: whether its images were made of others (ImageType).
+        slices: what those files that hold one slice say about it.
     """
 
     uid: str
@@ -70,6 +85,11 @@ class DicomSeries:
     left_out: tuple[tuple[Path, str], ...] = ()
     reason: str | None = None
     notes: tuple[str, ...] = ()
+    frame: str | None = None
+    study: str | None = None
+    instances: frozenset[str] = field(default=frozenset(), repr=False)
+    derived: bool = False
+    slices: tuple[DicomSlice, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -85,9 +105,17 @@ class _File:
     plane: tuple[float, ...] | None
     place: tuple[float, ...] | None
     frame: str
+    study: str
+    sop: str
     instance: int | None
     passes: tuple[Any, ...]
-    promised: int | None
+    promised: int
+    slice: DicomSlice | None
+
+    @property
+    def scanned_with(self) -> str:
+        """What it shares with other series of its scan, as far as it says."""
+        return self.frame or self.study
 
 
 def find_series(
@@ -118,7 +146,7 @@ def find_series(
             continue
         files.setdefault((folder, file.series), []).append(file)
     sources = {
-        one.frame
+        one.scanned_with
         for found in files.values()
         for one in found
         if one.modality == "CT" and one.storage == CTImageStorage and "ORIGINAL" in one.kind
@@ -133,7 +161,7 @@ def _below(folders: Iterable[Path], max_files: int) -> Iterator[tuple[Path, Path
     """Each folder with each of its files."""
     for folder in folders:
         if not folder.is_dir():
-            raise NotFound("no such folder of DICOM files")
+            raise NotFound("no such folder of DICOM files", remedy="check the path")
         yield from ((folder, file) for file in _files(folder, max_files))
 
 
@@ -166,7 +194,7 @@ def _file(path: Path, tags: Dataset) -> _File:
     modality = str(tags.get("Modality", ""))
     uid = str(tags.get("SeriesInstanceUID") or "")
     if not uid and not (modality and tags.get("Rows")):
-        raise NotFound("not a readable file of a DICOM series")
+        raise NotFound("not a readable file of a DICOM series", remedy="copy it again")
     numbers = ("AcquisitionNumber", "TemporalPositionIndex", "AcquisitionTime", "SeriesTime")
     return _File(
         path,
@@ -178,11 +206,22 @@ def _file(path: Path, tags: Dataset) -> _File:
         samples=_value(tags, "SamplesPerPixel", int) or 1,
         plane=_value(tags, "ImageOrientationPatient", lambda v: _rounded(v, PLANES)),
         place=_value(tags, "ImagePositionPatient", lambda v: _rounded(v, PLACES)),
-        frame=str(tags.get("FrameOfReferenceUID") or tags.get("StudyInstanceUID") or ""),
+        frame=str(tags.get("FrameOfReferenceUID") or ""),
+        study=str(tags.get("StudyInstanceUID") or ""),
+        sop=str(_value(tags, "SOPInstanceUID", str) or ""),
         instance=_value(tags, "InstanceNumber", int),
         passes=tuple(_value(tags, name, str) for name in numbers),
-        promised=_value(tags, "ImagesInAcquisition", int),
+        promised=max(_value(tags, name, int) or 0 for name in PROMISES),
+        slice=_slice(path, tags) if modality == "CT" else None,
     )
+
+
+def _slice(path: Path, tags: Dataset) -> DicomSlice | None:
+    """None: several frames, or what is wrong is said when the series is read."""
+    try:
+        return slice_of(tags, path)
+    except AtlasError:
+        return None
 
 
 def _value(tags: Dataset, keyword: str, convert: Callable[[Any], Any]) -> Any:
@@ -223,6 +262,11 @@ def _sorted_out(files: list[_File], sources: set[str]) -> list[DicomSeries]:
                 tuple(one.path for one in one_pass),
                 tuple(left_out + copies) if number == 1 else (),
                 notes=tuple(notes),
+                frame=first.frame or None,
+                study=first.study or None,
+                instances=frozenset(one.sop for one in one_pass if one.sop),
+                derived=all("DERIVED" in one.kind for one in one_pass),
+                slices=tuple(one.slice for one in one_pass if one.slice is not None),
             )
         )
     return found
@@ -249,14 +293,14 @@ class _Stack:
         placed = [one for one in files if one.place and len(one.place) == 3 and not _is_screen(one)]
         planes = {one.plane for one in placed}
         plane = planes.pop() if len(planes) == 1 else None
-        if plane is None or len(plane) != 6 or not placed[0].frame:
+        if plane is None or len(plane) != 6 or not placed[0].scanned_with:
             return None
         normal = np.cross(plane[:3], plane[3:])
         along = sorted({float(np.dot(normal, one.place)) for one in placed if one.place})
         if len(along) < 2:
             return None
         gap = (along[-1] - along[0]) / (len(along) - 1)
-        return cls((placed[0].frame, plane), along[0], along[-1], gap)
+        return cls((placed[0].scanned_with, plane), along[0], along[-1], gap)
 
     def short_of(self, other: _Stack) -> float:
         """How much further `other` goes at one end, where both agree about the other end (mm)."""
@@ -269,10 +313,14 @@ class _Stack:
 
 def _with_neighbours(found: Sequence[tuple[_Stack | None, DicomSeries]]) -> list[DicomSeries]:
     """The series, with a note on those that another reconstruction of the same scan exceeds."""
-    stacks = [stack for stack, one in found if stack is not None and one.reason is None]
+    stacks: dict[tuple[Any, ...], list[_Stack]] = {}  # thousands of series are compared in theirs
+    for stack, one in found:
+        if stack is not None and one.reason is None:
+            stacks.setdefault(stack.frame, []).append(stack)
     series = []
     for stack, one in found:
-        missing = max((stack.short_of(other) for other in stacks), default=0.0) if stack else 0.0
+        beside = stacks.get(stack.frame, ()) if stack is not None else ()
+        missing = max((stack.short_of(other) for other in beside), default=0.0) if stack else 0.0
         if one.reason is None and missing > MISSING_MM:
             note = (
                 f"another series of this scan goes {missing:.0f} mm further: slices may be missing"
@@ -295,7 +343,7 @@ def _no_ct(files: list[_File], sources: set[str]) -> str | None:
             return "a projection or rendering (ImageType), no CT"
         other_plane = all(_is_upright(one) for one in files)
         reformatted = other_plane or all(one.kind & REFORMATTED for one in files)
-        if reformatted and first.frame in sources:
+        if reformatted and first.scanned_with in sources:
             return "reformatted (ImageType) from a series that lies beside it"
     return None
 
@@ -369,10 +417,21 @@ def _once(slices: Iterable[_File]) -> bool:
     return len(set(places)) == len(places)
 
 
+def source_instances(files: Sequence[Path]) -> frozenset[str]:
+    """SOPInstanceUIDs that the first, middle and last of `files` name as what they were made of."""
+    found: set[str] = set()
+    for file in {files[0], files[len(files) // 2], files[-1]}:
+        with suppress(Exception):  # pydicom raises what it likes; then it names none
+            if file.stat().st_size <= MAX_FILE_BYTES:
+                for item in read_tags(file, ("SourceImageSequence",)).SourceImageSequence:
+                    found.add(str(item.ReferencedSOPInstanceUID))
+    return frozenset(found)
+
+
 def _missing(files: Sequence[_File]) -> list[str]:
     """What the headers promise and the folder lacks."""
     notes = []
-    promised = max((one.promised or 0 for one in files), default=0)
+    promised = max(one.promised for one in files)
     if promised > len(files):
         notes.append(f"its headers promise {promised} images, {len(files)} are here")
     numbers = {one.instance for one in files if one.instance is not None}

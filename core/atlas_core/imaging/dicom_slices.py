@@ -1,4 +1,4 @@
-"""One DICOM file: what it says about its slice of a CT, and the slice's pixels.
+"""One DICOM file: what it says about its slice of a CT.
 
 Only the tags that geometry and pixel values need are ever read; patient data is not even loaded,
 and no error names a file. A header may be damaged in any way: whatever pydicom throws at it becomes
@@ -18,20 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from openjpeg.utils import get_parameters
 from pydicom import Dataset, dcmread
-from pydicom.encaps import get_frame
-from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import get_decoder, pixel_array
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
-    RLELossless,
-)
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from atlas_core.errors import (
     AtlasError,
@@ -62,22 +50,7 @@ MAX_BITS = 32
 MAX_FRAMES = 1 << 13
 """Of one file. A stack of more slices than that is no CT."""
 
-MAX_RLE_BYTES_PER_PIXEL = 8
-"""Of run lengths, at most: twice what 32 bits need."""
-
-RLE_HEADER_BYTES = 64
-
-DECODERS = {
-    **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),  # HTJ2K is among them
-    **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
-    **dict.fromkeys(JPEGTransferSyntaxes, "gdcm"),
-}
-"""pydicom's plug-ins, chosen: its own choice depends on what else is installed."""
-
-_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
-"""Markers of JPEG and JPEG-LS before the size of an image."""
-
-_EXPORT_AGAIN = "export the series again with all its attributes"
+EXPORT_AGAIN = "export the series again with all its attributes"
 
 _TAGS = (
     "SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
@@ -85,6 +58,7 @@ _TAGS = (
     "RescaleIntercept", "RescaleType", "BitsStored", "PixelRepresentation", "SOPClassUID",
     "ImageType", "StudyInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "AcquisitionNumber",
     "TemporalPositionIndex", "AcquisitionTime", "SeriesTime", "ImagesInAcquisition",
+    "SOPInstanceUID", "NumberOfSeriesRelatedInstances", "NumberOfSlices",
 )  # fmt: skip
 
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -130,10 +104,10 @@ def looks_like_dicom(file: Path) -> bool:
             head = stream.read(PREAMBLE_BYTES + 4)
     except (AtlasError, OSError):
         return False
-    return head[PREAMBLE_BYTES:] == b"DICM" or _begins_with_an_element(head)
+    return head[PREAMBLE_BYTES:] == b"DICM" or begins_with_an_element(head)
 
 
-def _begins_with_an_element(head: bytes) -> bool:
+def begins_with_an_element(head: bytes) -> bool:
     """Whether the first element stands right at the beginning: of group 2 or 8, little-endian."""
     if len(head) < 8 or head[:2] not in (b"\x02\x00", b"\x08\x00") or head[3] != 0:
         return False
@@ -150,32 +124,29 @@ def read_tags(file: Path, more: tuple[str, ...] = ()) -> Dataset:
         UnsupportedVolume: deflated as a whole, which would have to be inflated without a bound.
         Exception: whatever pydicom raises on damaged headers.
     """
-    with _opened(file, MAX_MULTIFRAME_BYTES) as stream:
-        bare = _begins_with_an_element(stream.read(8))
+    with _NotInflated(opened(file, MAX_MULTIFRAME_BYTES).detach()) as stream:
+        bare = begins_with_an_element(stream.read(8))
         stream.seek(0)
-        if not bare:
-            syntax = read_file_meta_info(file).get("TransferSyntaxUID")
-            if syntax == DeflatedExplicitVRLittleEndian:
-                raise UnsupportedVolume(
-                    "deflated DICOM is not read", remedy="inflate the series first"
-                )
         return dcmread(stream, stop_before_pixels=True, specific_tags=[*_TAGS, *more], force=bare)
 
 
-def pixel_bytes(file: Path) -> bytes:
-    """The pixel data as it is stored, with what it takes to read it.
+class _NotInflated(BufferedReader):
+    """A file that is never read as a whole: pydicom does so only to inflate it, without a bound."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises: UnsupportedVolume: `size` is no limit."""
+        if size is None or size < 0:
+            raise UnsupportedVolume("deflated DICOM is not read", remedy="inflate the series first")
+        return super().read(size)
+
+
+def opened(file: Path, max_bytes: int = MAX_FILE_BYTES) -> BufferedReader:
+    """A file that may hold a slice.
 
     Raises:
-        Exception: whatever pydicom raises on damaged files.
+        NotFound: as `open_regular`.
+        LimitExceeded: more than `max_bytes`.
     """
-    names = ["PixelData", "RescaleSlope", "RescaleIntercept"]
-    with _opened(file) as stream:
-        tags = dcmread(stream, specific_tags=names, force=True)
-    rescaled = f"{tags.get('RescaleSlope')} {tags.get('RescaleIntercept')} "
-    return rescaled.encode() + bytes(tags.PixelData)
-
-
-def _opened(file: Path, max_bytes: int = MAX_FILE_BYTES) -> BufferedReader:
     stream = open_regular(file)
     size = os.fstat(stream.fileno()).st_size
     if size > max_bytes:
@@ -183,7 +154,7 @@ def _opened(file: Path, max_bytes: int = MAX_FILE_BYTES) -> BufferedReader:
         raise LimitExceeded(
             "DICOM file is too large for a slice", expected=f"at most {max_bytes} bytes",
             got=size,
-        )  # fmt: skip
+        remedy="export the series as single slices")  # fmt: skip
     return stream
 
 
@@ -223,7 +194,12 @@ def _frames(tags: Dataset) -> Iterator[Dataset]:
     """
     count = _whole(tags, "NumberOfFrames", 1, 1 << 31)
     if count > MAX_FRAMES:
-        raise LimitExceeded("too many frames", expected=f"at most {MAX_FRAMES}", got=count)
+        raise LimitExceeded(
+            "too many frames",
+            expected=f"at most {MAX_FRAMES}",
+            got=count,
+            remedy="export it as several series",
+        )
     shared, frames = (list(_value(tags, name) or ()) for name in _GROUPS)
     if len(frames) != count:
         raise UnsupportedVolume(
@@ -244,14 +220,17 @@ def _frames(tags: Dataset) -> Iterator[Dataset]:
         yield plain
 
 
-def slice_of(dataset: Dataset) -> DicomSlice:
+def slice_of(dataset: Dataset, file: Path = Path()) -> DicomSlice:
     """What a data set in memory says about its slice; it need not have pixels.
+
+    Args:
+        file: that it was read from.
 
     Raises:
         LimitExceeded, UnsupportedVolume, CorruptFile: as `read_slices`.
     """
     try:
-        return _slice(Path(), dataset)
+        return _slice(file, dataset)
     except AtlasError:
         raise
     except Exception as error:  # as above
@@ -278,6 +257,7 @@ def _slice(file: Path, tags: Dataset) -> DicomSlice:
             "slice is too large",
             expected=f"at most {MAX_SLICE_PIXELS} pixels",
             got=f"{size[0]}×{size[1]}",
+            remedy="export the CT in its scanner's own matrix",
         )
     return DicomSlice(
         file,
@@ -304,16 +284,31 @@ def _require_ct(tags: Dataset) -> None:
     """A plain CT slice: modality CT, one frame, one sample, Hounsfield units."""
     modality = str(_value(tags, "Modality") or "")
     if modality != "CT":
-        raise UnsupportedVolume("series is no CT", expected="modality CT", got=modality or "none")
+        raise UnsupportedVolume(
+            "series is no CT",
+            expected="modality CT",
+            got=modality or "none",
+            remedy="import the CT series",
+        )
     if _value(tags, "NumberOfFrames") and _whole(tags, "NumberOfFrames", 1, 1 << 31) > 1:
         raise UnsupportedVolume(
-            "an enhanced (multi-frame) CT stands for a whole series", expected="single slices"
+            "an enhanced (multi-frame) CT stands for a whole series",
+            expected="single slices",
+            remedy="export it as single slices",
         )
     if _value(tags, "SamplesPerPixel") and _whole(tags, "SamplesPerPixel", 1, 4) != 1:
-        raise UnsupportedVolume("pixels are colours", expected="one sample a pixel")
+        raise UnsupportedVolume(
+            "pixels are colours",
+            expected="one sample a pixel",
+            remedy="export the CT itself, no picture of it",
+        )
     unit = str(_value(tags, "RescaleType") or "HU")
     if unit not in ("HU", "US"):  # US: unspecified, which older scanners write for HU
-        raise UnsupportedVolume("pixel values are no Hounsfield units", got=unit)
+        raise UnsupportedVolume(
+            "pixel values are no Hounsfield units",
+            got=unit,
+            remedy="export the series in Hounsfield units",
+        )
 
 
 def _value(tags: Dataset, keyword: str) -> Any:
@@ -321,13 +316,13 @@ def _value(tags: Dataset, keyword: str) -> Any:
     try:
         return tags.get(keyword)
     except Exception:  # see the module's docstring
-        raise UnsupportedVolume(f"{keyword} is malformed", remedy=_EXPORT_AGAIN) from None
+        raise UnsupportedVolume(f"{keyword} is malformed", remedy=EXPORT_AGAIN) from None
 
 
 def _tag(tags: Dataset, keyword: str) -> Any:
     value = _value(tags, keyword)
     if value is None or value == "":
-        raise UnsupportedVolume(f"DICOM slice lacks {keyword}", remedy=_EXPORT_AGAIN)
+        raise UnsupportedVolume(f"DICOM slice lacks {keyword}", remedy=EXPORT_AGAIN)
     return value
 
 
@@ -336,7 +331,10 @@ def _whole(tags: Dataset, keyword: str, low: int, high: int) -> int:
     (number,) = _numbers(tags, keyword, 1)
     if not (number.is_integer() and low <= number <= high):
         raise UnsupportedVolume(
-            f"{keyword} is malformed", expected=f"a whole number {low}..{high}", got=f"{number:g}"
+            f"{keyword} is malformed",
+            expected=f"a whole number {low}..{high}",
+            got=f"{number:g}",
+            remedy=EXPORT_AGAIN,
         )
     return int(number)
 
@@ -349,119 +347,9 @@ def _numbers(tags: Dataset, keyword: str, count: int) -> tuple[float, ...]:
     except (TypeError, ValueError, OverflowError):
         numbers = ()
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise UnsupportedVolume(f"{keyword} is malformed", expected=f"{count} finite numbers")
+        raise UnsupportedVolume(
+            f"{keyword} is malformed",
+            expected=f"{count} finite numbers, with decimal points",
+            remedy=EXPORT_AGAIN,
+        )
     return numbers
-
-
-def read_pixels(one: DicomSlice) -> NDArray[Any]:
-    """Stored numbers of one slice, ``[row, column]``.
-
-    Raises:
-        UnsupportedVolume: no decoder for its compression.
-        CorruptFile: the pixel data is damaged, or has another size than the header says.
-    """
-    try:
-        limit = MAX_FILE_BYTES if one.frame is None else MAX_MULTIFRAME_BYTES
-        with _opened(one.file, limit) as stream:
-            _require_decoder(one.syntax)
-            if one.syntax in (*DECODERS, RLELossless):
-                _require_bounded(one, stream)
-                stream.seek(0)
-            stored: NDArray[Any] = pixel_array(
-                _complete(stream, one.syntax),
-                raw=True,
-                index=one.frame,
-                decoding_plugin=DECODERS.get(one.syntax, ""),
-            )
-    except AtlasError:
-        raise
-    # Decoders of third parties raise what they like on damaged data; what it says may name the
-    # file.
-    except Exception as error:
-        raise CorruptFile(
-            "pixel data of a slice cannot be decoded",
-            got=f"{one.syntax.name}: {type(error).__name__}",
-            remedy="copy the series again, or decompress it with another tool",
-        ) from None
-    columns, rows = one.size
-    if stored.shape != (rows, columns):
-        raise CorruptFile(
-            "pixel data of a slice has another size than its header",
-            expected=(rows, columns),
-            got=stored.shape,
-        )
-    return stored
-
-
-def _complete(stream: BufferedReader, syntax: UID) -> BufferedReader | Dataset:
-    """The file, or its data set where it lacks what pydicom asks for."""
-    bare = _begins_with_an_element(stream.read(8))
-    stream.seek(0)
-    if not bare:
-        return stream
-    dataset = dcmread(stream, force=True)
-    dataset.file_meta.TransferSyntaxUID = syntax
-    return dataset
-
-
-def _require_decoder(syntax: UID) -> None:
-    """Raises:
-    UnsupportedVolume: this installation cannot decode the compression.
-    """
-    try:
-        decoder = get_decoder(syntax)
-        wanted = DECODERS.get(syntax)
-        if decoder.is_available if wanted is None else wanted in decoder.available_plugins:
-            return
-    except NotImplementedError:
-        pass
-    raise UnsupportedVolume(
-        "no decoder for the compression of a slice",
-        got=syntax.name,
-        remedy="decompress the series first (gdcmconv --raw, dcmdjpeg, dcmdjpls)",
-    )
-
-
-def _require_bounded(one: DicomSlice, stream: BufferedReader) -> None:
-    """Compressed pixels may need no more memory than the header's size: decoders check it last.
-
-    Raises:
-        CorruptFile: an image of another size, or more run lengths than pixels need.
-    """
-    pixels = one.size[0] * one.size[1]
-    tags = dcmread(stream, specific_tags=["PixelData", "NumberOfFrames"])
-    count = 1 if one.frame is None else int(tags.NumberOfFrames)
-    frame = get_frame(tags.PixelData, one.frame or 0, number_of_frames=count)
-    if one.syntax == RLELossless:
-        if len(frame) > MAX_RLE_BYTES_PER_PIXEL * pixels + RLE_HEADER_BYTES:
-            raise CorruptFile(
-                "pixel data of a slice is too long",
-                expected=f"{pixels} pixels",
-                got=f"{len(frame)} bytes",
-            )
-        return
-    if one.syntax in JPEG2000TransferSyntaxes:
-        image = get_parameters(frame)
-        found = (image["columns"], image["rows"], image["samples_per_pixel"])
-    else:
-        found = _jpeg_size(frame)
-    if found != (*one.size, 1):
-        raise CorruptFile(
-            "pixel data of a slice has another size than its header",
-            expected=(*one.size, 1),
-            got=found,
-        )
-
-
-def _jpeg_size(frame: bytes) -> tuple[int, int, int]:
-    """Columns, rows and samples of a JPEG or JPEG-LS image, by its frame header; 0 without one."""
-    at = 2
-    while at + 9 < len(frame) and frame[at] == 0xFF:
-        if frame[at + 1] == 0xFF:  # fills up
-            at += 1
-        elif frame[at + 1] in _FRAME_HEADERS:
-            rows, columns = (int.from_bytes(frame[n : n + 2], "big") for n in (at + 5, at + 7))
-            return columns, rows, frame[at + 9]
-        else:
-            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    return 0, 0, 0

@@ -183,7 +183,11 @@ def _until(head: bytes, end: bytes, *, inside: bool = False) -> tuple[bytes, int
     found = re.search(end, head)
     if found is None:  # a detached header may end without an empty line
         if len(head) == MAX_HEADER_BYTES:
-            raise CorruptFile("header has no end", expected=f"at most {MAX_HEADER_BYTES} bytes")
+            raise CorruptFile(
+                "header has no end",
+                expected=f"at most {MAX_HEADER_BYTES} bytes",
+                remedy="copy the file again",
+            )
         return head, len(head)
     return head[: found.end() if inside else found.start()], found.end()
 
@@ -216,7 +220,10 @@ def _info(
 ) -> ItkInfo:
     if len(sizes) != 3:
         raise UnsupportedVolume(
-            f"volume has {len(sizes)} axes", expected="3", got="×".join(map(str, sizes))
+            f"volume has {len(sizes)} axes",
+            expected="3",
+            got="×".join(map(str, sizes)),
+            remedy="store each 3D volume in a file of its own",
         )
     packing, data, offset = stored
     dtype, big = coding
@@ -292,7 +299,11 @@ def read_segments(path: Path) -> list[tuple[str, int]]:
             if (match := re.fullmatch(r"Segment(\d+)_Name", key))
         }
     except Exception as error:  # pynrrd raises what it likes on damaged headers
-        raise CorruptFile("header of segments is malformed", got=type(error).__name__) from None
+        raise CorruptFile(
+            "header of segments is malformed",
+            got=type(error).__name__,
+            remedy="save it from 3D Slicer's Segment Editor again",
+        ) from None
     if not found:
         raise UnsupportedVolume(
             "names no segments", expected="Segment0_Name and Segment0_LabelValue",

@@ -164,7 +164,10 @@ def _left_of(
     numbers, count = ndimage.label(inside, structure=TOUCHING)
     if count > MAX_COMPONENTS:
         raise LimitExceeded(
-            "kidneys consist of too many pieces", expected=f"at most {MAX_COMPONENTS}", got=count
+            "kidneys consist of too many pieces",
+            expected=f"at most {MAX_COMPONENTS}",
+            got=count,
+            remedy="label the left and the right kidney apart",
         )
     components = _components(numbers, count, x_mm)
     anchor = components[0]

@@ -167,12 +167,19 @@ def _shape(header: Any) -> tuple[int, int, int]:
     """Voxels along i, j, k; trailing axes of one voxel are dropped."""
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7:
-        raise CorruptFile("header names an impossible number of axes", expected="1..7", got=dim[0])
+        raise CorruptFile(
+            "header names an impossible number of axes",
+            expected="1..7",
+            got=dim[0],
+            remedy="copy the file again",
+        )
     axes = dim[1 : dim[0] + 1]
     while len(axes) > 3 and axes[-1] == 1:
         axes.pop()
     if min(axes) < 1:
-        raise CorruptFile("header claims an empty or negative axis", got=tuple(axes))
+        raise CorruptFile(
+            "header claims an empty or negative axis", got=tuple(axes), remedy="copy the file again"
+        )
     if len(axes) != 3:
         raise UnsupportedVolume(
             f"volume has {len(axes)} axes",
@@ -212,6 +219,7 @@ def _voxel_offset(header: Any, header_bytes: int) -> int:
             "header names an impossible position of its voxels",
             expected=f"{least}..{MAX_HEADER_BYTES}",
             got=offset,
+            remedy="copy the file again",
         )
     return int(offset)
 
@@ -223,7 +231,11 @@ def _geometry(
     the qform (without one: the sform with the voxels of pixdim) if its voxels have another size."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
-        raise UnsupportedVolume("header names an unknown unit of length", got=f"code {unit}")
+        raise UnsupportedVolume(
+            "header names an unknown unit of length",
+            got=f"code {unit}",
+            remedy="state millimetres in xyzt_units",
+        )
     scale = np.array([[MM_PER_UNIT[unit]]] * 3 + [[1.0]])
     # What is not finite is refused below; it needs no warning on the way.
     with np.errstate(all="ignore"):
@@ -298,7 +310,10 @@ def header_bytes(geometry: VolumeGeometry, dtype: np.dtype[Any], slope: float) -
     """
     if max(geometry.shape) > np.iinfo(np.int16).max:
         raise LimitExceeded(
-            "an axis is too long for NIfTI-1", expected="at most 32767", got=max(geometry.shape)
+            "an axis is too long for NIfTI-1",
+            expected="at most 32767",
+            got=max(geometry.shape),
+            remedy="cut the volume, or resample it",
         )
     header = nib.Nifti1Header(endianness="<")
     header.set_data_dtype(dtype)

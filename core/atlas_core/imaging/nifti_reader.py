@@ -310,7 +310,11 @@ def _require_whole(fractions: int) -> None:
 def _label_values(values: tuple[int, ...]) -> tuple[int, ...]:
     bounds = np.iinfo(np.int32)
     if values[0] < bounds.min or values[-1] > bounds.max:
-        raise UnsupportedVolume("label values do not fit 32 bits", got=f"{values[0]}..{values[-1]}")
+        raise UnsupportedVolume(
+            "label values do not fit 32 bits",
+            got=f"{values[0]}..{values[-1]}",
+            remedy="number the labels from 1 on",
+        )
     return values
 
 

@@ -164,6 +164,7 @@ def spool(
                 "a plane of the volume is too large to be read slab by slab",
                 expected=f"at most {MAX_PLANE_VOXELS} voxels",
                 got=voxels,
+                remedy="cut the volume into parts",
             )
     planes = max(1, CHUNK_BYTES // (plane * coding.dtype.itemsize))
     values = VoxelDecoder(coding)

@@ -39,7 +39,7 @@ def nnunet_weights(
         old_mm, new_mm: spacing of the two grids along the axes.
         old, new: their voxels.
     """
-    thick = _thick_axis(old_mm, new_mm)
+    thick = thick_axis(old_mm, new_mm)
     a, b, c = (
         nearest_weights(before, after) if axis == thick else spline_weights(before, after)
         for axis, (before, after) in enumerate(zip(old, new, strict=True))
@@ -47,7 +47,7 @@ def nnunet_weights(
     return a, b, c
 
 
-def _thick_axis(old_mm: Float3, new_mm: Float3) -> int | None:
+def thick_axis(old_mm: Float3, new_mm: Float3) -> int | None:
     """Along which axis slices are thick, by the old grid, else by the new; None: along none, or
     along two."""
     for spacing in (old_mm, new_mm):

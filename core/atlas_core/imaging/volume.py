@@ -139,7 +139,9 @@ class DistinctValues:
             self._found.update(int(value) for value in np.unique(piece))
         if len(self._found) > MAX_DISTINCT:
             raise UnsupportedVolume(
-                "too many distinct values for a label", expected=f"at most {MAX_DISTINCT}"
+                "too many distinct values for a label",
+                expected=f"at most {MAX_DISTINCT}",
+                remedy="a label has a few whole numbers: is this a CT?",
             )
 
     @property

@@ -173,7 +173,9 @@ class VoxelDecoder:
         bounds = np.iinfo(np.int32)
         if self.low < bounds.min or self.high > bounds.max:
             raise UnsupportedVolume(
-                "voxel values do not fit 32 bits", got=f"{self.low}..{self.high}"
+                "voxel values do not fit 32 bits",
+                got=f"{self.low}..{self.high}",
+                remedy="store them as numbers of 32 bits",
             )
         return np.asarray(stored.astype(np.int64) * slope + intercept, dtype=np.int32)
 

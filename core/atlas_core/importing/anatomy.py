@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import inf
 from statistics import median
 from typing import Final
 
@@ -48,6 +49,16 @@ FAR_SHARE: Final = 0.02
 MAX_OVERLAP: Final = 0.05
 """Share of the smaller of two organs that the other may cover: masks drawn one by one touch."""
 
+CUT_SHARE: Final = 0.25
+"""An organ that ends in the last slice with more than this share of its widest cross-section goes
+on outside: a dome or a pole that is touched has less."""
+
+MAX_SLENDER: Final = 3.0
+"""Longer ones, of the height of a scan, are cut by every one and miss nothing."""
+
+WELL_INSIDE_MM: Final = 10.0
+"""Of an organ whose centre should lie nearer to the end of the scan, or outside, none is missed."""
+
 _MIRRORED: Final = (
     "left and right are exchanged in this scan or its labels (or the patient has situs inversus)",
     "back and front are exchanged in this scan or its labels",
@@ -78,9 +89,9 @@ def label_warnings(found: LabelFindings, scheme: OrganScheme) -> tuple[CaseWarni
     """What of the labels of one case is unlike the organs of `scheme`."""
     known = [one for one in found.organs if one.organ in scheme]
     warnings = [*_orientation(known, scheme, found.midline_mm)]
-    inside = _expected(known, scheme, found.feet_head_mm)
+    inside = _inside_mm(known, scheme, found.feet_head_mm)
     for one in known:
-        warnings += _of_organ(one, scheme[one.organ], expected=one.organ in inside)
+        warnings += _of_organ(one, scheme[one.organ], inside[one.organ])
     volumes = {one.organ: one.ml for one in known}
     for (first, second), ml in found.overlaps_ml.items():
         if ml > MAX_OVERLAP * min(volumes.get(first, ml), volumes.get(second, ml)):
@@ -89,11 +100,12 @@ def label_warnings(found: LabelFindings, scheme: OrganScheme) -> tuple[CaseWarni
     return tuple(warnings)
 
 
-def _expected(
+def _inside_mm(
     found: Sequence[OrganFinding], scheme: OrganScheme, feet_head_mm: tuple[float, float]
-) -> set[str]:
-    """Organs that should be in the scan, by where the others are: a CT of the abdomen cuts lungs,
-    and misses nothing. Where no others say it, all are expected."""
+) -> dict[str, tuple[float, float]]:
+    """How far inside the lower and the upper end of the scan each organ's centre should lie, by
+    where the others are: a CT of the abdomen cuts lungs, and misses nothing. Where no others say
+    it, all are expected."""
     typical = {one.organ: scheme[one.organ].centre_mm for one in found}
     shifts = [
         one.centre_mm[2] - place[2]
@@ -101,15 +113,17 @@ def _expected(
         if not any(one.cut[2]) and (place := typical[one.organ]) is not None
     ]
     low, high = feet_head_mm
-    return {
-        organ
-        for organ, place in typical.items()
-        if not shifts or place is None or low < place[2] + median(shifts) < high
-    }
+    inside = {}
+    for organ, place in typical.items():
+        at = inf if not shifts or place is None else place[2] + median(shifts)
+        inside[organ] = (inf, inf) if at == inf else (at - low, high - at)
+    return inside
 
 
-def _of_organ(one: OrganFinding, organ: Organ, *, expected: bool) -> Iterable[CaseWarning]:
-    """What one organ says by itself."""
+def _of_organ(
+    one: OrganFinding, organ: Organ, inside_mm: tuple[float, float]
+) -> Iterable[CaseWarning]:
+    """What one organ says by itself; `inside_mm`: as `_inside_mm` gives it."""
 
     def warning(kind: WarningKind, text: str) -> CaseWarning:
         return CaseWarning(kind=kind, organ=organ.name, text=text)
@@ -121,7 +135,10 @@ def _of_organ(one: OrganFinding, organ: Organ, *, expected: bool) -> Iterable[Ca
             yield warning(WarningKind.VOLUME, f"{organ.name} is large: {usual}")
         elif one.ml < low / VOLUME_MARGIN and not any(map(any, one.cut)):
             yield warning(WarningKind.VOLUME, f"{organ.name} is small: {usual}")
-        elif one.ml < low / VOLUME_MARGIN and expected:
+        elif (end := _cut_at(one, inside_mm)) is not None:
+            text = f"{organ.name} is cut by the {end} end of the scan: slices may be missing"
+            yield warning(WarningKind.TRUNCATED, text)
+        elif one.ml < low / VOLUME_MARGIN and min(inside_mm) > 0:
             text = f"{organ.name} is cut by the border of the scan: {usual}"
             yield warning(WarningKind.TRUNCATED, text)
     if one.padding > MAX_PADDING:
@@ -132,6 +149,16 @@ def _of_organ(one: OrganFinding, organ: Organ, *, expected: bool) -> Iterable[Ca
     if one.far_ml > max(FAR_ML, FAR_SHARE * one.ml):
         text = f"{one.far_ml:.3g} ml of {organ.name} lie more than {FAR_MM:g} mm from the rest"
         yield warning(WarningKind.PIECES, text)
+
+
+def _cut_at(one: OrganFinding, inside_mm: tuple[float, float]) -> str | None:
+    """The end of the scan that cuts an organ which should be in it."""
+    if one.slender > MAX_SLENDER:
+        return None
+    for end, share, mm in zip(("lower", "upper"), one.at_ends, inside_mm, strict=True):
+        if share > CUT_SHARE and mm > WELL_INSIDE_MM:
+            return end
+    return None
 
 
 @dataclass(frozen=True)

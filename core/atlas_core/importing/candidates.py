@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from atlas_core.errors import printable
+from atlas_core.imaging.dicom_reader import DicomSeries
 
 VOLUME: Final = re.compile(
     r"(?P<stem>.+?)(?P<suffix>(\.seg)?\.(nii(\.gz)?|nrrd|nhdr|mha|mhd))", re.IGNORECASE
@@ -21,7 +22,7 @@ class Candidate:
 
     Attributes:
         name: of the CT, relative to what the user passed, printable.
-        ct: one NIfTI file, or the files of one DICOM series.
+        ct: one file, or a DICOM series.
         masks: file name without suffix → mask of one structure.
         label_map: all structures in one file.
         label_names: file that says what the label map's values mean: nnU-Net's dataset.json, a
@@ -29,22 +30,25 @@ class Candidate:
         objects: DICOM SEG and RTSTRUCT, with names and places of their own.
         our_ids: the label map has the name that we use, so its values are our label ids.
         certain: the layout shows that this is a CT; otherwise it is a loose file.
-        notes: what deserves a look, in sentences.
     """
 
     name: str
-    ct: Path | tuple[Path, ...]
+    ct: Path | DicomSeries
     masks: Mapping[str, Path] = field(default_factory=dict)
     label_map: Path | None = None
     label_names: Path | None = None
     objects: tuple[Path, ...] = ()
     our_ids: bool = False
     certain: bool = True
-    notes: tuple[str, ...] = ()
 
     @property
     def ct_files(self) -> tuple[Path, ...]:
-        return (self.ct,) if isinstance(self.ct, Path) else self.ct
+        return (self.ct,) if isinstance(self.ct, Path) else self.ct.files
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What deserves a look, in sentences."""
+        return () if isinstance(self.ct, Path) else self.ct.notes
 
     @property
     def label_files(self) -> tuple[Path, ...]:

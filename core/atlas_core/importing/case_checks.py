@@ -25,7 +25,7 @@ from atlas_core.organs import OrganScheme
 from atlas_core.records import Case, CaseWarning, CheckedPart, Label, WarningKind
 from atlas_core.store import CaseStore
 
-RULES: Final = 1
+RULES: Final = 2
 """Of `anatomy`; with other rules, labels are checked again."""
 
 PIECE_VOXELS: Final = 1 << 21

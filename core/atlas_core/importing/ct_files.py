@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from atlas_core.errors import UnsupportedVolume
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import (
     AffineSource,
@@ -58,6 +59,13 @@ class CtFile:
         header = read_header(path)
         geometry = header.placed(affine)
         geometry.require_bounded()  # before its voxels cost anything
+        if min(geometry.shape) < 2:
+            raise UnsupportedVolume(
+                "a single slice is no volume",
+                expected="at least two voxels along each axis",
+                got="×".join(map(str, geometry.shape)),
+                remedy="import the whole scan",
+            )
         survey = VoxelSurvey()
         dtype = np.dtype(np.int16)
         for piece in read_pieces(path):

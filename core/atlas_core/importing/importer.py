@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from atlas_core.catalog import Catalog
-from atlas_core.dicom import frame_of_reference
+from atlas_core.catalog import Catalog, checked_inputs, record_uids
 from atlas_core.errors import (
     AtlasError,
     Conflict,
@@ -41,6 +40,7 @@ from atlas_core.importing.dicom_labels import dicom_label_files, reports_of
 from atlas_core.importing.label_files import label_files
 from atlas_core.importing.layouts import UNPAIRED, discover
 from atlas_core.importing.original_labels import LabelFiles, Reports, original_masks
+from atlas_core.importing.origins import relatives, uids_of
 from atlas_core.importing.paired_organs import MaskPieces
 from atlas_core.importing.plausibility import VoxelSurvey
 from atlas_core.importing.presets import LabelMap, Preset, preset
@@ -56,7 +56,7 @@ from atlas_core.importing.summary import (
     summary_of,
 )
 from atlas_core.organs import OrganScheme
-from atlas_core.records import Case, Dataset, DatasetName, Label, LabelSource
+from atlas_core.records import Case, CheckedPart, Dataset, DatasetName, Label, LabelSource
 from atlas_core.store import CaseStore
 
 ID_DIGITS: Final = 32
@@ -93,7 +93,8 @@ def import_folder(
         catalog: whose organ scheme says what is an organ.
         licence: of the dataset, where the preset does not say it or says another.
         force: import volumes whose values are not plausible Hounsfield units, with a warning.
-        resample: put a label that lies on another grid onto its CT's instead of refusing it.
+        resample: put a label that lies on another grid onto its CT's, and DICOM slices with gantry
+            tilt or uneven gaps onto a regular one, instead of refusing them.
         affine: which affine counts where a header has two that give voxels of different size; None:
             such a file is refused.
         pairs: a CSV of CTs and their labels; nothing else is then taken.
@@ -122,6 +123,7 @@ def import_folder(
             "nothing to import: the folder is empty",
             case=path.name,
             expected="a folder of NIfTIs, case folders, nnU-Net raw, or DICOM series",
+            remedy="name another folder",
         )
     store.sweep()
     catalog.add_dataset(described)
@@ -163,6 +165,7 @@ def _require_name(dataset: str) -> None:
             "malformed name of a dataset",
             expected="1 to 63 letters, digits, - and _, the first a letter or digit",
             got=dataset,
+            remedy="choose another name",
         ) from None
 
 
@@ -216,7 +219,7 @@ class _Import:
         outcome = CandidateOutcome(candidate.name)
         try:
             with self.store.incoming() as scratch:
-                ct = CtFile.read(_as_file(candidate.ct, scratch), self.affine)
+                ct = CtFile.read(self._as_file(candidate, scratch, outcome), self.affine)
                 if self._is_ct(candidate, ct.survey, outcome):
                     self._take(candidate, ct, scratch, outcome)
         except Unavailable:
@@ -231,6 +234,17 @@ class _Import:
             outcome.refused.append(Note(candidate.name, _unexpected(error)))
         return outcome
 
+    def _as_file(self, candidate: Candidate, scratch: Path, outcome: CandidateOutcome) -> Path:
+        """The CT as one file: a DICOM series is written to `scratch`."""
+        if isinstance(candidate.ct, Path):
+            return candidate.ct
+        file = scratch / "series.nii"
+        series = candidate.ct
+        resampled = write_series(series.files, file, known=series.slices, resample=self.resample)
+        if resampled is not None:
+            outcome.warnings.append(Note(candidate.name, resampled))
+        return file
+
     def _is_ct(self, candidate: Candidate, survey: VoxelSurvey, outcome: CandidateOutcome) -> bool:
         """False for a loose label map, which is skipped.
 
@@ -242,6 +256,7 @@ class _Import:
                 raise UnsupportedVolume(
                     "holds a few whole numbers from 0 to 255: label values, no Hounsfield units",
                     got=f"{survey.low:g} to {survey.high:g}",
+                    remedy="it is a label: name its CT in --pairs",
                 )
             outcome.skipped.append(Note(candidate.name, f"holds label values: {UNPAIRED}"))
             return False
@@ -276,24 +291,29 @@ class _Import:
         imported = ImportedCase(candidate.name, case_id, tuple(label.organ for label in labels))
         if known is None and self._add(candidate.name, case_id, content, ct, labels):
             outcome.taken = imported
-            # After it is there: of two copies that come at once, one sees the other.
-            copies = self._copies(case_id)
-            outcome.warnings += [Note(candidate.name, remark) for remark in copies]
-            record_scan(self.catalog, self.catalog.case(case_id), [*remarks, *copies])
         else:
             self.catalog.add_labels(labels)
             outcome.present = imported
-        if labels:
+        record_uids(self.catalog, case_id, uids_of(candidate))
+        # After it is there: of two copies that come at once, one sees the other. Also of a case
+        # whose import ended in between.
+        if checked_inputs(self.catalog, case_id, CheckedPart.SCAN) is None:
+            copies = self._copies(case_id)
+            outcome.warnings += [Note(candidate.name, remark) for remark in copies]
+            record_scan(self.catalog, self.catalog.case(case_id), [*remarks, *copies])
+        if labels or self.catalog.labels(case_id, LabelSource.ORIGINAL):
             outcome.labels_checked(
                 check_labels(self.catalog, self.store, self.catalog.case(case_id))
             )
 
     def _copies(self, case_id: str) -> list[str]:
-        copies = self.catalog.copies_of(self.catalog.case(case_id))
+        copies = [copy.id for copy in self.catalog.copies_of(self.catalog.case(case_id))]
+        related = relatives(self.catalog, case_id, known=copies)[:NAMES_SHOWN]
         if not copies:
-            return []
-        shown = ", ".join(copy.id for copy in copies[:NAMES_SHOWN])
-        return [f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"]
+            return related
+        shown = ", ".join(copies[:NAMES_SHOWN])
+        same = f"shows the same scan as {shown}: other axes, header or clipping, the same voxels"
+        return [same, *related]
 
     def _new_id(self, content: str) -> str:
         """The id of a case that the catalog does not have.
@@ -310,6 +330,7 @@ class _Import:
                 case=case_id,
                 expected=other.content_sha256,
                 got=content,
+                remedy="import it into a dataset of another name",
             )
         return case_id
 
@@ -377,7 +398,7 @@ class _Import:
         files = label_files(candidate, self.meaning, self.scheme, reports)
         yield from written(files, reports)
         outcome.account(files, there, new)
-        frame = None if isinstance(candidate.ct, Path) else frame_of_reference(candidate.ct[0])
+        frame = None if isinstance(candidate.ct, Path) else candidate.ct.frame
         for file in candidate.objects:
             before = frozenset(there | new)
             try:
@@ -430,15 +451,6 @@ class _Import:
 
     def _name(self, path: Path) -> str:
         return shown_name(path, self.root)
-
-
-def _as_file(ct: Path | tuple[Path, ...], scratch: Path) -> Path:
-    """The CT as one file: a DICOM series is written to `scratch`."""
-    if isinstance(ct, Path):
-        return ct
-    file = scratch / "series.nii"
-    write_series(ct, file)
-    return file
 
 
 def _unexpected(error: Exception) -> str:

@@ -76,5 +76,7 @@ def _table(content: bytes, scheme: OrganScheme) -> NamedMap:
         return named_map([(row["name"], (int(row["index"]),)) for row in rows], scheme)
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
         raise InvalidInput(
-            "no table of label values", expected="columns index and name, by tabs"
+            "no table of label values",
+            expected="columns index and name, by tabs",
+            remedy="correct it there",
         ) from None

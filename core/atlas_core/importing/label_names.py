@@ -65,6 +65,7 @@ def nnunet_map(dataset_json: bytes, scheme: OrganScheme) -> NamedMap:
         raise InvalidInput(
             f"{ROOT_NAME} is not nnU-Net's",
             expected='{"labels": {"background": 0, "liver": 1, ...}}',
+            remedy="correct it there",
         ) from None
 
 
@@ -83,7 +84,9 @@ def read_json(content: bytes, name: str) -> Any:
         where = f"byte {error.start} is no {error.encoding}"
         raise InvalidInput(f"{name} is no text", got=where, remedy="save it as UTF-8") from None
     except _TwiceError as error:
-        raise InvalidInput(f"{name} names the same thing twice", got=str(error)) from None
+        raise InvalidInput(
+            f"{name} names the same thing twice", got=str(error), remedy="correct it there"
+        ) from None
     except (ValueError, RecursionError):
         raise InvalidInput(f"{name} is no JSON", remedy="save it as UTF-8") from None
 

@@ -35,6 +35,10 @@ class OrganFinding:
         padding: share of its voxels outside the field of view.
         far_ml: volume of its pieces that lie further than `FAR_MM` from the largest group of pieces
             and do not reach the border of the scan.
+        at_ends: area in the first and last slice towards feet and head, as a share of its largest
+            area in a slice.
+        slender: its extent along feet-head by the edge of a square of its largest area: 1 to 3 for
+            solid organs, more for vessels, spine and muscles, which every scan cuts.
     """
 
     organ: str
@@ -44,6 +48,8 @@ class OrganFinding:
     air: float
     padding: float
     far_ml: float
+    at_ends: tuple[float, float] = (0.0, 0.0)
+    slender: float = 1.0
 
 
 class OrganSurvey:
@@ -58,6 +64,8 @@ class OrganSurvey:
         self._sum = np.zeros(3)
         self._low = np.array(grid.shape)
         self._high = np.full(3, -1)
+        self._upright = grid.axis_map.source[2]  # the axis along feet-head
+        self._areas = np.zeros(grid.shape[self._upright], np.int64)
         self._found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
 
     def add(self, index: NDArray[np.int64], hu: NDArray[Any]) -> None:
@@ -76,6 +84,7 @@ class OrganSurvey:
         self._sum += at.sum(1)
         self._low = np.minimum(self._low, at.min(1))
         self._high = np.maximum(self._high, at.max(1))
+        self._areas += np.bincount(at[self._upright], minlength=self._areas.size)
         blocks = np.ravel_multi_index(
             tuple(at // np.array(self._edges)[:, None]), self._blocks, order="F"
         )
@@ -103,7 +112,19 @@ class OrganSurvey:
             air=self._air / self._voxels,
             padding=self._padding / self._voxels,
             far_ml=self._far_voxels() * self._grid.voxel_ml,
+            at_ends=self._at_ends(),
+            slender=self._slender(),
         )
+
+    def _at_ends(self) -> tuple[float, float]:
+        areas = self._areas[:: -1 if self._grid.axis_map.flip[2] else 1] / self._areas.max()
+        return float(areas[0]), float(areas[-1])
+
+    def _slender(self) -> float:
+        spacing_mm = self._grid.spacing_mm[self._upright]
+        extent_mm = (self._high - self._low + 1)[self._upright] * spacing_mm
+        area_mm2 = self._areas.max() * self._grid.voxel_ml * 1000 / spacing_mm
+        return float(extent_mm / np.sqrt(area_mm2))
 
     def _far_voxels(self) -> int:
         """Voxels of pieces that lie far from the rest."""

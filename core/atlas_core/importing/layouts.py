@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -85,6 +86,7 @@ NOT_DICOM: Final = frozenset({
 """Suffixes that are not even opened in search of DICOM files, which often have none."""
 
 UNPAIRED: Final = "a label without its CT: none of its name and none in its folder; see --pairs"
+ELSEWHERE: Final = "a CT of its own needs a folder of its own, a label --pairs"
 
 
 def discover(path: Path, pairs: Path | None = None) -> Discovery:
@@ -103,7 +105,7 @@ def discover(path: Path, pairs: Path | None = None) -> Discovery:
     if path.is_file():
         return Discovery((Candidate(name, path),), ())
     if not path.is_dir():
-        raise NotFound("no such file or folder", case=path.name)
+        raise NotFound("no such file or folder", case=path.name, remedy="check the path")
     search = _Search(path)
     if pairs is None:
         search.run()
@@ -144,7 +146,7 @@ class _Search:
     def result(self, rest: str | None = None) -> Discovery:
         """What was found; `rest`: why what is left is left."""
         labels = {file for one in self._candidates for file in one.label_files}
-        candidates = [c for c in self._candidates if c.ct not in labels]
+        candidates = [c for c in self._candidates if labels.isdisjoint(c.ct_files)]
         used = labels | {file for one in candidates for file in one.ct_files}
         aside = {path: one for path, one in self._set_aside.items() if path not in used}
         others = [
@@ -265,9 +267,11 @@ class _Search:
             self._case(volumes, ct, masks)
             self._put_aside_volumes(folders)
             self._cases.add(folder)
+            beside = f"{ct.name} makes its folder one case, of which this is no part: {ELSEWHERE}"
+            labels = set(self._candidates[-1].label_files)
             for file in files_below(folder):
-                if stem_of(file) is not None and file not in self._candidates[-1].label_files:
-                    self._put_aside(file, "lies in a case folder but is no part of the case")
+                if stem_of(file) is not None and file not in labels:
+                    self._put_aside(file, beside)
             return True
         inside = self._volumes(masks) if masks is not None and not volumes else {}
         for mask in inside.values():
@@ -332,16 +336,15 @@ class _Search:
         objects = {} if label else objects_of_series(found, self._put_aside)
         taken = {file for files in objects.values() for file in files}
         homes = [home_of(series) for series in found]
+        at_home = Counter(homes)
         for series, home in zip(found, homes, strict=True):
             name = self._name(home)
-            if homes.count(home) > 1:
+            if at_home[home] > 1:
                 name += printable(f" (series …{series.uid[-8:]}, {len(series.files)} files)")
             for file, why in series.left_out:
                 self._put_aside(file, why)
             if series.reason is None:
-                candidate = Candidate(
-                    name, series.files, objects=objects.get(series.uid, ()), notes=series.notes
-                )
+                candidate = Candidate(name, series, objects=objects.get(series.uid, ()))
                 self._candidates.append(
                     self._with_map(candidate, label or self._label_of_series(home))
                 )
@@ -401,7 +404,7 @@ class _Search:
         if file.name.startswith("."):
             return "a hidden file"
         if not self._cases.isdisjoint(file.parents):
-            return "lies in a case folder but is no part of the case"
+            return "lies in the folder of a case, and is no part of it"
         if file.name.upper() == "DICOMDIR":
             return "an index of DICOM files, which are read themselves"
         if file.suffix.lower() in ARCHIVES:

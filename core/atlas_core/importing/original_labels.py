@@ -155,7 +155,10 @@ class _Reader:
         values = [value for value in label.values if value != BACKGROUND]
         if len(values) > 1:
             error = UnknownLabel(
-                "a mask holds one structure", expected="0 and one other value", got=label.values
+                "a mask holds one structure",
+                expected="0 and one other value",
+                got=label.values,
+                remedy="store each structure in a mask of its own, or all in one label map",
             )
             self.reports.refuse(path, str(error))
             return None
@@ -184,9 +187,26 @@ class _Reader:
         if grid.canonical().same_grid(found.canonical()):
             # The same voxels in another axis order: turned, nothing is resampled.
             return self._turned(path, found)
+        if self._is_cropped(found):
+            return self._placed(path, found)
         if not self.resample:
             grid.require_same_grid(found, this="CT", that="label", case="")
         return self._resampled(path, found)
+
+    def _is_cropped(self, found: VolumeGeometry) -> bool:
+        """Whether a label covers a box of its CT's voxels, and its header says which.
+
+        One that begins where its CT does may as well be the end of a scan with the origin of the
+        whole, as crops that forget theirs are: that is not assumed.
+        """
+        grid = self.ct.geometry
+        if np.allclose(found.matrix[:3, 3], grid.matrix[:3, 3], atol=0.5 * min(grid.spacing_mm)):
+            return False
+        try:
+            grid.canonical().start_of(found.canonical(), this="CT", that="label")
+        except GridMismatch:
+            return False
+        return True
 
     def _turned(self, path: Path, found: VolumeGeometry) -> _Label:
         """The label in the axis order of its CT, written slab by slab."""
@@ -197,6 +217,7 @@ class _Reader:
                 "a plane of the label is too large to be turned to its CT's axis order",
                 expected=f"at most {MAX_PLANE_VOXELS} voxels",
                 got=i * j,
+                remedy="turn it to its CT's axis order first",
             )
         slices = max(1, SLAB_VOXELS // (i * j))
         canonical = found.axis_map.source.index(2)  # the axis along which slabs follow each other
@@ -214,6 +235,30 @@ class _Reader:
                 start = stop
         return _Label(target, values)
 
+    def _placed(self, path: Path, found: VolumeGeometry) -> _Label:
+        """A label that was cropped to a box of its CT's voxels, with background around it."""
+        grid = self.ct.geometry
+        label = read_label(path, max_voxels=grid.voxels)
+        box = grid.axis_map.from_canonical(found.axis_map.to_canonical(label.voxels))
+        ends = np.array([[0, 0, 0, 1], [*np.array(found.shape) - 1, 1]], np.float64)
+        x, y, z = (
+            np.rint(ends @ (np.linalg.inv(grid.matrix) @ found.matrix).T)[:, :3].min(0).astype(int)
+        )
+        (i, j, k), (ni, nj, nk) = grid.shape, box.shape
+        values = tuple(sorted({BACKGROUND, *label.values}))
+        target, slices = self._draft(), max(1, SLAB_VOXELS // (i * j))
+        with SlabWriter(target, grid, label_dtype(values)) as writer:
+            for low in range(0, k, slices):
+                high = min(k, low + slices)
+                slab = np.zeros((i, j, high - low), label_dtype(values), order="F")
+                first, last = max(low, z), min(high, z + nk)
+                if first < last:
+                    slab[x : x + ni, y : y + nj, first - low : last - low] = box[
+                        :, :, first - z : last - z
+                    ]
+                writer.write(2, low, high, slab)
+        return _Label(target, values)
+
     def _resampled(self, path: Path, found: VolumeGeometry) -> _Label:
         grid = self.ct.geometry
         label = read_label(path, max_voxels=MAX_RESAMPLED_RATIO * grid.voxels)
@@ -223,6 +268,7 @@ class _Reader:
                 "nothing of the label lies in the CT",
                 expected=f"CT {grid}",
                 got=f"label {found}",
+                remedy="correct its affine, or pair it with its own CT (--pairs)",
             )
         target = self._draft()
         write_volume(target, voxels, grid)

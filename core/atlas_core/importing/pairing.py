@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from atlas_core.dicom import frame_of_reference, references_of
+from atlas_core.dicom import references_of
 from atlas_core.errors import AtlasError, InvalidInput
 from atlas_core.imaging.dicom_reader import DicomSeries
 from atlas_core.importing.candidates import stem_of
@@ -86,10 +86,17 @@ def read_pairs(file: Path, root: Path) -> dict[Path, Path | None]:
         )
         if ct is None or ct in pairs:
             what = "names no CT" if ct is None else "names a CT that an earlier line names"
-            raise InvalidInput(f"line {reader.line_num} {what}", case=file.name)
+            raise InvalidInput(
+                f"line {reader.line_num} {what}", case=file.name, remedy="correct that line"
+            )
         pairs[ct] = others[0] if others else None
     if not pairs:
-        raise InvalidInput("the list of pairs is empty", case=file.name, expected="ct,label")
+        raise InvalidInput(
+            "the list of pairs is empty",
+            case=file.name,
+            expected="ct,label",
+            remedy="write a line for each CT",
+        )
     return pairs
 
 
@@ -115,6 +122,7 @@ def _inside(cell: str, file: Path, root: Path, line: int) -> Path:
         case=file.name,
         expected="a path in the folder that is imported",
         got=cell,
+        remedy="correct that line",
     )
 
 
@@ -194,22 +202,26 @@ def objects_of_series(
         `DicomSeries.uid` → its objects.
     """
     series = list(found)
-    cts = {one.uid: frame_of_reference(one.files[0]) for one in series if one.reason is None}
-    objects: dict[str, tuple[Path, ...]] = {}
+    cts = {one.uid for one in series if one.reason is None}
+    in_frame: dict[str, set[str]] = {}
+    for one in series:
+        if one.reason is None and one.frame is not None:
+            in_frame.setdefault(one.frame, set()).add(one.uid)
+    objects: dict[str, list[Path]] = {}
     for file in (f for one in series if one.modality in OBJECTS for f in one.files):
         try:
             refers = references_of(file)
         except AtlasError as error:
             put_aside(file, str(error))
             continue
-        named = [uid for uid in cts if uid in refers.series]
-        beside = named or [uid for uid, frame in cts.items() if frame in refers.frames]
+        beside = cts & refers.series
+        beside = beside or {uid for frame in refers.frames for uid in in_frame.get(frame, ())}
         if len(beside) == 1:
-            objects[beside[0]] = (*objects.get(beside[0], ()), file)
+            objects.setdefault(beside.pop(), []).append(file)
         else:
             where = "several series here" if beside else "a series that is not here"
             put_aside(file, f"labels in DICOM, of {where}: see --pairs")
-    return objects
+    return {uid: tuple(files) for uid, files in objects.items()}
 
 
 def label_folders(folder: Path) -> list[Path]:

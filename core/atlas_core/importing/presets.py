@@ -146,6 +146,7 @@ class Preset(FrozenModel):
             raise InvalidInput(
                 f"preset {self.name} does not go with organ scheme {scheme.name}",
                 expected=error.errors()[0]["msg"].removeprefix("Value error, "),
+                remedy="choose another, or organs that it knows",
             ) from None
 
     def misspelt(self, scheme: OrganScheme) -> tuple[str, ...]:
@@ -217,7 +218,12 @@ def _read_preset(path: Path) -> Preset:
         return Preset.model_validate(document)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         got = " ".join(str(error).split())[:200]
-        raise InvalidInput("the preset cannot be read", case=path.name, got=got) from None
+        raise InvalidInput(
+            "the preset cannot be read",
+            case=path.name,
+            got=got,
+            remedy="correct it there; `atlasloop presets` shows those that ship",
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(

@@ -115,9 +115,8 @@ class DimsePacs:
 
     def store(self, objects: Sequence[Dataset]) -> None:
         """See `Pacs.store`."""
-        contexts = [
-            build_context(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in objects
-        ]
+        kinds = {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in objects}
+        contexts = [build_context(*kind) for kind in sorted(kinds)]  # at most 128 are allowed
         with self._association(*contexts) as association:
             for one in objects:
                 try:

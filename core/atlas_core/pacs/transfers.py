@@ -48,7 +48,8 @@ class Transfer(FrozenModel):
         reason: why it stands there, in a sentence; may be empty.
         expected: images that the sender says it has; None: it did not say.
         case_id: its case, once it is one.
-        pushed: what went back to its study: kind of object → its SOPInstanceUID at the PACS.
+        pushed: what went back to its study: name of the object, as `objects_of_case` names it → its
+            SOPInstanceUID at the PACS.
         asked_at: first heard of.
         changed_at: last change of this row.
     """

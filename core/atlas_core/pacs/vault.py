@@ -47,6 +47,10 @@ _images = sa.Table(
 )
 
 
+NO_RIGHT: Final = "42501"
+"""PostgreSQL's code of a right that is missing."""
+
+
 @dataclass(frozen=True)
 class SealedImage:
     """What the vault keeps of one image.
@@ -85,7 +89,7 @@ class Vault:
         owner's alone.
 
         Raises:
-            ConfigurationError: malformed address, or no vault.
+            ConfigurationError: malformed address, no vault, or a role that may not read it.
             Unavailable: the database does not answer.
         """
         engine = make_engine(url)
@@ -104,6 +108,11 @@ class Vault:
             ) from None
         except DatabaseError as error:
             engine.dispose()
+            if getattr(error.orig, "sqlstate", "") == NO_RIGHT:
+                raise ConfigurationError(
+                    "this role may not read the vault of the pseudonyms",
+                    remedy="give ATLASLOOP_PACS_VAULT_URL the role that owns the vault",
+                ) from None
             raise ConfigurationError(
                 "this is no vault of pseudonyms", got=type(error.orig).__name__
             ) from None

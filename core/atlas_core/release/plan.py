@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from atlas_core.assembly import Assemblies, Assembly, preferred
-from atlas_core.catalog import Catalog, chunks, labels_by_case
+from atlas_core.catalog import Catalog, chunks, labels_by_case, uid_marks
 from atlas_core.errors import AtlasError, InvalidInput, NotFound
 from atlas_core.imaging import read_header
 from atlas_core.organs import OrganScheme
@@ -153,8 +153,14 @@ def plan_release(catalog: Catalog, store: CaseStore, options: ReleaseOptions) ->
     good, incomplete = _checked(catalog, store, cases, scheme)
     if incomplete and (not options.leave_out or not good):
         raise NotComplete(incomplete, len(cases))
+    marks = uid_marks(catalog, [case.id for case, _ in good])
     splits = split_cases(
-        SplitCase(case.id, case.dataset, options.patients.get(case.id), case.fingerprint)
+        SplitCase(
+            case.id,
+            case.dataset,
+            options.patients.get(case.id),
+            marks.get(case.id, frozenset()).union([case.fingerprint] if case.fingerprint else ()),
+        )
         for case, _ in good
     )
     numbers = case_numbers(catalog, [case for case, _ in good])

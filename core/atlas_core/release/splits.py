@@ -27,13 +27,14 @@ class SplitCase:
         case_id: which.
         dataset: its dataset; every dataset is split in the same proportions.
         patient: whose CT it is; None: unknown, and the case is treated as a patient of its own.
-        fingerprint: what it shares with copies of its scan; None: unknown.
+        shared: what it shares with other cases of its patient: the fingerprint of copies of a scan,
+            checksums of UIDs of DICOM.
     """
 
     case_id: str
     dataset: str
     patient: str | None = None
-    fingerprint: str | None = None
+    shared: frozenset[str] = frozenset()
 
 
 def split_cases(members: Iterable[SplitCase]) -> dict[str, Split]:
@@ -42,7 +43,8 @@ def split_cases(members: Iterable[SplitCase]) -> dict[str, Split]:
     Patients are taken dataset by dataset, in the order of a checksum of their names; each, with all
     their CTs, is assigned to the split that falls shortest of `PAPER_CASES`. So no patient is in
     two splits, and the whole and every dataset (give or take a CT) have the paper's proportions.
-    Copies of one scan are of one patient, whatever else is known of them.
+    Copies of one scan, what was derived from it, and series of one study are of one patient,
+    whatever else is known of them.
     """
     groups = _by_patient(sorted(members, key=lambda m: m.case_id))
     order = sorted(groups, key=lambda key: (groups[key][0].dataset, _shuffled(key)))
@@ -57,7 +59,7 @@ def split_cases(members: Iterable[SplitCase]) -> dict[str, Split]:
 
 
 def _by_patient(members: Sequence[SplitCase]) -> dict[str, list[SplitCase]]:
-    """Cases of each patient; those whom a copy of a scan joins are one patient."""
+    """Cases of each patient; those whom something shared joins are one patient."""
     joined: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -66,13 +68,13 @@ def _by_patient(members: Sequence[SplitCase]) -> dict[str, list[SplitCase]]:
         return key
 
     groups: dict[str, list[SplitCase]] = {}
-    scans: dict[str, str] = {}
+    sharing: dict[str, str] = {}
     for member in members:
         # A patient called like a case is not that case.
         key = f"case {member.case_id}" if member.patient is None else f"patient {member.patient}"
         groups.setdefault(key, []).append(member)
-        if member.fingerprint is not None:
-            here, there = root(key), root(scans.setdefault(member.fingerprint, key))
+        for mark in sorted(member.shared):
+            here, there = root(key), root(sharing.setdefault(mark, key))
             if here != there:
                 joined[here] = there
     for key in joined:

@@ -1,10 +1,12 @@
 from .audit_log import AuditLog
+from .backlog import Backlog, count_backlog
 from .case_status import CaseAttention, CaseBrief, CaseFilter, CaseReview
 from .comments import Comments
 from .drafts import Drafts
 from .error_taxonomy import ERROR_TYPES, ErrorType
 from .filling import Portion
 from .label_versions import (
+    MAX_PROPOSALS,
     NO_BASE,
     KeptAsProposal,
     LabelVersions,
@@ -41,6 +43,7 @@ from .views import TaskFilter
 __all__ = [
     "ERROR_TYPES",
     "FINISHED",
+    "MAX_PROPOSALS",
     "MINUTES_PER_CASE",
     "NO_BASE",
     "PENDING",
@@ -50,6 +53,7 @@ __all__ = [
     "Annotator",
     "AuditEntry",
     "AuditLog",
+    "Backlog",
     "CaseAttention",
     "CaseBrief",
     "CaseFilter",
@@ -83,5 +87,6 @@ __all__ = [
     "Throughput",
     "UserName",
     "Verdict",
+    "count_backlog",
     "set_orphans_aside",
 ]

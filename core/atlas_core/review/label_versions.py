@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from atlas_core.catalog import Catalog, now
 from atlas_core.catalog import tables as t
-from atlas_core.errors import Conflict, InvalidInput, NotFound
+from atlas_core.errors import Conflict, InvalidInput, LimitExceeded, NotFound
 from atlas_core.records import LabelSource
 from atlas_core.review.audit_log import note
 from atlas_core.review.clock import Clock
@@ -90,11 +90,23 @@ class StaleBase(KeptAsProposal):
         )
 
 
-class LabelVersions:
-    """The label versions in a catalog. Safe to share between threads."""
+MAX_PROPOSALS: Final = 500
+"""Of one author that wait for somebody to accept them: anybody may hand in for any case, and every
+proposal is a file that nobody has asked for."""
 
-    def __init__(self, catalog: Catalog, *, clock: Clock = now) -> None:
+
+class LabelVersions:
+    """The label versions in a catalog. Safe to share between threads.
+
+    Args:
+        max_proposals: of one author that nobody has accepted, at most.
+    """
+
+    def __init__(
+        self, catalog: Catalog, *, max_proposals: int = MAX_PROPOSALS, clock: Clock = now
+    ) -> None:
         self._catalog = catalog
+        self._max_proposals = max_proposals
         self._now = clock
 
     def versions(
@@ -151,6 +163,7 @@ class LabelVersions:
             InvalidInput: the base is no version of this case and organ.
             NotHeld: the author neither holds the case nor is a reader. The proposal is on record.
             StaleBase: the base is not the latest version. The proposal is on record.
+            LimitExceeded: too many proposals of this author wait already. Nothing is on record.
         """
         author = submission.author
         with self._catalog.transaction(write=True) as connection:
@@ -174,6 +187,8 @@ class LabelVersions:
                 label_id = None
                 if may and fresh:
                     label_id = insert_label(connection, submission, author.name, now)
+                else:
+                    self._require_room(connection, submission)
                 # Whose label it is decides how the task ends: only its holder's counts.
                 task_id = held if held == submission.task_id else None
                 number = insert_submission(
@@ -197,6 +212,22 @@ class LabelVersions:
             total = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery()))
             rows = connection.execute(page).mappings()
             return total or 0, [of_proposal(row) for row in rows]
+
+    def _require_room(self, connection: Connection, submission: Submission) -> None:
+        """Room for one more proposal of its author."""
+        name = submission.author.name
+        own = sa.select(sa.func.count()).where(_s.label_id.is_(None), _s.author == name)
+        waiting = connection.scalar(own) or 0
+        if waiting >= self._max_proposals:
+            raise LimitExceeded(
+                f"the label of the {submission.organ} is not kept: too many proposals of {name} "
+                "wait to be accepted",
+                case=submission.case_id,
+                expected=f"{self._max_proposals} at most",
+                got=waiting + 1,
+                remedy="take the case and hand in from its latest version, or ask a reader or a "
+                "manager to accept what waits",
+            )
 
     def accept(self, case_id: str, proposal_id: str, who: Annotator, over: str) -> LabelVersion:
         """Put a proposal into force: it becomes the newest revision, by its own author.

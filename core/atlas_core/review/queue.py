@@ -214,6 +214,18 @@ class RevisionQueue(RevisionViews):
                 self._change(connection, task_id, now, assignee=None, lease_expires_at=None)
                 note(connection, audit_entry(now, annotator.name, "give back", row))
 
+    def leave(self, task_id: int, annotator: Annotator, page: str) -> None:
+        """A window of the annotator is closed: the lease stays, and any other one may go on.
+        Nothing happens if this one does not work on the task.
+
+        Raises:
+            NotFound: there is no such task.
+        """
+        with self._catalog.transaction(write=True) as connection:
+            row = self._locked(connection, task_id)
+            if row["assignee"] == annotator.name and row["page"] == page:
+                self._change(connection, task_id, row["updated_at"], page=None)
+
     # Judging
 
     def judge(

@@ -40,7 +40,12 @@ def import_cases(
     ] = None,
     organs: OrgansOption = None,
     resample: Annotated[
-        bool, typer.Option("--resample", help="Bring masks on another grid onto their CT's.")
+        bool,
+        typer.Option(
+            "--resample",
+            help="Bring masks on another grid onto their CT's, and DICOM slices with gantry tilt "
+            "or uneven gaps onto a regular one.",
+        ),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Also take volumes that do not look like CTs.")

@@ -30,6 +30,27 @@ class ChoiceName(StrEnum):
     REVISED = "revised"
     PSEUDO = "pseudo"
     ORIGINAL = "original"
+    PREFERRED = "preferred"
+
+
+KindOption = Annotated[
+    list[KindName] | None,
+    typer.Option(
+        help="seg: segmentation. rtstruct: contours. map: attention of each organ. report: "
+        "organ volumes, with the segmentation. Several times; default: seg."
+    ),
+]
+AttentionOption = Annotated[
+    ReadingName, typer.Option("--reading", help="Attention of the scores under this reading.")
+]
+ChoiceOption = Annotated[
+    ChoiceName,
+    typer.Option(
+        "--label",
+        help="Which labels; preferred: of each organ the original, else the revised, else the "
+        "pseudo label.",
+    ),
+]
 
 
 def export_dicom(
@@ -40,17 +61,9 @@ def export_dicom(
         Path,
         typer.Option(help="Folder of the series that it was imported from.", file_okay=False),
     ],
-    kind: Annotated[
-        list[KindName] | None,
-        typer.Option(
-            help="seg: segmentation. rtstruct: contours. map: attention of each organ. report: "
-            "organ volumes, with the segmentation. Several times; default: seg."
-        ),
-    ] = None,
-    label: Annotated[ChoiceName, typer.Option(help="Which labels.")] = ChoiceName.ASSEMBLED,
-    reading: Annotated[
-        ReadingName, typer.Option(help="Attention of the scores under this reading.")
-    ] = ReadingName.PAPER,
+    kind: KindOption = None,
+    label: ChoiceOption = ChoiceName.ASSEMBLED,
+    reading: AttentionOption = ReadingName.PAPER,
 ) -> None:
     """A case's labels, attention maps and organ volumes as DICOM, on the slices of its series.
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_flows.commands.options import JsonOption
+from atlas_flows.commands.dicom import (
+    AttentionOption,
+    ChoiceName,
+    ChoiceOption,
+    KindName,
+    KindOption,
+)
+from atlas_flows.commands.options import JsonOption, ReadingName
 from atlas_flows.commands.terminal import (
     console,
     places,
@@ -101,16 +108,22 @@ def push(
     case: Annotated[
         list[str] | None, typer.Argument(help="Case ids; none: all that came from the PACS.")
     ] = None,
+    kind: KindOption = None,
+    label: ChoiceOption = ChoiceName.PREFERRED,
+    reading: AttentionOption = ReadingName.PAPER,
     again: AgainOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Send labels back to the studies that their cases came from, as DICOM SEG.
+    """Send labels back to the studies that their cases came from, as DICOM SEG; on request also
+    contours, attention and organ volumes.
 
-    Of each organ the original label, else the revised, else the pseudo label. Exit status 1 if
-    some could not be sent.
+    What is there is not sent again. Exit status 1 if some could not be sent.
 
-    Example: atlasloop pacs push hospital_32200aede2fb7c070c36938f49f2e1cd
+    Example: atlasloop pacs push hospital_32200aede2fb7c070c36938f49f2e1cd --kind seg --kind report
     """
+    from atlas_core.dicom_export import ExportedLabels, ObjectKind
+    from atlas_core.records import Reading
+
     from atlas_flows.pacs import PacsSite, push_cases
 
     with PacsSite.open(places(context)) as site, progress_bar("pushing") as progress:
@@ -118,6 +131,9 @@ def push(
         summary = push_cases(
             site,
             case or (),
+            kinds={ObjectKind(one) for one in kind or (KindName.SEG,)},
+            label=ExportedLabels(label),
+            reading=Reading(reading),
             again=again,
             on_outcome=lambda done, total, _: progress.update(task, completed=done, total=total),
         )

@@ -91,7 +91,9 @@ def simulate_annotator(
         return
     console().print(
         f"simulated annotator: {done.revised} cases revised ({done.organs_replaced} organs), "
-        f"{done.confirmed} confirmed, {done.skipped} skipped, {done.minutes:.0f} minutes"
+        f"{done.confirmed} confirmed, {done.skipped} skipped, {done.minutes:.0f} minutes; "
+        f"shapes and strokes take {done.effort.seconds:.0f} s, "
+        f"strokes alone {done.effort_by_drawing.seconds:.0f} s"
         + ("; the time was over before the queue was empty" if done.budget_spent else "")
     )
 

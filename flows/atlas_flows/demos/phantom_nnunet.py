@@ -1,36 +1,65 @@
 """Small nnU-Nets, trained on phantoms by nnU-Net itself: what a site brings along.
 
-    python -m atlas_flows.demos.phantom_nnunet FOLDER --plan fine
+    python -m atlas_flows.demos.phantom_nnunet          (make demo-nnunets)
 
-Plans are written by hand: nnU-Net's planner would plan for a large GPU.
+Plans are written by hand: nnU-Net's planner would plan for a large GPU. They know the larger
+organs; a network of this size needs no augmentation, and learns in minutes by Adam.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from atlas_core.atomic_writes import new_folder, replace_file
+from atlas_core.imaging import read_label, write_volume
 from atlas_core.phantoms import PHANTOM_ORGANS, Kind, PhantomGrid, make_phantom
+from atlas_models.evaluation.phantom_evaluation import dice_by_organ
 from atlas_models.training import NnunetCase, NnunetRun, train_by_nnunet, write_raw
+from numpy.typing import NDArray
+
+KEPT = Path(__file__).resolve().parents[3] / "models" / "phantom_nnunets"
+"""In a checkout: a result folder per plan, a few hundred kilobytes."""
+
+CHECKPOINT = "checkpoint_final.pth"
+
+NNUNET_OVERLAP = 0.5
+"""Of windows, nnU-Net's usual."""
+
+COLUMNS = 96
+"""Of the phantoms: 3.7 mm, finer than any plan."""
+
+HELD_OUT = 900
+"""Seed of phantoms that no plan is trained on."""
 
 CONFIGURATION = "3d_fullres"
 
 KEPT_OF_CHECKPOINT = (
     "network_weights",
-    "trainer_name",
     "init_args",
     "inference_allowed_mirroring_axes",
 )
 """What predicting and learning further need; the optimiser's state doubles the size."""
 
-TRAINER = "nnUNetTrainerNoDA"
+TRAINER = "nnUNetTrainerNoDA+nnUNetTrainerAdam"
 """Without augmentation, which takes ten times as long as a network of this size."""
+
+LEARNING_RATE = 3e-3
+
+CASES, STEPS = 16, 300
+"""Phantoms and steps that suffice."""
+
+EPOCH = 50
+"""Steps between checkpoints."""
 
 CT = {"mean": 60.0, "median": 55.0, "std": 90.0, "min": -500.0, "max": 1200.0,
       "percentile_00_5": -180.0, "percentile_99_5": 320.0}  # fmt: skip
@@ -39,30 +68,41 @@ CT = {"mean": 60.0, "median": 55.0, "std": 90.0, "min": -500.0, "max": 1200.0,
 
 @dataclass(frozen=True)
 class SmallPlan:
-    """What differs between plans; axes z, y, x."""
+    """What differs between plans; axes z, y, x.
+
+    Attributes:
+        organs: that it knows; all others are background.
+        residual: with the encoder of nnU-Net's ResEnc plans.
+    """
 
     spacing: tuple[float, float, float]
     patch: tuple[int, int, int]
     features: tuple[int, ...]
     kernels: tuple[tuple[int, int, int], ...]
     strides: tuple[tuple[int, int, int], ...]
+    organs: tuple[str, ...] = PHANTOM_ORGANS.names
     residual: bool = False
 
 
+LARGE = ("kidney_left", "kidney_right", "liver", "spleen", "stomach")
+
 PLANS = {
     "fine": SmallPlan(
-        spacing=(8.0, 8.0, 8.0),
-        patch=(32, 32, 32),
-        features=(8, 16, 32),
+        spacing=(10.0, 10.0, 10.0),
+        patch=(24, 28, 28),
+        features=(16, 32, 64),
         kernels=((3, 3, 3),) * 3,
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        organs=("aorta", *LARGE),
     ),
-    "anisotropic": SmallPlan(
-        spacing=(12.0, 8.0, 8.0),
-        patch=(16, 40, 40),
-        features=(8, 16, 32),
+    # Slices more than three times as thick as pixels: nnU-Net resamples along them by itself.
+    "thick": SmallPlan(
+        spacing=(20.0, 6.0, 6.0),
+        patch=(8, 48, 48),
+        features=(16, 32, 64),
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        organs=LARGE,
         residual=True,
     ),
 }
@@ -127,17 +167,21 @@ def plans_of(plan: SmallPlan) -> dict[str, Any]:
     }
 
 
+def kept_results() -> dict[str, Path]:
+    """Plan → result folder of the nnU-Nets that are kept; see ``provenance.json`` in them."""
+    return {plan: KEPT / plan for plan in PLANS if (KEPT / plan).exists()}
+
+
 def train_phantom_nnunet(
-    folder: Path, plan: SmallPlan, *, cases: int, steps: int, seed: int = 0
+    folder: Path, plan: SmallPlan, *, cases: int = CASES, steps: int = STEPS, seed: int = 0
 ) -> Path:
     """Train an nnU-Net on phantoms from scratch; a result folder as nnU-Net leaves it.
 
-    A folder that is there and complete is taken as it is.
+    A folder that is there is taken as it is; a training that was killed goes on.
     """
-    done = folder / "fold_all" / "checkpoint_final.pth"
-    if done.exists():
+    if folder.exists():
         return folder
-    values = {organ.name: organ.label for organ in PHANTOM_ORGANS}
+    values = {organ: value for value, organ in enumerate(plan.organs, start=1)}
     dataset = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **values},
@@ -150,43 +194,112 @@ def train_phantom_nnunet(
         dataset=dataset,
         weights=None,
         steps=steps,
-        learning_rate=1e-2,
+        learning_rate=LEARNING_RATE,
         trainer=TRAINER,
-        epoch=50,
+        seed=seed,
+        epoch=EPOCH,
     )
     checkpoint = train_by_nnunet(
         run, lambda raw: write_raw(raw, _phantoms(cases, seed), dataset, values)
     )
-    result = checkpoint.parent.parent
-    (folder / "fold_all").mkdir(parents=True, exist_ok=True)
-    for name in ("plans.json", "dataset.json"):
-        shutil.copyfile(result / name, folder / name)
     content = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    torch.save({name: content[name] for name in KEPT_OF_CHECKPOINT}, done)
+    with new_folder(folder) as fresh:
+        for name in ("plans.json", "dataset.json"):
+            shutil.copyfile(checkpoint.parent.parent / name, fresh / name)
+        (fresh / "fold_all").mkdir()
+        # To find another one, nnU-Net's predictor imports all of them, which need more packages.
+        kept = {name: content[name] for name in KEPT_OF_CHECKPOINT} | {
+            "trainer_name": "nnUNetTrainer"
+        }
+        kept["network_weights"] = _halved(kept["network_weights"])
+        torch.save(kept, fresh / "fold_all" / CHECKPOINT)
     shutil.rmtree(run.folder)
     return folder
 
 
+def _halved(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In float16, as our own exports: half the bytes. A tensor of two names stays one."""
+    halves: dict[int, torch.Tensor] = {}
+    return {name: halves.setdefault(w.data_ptr(), w.half()) for name, w in weights.items()}
+
+
+def nnunets_own(
+    result: Path, ct: Path, *, mirrored: bool = False, above_half: bool = False
+) -> NDArray[np.uint8]:
+    """Label map ``[i, j, k]`` of `ct`, a file ``…_0000.nii.gz``, by nnU-Net's own predictor.
+
+    Its values are those of `PHANTOM_ORGANS`.
+
+    Args:
+        above_half: only where its softmax is above a half, as pseudo labels are.
+    """
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(
+        tile_step_size=NNUNET_OVERLAP, use_mirroring=mirrored, device=torch.device("cpu"),
+        verbose=False, allow_tqdm=False,
+    )  # fmt: skip
+    predictor.initialize_from_trained_model_folder(str(result), ("all",), CHECKPOINT)
+    with TemporaryDirectory() as scratch:
+        predicted = Path(scratch) / "label.nii.gz"
+        predictor.predict_from_files_sequential(
+            [[str(ct)]], [str(predicted)], save_probabilities=above_half
+        )
+        label = np.asarray(read_label(predicted).voxels)
+        if above_half:
+            (written,) = Path(scratch).glob("*.npz")
+            soft = np.load(written)["probabilities"]
+            label = np.where(soft.max(axis=0).T > 0.5, label, 0)
+    named = json.loads((result / "dataset.json").read_bytes())["labels"]
+    values = np.zeros(len(named), np.uint8)
+    for organ in named.keys() & set(PHANTOM_ORGANS.names):
+        values[named[organ]] = PHANTOM_ORGANS[organ].label
+    return np.asarray(values[label])
+
+
+def judge(result: Path, plan: SmallPlan, *, cases: int = 4, seed: int = HELD_OUT) -> dict[str, Any]:
+    """Mean Dice of each organ on phantoms that it was not trained on."""
+    found: dict[str, list[float]] = {organ: [] for organ in plan.organs}
+    with TemporaryDirectory() as scratch:
+        ct = Path(scratch) / "ct_0000.nii.gz"
+        for number in range(cases):
+            phantom = make_phantom(seed + number, grid=PhantomGrid(COLUMNS, axis_codes="RAS"))
+            write_volume(ct, phantom.ct, phantom.geometry)
+            dice = dice_by_organ(nnunets_own(result, ct), phantom.truth, plan.organs)
+            for organ, value in dice.items():
+                found[organ] += [] if value is None else [value]
+    return {organ: round(float(np.mean(values)), 3) for organ, values in found.items() if values}
+
+
 def _phantoms(cases: int, seed: int) -> Iterator[NnunetCase]:
     for number in range(cases):
-        phantom = make_phantom(seed + number, Kind.ORDINARY, grid=PhantomGrid(columns=96))
+        phantom = make_phantom(seed + number, Kind.ORDINARY, grid=PhantomGrid(COLUMNS))
         masks = {o.name: np.asarray(phantom.truth == o.label) for o in PHANTOM_ORGANS}
         yield NnunetCase(f"PHANTOM_{number:04}", phantom.ct, masks, phantom.geometry)
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="A folder per plan is written here.")
+    parser.add_argument("folder", type=Path, nargs="?", default=KEPT, help="One per plan in it.")
     parser.add_argument("--plan", choices=PLANS, action="append", help="Default: all.")
-    parser.add_argument("--cases", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--cases", type=int, default=CASES, help="Phantoms to learn from.")
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    told = {"cases": given.cases, "steps": given.steps, "seed": given.seed}
     for name in given.plan or PLANS:
-        train_phantom_nnunet(
-            given.folder / name,
-            PLANS[name],
-            cases=given.cases,
-            steps=given.steps,
-            seed=given.seed,
-        )
+        if (given.folder / name).exists():
+            continue
+        folder = train_phantom_nnunet(given.folder / name, PLANS[name], **told)
+        provenance = {
+            "command": f"python -m atlas_flows.demos.phantom_nnunet --plan {name}",
+            **told,
+            "trainer": TRAINER,
+            "dice_on_held_out_phantoms": judge(folder, PLANS[name]),
+            "libraries": {one: metadata.version(one) for one in ("nnunetv2", "torch")},
+        }
+        replace_file(folder / "provenance.json", f"{json.dumps(provenance, indent=1)}\n".encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -20,17 +20,22 @@ import numpy as np
 from atlas_core.errors import AtlasError, ConfigurationError, Conflict, NotFound, Unavailable
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import VolumeGeometry
-from atlas_core.imaging import content_sha256, read_label, read_volume, write_volume
+from atlas_core.imaging import content_sha256, read_cropped, read_label, read_volume, write_volume
 from atlas_core.review import MINUTES_PER_CASE, Task, Verdict
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
+from atlas_flows.demos.shape_taking import Box, Effort, Mask, drawing, take_best_shapes
 from atlas_flows.evaluation import dice_by_organ, truth_files
 
 ACCOUNT: Final = "simulated-annotator"
 
 MINUTES_PER_ORGAN: Final = MINUTES_PER_CASE / 9
 """A case of the paper's nine organs takes 15 minutes (§4.2); one with fewer takes less."""
+
+ClicksStrokes = tuple[int, int]
+
+_BOXES: Final = TypeAdapter(list[Box])
 
 CONTENT: Final = re.compile(r".+_([0-9a-f]{12,})")
 """A case's id ends with the first digits of the checksum of its CT: 32, or 12 in old catalogs."""
@@ -46,6 +51,12 @@ class SimulatedWork(FrozenModel):
     skipped: int = Field(default=0, description="Cases whose truth is not available.")
     organs_replaced: int = 0
     minutes: float = Field(default=0.0, description="Time that it would have taken a person.")
+    effort: Effort = Field(
+        default=Effort(), description="Of the revised labels, with shapes taken before drawing."
+    )
+    effort_by_drawing: Effort = Field(
+        default=Effort(), description="Of the same labels, if everything were drawn."
+    )
     budget_spent: bool = Field(default=False, description="It ended before the queue was empty.")
 
 
@@ -145,6 +156,23 @@ class ReviewApi:
         path.write_bytes(self._ask("GET", f"/cases/{case_id}/label_map.nii.gz").content)
         return read_label(path).voxels
 
+    def regions(self, case_id: str, organ: str) -> list[Box]:
+        """Boxes of the attended regions of an organ, largest first."""
+        asked = {"organ": organ}
+        found = self._ask("GET", f"/cases/{case_id}/regions", params=asked).json()["regions"]
+        return _BOXES.validate_python([region["box_ijk"] for region in found])
+
+    def shapes(self, case_id: str, organ: str, ct: VolumeGeometry, folder: Path) -> list[Mask]:
+        """What everybody says of an organ, in the order in which the page shows it."""
+        asked = {"organ": organ}
+        masks = []
+        for shape in self._ask("GET", f"/cases/{case_id}/shapes", params=asked).json()["shapes"]:
+            path = folder / "shape.nii.gz"
+            address = f"/cases/{case_id}/shapes/{shape['id']}.nii.gz"
+            path.write_bytes(self._ask("GET", address, params=asked).content)
+            masks.append(read_cropped(path, ct, case=case_id) != 0)
+        return masks
+
     def hand_in(self, task: Task, organ: str, base: str, mask: Path) -> str:
         """Submit a new label of one organ; returns its version."""
         asked = {"organ": organ, "base": base, "task": str(task.id)}
@@ -228,7 +256,7 @@ def _one(
         api.finish(task, "skip", reason="simulated annotator: its truth is not at hand")
         return _more(done, skipped=1), f"{task.case_id}: skipped, its truth is not at hand"
     with tempfile.TemporaryDirectory(prefix="simulated-") as name:
-        versions = _replace_wrong(api, policy, task, true_map, Path(name))
+        versions, efforts = _replace_wrong(api, policy, task, true_map, Path(name))
     spent = {"seconds_spent": 60.0 * minutes}
     if not versions:
         visited = [one.organ for one in task.organs]
@@ -237,13 +265,24 @@ def _one(
     api.finish(task, "revise", labels=versions, **spent)
     line = f"{task.case_id}: revised {', '.join(versions)}"
     more = _more(done, revised=1, organs_replaced=len(versions), minutes=minutes)
+    for taking, by_drawing in efforts:
+        spent_on = {
+            "effort": more.effort.plus(*taking),
+            "effort_by_drawing": more.effort_by_drawing.plus(*by_drawing),
+        }
+        more = more.model_copy(update=spent_on)
     return more, line
 
 
 def _replace_wrong(
     api: ReviewApi, policy: AnnotatorPolicy, task: Task, true_map: NDArray[np.uint8], folder: Path
-) -> dict[str, str]:
-    """Hand in the truth of every organ whose label is wrong; organ → its new version."""
+) -> tuple[dict[str, str], list[tuple[ClicksStrokes, ClicksStrokes]]]:
+    """Hand in the truth of every organ whose label is wrong.
+
+    Returns:
+        Organ → its new version; and of each organ, what that takes a person who takes shapes first,
+        and one who draws everything.
+    """
     case = api.case(task)
     in_force = {label["organ"]: label for label in case["labels"]}
     ct = VolumeGeometry(tuple(case["shape"]), tuple(tuple(row) for row in case["affine"]))
@@ -256,14 +295,23 @@ def _replace_wrong(
     }
     label_of = api.organ_labels()
     labels = {organ.organ: label_of[organ.organ] for organ in task.organs}
-    for organ in _wrong(api.label_map(task.case_id, folder), true_map, labels, policy.dice):
-        mask = (true_map == labels[organ]).astype(np.uint8)
+    label_map = api.label_map(task.case_id, folder)
+    efforts = []
+    for organ in _wrong(label_map, true_map, labels, policy.dice):
+        true = true_map == labels[organ]
+        drawn = label_map == labels[organ]
+        by_drawing = drawing(drawn, true)
+        shapes = api.shapes(task.case_id, organ, ct, folder)
+        taken, clicks = take_best_shapes(drawn, true, shapes, api.regions(task.case_id, organ))
+        left = drawing(taken, true)
+        efforts.append(((clicks + left[0], left[1]), by_drawing))
+        mask = true.astype(np.uint8)
         path = folder / f"{organ}.nii.gz"
         write_volume(path, np.asfortranarray(mask), ct)
         api.judge(task, organ, Verdict.NEEDS_REVISION)
         base = in_force[organ]["id"] if organ in in_force else "none"
         versions[organ] = api.hand_in(task, organ, base, path)
-    return versions
+    return versions, efforts
 
 
 def _wrong(

@@ -68,7 +68,8 @@ def import_cases(
             file with them below the landing folder. Empty: the dataset's own, or our names.
         licence: Of the dataset, as SPDX id where it has one. Empty: the preset's.
         organs: Organs of a new atlas, by the name of a shipped scheme. Empty: those it has.
-        resample: Bring masks on another grid onto their CT's.
+        resample: Bring masks on another grid onto their CT's, and DICOM slices with gantry tilt or
+            uneven gaps onto a regular one.
         force: Also take volumes that do not look like CTs.
         affine: Which affine to believe where a header has two of different size. Empty: refuse such
             a file.

@@ -167,7 +167,7 @@ def _teaching(
     store: CaseStore,
     scheme: OrganScheme,
 ) -> _Teaching:
-    from atlas_models.training import LabelChoice, choose_cases, is_validation
+    from atlas_models.training import LabelChoice, choose_cases, is_validation, require_labelled
 
     chosen = choose_cases(
         catalog,
@@ -184,7 +184,11 @@ def _teaching(
             got=f"{len(held)} held out for validation",
             remedy="import more cases or hold out fewer",
         )
-    return _Teaching(chosen, held, store, scheme)
+    teaching = _Teaching(chosen, held, store, scheme)
+    # Of an organ without any label the background is never taught: it would grow everywhere.
+    organs = (label.organ for case in teaching.cases for label in case.labels)
+    require_labelled(_Taught(spec.organs), organs, "case that is not held out", fewer=False)
+    return teaching
 
 
 def _known_refusals(run_folder: Path, teaching: _Teaching) -> dict[str, str]:

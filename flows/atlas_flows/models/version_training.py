@@ -143,11 +143,22 @@ def _recorded(order: TrainingOrder, here: Places, catalog: Catalog, store: Model
 
     Raises:
         NotFound: it is not on record, or there is no such version.
+        InvalidInput: the version came without weights that could learn.
     """
     if order.parent is None:
         raise InvalidInput("say what to train", expected="a configuration")
-    spec, _ = store.find(*order.parent)
-    content = configuration_of(spec.name, spec.version, catalog)
+    spec, folder = store.find(*order.parent)
+    try:
+        content = configuration_of(spec.name, spec.version, catalog)
+    except NotFound as error:
+        if trainer_of(folder) is not None:
+            raise
+        raise InvalidInput(
+            f"nobody can train model {spec.name}@{spec.version} further",
+            expected="weights of a network, or an nnU-Net, beside its graph",
+            got="the graph alone",
+            remedy="the loop goes on without it; import the weights it was made of in its place",
+        ) from error
     here.training_runs.mkdir(parents=True, exist_ok=True)
     path = here.training_runs / f"{spec.name}-{spec.version}.yaml"  # JSON is YAML
     replace_file(path, content.encode())

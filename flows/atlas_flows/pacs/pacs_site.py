@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_core.catalog import Catalog
+from atlas_core.dicom_export import ExportedLabels, ObjectKind
 from atlas_core.errors import AtlasError, ConfigurationError, InvalidInput, Unavailable
 from atlas_core.pacs import (
     Inbox,
@@ -24,7 +25,9 @@ from atlas_core.pacs import (
     read_list,
     receiving,
 )
+from atlas_core.records import Reading
 from atlas_core.store import CaseStore
+from atlas_embedded.settings import sqlite_url
 from pydantic import ValidationError
 
 from atlas_flows.runs import CaseOutcome, Outcome, RunSummary
@@ -95,7 +98,7 @@ def _own_vault(places: Places) -> str:
         raise ConfigurationError(
             "the vault is not named", remedy="set ATLASLOOP_PACS_VAULT_URL, as the catalog's"
         )
-    return f"sqlite:///{places.embedded.home.absolute() / 'pacs' / 'vault' / 'vault.sqlite'}"
+    return sqlite_url(places.embedded.home.absolute() / "pacs" / "vault" / "vault.sqlite")
 
 
 def read_settings() -> PacsSettings:
@@ -194,10 +197,13 @@ def push_cases(
     site: PacsSite,
     case_ids: Sequence[str],
     *,
+    kinds: Collection[ObjectKind] = (ObjectKind.SEG,),
+    label: ExportedLabels = ExportedLabels.PREFERRED,
+    reading: Reading = Reading.PAPER,
     again: bool = False,
     on_outcome: OnOutcome | None = None,
 ) -> PushSummary:
-    """Send the labels of cases back to their studies, one after the other.
+    """Send objects of cases back to their studies, one case after the other; see `Push`.
 
     Args:
         case_ids: none: every case that came from a PACS.
@@ -206,7 +212,7 @@ def push_cases(
         ConfigurationError: no PACS is named, or it does not let us in.
     """
     started = time.monotonic()
-    push = Push(connect(site.settings), site.vault, site.catalog, site.store)
+    push = Push(connect(site.settings), site.vault, site.catalog, site.store, kinds, label, reading)
     chosen = list(case_ids) or _cases_of_the_pacs(site)
     outcomes: list[CaseOutcome] = []
     skipped = 0

@@ -16,7 +16,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from atlas_flows.pacs.pacs_site import PacsSite, PullRunSummary, pull_series, query_of
-from atlas_flows.runs import CasesFailed, FilePath
+from atlas_flows.runs import CasesFailed, FilePath, landing_path
 from atlas_flows.runs.progress_artifact import ProgressArtifact
 from atlas_flows.settings import Places
 
@@ -44,7 +44,7 @@ def pull(
 
     Args:
         dataset: They become cases of this dataset. Empty: ATLASLOOP_PACS_DATASET.
-        patient_file: File on the flows' machine with one PatientID a line.
+        patient_file: File below the landing folder with one PatientID a line.
         study_file: With one StudyInstanceUID a line.
         accession_file: With one AccessionNumber a line.
         dates: Of the studies, YYYYMMDD or YYYYMMDD-YYYYMMDD, either end open.
@@ -54,17 +54,23 @@ def pull(
 
     Raises:
         CasesFailed: some series are no cases; it names them by pseudonym. All others are.
+        InvalidInput: malformed dates, or a path out of the landing folder.
     """
+    places = Places.read()
+
+    def listed(text: str | None) -> Path | None:
+        return None if text is None else landing_path(text, places)
+
     query = query_of(
-        study_file=_path(study_file),
-        patient_file=_path(patient_file),
-        accession_file=_path(accession_file),
+        study_file=listed(study_file),
+        patient_file=listed(patient_file),
+        accession_file=listed(accession_file),
         dates=dates,
         body_part=body_part,
         max_thickness_mm=max_thickness_mm,
     )
     with (
-        PacsSite.open(Places.read(), dataset) as site,
+        PacsSite.open(places, dataset) as site,
         ProgressArtifact(1, "pull-progress", "Series pulled") as shown,
     ):
         get_run_logger().info("asking the PACS")
@@ -73,10 +79,6 @@ def pull(
     if summary.failures:
         raise CasesFailed(summary, "imported")
     return summary
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 def as_markdown(summary: PullRunSummary) -> str:

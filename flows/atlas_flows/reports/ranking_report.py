@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, warnings_by_case
 from atlas_core.errors import NotFound
 from atlas_core.imaging.pictures import (
     ATTENTION_SHOWN,
@@ -105,9 +105,11 @@ def build_report(
     datasets = {dataset.name: dataset for dataset in catalog.datasets()}
     kinds = facts.kinds or {}
     scheme = catalog.organ_scheme()
+    warned = warnings_by_case(catalog, [case.case_id for case in ranked[:ROWS_SHOWN]])
+    warnings = {case_id: [one.text for one in found] for case_id, found in warned.items()}
     cards = [
         _card(catalog.case(case.case_id), store, case, scope, ensemble, scheme)
-        | {"kind": _kind(case, kinds, datasets)}
+        | {"kind": _kind(case, kinds, datasets), "warnings": warnings.get(case.case_id, [])}
         for case in ranked[: scope.top]
     ]
     organs = [o for o in scheme if any(_size(case, o.name) is not None for case in ranked)]
@@ -130,9 +132,11 @@ def build_report(
         "organs": organs,
         "several_datasets": len({case.dataset for case in ranked}) > 1,
         "rows": [
-            _row(case, organs, ranked[0], scope, urgent) | {"kind": _kind(case, kinds, datasets)}
+            _row(case, organs, ranked[0], scope, urgent)
+            | {"kind": _kind(case, kinds, datasets), "warnings": warnings.get(case.case_id, [])}
             for case in ranked[:ROWS_SHOWN]
         ],
+        "warned": any(warnings.values()),
         "total": len(ranked),
         "urgent": urgent,
         "left_out": any(case.left_out for case in ranked),

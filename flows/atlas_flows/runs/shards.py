@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from prefect import Task, runtime
 from prefect.client.schemas.objects import State
+from prefect.context import TagsContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -77,7 +78,9 @@ def run_shards(
     """
     # A task runner of our own, because the number of workers is a parameter of the run.
     pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=in_flight)
-    with pool as runner:
+    # Without the run's tags: for a task that has any, Prefect asks its server for a place before it
+    # begins, and for as long as the server is away.
+    with TagsContext(current_tags=set()), pool as runner:
         try:
             futures = list(runner.map(task, {**shards, "run": unmapped(opaque(run))}))
             for future in as_completed(futures):  # whatever fails is raised at once

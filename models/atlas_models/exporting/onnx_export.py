@@ -173,7 +173,7 @@ def _to_onnx(served: ExportedNetwork, spec: ModelSpec) -> onnx.ModelProto:
     x, y, z = spec.patch
     # Two windows: the exporter takes an axis of length one for a constant.
     example = torch.zeros(2, 1, z, y, x)
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             served,
             (example,),
@@ -188,7 +188,7 @@ def _to_onnx(served: ExportedNetwork, spec: ModelSpec) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Without the exporter's progress marks, its notes on packages that are not needed here, and
     its warnings of what it will do differently one day."""
     logger = logging.getLogger("torch.onnx")
@@ -203,12 +203,21 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def store_as_float16(model: onnx.ModelProto) -> None:
-    """Store float32 weights as float16 under their own names, each with a cast back behind it."""
+    """Store float32 weights as float16 under their own names, each with a cast back behind it.
+
+    Only such that float16 holds exactly, as it does all of a network after `round_weights`: what
+    the exporter has computed of them (a batch norm folded into the convolution before it) would be
+    rounded again, and the graph would be another network.
+    """
     graph = model.graph
     casts = []
     for tensor in graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype != np.float32 or values.ndim == 0:
+            continue
+        with np.errstate(over="ignore"):  # what is too large is not held exactly
+            halved = values.astype(np.float16)
+        if not np.array_equal(halved, values):
             continue
         restored = f"{tensor.name}{RESTORED_SUFFIX}"
         for node in graph.node:
@@ -218,7 +227,6 @@ def store_as_float16(model: onnx.ModelProto) -> None:
         casts.append(
             onnx.helper.make_node("Cast", [tensor.name], [restored], to=onnx.TensorProto.FLOAT)
         )
-        halved = values.astype(np.float16)
         tensor.CopyFrom(onnx.numpy_helper.from_array(halved, tensor.name))
     nodes = [*casts, *graph.node]
     del graph.node[:]

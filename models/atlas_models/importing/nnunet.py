@@ -118,6 +118,7 @@ def _spec(plan: NnunetConfiguration, labels: NnunetLabels, choices: NnunetChoice
         hu_window=(plan.input_transform.low, plan.input_transform.high),
         activation=labels.head.activation,
         sha256=NO_SHA256,
+        padding_hu=plan.input_transform.shift,  # zero, once normalised
         **choices.serving,
     )
 

@@ -25,6 +25,7 @@ from .stored_cases import (
     is_validation,
     load_cases,
     read_masks,
+    require_labelled,
 )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "phantom_case",
     "provenance_file",
     "read_masks",
+    "require_labelled",
     "train",
     "train_by_nnunet",
     "train_from_catalog",

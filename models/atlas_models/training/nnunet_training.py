@@ -51,7 +51,8 @@ class NnunetRun:
         dataset: content of ``dataset.json``.
         weights: file with ``network_weights`` to start from; None: from scratch.
         steps, learning_rate: optimiser steps, rounded up to whole epochs; rate at first.
-        trainer: class of nnU-Net's trainer.
+        trainer: class of nnU-Net's trainer; several are joined by ``+``.
+        seed: of weights and of patches, without loaders; None: another one every time.
         python: interpreter with nnunetv2; None: this one.
         device: cpu, cuda or auto.
         loaders: processes that prepare patches ahead; 0: none.
@@ -66,6 +67,7 @@ class NnunetRun:
     steps: int
     learning_rate: float
     trainer: str = "nnUNetTrainer"
+    seed: int | None = None
     python: Path | None = None
     device: str = "auto"
     loaders: int = 0
@@ -143,6 +145,7 @@ def _order(run: NnunetRun) -> dict[str, Any]:
         "epochs": run.epochs,
         "iterations": run.iterations,
         "learning_rate": run.learning_rate,
+        "seed": run.seed,
         "device": device,
         "processes": len(os.sched_getaffinity(0)),
     }

@@ -150,12 +150,15 @@ def choose_cases(
     return tuple(chosen)
 
 
-def require_labelled(config: Taught, labelled: Iterable[str], among: str) -> None:
+def require_labelled(
+    config: Taught, labelled: Iterable[str], among: str, *, fewer: bool = True
+) -> None:
     """Refuse to train an organ from nothing: its channel would become whatever it likes.
 
     Args:
         labelled: organs that some case has a label of.
         among: which cases, for people.
+        fewer: the model may be trained on some of its organs alone.
 
     Raises:
         InvalidInput: names the organs without a label.
@@ -163,12 +166,13 @@ def require_labelled(config: Taught, labelled: Iterable[str], among: str) -> Non
     known = set(labelled)
     missing = [organ for organ in config.organs if organ not in known]
     if missing:
+        there = ", ".join(organ for organ in config.organs if organ in known)
+        others = "import or draw some, or allow other label sources"
         raise InvalidInput(
             f"no {among} has a label of {', '.join(missing)}",
             expected="a label to learn from of every organ of the model",
-            got=f"labels of {', '.join(organ for organ in config.organs if organ in known)}",
-            remedy="import or draw some, allow other label sources, or train fewer organs: --set "
-            f"organs=[{', '.join(organ for organ in config.organs if organ in known)}]",
+            got=f"labels of {there}",
+            remedy=f"{others}; or train fewer organs: --set organs=[{there}]" if fewer else others,
         )
 
 

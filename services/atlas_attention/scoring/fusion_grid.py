@@ -3,7 +3,8 @@
 The same fixed point as on the way to the CT (`native_grid`): both grids have the same box edges,
 positions are rounded to 1/256 of a voxel, and bytes are interpolated linearly along every axis.
 Here the sum over the eight neighbours is rounded once, half up, so a byte is off by at most half a
-step from the interpolation at the rounded position. All is integer: the result does not depend on
+step from the interpolation at the rounded position. Along the axis of thick slices, members that
+are served as nnU-Net copy the nearest slice instead. All is integer: the result does not depend on
 how the volume is cut, and a flipped volume gives the flipped result.
 
 Where the fusion grid is coarser than the member's along an axis (because the CT is, or because it
@@ -40,6 +41,7 @@ class FusionGridReader:
         grid: voxels of the fusion grid (z, y, x).
         to_host: brings what the blender returns to host memory.
         threads: see `fusion.Threads`.
+        copied: axis (z, y, x) along which the nearest voxel is taken; None: linear along all.
     """
 
     def __init__(
@@ -49,13 +51,15 @@ class FusionGridReader:
         grid: Zyx,
         to_host: Callable[[SoftPredictions], SoftPredictions],
         threads: Threads,
+        copied: int | None = None,
     ) -> None:
         self._blender = blender
         self._plan = plan
         self._to_host = to_host
         self._threads = threads
         self._z, self._y, self._x = (
-            AxisPositions.between(m, n) for m, n in zip(plan.grid, grid, strict=True)
+            AxisPositions.nearest(m, n) if axis == copied else AxisPositions.between(m, n)
+            for axis, (m, n) in enumerate(zip(plan.grid, grid, strict=True))
         )
         self._held: SoftPredictions | None = None
         self._first = 0  # slice of the member's grid that is held first

@@ -87,12 +87,14 @@ class GroupRun:
         self.specs: dict[int, ModelSpec] = {m: members.specs[m] for m in group.members}
         self._ct = _reader(source, group, plan.grid, slab_slices)
         self._parts = group.parts
+        self._padding_hu = group.padding_hu
+        copied = group.copied_axis(source.canonical)
         self._blenders = [
             compute.open_blender(plan, len(part.members), len(part.organs), threads)
             for part in group.parts
         ]
         self._readers = [
-            FusionGridReader(blender, plan, fusion_grid, compute.to_host, threads)
+            FusionGridReader(blender, plan, fusion_grid, compute.to_host, threads, copied)
             for blender in self._blenders
         ]
         self._settled = 0
@@ -132,7 +134,7 @@ class GroupRun:
 
     def cut(self, block: NDArray[np.float32], window: Window, flips: Flips) -> NDArray[np.float32]:
         """Hounsfield units of one window ``[z, y, x]``, mirrored; `block`: see `read_row`."""
-        voxels = extract_window(block, window, self.plan)
+        voxels = extract_window(block, window, self.plan, self._padding_hu)
         return np.ascontiguousarray(np.flip(voxels, flips)) if flips else voxels
 
     def settle(self, row: int) -> None:

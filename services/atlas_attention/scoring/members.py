@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from atlas_core.errors import InvalidInput, LimitExceeded
 from atlas_core.geometry import Float3, VolumeGeometry
+from atlas_core.imaging.spline_weights import thick_axis
 from atlas_core.model_spec import ModelSpec, ensemble_organs, parse_ensemble
 from atlas_core.organs import OrganScheme
 
-from atlas_attention.fusion import MAX_MODELS, MAX_ORGANS, Panel, Zyx, panels
+from atlas_attention.fusion import AIR_HU, MAX_MODELS, MAX_ORGANS, Panel, Zyx, panels
 
-_Windows = tuple[Float3, Zyx, float, tuple[float, float] | None]
+_Windows = tuple[Float3, Zyx, float, tuple[float, float] | None, float]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Group:
         overlap: of neighbouring windows, as a share of the patch.
         clip_hu: of the CT before nnU-Net's resampling, which clips first; None: the CT is
             resampled linearly, and only the graph clips.
+        padding_hu: Hounsfield units beyond a CT that is smaller than a window.
         parts: the members, by the organs that they know.
     """
 
@@ -52,12 +54,30 @@ class Group:
     patch: Zyx
     overlap: float
     clip_hu: tuple[float, float] | None
+    padding_hu: float
     parts: tuple[Part, ...]
 
     @property
     def members(self) -> tuple[int, ...]:
         """Indices of all members, rising."""
         return tuple(sorted(member for part in self.parts for member in part.members))
+
+    def copied_axis(self, ct: VolumeGeometry) -> int | None:
+        """Along which axis of z, y, x nnU-Net copies the nearest slice of its predictions, where it
+        brings them back to `ct`; None: along none, or the members are not served as nnU-Net."""
+        if self.clip_hu is None:
+            return None
+        (x, y, z), (ct_x, ct_y, ct_z) = self.spacing_mm, ct.spacing_mm
+        return thick_axis((z, y, x), (ct_z, ct_y, ct_x))
+
+    def meeting_spacing_mm(self, ct: VolumeGeometry) -> Float3:
+        """Of the grid where their predictions lose nothing, along x, y, z: their own, but the CT's
+        where slices are copied, as their edges stand between the slices of their own."""
+        x, y, z = (
+            ct.spacing_mm[axis] if 2 - axis == self.copied_axis(ct) else mm
+            for axis, mm in enumerate(self.spacing_mm)
+        )
+        return x, y, z
 
 
 @dataclass(frozen=True)
@@ -83,13 +103,13 @@ class FusionPlan:
 
         Of members with one spacing it is their own grid. Else it has along each axis the finest
         spacing of the members', or the one that is asked for, but none finer than the CT's: there
-        is nothing to see, and every voxel costs.
+        is nothing to see, and every voxel costs. See `Group.meeting_spacing_mm`.
 
         Args:
             ct: the CT's grid, its axes turned to RAS+.
             fusion_spacing_mm: along x, y, z; None: the members decide.
         """
-        spacings = {group.spacing_mm for group in self.groups}
+        spacings = {group.meeting_spacing_mm(ct) for group in self.groups}
         if fusion_spacing_mm is None and len(spacings) == 1:
             return ct.resampled(spacings.pop())
         finest = fusion_spacing_mm or tuple(min(axis) for axis in zip(*spacings, strict=True))
@@ -149,7 +169,9 @@ def _groups(
         x, y, z = spec.patch
         own = overlap if spec.overlap is None else spec.overlap
         clip_hu = spec.hu_window if spec.resampling == "nnunet" else None
-        parts = grids.setdefault((spec.spacing_mm, (z, y, x), own, clip_hu), {})
+        padding_hu = AIR_HU if spec.padding_hu is None else spec.padding_hu
+        windows = (spec.spacing_mm, (z, y, x), own, clip_hu, padding_hu)
+        parts = grids.setdefault(windows, {})
         parts.setdefault(tuple(sorted(known[member])), []).append(member)
     return tuple(
         Group(

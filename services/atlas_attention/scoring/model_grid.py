@@ -111,14 +111,14 @@ def to_zyx(xyz: tuple[int, int, int]) -> Zyx:
 
 
 def extract_window(
-    block: NDArray[np.float32], window: Window, plan: WindowPlan
+    block: NDArray[np.float32], window: Window, plan: WindowPlan, padding_hu: float = AIR_HU
 ) -> NDArray[np.float32]:
-    """The voxels of `window`, HU ``[z, y, x]`` of the patch; air beyond the grid.
+    """The voxels of `window`, HU ``[z, y, x]`` of the patch; `padding_hu` beyond the grid.
 
     Args:
         block: the slices of the window's z-row, ``[z, y, x]``.
     """
-    voxels = np.full(plan.patch, AIR_HU, np.float32)
+    voxels = np.full(plan.patch, padding_hu, np.float32)
     source = []
     target = []
     bottom = plan.z_range(window.at[0])[0]

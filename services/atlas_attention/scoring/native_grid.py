@@ -83,6 +83,13 @@ class AxisPositions:
         carried = weight >> WEIGHT_BITS
         return cls(lower + carried, (weight & 255).astype(np.uint32), model)
 
+    @classmethod
+    def nearest(cls, model: int, native: int) -> AxisPositions:
+        """As `between`, each at its nearest model voxel; half way, the upper one."""
+        position = (2 * np.arange(native, dtype=np.int64) + 1) * model
+        lower = np.clip(position // (2 * native), 0, model - 1)
+        return cls(lower, np.zeros(native, np.uint32), model)
+
     @property
     def upper(self) -> NDArray[np.int64]:
         """The highest model index that each CT index needs."""

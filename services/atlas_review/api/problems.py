@@ -13,6 +13,7 @@ from atlas_core.errors import (
     LimitExceeded,
     NotFound,
     Unavailable,
+    printable,
 )
 from atlas_core.review import KeptAsProposal, OpenElsewhere, StaleBase
 from fastapi import FastAPI, Request
@@ -52,7 +53,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         (404, "Not found, or not yours"),
         (405, "Not offered"),
         (409, "Conflict"),
-        (413, "Too large"),
+        (413, "Over a limit"),
         (422, "Not acceptable as it is"),
         (429, "Too many attempts"),
         (503, "Not available now"),
@@ -66,7 +67,7 @@ STATUS: tuple[tuple[type[AtlasError], int, str], ...] = (
     (KeptAsProposal, 409, "Kept as a proposal"),
     (OpenElsewhere, 409, "Open elsewhere"),
     (Conflict, 409, "Conflict"),
-    (LimitExceeded, 413, "Too large"),
+    (LimitExceeded, 413, "Over a limit"),
     (InvalidInput, 422, "Not acceptable as it is"),
     (Unavailable, 503, "Not available now"),
 )
@@ -91,12 +92,14 @@ def problem_of(error: AtlasError) -> JSONResponse:
     """The response to an error of ours."""
     if isinstance(error, NotSignedIn):
         challenge = {"WWW-Authenticate": "Bearer"}
-        return problem(401, "Not signed in", str(error), headers=challenge, auth=error.methods)
+        return problem(
+            401, "Not signed in", str(error), headers=challenge, auth=error.methods, **_parts(error)
+        )
     if isinstance(error, NotAllowed):
         return problem(403, "Not allowed", str(error), **_parts(error))
     if isinstance(error, TooManyAttempts):
         wait = {"Retry-After": str(error.retry_after_s)}
-        return problem(429, "Too many attempts", str(error), headers=wait)
+        return problem(429, "Too many attempts", str(error), headers=wait, **_parts(error))
     for kind, status, title in STATUS:
         if isinstance(error, kind):
             return problem(status, title, str(error), **_parts(error), **_versions(error))
@@ -107,8 +110,9 @@ def problem_of(error: AtlasError) -> JSONResponse:
 def _parts(error: AtlasError) -> dict[str, Any]:
     return {
         "case": error.case,
-        "expected": None if error.expected is None else str(error.expected),
-        "got": None if error.got is None else str(error.got),
+        "what": printable(error.what),
+        "expected": None if error.expected is None else printable(str(error.expected)),
+        "got": None if error.got is None else printable(str(error.got)),
         "remedy": error.remedy,
     }
 

@@ -92,6 +92,12 @@ class LeaseAsk(_Body):
     )
 
 
+class Leaving(_Body):
+    """The window that is closed."""
+
+    page: str = Field(min_length=1, max_length=PAGE_NAME_LENGTH, pattern=PAGE_NAME)
+
+
 class Judgement(_Body):
     """An annotator's verdict on one organ."""
 
@@ -235,6 +241,13 @@ def take_or_renew(
 def give_back(review: TheReview, who: SignedIn, task_id: TaskId) -> None:
     """Release the lease on this task."""
     review.queue.release(task_id, annotator_of(who))
+
+
+@router.post("/tasks/{task_id}/leave", status_code=204)
+def leave(review: TheReview, who: SignedIn, task_id: TaskId, body: Leaving) -> None:
+    """A window of your browser that worked on this task is closed: you keep the lease, and another
+    window may go on without taking over."""
+    review.queue.leave(task_id, annotator_of(who), body.page)
 
 
 @router.put("/tasks/{task_id}/organs/{organ}")

@@ -6,6 +6,8 @@ the protocol has no label versions, so the id also records which ones its holder
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +17,9 @@ from atlas_review.errors import NotSignedIn
 
 _SEPARATOR: Final = "~"
 """Does not occur in case ids."""
+
+_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
+"""OHIF's plug-in knows an image by its SeriesInstanceUID alone."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,16 @@ class ImageIds:
     Args:
         secret: signing key.
         lifetime_s: how long an image can be downloaded by its id.
+        case_of_series: the case that came as the series of a UID; None: all ids are cases'.
     """
 
-    def __init__(self, secret: bytes, lifetime_s: float) -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        lifetime_s: float,
+        case_of_series: Callable[[str], str] | None = None,
+    ) -> None:
+        self._case_of_series = case_of_series
         self._signer = URLSafeTimedSerializer(secret, salt="atlasloop.monai.image")
         self._lifetime_s = int(lifetime_s)
 
@@ -52,13 +64,16 @@ class ImageIds:
         return f"{case_id}{_SEPARATOR}{self._signer.dumps(content)}"
 
     def read(self, text: str) -> ImageId:
-        """The content of an id; a plain case id carries nothing else.
+        """The content of an id; a plain case id, or the UID of a series, carries nothing else.
 
         Raises:
             NotSignedIn: the signature is not ours.
+            NotFound: no case came as this series.
         """
         case_id, _, token = text.partition(_SEPARATOR)
         if not token:
+            if self._case_of_series is not None and _UID.fullmatch(case_id):
+                return ImageId(self._case_of_series(case_id))
             return ImageId(case_id)
         try:
             content = self._signer.loads(token, max_age=self._lifetime_s)

@@ -11,9 +11,11 @@ import re
 import secrets
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Final
 
 from atlas_core.errors import InvalidInput, NotFound
+from atlas_core.pacs import Transfers
 from atlas_core.review import USER_NAME, Annotator, Task, TaskFilter, TaskState
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
@@ -55,7 +57,22 @@ Output = Annotated[str, Query(pattern="^(all|image|json|dsa|asap)?$", max_length
 
 def image_ids(review: TheReview) -> ImageIds:
     """The ids that this service signs."""
-    return ImageIds(review.secret, review.settings.capability_minutes * 60)
+    lifetime_s = review.settings.capability_minutes * 60
+    return ImageIds(review.secret, lifetime_s, partial(_case_of_series, review))
+
+
+def _case_of_series(review: Review, uid: str) -> str:
+    """
+    Args:
+        uid: as the PACS's images have it after de-identification.
+
+    Raises:
+        NotFound: no case came as this series.
+    """
+    case_id = Transfers(review.catalog).of_series(uid).case_id
+    if case_id is None:
+        raise NotFound("this series is no case yet", got=uid, remedy="see `atlasloop pacs list`")
+    return case_id
 
 
 Ids = Annotated[ImageIds, Depends(image_ids)]
@@ -151,7 +168,7 @@ def _sample(review: Review, ids: ImageIds, task: Task, who: str) -> dict[str, An
     path = review.files.ct(case).path
     digest = review.files.sha256(path)
     name = f"{case.id}_{digest[:8]}.nii.gz"  # 3D Slicer caches images by name: no two may share one
-    return {
+    return _series_of(review, case.id) | {
         "id": ids.make(case.id, bases, who),
         "name": name,
         "path": name,
@@ -160,11 +177,20 @@ def _sample(review: Review, ids: ImageIds, task: Task, who: str) -> dict[str, An
     }
 
 
+def _series_of(review: Review, case_id: str) -> dict[str, str]:
+    """What OHIF opens: the series that the case came as, if from a PACS, by de-identified UIDs."""
+    try:
+        came = Transfers(review.catalog).of_case(case_id)
+    except NotFound:
+        return {}
+    return {"StudyInstanceUID": came.study, "SeriesInstanceUID": came.series}
+
+
 @router.head("/datastore/image", include_in_schema=False)
 @router.get("/datastore/image", response_class=Response)
 async def image(request: Request, review: TheReview, ids: Ids, image: ImageQuery) -> Response:
     """The CT of a case; an id from the queue suffices, without a token."""
-    found = ids.read(image)
+    found = await run_in_threadpool(ids.read, image)
     who = found.holder if found.may_download else (await identity(request)).user
     await run_in_threadpool(_renew, review, found, who)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
@@ -246,7 +272,7 @@ async def save_label(
     An organ without a voxel stays as it is, and is listed, unless `emptied` in `params` names it.
     With the tag "final" it also ends the task that its sender holds.
     """
-    found = ids.read(image)
+    found = await run_in_threadpool(ids.read, image)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     async with received_form(request) as form:
         params = _parsed_params(form.get("params"))
@@ -280,7 +306,7 @@ async def infer(
         raise NotFound("no such model", expected=MODEL, got=model)
     if session_id:
         return _no_sessions()
-    found: ImageId = ids.read(image)
+    found: ImageId = await run_in_threadpool(ids.read, image)
     await run_in_threadpool(_renew, review, found, who.user)
     case = await run_in_threadpool(review.catalog.case, found.case_id)
     form = ResultForm.read(await _params_of(request))

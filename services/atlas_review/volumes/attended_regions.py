@@ -49,7 +49,6 @@ class OrganRegion(AttendedRegion):
 
     organ: str
     organ_ml: float = Field(description="Volume of the organ's label in force, in millilitres.")
-    ml: float = Field(description="As region_ml.")
 
 
 def find_attended_regions(

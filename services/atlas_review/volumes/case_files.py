@@ -210,7 +210,6 @@ class CaseFiles:
             OrganRegion(
                 organ=one.organ,
                 organ_ml=in_force[one.organ].volume_ml if one.organ in in_force else 0.0,
-                ml=region.region_ml,
                 **region.model_dump(),
             )
             for one in self._attention_maps(case.id, organ)

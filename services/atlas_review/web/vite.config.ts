@@ -11,7 +11,8 @@ function sources(folder: string = ROOT): string[] {
   return readdirSync(folder, { withFileTypes: true })
     .flatMap((entry) => {
       const path = join(folder, entry.name)
-      if (entry.isDirectory()) return entry.name === 'node_modules' ? [] : sources(path)
+      if (entry.name === 'node_modules') return [] // a folder, or a link to one
+      if (entry.isDirectory()) return sources(path)
       return [relative(ROOT, path).split(sep).join('/')]
     })
     .sort()

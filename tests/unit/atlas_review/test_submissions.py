@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from atlas_core.catalog import Catalog
-from atlas_core.errors import InvalidInput
+from atlas_core.errors import InvalidInput, LimitExceeded
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, read_label
 from atlas_core.records import Case, Dataset
@@ -84,6 +84,29 @@ def test_a_mask_with_a_stale_base_is_kept(store: CaseStore, versions: LabelVersi
     assert caught.value.current == first
     assert sorted(files(store)) == sorted([first.path, kept.path])
     assert [version.id for version in versions.versions(CASE.id)] == [first.id, kept.id]
+
+
+def test_proposals_of_one_author_are_limited(store: CaseStore, catalog: Catalog) -> None:
+    """Nobody fills the store with what nobody asked for; what is handed in as asked still is."""
+    versions = LabelVersions(catalog, max_proposals=2)
+    first = submit_mask(store, versions, a_submission())
+    for column in (2, 3):
+        with pytest.raises(StaleBase):
+            submit_mask(store, versions, a_submission("bob", column=column))
+    kept = files(store)
+    with pytest.raises(LimitExceeded, match="bob"):
+        submit_mask(store, versions, a_submission("bob", column=4))
+    assert files(store) == kept
+    with pytest.raises(StaleBase):  # another author, and a repetition
+        submit_mask(store, versions, a_submission("eve", column=4))
+    with pytest.raises(StaleBase):
+        submit_mask(store, versions, a_submission("bob", column=3))
+    submitted = submit_mask(store, versions, a_submission("bob", base=first.id, column=5))
+    assert submitted.in_force
+    waiting = versions.proposals(0, 9)[1]
+    versions.accept(CASE.id, waiting[-1].id, Annotator("ann", True), submitted.id)
+    with pytest.raises(StaleBase):
+        submit_mask(store, versions, a_submission("bob", column=4))
 
 
 def test_a_refused_mask_leaves_no_file(store: CaseStore, versions: LabelVersions) -> None:

@@ -1,5 +1,7 @@
 /** The server's JSON API (`/api/v1`): types, one way to call it, one way to fail. */
 
+import { said, t } from './i18n'
+
 export interface Session {
   user: string
   roles: string[]
@@ -133,10 +135,20 @@ export interface Shape {
   volume_ml: number | null
   url: string
 }
+/** What somebody said about a case, an organ of it, or a voxel of the CT. */
+export interface Comment {
+  author: string
+  text: string
+  organ: string | null
+  voxel_ijk: [number, number, number] | null
+  created_at: string
+}
 export interface CaseBrief {
   id: string
   dataset: string
   state?: string | null
+  /** Its newest task; null: it never had one. */
+  task_id: number | null
   flagged: boolean
 }
 export interface Statistics {
@@ -153,23 +165,36 @@ export class Problem extends Error {
   readonly body: Record<string, unknown>
 
   constructor(status: number, body: Record<string, unknown>) {
-    super(text(body.title) || `The server answered ${status}`)
+    super(said(text(body.title)) || t('The server answered {status}', { status }))
     this.status = status
     this.body = body
   }
 
-  /** [name, text] of every part that the server gave. */
-  parts(): [string, string][] {
-    return (['detail', 'expected', 'got', 'remedy'] as const)
-      .map((name): [string, string] => [name, text(this.body[name])])
-      .filter(([, value]) => value !== '')
+  /** What was refused, with what was expected and found, and what to do about it; of which case. */
+  get detail(): string {
+    const about = text(this.body.case)
+    return about && this.body.what ? `${about}: ${this.refusal}` : this.refusal
+  }
+
+  /** The same once: without the case, which its page names. */
+  get sentence(): string {
+    const whole = this.refusal || this.message
+    return whole[0]!.toUpperCase() + whole.slice(1)
+  }
+
+  private get refusal(): string {
+    const { what, expected, got, remedy, detail } = this.body
+    if (!what) return text(detail)
+    const values = [text(expected) && `${t('expected')} ${said(text(expected))}`, text(got) && `${t('got')} ${said(text(got))}`].filter(Boolean)
+    const sentence = values.length > 0 ? `${said(text(what))} (${values.join(', ')})` : said(text(what))
+    return remedy ? `${sentence}; ${said(text(remedy))}` : sentence
   }
 }
 
 /** The server could not be reached: nothing was refused, and nothing is lost. */
 export class Offline extends Error {
   constructor() {
-    super('The server could not be reached')
+    super(t('The server could not be reached'))
   }
 }
 

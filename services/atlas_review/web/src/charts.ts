@@ -1,5 +1,6 @@
 /** The charts of the atlas page, as hand-written SVG: each value is also in a title or a table. */
 
+import { t } from './i18n'
 import { h, svg, title } from './dom'
 import type { Statistics } from './api'
 
@@ -76,7 +77,7 @@ export function attentionSizes(data: Statistics['attention_by_dataset'], share: 
     )
   })
   const percent = format(share * 100)
-  const caption = `Attention size per dataset, ml; the top ${percent} % of the ranking in red (Fig. 4)`
+  const caption = t('Attention size per dataset, ml; the top {percent} % of the ranking in red (Fig. 4)', { percent })
   return figure(caption, top + height + foot, caption, axis(left, end, step, y), ...columns)
 }
 
@@ -101,7 +102,7 @@ export function organVolumes(data: Statistics['organ_volumes'], colour: (organ: 
     svg('text', { class: 'tick', x: x(value), y: bottom + 16, 'text-anchor': 'middle' }, format(value)),
   ])
   const boxes = organs.map(([name, one], i) => organBox(name, one, top + row * (i + 0.5), x, left - 8, colour(name)))
-  const caption = 'Organ volumes, ml: median, quartiles, range and cases (Fig. 1b, Fig. 9)'
+  const caption = t('Organ volumes, ml: median, quartiles, range and cases (Fig. 1b, Fig. 9)')
   return figure(caption, bottom + foot, caption, svg('g', {}, grid), ...boxes)
 }
 
@@ -114,7 +115,7 @@ function organBox(
   color: string,
 ): SVGElement {
   const [low, high] = [Math.min(one.q1, ...one.values), Math.max(one.q3, ...one.values)]
-  const description = `${title(name)}: median ${format(one.median)} ml, quartiles ${format(one.q1)} to ${format(one.q3)}, ${one.count} cases`
+  const description = t('{organ}: median {median} ml, quartiles {q1} to {q3}, {count} cases', { organ: title(name), median: format(one.median), q1: format(one.q1), q3: format(one.q3), count: one.count })
   // Points are spread over the row by a fixed pattern: the same page for the same data.
   const spread = (n: number): number => ((n * 7) % 13) - 6
   return svg(

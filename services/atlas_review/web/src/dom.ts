@@ -1,5 +1,7 @@
 /** A small way to build elements without markup strings, hence with nothing to escape. */
 
+import { t } from './i18n'
+
 type Value = string | number | boolean | null | undefined | ((event: never) => void)
 export type Child = Node | string | number | null | undefined | false | Child[]
 
@@ -59,9 +61,9 @@ export function tableHead(names: readonly string[], numbers: readonly string[]):
   return h('thead', {}, h('tr', {}, cells))
 }
 
-/** `kidney_left` reads "kidney left". */
+/** `kidney_left` reads "kidney left", in the language of the page. */
 export function title(name: string): string {
-  return name.replaceAll('_', ' ')
+  return t(name.replaceAll('_', ' '))
 }
 
 export function button(
@@ -76,7 +78,7 @@ export function button(
       class: more.kind,
       'aria-label': more.label ?? label,
       'aria-keyshortcuts': more.key,
-      title: more.key ? `${more.label ?? label} (key ${more.key})` : null,
+      title: more.key ? t('{label} (key {key})', { label: more.label ?? label, key: more.key }) : null,
       onclick,
     },
     label,

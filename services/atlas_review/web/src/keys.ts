@@ -1,5 +1,6 @@
 /** Every key of the page in one table: it acts, and the `?` overlay lists it. */
 
+import { t } from './i18n'
 import { h } from './dom'
 
 export interface Key {
@@ -52,8 +53,11 @@ export function startKeys(keys: Key[]): void {
   }, { capture: true })
 }
 
-/** The keys of the page that is shown now. */
+/** The keys of the page that is shown now; each has one meaning there. */
 export function setKeys(keys: Key[]): void {
+  const names = [...keys, ...global].flatMap((one) => one.keys)
+  const twice = names.find((name, at) => names.indexOf(name) < at)
+  if (twice) throw new Error(`two meanings of the key ${twice}`)
   local = keys
 }
 
@@ -77,10 +81,10 @@ export function showHelp(): void {
   )
   const dialog = h(
     'dialog',
-    { class: 'wide', 'aria-label': 'Keys', onclose: () => dialog.remove() },
-    h('h2', {}, 'Keys'),
+    { class: 'wide', 'aria-label': t('Keys'), onclose: () => dialog.remove() },
+    h('h2', {}, t('Keys')),
     h('div', { class: 'columns' }, tables),
-    h('form', { method: 'dialog' }, h('button', { autofocus: true }, 'Close')),
+    h('form', { method: 'dialog' }, h('button', { autofocus: true }, t('Close'))),
   )
   document.body.append(dialog)
   dialog.showModal()

@@ -1,3 +1,4 @@
+import { t } from './i18n'
 import './style.css'
 import {
   call,
@@ -17,6 +18,7 @@ import type { Context, OpenPage, Page } from './context'
 import { button, h, replace } from './dom'
 import { setKeys, showHelp, startKeys } from './keys'
 import { attempt, Banner, banners, showError } from './notices'
+import { preferences } from './preferences'
 import { openAtlas } from './pages/atlas'
 import { openGallery } from './pages/gallery'
 import { askToLogIn } from './pages/login'
@@ -30,17 +32,17 @@ const PAGES: Record<string, OpenPage> = {
   gallery: openGallery,
 }
 const LINKS = [
-  ['queue', 'Queue'],
-  ['atlas', 'Atlas'],
-  ['gallery', 'Gallery'],
+  ['queue', t('Queue')],
+  ['atlas', t('Atlas')],
+  ['gallery', t('Gallery')],
 ] as const
 const RETRY_MS = 3000
 
-const nav = h('nav', { 'aria-label': 'Pages of the site' })
+const nav = h('nav', { 'aria-label': t('Pages of the site') })
 const who = h('div', { class: 'who' })
 const main = h('main', { id: 'main', tabindex: '-1' })
 document.body.append(
-  h('header', {}, h('a', { class: 'brand', href: '#/queue' }, 'Atlas Loop'), nav, who),
+  h('header', {}, h('a', { class: 'brand', href: '#/queue' }, 'Atlas Loop'), nav, who, preferences()),
   banners,
   main,
 )
@@ -56,10 +58,10 @@ function goTo(name: string): () => void {
 }
 
 startKeys([
-  { keys: ['?'], does: 'this list', group: 'Everywhere', run: showHelp },
-  { keys: ['Q'], does: 'queue', group: 'Everywhere', run: goTo('queue') },
-  { keys: ['A'], does: 'atlas', group: 'Everywhere', run: goTo('atlas') },
-  { keys: ['G'], does: 'gallery', group: 'Everywhere', run: goTo('gallery') },
+  { keys: ['?'], does: t('this list'), group: t('Everywhere'), run: showHelp },
+  { keys: ['Q'], does: t('queue'), group: t('Everywhere'), run: goTo('queue') },
+  { keys: ['A'], does: t('atlas'), group: t('Everywhere'), run: goTo('atlas') },
+  { keys: ['G'], does: t('gallery'), group: t('Everywhere'), run: goTo('gallery') },
 ])
 
 async function closePage(): Promise<void> {
@@ -81,14 +83,14 @@ async function show(): Promise<void> {
   }
   await closePage()
   replace(nav, LINKS.map(([to, text]) => h('a', { href: `#/${to}`, 'aria-current': to === name ? 'page' : null }, text)))
-  replace(main, h('p', { role: 'status' }, 'Loading…'))
+  replace(main, h('p', { role: 'status' }, t('Loading…')))
   main.dataset.page = name
   try {
     const opened = await open(main, context, decodeURIComponent(argument))
     if (mine === shown) page = opened
     else await opened.close?.()
   } catch (error) {
-    if (mine === shown) replace(main, h('h1', {}, 'This page could not be shown'), button('Try again', () => void show()))
+    if (mine === shown) replace(main, h('h1', {}, t('This page could not be shown')), button(t('Try again'), () => void show()))
     showError(error)
   }
 }
@@ -107,11 +109,11 @@ async function enter(session: Session): Promise<void> {
   }
   replace(
     who,
-    session.insecure && h('span', { class: 'state skipped', title: 'Anybody on this computer can change labels' }, 'insecure'),
+    session.insecure && h('span', { class: 'state skipped', title: t('Anybody on this computer can change labels') }, t('insecure')),
     h('span', {}, session.user),
-    h('span', { class: 'roles' }, session.roles.join(', ')),
-    button('Keys', showHelp, { key: '?' }),
-    button('Log out', () => attempt(logOut)),
+    h('span', { class: 'roles' }, session.roles.map((role) => t(role)).join(', ')),
+    button(t('Keys'), showHelp, { key: '?' }),
+    button(t('Log out'), () => attempt(logOut)),
   )
   await show()
 }
@@ -144,8 +146,10 @@ whenConnectionChanges((lost) => {
 
 const loggedOut = new Banner('warning')
 whenLoggedOut(() => {
-  loggedOut.set('You are logged out. Your drawing is kept in this browser. ', button('Log in again', () => location.reload()))
+  loggedOut.set('You are logged out. Your drawing is kept in this browser. ', button(t('Log in again'), () => location.reload()))
 })
 
 addEventListener('hashchange', () => void show())
+// A page that comes back as it was left has given up its lease.
+addEventListener('pageshow', (event) => event.persisted && location.reload())
 void start()

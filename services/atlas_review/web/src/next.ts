@@ -1,5 +1,6 @@
 /** Going to the next case, from the queue and from a case alike. */
 
+import { t } from './i18n'
 import { call, type Task } from './api'
 import { say } from './notices'
 
@@ -23,5 +24,5 @@ export async function goToNext(): Promise<void> {
   const filter = Object.fromEntries(Object.entries(keptFilter()).filter(([, value]) => value))
   const task = await call<Task>('POST', 'queue/next', filter)
   if (task) location.hash = `#/task/${task.id}`
-  else say('The queue has no case left for these filters.')
+  else say(t('The queue has no case left for these filters.'))
 }

@@ -1,5 +1,6 @@
 /** Messages to the user: banners that stay, notices that disappear, questions. */
 
+import { t } from './i18n'
 import { Offline, Problem } from './api'
 import { button, h, type Child } from './dom'
 
@@ -30,17 +31,16 @@ export function say(text: string): void {
   setTimeout(() => element.remove(), SHOWN_MS)
 }
 
-/** Show a failure: detail, expected, got and the remedy; it stays until it is dismissed. */
+/** Show a failure, and for a refusal what was expected and found, and the remedy; it stays until it is dismissed. */
 export function showError(error: unknown): void {
   if (error instanceof Offline) return // the banner says so
-  const parts = error instanceof Problem ? error.parts() : []
   const message = error instanceof Error ? error.message : String(error)
   const element: HTMLElement = h(
     'div',
     { class: 'notice error', role: 'alert' },
     h('strong', {}, message),
-    h('dl', {}, parts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)])),
-    button('Dismiss', () => element.remove()),
+    error instanceof Problem && h('p', {}, error.detail),
+    button(t('Dismiss'), () => element.remove()),
   )
   notices.append(element)
 }
@@ -51,7 +51,7 @@ export function attempt(action: () => Promise<unknown>): void {
 }
 
 /** Ask for a text; null when the user cancels. */
-export function ask(question: string, field: string, confirm: string): Promise<string | null> {
+export function ask(question: string, field: string, confirm: string, warning = ''): Promise<string | null> {
   return new Promise((resolve) => {
     const input = h('textarea', { required: true, rows: 3, maxlength: 2000 })
     const dialog = h(
@@ -64,6 +64,7 @@ export function ask(question: string, field: string, confirm: string): Promise<s
         },
       },
       h('h2', {}, question),
+      warning && h('p', {}, warning),
       h(
         'form',
         { method: 'dialog' },
@@ -71,7 +72,7 @@ export function ask(question: string, field: string, confirm: string): Promise<s
         h(
           'div',
           { class: 'row end' },
-          h('button', { value: 'no', formnovalidate: true }, 'Cancel'),
+          h('button', { value: 'no', formnovalidate: true }, t('Cancel')),
           h('button', { value: 'yes', class: 'primary' }, confirm),
         ),
       ),

@@ -1,19 +1,23 @@
 /** The three views of a case, drawn by the processor: CT, attention, and the label map that is drawn in. */
 
 import type { Organ } from './api'
-import { difference, put, type Axis, type Edit, type History } from './edits'
-import { interpolate, type Dims } from './interpolate'
+import { Editor, type StrokeKind } from './editor'
+import { Census } from './voxels/census'
+import type { Axis, History } from './voxels/edits'
+import type { Box } from './voxels/solid'
 import { attentionColours, labelColours } from './views/colours'
 import { Grid, type Affine, type Vec3 } from './views/grid'
 import { hounsfield, readNifti, writeLabelMap } from './views/nifti'
-import { drawMarks, measured, type Measure, type Window } from './views/marks'
+import { drawMarks, measured, type Measure, type Outline, type Window } from './views/marks'
 import { middle, panesOf, zoomed, type Camera, type Pane } from './views/panes'
-import { Changes, Stroke } from './views/pen'
-import { Palette, PLANES, rowOf, type Block, type Layers } from './views/planes'
+import { countDifference, type Difference } from './views/difference'
+import { Palette, PLANES, type Block, type Layers } from './views/planes'
 import { Pointer } from './views/pointer'
 import { SlicePictures } from './views/pictures'
+import { Projections, slabAround } from './views/projection'
+import { Wire } from './views/wire'
 
-export type Tool = 'look' | 'pen' | 'eraser' | 'fill' | 'length' | 'roi'
+export type Tool = 'look' | StrokeKind | 'region' | 'wire' | 'length' | 'roi'
 export type View = Axis | 'all'
 export type Bytes = Uint8Array<ArrayBuffer>
 export type Stream = ReadableStream<Bytes>
@@ -43,49 +47,50 @@ export interface Scene {
   camera: Camera
   window: Window
   view: View
+  slab: number
 }
 
-const DRAWING: ReadonlySet<Tool> = new Set(['pen', 'eraser', 'fill'])
+const DRAWING: ReadonlySet<Tool> = new Set(['pen', 'eraser', 'fill', 'scissors'])
 const ZOOM_STEP = 1.15
 const MEASURES = 20
 /** While the pen is down, the other views follow it this often. */
 const OTHER_VIEWS_MS = 150
 
 export class Viewer {
-  onEdit: (edit: Edit) => void = () => {}
+  /** A spot was chosen from which a region is to grow. */
+  onSeed: (voxel: Vec3) => void = () => {}
+  /** The pen is to become larger, or smaller where negative. */
+  onSize: (steps: number) => void = () => {}
   onLocation: (location: Location) => void = () => {}
   /** The window was set by hand, to none of the named ones. */
   onWindow: () => void = () => {}
   /** Where the pointer is; null where it has left the views. */
   onHover: (location: Location | null) => void = () => {}
-  protectOthers = true
+  readonly editor: Editor
   private grid!: Grid
   private hu: Int16Array = new Int16Array()
-  /** The label map as it is in force, and as it is drawn now. */
-  private base: Bytes = new Uint8Array()
-  private map: Bytes = new Uint8Array()
   private attention: Block | null = null
   /** What somebody or a model says of the pen's organ. */
   private shape: Block | null = null
+  private preview: Block | null = null
+  private difference: Difference | null = null
   /** Attention (Eq. 4) from which it is shown. */
   private threshold = 0
   private crosshair: Vec3 = [0, 0, 0]
   private camera: Camera = { zoom: 1, centre: [0, 0, 0] }
   private ctWindow: Window = WINDOWS['soft tissue']
   private view: View = 'all'
-  private readonly hidden = new Set<number>()
+  /** Thickness in mm of the slab whose highest values are shown; 0: the slice. */
+  private slab = 0
   private overlays = { labels: true, attention: true, outline: false }
   private opacity: { labels: number; attention: number } = { ...OPACITY }
   private peeking = false
-  private pen: Organ
-  private penSize = 1
   private tool: Tool = 'look'
-  private stroke: Stroke | null = null
   private measures: Measure[] = []
-  /** The last two slices on which an organ was drawn, newest first: interpolation fills between them. */
-  private readonly drawn = new Map<number, { axis: Axis; slice: number }[]>()
+  private wire: Wire | null = null
   private readonly palette = new Palette()
   private readonly pictures = new SlicePictures(this.palette)
+  private readonly projections = new Projections(() => this.refresh('all'))
   private readonly context: CanvasRenderingContext2D
   private readonly pointer: Pointer
   private readonly resized = new ResizeObserver(() => this.resize())
@@ -95,9 +100,9 @@ export class Viewer {
   constructor(
     private readonly canvas: HTMLCanvasElement,
     private readonly organs: readonly Organ[],
-    private readonly history: History,
+    history: History,
   ) {
-    this.pen = organs[0]!
+    this.editor = new Editor(organs, history, () => this.refresh())
     // Without a graphics card, a canvas of the GPU process is drawn by the processor all the same, and more slowly.
     this.context = canvas.getContext('2d', { alpha: false, willReadFrequently: true })!
     this.colour()
@@ -111,20 +116,21 @@ export class Viewer {
       pan: (pane, dx, dy) => this.pan(pane, dx, dy),
       window: (dx, dy) => this.dragWindow(dx, dy),
       scroll: (pane, slices) => this.scrollIn(pane.axis, slices),
+      size: (steps) => this.onSize(steps),
       zoom: (pane, at, steps) => this.zoomAt(steps, this.under(pane, at)),
-      hover: (pane, at) => this.onHover(pane && this.loaded ? this.describe(this.voxel(pane, at)) : null),
+      hover: (pane, at) => this.hover(pane, at),
     })
   }
 
   close(): void {
-    this.onEdit = () => {}
+    this.editor.close()
     this.resized.disconnect()
     this.pointer.close()
     cancelAnimationFrame(this.frame)
     this.hu = new Int16Array()
-    this.base = this.map = new Uint8Array()
-    this.attention = this.shape = null
+    this.attention = this.shape = this.preview = this.difference = null
     this.pictures.clear()
+    this.projections.clear()
   }
 
   // --- volumes ----------------------------------------------------------------------------------
@@ -134,6 +140,7 @@ export class Viewer {
     const volume = await readNifti(ct)
     this.grid = new Grid(volume.shape, affine)
     this.hu = this.grid.toRas(hounsfield(volume))
+    this.editor.open(this.hu, this.grid.dims, this.grid.spacing)
     this.crosshair = middle(this.dims).map(Math.round) as Vec3
     this.camera = { zoom: 1, centre: middle(this.dims) }
     this.refresh('all')
@@ -142,8 +149,7 @@ export class Viewer {
 
   /** The label map in force, on the grid of the CT (null: no label yet); the base of all edits. */
   async loadLabels(labels: Stream | null): Promise<void> {
-    this.base = labels ? await this.readMap(labels) : new Uint8Array(this.grid.voxels)
-    this.show(this.base.slice())
+    this.editor.load(labels ? await this.readMap(labels) : new Uint8Array(this.grid.voxels))
     this.reportLocation()
   }
 
@@ -173,7 +179,7 @@ export class Viewer {
   }
 
   private get loaded(): boolean {
-    return this.map.length > 0
+    return this.editor.loaded
   }
 
   private get dims(): Vec3 {
@@ -181,79 +187,17 @@ export class Viewer {
   }
 
   private get layers(): Layers {
-    return { hu: this.hu, labels: this.loaded ? this.map : null, attention: this.attention, shape: this.shape, dims: this.dims }
+    const { hu, attention, shape, preview, difference, dims } = this
+    return { hu, labels: this.loaded ? this.editor.map : null, attention, shape, preview, difference, projected: (axis, at) => this.projected(axis, at), dims }
   }
 
-  private show(map: Bytes): void {
-    this.map = map
-    this.refresh()
+  private projected(axis: Axis, at: number): Int16Array | null {
+    if (this.slab === 0) return null
+    const { through } = PLANES[axis]
+    return this.projections.of(axis, this.hu, this.dims, slabAround(at, this.slab, this.grid.spacing[through], this.dims[through]))
   }
 
-  // --- edits ------------------------------------------------------------------------------------
-
-  /** May the pen change a voxel that has this label now? Hidden organs are never touched. */
-  private may(label: number, erasing = this.tool === 'eraser'): boolean {
-    if (label === this.pen.label) return true
-    if (erasing && this.protectOthers) return false
-    return label === 0 || (!this.protectOthers && !this.hidden.has(label))
-  }
-
-  /** Apply an edit from the history or a draft. */
-  apply(edit: Edit): void {
-    put(this.map, edit.index, edit.after)
-    this.refresh()
-  }
-
-  undo(): boolean {
-    return this.step(this.history.undo())
-  }
-
-  redo(): boolean {
-    return this.step(this.history.redo())
-  }
-
-  private step(edit: Edit | null): boolean {
-    if (!edit) return false
-    this.apply(edit)
-    this.onEdit(edit)
-    return true
-  }
-
-  private record(edit: Edit | null): boolean {
-    this.refresh()
-    if (!edit) return false
-    this.history.add(edit)
-    this.onEdit(edit)
-    return true
-  }
-
-  /** Change the map as one edit; used by everything that is not a stroke. */
-  private change(act: (map: Bytes) => void): boolean {
-    const before = this.map.slice()
-    act(this.map)
-    return this.record(difference(before, this.map))
-  }
-
-  /** Fill the slices between the last two drawn ones; returns why that is not possible, or null. */
-  interpolate(): string | null {
-    const slices = this.drawn.get(this.pen.label) ?? []
-    const [one, two] = slices
-    if (!one || !two) return 'Draw this organ on two slices of one view first'
-    const [low, high] = [one.slice, two.slice].sort((a, b) => a - b) as [number, number]
-    if (high - low < 2) return 'There is no slice between the last two that were drawn'
-    this.change((map) => interpolate(map, this.dims as Dims, one.axis, [low, high], this.pen.label, (v) => this.may(v)))
-    return null
-  }
-
-  /** Take over the organ of another map (any non-zero voxel of a mask), as one edit. */
-  replaceOrgan(label: number, mask: Bytes): void {
-    this.change((map) => {
-      for (let i = 0; i < map.length; i++) {
-        if (mask[i]) map[i] = label
-        else if (map[i] === label) map[i] = 0
-      }
-    })
-  }
+  // --- shapes -------------------------------------------------------------------------------------
 
   /** Outline the shape of an organ; null: none. */
   showShape(shape: Block | null): void {
@@ -261,55 +205,50 @@ export class Viewer {
     this.refresh()
   }
 
-  /** Give the organ the outlined shape, in a box of the file's voxels (null: everywhere), as one edit. */
-  takeShape(label: number, box: readonly [Vec3, Vec3] | null): boolean {
-    const { shape, dims } = this
-    if (!shape) return false
+  /** Outline what a tool would take; null: nothing. */
+  showPreview(preview: Block | null): void {
+    this.preview = preview
+    this.refresh()
+  }
+
+  /** Colour where two shapes differ; returns `countDifference`. null: no difference is shown. */
+  showDifference(difference: Difference | null): [number, number] {
+    this.difference = difference
+    this.refresh()
+    return this.countDifference()
+  }
+
+  /** How much only each of the two shapes has, in ml. */
+  countDifference(): [number, number] {
+    const { difference } = this
+    const ml = this.grid.spacing.reduce((product, side) => product * side, 1) / 1000
+    return difference ? (countDifference(difference, this.dims).map((voxels) => voxels * ml) as [number, number]) : [0, 0]
+  }
+
+  /** The box of a label of a map on the whole grid. */
+  boxOf(map: Uint8Array, label: number): Box | null {
+    return new Census(map, this.dims).box(label)
+  }
+
+  /** Give the pen's organ the outlined shape, in a box of the file's voxels (null: everywhere), as one edit. */
+  takeShape(box: readonly [Vec3, Vec3] | null): boolean {
     const ends = (box ?? [[0, 0, 0], this.grid.shape.map((size) => size - 1)]).map((corner) => this.grid.fromFile(corner))
-    const [low, high] = [Math.min, Math.max].map((of) => dims.map((_, n) => of(ends[0]![n]!, ends[1]![n]!))) as [Vec3, Vec3]
-    const changes = new Changes(this.map)
-    for (let z = low[2]; z <= high[2]; z++) {
-      for (let y = low[1]; y <= high[1]; y++) {
-        const first = this.index([0, y, z])
-        const row = rowOf(shape, y, z)
-        for (let x = low[0]; x <= high[0]; x++) {
-          const now = this.map[first + x]!
-          if (row?.[x - shape.start[0]]) {
-            if (this.may(now, false)) changes.set(first + x, label)
-          } else if (now === label) changes.set(first + x, 0)
-        }
-      }
-    }
-    return this.record(changes.edit)
-  }
-
-  /** Lay the labels of a draft over the map in force; everything else stays as it is in force. */
-  restore(draft: Bytes, labels: ReadonlySet<number>): void {
-    const map = this.base.slice()
-    for (let i = 0; i < map.length; i++) {
-      if (labels.has(map[i]!)) map[i] = 0
-      if (labels.has(draft[i]!)) map[i] = draft[i]!
-    }
-    this.show(map)
-  }
-
-  /** Discard every edit. */
-  reset(): void {
-    this.show(this.base.slice())
+    const [low, high] = [Math.min, Math.max].map((of) => this.dims.map((_, n) => of(ends[0]![n]!, ends[1]![n]!))) as [Vec3, Vec3]
+    return this.shape !== null && this.editor.takeShape(this.shape, { low, high } satisfies Box)
   }
 
   get maps(): { base: Bytes; now: Bytes } {
-    return { base: this.base, now: this.map }
+    return { base: this.editor.base, now: this.editor.map }
   }
 
   /** The whole map as it is drawn now, as `.nii.gz` on the CT's grid. */
   exportMap(): Promise<Bytes> {
-    return this.encode(this.map)
+    return this.encode(this.editor.map)
   }
 
   /** One organ as a mask of zeros and ones, as `.nii.gz` on the CT's grid. */
   exportMask(label: number): Promise<Bytes> {
-    return this.encode(this.map.map((value) => (value === label ? 1 : 0)))
+    return this.encode(this.editor.map.map((value) => (value === label ? 1 : 0)))
   }
 
   private encode(map: Bytes): Promise<Bytes> {
@@ -327,8 +266,13 @@ export class Viewer {
       const slice = this.crosshair[PLANES[pane.axis].through]
       this.measures = [...this.measures, { kind, axis: pane.axis, slice, from, to: from, text: '' }].slice(-MEASURES)
     } else if (DRAWING.has(this.tool)) {
-      const nib = { size: this.penSize, value: this.tool === 'eraser' ? 0 : this.pen.label, may: (label: number) => this.may(label) }
-      this.stroke = new Stroke(this.map, this.dims, pane.axis, this.crosshair[PLANES[pane.axis].through], nib)
+      this.editor.begin(this.tool as StrokeKind, pane.axis, this.crosshair[PLANES[pane.axis].through])
+    } else if (this.tool === 'wire') {
+      this.clickWire(pane.axis, voxel)
+    } else if (this.tool === 'region') {
+      this.moveTo(voxel)
+      this.onSeed(voxel)
+      return
     }
     this.drag(pane, at, voxel)
   }
@@ -341,25 +285,61 @@ export class Viewer {
       this.refreshMarks()
       return
     }
-    this.stroke?.to(voxel)
+    this.editor.strokeTo(voxel)
     this.moveTo(voxel)
-    if (this.stroke) this.refresh()
   }
 
   private release(): void {
-    const { stroke } = this
-    if (!stroke) return
-    this.stroke = null
-    if (this.tool === 'fill') stroke.fill()
-    const edit = stroke.edit
-    if (edit) this.noteSlice(stroke.axis, stroke.slice)
-    this.record(edit)
+    this.editor.end()
   }
 
-  private noteSlice(axis: Axis, slice: number): void {
-    const earlier = this.drawn.get(this.pen.label) ?? []
-    const others = earlier.filter((one) => one.axis === axis && one.slice !== slice)
-    this.drawn.set(this.pen.label, [{ axis, slice }, ...others].slice(0, 2))
+  private hover(pane: Pane | null, at: [number, number]): void {
+    const voxel = pane && this.loaded ? this.voxel(pane, at) : null
+    if (voxel && this.wireOn(pane!.axis)) {
+      this.wire!.follow(voxel)
+      this.refreshMarks()
+    }
+    this.onHover(voxel && this.describe(voxel))
+  }
+
+  // --- live wire --------------------------------------------------------------------------------
+
+  /** Whether the wire lies on the slice that a view shows. */
+  private wireOn(axis: Axis): boolean {
+    return this.wire?.axis === axis && this.wire.slice === this.crosshair[PLANES[axis].through]
+  }
+
+  private clickWire(axis: Axis, voxel: Vec3): void {
+    if (!this.wireOn(axis)) {
+      const { centre, width } = this.ctWindow // the edges that are seen
+      const grey = (at: Vec3): number => Math.min(Math.max((this.hu[this.index(at)]! - centre) / width + 0.5, 0), 1)
+      this.wire = new Wire(axis, this.crosshair[PLANES[axis].through], this.dims, this.grid.spacing, grey)
+    } else if (this.wire!.endsAt(voxel)) {
+      this.closeWire()
+      return
+    }
+    this.wire!.click(voxel)
+  }
+
+  /** Fill the outline of the wire; false: there is none. */
+  closeWire(): boolean {
+    const { wire } = this
+    const outline = wire?.closed
+    if (!wire || !outline) return false
+    this.dropWire()
+    this.editor.fill(wire.axis, wire.slice, outline)
+    return true
+  }
+
+  /** Take the last click of the wire back. */
+  shortenWire(): void {
+    if (this.wire && !this.wire.back()) this.wire = null
+    this.refreshMarks()
+  }
+
+  dropWire(): void {
+    this.wire = null
+    this.refreshMarks()
   }
 
   private pan(pane: Pane, dx: number, dy: number): void {
@@ -394,18 +374,17 @@ export class Viewer {
   setTool(tool: Tool): void {
     this.release()
     this.tool = tool
+    this.wire = null
+    this.showPreview(null)
     this.pointer.measures = tool === 'length' || tool === 'roi'
     this.canvas.dataset.tool = tool
   }
 
   setPen(organ: Organ): void {
     this.release()
-    this.pen = organ
-  }
-
-  /** Diameter of the round pen, in voxels. */
-  setPenSize(voxels: number): void {
-    this.penSize = voxels
+    this.editor.pen = organ
+    this.wire = null
+    this.showPreview(null)
   }
 
   setWindow(name: WindowName): void {
@@ -423,9 +402,16 @@ export class Viewer {
     this.resize()
   }
 
+  /** Show the highest values of a slab of so many millimetres around each slice; 0: the slices. */
+  setSlab(mm: number): void {
+    this.slab = mm
+    this.projections.clear()
+    this.refresh('all')
+  }
+
   setOrganShown(label: number, shown: boolean): void {
-    if (shown) this.hidden.delete(label)
-    else this.hidden.add(label)
+    if (shown) this.editor.hidden.delete(label)
+    else this.editor.hidden.add(label)
     this.colour()
   }
 
@@ -448,19 +434,20 @@ export class Viewer {
 
   private colour(): void {
     const alpha = (overlay: 'labels' | 'attention'): number => (this.overlays[overlay] && !this.peeking ? this.opacity[overlay] : 0)
-    const labels = labelColours(this.organs, this.hidden, alpha('labels'))
+    const labels = labelColours(this.organs, this.editor.hidden, alpha('labels'))
     this.palette.setOverlays(labels, attentionColours(this.threshold, alpha('attention')), this.overlays.outline && alpha('labels') > 0)
     this.refresh()
   }
 
   /** Where and how the case is looked at. */
   get scene(): Scene {
-    return { crosshair: this.crosshair, camera: this.camera, window: this.ctWindow, view: this.view }
+    return { crosshair: this.crosshair, camera: this.camera, window: this.ctWindow, view: this.view, slab: this.slab }
   }
 
   set scene(scene: Scene) {
     this.camera = scene.camera
     this.setView(scene.view)
+    this.setSlab(scene.slab)
     this.applyWindow(scene.window)
     this.moveTo(this.clamped(scene.crosshair))
   }
@@ -473,6 +460,16 @@ export class Viewer {
     this.moveTo(voxel)
   }
 
+  /** To a voxel of the file. */
+  jumpToVoxel(ijk: readonly number[]): void {
+    this.moveTo(this.clamped(this.grid.fromFile(ijk)))
+  }
+
+  /** Where the crosshair is. */
+  get here(): Location {
+    return this.describe(this.crosshair)
+  }
+
   private moveTo(voxel: Vec3): void {
     this.crosshair = voxel
     this.refreshMarks()
@@ -481,7 +478,20 @@ export class Viewer {
 
   /** Go through the slices of the view that is shown (of the axial one where all are). */
   scroll(slices: number): void {
-    this.scrollIn(this.view === 'all' ? 'axial' : this.view, slices)
+    this.scrollIn(this.axis, slices)
+  }
+
+  private get axis(): Axis {
+    return this.view === 'all' ? 'axial' : this.view
+  }
+
+  /** Copy the pen's organ to the next slice (the previous one, where negative), and go there. */
+  copySlice(by: 1 | -1): void {
+    const from = this.crosshair[PLANES[this.axis].through]
+    const to = from + by
+    if (to < 0 || to >= this.dims[PLANES[this.axis].through]) return
+    this.editor.copySlice(this.axis, from, to)
+    this.scroll(by)
   }
 
   private scrollIn(axis: Axis, slices: number): void {
@@ -511,7 +521,7 @@ export class Viewer {
 
   private describe(voxel: Vec3): Location {
     const index = this.index(voxel)
-    return { ijk: this.grid.toFile(voxel), mm: this.grid.toMm(voxel), hu: this.hu[index]!, label: this.map[index] ?? 0 }
+    return { ijk: this.grid.toFile(voxel), mm: this.grid.toMm(voxel), hu: this.hu[index]!, label: this.editor.map[index] ?? 0 }
   }
 
   // --- drawing ----------------------------------------------------------------------------------
@@ -539,19 +549,26 @@ export class Viewer {
     this.frame ||= requestAnimationFrame(() => this.drawNow())
   }
 
+  private outlineIn(axis: Axis): Outline | null {
+    const { drawing } = this.editor
+    if (this.tool === 'scissors' && drawing?.axis === axis) return { way: drawing.corners, closed: true }
+    return this.wireOn(axis) ? { way: this.wire!.way, closed: false } : null
+  }
+
   private drawNow(): void {
     cancelAnimationFrame(this.frame)
     this.frame = 0
     const { context } = this
-    const whole = !this.stroke || performance.now() - this.drawnWhole > OTHER_VIEWS_MS
+    const stroke = this.editor.drawing
+    const whole = !stroke || performance.now() - this.drawnWhole > OTHER_VIEWS_MS
     if (whole) this.drawnWhole = performance.now()
     for (const pane of this.panes()) {
-      if (!whole && pane.axis !== this.stroke?.axis) continue
+      if (!whole && pane.axis !== stroke?.axis) continue
       const { left, top, width, height } = pane.box
       context.fillStyle = '#000'
       context.fillRect(left, top, width, height)
       this.pictures.paint(context, pane, this.crosshair[PLANES[pane.axis].through], this.layers)
-      drawMarks(context, pane, this.crosshair, this.ctWindow, this.dims, this.measures, devicePixelRatio)
+      drawMarks(context, pane, this.crosshair, { window: this.ctWindow, slab: this.slab }, this.dims, this.measures, this.outlineIn(pane.axis), devicePixelRatio)
     }
   }
 }

@@ -227,6 +227,37 @@ def test_nnunet_resampling_is_that_of_the_whole_volume(slices: int) -> None:
     assert all((given == wanted).all() for given, wanted in zip(seen, cut, strict=True))
 
 
+def test_nnunets_thick_slices_are_copied_on_the_way_back_and_its_padding_is_its_own() -> None:
+    """As nnU-Net brings its predictions to the CT: linearly in the plane, slices as they are; and
+    as it fills a window that the CT does not: with the mean of its intensities."""
+    thick = spec("nnunet", (12, 12, 4), spacing_mm=(2.0, 2.0, 9.0), resampling="nnunet")
+    source = make_source()
+    plan = fusion_plan((thick,), ABDOMEN_ATLAS, 0.5)
+    grid = plan.fusion_grid(source.canonical)
+    assert grid == source.canonical.resampled((2.0, 2.0, 3.0))  # its own, but the CT's slices
+    slices = source.canonical.resampled(thick.spacing_mm).shape[2]
+    copied = AxisPositions.nearest(slices, grid.shape[2])
+    result = run(source, RulePredictor(contextual), (thick,))
+    labels = source.geometry.axis_map.to_canonical(result.label)
+    for k in range(1, grid.shape[2]):
+        if copied.lower[k] == copied.lower[k - 1]:
+            assert (labels[:, :, k] == labels[:, :, k - 1]).all()
+    assert len(np.unique(copied.lower)) > 1 and labels.any()
+
+    seen: list[NDArray[np.float32]] = []
+
+    def rule(one: ModelSpec, window: NDArray[np.float32]) -> NDArray[np.uint8]:
+        seen.append(window)
+        return contextual(one, window)
+
+    large = spec("nnunet", (64, 64, 64), padding_hu=61.5)
+    run(source, RulePredictor(rule, threads=1), (large,))
+    (window,) = seen
+    assert window[0, 0, 0] == window[-1, -1, -1] == 61.5
+    within = np.prod(source.canonical.resampled(large.spacing_mm).shape)
+    assert (window == 61.5).sum() >= window.size - within
+
+
 def test_mirrored_members_predict_every_window_eight_times() -> None:
     predictor, mirroring = RulePredictor(voxelwise), RulePredictor(voxelwise)
     plain = run(make_source(), predictor, (spec("unet"),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from highdicom.sr import Comprehensive3DSR
 from pydicom import Dataset, dcmread
 
 ORGANS = read_scheme("abdomen_atlas_1_1")
+DCIODVFY = Path("/usr/bin/dciodvfy")
 MADE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 
 
@@ -96,6 +98,18 @@ def test_objects_have_what_the_standard_asks_for(tmp_path: Path, kind: str) -> N
     assert made.StudyInstanceUID == first.StudyInstanceUID
     assert made.PatientID == first.PatientID
     assert made.SeriesInstanceUID not in (first.SeriesInstanceUID, made.SOPInstanceUID)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "structures", "attention", "report"])
+def test_a_validator_finds_no_error(tmp_path: Path, kind: str) -> None:
+    if not DCIODVFY.exists():
+        pytest.skip("dciodvfy is missing: make setup-pacs")
+    getattr(Source(tmp_path), kind)().save_as(tmp_path / "made.dcm", enforce_file_format=True)
+    done = subprocess.run(
+        [DCIODVFY, "-new", tmp_path / "made.dcm"], capture_output=True, text=True, check=False
+    )
+    assert [line for line in done.stderr.splitlines() if "Error" in line] == []
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

@@ -144,6 +144,43 @@ def test_lungs_that_an_abdomen_cuts_are_not_missing_slices() -> None:
     assert label_warnings(found, scheme) == ()
 
 
+def test_an_organ_that_the_scan_cuts_is_said_with_the_end() -> None:
+    """Nothing is said of one that is touched, of vessels, or where the scan goes no further."""
+    others = [one for one in everything() if one.organ not in ("liver", "aorta")]
+    lower, upper = (*NOT_CUT[:2], (True, False)), (*NOT_CUT[:2], (False, True))
+    (found,) = warned(finding("liver", cut=upper, at_ends=(0.0, 0.6)), *others)
+    assert (found.kind, found.organ) == (WarningKind.TRUNCATED, "liver")
+    assert "upper end" in found.text
+    (found,) = warned(finding("liver", cut=lower, at_ends=(0.4, 0.0)), *others)
+    assert "lower end" in found.text
+    assert warned(finding("liver", cut=upper, at_ends=(0.0, 0.1)), *others) == ()
+    assert warned(finding("aorta", cut=upper, at_ends=(0.0, 0.9), slender=8.0), *others) == ()
+    pelvis = LabelFindings(
+        [finding("liver", cut=upper, at_ends=(0.0, 0.9)), *others], {}, None, (-200.0, 20.0)
+    )
+    assert label_warnings(pelvis, ABDOMEN_ATLAS) == ()
+
+
+@pytest.mark.parametrize("up", [1, -1])
+@pytest.mark.parametrize("axis", range(3))
+def test_areas_at_the_ends_are_those_towards_feet_and_head(axis: int, up: int) -> None:
+    """Whichever axis of the file lies along the body, and in whichever direction."""
+    order = [0, 1, 2]
+    order[axis], order[2] = 2, axis
+    mask = np.zeros((10, 10, 10), np.bool_)
+    mask[2:6, 2:6, 6:] = True
+    mask[2:4, 2:4, 9] = False
+    turned = mask[..., ::up].transpose(order)
+    affine = np.diag([2.0, 2, 2 * up, 1])[:, [*order, 3]]
+    survey = OrganSurvey("liver", VolumeGeometry.from_array(turned.shape, affine))
+    index = np.flatnonzero(turned.ravel(order="F"))
+    survey.add(index, np.full(index.size, 60))
+    found = survey.finding()
+    assert found is not None
+    assert found.at_ends == (0.0, 0.75)
+    assert found.slender == pytest.approx(1.0)
+
+
 def test_pieces_are_counted_where_no_chain_joins_them() -> None:
     grid = VolumeGeometry.from_array((60, 40, 40), np.diag([4.0, 4, 4, 1]))
     mask = np.zeros(grid.shape, np.bool_)
@@ -197,8 +234,14 @@ def save(folder: Path, ct: NDArray[Any], label: NDArray[Any], affine: NDArray[An
     return folder
 
 
-def test_a_real_scan_is_not_remarked_on(real: tuple[Any, Any, Any], tmp_path: Path) -> None:
-    assert imported(save(tmp_path / "case", *real), tmp_path) == ()
+def test_of_a_real_scan_only_its_end_is_remarked_on(
+    real: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
+    """Its last slice shows nine tenths of the widest cross-sections of liver and spleen."""
+    found = imported(save(tmp_path / "case", *real), tmp_path)
+    cut = {(WarningKind.TRUNCATED, organ) for organ in ("liver", "spleen", "stomach")}
+    assert kinds(found) == cut
+    assert all("upper end" in one.text for one in found)
 
 
 @pytest.mark.parametrize("what", MIRRORED)
@@ -208,7 +251,8 @@ def test_a_mirrored_real_scan_is_said(
     ct, label, affine = real
     mirror = MIRRORED[what]
     found = imported(save(tmp_path / "case", mirror(ct), mirror(label), affine), tmp_path)
-    assert [(one.kind, what in one.text) for one in found] == [(WarningKind.ORIENTATION, True)]
+    turned = [one for one in found if one.kind is not WarningKind.TRUNCATED]
+    assert [(one.kind, what in one.text) for one in turned] == [(WarningKind.ORIENTATION, True)]
 
 
 def test_a_label_over_air_is_said(real: tuple[Any, Any, Any], tmp_path: Path) -> None:

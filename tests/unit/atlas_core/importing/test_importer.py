@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, warnings_by_case
 from atlas_core.errors import InvalidInput, NotFound, Unavailable
 from atlas_core.imaging import content_sha256, read_volume
 from atlas_core.importing import ImportSummary, import_folder
@@ -147,6 +147,32 @@ def test_an_id_that_another_ct_has_is_refused_and_nothing_of_it_lost(
     assert all("belongs to another CT" in note.reason for note in summary.refused)
     for case in site.catalog.cases():
         assert content_sha256(read_volume(site.store.ct_path(case.id))) == case.content_sha256
+
+
+@pytest.mark.parametrize("until", ["record_scan", "check_labels"])
+def test_what_is_said_of_a_case_is_said_although_its_import_ended_before(
+    until: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the case is there: the next import says what the first one had found."""
+    save(site.folder / "a" / "ct.nii.gz", ct_voxels())
+    site.run()
+    turned = AFFINE @ np.diag([-1.0, 1, 1, 1])  # the same voxels, another header
+    save(site.folder / "b" / "ct.nii.gz", ct_voxels(), turned)
+    save(site.folder / "b" / "segmentations" / "liver.nii.gz", blob((8, 8, 4)), turned)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"atlas_core.importing.importer.{until}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            site.run()
+    first, copy = sorted(site.catalog.cases(), key=lambda case: case.imported_at)
+    second = site.run()
+    assert len(second.present) == 2
+    said = warnings_by_case(site.catalog, [copy.id])[copy.id]
+    assert any(first.id in warning.text for warning in said)
+    assert any(warning.organ == "liver" for warning in said)
 
 
 def test_a_folder_of_loose_files_compressed_or_not_at_any_depth(site: Site) -> None:

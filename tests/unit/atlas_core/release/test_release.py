@@ -391,18 +391,26 @@ def test_no_patient_is_in_two_splits() -> None:
         assert abs(shares[split] - 600 * total / 8448) <= 10
 
 
-def test_copies_of_a_scan_are_in_one_split() -> None:
-    """Also where each is said to be of another patient, and where copies chain patients."""
+def test_what_shares_a_mark_is_in_one_split() -> None:
+    """Copies of a scan, series of a study: also where each is said to be of another patient, and
+    where they chain patients."""
     members = [
-        SplitCase(f"case-{n}", f"set-{n % 7}", f"p{n // 2}" if n % 3 else None, f"scan-{n % 151}")
+        SplitCase(
+            f"case-{n}",
+            f"set-{n % 7}",
+            f"p{n // 2}" if n % 3 else None,
+            frozenset({f"scan-{n % 151}", f"study-{n % 200}"} if n % 2 else ()),
+        )
         for n in range(600)
     ]
     splits = split_cases(members)
     assert splits.keys() == {member.case_id for member in members}
-    for mark in ("fingerprint", "patient"):
-        for value in {getattr(member, mark) for member in members} - {None}:
-            same = [m.case_id for m in members if getattr(m, mark) == value]
-            assert len({splits[case_id] for case_id in same}) == 1
+    groups: dict[str, list[str]] = {}
+    for member in members:
+        for mark in {*member.shared, f"patient {member.patient or member.case_id}"}:
+            groups.setdefault(mark, []).append(member.case_id)
+    for same in groups.values():
+        assert len({splits[case_id] for case_id in same}) == 1
     assert split_cases(members[::-1]) == splits
 
 

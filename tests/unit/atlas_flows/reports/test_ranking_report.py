@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, record_check
 from atlas_core.errors import NotFound
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, content_sha256, pictures, read_header, write_volume
@@ -18,6 +18,8 @@ from atlas_core.model_spec import ModelRef, ModelSpec, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import (
     Case,
+    CaseWarning,
+    CheckedPart,
     Dataset,
     Label,
     LabelSource,
@@ -25,6 +27,7 @@ from atlas_core.records import (
     OrganScore,
     Reading,
     Score,
+    WarningKind,
 )
 from atlas_core.store import CaseStore
 from atlas_flows.reports import ReportScope, RunFacts, StepTime, build_report
@@ -329,6 +332,18 @@ def test_rows_come_by_rank_and_organs_with_original_labels_are_marked(tmp_path: 
     assert places == sorted(places)
     assert page.count(">orig.<") == 0  # nobody's aorta counts, so there is no column for it
     assert "Left out, with an original label: aorta." in page
+
+
+def test_warnings_are_a_column_where_there_are_any(tmp_path: Path) -> None:
+    catalog, store = _catalog(tmp_path, 2)
+    with catalog:
+        assert ">warnings<" not in build_report(catalog, store, ReportScope(top=1))
+        last = catalog.case(catalog.ranking(Reading.PAPER)[-1].case_id)
+        said = CaseWarning(kind=WarningKind.SCAN, text="<b>sform and qform disagree</b>")
+        record_check(catalog, last.id, CheckedPart.SCAN, last.content_sha256, [said])
+        page = build_report(catalog, store, ReportScope(top=1))
+    assert page.count(">warnings<") == 1
+    assert page.count("&lt;b&gt;sform and qform disagree&lt;/b&gt;") == 1  # in its own row
 
 
 def test_nothing_scored_is_said(tmp_path: Path) -> None:

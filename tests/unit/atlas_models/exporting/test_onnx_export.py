@@ -12,7 +12,7 @@ import pytest
 import torch
 from atlas_core.errors import CorruptFile, InvalidInput
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from atlas_models.config import TrainingConfig
+from atlas_models.config import ForeignNetwork, TrainingConfig
 from atlas_models.exported_network import ExportedNetwork
 from atlas_models.exporting import export_model, load_network, measure_parity
 from atlas_models.exporting.onnx_export import SPEC_KEY
@@ -189,6 +189,33 @@ def test_every_architecture_comes_back_by_its_weights(architecture: str, tmp_pat
     assert told == config
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_batch_norm_that_the_exporter_folds_is_not_rounded_again(tmp_path: Path) -> None:
+    low, high = CONFIG.hu_window
+    foreign = ForeignNetwork(
+        arguments={"channels": [8, 16], "strides": [2], "norm": "batch"},
+        outputs=3,
+        activation="sigmoid",
+        channels=((0,), (1,), (2,)),
+        shift=low,
+        scale=high - low,
+        axes=(0, 1, 2),
+        flipped=(),
+    )
+    config = CONFIG.model_copy(update={"architecture": "unet", "foreign": foreign})
+    network = build_network(config).train()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.weight.uniform_(0.5, 4.0)  # as training leaves it: nothing float16 holds
+        for _ in range(8):
+            network(torch.rand(2, 1, 16, 16, 16))  # its running means and variances
+    export_model(network.eval(), config, tmp_path / "m")
+    ops = {node.op_type for node in onnx.load_model(tmp_path / "m" / GRAPH_FILE).graph.node}
+    assert "BatchNormalization" not in ops  # the exporter does fold it
+    assert measure_parity(network, config, tmp_path / "m", windows(2)).probability < 1e-5
 
 
 def test_weights_of_another_network_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -301,6 +301,14 @@ def test_graphs_that_cannot_be_served_are_refused(tmp_path: Path, theirs: Path) 
     onnx.save_model(model, foreign)
     with pytest.raises(InvalidInput, match="only one runtime"):
         import_onnx(foreign, described, tmp_path / "out" / "m", name="theirs", scheme=ABDOMEN_ATLAS)
+    model = onnx.load_model(theirs)
+    weights = model.graph.initializer[0]
+    nothing = np.full(tuple(weights.dims), np.nan, np.float32)
+    weights.CopyFrom(onnx.numpy_helper.from_array(nothing, weights.name))
+    diverged = tmp_path / "diverged.onnx"
+    onnx.save_model(model, diverged)
+    with pytest.raises(InvalidInput, match="NaN"):
+        import_onnx(diverged, described, tmp_path / "out" / "m", name="t", scheme=ABDOMEN_ATLAS)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,3 +1,4 @@
+import { t } from '../i18n'
 import { CASE_STATES, get, type Statistics } from '../api'
 import { attentionSizes, bars, organVolumes } from '../charts'
 import { colourOf, type OpenPage } from '../context'
@@ -11,11 +12,11 @@ export const openAtlas: OpenPage = async (main, context) => {
   })
   replace(
     main,
-    h('h1', {}, 'State of the atlas'),
+    h('h1', {}, t('State of the atlas')),
     h(
       'div',
       { class: 'charts' },
-      bars('Cases by state', states),
+      bars(t('Cases by state'), states),
       attentionSizes(statistics.attention_by_dataset, statistics.top_share),
       organVolumes(statistics.organ_volumes, (organ) => colourOf(context, organ)),
       throughput(statistics.throughput),
@@ -28,7 +29,7 @@ const MINUTE_S = 60
 
 function throughput(rows: Statistics['throughput']): HTMLElement {
   const minutes = (seconds: number): string => (seconds / MINUTE_S).toFixed(1)
-  const heads = ['Annotator', 'Tasks', 'Hours', 'Minutes a task', 'Busiest day']
+  const heads = [t('Annotator'), t('Tasks'), t('Hours'), t('Minutes a task'), t('Busiest day')]
   const row = ({ annotator, tasks, seconds, by_day }: Statistics['throughput'][number]): HTMLElement => {
     const best = [...by_day].sort((a, b) => b.tasks - a.tasks)[0]
     return h(
@@ -38,14 +39,14 @@ function throughput(rows: Statistics['throughput']): HTMLElement {
       h('td', { class: 'number' }, tasks),
       h('td', { class: 'number' }, (seconds / MINUTE_S / MINUTE_S).toFixed(2)),
       h('td', { class: 'number' }, tasks ? minutes(seconds / tasks) : '–'),
-      h('td', {}, best ? `${best.tasks} on ${best.day}` : '–'),
+      h('td', {}, best ? t('{tasks} on {day}', best) : '–'),
     )
   }
   const table = h(
     'table',
-    { 'aria-label': 'Annotator throughput' },
-    tableHead(heads, ['Tasks', 'Hours', 'Minutes a task']),
+    { 'aria-label': t('Annotator throughput') },
+    tableHead(heads, [t('Tasks'), t('Hours'), t('Minutes a task')]),
     h('tbody', {}, rows.map(row)),
   )
-  return h('figure', {}, h('figcaption', {}, 'Annotator throughput'), rows.length ? table : h('p', {}, 'No task is finished yet.'))
+  return h('figure', {}, h('figcaption', {}, t('Annotator throughput')), rows.length ? table : h('p', {}, t('No task is finished yet.')))
 }

@@ -1,3 +1,4 @@
+import { t } from '../i18n'
 import { call, CASE_STATES, get, path, query, type CaseBrief } from '../api'
 import type { OpenPage } from '../context'
 import { button, h, replace, select, title } from '../dom'
@@ -11,10 +12,11 @@ const PREFETCHED = 2
 export const openGallery: OpenPage = async (main) => {
   const gallery = new Gallery(main)
   setKeys([
-    { keys: ['ArrowRight', 'j'], does: 'next case', group: 'Gallery', run: () => gallery.step(1) },
-    { keys: ['ArrowLeft', 'k'], does: 'previous case', group: 'Gallery', run: () => gallery.step(-1) },
-    { keys: ['Home'], does: 'first case', group: 'Gallery', run: () => gallery.select(0) },
-    { keys: ['f'], does: 'flag this case, or remove the flag', group: 'Gallery', run: () => attempt(() => gallery.flag()) },
+    { keys: ['ArrowRight', 'j'], does: t('next case'), group: t('Gallery'), run: () => gallery.step(1) },
+    { keys: ['ArrowLeft', 'k'], does: t('previous case'), group: t('Gallery'), run: () => gallery.step(-1) },
+    { keys: ['Home'], does: t('first case'), group: t('Gallery'), run: () => gallery.select(0) },
+    { keys: ['Enter'], does: t('open the case'), group: t('Gallery'), run: () => gallery.open() },
+    { keys: ['f'], does: t('flag this case, or remove the flag'), group: t('Gallery'), run: () => attempt(() => gallery.flag()) },
   ])
   await gallery.reload()
   return gallery
@@ -31,16 +33,16 @@ class Gallery {
   private loading = 0
   /** Datasets seen so far, which the filter offers. */
   private readonly datasets = new Set<string>()
-  private readonly bar = h('div', { class: 'row filters', role: 'search', 'aria-label': 'Filters' })
-  private readonly list = h('div', { class: 'strip', role: 'listbox', 'aria-label': 'Cases', tabindex: '0' })
+  private readonly bar = h('div', { class: 'row filters', role: 'search', 'aria-label': t('Filters') })
+  private readonly list = h('div', { class: 'strip', role: 'listbox', 'aria-label': t('Cases'), tabindex: '0' })
   private readonly sheet = h('img', { class: 'sheet', alt: '' })
-  private readonly caption = h('p', { class: 'row', role: 'status', 'aria-label': 'Shown case' })
-  private readonly flagButton = button('Flag', () => attempt(() => this.flag()), { key: 'f' })
+  private readonly caption = h('p', { class: 'row', role: 'status', 'aria-label': t('Shown case') })
+  private readonly flagButton = button(t('Flag'), () => attempt(() => this.flag()), { key: 'f' })
 
   constructor(main: HTMLElement) {
     replace(
       main,
-      h('h1', {}, 'Gallery'),
+      h('h1', {}, t('Gallery')),
       this.bar,
       h('div', { class: 'gallery' }, this.list, h('figure', {}, this.caption, this.flagButton, this.sheet)),
     )
@@ -69,12 +71,12 @@ class Gallery {
       Object.assign(this.filter, part)
       attempt(() => this.reload())
     }
-    const all = ['', 'all'] as const
+    const all = ['', t('all')] as const
     replace(
       this.bar,
-      select('Dataset', [all, ...[...this.datasets].sort().map((d) => [d, d] as const)], this.filter.dataset, (dataset) => change({ dataset })),
-      select('State', [all, ...CASE_STATES.map((s) => [s, title(s)] as const)], this.filter.state, (state) => change({ state })),
-      select('Flag', [all, ['true', 'flagged'], ['false', 'not flagged']], this.filter.flagged, (flagged) => change({ flagged })),
+      select(t('Dataset'), [all, ...[...this.datasets].sort().map((d) => [d, d] as const)], this.filter.dataset, (dataset) => change({ dataset })),
+      select(t('State'), [all, ...CASE_STATES.map((s) => [s, title(s)] as const)], this.filter.state, (state) => change({ state })),
+      select(t('Flag'), [all, ['true', t('flagged')], ['false', t('not flagged')]], this.filter.flagged, (flagged) => change({ flagged })),
     )
   }
 
@@ -120,7 +122,7 @@ class Gallery {
   select(at: number): void {
     const one = this.cases[at]
     if (!one) {
-      if (this.cases.length === 0) replace(this.caption, 'No cases match these filters.')
+      if (this.cases.length === 0) replace(this.caption, t('No cases match these filters.'))
       this.sheet.hidden = this.cases.length === 0
       this.flagButton.hidden = this.sheet.hidden
       return
@@ -130,12 +132,18 @@ class Gallery {
     this.list.children[at]?.scrollIntoView({ block: 'nearest', inline: 'nearest' })
     this.sheet.hidden = this.flagButton.hidden = false
     this.sheet.src = sheetOf(one)
-    this.sheet.alt = `Contact sheet of ${one.id}`
+    this.sheet.alt = t('Contact sheet of {case}', { case: one.id })
     this.describe(one)
     this.cases.slice(at + 1, at + 1 + PREFETCHED).forEach((next) => {
       new Image().src = sheetOf(next)
     })
     if (at + PREFETCHED >= this.cases.length && this.cases.length < this.total) attempt(() => this.extend())
+  }
+
+  /** To the page of the shown case, where there is one. */
+  open(): void {
+    const task = this.cases[this.at]?.task_id
+    if (task) location.hash = `#/task/${task}`
   }
 
   private async extend(): Promise<void> {
@@ -150,8 +158,9 @@ class Gallery {
       h('strong', {}, one.id),
       h('span', {}, one.dataset),
       one.state && h('span', { class: `state ${one.state}` }, title(one.state)),
-      h('span', {}, `${this.at + 1} of ${this.total}`),
-      one.flagged && h('span', { class: 'state skipped' }, 'flagged'),
+      one.task_id !== null && h('a', { class: 'button', href: `#/task/${one.task_id}`, title: t('Open the case (key Enter)') }, t('Open')),
+      h('span', {}, t('{at} of {total}', { at: this.at + 1, total: this.total })),
+      one.flagged && h('span', { class: 'state skipped' }, t('flagged')),
     )
     this.flagButton.setAttribute('aria-pressed', String(one.flagged))
   }
@@ -163,6 +172,6 @@ class Gallery {
     one.flagged = result?.flagged ?? !one.flagged
     this.markFlags()
     this.describe(one)
-    say(`${one.id} ${one.flagged ? 'flagged' : 'no longer flagged'}`)
+    say(one.flagged ? t('{case} flagged', { case: one.id }) : t('{case} no longer flagged', { case: one.id }))
   }
 }

@@ -1,3 +1,4 @@
+import { t } from '../i18n'
 import { call, path, Problem, type AuthOffer, type Session } from '../api'
 import { h } from '../dom'
 import { showError } from '../notices'
@@ -13,21 +14,21 @@ export function askToLogIn(main: HTMLElement, auth: AuthOffer): Promise<Session>
         .then((session) => session && resolve(session))
         .catch((error: unknown) => {
           const wrong = error instanceof Problem && error.status === 401
-          showError(wrong ? new Problem(401, { title: 'User name or password is wrong' }) : error)
+          showError(wrong ? new Problem(401, { title: t('User name or password is wrong') }) : error)
           password.select()
         })
     }
     const form = h(
       'form',
-      { onsubmit: submit, 'aria-label': 'Log in' },
-      h('label', { class: 'field' }, 'User name', user),
-      h('label', { class: 'field' }, 'Password', password),
-      h('button', { class: 'primary' }, 'Log in'),
+      { onsubmit: submit, 'aria-label': t('Log in') },
+      h('label', { class: 'field' }, t('User name'), user),
+      h('label', { class: 'field' }, t('Password'), password),
+      h('button', { class: 'primary' }, t('Log in')),
     )
-    const oidc = h('a', { class: 'button', href: path('auth/oidc/login') }, 'Log in with your organisation')
-    const nobody = auth.local || auth.oidc ? '' : 'No account and no single sign-on is set up: ask your administrator.'
+    const oidc = h('a', { class: 'button', href: path('auth/oidc/login') }, t('Log in with your organisation'))
+    const nobody = auth.local || auth.oidc ? '' : t('No account and no single sign-on is set up: ask your administrator.')
     main.replaceChildren(
-      h('section', { class: 'login' }, h('h1', {}, 'Atlas Loop review'), auth.local ? form : null, auth.oidc ? oidc : null, nobody),
+      h('section', { class: 'login' }, h('h1', {}, t('Atlas Loop review')), auth.local ? form : null, auth.oidc ? oidc : null, nobody),
     )
     if (auth.local) user.focus()
   })

@@ -1,3 +1,4 @@
+import { t } from '../i18n'
 import { call, FINISHED, get, ORDERS, query, TASK_STATES, type Queue, type Task } from '../api'
 import { colourOf, may, type Context, type OpenPage } from '../context'
 import { button, h, replace, select, swatch, tableHead, title } from '../dom'
@@ -25,11 +26,11 @@ export const openQueue: OpenPage = async (main, context) => {
   const filters = (queue: Queue): HTMLElement =>
     h(
       'div',
-      { class: 'row filters', role: 'search', 'aria-label': 'Filters' },
-      select('Dataset', [['', 'all'], ...queue.datasets.map((d) => [d, d] as const)], filter.dataset, (dataset) => change({ dataset })),
-      select('Organ', [['', 'all'], ...context.organs.map((o) => [o.name, title(o.name)] as const)], filter.organ, (organ) => change({ organ })),
-      select('State', [['', 'all'], ...TASK_STATES.map((s) => [s, title(s)] as const)], filter.state, (state) => change({ state })),
-      button('Next case', () => attempt(goToNext), { key: 'n', kind: 'primary' }),
+      { class: 'row filters', role: 'search', 'aria-label': t('Filters') },
+      select(t('Dataset'), [['', t('all')], ...queue.datasets.map((d) => [d, d] as const)], filter.dataset, (dataset) => change({ dataset })),
+      select(t('Organ'), [['', t('all')], ...context.organs.map((o) => [o.name, title(o.name)] as const)], filter.organ, (organ) => change({ organ })),
+      select(t('State'), [['', t('all')], ...TASK_STATES.map((s) => [s, title(s)] as const)], filter.state, (state) => change({ state })),
+      button(t('Next case'), () => attempt(goToNext), { key: 'n', kind: 'primary' }),
     )
   const pages = (total: number): HTMLElement => {
     const go = (step: number): void => {
@@ -38,14 +39,14 @@ export const openQueue: OpenPage = async (main, context) => {
     }
     return h(
       'nav',
-      { class: 'row', 'aria-label': 'Pages' },
-      offset > 0 && button('Earlier', () => go(-PAGE)),
-      h('span', {}, total ? `${offset + 1}–${Math.min(offset + PAGE, total)} of ${total}` : 'no tasks match these filters'),
-      offset + PAGE < total && button('Later', () => go(PAGE)),
+      { class: 'row', 'aria-label': t('Pages') },
+      offset > 0 && button(t('Earlier'), () => go(-PAGE)),
+      h('span', {}, total ? t('{from}–{to} of {total}', { from: offset + 1, to: Math.min(offset + PAGE, total), total }) : t('no tasks match these filters')),
+      offset + PAGE < total && button(t('Later'), () => go(PAGE)),
     )
   }
-  replace(main, h('h1', {}, 'Queue'), content, may(context, 'manager') && fillForm(reload))
-  setKeys([{ keys: ['n'], does: 'next case', group: 'Queue', run: () => attempt(goToNext) }])
+  replace(main, h('h1', {}, t('Queue')), content, may(context, 'manager') && fillForm(reload))
+  setKeys([{ keys: ['n'], does: t('next case'), group: t('Queue'), run: () => attempt(goToNext) }])
   await reload()
   return {}
 }
@@ -55,9 +56,9 @@ function progress(counts: Record<string, number>): HTMLElement {
   const done = Object.entries(counts).reduce((sum, [state, n]) => sum + (FINISHED.has(state) ? n : 0), 0)
   return h(
     'section',
-    { class: 'progress', 'aria-label': 'Progress' },
-    h('progress', { max: Math.max(all, 1), value: done, 'aria-label': 'Finished tasks' }),
-    h('strong', {}, `${done} of ${all} done`),
+    { class: 'progress', 'aria-label': t('Progress') },
+    h('progress', { max: Math.max(all, 1), value: done, 'aria-label': t('Finished tasks') }),
+    h('strong', {}, t('{done} of {all} done', { done, all })),
     TASK_STATES.map((state) => h('span', { class: `state ${state}` }, `${title(state)} ${counts[state] ?? 0}`)),
   )
 }
@@ -72,15 +73,15 @@ function table(tasks: Task[], context: Context): HTMLElement {
       h('td', {}, task.dataset),
       h('td', { class: 'number' }, task.disagreement?.toFixed(3) ?? '–'),
       h('td', { class: 'number' }, task.attention_ml.toFixed(1)),
-      h('td', { title: `by ${ORDERS[task.ranked_by].title}` }, reasons(task, context)),
-      h('td', {}, h('span', { class: `state ${task.state}` }, title(task.state)), task.second_reader && task.state === 'leased' ? ' second reader' : null),
+      h('td', { title: t('by {order}', { order: t(ORDERS[task.ranked_by].title) }) }, reasons(task, context)),
+      h('td', {}, h('span', { class: `state ${task.state}` }, title(task.state)), task.second_reader && task.state === 'leased' ? t(' second reader') : null),
       h('td', {}, task.assignee ?? ''),
     )
-  const heads = ['Rank', 'Case', 'Dataset', 'Disagreement', 'Attention, ml', 'Because of', 'State', 'Annotator']
+  const heads = [t('Rank'), t('Case'), t('Dataset'), t('Disagreement'), t('Attention, ml'), t('Because of'), t('State'), t('Annotator')]
   return h(
     'table',
-    { 'aria-label': 'Tasks' },
-    tableHead(heads, ['Rank', 'Disagreement', 'Attention, ml']),
+    { 'aria-label': t('Tasks') },
+    tableHead(heads, [t('Rank'), t('Disagreement'), t('Attention, ml')]),
     h('tbody', {}, tasks.map(row)),
   )
 }
@@ -94,18 +95,18 @@ function reasons(task: Task, context: Context): HTMLElement[] {
 
 /** For managers: open tasks for the top of the ranking. */
 function fillForm(reload: () => Promise<void>): HTMLElement {
-  const amount = h('input', { type: 'number', min: '0', step: 'any', value: '5', required: true, 'aria-label': 'Amount' })
+  const amount = h('input', { type: 'number', min: '0', step: 'any', value: '5', required: true, 'aria-label': t('Amount') })
   const unit = h(
     'select',
-    { 'aria-label': 'Unit' },
-    h('option', { value: 'share' }, '% of the ranking'),
-    h('option', { value: 'count' }, 'cases'),
-    h('option', { value: 'minutes' }, 'minutes of work'),
+    { 'aria-label': t('Unit') },
+    h('option', { value: 'share' }, t('% of the ranking')),
+    h('option', { value: 'count' }, t('cases')),
+    h('option', { value: 'minutes' }, t('minutes of work')),
   )
   const order = h(
     'select',
-    { 'aria-label': 'Order' },
-    Object.entries(ORDERS).map(([by, { title }]) => h('option', { value: by }, `by ${title}`)),
+    { 'aria-label': t('Order') },
+    Object.entries(ORDERS).map(([by, order]) => h('option', { value: by }, t('by {order}', { order: t(order.title) }))),
   )
   const submit = (event: Event): void => {
     event.preventDefault()
@@ -113,17 +114,17 @@ function fillForm(reload: () => Promise<void>): HTMLElement {
     attempt(async () => {
       const body = { [unit.value]: unit.value === 'share' ? value / 100 : value, by: order.value }
       const result = await call<{ created: number; already: number }>('POST', 'queue', body)
-      if (result) say(`${result.created} tasks opened, ${result.already} were there already.`)
+      if (result) say(t('{created} tasks opened, {already} were there already.', result))
       await reload()
     })
   }
   return h(
     'form',
-    { class: 'row', onsubmit: submit, 'aria-label': 'Open tasks' },
-    h('span', {}, 'Open tasks for the top'),
+    { class: 'row', onsubmit: submit, 'aria-label': t('Open tasks') },
+    h('span', {}, t('Open tasks for the top')),
     amount,
     unit,
     order,
-    h('button', {}, 'Open tasks'),
+    h('button', {}, t('Open tasks')),
   )
 }

@@ -1,11 +1,13 @@
 /** The page of one task: the parts in `../task`, laid out and wired to each other. */
 
+import { t } from '../i18n'
 import type { Context, OpenPage, Page } from '../context'
 import { h, replace } from '../dom'
 import { setKeys } from '../keys'
-import { say, showError } from '../notices'
+import { attempt, say, showError } from '../notices'
 import { mostUrgent } from '../task/urgency'
 import { chooseDraft } from '../task/dialogs'
+import { Comments } from '../task/comments'
 import { Foot } from '../task/foot'
 import { HandIn } from '../task/hand-in'
 import { Head } from '../task/head'
@@ -15,6 +17,7 @@ import { OrganPanel } from '../task/organ-panel'
 import { Overlays } from '../task/overlays'
 import { RegionList } from '../task/region-list'
 import { Shapes } from '../task/shapes'
+import { Reshape } from '../task/reshape'
 import { recall, remember } from '../task/remembered'
 import { Toolbar } from '../task/toolbar'
 import { Work } from '../task/work'
@@ -38,34 +41,38 @@ class TaskPage implements Page {
   private readonly shapes: Shapes
   private readonly handIn: HandIn
   private readonly foot: Foot
+  private readonly comments: Comments
+  private readonly reshape: Reshape
   private readonly shown = new AbortController()
-  private readonly canvas = h('canvas', { id: 'views', 'aria-label': 'CT views', tabindex: '0' })
+  private readonly canvas = h('canvas', { id: 'views', role: 'application', 'aria-label': t('CT views'), tabindex: '0' })
 
   constructor(private readonly context: Context) {
     const space = (this.space = new Workspace(context))
     this.head = new Head(space)
-    this.toolbar = new Toolbar(space)
+    this.reshape = new Reshape(space)
+    this.toolbar = new Toolbar(space, this.reshape)
     this.organs = new OrganList(space)
     this.overlays = new Overlays(space)
     this.regions = new RegionList(space)
     this.shapes = new Shapes(space, this.regions)
-    this.handIn = new HandIn(space, (text) => this.finish(text))
+    this.handIn = new HandIn(space, (text) => this.finish(text), (organ, url) => this.shapes.differences.showTheirs(organ, url))
     this.organPanel = new OrganPanel(space, (organ, file) => this.handIn.uploadMask(organ, file))
     this.foot = new Foot(context.organs)
+    this.comments = new Comments(space)
   }
 
   layout(): HTMLElement[] {
     const aside = (side: string, label: string, ...children: HTMLElement[]): HTMLElement =>
-      h('aside', { class: side, 'aria-label': label }, ...children)
+      h('section', { class: `side ${side}`, 'aria-label': label }, ...children)
     const views = h('div', { class: 'views' }, this.toolbar.element, h('div', { class: 'screen' }, this.canvas), this.foot.element)
     return [
       this.head.element,
       h(
         'div',
         { class: 'case' },
-        aside('left', 'Organs and verdicts', this.organs.element, this.organPanel.element),
+        aside('left', t('Organs and verdicts'), this.organs.element, this.organPanel.element, this.reshape.element),
         views,
-        aside('right', 'Overlays, regions and actions', this.overlays.element, h('h2', {}, 'Attended regions'), this.regions.element, this.shapes.element, this.handIn.element),
+        aside('right', t('Overlays, regions and actions'), this.overlays.element, h('h2', {}, t('Attended regions')), this.regions.element, this.shapes.element, this.handIn.element, this.comments.element),
       ),
     ]
   }
@@ -81,6 +88,8 @@ class TaskPage implements Page {
     })
     space.work.viewer.onLocation = (location) => this.foot.showLocation(location)
     space.work.viewer.onHover = (location) => this.foot.showPointer(location)
+    space.work.viewer.onSeed = (voxel) => this.reshape.grow(voxel)
+    space.work.viewer.onSize = (steps) => this.toolbar.stepPenSize(steps)
     space.work.viewer.onWindow = () => this.toolbar.forgetWindow()
     space.activateNamed(mostUrgent(space.work.detail.organs)?.organ)
     space.onOrgan = () => this.drawOrgans()
@@ -88,10 +97,11 @@ class TaskPage implements Page {
     this.regions.draw()
     this.toolbar.setTool('look')
     this.draw()
-    const { toolbar, organPanel, overlays, regions, shapes, handIn } = this
-    setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn }))
+    const { toolbar, organPanel, overlays, regions, shapes, handIn, reshape } = this
+    setKeys(taskKeys({ space, toolbar, organPanel, overlays, regions, shapes, handIn, reshape }))
     this.regions.jumpTo(0)
     this.lookAgain(id)
+    attempt(() => this.comments.load())
     this.canvas.focus()
   }
 
@@ -120,6 +130,7 @@ class TaskPage implements Page {
     this.toolbar.draw()
     this.drawOrgans()
     this.handIn.draw()
+    this.reshape.draw()
   }
 
   private drawOrgans(): void {
@@ -136,7 +147,7 @@ class TaskPage implements Page {
   }
 
   private finish(text: string): void {
-    say(`${text}. n: next case`)
+    say(t('{text}. n: next case', { text }))
     this.toolbar.setTool('look')
     this.draw()
     this.canvas.focus()

@@ -1,55 +1,58 @@
 /** Questions of the task page that have a table or a choice of their own. */
 
+import { t, when } from '../i18n'
 import type { LabelVersion } from '../api'
 import { h, title } from '../dom'
+import type { Candidate } from '../drafts/choice'
 import { choose } from '../notices'
-import { describeVersion, explain } from './texts'
+import { WINDOW } from '../window'
+import { describeVersion } from './texts'
 import type { StaleBase } from './work'
 
-/** Both this browser and the server have a draft of the task. */
-export async function chooseDraft(): Promise<'browser' | 'server'> {
+/** Several windows have drawn in this task: which drawing does this one go on with? */
+export async function chooseDraft(drafts: readonly Candidate[]): Promise<Candidate> {
+  const name = ({ window, saved_at }: Candidate): string =>
+    window === WINDOW ? t('This window’s, {when}', { when: when(saved_at) }) : t('Another window’s, {when}', { when: when(saved_at) })
   const answer = await choose(
-    'There are two drafts of this task',
-    h('p', {}, 'This browser has strokes that never reached the server, and the server has a newer draft from elsewhere. The one that you do not choose is dropped.'),
-    [
-      ['browser', 'Continue with this browser’s'],
-      ['server', 'Continue with the server’s'],
-    ],
+    t('This case was drawn in more than one window'),
+    h('p', {}, t('Choose the drawing to go on with. The others are kept until the case ends; they are offered again when it is opened.')),
+    drafts.map((one, n) => [String(n), name(one)] as [string, string]),
   )
-  return answer === 'server' ? 'server' : 'browser'
+  return drafts[Number(answer)] ?? drafts[0]!
 }
 
 /** Somebody else changed the organ meanwhile: which version should the drawing build on? '' decides later. */
-export async function chooseVersion({ organ, current, submitted, problem }: StaleBase): Promise<'theirs' | 'mine' | ''> {
+export async function chooseVersion({ organ, current, submitted, problem }: StaleBase): Promise<'theirs' | 'mine' | 'difference' | ''> {
   const row = (name: string, version: LabelVersion | null): HTMLElement =>
-    h('tr', {}, h('th', { scope: 'row' }, name), h('td', {}, version ? describeVersion(version) : 'unknown'))
+    h('tr', {}, h('th', { scope: 'row' }, name), h('td', {}, version ? describeVersion(version) : t('unknown')))
   const answer = await choose(
-    `Somebody else changed ${title(organ)} while you worked`,
+    t('Somebody else changed {organ} while you worked', { organ: title(organ) }),
     h(
       'div',
       {},
-      h('p', {}, explain(problem)),
-      h('table', {}, h('tbody', {}, row('In force now', current), row('Yours, kept beside it', submitted))),
-      h('p', {}, 'Nothing is lost: both versions are stored. Look at the one in force before you decide, or put your drawing on top of it.'),
+      h('p', {}, problem.detail),
+      h('table', {}, h('tbody', {}, row(t('In force now'), current), row(t('Yours, kept beside it'), submitted))),
+      h('p', {}, t('Nothing is lost: both versions are stored. Look at the one in force before you decide, or put your drawing on top of it.')),
     ),
     [
-      ['theirs', 'Take theirs into my drawing'],
-      ['mine', 'Keep mine on top of theirs'],
-      ['', 'Decide later'],
+      ['theirs', t('Take theirs into my drawing')],
+      ['mine', t('Keep mine on top of theirs')],
+      ['difference', t('Show the difference')],
+      ['', t('Decide later')],
     ],
   )
-  return answer as 'theirs' | 'mine' | ''
+  return answer as 'theirs' | 'mine' | 'difference' | ''
 }
 
 /** Whether to throw the drawing away; `stored` organs were handed in already and keep their labels. */
 export async function confirmDiscard(stored: readonly string[]): Promise<boolean> {
-  const kept = stored.length > 0 && h('p', {}, `What is stored stays in force: ${stored.map(title).join(', ')}.`)
+  const kept = stored.length > 0 && h('p', {}, t('What is stored stays in force: {organs}.', { organs: stored.map(title).join(', ') }))
   const answer = await choose(
-    'Discard everything drawn in this case?',
-    h('div', {}, h('p', {}, 'The draft is removed from this browser and from the server.'), kept),
+    t('Discard everything drawn in this case?'),
+    h('div', {}, h('p', {}, t('The draft is removed from this browser and from the server.')), kept),
     [
-      ['', 'Keep drawing'],
-      ['discard', 'Discard'],
+      ['', t('Keep drawing')],
+      ['discard', t('Discard')],
     ],
   )
   return answer === 'discard'
@@ -58,11 +61,11 @@ export async function confirmDiscard(stored: readonly string[]): Promise<boolean
 /** Some organs were not looked at: whether to confirm the others and leave those without a verdict. */
 export async function confirmRest(unvisited: readonly string[]): Promise<boolean> {
   const answer = await choose(
-    'Not everything was looked at',
-    h('p', {}, `These stay without a verdict: ${unvisited.map(title).join(', ')}. An organ counts once each of its attended regions, or without any the organ itself, was visited.`),
+    t('Not everything was looked at'),
+    h('p', {}, t('These stay without a verdict: {organs}. An organ counts once each of its attended regions, or without any the organ itself, was visited.', { organs: unvisited.map(title).join(', ') })),
     [
-      ['', 'Keep looking'],
-      ['rest', 'Confirm the others'],
+      ['', t('Keep looking')],
+      ['rest', t('Confirm the others')],
     ],
   )
   return answer === 'rest'

@@ -1,6 +1,10 @@
 /** The lease of a task: taken when its page opens, renewed while it stays open. */
 
-import { call, Offline, type Task } from '../api'
+import { call, Offline, send, type Task } from '../api'
+import { WINDOW } from '../window'
+
+/** What the server calls a lease that another window of the same person works with. */
+export const OPEN_ELSEWHERE = 'Open elsewhere'
 
 const SHORTEST_MS = 5_000
 const LONGEST_MS = 60_000
@@ -8,17 +12,21 @@ const RENEWALS = 3 // within one lease, so that a lost renewal does no harm
 
 export class Lease {
   private timer: ReturnType<typeof setTimeout> | undefined
-  private ended = false
+  private ended = true
+  private readonly closing = new AbortController()
 
   constructor(
     private readonly task: string,
     private readonly onLost: (problem: unknown) => void,
-  ) {}
+  ) {
+    addEventListener('pagehide', () => this.leave(), { signal: this.closing.signal })
+  }
 
-  /** Take or renew; throws `Problem` 409 when somebody else holds it. */
-  async take(): Promise<Task> {
-    const task = await call<Task>('POST', `tasks/${this.task}/lease`)
+  /** Take or renew, also (`takeOver`) from another window; throws `Problem` 409 when somebody else holds it. */
+  async take(takeOver = false): Promise<Task> {
+    const task = await call<Task>('POST', `tasks/${this.task}/lease`, { page: WINDOW, take_over: takeOver })
     if (!task) throw new Error('The server gave no lease')
+    this.ended = false
     this.schedule(task.lease_expires_at)
     return task
   }
@@ -39,13 +47,23 @@ export class Lease {
     } catch (error) {
       // The lease is valid for a while yet: try again before it ends.
       if (error instanceof Offline) this.renewIn(SHORTEST_MS)
-      else if (!this.ended) this.onLost(error)
+      else if (!this.ended) {
+        this.ended = true
+        this.onLost(error)
+      }
     }
   }
 
-  /** Stop renewing; the lease expires by itself, and the draft stays. */
+  /** Stop renewing: the task has ended. */
   end(): void {
     this.ended = true
     clearTimeout(this.timer)
+    this.closing.abort()
+  }
+
+  /** This window is closed: another one may go on at once, and the lease expires by itself. */
+  leave(): void {
+    if (!this.ended) void send(`tasks/${this.task}/leave`, { method: 'POST', json: { page: WINDOW }, keepalive: true }).catch(() => {})
+    this.end()
   }
 }

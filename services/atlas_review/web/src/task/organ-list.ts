@@ -1,5 +1,6 @@
 /** The organs: which one is active, which are shown, edited and judged. */
 
+import { t } from '../i18n'
 import type { Organ } from '../api'
 import { h, replace, swatch, title } from '../dom'
 import type { Workspace } from './workspace'
@@ -11,12 +12,12 @@ export class OrganList {
   readonly element = h('div', {})
   private readonly find = h('input', {
     type: 'search',
-    placeholder: 'Find an organ',
-    'aria-label': 'Find an organ',
+    placeholder: t('Find an organ'),
+    'aria-label': t('Find an organ'),
     oninput: () => this.filter(),
   })
-  private readonly first = h('ul', { class: 'organs', 'aria-label': 'Organs' })
-  private readonly others = h('ul', { class: 'organs', 'aria-label': 'Other organs' })
+  private readonly first = h('ul', { class: 'organs', 'aria-label': t('Organs') })
+  private readonly others = h('ul', { class: 'organs', 'aria-label': t('Other organs') })
   private readonly summary = h('summary', {})
   private readonly folded = h('details', { class: 'folded' }, this.summary, this.others)
   /** Labels of the organs that are hidden in the views. */
@@ -30,7 +31,7 @@ export class OrganList {
     const [first, others] = many ? this.parted(organs) : [organs, []]
     replace(this.first, first.map((organ) => this.row(organ)))
     replace(this.others, others.map((organ) => this.row(organ)))
-    this.summary.textContent = `Other organs (${others.length})`
+    this.summary.textContent = t('Other organs ({count})', { count: others.length })
     if (!this.element.hasChildNodes()) replace(this.element, many && this.find, this.first, many && this.folded)
     this.filter()
   }
@@ -61,25 +62,35 @@ export class OrganList {
     const shown = h('input', {
       type: 'checkbox',
       checked: !this.hidden.has(organ.label),
-      'aria-label': `Show ${title(organ.name)}`,
+      'aria-label': t('Show {organ}', { organ: title(organ.name) }),
       onchange: () => this.show(organ, shown.checked),
     })
     const pick = h(
       'button',
-      { type: 'button', class: 'pick', 'aria-pressed': String(active), 'aria-label': `Draw ${title(organ.name)}`, onclick: () => this.space.activate(organ) },
+      { type: 'button', class: 'pick', 'aria-pressed': String(active), 'aria-label': t('Draw {organ}', { organ: title(organ.name) }), onclick: () => this.space.activate(organ) },
       swatch(organ.color),
       h('span', { class: 'name' }, title(organ.name)),
-      h('span', { class: 'number', title: 'disagreement of the models' }, task?.disagreement?.toFixed(2) ?? ''),
-      h('span', { class: 'number', title: 'attention in all, in ml' }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
+      h('span', { class: 'number', title: t('disagreement of the models') }, task?.disagreement?.toFixed(2) ?? ''),
+      h('span', { class: 'number', title: t('attention in all, in ml') }, task && task.attention_ml > 0 ? `${task.attention_ml.toFixed(1)} ml` : ''),
     )
+    const { editor } = work.viewer
+    const lock = h('input', {
+      type: 'checkbox',
+      class: 'lock',
+      checked: editor.locked.has(organ.label),
+      'aria-label': t('Lock {organ}', { organ: title(organ.name) }),
+      title: t('Locked: no tool changes it'),
+      onchange: () => (lock.checked ? editor.locked.add(organ.label) : editor.locked.delete(organ.label)),
+    })
     const verdict = task?.verdict
     return h(
       'li',
       { class: active ? 'active' : '' },
       shown,
       pick,
-      work.changed.has(organ.name) && h('span', { class: 'mark edited', title: 'changed by your drawing' }, 'edited'),
-      verdict && h('span', { class: `mark ${verdict}` }, verdict === 'confirmed' ? '✓ confirmed' : 'needs revision'),
+      lock,
+      work.changed.has(organ.name) && h('span', { class: 'mark edited', title: t('changed by your drawing') }, t('edited')),
+      verdict && h('span', { class: `mark ${verdict}` }, verdict === 'confirmed' ? t('✓ confirmed') : t('needs revision')),
     )
   }
 

@@ -1,5 +1,6 @@
 /** What is drawn over the CT: labels, their outlines, attention. */
 
+import { inSentence, t } from '../i18n'
 import { h, replace, select, title } from '../dom'
 import { attempt } from '../notices'
 import { OPACITY } from '../viewer'
@@ -8,14 +9,14 @@ import type { Workspace } from './workspace'
 export type Overlay = 'labels' | 'outline' | 'attention'
 
 export class Overlays {
-  readonly element = h('section', { 'aria-label': 'Overlays' })
+  readonly element = h('section', { 'aria-label': t('Overlays') })
   private readonly ticks: Record<Overlay, HTMLInputElement>
 
   constructor(private readonly space: Workspace) {
     this.ticks = {
-      labels: this.tick('labels', 'l', true, 'Show labels'),
+      labels: this.tick('labels', 'l', true, t('Show labels')),
       outline: this.tick('outline', 'o', false),
-      attention: this.tick('attention', 't', true, 'Show attention'),
+      attention: this.tick('attention', 't', true, t('Show attention')),
     }
   }
 
@@ -28,11 +29,11 @@ export class Overlays {
     const organs = attention.map((one) => [one.organ, `${title(one.organ)} (${one.attention_ml.toFixed(1)} ml)`] as const)
     replace(
       this.element,
-      h('h2', {}, 'Overlays'),
-      this.row('labels', 'Labels', 'l'),
-      h('label', { class: 'row' }, this.ticks.outline, 'Outlines only', h('kbd', { 'aria-hidden': 'true' }, 'o')),
-      this.row('attention', 'Attention', 't'),
-      select('Attention of', [['', 'all organs'], ...organs], '', (organ) => attempt(() => this.space.work.showAttention(organ))),
+      h('h2', {}, t('Overlays')),
+      this.row('labels', t('Labels'), 'l'),
+      h('label', { class: 'row' }, this.ticks.outline, t('Outlines only'), h('kbd', { 'aria-hidden': 'true' }, 'o')),
+      this.row('attention', t('Attention'), 't'),
+      select(t('Attention of'), [['', t('all organs')], ...organs], '', (organ) => attempt(() => this.space.work.showAttention(organ))),
     )
   }
 
@@ -43,7 +44,7 @@ export class Overlays {
       max: '1',
       step: '0.05',
       value: OPACITY[overlay],
-      'aria-label': `Opacity of ${text.toLowerCase()}`,
+      'aria-label': t('Opacity of {overlay}', { overlay: inSentence(text) }),
       oninput: () => this.space.work.viewer.setOpacity({ [overlay]: Number(opacity.value) }),
     })
     return h('div', { class: 'row overlay' }, h('label', {}, this.ticks[overlay], text, h('kbd', { 'aria-hidden': 'true' }, key)), opacity)

@@ -1,12 +1,13 @@
 /** The attended regions, largest first: a click or a key moves the crosshair to one. */
 
+import { t } from '../i18n'
 import type { Region } from '../api'
 import { colourOf } from '../context'
 import { h, replace, swatch, title } from '../dom'
 import type { Workspace } from './workspace'
 
 export class RegionList {
-  readonly element = h('ol', { class: 'regions', 'aria-label': 'Attended regions' })
+  readonly element = h('ol', { class: 'regions', 'aria-label': t('Attended regions') })
   private at = -1
 
   constructor(private readonly space: Workspace) {}
@@ -17,7 +18,7 @@ export class RegionList {
 
   draw(): void {
     const rows = this.regions.map((region, i) => this.row(region, i))
-    replace(this.element, rows.length ? rows : h('li', { class: 'quiet' }, 'This case has no attended regions.'))
+    replace(this.element, rows.length ? rows : h('li', { class: 'quiet' }, t('This case has no attended regions.')))
   }
 
   private row(region: Region, i: number): HTMLElement {
@@ -27,10 +28,10 @@ export class RegionList {
       {},
       h(
         'button',
-        { type: 'button', 'aria-label': `Region ${i + 1}: ${title(region.organ)}, ${ml}`, title: 'volume of the region', onclick: () => this.jumpTo(i) },
+        { type: 'button', 'aria-label': t('Region {number}: {organ}, {ml} ml', { number: i + 1, organ: title(region.organ), ml: region.region_ml.toFixed(2) }), title: t('volume of the region'), onclick: () => this.jumpTo(i) },
         swatch(colourOf(this.space.context, region.organ)),
         h('span', { class: 'name' }, title(region.organ)),
-        h('span', { class: 'visited', title: 'visited', hidden: !this.space.work.visited.has(region) }, '✓'),
+        h('span', { class: 'visited', title: t('visited'), hidden: !this.space.work.visited.has(region) }, '✓'),
         h('span', { class: 'number' }, ml),
       ),
     )

@@ -11,7 +11,7 @@ export interface Remembered {
   organ: string
 }
 
-const KEY = 'atlas-review-view'
+const KEY = 'atlas-review-view-2'
 /** Only the first page that this document shows can have been reloaded. */
 let reloaded = performance.getEntriesByType('navigation').some((entry) => (entry as PerformanceNavigationTiming).type === 'reload')
 

@@ -1,13 +1,15 @@
 /** One annotator's work on one task: what is drawn, where it is kept, and how it is handed in. */
 
-import { call, get, path, Problem, query, send, type Case, type LabelVersion, type Organ, type Region, type Task, type TaskDetail } from '../api'
+import { t } from '../i18n'
+import { call, FINISHED, get, path, Problem, query, send, type Case, type LabelVersion, type Organ, type Region, type Task, type TaskDetail, type Verdict } from '../api'
 import type { Context } from '../context'
-import { Autosave, fetchDraft, LocalDrafts, type Bases, type LocalDraft, type SaveState, type ServerDraft } from '../drafts'
 import { title } from '../dom'
-import { changedLabels, History, type Edit } from '../edits'
+import { changedLabels, History, type Edit } from '../voxels/edits'
 import { WorkClock } from '../clock'
+import type { Block } from '../views/planes'
 import { Viewer, type Bytes, type Stream } from '../viewer'
-import { Lease } from './lease'
+import { Drawing, type DrawingEvents } from './drawing'
+import { Lease, OPEN_ELSEWHERE } from './lease'
 
 /** Somebody else changed the same organ since this work began; both versions are kept. */
 export class StaleBase extends Error {
@@ -21,14 +23,20 @@ export class StaleBase extends Error {
   }
 }
 
-export interface WorkEvents {
+export interface WorkEvents extends DrawingEvents {
   changed: () => void
   /** How much of the CT is there, 0 to 1. */
   loading: (share: number) => void
-  saved: (state: SaveState, problem?: unknown) => void
   leaseLost: (problem: unknown) => void
-  /** Both this browser and the server have a draft, and they differ. */
-  chooseDraft: () => Promise<'browser' | 'server'>
+}
+
+/** Why nothing can be changed: the case is only looked at, which keeps nobody from it. */
+export const LOOKING = 'looking'
+
+/** How a task ended. */
+export interface Ended extends Task {
+  unjudged: string[]
+  draft_kept_until: string | null
 }
 
 interface RegionList {
@@ -61,18 +69,16 @@ export class Work {
   threshold = 0
   detail!: TaskDetail
   viewer!: Viewer
-  /** Why this task can only be looked at, or null. */
-  readOnly: Problem | string | null = null
+  /** Why this task can only be looked at: `LOOKING`, a text, or what the server said; null: it cannot. */
+  readOnly: Problem | string | null = LOOKING
   /** Organs that differ from the labels in force. */
   changed = new Set<string>()
   /** Organs of which a label that was handed in here is in force. */
   readonly handedIn = new Set<string>()
   /** Regions that the crosshair was taken to, and organs that somebody has picked. */
   readonly visited = new Set<Region | string>()
-  private bases: Bases = {}
   private readonly lease: Lease
-  private local!: LocalDrafts
-  private autosave!: Autosave
+  private drawing!: Drawing
   /** Versions on the server that equal the drawing as it is now, by organ. */
   private readonly uploaded = new Map<string, string>()
 
@@ -97,7 +103,7 @@ export class Work {
   }
 
   private loseLease(problem: unknown): void {
-    this.readOnly = problem instanceof Problem ? problem : 'The lease of this task was lost.'
+    this.readOnly = problem instanceof Problem ? problem : t('The lease of this task was lost.')
     this.events.leaseLost(problem)
   }
 
@@ -107,7 +113,7 @@ export class Work {
 
   private async start(canvas: HTMLCanvasElement): Promise<void> {
     this.detail = await get<TaskDetail>(`tasks/${this.id}`)
-    await this.takeLease()
+    await this.takeHeld()
     const { ct, label_map, attention_map } = this.case
     this.viewer = new Viewer(canvas, this.context.organs, this.history)
     // All are asked for at once; the CT is shown as soon as it is there.
@@ -118,10 +124,17 @@ export class Work {
     this.regions = (await regions).regions
     this.threshold = (await regions).threshold
     await this.viewer.loadAttention(await attention, this.threshold)
-    this.local = await LocalDrafts.open(this.context.session.user, this.id)
-    this.autosave = new Autosave(this.id, this.local, () => ({ bytes: this.viewer.exportMap(), bases: this.bases }), this.events.saved)
+    this.drawing = await Drawing.open(this.user, this.id, this.viewer, this.history, this.organs(), this.events)
     if (this.readOnly === null) await this.restore()
-    this.viewer.onEdit = (edit) => void this.keep(edit)
+    this.viewer.editor.onEdit = (edit) => void this.keep(edit)
+  }
+
+  private async restore(): Promise<void> {
+    if (await this.drawing.restore()) this.noteChanges()
+  }
+
+  private get user(): string {
+    return this.context.session.user
   }
 
   /** The regions of every organ whose attention counts, largest first. */
@@ -130,72 +143,47 @@ export class Work {
     return get<RegionList>(`cases/${encodeURIComponent(this.case.id)}/regions`)
   }
 
-  private async takeLease(): Promise<void> {
-    if (!WORKABLE.has(this.detail.state)) {
-      this.readOnly = `This task is ${title(this.detail.state)}.`
-      return
-    }
+  /** Looking takes no lease: only one that is held already is renewed. */
+  private async takeHeld(): Promise<void> {
+    if (!WORKABLE.has(this.detail.state)) this.readOnly = t('This task is {state}.', { state: title(this.detail.state) })
+    else if (this.detail.assignee === this.user) await this.takeLease(false)
+  }
+
+  private async takeLease(takeOver: boolean): Promise<void> {
     try {
-      Object.assign(this.detail, await this.lease.take())
+      Object.assign(this.detail, await this.lease.take(takeOver))
+      this.readOnly = null
     } catch (error) {
       if (!(error instanceof Problem) || ![403, 409].includes(error.status)) throw error
       this.readOnly = error
     }
   }
 
-  // --- drafts -----------------------------------------------------------------------------------
-
-  private async restore(): Promise<void> {
-    const [local, server] = await Promise.all([this.local.load(), fetchDraft(this.id)])
-    const source = await this.newest(local, server)
-    if (source === 'none') return
-    if (source === 'browser' && local) await this.restoreLocal(local)
-    else if (server) await this.restoreServer(server)
-    this.noteChanges()
+  /** Another window of the same person works on this task. */
+  get elsewhere(): boolean {
+    return this.readOnly instanceof Problem && this.readOnly.message === OPEN_ELSEWHERE
   }
 
-  private async newest(local: LocalDraft | null, server: ServerDraft | null): Promise<'none' | 'browser' | 'server'> {
-    if (!local || (local.edits.length === 0 && !local.snapshot)) return server ? 'server' : 'none'
-    if (!server || server.sha256 === local.snapshot?.sha256) return 'browser'
-    // The server's draft was never in this browser.
-    return local.edits.length === 0 ? 'server' : this.events.chooseDraft()
+  /** Whether this task can be worked on from here, once that is asked for. */
+  get free(): boolean {
+    return this.readOnly === LOOKING || this.elsewhere
   }
 
-  private async restoreLocal(local: LocalDraft): Promise<void> {
-    this.bases = local.bases
-    if (local.snapshot) await this.layOver(local.snapshot.bytes, local.bases)
-    for (const edit of local.edits) {
-      this.viewer.apply(edit)
-      this.history.add(edit)
-    }
-    if (local.edits.length > 0) this.autosave.schedule(0)
-    this.events.saved(local.edits.length > 0 ? 'local' : 'server')
+  /** Work on this task from now on, instead of only looking at it. */
+  async begin(): Promise<void> {
+    await this.takeLease(this.elsewhere)
+    if (this.readOnly === null) await this.restore()
+    this.events.changed()
   }
 
-  private async restoreServer(server: ServerDraft): Promise<void> {
-    this.bases = server.bases
-    await this.layOver(server.bytes, server.bases)
-    await this.local.clear()
-    await this.local.settle({ bytes: server.bytes, sha256: server.sha256 }, server.bases, this.local.position)
-    this.events.saved('server')
-  }
+  // --- drawing ----------------------------------------------------------------------------------
 
-  private async layOver(draft: Bytes, bases: Bases): Promise<void> {
-    const labels = new Set(this.organs().filter((one) => one.name in bases).map((one) => one.label))
-    this.viewer.restore(await this.viewer.readMap(draft), labels)
-  }
-
-  /** Every edit is safe in this browser before anything else is done with it. */
   private async keep(edit: Edit): Promise<void> {
     for (const organ of this.touched(edit)) {
-      this.bases[organ] ??= this.inForce(organ)?.id ?? 'none'
+      this.drawing.bases[organ] ??= this.inForce(organ)?.id ?? 'none'
       this.uploaded.delete(organ)
     }
-    try {
-      await this.autosave.keep(edit, this.bases)
-    } catch (error) {
-      this.events.saved('saving', error)
-    }
+    await this.drawing.keep(edit)
     this.noteChanges()
   }
 
@@ -213,19 +201,9 @@ export class Work {
 
   /** Discard every edit, here and on the server. */
   async discard(): Promise<void> {
-    this.viewer.reset()
-    await this.dropDraft()
-    this.bases = {}
+    await this.drawing.discard()
     this.uploaded.clear()
     this.noteChanges()
-    this.events.saved('clean')
-  }
-
-  private async dropDraft(): Promise<void> {
-    await this.local.clear()
-    await send(`tasks/${this.id}/draft`, { method: 'DELETE' }).catch((error: unknown) => {
-      if (!(error instanceof Problem) || error.status !== 404) throw error
-    })
   }
 
   // --- labels, attention, verdicts --------------------------------------------------------------
@@ -247,10 +225,19 @@ export class Work {
 
   /** Outline a shape of the active organ; null: none. */
   async showShape(url: string | null): Promise<void> {
-    this.viewer.showShape(url ? await this.viewer.readBlock(await streamOf(url)) : null)
+    this.viewer.showShape(url ? await this.readShape(url) : null)
   }
 
-  async judge(organ: string, verdict: 'confirmed' | 'needs_revision', error_type: string, note: string): Promise<void> {
+  async readShape(url: string): Promise<Block> {
+    return this.viewer.readBlock(await streamOf(url))
+  }
+
+  /** A mask or label map on the whole grid. */
+  async readMap(url: string): Promise<Bytes> {
+    return this.viewer.readMap(await streamOf(url))
+  }
+
+  async judge(organ: string, verdict: Verdict | null, error_type: string, note: string): Promise<void> {
     const body = { verdict, ...(error_type && { error_type }), ...(note && { note }) }
     const detail = await call<TaskDetail>('PUT', `tasks/${this.id}/organs/${organ}`, body)
     if (detail) this.detail = { ...detail, case: this.detail.case }
@@ -271,16 +258,20 @@ export class Work {
   }
 
   /** Confirm what was looked at, or (where the site allows it) everything. */
-  async confirm(): Promise<void> {
+  async confirm(): Promise<Ended> {
     const { organs, confirm_unvisited } = this.detail
     const visited = confirm_unvisited ? null : organs.map((one) => one.organ).filter((organ) => this.looked(organ))
-    await this.act('confirm', { seconds_spent: this.clock.seconds, visited })
+    const ended = await this.act('confirm', { seconds_spent: this.clock.seconds, visited })
     await this.finished()
+    return ended
   }
 
-  async skip(reason: string): Promise<void> {
-    await this.act('skip', { reason, seconds_spent: this.clock.seconds })
+  /** What is drawn is kept for a while, as the answer says. */
+  async skip(reason: string): Promise<Ended> {
+    await this.drawing.flush()
+    const ended = await this.act('skip', { reason, seconds_spent: this.clock.seconds })
     await this.finished()
+    return ended
   }
 
   /** The drawing is handed in first: a second reader sees labels, but not the drafts of others. */
@@ -290,22 +281,36 @@ export class Work {
     await this.finished()
   }
 
+  /** Put the ended task back into the queue, and take it. */
   async reopen(reason: string): Promise<void> {
     await this.act('reopen', { reason })
+    await this.lease.take()
   }
 
-  private async act(action: string, body: unknown): Promise<void> {
-    const task = await call<Task>('POST', `tasks/${this.id}/${action}`, body)
-    if (task) Object.assign(this.detail, task)
+  /** Who ended this task may undo that, until its labels are used. */
+  get mayTakeBack(): boolean {
+    return FINISHED.has(this.detail.state) && this.detail.assignee === this.user
+  }
+
+  async takeBack(): Promise<void> {
+    await this.act('take-back', {})
+  }
+
+  private async act(action: string, body: unknown): Promise<Ended> {
+    const task = await call<Ended>('POST', `tasks/${this.id}/${action}`, body)
+    if (!task) throw new Error('The server gave no task')
+    Object.assign(this.detail, task)
     this.events.changed()
+    return task
   }
 
   /** Upload each changed organ as a mask of its own, then hand the task in. Throws `StaleBase`. */
-  async submit(): Promise<void> {
+  async submit(): Promise<Ended> {
     await this.uploadChanged()
     const labels = Object.fromEntries(this.uploaded)
-    await this.act('revise', { seconds_spent: this.clock.seconds, labels })
+    const ended = await this.act('revise', { seconds_spent: this.clock.seconds, labels })
     await this.finished()
+    return ended
   }
 
   private async uploadChanged(): Promise<void> {
@@ -321,7 +326,7 @@ export class Work {
   }
 
   private async upload(organ: string, file: Blob, name: string): Promise<LabelVersion> {
-    const base = this.bases[organ] ?? this.inForce(organ)?.id ?? 'none'
+    const base = this.drawing.bases[organ] ?? this.inForce(organ)?.id ?? 'none'
     const body = new FormData()
     body.set('label', file, name)
     const url = `cases/${encodeURIComponent(this.case.id)}/labels${query({ organ, base, task: this.id })}`
@@ -344,7 +349,7 @@ export class Work {
 
   /** The drawing of an organ now builds on this version. */
   rebase(organ: string, version: string): void {
-    this.bases[organ] = version
+    this.drawing.bases[organ] = version
   }
 
   /** A mask made elsewhere: checked and stored by the server, then shown as an edit. */
@@ -357,29 +362,23 @@ export class Work {
   /** Put a stored version of an organ into the drawing. */
   async takeOver(organ: string, version: LabelVersion): Promise<void> {
     const label = this.organs().find((one) => one.name === organ)!.label
-    this.viewer.replaceOrgan(label, await this.viewer.readMap(await streamOf(path(version.url))))
+    this.viewer.editor.replaceOrgan(label, await this.readMap(path(version.url)))
   }
 
   private async finished(): Promise<void> {
     this.lease.end()
-    await this.autosave.stop()
     this.clock.finish()
-    await this.local.clear()
-    this.readOnly = `This task is ${title(this.detail.state)}.`
-    this.events.saved('clean')
+    await this.drawing.finish()
+    this.readOnly = t('This task is {state}.', { state: title(this.detail.state) })
+    this.events.changed()
   }
 
   async close(): Promise<void> {
-    this.lease.end()
+    this.lease.leave()
     this.clock.stop()
-    if (!this.autosave) {
-      this.viewer?.close()
-      return
-    }
     // The strokes are in the browser's database; the server gets them too if it answers.
-    if (this.readOnly === null && this.local.position > 0) await this.autosave.flush()
-    await this.autosave.stop()
-    this.local.close()
-    this.viewer.close()
+    if (this.readOnly === null) await this.drawing?.flush()
+    await this.drawing?.close()
+    this.viewer?.close()
   }
 }

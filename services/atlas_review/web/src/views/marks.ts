@@ -1,13 +1,27 @@
 /** What is written over the views: crosshair, letters of orientation, scale, slice and window, measures. */
 
-import type { Axis } from '../edits'
+import { t } from '../i18n'
+import type { Axis } from '../voxels/edits'
 import type { Vec3 } from './grid'
 import type { Pane } from './panes'
 import { PLANES } from './planes'
+import { WHOLE_MM } from './projection'
 
 export interface Window {
   centre: number
   width: number
+}
+
+/** How the CT is shown: through which window, and through a slab of so many mm (0: none). */
+export interface Shown {
+  window: Window
+  slab: number
+}
+
+/** What scissors or the live wire follow. */
+export interface Outline {
+  way: readonly Vec3[]
+  closed: boolean
 }
 
 /** A line, or an ellipse in the box of its two corners, on one slice. */
@@ -24,11 +38,12 @@ const CROSSHAIR = '#4fc3ff'
 const TEXT = '#d8e6d0'
 const MEASURE = '#ffe28a'
 const MARGIN = 6
+const LINE = 16
 /** Half of the gap in the crosshair, through which its voxel is seen. */
 const GAP = 7
 const BARS_MM = [1, 2, 5, 10, 20, 50, 100, 200]
 
-export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crosshair: Vec3, window: Window, dims: Vec3, measures: readonly Measure[], density: number): void {
+export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crosshair: Vec3, { window, slab }: Shown, dims: Vec3, measures: readonly Measure[], outline: Outline | null, density: number): void {
   const { left, top, width, height } = pane.box
   const { through, letters } = PLANES[pane.axis]
   context.save()
@@ -39,6 +54,7 @@ export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crossha
   for (const measure of measures) {
     if (measure.axis === pane.axis && measure.slice === crosshair[through]) drawMeasure(context, pane, measure, density)
   }
+  if (outline) drawOutline(context, pane, outline, density)
   const margin = MARGIN * density
   context.font = `${13 * density}px system-ui, 'DejaVu Sans', sans-serif`
   context.fillStyle = TEXT
@@ -57,12 +73,18 @@ export function drawMarks(context: CanvasRenderingContext2D, pane: Pane, crossha
   text(letters[3], left + width / 2, bottom, 'center', 'bottom')
   text(`${crosshair[through] + 1}/${dims[through]}`, left + margin, top + margin, 'left', 'top')
   text(`W ${Math.round(window.width)} L ${Math.round(window.centre)}`, right, top + margin, 'right', 'top')
+  if (slab) text(slabText(slab), right, top + margin + LINE * density, 'right', 'top')
   const mm = BARS_MM.filter((one) => one * pane.scale <= width / 4).at(-1)
   if (mm) {
     context.fillRect(left + margin, bottom - 2 * density, mm * pane.scale, 2 * density)
     text(`${mm} mm`, left + margin, bottom - 4 * density, 'left', 'bottom')
   }
   context.restore()
+}
+
+/** `MIP 20 mm`. */
+export function slabText(mm: number): string {
+  return mm < WHOLE_MM ? `MIP ${mm} mm` : `MIP ${t('whole volume')}`
 }
 
 /** Light over dark, so that it is seen on bone as on air. */
@@ -79,6 +101,15 @@ function drawCrosshair(context: CanvasRenderingContext2D, pane: Pane, [x, y]: [n
     }
     context.stroke()
   }
+}
+
+function drawOutline(context: CanvasRenderingContext2D, pane: Pane, { way, closed }: Outline, density: number): void {
+  context.strokeStyle = MEASURE
+  context.lineWidth = 1.5 * density
+  context.beginPath()
+  for (const corner of way) context.lineTo(...pane.place(corner))
+  if (closed) context.closePath()
+  context.stroke()
 }
 
 function drawMeasure(context: CanvasRenderingContext2D, pane: Pane, { kind, from, to, text }: Measure, density: number): void {

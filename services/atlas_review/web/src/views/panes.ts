@@ -1,6 +1,6 @@
 /** Where each view lies on the screen, and which voxel lies under a point of it. */
 
-import type { Axis } from '../edits'
+import type { Axis } from '../voxels/edits'
 import type { Vec3 } from './grid'
 import { PLANES } from './planes'
 

@@ -1,6 +1,6 @@
 /** The slice that each view shows now, as pictures that are only made again when it changes. */
 
-import type { Axis } from '../edits'
+import type { Axis } from '../voxels/edits'
 import type { Pane } from './panes'
 import { PLANES, type Layers, type Palette } from './planes'
 

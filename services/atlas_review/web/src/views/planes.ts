@@ -1,6 +1,7 @@
 /** One slice of a case as pixels: the CT through its window, labels and attention over it. */
 
-import type { Axis } from '../edits'
+import type { Axis } from '../voxels/edits'
+import { paintDifference, type Difference } from './difference'
 import type { Axis3, Vec3 } from './grid'
 
 /** Axes of a view in the patient: across (from the screen's right), up, and through. */
@@ -39,6 +40,11 @@ export interface Layers {
   attention: Block | null
   /** Outlined over everything. */
   shape: Block | null
+  /** Outlined like a shape: what a tool would take. */
+  preview: Block | null
+  difference: Difference | null
+  /** The CT of a view through a slab, row by row; null: the slice itself. */
+  projected: (axis: Axis, at: number) => Int16Array | null
   dims: Vec3
 }
 
@@ -79,21 +85,25 @@ export class Palette {
    * Draw slice `at` of a view, both axes from the screen's far end: right is on the left, anterior or
    * superior on top. `ct` (null: it is up to date) and `over` hold its pixels, row by row.
    */
-  draw(axis: Axis, at: number, { hu, labels, attention, shape, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
+  draw(axis: Axis, at: number, { hu, labels, attention, shape, preview, difference, projected, dims }: Layers, ct: Uint32Array | null, over: Uint32Array): void {
     const { across, up, through } = PLANES[axis]
     const strides = [1, dims[0], dims[0] * dims[1]] as const
     const [width, height] = [dims[across], dims[up]]
     const step = strides[across]
     const { grey, mixed } = this
+    const slab = ct && projected(axis, at)
     for (let row = 0, n = 0; row < height; row++, n += width) {
       const b = height - 1 - row
       const first = at * strides[through] + b * strides[up] + (width - 1) * step
-      if (ct) for (let m = n, i = first; m < n + width; m++, i -= step) ct[m] = grey[hu[i]! + HU_ZERO]!
+      if (ct && slab) for (let m = n, i = b * width + width - 1; m < n + width; m++, i--) ct[m] = grey[slab[i]! + HU_ZERO]!
+      else if (ct) for (let m = n, i = first; m < n + width; m++, i -= step) ct[m] = grey[hu[i]! + HU_ZERO]!
       if (labels) for (let m = n, i = first; m < n + width; m++, i -= step) over[m] = mixed[labels[i]! << 8]!
       else over.fill(0, n, n + width)
       if (attention) this.attend(attention, axis, at, b, first, step, hu, labels, over.subarray(n, n + width))
     }
     if (labels && this.outlined) this.drawEdges(labels, step, strides[up], at * strides[through], width, height, over)
+    if (difference) paintDifference(difference, axis, at, dims, over)
+    if (preview) outline(preview, axis, at, width, height, over)
     if (shape) outline(shape, axis, at, width, height, over)
   }
 
@@ -130,7 +140,7 @@ export class Palette {
   }
 }
 
-function pixel(r: number, g: number, b: number, alpha: number): number {
+export function pixel(r: number, g: number, b: number, alpha: number): number {
   return ((Math.round(alpha * 255) << 24) | (Math.round(b) << 16) | (Math.round(g) << 8) | Math.round(r)) >>> 0
 }
 

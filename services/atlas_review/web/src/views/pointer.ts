@@ -12,6 +12,8 @@ export interface PointerActions {
   window: (dx: number, dy: number) => void
   scroll: (pane: Pane, slices: number) => void
   zoom: (pane: Pane, at: [number, number], steps: number) => void
+  /** Make the pen larger, or smaller where negative. */
+  size: (steps: number) => void
   hover: (pane: Pane | null, at: [number, number]) => void
 }
 
@@ -91,15 +93,17 @@ export class Pointer {
     const at = this.point(event)
     const pane = this.act.paneAt(...at)
     if (!pane) return
-    const lines = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY / WHEEL_PX : event.deltaY
+    const delta = event.deltaY || event.deltaX // browsers turn the wheel by Shift
+    const lines = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? delta / WHEEL_PX : delta
     if (Math.sign(lines) !== Math.sign(this.scrolled)) this.scrolled = 0
     this.scrolled += lines
     const whole = Math.trunc(this.scrolled)
     this.scrolled -= whole
     // A notch of a wheel is one slice, however far the system lets it scroll.
-    const steps = Math.abs(event.deltaY) >= 100 ? Math.sign(event.deltaY) : whole
+    const steps = Math.abs(delta) >= 100 ? Math.sign(delta) : whole
     if (steps === 0) return
-    if (event.ctrlKey) this.act.zoom(pane, at, -steps)
+    if (event.shiftKey) this.act.size(-steps)
+    else if (event.ctrlKey) this.act.zoom(pane, at, -steps)
     else this.act.scroll(pane, -steps)
   }
 }

@@ -67,6 +67,8 @@ export function changedLabels(before: Uint8Array, after: Uint8Array): Set<number
 export class History {
   private readonly done: Edit[] = []
   private readonly undone: Edit[] = []
+  /** Edits that undid one organ of another edit. */
+  private readonly undid = new Map<Edit, { edit: Edit; label: number }>()
   private bytes = 0
 
   add(edit: Edit): void {
@@ -86,11 +88,40 @@ export class History {
     return inverse(edit)
   }
 
+  /** The edit to apply to undo the newest edit of one label, and of no other; it is an edit of its own. null: there is none. */
+  undoOf(label: number, map: Uint8Array): Edit | null {
+    const gone = new Set<Edit>()
+    for (const edit of this.done) {
+      const undone = this.undid.get(edit)
+      if (undone?.label === label) gone.add(undone.edit)
+    }
+    for (const edit of [...this.done].reverse()) {
+      if (gone.has(edit) || this.undid.has(edit)) continue
+      const own = [...edit.index.keys()].filter((n) => (edit.before[n] === label || edit.after[n] === label) && map[edit.index[n]!] === edit.after[n])
+      if (own.length === 0) continue
+      const undo = {
+        index: Uint32Array.from(own, (n) => edit.index[n]!),
+        before: Uint8Array.from(own, (n) => edit.after[n]!),
+        after: Uint8Array.from(own, (n) => edit.before[n]!),
+      }
+      this.add(undo)
+      this.undid.set(undo, { edit, label })
+      return undo
+    }
+    return null
+  }
+
   redo(): Edit | null {
     const edit = this.undone.pop()
     if (!edit) return null
     this.done.push(edit)
     return edit
+  }
+
+  clear(): void {
+    this.done.length = this.undone.length = 0
+    this.undid.clear()
+    this.bytes = 0
   }
 
   get canUndo(): boolean {
