@@ -151,6 +151,13 @@ class TrainingConfig(FrozenModel):
     foreground_share: float = Field(
         default=0.0, ge=0, le=1, description="Of the patches, those about a voxel of some organ."
     )
+    short_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Of the patches, those that show a run of their slices, as a short scan would.",
+        exclude_if=lambda share: share == 0,
+    )
     validate_every: int = Field(default=100, ge=1, description="Steps between validations.")
     patience: int = Field(
         default=0, ge=0, description="Validations without a better Dice before it stops; 0: never."

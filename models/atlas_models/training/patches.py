@@ -213,6 +213,8 @@ class PatchSampler:
         patch: window along x, y, z.
         augment: changes every patch.
         foreground_share: of the patches, those that hold a voxel of some organ for certain.
+        short_share: of the patches, those of which a run of slices is kept and air put elsewhere,
+            as where a scan is shorter than the window.
 
     Raises:
         InvalidInput: there are no cases.
@@ -226,6 +228,7 @@ class PatchSampler:
         *,
         augment: Augment = intensity_augmented,
         foreground_share: float = 0.0,
+        short_share: float = 0.0,
     ) -> None:
         if not cases:
             raise InvalidInput("no case to train on", expected="at least one")
@@ -234,6 +237,7 @@ class PatchSampler:
         self._seed = seed
         self._augment = augment
         self._foreground_share = foreground_share
+        self._short_share = short_share
 
     def draw(self, first: int, count: int) -> Batch:
         """Patches ``first … first + count - 1``."""
@@ -268,6 +272,9 @@ class PatchSampler:
             place.append(slice(low - start, high - start))
         hu[tuple(place)] = case.ct[tuple(source)]
         target[(slice(None), *place)] = case.target[(slice(None), *source)] / np.float32(255.0)
+        if self._short_share and rng.random() < self._short_share:
+            for beyond in _beyond_a_run(self._patch[0], rng):
+                hu[beyond], target[:, beyond] = AIR_HU, 0.0
         return hu, target
 
     def _starts(self, case: TrainingCase, rng: np.random.Generator) -> list[int]:
@@ -306,6 +313,13 @@ def _start_about(voxel: int, length: int, window: int, rng: np.random.Generator)
     return int(np.clip(voxel - rng.integers(0, window), 0, spare))
 
 
+def _beyond_a_run(slices: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """What lies before and after a run of at most half the slices."""
+    length = int(rng.integers(min(SHORTEST_RUN, slices), max(SHORTEST_RUN, slices // 2) + 1))
+    first = int(rng.integers(0, max(1, slices - length + 1)))
+    return slice(0, first), slice(first + length, None)
+
+
 def _voxel_of_an_organ(case: TrainingCase, rng: np.random.Generator) -> tuple[int, int, int] | None:
     """A voxel (z, y, x) of a labelled organ, small organs as often as large ones; None: tried an
     organ that is absent."""
@@ -321,6 +335,9 @@ def _voxel_of_an_organ(case: TrainingCase, rng: np.random.Generator) -> tuple[in
     chosen = int(rng.integers(len(y)))
     return z, int(y[chosen]), int(x[chosen])
 
+
+SHORTEST_RUN = 6
+"""Slices of the model's grid: 24 mm of the demo models' 4 mm."""
 
 HALF = 127
 """A voxel of a target above this belongs to the organ more than not."""

@@ -15,6 +15,7 @@ from atlas_core.phantoms import HARD_KINDS, case_plan
 from atlas_models.config import TrainingConfig, read_config
 from atlas_models.demo import (
     CONFIGS,
+    DRAWN_CASES,
     HELD_OUT_HARD,
     HELD_OUT_ORDINARY,
     HELD_OUT_SEED,
@@ -57,7 +58,11 @@ def test_provenance_describes_the_committed_file(name: str) -> None:
     assert record["sha256"] == read_spec(MODELS / name).sha256
     assert TrainingConfig.model_validate(record["config"]) == read_config(CONFIGS / f"{name}.yaml")
     assert record["data"]["training_run_seed"] == TRAINING_SEED
-    assert record["data"]["training_cases"] == TRAINING_CASES
+    drawn = record["data"]["drawn"]
+    assert record["data"]["training_cases"] == TRAINING_CASES + drawn["cases"]
+    assert drawn["cases"] == DRAWN_CASES
+    assert len(drawn["anatomies"]) == 3
+    assert all("CC BY 4.0" in source or "Apache-2.0" in source for source in drawn["sources"])
     assert (MODELS / name / GRAPH_FILE).stat().st_size < 5_000_000
 
 
