@@ -10,7 +10,7 @@ import yaml
 from atlas_core.errors import ConfigurationError
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
-from atlas_core.model_spec import ModelName
+from atlas_core.model_spec import ModelName, Padding
 from atlas_core.organs import OrganName, OrganScheme
 from atlas_core.records import LabelSource
 from pydantic import Field, ValidationError, model_validator
@@ -120,6 +120,12 @@ class TrainingConfig(FrozenModel):
     )
     patch: Shape3 = Field(
         default=(96, 96, 96), description="Window along x, y, z in voxels of that grid."
+    )
+    padding_hu: Padding | None = Field(
+        default=None,
+        description="Beyond a CT that does not fill the window, in training and serving; edge: as "
+        "its nearest voxel; none: air.",
+        exclude_if=lambda padding_hu: padding_hu is None,
     )
     hu_window: tuple[float, float] = Field(
         default=(-175.0, 250.0), description="Clipped to this and scaled to 0..1, inside the graph."

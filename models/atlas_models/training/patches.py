@@ -11,6 +11,7 @@ from atlas_core.errors import GridMismatch, InvalidInput, UnknownLabel
 from atlas_core.geometry import Float3, Shape3, VolumeGeometry
 from atlas_core.imaging import distinct_values
 from atlas_core.imaging.resampling import resample_image
+from atlas_core.model_spec import Padding
 from atlas_core.organs import BACKGROUND, OrganScheme
 from atlas_core.phantoms import PHANTOM_ORGANS, Phantom
 from numpy.typing import NDArray
@@ -213,8 +214,9 @@ class PatchSampler:
         patch: window along x, y, z.
         augment: changes every patch.
         foreground_share: of the patches, those that hold a voxel of some organ for certain.
-        short_share: of the patches, those of which a run of slices is kept and air put elsewhere,
-            as where a scan is shorter than the window.
+        short_share: of the patches, those of which a run of slices is kept, as where a scan is
+            shorter than the window.
+        padding_hu: beyond the volume or the run; None: air.
 
     Raises:
         InvalidInput: there are no cases.
@@ -229,6 +231,7 @@ class PatchSampler:
         augment: Augment = intensity_augmented,
         foreground_share: float = 0.0,
         short_share: float = 0.0,
+        padding_hu: Padding | None = None,
     ) -> None:
         if not cases:
             raise InvalidInput("no case to train on", expected="at least one")
@@ -238,6 +241,7 @@ class PatchSampler:
         self._augment = augment
         self._foreground_share = foreground_share
         self._short_share = short_share
+        self._padding_hu: Padding = AIR_HU if padding_hu is None else padding_hu
 
     def draw(self, first: int, count: int) -> Batch:
         """Patches ``first … first + count - 1``."""
@@ -262,20 +266,28 @@ class PatchSampler:
     def _patch_of(
         self, case: TrainingCase, rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        hu = np.full(self._patch, AIR_HU, dtype=np.float32)
-        target = np.zeros((case.target.shape[0], *self._patch), dtype=np.float32)
-        source, place = [], []
+        source, beyond = [], []
         starts = self._starts(case, rng)
         for start, length, window in zip(starts, case.ct.shape, self._patch, strict=True):
             low, high = max(0, start), min(length, start + window)
             source.append(slice(low, high))
-            place.append(slice(low - start, high - start))
-        hu[tuple(place)] = case.ct[tuple(source)]
-        target[(slice(None), *place)] = case.target[(slice(None), *source)] / np.float32(255.0)
+            beyond.append((low - start, start + window - high))
+        hu = self._padded(case.ct[tuple(source)], beyond, self._padding_hu)
+        target = self._padded(case.target[(slice(None), *source)], [(0, 0), *beyond], 0)
         if self._short_share and rng.random() < self._short_share:
-            for beyond in _beyond_a_run(self._patch[0], rng):
-                hu[beyond], target[:, beyond] = AIR_HU, 0.0
-        return hu, target
+            run = _run(self._patch[0], rng)
+            before_after = (run.start, self._patch[0] - run.stop)
+            hu = self._padded(hu[run], [before_after, (0, 0), (0, 0)], self._padding_hu)
+            target = self._padded(target[:, run], [(0, 0), before_after, (0, 0), (0, 0)], 0)
+        return hu.astype(np.float32), target / np.float32(255.0)
+
+    def _padded(
+        self, voxels: NDArray[Any], beyond: Sequence[tuple[int, int]], value: Padding
+    ) -> NDArray[Any]:
+        """`voxels` and what lies beyond them: `value`, or their own at the edge."""
+        if self._padding_hu == "edge":
+            return np.pad(voxels, beyond, mode="edge")
+        return np.pad(voxels, beyond, constant_values=value)
 
     def _starts(self, case: TrainingCase, rng: np.random.Generator) -> list[int]:
         """First voxel of a patch along z, y, x."""
@@ -313,11 +325,11 @@ def _start_about(voxel: int, length: int, window: int, rng: np.random.Generator)
     return int(np.clip(voxel - rng.integers(0, window), 0, spare))
 
 
-def _beyond_a_run(slices: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """What lies before and after a run of at most half the slices."""
+def _run(slices: int, rng: np.random.Generator) -> slice:
+    """A run of at most half the slices."""
     length = int(rng.integers(min(SHORTEST_RUN, slices), max(SHORTEST_RUN, slices // 2) + 1))
     first = int(rng.integers(0, max(1, slices - length + 1)))
-    return slice(0, first), slice(first + length, None)
+    return slice(first, first + length)
 
 
 def _voxel_of_an_organ(case: TrainingCase, rng: np.random.Generator) -> tuple[int, int, int] | None:
