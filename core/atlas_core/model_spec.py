@@ -46,6 +46,10 @@ ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+Padding = float | Literal["edge"]
+"""What a window holds beyond a CT that does not fill it; edge: the nearest voxel."""
+
+
 class ModelSpec(FrozenModel):
     """One version of one exported model."""
 
@@ -80,10 +84,11 @@ class ModelSpec(FrozenModel):
         exclude_if=lambda resampling: resampling == "linear",
         description="How the CT is brought to the model's grid.",
     )
-    padding_hu: float | None = Field(
+    padding_hu: Padding | None = Field(
         default=None,
         exclude_if=lambda padding_hu: padding_hu is None,
-        description="Hounsfield units beyond a CT that is smaller than a window; None: air.",
+        description="Hounsfield units beyond a CT that is smaller than a window; edge: those of "
+        "its nearest voxel; None: air.",
     )
 
     @model_validator(mode="after")

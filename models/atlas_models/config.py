@@ -10,7 +10,7 @@ import yaml
 from atlas_core.errors import ConfigurationError
 from atlas_core.frozen_model import FrozenModel
 from atlas_core.geometry import Float3, Shape3
-from atlas_core.model_spec import ModelName
+from atlas_core.model_spec import ModelName, Padding
 from atlas_core.organs import OrganName, OrganScheme
 from atlas_core.records import LabelSource
 from pydantic import Field, ValidationError, model_validator
@@ -121,6 +121,12 @@ class TrainingConfig(FrozenModel):
     patch: Shape3 = Field(
         default=(96, 96, 96), description="Window along x, y, z in voxels of that grid."
     )
+    padding_hu: Padding | None = Field(
+        default=None,
+        description="Beyond a CT that does not fill the window, in training and serving; edge: as "
+        "its nearest voxel; none: air.",
+        exclude_if=lambda padding_hu: padding_hu is None,
+    )
     hu_window: tuple[float, float] = Field(
         default=(-175.0, 250.0), description="Clipped to this and scaled to 0..1, inside the graph."
     )
@@ -150,6 +156,13 @@ class TrainingConfig(FrozenModel):
     )
     foreground_share: float = Field(
         default=0.0, ge=0, le=1, description="Of the patches, those about a voxel of some organ."
+    )
+    short_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Of the patches, those that show a run of their slices, as a short scan would.",
+        exclude_if=lambda share: share == 0,
     )
     validate_every: int = Field(default=100, ge=1, description="Steps between validations.")
     patience: int = Field(

@@ -3,7 +3,8 @@
     python -m atlas_models.demo train       # make demo-models; minutes on two cores
     python -m atlas_models.demo evaluate    # metrics of the committed models as JSON, without torch
 
-They know the anatomy of phantoms and a little of real CTs. They are no medical device.
+They know the anatomy of phantoms, and that of the people whose label maps they are given
+(``--anatomies``). They are no medical device.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ DRAWN_SEED = 117
 """Of CTs drawn from people's label maps; another run than those of the phantoms."""
 
 TRAINING_CASES = 160
-DRAWN_CASES = 320
+DRAWN_CASES = 480
 DRAWN_GRID = PhantomGrid(columns=128)
 HELD_OUT_ORDINARY = 12
 HELD_OUT_HARD = 2 * len(HARD_KINDS)
@@ -171,6 +172,8 @@ def train_demo_models(
     steps: int | None = None,
     anatomies: Sequence[Anatomy] = (),
     sources: Sequence[str] = (),
+    runs: Path | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train and export the named demo models into `models`, then measure the whole ensemble.
 
@@ -178,6 +181,9 @@ def train_demo_models(
         steps: instead of each configuration's own.
         anatomies: people to draw CTs from beside the phantoms.
         sources: where their label maps are from, and their licences, for the models' provenance.
+        runs: folder of checkpoints: what is trained again with the same cases continues there.
+            None: none are kept.
+        start: folder of exported models whose weights are trained further; None: from scratch.
     """
     configs = [read_config(CONFIGS / f"{name}.yaml") for name in names]
     if steps is not None:
@@ -188,7 +194,9 @@ def train_demo_models(
     _say(f"{len(cases)} training cases in {time.monotonic() - started:.0f} s")
     data = _data(anatomies, sources)
     for config in configs:
-        provenance = _train_one(config, cases, data, models / config.name)
+        run = None if runs is None else runs / config.name
+        weights = None if start is None else start / config.name
+        provenance = _train_one(config, cases, data, models / config.name, run, weights)
         _write_json(models / config.name / PROVENANCE_FILE, provenance)
     metrics = evaluate(models)
     for name in ORDER:
@@ -207,7 +215,7 @@ def _data(anatomies: Sequence[Anatomy], sources: Sequence[str]) -> dict[str, obj
     }
     if anatomies:
         data["drawn"] = {
-            "anatomies": {anatomy.name: anatomy.sha256 for anatomy in anatomies},
+            "anatomies": [{"name": a.name, "sha256": a.sha256} for a in anatomies],
             "sources": list(sources),
             "cases": DRAWN_CASES,
             "run_seed": DRAWN_SEED,
@@ -216,23 +224,41 @@ def _data(anatomies: Sequence[Anatomy], sources: Sequence[str]) -> dict[str, obj
 
 
 def _train_one(
-    config: TrainingConfig, cases: Sequence[TrainingCase], data: dict[str, object], folder: Path
+    config: TrainingConfig,
+    cases: Sequence[TrainingCase],
+    data: dict[str, object],
+    folder: Path,
+    run: Path | None = None,
+    start: Path | None = None,
 ) -> dict[str, object]:
     """Train, export and check one model; its provenance, without metrics."""
     # torch and monai take seconds to import and `evaluate` does without them.
     import torch
 
-    from atlas_models.exporting import export_model, measure_parity, write_weights
-    from atlas_models.training import train
+    from atlas_models.exporting import (
+        WEIGHTS_FILE,
+        export_model,
+        measure_parity,
+        read_weights,
+        write_weights,
+    )
+    from atlas_models.training import RunOptions, finetune, train
 
-    trained = train(config, cases, on_progress=_progress(config.name))
+    options = RunOptions(folder=run, data_key=json.dumps(data, sort_keys=True))
+    progress = _progress(config.name)
+    if start is None:
+        trained = train(config, cases, run=options, on_progress=progress)
+    else:
+        weights, _ = read_weights(start / WEIGHTS_FILE)
+        data = data | {"started_from": _record_of(start)}
+        trained = finetune(weights, config, cases, run=options, on_progress=progress)
     spec = export_model(trained.network, config, folder)
-    weights = write_weights(trained.network, config, folder)
+    written = write_weights(trained.network, config, folder)
     parity = measure_parity(trained.network, config, folder, _parity_windows(config, cases))
     return {
         "command": "python -m atlas_models.demo train",
         "sha256": spec.sha256,
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_sha256": _sha256(written),
         "config": config.model_dump(mode="json"),
         "data": data | {"training_cases": len(cases)},
         "training": {
@@ -249,6 +275,22 @@ def _train_one(
             for name in ("torch", "monai", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy")
         },
     }
+
+
+def _record_of(folder: Path) -> dict[str, object]:
+    """What is known of the model in `folder`, without its metrics, for those that start from it."""
+    from atlas_models.exporting import WEIGHTS_FILE
+
+    try:
+        record: dict[str, object] = json.loads((folder / PROVENANCE_FILE).read_text())
+    except FileNotFoundError:
+        record = {}
+    record.pop("metrics", None)
+    return record | {"weights_sha256": _sha256(folder / WEIGHTS_FILE)}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _progress(name: str) -> Callable[[object], None]:
@@ -336,6 +378,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--source", action="append", default=[],
         help="of the label maps: title and licence, for the provenance (repeatable)",
     )  # fmt: skip
+    train.add_argument(
+        "--runs", type=Path,
+        help="keep checkpoints in this folder: a training that was interrupted goes on from there",
+    )  # fmt: skip
+    train.add_argument(
+        "--start", type=Path, help="train the models in this folder further, not from scratch",
+    )  # fmt: skip
     check = commands.add_parser("evaluate", help="measure the models, print JSON")
     check.add_argument("--ordinary", type=int, default=HELD_OUT_ORDINARY)
     check.add_argument("--hard", type=int, default=HELD_OUT_HARD)
@@ -349,7 +398,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scheme = read_scheme(ANATOMY_ORGANS)
             people = [read_anatomy(path, scheme) for path in chosen.anatomies]
             train_demo_models(
-                chosen.model or ORDER, chosen.models, chosen.steps, people, chosen.source
+                chosen.model or ORDER,
+                chosen.models,
+                chosen.steps,
+                people,
+                chosen.source,
+                chosen.runs,
+                chosen.start,
             )
         else:
             metrics = evaluate(chosen.models, chosen.ordinary, chosen.hard)

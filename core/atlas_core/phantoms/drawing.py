@@ -42,7 +42,7 @@ DRAWN_KINDS = (
 )
 """Failures that do not ask for another anatomy."""
 
-SHORT_SHARE = 0.35
+SHORT_SHARE = 0.4
 """Ordinary CTs that show a part of the anatomy only: abdomens end somewhere."""
 
 SKIN_MM = 2.0
@@ -159,7 +159,7 @@ def _sample_scan(
     codes = str(rng.choice([c for c, _ in ORIENTATIONS], p=[p for _, p in ORIENTATIONS]))
     length, start = float(extent_mm[0]), 0.0
     if rng.random() < SHORT_SHARE and not whole:
-        length *= rng.uniform(0.15, 0.7)
+        length *= rng.uniform(0.06, 0.7)
         start = float(rng.uniform(0.0, extent_mm[0] - length))
     across = (np.arange(grid.columns, dtype=np.float64) + 0.5) * (view / grid.columns) - view / 2
     x, y = (across + float(rng.uniform(-8.0, 8.0)) for _ in range(2))

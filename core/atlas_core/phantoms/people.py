@@ -41,6 +41,8 @@ LEAST_ML = 200.0
 """Less than this of labelled structures is no anatomy."""
 
 
+_MASKS_FOLDER = "segmentations"
+
 _Picked = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -126,7 +128,7 @@ class Anatomy:
     """One person, ready to be drawn.
 
     Attributes:
-        name: of the folder or file that it was read from.
+        name: of the file or of the person's folder that it was read from.
         tissue: `Tissue` ``[z, y, x]``, ascending to Superior, Anterior and Right, `SPACING_MM`
             apart; fat where nothing is labelled inside the body, air outside.
         outside_mm: distance to the body in the slice, uint8 ``[z, y, x]``; 0 inside, 255 for more.
@@ -189,13 +191,14 @@ def read_anatomy(path: Path, scheme: OrganScheme) -> Anatomy:
         )
     outside = _outside_mm(tissue > 0)
     tissue[(tissue == Tissue.AIR) & (outside == 0)] = Tissue.FAT
-    return Anatomy(path.name, tissue, outside, tuple(unknown))
+    person = path.parent if path.name == _MASKS_FOLDER else path
+    return Anatomy(person.name, tissue, outside, tuple(unknown))
 
 
 def _structures(path: Path, scheme: OrganScheme) -> Iterator[tuple[str, LabelVolume, int | None]]:
     """Name, volume and value (None: whatever is not 0) of every structure, in a fixed order."""
     if path.is_dir():
-        inner = path / "segmentations"
+        inner = path / _MASKS_FOLDER
         for file in sorted((inner if inner.is_dir() else path).glob("*.nii.gz")):
             name = file.name.removesuffix(".nii.gz")
             if name not in ("ct", "combined_labels"):

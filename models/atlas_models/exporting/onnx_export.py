@@ -154,7 +154,8 @@ def _spec(config: TrainingConfig, version: int) -> ModelSpec:
         hu_window=config.hu_window,
         activation=config.activation,
         sha256=NO_SHA256,
-        **({} if config.foreign is None else config.foreign.serving),
+        **{"padding_hu": config.padding_hu}
+        | ({} if config.foreign is None else config.foreign.serving),
     )
 
 

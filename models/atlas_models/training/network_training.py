@@ -255,6 +255,8 @@ class _Training:
             config.seed,
             augment=augmentation(config),
             foreground_share=config.foreground_share,
+            short_share=config.short_share,
+            padding_hu=config.padding_hu,
         )
         self._key = run_key(
             config, cases, validation, processes=fabric.world_size, data_key=run.data_key

@@ -12,6 +12,7 @@ from atlas_core.errors import GridMismatch, InvalidInput, UnknownLabel
 from atlas_core.geometry import Float3, Shape3, VolumeGeometry
 from atlas_core.imaging import distinct_values
 from atlas_core.imaging.resampling import resample_image
+from atlas_core.model_spec import Padding
 from atlas_core.organs import BACKGROUND, OrganScheme
 from atlas_core.phantoms import PHANTOM_ORGANS, Phantom
 from numpy.typing import NDArray
@@ -236,6 +237,9 @@ class PatchSampler:
         patch: window along x, y, z.
         augment: changes every patch.
         foreground_share: of the patches, those that hold a voxel of some organ for certain.
+        short_share: of the patches, those of which a run of slices is kept, as where a scan is
+            shorter than the window.
+        padding_hu: beyond the volume or the run; None: air.
 
     Raises:
         InvalidInput: there are no cases.
@@ -249,6 +253,8 @@ class PatchSampler:
         *,
         augment: Augment = intensity_augmented,
         foreground_share: float = 0.0,
+        short_share: float = 0.0,
+        padding_hu: Padding | None = None,
     ) -> None:
         if not cases:
             raise InvalidInput("no case to train on", expected="at least one")
@@ -262,6 +268,8 @@ class PatchSampler:
         best[best == 0.0] = best.max()
         self._share = best / best.max() if best.max() else np.ones(len(best))
         self._phase = np.where(self._share < 1.0, self._rng(_TURN, 0).random(len(best)), 0.0)
+        self._short_share = short_share
+        self._padding_hu: Padding = AIR_HU if padding_hu is None else padding_hu
 
     def draw(self, first: int, count: int) -> Batch:
         """Patches ``first … first + count - 1``."""
@@ -311,22 +319,32 @@ class PatchSampler:
     def _patch_of(
         self, case: TrainingCase, rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        hu = np.full(self._patch, AIR_HU, dtype=np.float32)
         # What was looked at goes along with the target wherever a patch is turned to.
         looked = np.zeros((0, *case.ct.shape), np.bool_) if case.looked is None else case.looked
-        organs = len(case.target)
-        target = np.zeros((organs + len(looked), *self._patch), dtype=np.float32)
-        source, place = [], []
+        source, beyond = [], []
         starts = self._starts(case, rng)
         for start, length, window in zip(starts, case.ct.shape, self._patch, strict=True):
             low, high = max(0, start), min(length, start + window)
             source.append(slice(low, high))
-            place.append(slice(low - start, high - start))
-        hu[tuple(place)] = case.ct[tuple(source)]
+            beyond.append((low - start, start + window - high))
+        hu = self._padded(case.ct[tuple(source)], beyond, self._padding_hu)
         box = (slice(None), *source)
-        target[(slice(organs), *place)] = case.target[box] / np.float32(255.0)
-        target[(slice(organs, None), *place)] = looked[box]
-        return hu, target
+        taught = np.concatenate([case.target[box], looked[box] * np.uint8(255)])
+        target = self._padded(taught, [(0, 0), *beyond], 0)
+        if self._short_share and rng.random() < self._short_share:
+            run = _run(self._patch[0], rng)
+            before_after = (run.start, self._patch[0] - run.stop)
+            hu = self._padded(hu[run], [before_after, (0, 0), (0, 0)], self._padding_hu)
+            target = self._padded(target[:, run], [(0, 0), before_after, (0, 0), (0, 0)], 0)
+        return hu.astype(np.float32), target / np.float32(255.0)
+
+    def _padded(
+        self, voxels: NDArray[Any], beyond: Sequence[tuple[int, int]], value: Padding
+    ) -> NDArray[Any]:
+        """`voxels` and what lies beyond them: `value`, or their own at the edge."""
+        if self._padding_hu == "edge":
+            return np.pad(voxels, beyond, mode="edge")
+        return np.pad(voxels, beyond, constant_values=value)
 
     def _starts(self, case: TrainingCase, rng: np.random.Generator) -> list[int]:
         """First voxel of a patch along z, y, x."""
@@ -374,6 +392,13 @@ def _start_about(voxel: int, length: int, window: int, rng: np.random.Generator)
     return int(np.clip(voxel - rng.integers(0, window), 0, spare))
 
 
+def _run(slices: int, rng: np.random.Generator) -> slice:
+    """A run of at most half the slices."""
+    length = int(rng.integers(min(SHORTEST_RUN, slices), max(SHORTEST_RUN, slices // 2) + 1))
+    first = int(rng.integers(0, max(1, slices - length + 1)))
+    return slice(first, first + length)
+
+
 def _voxel_of_an_organ(case: TrainingCase, rng: np.random.Generator) -> tuple[int, int, int] | None:
     """A voxel (z, y, x) of a labelled organ, small organs as often as large ones; None: tried an
     organ that is absent."""
@@ -389,6 +414,9 @@ def _voxel_of_an_organ(case: TrainingCase, rng: np.random.Generator) -> tuple[in
     chosen = int(rng.integers(len(y)))
     return z, int(y[chosen]), int(x[chosen])
 
+
+SHORTEST_RUN = 6
+"""Slices of the model's grid: 24 mm of the demo models' 4 mm."""
 
 HALF = 127
 """A voxel of a target above this belongs to the organ more than not."""

@@ -77,6 +77,7 @@ def _prediction(
             predictor=logits_of,
             overlap=OVERLAP,
             mode="gaussian",
-            cval=AIR_HU,
+            padding_mode="replicate" if config.padding_hu == "edge" else "constant",
+            cval=AIR_HU if config.padding_hu in (None, "edge") else config.padding_hu,
         )
     return np.asarray((logits[0] > 0.0).cpu().numpy())

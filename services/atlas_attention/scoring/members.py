@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from atlas_core.errors import InvalidInput, LimitExceeded
 from atlas_core.geometry import Float3, VolumeGeometry
 from atlas_core.imaging.spline_weights import thick_axis
-from atlas_core.model_spec import ModelSpec, ensemble_organs, parse_ensemble
+from atlas_core.model_spec import ModelSpec, Padding, ensemble_organs, parse_ensemble
 from atlas_core.organs import OrganScheme
 
 from atlas_attention.fusion import AIR_HU, MAX_MODELS, MAX_ORGANS, Panel, Zyx, panels
 
-_Windows = tuple[Float3, Zyx, float, tuple[float, float] | None, float]
+_Windows = tuple[Float3, Zyx, float, tuple[float, float] | None, Padding]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Group:
         overlap: of neighbouring windows, as a share of the patch.
         clip_hu: of the CT before nnU-Net's resampling, which clips first; None: the CT is
             resampled linearly, and only the graph clips.
-        padding_hu: Hounsfield units beyond a CT that is smaller than a window.
+        padding_hu: beyond a CT that is smaller than a window.
         parts: the members, by the organs that they know.
     """
 
@@ -54,7 +54,7 @@ class Group:
     patch: Zyx
     overlap: float
     clip_hu: tuple[float, float] | None
-    padding_hu: float
+    padding_hu: Padding
     parts: tuple[Part, ...]
 
     @property
@@ -169,7 +169,7 @@ def _groups(
         x, y, z = spec.patch
         own = overlap if spec.overlap is None else spec.overlap
         clip_hu = spec.hu_window if spec.resampling == "nnunet" else None
-        padding_hu = AIR_HU if spec.padding_hu is None else spec.padding_hu
+        padding_hu: Padding = AIR_HU if spec.padding_hu is None else spec.padding_hu
         windows = (spec.spacing_mm, (z, y, x), own, clip_hu, padding_hu)
         parts = grids.setdefault(windows, {})
         parts.setdefault(tuple(sorted(known[member])), []).append(member)

@@ -12,6 +12,7 @@ from atlas_core.imaging.resampling import (
     resample_across,
     resample_planes,
 )
+from atlas_core.model_spec import Padding
 from numpy.typing import NDArray
 
 from atlas_attention.fusion import AIR_HU, Window, WindowPlan, Zyx
@@ -111,14 +112,13 @@ def to_zyx(xyz: tuple[int, int, int]) -> Zyx:
 
 
 def extract_window(
-    block: NDArray[np.float32], window: Window, plan: WindowPlan, padding_hu: float = AIR_HU
+    block: NDArray[np.float32], window: Window, plan: WindowPlan, padding_hu: Padding = AIR_HU
 ) -> NDArray[np.float32]:
     """The voxels of `window`, HU ``[z, y, x]`` of the patch; `padding_hu` beyond the grid.
 
     Args:
         block: the slices of the window's z-row, ``[z, y, x]``.
     """
-    voxels = np.full(plan.patch, padding_hu, np.float32)
     source = []
     target = []
     bottom = plan.z_range(window.at[0])[0]
@@ -128,5 +128,12 @@ def extract_window(
         first, last = max(0, start), min(voxel_count, start + patch)
         source.append(slice(first - origin, last - origin))
         target.append(slice(first - start, last - start))
-    voxels[tuple(target)] = block[tuple(source)]
+    there = block[tuple(source)]
+    if padding_hu == "edge":
+        beyond = [
+            (part.start, patch - part.stop) for part, patch in zip(target, plan.patch, strict=True)
+        ]
+        return np.ascontiguousarray(np.pad(there, beyond, mode="edge"), np.float32)
+    voxels = np.full(plan.patch, padding_hu, np.float32)
+    voxels[tuple(target)] = there
     return voxels

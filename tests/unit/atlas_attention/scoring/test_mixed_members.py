@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from atlas_attention.fusion import PanelFuser, open_fuser
+from atlas_attention.fusion import AIR_HU, PanelFuser, open_fuser
 from atlas_attention.fusion.compute import GpuCompute
 from atlas_attention.fusion.fused import Fused
 from atlas_attention.scoring import attend, plan_windows
@@ -256,6 +256,16 @@ def test_nnunets_thick_slices_are_copied_on_the_way_back_and_its_padding_is_its_
     assert window[0, 0, 0] == window[-1, -1, -1] == 61.5
     within = np.prod(source.canonical.resampled(large.spacing_mm).shape)
     assert (window == 61.5).sum() >= window.size - within
+
+    seen.clear()
+    going_on = spec("unet", (64, 64, 64), padding_hu="edge")
+    run(source, RulePredictor(rule, threads=1), (going_on, spec("air", (64, 64, 64))))
+    edge, air = seen
+    there = np.nonzero(air != AIR_HU)
+    box = tuple(slice(at.min(), at.max() + 1) for at in there)
+    beyond = [(part.start, 64 - part.stop) for part in box]
+    assert max(before + after for before, after in beyond) > 20
+    assert np.array_equal(edge, np.pad(air[box], beyond, mode="edge"))
 
 
 def test_mirrored_members_predict_every_window_eight_times() -> None:

@@ -82,6 +82,8 @@ def test_a_structure_that_nobody_knows_is_named(tmp_path: Path) -> None:
     write_volume(tmp_path / "segmentations" / "third_arm.nii.gz", block, grid)
     found = read_anatomy(tmp_path, read_scheme("totalsegmentator_v2"))
     assert found.unknown == ("third_arm",)
+    inner = read_anatomy(tmp_path / "segmentations", read_scheme("totalsegmentator_v2"))
+    assert (inner.name, inner.sha256) == (tmp_path.name, found.sha256)
     assert (found.tissue == Tissue.MUSCLE).sum() == block.sum()
 
 

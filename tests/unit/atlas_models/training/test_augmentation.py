@@ -108,6 +108,54 @@ def test_the_foreground_share_is_reached(share: float) -> None:
         assert hits == drawn
 
 
+def test_a_short_patch_is_a_run_of_slices_between_air() -> None:
+    """As a scan of few slices is served: what is shown is untouched, the rest is air."""
+    rng = np.random.Generator(np.random.PCG64(3))
+    ct = rng.integers(-900, 900, (32, 32, 32)).astype(np.float32)
+    case = TrainingCase(ct, np.full((1, *ct.shape), 255, np.uint8), np.ones(1, np.float32))
+
+    def unchanged(hu: NDArray[np.float32], t: NDArray[np.float32], _: object) -> Patch:
+        return hu, t
+
+    whole = PatchSampler([case], (32, 32, 32), 0, augment=unchanged).draw(0, 1)
+    sampler = PatchSampler([case], (32, 32, 32), 0, augment=unchanged, short_share=0.5)
+    lengths = set()
+    for number in range(200):
+        batch = sampler.draw(number, 1)
+        shown = np.flatnonzero((batch.hu[0, 0] != AIR_HU).all(axis=(1, 2)))
+        kept = slice(shown[0], shown[-1] + 1)
+        assert len(shown) == kept.stop - kept.start
+        assert np.array_equal(batch.hu[0, 0, kept], whole.hu[0, 0, kept])
+        assert np.array_equal(batch.target[0, 0].all(axis=(1, 2)), batch.target[0, 0, :, 0, 0] > 0)
+        assert batch.target[0, 0, kept].all()
+        assert batch.target.sum() == len(shown) * 32 * 32
+        lengths.add(len(shown))
+    assert lengths == {*range(6, 17), 32}
+
+
+@pytest.mark.parametrize("slices", [5, 20])
+def test_beyond_a_short_volume_the_edge_goes_on(slices: int) -> None:
+    """In the CT and in what is taught, so that the network is not told that organs end there."""
+    rng = np.random.Generator(np.random.PCG64(4))
+    ct = rng.integers(-900, 900, (slices, 16, 16)).astype(np.float32)
+    target = rng.integers(0, 256, (1, *ct.shape)).astype(np.uint8)
+    case = TrainingCase(ct, target, np.ones(1, np.float32))
+
+    def unchanged(hu: NDArray[np.float32], t: NDArray[np.float32], _: object) -> Patch:
+        return hu, t
+
+    sampler = PatchSampler([case], (16, 16, 12), 0, augment=unchanged, padding_hu="edge")
+    for number in range(20):
+        batch = sampler.draw(number, 1)
+        hu, taught = batch.hu[0, 0], batch.target[0, 0]
+        shown = [np.flatnonzero((ct == plane).all(axis=(1, 2))) for plane in hu]
+        assert all(len(found) == 1 for found in shown), "every plane is one of the volume's"
+        at = np.concatenate(shown)
+        assert set(np.diff(at)) <= {0, 1}
+        assert (set(np.diff(at)) == {1}) == (slices == 20)
+        assert np.array_equal(taught, target[0, at] / np.float32(255.0))
+
+
 def test_small_organs_are_met_as_often_as_large_ones() -> None:
     target = np.zeros((2, 60, 60, 60), np.uint8)
     target[0, 2:30, 2:58, 2:58] = 255
