@@ -336,7 +336,7 @@ class PatchSampler:
             before_after = (run.start, self._patch[0] - run.stop)
             hu = self._padded(hu[run], [before_after, (0, 0), (0, 0)], self._padding_hu)
             target = self._padded(target[:, run], [(0, 0), before_after, (0, 0), (0, 0)], 0)
-        return hu.astype(np.float32), target / np.float32(255.0)
+        return hu.astype(np.float32), target.astype(np.float32) / np.float32(255.0)
 
     def _padded(
         self, voxels: NDArray[Any], beyond: Sequence[tuple[int, int]], value: Padding
