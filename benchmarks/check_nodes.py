@@ -32,7 +32,7 @@ from atlas_models.serving import CpuServing, TritonRepository, exported_models
 from atlasloop.client import AttentionClient
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from measurement import machine, report, say
-from serving import TRITON_ENVIRONMENT
+from serving import TRITON_ENVIRONMENT, end_in_order
 
 MODELS_NODE, ATTENTION_NODE = "atlasloop-models", "atlasloop-attention"
 MODELS_ADDRESS, ATTENTION_ADDRESS = "10.231.77.1", "10.231.77.2"
@@ -74,6 +74,9 @@ def main() -> int:
     """Exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument(
+        "--links", type=int, nargs="*", help="of the list, from 0; the first always"
+    )
     parser.add_argument("--columns", type=int, default=160, help="voxels along a slice")
     parser.add_argument("--score", nargs=2, metavar=("ADDRESS", "CASES"), help="internal")
     wanted = parser.parse_args()
@@ -83,6 +86,7 @@ def main() -> int:
     if os.geteuid() != 0:
         say("network namespaces need root: nothing was checked")
         return 2
+    end_in_order()
     described = machine("tritonclient", "grpcio")
     with tempfile.TemporaryDirectory(prefix="atlasloop-nodes-") as name:
         folder = Path(name)
@@ -91,6 +95,8 @@ def main() -> int:
             repository.install(exported)
         found, shaped_by = {}, "nothing"
         for number, link in enumerate(LINKS):
+            if wanted.links is not None and number not in {0, *wanted.links}:
+                continue
             say(link.name)
             store = _store(folder / f"store-{number}", wanted.cases, wanted.columns)
             with connected(link) as shaped, serving(folder, link, store) as address:

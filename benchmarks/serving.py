@@ -59,7 +59,7 @@ class Serving:
         return [process.pid for process in processes.marked(self.settings.stack_id, name)]
 
 
-def _end_in_order() -> None:
+def end_in_order() -> None:
     """SIGTERM unwinds like an interrupt does: what was started outlives nobody."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
@@ -71,7 +71,7 @@ def serving(models_dir: Path | None = None) -> Iterator[Serving]:
     Args:
         models_dir: exported models; None: ``ATLASLOOP_MODELS_DIR``, or the demo models.
     """
-    _end_in_order()
+    end_in_order()
     with tempfile.TemporaryDirectory(prefix="atlasloop-bench-") as folder:
         ports = {name: free_port() for name in EmbeddedSettings.model_fields if "port" in name}
         settings = EmbeddedSettings.model_validate(
@@ -93,7 +93,7 @@ def serving(models_dir: Path | None = None) -> Iterator[Serving]:
 @contextmanager
 def bare_triton(repository: Path, folder: Path) -> Iterator[str]:
     """A Triton with all models of `repository`; its gRPC address. Its log lies in `folder`."""
-    _end_in_order()
+    end_in_order()
     environment = find_triton(TRITON_ENVIRONMENT)
     grpc_port, http_port = free_port(), free_port()
     command = [
