@@ -83,6 +83,8 @@ def work(running: RunningReview, folder: Path) -> None:
                     body["reason"] = "motion"
                 elif end == "ask":
                     body["note"] = "Is the upper part of the stomach cut off?"
+                elif end == "confirm":
+                    body["visited"] = [one["organ"] for one in task["organs"]]
                 elif end == "revise":
                     body["labels"] = {"liver": hand_in(client, task, folder)}
                 client.post(f"{API}/tasks/{task['id']}/{path}", json=body).raise_for_status()
