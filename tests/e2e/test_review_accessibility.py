@@ -91,7 +91,6 @@ def states(page: Page) -> Iterator[str]:
         ("?", "Keys"),
         ("x", "Skip this case"),
         ("r", "Ask a second reader"),
-        ("Shift+Enter", "Not everything was looked at"),
     ):
         tab.press(key)
         expect(page.get_by_role("dialog", name=name)).to_be_visible()
