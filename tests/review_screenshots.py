@@ -185,7 +185,7 @@ def take_looks(page: Page, folder: Path) -> None:
         before = shape.inner_text()
         page.keyboard.press("h")
         expect(shape).not_to_have_text(before)
-        if shape.inner_text().startswith("Member"):
+        if shape.inner_text().startswith("member"):
             break
     page.screenshot(path=folder / "review-members.png")
     page.keyboard.press("Shift+W")
