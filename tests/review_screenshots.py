@@ -46,16 +46,16 @@ SHAPES = 6
 DRAWN_MS = 4000
 API = "/api/v1"
 OUTLINE = (
-    (0.408, 0.283),
-    (0.480, 0.275),
-    (0.534, 0.295),
-    (0.581, 0.330),
-    (0.562, 0.400),
-    (0.534, 0.420),
-    (0.512, 0.459),
-    (0.483, 0.474),
-    (0.464, 0.444),
-    (0.408, 0.436),
+    (0.314, 0.299),
+    (0.289, 0.318),
+    (0.256, 0.353),
+    (0.231, 0.406),
+    (0.223, 0.467),
+    (0.231, 0.527),
+    (0.251, 0.573),
+    (0.284, 0.611),
+    (0.314, 0.637),
+    (0.321, 0.467),
 )
 """In the view of the case of rank 6: right and down, as parts of width and height."""
 
@@ -83,6 +83,8 @@ def work(running: RunningReview, folder: Path) -> None:
                     body["reason"] = "motion"
                 elif end == "ask":
                     body["note"] = "Is the upper part of the stomach cut off?"
+                elif end == "confirm":
+                    body["visited"] = [one["organ"] for one in task["organs"]]
                 elif end == "revise":
                     body["labels"] = {"liver": hand_in(client, task, folder)}
                 client.post(f"{API}/tasks/{task['id']}/{path}", json=body).raise_for_status()
@@ -180,11 +182,11 @@ def take_looks(page: Page, folder: Path) -> None:
     page.get_by_role("combobox", name="Difference").select_option(index=0)
     shape = page.get_by_role("status", name="Shape", exact=True)
     for _ in range(SHAPES):
+        before = shape.inner_text()
         page.keyboard.press("h")
-        page.wait_for_load_state("networkidle")
-        if shape.inner_text().startswith("Member"):
+        expect(shape).not_to_have_text(before)
+        if shape.inner_text().startswith("member"):
             break
-    shape.scroll_into_view_if_needed()
     page.screenshot(path=folder / "review-members.png")
     page.keyboard.press("Shift+W")
     box = page.locator("canvas").bounding_box()
