@@ -175,6 +175,22 @@ def draft_of(client: httpx.Client, task: int, folder: Path) -> NDArray[np.uint8]
     return drawn
 
 
+def step_across(
+    tab: CaseTab, geometry: VolumeGeometry, ct: NDArray[Any], reach: int
+) -> NDArray[np.float64]:
+    """Click `reach` pixels up and left of the picture's middle, then down and right of it: from the
+    second place to the first, RAS+ mm. Both show the place and the attenuation that are stored."""
+    x, y = tab.middle()
+    places = []
+    for right, down in ((-reach, -reach), (reach, reach)):
+        tab.page.mouse.click(x + right, y + down)
+        voxel, mm, hu = tab.place
+        assert np.allclose(geometry.matrix @ [*voxel, 1], [*mm, 1], atol=0.06)
+        assert hu == round(float(ct[voxel]))
+        places.append(mm)
+    return np.asarray(places[0] - places[1])
+
+
 def axial_axis(task: dict[str, Any]) -> int:
     """Axis of the file along which the axial slices follow each other."""
     matrix = geometry_of(task).matrix[:3, :3]

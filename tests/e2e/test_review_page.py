@@ -37,6 +37,7 @@ from review_page import (
     mask_file,
     open_task,
     pixels,
+    step_across,
     task_of,
 )
 from review_server import (
@@ -445,17 +446,9 @@ def test_views_show_the_patient_as_stored(
     geometry = geometry_of(task)
     ct = np.asanyarray(nib.load(site.place.store.ct_path(task["case_id"])).dataobj)
     tab = open_task(visit, "rita", 3)
-    x, y = tab.middle()
     for view, across, up in (("a", 0, 1), ("c", 0, 2), ("s", 1, 2)):
         tab.press("v", view)
-        places = []
-        for right, down in ((-60, -60), (60, 60)):
-            tab.page.mouse.click(x + right, y + down)
-            voxel, mm, hu = tab.place
-            assert np.allclose(geometry.matrix @ [*voxel, 1], [*mm, 1], atol=0.06)
-            assert hu == round(float(ct[voxel]))
-            places.append(mm)
-        step = places[0] - places[1]
+        step = step_across(tab, geometry, ct, 60)
         assert step[across] > 5 and step[up] > 5
         assert np.abs(np.delete(step, [across, up])).max() < 0.1, "the same slice"
 

@@ -31,6 +31,7 @@ from review_page import (
     look_at,
     open_task,
     pixels,
+    step_across,
     task_of,
 )
 from review_server import PASSWORD, ReviewPlace, RunningReview, running_review, seed_volume
@@ -125,17 +126,9 @@ def test_a_real_ct_is_shown_and_drawn_as_it_is_stored(
         ct = np.asanyarray(nib.load(site.place.store.ct_path(task["case_id"])).dataobj)
         before = label_map(rita, task, tmp_path)
         tab = open_task(visit, "rita", number)
-        x, y = tab.middle()
         for view, across, up in (("a", 0, 1), ("c", 0, 2), ("s", 1, 2)):
             tab.press("v", view)
-            places = []
-            for right, down in ((-40, -40), (40, 40)):
-                tab.page.mouse.click(x + right, y + down)
-                voxel, mm, hu = tab.place
-                assert np.allclose(geometry.matrix @ [*voxel, 1], [*mm, 1], atol=0.06)
-                assert hu == round(float(ct[voxel]))
-                places.append(mm)
-            step = places[0] - places[1]
+            step = step_across(tab, geometry, ct, 40)
             assert step[across] > 1 and step[up] > 1, "right on the left, top up"
         tab.choose("liver")
         tab.press("a", "b")
