@@ -235,22 +235,17 @@ def _train_one(
     # torch and monai take seconds to import and `evaluate` does without them.
     import torch
 
-    from atlas_models.exporting import (
-        WEIGHTS_FILE,
-        export_model,
-        measure_parity,
-        read_weights,
-        write_weights,
-    )
+    from atlas_models.exporting import export_model, measure_parity, read_weights, write_weights
     from atlas_models.training import RunOptions, finetune, train
 
+    if start is not None:
+        data = data | {"started_from": _record_of(start)}
     options = RunOptions(folder=run, data_key=json.dumps(data, sort_keys=True))
     progress = _progress(config.name)
     if start is None:
         trained = train(config, cases, run=options, on_progress=progress)
     else:
-        weights, _ = read_weights(start / WEIGHTS_FILE)
-        data = data | {"started_from": _record_of(start)}
+        weights, _ = read_weights(start)
         trained = finetune(weights, config, cases, run=options, on_progress=progress)
     spec = export_model(trained.network, config, folder)
     written = write_weights(trained.network, config, folder)

@@ -394,8 +394,9 @@ def _start_about(voxel: int, length: int, window: int, rng: np.random.Generator)
 
 def _run(slices: int, rng: np.random.Generator) -> slice:
     """A run of at most half the slices."""
-    length = int(rng.integers(min(SHORTEST_RUN, slices), max(SHORTEST_RUN, slices // 2) + 1))
-    first = int(rng.integers(0, max(1, slices - length + 1)))
+    shortest = min(SHORTEST_RUN, slices)
+    length = int(rng.integers(shortest, max(shortest, slices // 2) + 1))
+    first = int(rng.integers(0, slices - length + 1))
     return slice(first, first + length)
 
 

@@ -131,6 +131,9 @@ def test_a_short_patch_is_a_run_of_slices_between_air() -> None:
         assert batch.target.sum() == len(shown) * 32 * 32
         lengths.add(len(shown))
     assert lengths == {*range(6, 17), 32}
+    low = TrainingCase(ct[:4], case.target[:, :4], case.weight)
+    batch = PatchSampler([low], (32, 32, 4), 0, augment=unchanged, short_share=1.0).draw(0, 8)
+    assert (batch.hu[:, 0] == ct[:4]).all(), "fewer slices than the shortest run are all shown"
 
 
 @pytest.mark.parametrize("slices", [5, 20])
