@@ -204,13 +204,15 @@ def discard_folder(folder: Path, scratch: Path) -> bool:
     return True
 
 
-def make_folders(folder: Path) -> None:
-    """Make `folder` and its missing parents, and put each of them on disk."""
-    if folder.is_dir():
-        return
+def make_folders(folder: Path, *, mode: int = 0o777) -> None:
+    """Make `folder` and its missing parents, and put each of them on disk.
+
+    Args:
+        mode: permissions of each that is made, which the umask may restrict.
+    """
     missing = [f for f in (folder, *folder.parents) if not f.is_dir()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in missing:
+    for made in reversed(missing):
+        made.mkdir(mode=mode, exist_ok=True)
         sync(made.parent)
 
 

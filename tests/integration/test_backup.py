@@ -22,8 +22,14 @@ from atlas_core.imaging import Volume
 from atlas_core.loop import Iterations
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.records import Case, Dataset, Label, LabelSource, OrganScore, Reading, Score
-from atlas_core.store import CaseStore
-from atlas_core.store.backup import restore_catalog, verify_backup, verify_store, write_backup
+from atlas_core.store import CaseStore, backup
+from atlas_core.store.backup import (
+    newest_backup,
+    restore_catalog,
+    verify_backup,
+    verify_store,
+    write_backup,
+)
 from atlas_core.store.backup_format import RowsDigest, row_as_line
 from postgres import PostgresServer
 
@@ -170,6 +176,47 @@ def test_the_store_is_compared_byte_by_byte(saved: Path, store: CaseStore) -> No
     with pytest.raises(CorruptFile, match="2 wrong") as refused:
         verify_store(saved, store)
     assert store.relative(first) in str(refused.value)
+
+
+def test_the_next_backup_reads_only_what_is_new(
+    saved: Path, sqlite: Catalog, store: CaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotten, rewritten, *_ = sorted(store.root.glob("cases/*/ct.nii.gz"))
+    case, label = _case(store, 4)
+    sqlite.add_case(case, [label])
+    # A disk's fault leaves the time; a file that is written again has another one.
+    status, content = rotten.stat(), bytearray(rotten.read_bytes())
+    content[-1] ^= 1
+    rotten.write_bytes(content)
+    os.utime(rotten, ns=(status.st_atime_ns, status.st_mtime_ns))
+    status = rewritten.stat()
+    os.utime(rewritten, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    read = []
+    hash_file = backup._sha256
+    monkeypatch.setattr(backup, "_sha256", lambda path: read.append(path) or hash_file(path))
+    earlier = newest_backup(tmp_path)
+    assert earlier == saved
+    read.clear()
+    write_backup(sqlite, store, tmp_path / "second", earlier=earlier)
+    of_the_store = {path for path in read if store.root in path.parents}
+    assert of_the_store == {rewritten, *store.root.glob(f"cases/{case.id}/**/*.nii.gz")}
+    assert verify_backup(tmp_path / "second").store.files == 8
+    with pytest.raises(CorruptFile, match="1 wrong"):  # the fault is not taken for the truth
+        verify_store(tmp_path / "second", store)
+
+
+def test_a_damaged_list_is_not_built_on(
+    saved: Path, sqlite: Catalog, store: CaseStore, tmp_path: Path
+) -> None:
+    write_backup(sqlite, store, tmp_path / "second")
+    assert newest_backup(tmp_path) == tmp_path / "second"
+    with (tmp_path / "second" / "store.jsonl").open("ab") as file:
+        file.write(b"{}")
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "backup.json").write_text("{")
+    assert newest_backup(tmp_path) == saved
+    write_backup(sqlite, None, tmp_path / "without")
+    assert newest_backup(tmp_path) == saved
 
 
 def test_a_row_without_its_file_is_no_backup(

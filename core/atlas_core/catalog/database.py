@@ -21,6 +21,7 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 
+from atlas_core.atomic_writes import make_folders
 from atlas_core.catalog import tables as t
 from atlas_core.errors import ConfigurationError, Unavailable
 
@@ -287,8 +288,8 @@ def _sqlite_engine(address: sa.URL) -> Engine:
             got=str(address),
         )
     file = Path(str(address.database))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Names of annotators, file names of imports: the owner's alone.
+    # Names of annotators, file names of imports, a vault's patients: the owner's alone.
+    make_folders(file.parent, mode=0o700)
     with contextlib.suppress(OSError):  # there already; else the driver says better what is wrong
         file.touch(mode=0o600, exist_ok=False)
     engine = sa.create_engine(

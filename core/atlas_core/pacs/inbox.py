@@ -82,7 +82,7 @@ class Inbox:
         self._catalog = catalog
         self._store = store
         self.dataset = dataset
-        make_folders(root)
+        make_folders(root, mode=0o700)
         root.chmod(0o700)
         self._require_same_vault()
 
@@ -199,7 +199,7 @@ class Inbox:
         if path.exists():
             return Receipt.KNOWN
         first = not folder.is_dir()
-        make_folders(folder)
+        make_folders(folder, mode=0o700)
         if self.count(image.series) >= MAX_IMAGES:
             raise LimitExceeded("series has too many images", expected=MAX_IMAGES)
         file = io.BytesIO()

@@ -7,6 +7,7 @@ copy is complete and undamaged. See `atlas_core.store.backup_format` for the fil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from atlas_core.store.backup_format import (
     StoredFile,
     StoreDump,
     TableDump,
+    place_in_list,
     read_manifest,
     require_same_schema,
     row_as_line,
@@ -46,7 +48,7 @@ HASHING_THREADS: Final = 4
 """A disk array gains from a few readers; SHA-256 releases the interpreter lock."""
 
 OnFile = Callable[[StoredFile], None]
-"""Called with each file of the store that was read."""
+"""Called with each file of the store that was listed or compared."""
 
 _NAMED_FILES: Final = ("labels", "label_submissions", "assemblies")
 """Tables whose column `path` names a file of the store that stays as long as the row."""
@@ -57,7 +59,12 @@ def _silent(_file: StoredFile) -> None:
 
 
 def write_backup(
-    catalog: Catalog, store: CaseStore | None, target: Path, on_file: OnFile = _silent
+    catalog: Catalog,
+    store: CaseStore | None,
+    target: Path,
+    on_file: OnFile = _silent,
+    *,
+    earlier: Path | None = None,
 ) -> Manifest:
     """Back up `catalog` and the list of the files of `store` into the new folder `target`.
 
@@ -67,11 +74,14 @@ def write_backup(
 
     Args:
         store: None leaves the case store out.
+        earlier: a backup of this store: what it lists, and is of the same size and time, is not
+            read again; see `newest_backup`. None: every file is read.
 
     Raises:
         Conflict: `target` is there already.
         ConfigurationError: it cannot be written.
         NotFound: the store lacks a file that the catalog names.
+        CorruptFile: the list of `earlier` is not the one that was written.
     """
     if target.exists():
         raise Conflict(
@@ -91,10 +101,26 @@ def write_backup(
             version=version("atlasloop"),
             revision=t.REVISION,
             tables=tables,
-            store=None if store is None else _dump_store(store, folder, named, on_file),
+            store=None if store is None else _dump_store(store, folder, named, on_file, earlier),
         )
         write_synced(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
     return manifest
+
+
+def newest_backup(folder: Path) -> Path | None:
+    """The newest complete backup in `folder` that lists a case store and whose list is undamaged;
+    None: there is none."""
+    found = []
+    for path in folder.glob(f"*/{MANIFEST_FILE}"):
+        with contextlib.suppress(CorruptFile, OSError):
+            manifest = read_manifest(path.read_text(encoding="utf-8"))
+            if manifest.store is not None:
+                found.append((manifest.made_at, path.parent, manifest.store.sha256))
+    for _, backup, checksum in sorted(found, reverse=True):
+        with contextlib.suppress(CorruptFile):
+            _require_sha256(backup / STORE_FILE, checksum)
+            return backup
+    return None
 
 
 def verify_backup(source: Path) -> Manifest:
@@ -193,11 +219,14 @@ def _dump_table(
     return TableDump(rows=digest.rows, sha256=checksum.hexdigest(), content=digest.hexdigest())
 
 
-def _dump_store(store: CaseStore, folder: Path, named: set[str], on_file: OnFile) -> StoreDump:
+def _dump_store(
+    store: CaseStore, folder: Path, named: set[str], on_file: OnFile, earlier: Path | None
+) -> StoreDump:
     checksum, files, size = hashlib.sha256(), 0, 0
     missing = set(named)
+    before = iter(()) if earlier is None else _listed_files(earlier)
     with synced_file(folder / STORE_FILE) as file, ThreadPoolExecutor(HASHING_THREADS) as pool:
-        for found in pool.map(lambda path: _look(store, path), store.files()):
+        for found in pool.map(lambda one: _look(store, *one), _with_record(store, before)):
             if found is None:
                 continue  # deleted in between; if a row names it, that is noticed below
             line = row_as_line(found.model_dump())
@@ -215,9 +244,30 @@ def _dump_store(store: CaseStore, folder: Path, named: set[str], on_file: OnFile
     return StoreDump(files=files, size=size, sha256=checksum.hexdigest())
 
 
-def _look(store: CaseStore, path: Path) -> StoredFile | None:
+def _with_record(
+    store: CaseStore, before: Iterator[StoredFile]
+) -> Iterator[tuple[Path, StoredFile | None]]:
+    """Every file, with what `before`, which is sorted as the files are, says of its path."""
+    record = next(before, None)
+    for path in store.files():
+        place = place_in_list(store.relative(path))
+        while record is not None and place_in_list(record.path) < place:
+            record = next(before, None)
+        known = record is not None and place_in_list(record.path) == place
+        yield path, record if known else None
+
+
+def _look(store: CaseStore, path: Path, known: StoredFile | None) -> StoredFile | None:
     try:
-        return StoredFile(path=store.relative(path), size=path.stat().st_size, sha256=_sha256(path))
+        status = path.stat()
+        if known is not None and known.is_still(status.st_size, status.st_mtime_ns):
+            return known
+        return StoredFile(
+            path=store.relative(path),
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            sha256=_sha256(path),
+        )
     except FileNotFoundError:
         return None
 

@@ -34,6 +34,20 @@ class StoredFile(FrozenModel):
     path: str = Field(description="Relative to the root of the store, forward slashes.")
     size: int = Field(ge=0, description="Bytes.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    mtime_ns: int | None = Field(
+        default=None, description="When it was written; None: an earlier version made the list."
+    )
+
+    def is_still(self, size: int, mtime_ns: int) -> bool:
+        """Whether a file of this path, size and time is the one that was read: the store writes a
+        file once, and renames it into place."""
+        return (self.size, self.mtime_ns) == (size, mtime_ns)
+
+
+def place_in_list(path: str) -> tuple[tuple[bool, str], ...]:
+    """Sorts paths as `CaseStore.files` yields them: in each folder its files, then its folders."""
+    *folders, name = path.split("/")
+    return (*((True, folder) for folder in folders), (False, name))
 
 
 class TableDump(FrozenModel):

@@ -17,24 +17,32 @@ def backup(
     store: Annotated[
         bool, typer.Option("--store/--no-store", help="List the case store's files as well.")
     ] = True,
+    read_all: Annotated[
+        bool, typer.Option("--read-all", help="Also read what the backup before this one lists.")
+    ] = False,
 ) -> None:
     """Write the catalog, and a list of the case store's files with checksums, to a new folder.
 
     Others may work meanwhile: it is one moment's state of the catalog. The volumes are not copied:
     take a snapshot or copy of the store's folder AFTER this command, and the pair is complete.
+    Files that the newest backup beside FOLDER lists, of the same size and time, are not read again.
 
     Example: atlasloop backup /backup/2026-01-31
     """
     from atlas_core.catalog import Catalog
     from atlas_core.store import CaseStore
-    from atlas_core.store.backup import write_backup
+    from atlas_core.store.backup import newest_backup, write_backup
 
     here = places(context)
+    earlier = newest_backup(folder.parent) if store and not read_all else None
     with Catalog.open(here.catalog_url, migrate=False) as catalog:
-        manifest = write_backup(catalog, CaseStore(here.store) if store else None, folder)
+        manifest = write_backup(
+            catalog, CaseStore(here.store) if store else None, folder, earlier=earlier
+        )
     rows = sum(dump.rows for dump in manifest.tables.values())
     listed = "no files" if manifest.store is None else f"{manifest.store.files} files"
-    console().print(f"backup: {folder}: {rows} rows, {listed} listed", soft_wrap=True)
+    against = "" if earlier is None else f"; unchanged ones as in {earlier.name}"
+    console().print(f"backup: {folder}: {rows} rows, {listed} listed{against}", soft_wrap=True)
 
 
 def restore(
