@@ -176,6 +176,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--strict-readiness=false",
             "--exit-timeout-secs=1",
+            "--allow-gpu-metrics=false",  # the library that looks for a GPU can hang
             f"--backend-config=python,shm-region-prefix-name={self._region_prefix}",
             "--grpc-address=127.0.0.1",
             "--http-address=127.0.0.1",
