@@ -92,13 +92,20 @@ def states(page: Page) -> Iterator[str]:
         ("x", "Skip this case"),
         ("r", "Ask a second reader"),
     ):
+        expect(page.locator("dialog")).to_have_count(0)  # below one, keys of the case mean nothing
         tab.press(key)
         expect(page.get_by_role("dialog", name=name)).to_be_visible()
         yield name
         tab.press("Escape")
     page.get_by_role("button", name="Discard drawing").click()
-    expect(page.get_by_role("dialog", name="Discard everything")).to_be_visible()
+    discard = page.get_by_role("dialog", name="Discard everything")
+    expect(discard).to_be_visible()
     yield "discard"
+    discard.get_by_role("button", name="Discard").click()
+    expect(page.locator("dialog")).to_have_count(0)
+    tab.press("Shift+Enter")
+    expect(page.get_by_role("dialog", name="Not everything was looked at")).to_be_visible()
+    yield "not everything was looked at"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

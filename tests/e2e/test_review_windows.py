@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,18 @@ import numpy as np
 import pytest
 from browser import Visit, visiting
 from playwright.sync_api import Browser, expect
-from review_page import begin, case_tab, fetched, label_map, log_in, look_at, open_task, task_of
+from ports import free_port
+from review_page import (
+    begin,
+    case_tab,
+    fetched,
+    in_force,
+    label_map,
+    log_in,
+    look_at,
+    open_task,
+    task_of,
+)
 from review_server import PASSWORD, RunningReview, make_place, running_review
 
 
@@ -89,6 +101,42 @@ def test_a_second_window_is_told_and_both_drawings_stay(
     expect(first.page.get_by_role("alert")).to_contain_text("in another window")
     begin(again)
     again.expect_edited("aorta", "pancreas")
+
+
+def test_a_killed_service_comes_back_under_an_open_case(chromium: Browser, tmp_path: Path) -> None:
+    """What was drawn before, and while nobody was there, is handed in to the next one."""
+    place, port = make_place(tmp_path / "place", cases=1, columns=48), free_port()
+    with ExitStack() as stack:
+        killed = stack.enter_context(running_review(place, port=port))
+        visit = stack.enter_context(visiting(chromium, killed.url))
+        tab = open_task(visit, "ann", 1)
+        tab.choose("pancreas")
+        tab.press("a", "b")
+        with tab.saving():
+            tab.stroke()
+        killed.process.kill()
+        killed.process.wait()
+        tab.choose("aorta")
+        tab.stroke(below_px=20)
+        lost = tab.page.get_by_role("alert").filter(has_text="connection to the server is lost")
+        expect(lost).to_be_visible()
+        tab.expect_edited("aorta", "pancreas")
+        running = stack.enter_context(running_review(place, port=port))
+        expect(lost).to_have_count(0)
+        tab.expect_draft("Draft saved")
+        tab.press("Control+Enter")
+        tab.expect_state("revised")
+        with running.client("bob") as bob:
+            task = task_of(bob, 1)
+            labels = f"/api/v1/cases/{task['case_id']}/labels"
+            for organ in ("aorta", "pancreas"):
+                new = in_force(task, organ)
+                assert (new["source"], new["author"]) == ("revised", "ann")
+                now, before = (
+                    fetched(bob, f"{labels}/{one}.nii.gz", tmp_path).voxels != 0
+                    for one in (new["id"], new["base"])
+                )
+                assert (now & ~before).any(), f"the stroke is missing from the {organ}"
 
 
 def test_a_closed_window_keeps_nobody_waiting(visit: Visit) -> None:
