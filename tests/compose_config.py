@@ -15,6 +15,7 @@ FILES = (
     ("compose.yaml",),
     ("compose.yaml", "compose.gpu.yaml"),
     ("compose.yaml", "compose.tls.yaml"),
+    ("compose.yaml", "compose.nninteractive.yaml"),
 )
 
 

@@ -14,7 +14,7 @@ IMAGE_HEALTH = {"attention", "review"}
 """Their HEALTHCHECK is in the image."""
 
 
-both = pytest.mark.parametrize("files", FILES, ids=["cpu", "gpu", "tls"])
+both = pytest.mark.parametrize("files", FILES, ids=["cpu", "gpu", "tls", "nninteractive"])
 
 
 @both
@@ -36,7 +36,7 @@ def test_the_files_follow_the_specification() -> None:
     done = subprocess.run(
         [
             program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec",
-            "compose.yaml", "compose.gpu.yaml", "compose.tls.yaml",
+            "compose.yaml", "compose.gpu.yaml", "compose.tls.yaml", "compose.nninteractive.yaml",
         ],
         cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
@@ -128,7 +128,8 @@ def test_review_reaches_the_catalog_and_nothing_of_prefect(files: tuple[str, ...
         for name, one in config.items()
     }
     tls = {"authority_crt"} if "compose.tls.yaml" in files else set()
-    assert given["review"] == {"review_password", "review_secret", *tls}
+    prompts = {"nninteractive_key"} if "compose.nninteractive.yaml" in files else set()
+    assert given["review"] == {"review_password", "review_secret", *tls, *prompts}
     assert [name for name, held in given.items() if "prefect_auth" in held] == ["flows", "prefect"]
     assert given["attention"] == (tls and {*tls, "attention_crt", "attention_key"})
     assert config["review"]["environment"]["ATLAS_REVIEW_CATALOG_URL"].startswith(

@@ -50,6 +50,7 @@ SECRETS = {
     "secret": "s" * 64,
     "review_secret": "s" * 64,
     "oidc-client-secret": "o" * 40,
+    "nninteractive_key": "prompts",
     "nninteractive-key": "n" * 40,
     "control-key": "k" * 64,
     "triton_control": "k" * 64,
@@ -277,13 +278,16 @@ def test_review_reads_its_configuration(values: str, clean: pytest.MonkeyPatch) 
         assert set(settings.oidc_roles) == {"radiology", "radiology-seniors", "atlas-managers"}
 
 
-def test_compose_configures_review(clean: pytest.MonkeyPatch) -> None:
-    variables = compose_environment(compose_service("review"))
+@pytest.mark.parametrize("files", [(), ("compose.nninteractive.yaml",)], ids=["alone", "prompts"])
+def test_compose_configures_review(files: tuple[str, ...], clean: pytest.MonkeyPatch) -> None:
+    variables = compose_environment(compose_service("review", *files))
     no_other(variables, "ATLAS_REVIEW_", set(ReviewSettings.model_fields))
     enter(clean, variables)
     settings = ReviewSettings()
     assert settings.public_url == "https://review.example.org"
     assert variables["PGPASSWORD"] == SECRETS["review_password"]
+    assert settings.nninteractive_url == ("http://gpu.example.org:1527" if files else None)
+    assert (settings.nninteractive_key is not None) == bool(files)
 
 
 def _generator() -> Any:

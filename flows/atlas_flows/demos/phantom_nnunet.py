@@ -1,9 +1,11 @@
 """Small nnU-Nets, trained on phantoms by nnU-Net itself: what a site brings along.
 
     python -m atlas_flows.demos.phantom_nnunet          (make demo-nnunets)
+    python -m atlas_flows.demos.phantom_nnunet FOLDER --anatomies LABELS --anatomies …
 
 Plans are written by hand: nnU-Net's planner would plan for a large GPU. They know the larger
-organs; a network of this size needs no augmentation, and learns in minutes by Adam.
+organs; a network of this size needs no augmentation, and learns in minutes by Adam. The second
+command trains one that sees real CTs, from CTs drawn from people's label maps (an hour).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +24,17 @@ import numpy as np
 import torch
 from atlas_core.atomic_writes import new_folder, replace_file
 from atlas_core.imaging import read_label, write_volume
-from atlas_core.phantoms import PHANTOM_ORGANS, Kind, PhantomGrid, make_phantom
+from atlas_core.organs import read_scheme
+from atlas_core.phantoms import (
+    ANATOMY_ORGANS,
+    PHANTOM_ORGANS,
+    Anatomy,
+    Kind,
+    PhantomGrid,
+    draw_phantom,
+    make_phantom,
+    read_anatomy,
+)
 from atlas_models.evaluation.phantom_evaluation import dice_by_organ
 from atlas_models.training import NnunetCase, NnunetRun, train_by_nnunet, write_raw
 from numpy.typing import NDArray
@@ -108,6 +120,19 @@ PLANS = {
 }
 
 
+DRAWN = "drawn"
+DRAWN_PLAN = SmallPlan(
+    spacing=(4.0, 4.0, 4.0),
+    patch=(48, 56, 56),
+    features=(16, 32, 64, 96),
+    kernels=((3, 3, 3),) * 4,
+    strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+)
+"""Of what is trained on people's anatomies."""
+
+DRAWN_CASES, DRAWN_STEPS = 160, 2500
+
+
 def plans_of(plan: SmallPlan) -> dict[str, Any]:
     """``plans.json`` as nnU-Net's planner writes it."""
     stages = len(plan.features)
@@ -173,11 +198,20 @@ def kept_results() -> dict[str, Path]:
 
 
 def train_phantom_nnunet(
-    folder: Path, plan: SmallPlan, *, cases: int = CASES, steps: int = STEPS, seed: int = 0
+    folder: Path,
+    plan: SmallPlan,
+    *,
+    cases: int = CASES,
+    steps: int = STEPS,
+    seed: int = 0,
+    anatomies: Sequence[Anatomy] = (),
 ) -> Path:
     """Train an nnU-Net on phantoms from scratch; a result folder as nnU-Net leaves it.
 
     A folder that is there is taken as it is; a training that was killed goes on.
+
+    Args:
+        anatomies: people to draw the CTs from, in turn, instead; they run along RAS+.
     """
     if folder.exists():
         return folder
@@ -200,7 +234,7 @@ def train_phantom_nnunet(
         epoch=EPOCH,
     )
     checkpoint = train_by_nnunet(
-        run, lambda raw: write_raw(raw, _phantoms(cases, seed), dataset, values)
+        run, lambda raw: write_raw(raw, _phantoms(cases, seed, anatomies), dataset, values)
     )
     content = torch.load(checkpoint, map_location="cpu", weights_only=False)
     with new_folder(folder) as fresh:
@@ -271,9 +305,14 @@ def judge(result: Path, plan: SmallPlan, *, cases: int = 4, seed: int = HELD_OUT
     return {organ: round(float(np.mean(values)), 3) for organ, values in found.items() if values}
 
 
-def _phantoms(cases: int, seed: int) -> Iterator[NnunetCase]:
+def _phantoms(cases: int, seed: int, anatomies: Sequence[Anatomy] = ()) -> Iterator[NnunetCase]:
     for number in range(cases):
-        phantom = make_phantom(seed + number, Kind.ORDINARY, grid=PhantomGrid(COLUMNS))
+        if anatomies:
+            grid = PhantomGrid(COLUMNS, axis_codes="RAS")
+            person = anatomies[number % len(anatomies)]
+            phantom = draw_phantom(person, seed + number, Kind.ORDINARY, grid)
+        else:
+            phantom = make_phantom(seed + number, Kind.ORDINARY, grid=PhantomGrid(COLUMNS))
         masks = {o.name: np.asarray(phantom.truth == o.label) for o in PHANTOM_ORGANS}
         yield NnunetCase(f"PHANTOM_{number:04}", phantom.ct, masks, phantom.geometry)
 
@@ -282,22 +321,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=KEPT, help="One per plan in it.")
     parser.add_argument("--plan", choices=PLANS, action="append", help="Default: all.")
-    parser.add_argument("--cases", type=int, default=CASES, help="Phantoms to learn from.")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--cases", type=int, help="Phantoms to learn from.")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--anatomies", type=Path, action="append", default=[],
+        help="Draw CTs from this label map of TotalSegmentator's structures, or folder of masks.",
+    )  # fmt: skip
     given = parser.parse_args()
-    told = {"cases": given.cases, "steps": given.steps, "seed": given.seed}
-    for name in given.plan or PLANS:
+    scheme = read_scheme(ANATOMY_ORGANS)
+    people = [read_anatomy(path, scheme) for path in given.anatomies]
+    plans = {DRAWN: DRAWN_PLAN} if people else {n: PLANS[n] for n in given.plan or PLANS}
+    for name, plan in plans.items():
         if (given.folder / name).exists():
             continue
-        folder = train_phantom_nnunet(given.folder / name, PLANS[name], **told)
+        told = {
+            "cases": given.cases or (DRAWN_CASES if people else CASES),
+            "steps": given.steps or (DRAWN_STEPS if people else STEPS),
+            "seed": given.seed,
+        }
+        folder = train_phantom_nnunet(given.folder / name, plan, anatomies=people, **told)
         provenance = {
             "command": f"python -m atlas_flows.demos.phantom_nnunet --plan {name}",
             **told,
             "trainer": TRAINER,
-            "dice_on_held_out_phantoms": judge(folder, PLANS[name]),
+            "dice_on_held_out_phantoms": judge(folder, plan),
             "libraries": {one: metadata.version(one) for one in ("nnunetv2", "torch")},
         }
+        if people:
+            provenance["command"] = "python -m atlas_flows.demos.phantom_nnunet --anatomies …"
+            provenance["anatomies"] = [{"name": a.name, "sha256": a.sha256} for a in people]
         replace_file(folder / "provenance.json", f"{json.dumps(provenance, indent=1)}\n".encode())
 
 
