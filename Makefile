@@ -122,6 +122,7 @@ bench-transport: setup-dev  ## float32 and uint8 by gRPC, uint8 by shared memory
 bench-load: setup-dev  ## 1, 4 and 16 clients at once
 bench-overlap: setup-dev  ## what the overlap of windows costs in predictions and is worth in Dice
 bench-ranking: setup-dev  ## orders of the priority list and attention against true errors, 100 phantoms
+bench-real-cts: setup-dev  ## what models say of real CTs, and where their attention lies (ARGS='--data FOLDER --models FOLDER')
 bench-runtime: setup-dev  ## OpenVINO against ONNX Runtime on the demo models
 bench-review: setup-dev  ## 32 annotators on a queue of 8,448 cases, on PostgreSQL
 bench-review-page: setup-dev setup-browser setup-pacs $(OHIF)  ## the review page and OHIF on 512 × 512 × 300 without a graphics card (ARGS="--ct … --labels …"; OHIF= leaves OHIF out)
@@ -135,7 +136,7 @@ loop-study: setup-dev  ## the loop by every way of choosing cases, 5 seeds, pair
 nnunet-parity: demo-nnunets  ## labels of an imported nnU-Net against nnU-Net's own predictor
 	@$(BIN)/python benchmarks/nnunet_parity.py $(ARGS)
 
-bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-review bench-assembly bench-scale bench-gpu bench-gpu-models:
+bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-real-cts bench-runtime bench-review bench-assembly bench-scale bench-gpu bench-gpu-models:
 	@$(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 ##@ Deploy it
@@ -242,5 +243,5 @@ $(VENV)/.trivy: constraints.txt $(VENV)/.dev
 	@touch $@
 
 .PHONY: help setup demo import-report loop-demo models-demo mixed-demo demo-nnunets up down status setup-dev test test-long test-quick check format proto demo-models clean \
-	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-runtime bench-gpu bench-gpu-models \
+	bench-fusion bench-released bench-score bench-memory bench-mixed bench-wholebody bench-locate bench-transport bench-load bench-overlap bench-ranking bench-real-cts bench-runtime bench-gpu bench-gpu-models \
 	bench-review bench-review-page nnunet-parity loop-study check-deploy check-compose check-nodes check-store chart-schema web setup-browser setup-nginx setup-pacs setup-prometheus pacs-demo bench-assembly bench-scale screenshots

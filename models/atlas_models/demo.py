@@ -185,11 +185,12 @@ def train_demo_models(
         runs: folder of checkpoints: what is trained again with the same cases continues there.
             None: none are kept.
         start: folder of exported models whose weights are trained further; None: from scratch.
-        precision: as `steps`.
+        precision: of the forward pass in this run. The models keep their configuration's, since
+            they are trained further on other machines.
     """
-    changes = {"steps": steps, "precision": precision}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    configs = [read_config(CONFIGS / f"{name}.yaml").model_copy(update=changes) for name in names]
+    configs = [read_config(CONFIGS / f"{name}.yaml") for name in names]
+    if steps is not None:
+        configs = [config.model_copy(update={"steps": steps}) for config in configs]
     _keep_freed_memory()
     started = time.monotonic()
     cases = training_cases(configs[0], anatomies=anatomies)
@@ -198,7 +199,7 @@ def train_demo_models(
     for config in configs:
         run = None if runs is None else runs / config.name
         weights = None if start is None else start / config.name
-        provenance = _train_one(config, cases, data, models / config.name, run, weights)
+        provenance = _train_one(config, cases, data, models / config.name, run, weights, precision)
         _write_json(models / config.name / PROVENANCE_FILE, provenance)
     metrics = evaluate(models)
     for name in ORDER:
@@ -232,6 +233,7 @@ def _train_one(
     folder: Path,
     run: Path | None = None,
     start: Path | None = None,
+    precision: str | None = None,
 ) -> dict[str, object]:
     """Train, export and check one model; its provenance, without metrics."""
     # torch and monai take seconds to import and `evaluate` does without them.
@@ -244,11 +246,13 @@ def _train_one(
         data = data | {"started_from": _record_of(start)}
     options = RunOptions(folder=run, data_key=json.dumps(data, sort_keys=True))
     progress = _progress(config.name)
+    precision = precision or config.precision
+    now = config.model_copy(update={"precision": precision})
     if start is None:
-        trained = train(config, cases, run=options, on_progress=progress)
+        trained = train(now, cases, run=options, on_progress=progress)
     else:
         weights, _ = read_weights(start)
-        trained = finetune(weights, config, cases, run=options, on_progress=progress)
+        trained = finetune(weights, now, cases, run=options, on_progress=progress)
     spec = export_model(trained.network, config, folder)
     written = write_weights(trained.network, config, folder)
     parity = measure_parity(trained.network, config, folder, _parity_windows(config, cases))
@@ -260,6 +264,7 @@ def _train_one(
         "data": data | {"training_cases": len(cases)},
         "training": {
             "seconds": round(trained.seconds, 1),
+            "precision": precision,
             "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in trained.network.parameters()),
             "loss_first": round(trained.losses[0], 4),
