@@ -222,23 +222,28 @@ def test_the_other_flows_start_from_their_own_forms(site: Site) -> None:
     """What `iterate` does step by step is there for itself too, and leaves its effect."""
     served = [spec for name in MODELS for spec in repository_of(site.settings).served(name)]
     known = {spec.ref: len(evaluations(site.catalog, spec.ref)) for spec in served}
-    evaluated = site.await_end(site.start("evaluate", dataset="held_out"))
-    assert evaluated["state_type"] == COMPLETED, evaluated["state"]["message"]
-    for spec in served:
-        newest, *before = evaluations(site.catalog, spec.ref)
-        assert newest.cases
-        assert len(before) == known[spec.ref]
-
     folder = site.settings.home / "landing/atlas"
     wish = {"folder": "atlas", "datasets": ["work"]}
-    refused = site.await_end(site.start("release", **wish))
+    # A run takes seconds to begin: all are started, and looked at as they end.
+    evaluate = site.start("evaluate", dataset="held_out")
+    without_licence = site.start("release", **wish)
+    revise = site.start("revise", dataset="work", share=1.0, again=True)
+
+    refused = site.await_end(without_licence)
     assert refused["state_type"] == "FAILED"
     assert "licence is not known" in refused["state"]["message"]
     released = site.await_end(site.start("release", accept=["unknown"], **wish))
     assert released["state_type"] == COMPLETED, released["state"]["message"]
     assert len(list(folder.glob("*/combined_labels.nii.gz"))) == CASES
 
-    revised = site.await_end(site.start("revise", dataset="work", share=1.0, again=True))
+    evaluated = site.await_end(evaluate)
+    assert evaluated["state_type"] == COMPLETED, evaluated["state"]["message"]
+    for spec in served:
+        newest, *before = evaluations(site.catalog, spec.ref)
+        assert newest.cases
+        assert len(before) == known[spec.ref]
+
+    revised = site.await_end(revise)
     assert revised["state_type"] == COMPLETED, revised["state"]["message"]
     ensemble = site.catalog.latest_ensemble(Reading.PAPER, "work")
     _, tasks = RevisionViews(site.catalog).page(TaskFilter(dataset="work"), 0, 100)
