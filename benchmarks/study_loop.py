@@ -60,6 +60,12 @@ FOREGROUND_SHARE = 0.66
 BOX_MM = 72.0
 
 
+SMALLER: Mapping[str, Any] = {
+    "channels": (16, 32, 64, 128), "foreground_share": 0.0, "short_share": 0.0,
+}  # fmt: skip
+"""Than the demo U-Net, on a coarser grid."""
+
+
 @dataclass(frozen=True)
 class StudyPlan:
     """Everything that a study depends on.
@@ -111,10 +117,8 @@ class StudyPlan:
 
     def config(self, name: str, **fields: Any) -> TrainingConfig:
         """Of one network."""
-        return read_config(
-            "demo/unet",
-            {"spacing_mm": self.spacing_mm, "patch": self.patch, **self.networks[name], **fields},
-        )
+        grid = {"spacing_mm": self.spacing_mm, "patch": self.patch}
+        return read_config("demo/unet", {**SMALLER, **grid, **self.networks[name], **fields})
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def _spec(config: TrainingConfig) -> ModelSpec:
         organs=config.organs,
         spacing_mm=config.spacing_mm,
         patch=config.patch,
+        padding_hu=config.padding_hu,
         hu_window=config.hu_window,
         sha256=NO_SHA256,
     )

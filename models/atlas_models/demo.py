@@ -67,7 +67,7 @@ HELD_OUT_SEED = 8448
 DRAWN_SEED = 117
 """Of CTs drawn from people's label maps; another run than those of the phantoms."""
 
-TRAINING_CASES = 160
+TRAINING_CASES = 320
 DRAWN_CASES = 480
 DRAWN_GRID = PhantomGrid(columns=128)
 HELD_OUT_ORDINARY = 12

@@ -93,7 +93,7 @@ def test_own_cts_after_phantoms_in_the_same_home(home: Path, tmp_path: Path) -> 
     page = (tmp_path / "out" / "report.html").read_text()
     _require_self_contained(page)
     assert "broken.nii.gz" in page
-    assert "labels of these models are poor" in page
+    assert "labels of these models are rough" in page
     # Nothing of the phantoms that an earlier demo showed.
     assert len(json.loads((tmp_path / "out" / "ranking.json").read_text())["ranking"]) == 1
     assert not _left_running(home)

@@ -27,8 +27,8 @@ def demo(
     """Run everything once: CTs in, attention maps, priority list and a report page out.
 
     Starts a stack of its own beside any other (its data in `<home>/demo`), and stops it at the end,
-    also after Ctrl-C. The demo's models are small and were trained on phantoms: labels on real CTs
-    are poor.
+    also after Ctrl-C. The demo's models are small and were trained on generated CTs: labels on real
+    CTs are rough, and of small organs poor.
 
     Example: atlasloop demo --ct /data/my-cts
     """

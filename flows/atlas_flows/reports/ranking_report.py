@@ -342,13 +342,15 @@ def _caveats(phantoms: int, total: int, models: Sequence[Mapping[str, Any]]) -> 
         yield f"{phantoms} of the {total} cases are procedurally generated phantoms, not patients."
     if any(model["phantom_trained"] for model in models):
         yield (
-            "The models are small demonstration networks, trained for minutes on generated "
-            "phantoms. They show how the loop works, not how well it can segment."
+            "The models are small demonstration networks, trained for an hour on generated CTs: "
+            "phantoms, and CTs drawn from the label maps of three people. They show how the loop "
+            "works, not how well it can segment, and are no medical device."
         )
         if phantoms < total:
             yield (
-                "On real CTs the labels of these models are poor. Geometry, files, sizes and times "
-                "are what a site would see; for useful labels put trained models into service."
+                "On real CTs the labels of these models are rough, and of small organs poor. "
+                "Geometry, files, sizes and times are what a site would see; for useful labels put "
+                "trained models into service."
             )
 
 

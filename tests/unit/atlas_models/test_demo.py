@@ -15,6 +15,8 @@ from atlas_core.phantoms import HARD_KINDS, case_plan
 from atlas_models.config import TrainingConfig, read_config
 from atlas_models.demo import (
     CONFIGS,
+    DRAWN_CASES,
+    DRAWN_SEED,
     HELD_OUT_HARD,
     HELD_OUT_ORDINARY,
     HELD_OUT_SEED,
@@ -57,8 +59,12 @@ def test_provenance_describes_the_committed_file(name: str) -> None:
     assert record["sha256"] == read_spec(MODELS / name).sha256
     assert TrainingConfig.model_validate(record["config"]) == read_config(CONFIGS / f"{name}.yaml")
     assert record["data"]["training_run_seed"] == TRAINING_SEED
-    assert record["data"]["training_cases"] == TRAINING_CASES
-    assert (MODELS / name / GRAPH_FILE).stat().st_size < 5_000_000
+    assert record["data"]["training_cases"] == TRAINING_CASES + DRAWN_CASES
+    drawn = record["data"]["drawn"]
+    assert (drawn["cases"], drawn["run_seed"]) == (DRAWN_CASES, DRAWN_SEED)
+    assert len(drawn["anatomies"]) == 3
+    assert all("CC BY 4.0" in one or "Apache-2.0" in one for one in drawn["sources"])
+    assert (MODELS / name / GRAPH_FILE).stat().st_size < 5_500_000
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -94,6 +100,8 @@ def test_training_and_held_out_phantoms_are_disjoint() -> None:
         case_plan(n, HELD_OUT_SEED).seed for n in range(1, HELD_OUT_ORDINARY + HELD_OUT_HARD + 1)
     }
     assert training.isdisjoint(held_out)
+    drawn = {case_plan(n, DRAWN_SEED).seed for n in range(1, DRAWN_CASES + 1)}
+    assert drawn.isdisjoint(held_out | training)
 
 
 def test_the_ensemble_segments_phantoms_it_has_not_seen() -> None:
