@@ -312,7 +312,7 @@ def _scheme_of(content: bytes, file: str) -> OrganScheme:
             f"the organ scheme cannot work: {_place(first['loc'], document)}",
             case=file,
             expected=first["msg"].removeprefix("Value error, "),
-            got=None if first["type"] == "value_error" else repr(first["input"])[:100],
+            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
             remedy="see docs/how-to/define-organs.md",
         ) from None
 

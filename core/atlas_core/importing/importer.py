@@ -185,7 +185,13 @@ def _preset_of(catalog: Catalog, dataset: str) -> Preset | None:
     """The preset that the dataset was imported with before."""
     for known in catalog.datasets():
         if known.name == dataset and known.preset is not None:
-            return preset(known.preset)
+            try:
+                return preset(known.preset)
+            except NotFound:
+                raise NotFound(
+                    f"dataset {dataset} was imported with preset {known.preset}, a file of yours",
+                    remedy="give the file again: --preset FILE",
+                ) from None
     return None
 
 

@@ -230,7 +230,7 @@ def _read_preset(path: Path) -> Preset:
             f"the preset cannot work: {'.'.join(map(str, first['loc'])) or 'file'}",
             case=path.name,
             expected=first["msg"].removeprefix("Value error, "),
-            got=None if first["type"] == "value_error" else repr(first["input"])[:100],
+            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
             remedy="see docs/how-to/define-organs.md",
         ) from None
 

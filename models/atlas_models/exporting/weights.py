@@ -11,6 +11,7 @@ Safetensors runs no code when it is read, unlike a pickle.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import torch
 from atlas_core.atomic_writes import replace_file
@@ -105,6 +106,11 @@ def _restored(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+_OTHER_NETWORK: Final = (
+    "they are of another network: use the configuration that they were trained with"
+)
+
+
 def load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Put `tensors` into `network`; all of them must fit, or nothing changes.
 
@@ -127,6 +133,7 @@ def load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], source: s
             case=source,
             expected=f"{len(expected)} keys",
             got=f"{len(missing)} missing, first {min(missing)}",
+            remedy=_OTHER_NETWORK,
         )
     if surplus:
         raise InvalidInput(
@@ -134,6 +141,7 @@ def load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], source: s
             case=source,
             expected=f"{len(expected)} keys",
             got=f"{len(surplus)} more, first {min(surplus)}",
+            remedy=_OTHER_NETWORK,
         )
     for name, tensor in sorted(expected.items()):
         if tensor.shape != tensors[name].shape:
@@ -142,6 +150,7 @@ def load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], source: s
                 case=source,
                 expected=tuple(tensor.shape),
                 got=tuple(tensors[name].shape),
+                remedy=_OTHER_NETWORK,
             )
     network.load_state_dict(tensors)
 

@@ -164,8 +164,9 @@ def read_description(path: Path, kind: type[DescriptionT]) -> DescriptionT:
         raise ConfigurationError(
             f"the description of the model cannot work: {place or 'file'}",
             case=path.name,
-            expected=first["msg"],
-            got=repr(first.get("input"))[:100],
+            expected=first["msg"].removeprefix("Value error, "),
+            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
+            remedy="see docs/how-to/manage-models.md",
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(

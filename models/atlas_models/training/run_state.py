@@ -98,9 +98,9 @@ def read_checkpoint(folder: Path, run: str) -> dict[str, Any] | None:
     if state["run"] != run:
         raise Conflict(
             "the folder holds a run with another configuration, other cases or more processes",
-            case=CHECKPOINT_FILE,
+            case=f"{folder.name}/{CHECKPOINT_FILE}",
             expected=run[:12],
             got=str(state["run"])[:12],
-            remedy="choose another run folder, or delete its checkpoint",
+            remedy="choose another run folder (--run-folder), or delete this checkpoint",
         )
     return state

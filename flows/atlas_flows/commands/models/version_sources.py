@@ -137,7 +137,7 @@ def import_model(
     organs: Annotated[
         str | None,
         typer.Option(
-            help="Which, separated by commas and in this order: models of one ensemble have the "
+            help="Which, separated by commas and in this order: versions of one name have the "
             "same. Default: all of the atlas that the model knows, in its order."
         ),
     ] = None,

@@ -376,6 +376,16 @@ def test_the_preset_of_a_dataset_is_remembered(site: Site) -> None:
     assert taken.organs == ("liver",)
 
 
+def test_a_preset_of_ones_own_is_asked_for_again(site: Site) -> None:
+    save(site.folder / "volume-1.nii", ct_voxels(1))
+    save(site.folder / "segmentation-1.nii", blob((8, 8, 4)))
+    own = site.folder.parent / "ours.yaml"
+    own.write_text("{title: Ours, licence: CC0-1.0, labels: {1: liver}}")
+    site.run(preset=str(own))
+    with pytest.raises(NotFound, match=r"dataset \w+ was imported with preset ours.*--preset FILE"):
+        site.run()
+
+
 def test_a_label_in_any_axis_order_is_turned_slab_by_slab(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

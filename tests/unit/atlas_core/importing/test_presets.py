@@ -171,7 +171,7 @@ def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
     ("content", "told"),
     [
         ({"title": "x", "licence": "x", "lables": {}}, "lables"),
-        ({"title": "x", "labels": {1: "liver"}}, "licence"),
+        ({"title": "x", "labels": {1: "liver"}}, "licence (expected Field required)"),
         ({"title": "x", "licence": "x", "labels": {"one": "liver"}}, "labels.one"),
         ("labels: [1", "cannot be read"),
         ("- 1", "file"),

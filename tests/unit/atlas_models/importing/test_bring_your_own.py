@@ -219,7 +219,7 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, what: str) -> N
         ({"classes": [None, "femur", "skin", "bone", "fat"]}, InvalidInput, "no class is an organ"),
         ({"arguments": {"channels": [8, 16], "stride": 2}}, InvalidInput, "MONAI builds no unet"),
         ({"architecture": "os.system"}, ConfigurationError, "architecture"),
-        ({"hu_window": [300, -100]}, ConfigurationError, "lower < upper"),
+        ({"hu_window": [300, -100]}, ConfigurationError, "lower < upper.*; see docs/how-to"),
         ({"patch": [24, 16]}, ConfigurationError, "patch"),
         ({"orientation": "XYZ"}, ConfigurationError, "orientation"),
         ({"spacing": 1}, ConfigurationError, "spacing"),
