@@ -94,8 +94,8 @@ proto: setup-dev  ## regenerate the committed gRPC stubs
 		--mypy_out=services --mypy_grpc_out=services \
 		atlasloop/attention/v1/attention.proto
 
-demo-models: setup-dev  ## train the demo models on phantoms again and write models/demo (minutes)
-	$(BIN)/python -m atlas_models.demo train
+demo-models: setup-dev  ## train the demo models again and write models/demo (ARGS="--anatomies … --source …"; docs/explanation/demo-models.md)
+	$(BIN)/python -m atlas_models.demo train $(ARGS)
 
 models-demo: setup-dev  ## train, fine-tune, promote and roll back a model on phantoms, on a stack of its own (minutes)
 	@$(BIN)/python -m atlas_flows.model_demo

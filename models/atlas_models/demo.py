@@ -17,7 +17,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import metadata
@@ -179,18 +179,17 @@ def train_demo_models(
     """Train and export the named demo models into `models`, then measure the whole ensemble.
 
     Args:
-        steps: instead of each configuration's own.
+        steps, precision: of this run instead of each configuration's. The models keep the
+            configuration's own: what trains them further, elsewhere, takes minutes.
         anatomies: people to draw CTs from beside the phantoms.
         sources: where their label maps are from, and their licences, for the models' provenance.
         runs: folder of checkpoints: what is trained again with the same cases continues there.
             None: none are kept.
         start: folder of exported models whose weights are trained further; None: from scratch.
-        precision: of the forward pass in this run. The models keep their configuration's, since
-            they are trained further on other machines.
     """
     configs = [read_config(CONFIGS / f"{name}.yaml") for name in names]
-    if steps is not None:
-        configs = [config.model_copy(update={"steps": steps}) for config in configs]
+    changes = {"steps": steps, "precision": precision}
+    changes = {name: value for name, value in changes.items() if value is not None}
     _keep_freed_memory()
     started = time.monotonic()
     cases = training_cases(configs[0], anatomies=anatomies)
@@ -199,7 +198,7 @@ def train_demo_models(
     for config in configs:
         run = None if runs is None else runs / config.name
         weights = None if start is None else start / config.name
-        provenance = _train_one(config, cases, data, models / config.name, run, weights, precision)
+        provenance = _train_one(config, cases, data, models / config.name, run, weights, changes)
         _write_json(models / config.name / PROVENANCE_FILE, provenance)
     metrics = evaluate(models)
     for name in ORDER:
@@ -233,9 +232,13 @@ def _train_one(
     folder: Path,
     run: Path | None = None,
     start: Path | None = None,
-    precision: str | None = None,
+    changes: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Train, export and check one model; its provenance, without metrics."""
+    """Train, export and check one model; its provenance, without metrics.
+
+    Args:
+        changes: fields of the configuration that are other in this run alone.
+    """
     # torch and monai take seconds to import and `evaluate` does without them.
     import torch
 
@@ -246,8 +249,7 @@ def _train_one(
         data = data | {"started_from": _record_of(start)}
     options = RunOptions(folder=run, data_key=json.dumps(data, sort_keys=True))
     progress = _progress(config.name)
-    precision = precision or config.precision
-    now = config.model_copy(update={"precision": precision})
+    now = config.model_copy(update=changes or {})
     if start is None:
         trained = train(now, cases, run=options, on_progress=progress)
     else:
@@ -264,7 +266,8 @@ def _train_one(
         "data": data | {"training_cases": len(cases)},
         "training": {
             "seconds": round(trained.seconds, 1),
-            "precision": precision,
+            "steps": now.steps,
+            "precision": now.precision,
             "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in trained.network.parameters()),
             "loss_first": round(trained.losses[0], 4),
