@@ -109,7 +109,7 @@ def common(
         typer.Option(
             min=1024,
             help="Moves all ports of the stack. Default: ATLASLOOP_PORT_BASE or 18000. Keep it in "
-            "<home>/config.toml to say it once.",
+            "config.toml of the home to say it once.",
         ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,

@@ -314,7 +314,11 @@ def _say_imported(imported: ImportedModel, as_json: bool) -> None:
         write_text(None, json.dumps(spec.model_dump(mode="json") | told, indent=2))
         return
     _say_made(spec, as_json, "imported")
-    lines = [f"{key.replace('_', ' ')}: {value}" for key, value in imported.origin.items()]
+    lines = [
+        f"{key.replace('_', ' ')}: {value}"
+        for key, value in imported.origin.items()
+        if key != "config"  # pages of it; `models show` and --json have it
+    ]
     lines += [f"left out: {name} ({why})" for name, why in imported.left_out.items()]
     if trainable.startswith("no"):
         lines.append(f"cannot be trained further{trainable.removeprefix('no')}")
