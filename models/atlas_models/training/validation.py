@@ -69,6 +69,8 @@ def _prediction(
 ) -> NDArray[np.bool_]:
     """Where each organ is predicted, ``[organ, z, y, x]``."""
     hu = torch.from_numpy(np.array(case.ct))[None, None].to(device)
+    edge = config.padding_hu == "edge"
+    air = AIR_HU if config.padding_hu is None else config.padding_hu
     with torch.no_grad():
         logits = sliding_window_inference(
             hu,
@@ -77,7 +79,7 @@ def _prediction(
             predictor=logits_of,
             overlap=OVERLAP,
             mode="gaussian",
-            padding_mode="replicate" if config.padding_hu == "edge" else "constant",
-            cval=AIR_HU if config.padding_hu in (None, "edge") else config.padding_hu,
+            padding_mode="replicate" if edge else "constant",
+            cval=0.0 if edge else air,  # torch takes no other value with "replicate"
         )
     return np.asarray((logits[0] > 0.0).cpu().numpy())
