@@ -16,6 +16,9 @@ from tritonclient.utils import InferenceServerException
 MAX_MESSAGE = 300
 """Characters of a server's message that are passed on; some carry a whole traceback."""
 
+_CLOSED = "closed channel"
+"""What gRPC says of a call by a client that was closed."""
+
 
 class ServerUnreachable(Unavailable):
     """The server itself does not answer, as opposed to one of its models."""
@@ -28,6 +31,13 @@ def server_errors() -> Iterator[None]:
         yield
     except InferenceServerException as error:
         raise translate(error) from None
+    except ValueError as error:
+        if _CLOSED not in str(error):
+            raise
+        # It was retired by another thread, since its address is gone, between two calls.
+        raise Unavailable(
+            "the model server is no longer one of those that are used", remedy="ask again"
+        ) from None
 
 
 def status_name(error: InferenceServerException) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import tritonclient.grpc as triton
 from atlas_attention.triton.errors import (
     ServerUnreachable,
     is_not_loaded,
     may_still_run,
     outcome_label,
+    server_errors,
     translate,
 )
 from atlas_core.errors import AtlasError, ConfigurationError, Unavailable
@@ -43,3 +45,13 @@ def test_only_a_request_without_an_answer_may_still_run() -> None:
     assert not may_still_run(None)
     unloading = refusal("UNAVAILABLE", "request for unknown model 'unet'")
     assert is_not_loaded(unloading) and not may_still_run(unloading)
+
+
+def test_a_client_that_was_closed_meanwhile_is_a_server_that_is_gone() -> None:
+    """Servers are retired by one thread while another asks them."""
+    client = triton.InferenceServerClient("127.0.0.1:1")
+    client.close()
+    with pytest.raises(Unavailable, match="no longer one of those"), server_errors():
+        client.get_inference_statistics()
+    with pytest.raises(ValueError, match="another"), server_errors():
+        raise ValueError("another fault")

@@ -300,9 +300,9 @@ def test_what_a_reader_must_know_is_said(tmp_path: Path, preset: str | None) -> 
         _register(catalog, "phantoms of atlas_core.phantoms")
         page = build_report(catalog, store, ReportScope(top=0))
     text = " ".join(page.split())
-    assert "trained for minutes on generated phantoms" in text
+    assert "trained for an hour on generated CTs" in text
     assert ("phantoms, not patients" in text) == (preset == "phantoms")
-    assert ("On real CTs the labels of these models are poor" in text) == (preset is None)
+    assert ("On real CTs the labels of these models are rough" in text) == (preset is None)
     assert "64 × 64 × 48" in text
 
 
