@@ -110,6 +110,7 @@ def _of_series(name: str, folder: Path, scratch: Path, label: Path | None = None
 
 def _judged(real: RealCt, predictor: LocalPredictor) -> dict[str, Any]:
     source = ArraySource(real.ct.voxels, real.ct.geometry)
+    body, truth = _body(real.ct), _truth(real)
     told: dict[str, Any] = {}
     for spec in (*predictor.specs, None):
         specs = predictor.specs if spec is None else (spec,)
@@ -120,27 +121,33 @@ def _judged(real: RealCt, predictor: LocalPredictor) -> dict[str, Any]:
             where[slab.axis] = slice(slab.start, slab.stop)
             label[tuple(where)] = slab.label
             attention[tuple(where)] = slab.attention.max(axis=0)
-        body = _body(real.ct)
         total = float(attention.sum(dtype=np.float64))
         told["ensemble" if spec is None else spec.name] = {
-            **_dice(real, label),
+            **_dice(label, truth),
             "attended_share": round(float((attention[body] >= ATTENDED_FROM).mean()), 4),
             "air_share": round(float(attention[~body].sum(dtype=np.float64)) / max(total, 1.0), 4),
         }
     return told
 
 
-def _dice(real: RealCt, label: NDArray[np.uint8]) -> dict[str, Any]:
+def _truth(real: RealCt) -> NDArray[np.uint8] | None:
+    """The labels that are known, with our ids."""
     if real.label is None or real.labels is None:
-        return {}
-    truth = np.zeros_like(label)
+        return None
+    truth = np.zeros(real.label.shape, np.uint8, order="F")
     for organ, value in real.labels.items():
         where = real.label == value
         if np.count_nonzero(where) >= LEAST_VOXELS:
             truth[where] = PHANTOM_ORGANS[organ].label
+    return truth
+
+
+def _dice(label: NDArray[np.uint8], truth: NDArray[np.uint8] | None) -> dict[str, Any]:
+    if truth is None:
+        return {}
     there = [one.name for one in PHANTOM_ORGANS if (truth == one.label).any()]
-    dice = {organ: round(value or 0.0, 3) for organ, value in
-            dice_by_organ(label, truth, there).items()}  # fmt: skip
+    found = dice_by_organ(label, truth, there)
+    dice = {organ: round(value or 0.0, 3) for organ, value in found.items()}
     return {"dice": round(float(np.mean(list(dice.values()))), 4), "by_organ": dice}
 
 
@@ -151,11 +158,8 @@ def _body(ct: Volume) -> NDArray[np.bool_]:
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     body = pieces == sizes.argmax()
-    axial = ct.geometry.axis_map.source[2]
-    for index in range(body.shape[axial]):
-        where = [slice(None)] * 3
-        where[axial] = index  # type: ignore[call-overload]
-        body[tuple(where)] = ndimage.binary_fill_holes(body[tuple(where)])
+    for plane in np.moveaxis(body, ct.geometry.axis_map.source[2], 0):
+        plane[:] = ndimage.binary_fill_holes(plane)
     return np.asarray(body)
 
 
