@@ -13,6 +13,7 @@ were drawn from, says their provenance. Attention of a voxel is that of its most
 from __future__ import annotations
 
 import argparse
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from atlas_attention.fusion import ATTENDED_FROM, ATTENTION_SCALE
 from atlas_attention.scoring import attend
 from atlas_core.imaging import Volume, read_label, read_volume
 from atlas_core.imaging.dicom_reader import the_series, write_series
+from atlas_core.importing.presets import preset
 from atlas_core.phantoms import PHANTOM_ORGANS
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.evaluation.phantom_evaluation import ArraySource, LocalPredictor, dice_by_organ
@@ -32,13 +34,15 @@ from measurement import machine, report, say
 from numpy.typing import NDArray
 from scipy import ndimage
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from real_data import real_data
 
 TOTAL = {
-    "spleen": 1, "kidney_right": 2, "kidney_left": 3, "gall_bladder": 4, "liver": 5,
-    "stomach": 6, "pancreas": 7, "aorta": 52, "postcava": 63,
-}  # fmt: skip
-"""Label ids of TotalSegmentator v2."""
+    first: value
+    for value, (first, *_) in preset("totalsegmentator").labels.items()
+    if first in PHANTOM_ORGANS.names
+}
+"""Organ → label id of TotalSegmentator v2."""
 
 BODY_HU = -300.0
 
@@ -58,7 +62,7 @@ class RealCt:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the real CTs")
+    parser.add_argument("--data", type=Path, default=real_data(), help="folder of the real CTs")
     parser.add_argument(
         "--models", type=Path, default=EmbeddedSettings().models_dir, help="exported models"
     )
