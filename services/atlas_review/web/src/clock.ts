@@ -19,8 +19,10 @@ export class WorkClock {
     this.timer = setInterval(this.tick, TICK_MS)
   }
 
+  /** To the tenth, up to this moment: a stroke may be drawn and handed in between two ticks. */
   get seconds(): number {
-    return Math.round(this.spent_ms / 1000)
+    this.tick()
+    return Math.round(this.spent_ms / 100) / 10
   }
 
   private readonly onActivity = (): void => {
