@@ -70,12 +70,16 @@ def ohif_beside(server: Orthanc, dist: Path) -> Iterator[str]:
 
         def _pass_on(self) -> None:
             headers = {name: self.headers[name] for name in PASSED if name in self.headers}
-            got = requests.get(
-                server.url(self.path),
-                headers=headers | {"Host": self.headers["Host"]},
-                auth=(USER, PASSWORD),
-                timeout=60,
-            )
+            try:
+                got = requests.get(
+                    server.url(self.path),
+                    headers=headers | {"Host": self.headers["Host"]},
+                    auth=(USER, PASSWORD),
+                    timeout=60,
+                )
+            except requests.ConnectionError:  # the viewer fetches ahead while the PACS goes away
+                self.send_error(502)
+                return
             kind = got.headers.get("Content-Type", "application/octet-stream")
             self._answer(got.status_code, got.content, kind)
 
