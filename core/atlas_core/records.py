@@ -27,6 +27,14 @@ class Reading(StrEnum):
     """Eq. 1–4 to the letter."""
     RELEASED = "released"
     """The authors' released code: thresholds and openings; size counts attended voxels."""
+    OPENED = "opened"
+    """Eq. 4 after an opening: without what is thinner than three voxels, as every organ's rim."""
+
+    @property
+    def counts_voxels(self) -> bool:
+        """Whether thresholds are in the maps: a voxel above 0 is attended, and attention size is
+        the number of such voxels. Else it is the sum of Eq. 4, and 0.2 makes a voxel attended."""
+        return self is Reading.RELEASED
 
 
 class LabelSource(StrEnum):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlasloop.attention.v1 import attention_pb2 as pb
 
-Reading = Literal["paper", "released"]
-"""How soft predictions become attention: Eq. 1–4 to the letter, or the authors' released code."""
+Reading = Literal["paper", "released", "opened"]
+"""How soft predictions become attention: Eq. 1–4 to the letter, the authors' released code, or
+Eq. 4 after an opening, without the thin rim of every organ."""
+
+READINGS: Final[Mapping[Reading, pb.Reading.ValueType]] = {
+    "paper": pb.READING_PAPER,
+    "released": pb.READING_RELEASED,
+    "opened": pb.READING_OPENED,
+}
 
 
 @dataclass(frozen=True)
@@ -232,7 +240,8 @@ class AttentionMaps:
 
 
 def _reading(value: pb.Reading.ValueType) -> Reading:
-    return "released" if value == pb.READING_RELEASED else "paper"
+    """`paper` also for one that this client does not know yet: the maps mean the same."""
+    return next((name for name, known in READINGS.items() if known == value), "paper")
 
 
 def _model_info(model: pb.Model) -> ModelInfo:

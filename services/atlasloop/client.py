@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasloop.answers import (
+    READINGS,
     AttentionMaps,
     AttentionSlab,
     CaseResult,
@@ -63,10 +64,6 @@ CHUNK_BYTES = 2 * 2**20
 """Bytes of voxels in one message: large enough that the cost per message is negligible, and half of
 gRPC's default limit, so that every server accepts it. A slice of soft predictions may be larger."""
 
-_READINGS: dict[Reading, pb.Reading.ValueType] = {
-    "paper": pb.READING_PAPER,
-    "released": pb.READING_RELEASED,
-}
 _VOXEL_TYPES = {
     np.dtype("<i2"): pb.VOXEL_TYPE_INT16,
     np.dtype("<i4"): pb.VOXEL_TYPE_INT32,
@@ -274,7 +271,7 @@ class AttentionClient:
         """
         request = pb.ScoreCaseRequest(
             case_id=case_id,
-            reading=_READINGS[reading],
+            reading=READINGS[reading],
             models=models,
             ensemble=ensemble,
             newer_than=newer_than,
@@ -313,7 +310,7 @@ class AttentionClient:
         """
         request = pb.StreamCaseRequest(
             case_id=case_id,
-            reading=_READINGS[reading],
+            reading=READINGS[reading],
             models=models,
             ensemble=ensemble,
             organs=organs,
@@ -350,7 +347,7 @@ class AttentionClient:
             voxel_type=_voxel_type(voxels),
             slope=slope,
             intercept=intercept,
-            reading=_READINGS[reading],
+            reading=READINGS[reading],
             models=models,
             ensemble=ensemble,
             organs=organs,
@@ -421,7 +418,7 @@ class AttentionClient:
             models=soft.shape[0],
             organs=organs,
             voxel_type=_voxel_type(soft),
-            reading=_READINGS[reading],
+            reading=READINGS[reading],
         )
         return AttentionStream(
             self._stub.FuseSoftPredictions(

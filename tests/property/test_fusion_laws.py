@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 from atlas_attention.fusion import ATTENTION_SCALE, HALF_BYTE, Fused, fuse, open_fuser
+from atlas_attention.fusion.opened import open_attention
 from atlas_core.records import Reading
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +117,17 @@ def test_released_keeps_a_part_of_the_terms(soft: NDArray[np.uint8]) -> None:
     """Attention of reading `released` is nowhere above that of reading `paper`: its overlap is
     rarer."""
     assert (fuse(soft, Reading.RELEASED).attention <= fuse(soft).attention).all()
+
+
+@given(SOFT)
+def test_opened_leaves_what_three_voxels_hold(soft: NDArray[np.uint8]) -> None:
+    """Nowhere above reading `paper`, of which mean and label are; opened again, it stays."""
+    fused, paper = fuse(soft, Reading.OPENED), fuse(soft)
+    assert (fused.attention <= paper.attention).all()
+    assert np.array_equal(fused.mean, paper.mean) and np.array_equal(fused.label, paper.label)
+    again = fused.attention.copy()
+    open_attention(again)
+    assert np.array_equal(again, fused.attention)
 
 
 @given(SOFT, READINGS)

@@ -47,7 +47,7 @@ def fused_by_panels(
     soft: SoftPredictions, known: list[set[int]], reading: Reading, cuts: set[int] = frozenset()
 ) -> tuple[Fused, PanelFuser]:
     chosen = panels(known)
-    fuser = PanelFuser(chosen, reading, lambda: open_fuser(reading))
+    fuser = PanelFuser(chosen, reading, open_fuser)
     edges = [0, *sorted(cut for cut in cuts if 0 < cut < soft.shape[2]), soft.shape[2]]
     parts = [
         fuser.push(
@@ -86,7 +86,10 @@ def by_definition(
             inconsistency = np.where(opened(inconsistency > 0.1 + ROUNDING), inconsistency, 0)
             uncertainty = np.where(opened(uncertainty > 0.05 + ROUNDING), uncertainty, 0)
         terms.append(inconsistency + uncertainty)
-    return np.stack(terms) + (claims & (claims.sum(axis=0) > 1)), mean
+    attention = np.stack(terms) + (claims & (claims.sum(axis=0) > 1))
+    if reading is Reading.OPENED:
+        attention = ndimage.grey_opening(attention, size=(1, 3, 3, 3), mode="nearest")
+    return attention, mean
 
 
 @settings(deadline=None)  # the first example compiles
@@ -160,7 +163,7 @@ def test_overlap_of_panels_is_that_of_one_pass(
     soft, _ = members
     everybody = [set(range(soft.shape[1]))] * len(soft)
     parts = [panel for organ in range(soft.shape[1]) for panel in panels([{organ}] * len(soft))]
-    fuser = PanelFuser(tuple(parts), reading, lambda: open_fuser(reading))
+    fuser = PanelFuser(tuple(parts), reading, open_fuser)
     first = fuser.push([np.ascontiguousarray(soft[:, [p.organs[0]]]) for p in parts])
     fused = Fused.concatenated([first, fuser.finish()])
     expected, _ = fused_by_panels(soft, everybody, reading)

@@ -17,6 +17,7 @@ class ReadingName(StrEnum):
 
     PAPER = "paper"
     RELEASED = "released"
+    OPENED = "opened"
 
 
 RankByName = Literal["disagreement", "size", "attended", "relative"]

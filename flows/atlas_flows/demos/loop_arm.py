@@ -85,7 +85,7 @@ class LoopTuning:
     """
 
     models: tuple[str, ...] = ("unet", "nnunet")
-    hidden: tuple[Kind, ...] = (Kind.CHILD,)
+    hidden: tuple[Kind, ...] = (Kind.CHILD, Kind.SITUS_INVERSUS)
     pool: int = 40
     hidden_share: float = 0.2
     held_out: int = 12

@@ -61,7 +61,7 @@ class RegionRule(FrozenModel):
 
     def lowest_byte(self, reading: Reading) -> int:
         """The smallest stored byte of an attended voxel; never 0."""
-        if reading is Reading.RELEASED:
+        if reading.counts_voxels:
             return 1
         # The tolerance keeps 0.5 · 136 = 68 from becoming 69.
         return max(1, math.ceil(self.threshold * ATTENTION_LEVELS - 1e-9))

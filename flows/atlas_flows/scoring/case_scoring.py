@@ -128,7 +128,7 @@ class ScoringClient(Protocol):
     def score_case(
         self,
         case_id: str,
-        reading: Literal["paper", "released"] = "paper",
+        reading: Literal["paper", "released", "opened"] = "paper",
         *,
         models: Sequence[str] = (),
         ensemble: str = "",

@@ -7,8 +7,8 @@ For voxel i, organ c and models n = 1..N with soft predictions p = v / 255, read
     Overlap       (Eq. 3)   1 if some model has p > 0.5 for c, and some model for another organ
     Attention     (Eq. 4)   the sum of the three
 
-Reading `released` is described in `released`. A whole volume goes through `fuse`; a
-stream of slabs goes through an `open_fuser`, with the same result to the bit.
+Readings `released` and `opened` are described in the modules of these names. A whole volume goes
+through `fuse`; a stream of slabs goes through an `open_fuser`, with the same result to the bit.
 
 Rounding errors. The attention byte differs from 136 · Eq. 4, computed without rounding from the
 same bytes v, by at most 0.5 + (N/2 + 1.01) / 256: half a step for its own rounding, the rest for
@@ -20,7 +20,8 @@ In all other voxels attention is off by at most 0.0143 from the input and 0.0038
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from atlas_core.records import Reading
 
@@ -32,6 +33,7 @@ from atlas_attention.fusion.fused import (
     require_form,
     require_same_width,
 )
+from atlas_attention.fusion.opened import Opening, open_attention
 from atlas_attention.fusion.released import ReleasedFuser, fuse_released
 from atlas_attention.fusion.threads import Threads
 
@@ -81,6 +83,29 @@ class PaperFuser:
         return Fused.empty(self._first.shape[1], *self._first.shape[3:])
 
 
+class OpenedFuser(PaperFuser):
+    """Reading `opened`: that of the paper, opened; lags `opened.HALO` slices behind."""
+
+    def __init__(self, *, threads: Threads = None) -> None:
+        super().__init__(threads=threads)
+        self._opening = Opening(threads)
+
+    def push(self, soft: SoftPredictions) -> Fused:
+        """See `Fuser.push`."""
+        return self._opening.push(super().push(soft))
+
+    def finish(self) -> Fused:
+        """See `Fuser.finish`."""
+        return self._opening.finish()
+
+
+_FUSERS: Final[Mapping[Reading, type[PaperFuser | ReleasedFuser]]] = {
+    Reading.PAPER: PaperFuser,
+    Reading.RELEASED: ReleasedFuser,
+    Reading.OPENED: OpenedFuser,
+}
+
+
 def open_fuser(reading: Reading, *, threads: Threads = None) -> Fuser:
     """A new fuser for one volume.
 
@@ -88,9 +113,7 @@ def open_fuser(reading: Reading, *, threads: Threads = None) -> Fuser:
         reading: how soft predictions become attention.
         threads: see `threads.Threads`.
     """
-    return (
-        PaperFuser(threads=threads) if reading is Reading.PAPER else ReleasedFuser(threads=threads)
-    )
+    return _FUSERS[reading](threads=threads)
 
 
 def fuse(
@@ -120,6 +143,9 @@ def fuse(
     >>> fused.attention.ravel().tolist(), fused.label.ravel().tolist()
     ([0, 68, 0], [1, 0, 0])
     """
-    if reading is Reading.PAPER:
-        return fuse_block(soft, out=out, counts=counts, threads=threads)
-    return fuse_released(soft, out=out, counts=counts, threads=threads)
+    if reading is Reading.RELEASED:
+        return fuse_released(soft, out=out, counts=counts, threads=threads)
+    fused = fuse_block(soft, out=out, counts=counts, threads=threads)
+    if reading is Reading.OPENED:
+        open_attention(fused.attention, threads)
+    return fused

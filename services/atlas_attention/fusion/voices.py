@@ -10,6 +10,7 @@ The members that know an organ are its *voices*. For organ c with voices V(c), N
     Disagreement            over the pairs of V(c); of one voice: 1 − the Dice that it expects
 
 Reading `released` follows from it: its terms and openings over V(c), its overlap by the means.
+So does `opened`: the opening comes last, over Eq. 4.
 
 Organs with the same voices form a *panel*. Each panel is fused by the kernels of an ensemble that
 knows nothing else; what joins the panels is overlap and the pseudo label. Overlap is a whole number
@@ -34,6 +35,7 @@ from atlas_attention.fusion.agreement import disagreement, mean_probability_sum
 from atlas_attention.fusion.fused import Fused, SoftPredictions
 from atlas_attention.fusion.fusion import Fuser
 from atlas_attention.fusion.kernels import ATTENTION_LEVELS, TILE
+from atlas_attention.fusion.opened import Opening
 from atlas_attention.fusion.threads import Threads, parallel_for
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
@@ -74,7 +76,8 @@ class PanelFuser:
     Args:
         panels: together they have every organ once.
         reading: how soft predictions become attention.
-        open_fuser: a new fuser for the panel's part of the volume; see `fusion.open_fuser`.
+        open_fuser: a new fuser for the panel's part of the volume in the reading `paper` or
+            `released`; see `fusion.open_fuser`. What is opened is what the panels give together.
         threads: see `threads.Threads`.
     """
 
@@ -82,13 +85,14 @@ class PanelFuser:
         self,
         panels: tuple[Panel, ...],
         reading: Reading,
-        open_fuser: Callable[[], Fuser],
+        open_fuser: Callable[[Reading], Fuser],
         threads: Threads = None,
     ) -> None:
         self._panels = panels
-        self._by_peak = reading is Reading.PAPER
+        self._by_peak = reading is not Reading.RELEASED
         self._threads = threads
-        self._fusers = [open_fuser() for _ in panels]
+        self._opening = Opening(threads) if reading is Reading.OPENED else None
+        self._fusers = [open_fuser(Reading.PAPER if self._by_peak else reading) for _ in panels]
 
     @property
     def voices(self) -> NDArray[np.int64]:
@@ -100,17 +104,16 @@ class PanelFuser:
     def push(self, soft: Sequence[SoftPredictions]) -> Fused:
         """Adds a slab, of each panel uint8 ``[voice, organ of the panel, z, y, x]``; returns the
         slices that are final now. See `fusion.Fuser.push`."""
-        fused = [fuser.push(part) for fuser, part in zip(self._fusers, soft, strict=True)]
-        if len(fused) == 1:
-            return fused[0]
+        parts = [fuser.push(part) for fuser, part in zip(self._fusers, soft, strict=True)]
         # Reading `paper` never lags, so these are the soft predictions of the very slices.
-        return self._joined(fused, soft if self._by_peak else [f.mean[None] for f in fused])
+        fused = self._joined(parts, soft if self._by_peak else [f.mean[None] for f in parts])
+        return fused if self._opening is None else self._opening.push(fused)
 
     def finish(self) -> Fused:
         """The slices that remain (none, in reading `paper`)."""
+        if self._opening is not None:
+            return self._opening.finish()
         fused = [fuser.finish() for fuser in self._fusers]
-        if len(fused) == 1:
-            return fused[0]
         return self._joined(fused, [f.mean[None] for f in fused])
 
     def disagreement(self) -> NDArray[np.float64]:
@@ -135,12 +138,14 @@ class PanelFuser:
         return joined[np.argsort(channels)]
 
     def _joined(self, fused: list[Fused], claims: Sequence[NDArray[np.uint8]]) -> Fused:
-        """One result from those of the panels.
+        """One result from those of the panels; that of a single one as it is.
 
         Args:
             claims: of each panel ``[k, organ, z, y, x]``; an organ claims a voxel (Eq. 3) where any
                 of the k bytes is above one half.
         """
+        if len(fused) == 1:
+            return fused[0]
         grid = fused[0].label.shape
         voxels, tiles = fused[0].label.size, -(-fused[0].label.size // TILE)
         organs = sum(len(panel.organs) for panel in self._panels)

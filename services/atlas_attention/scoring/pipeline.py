@@ -124,8 +124,8 @@ class AttentionSummary:
 
     Attributes:
         organs: attention size and pseudo label volume of every attention channel, in order. The
-            size is the sum of attention over the CT's voxels (reading `paper`), or the number of
-            voxels with any (reading `released`). Disagreement and expected volume are counted on
+            size is the sum of attention over the CT's voxels, or in the reading `released` the
+            number of voxels with any. Disagreement and expected volume are counted on
             the fusion grid.
         fusion_spacing_mm: of the grid where the models met, along canonical x, y, z.
         silent: models that found no organ anywhere.
@@ -316,12 +316,12 @@ class AttentionRun(Iterator[GridSlab]):
         fused_by = compute if self._alone else CpuCompute()
         threads_now = self._kernel_threads
         self._fuser = PanelFuser(
-            members.panels, reading, lambda: fused_by.open_fuser(reading, threads_now), threads_now
+            members.panels, reading, partial(fused_by.open_fuser, threads=threads_now), threads_now
         )
         open_grid = partial(
             NativeGrid, self._grid, native, labels,
             flips=(z, y, x), slab_slices=slab_slices, threads=self._kernel_threads,
-            attended_from=ATTENDED_FROM if reading is Reading.PAPER else 1,
+            attended_from=1 if reading.counts_voxels else ATTENDED_FROM,
         )  # fmt: skip
         self._native = open_grid()
         self._on_member = on_member
@@ -355,14 +355,13 @@ class AttentionRun(Iterator[GridSlab]):
         if not self._finished:
             raise RuntimeError("the summary is known once every slab was taken")
         geometry = self._source.geometry
-        paper = self._reading is Reading.PAPER
         voices, disagreements = self._fuser.voices, self._fuser.disagreement()
         expected = self._fuser.mean_probability_sum()
         organs = []
         for channel in self._channels:
             attended = float(self._native.attended[channel])
             total = float(self._native.attention_sum[channel])
-            voxels = total * ATTENTION_SCALE if paper else attended
+            voxels = attended if self._reading.counts_voxels else total * ATTENTION_SCALE
             organs.append(
                 OrganScore(
                     organ=self._members.organs[channel],

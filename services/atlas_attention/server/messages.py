@@ -29,12 +29,12 @@ MAX_TEXT = 256
 MAX_ITEMS = 256
 """Of a list in a request: organs, labels, models."""
 
-_READINGS = {
-    pb.READING_UNSPECIFIED: Reading.PAPER,
-    pb.READING_PAPER: Reading.PAPER,
-    pb.READING_RELEASED: Reading.RELEASED,
+TO_READING = {
+    Reading.PAPER: pb.READING_PAPER,
+    Reading.RELEASED: pb.READING_RELEASED,
+    Reading.OPENED: pb.READING_OPENED,
 }
-_TO_READING = {Reading.PAPER: pb.READING_PAPER, Reading.RELEASED: pb.READING_RELEASED}
+_READINGS = {pb.READING_UNSPECIFIED: Reading.PAPER, **{v: k for k, v in TO_READING.items()}}
 
 VOXEL_TYPES: dict[int, np.dtype[np.generic]] = {
     pb.VOXEL_TYPE_INT16: np.dtype("<i2"),
@@ -77,7 +77,8 @@ def read_reading(value: pb.Reading.ValueType) -> Reading:
         InvalidInput: a number that this service does not know.
     """
     if value not in _READINGS:
-        raise InvalidInput("unknown reading", expected="PAPER or RELEASED", got=value)
+        known = ", ".join(reading.name for reading in Reading)
+        raise InvalidInput("unknown reading", expected=f"one of {known}", got=value)
     return _READINGS[value]
 
 
@@ -212,7 +213,7 @@ def result_message(prediction: PredictionResult, *, already_scored: bool = False
     return pb.CaseResult(
         case_id=prediction.case_id,
         ensemble=prediction.ensemble,
-        reading=_TO_READING[prediction.reading],
+        reading=TO_READING[prediction.reading],
         organs=[_organ_message(organ) for organ in prediction.organs],
         timing=pb.Timing(
             total_s=prediction.total_s,

@@ -37,6 +37,7 @@ from atlas_attention.scoring import (
 from atlas_attention.server.background_job import BackgroundJob
 from atlas_attention.server.interceptor import cancellation
 from atlas_attention.server.messages import (
+    TO_READING,
     ensemble_message,
     grid_message,
     model_message,
@@ -96,7 +97,7 @@ class AttentionServicer(stubs.AttentionServiceServicer):
             older_models=[model_message(spec) for spec in models.ready if spec not in ensemble],
             organs=organs,
             labels=self._scorer.labels(organs),
-            readings=[pb.READING_PAPER, pb.READING_RELEASED],
+            readings=TO_READING.values(),
             limits=pb.Limits(
                 max_voxels=settings.max_voxels,
                 max_message_bytes=settings.max_message_bytes,

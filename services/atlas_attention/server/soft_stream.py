@@ -169,7 +169,7 @@ class SoftFusion:
         ):
             attended = float(self._attended[channel])
             total = float(self._attention_sum[channel])
-            voxels = total * ATTENTION_SCALE if self._grid.reading is Reading.PAPER else attended
+            voxels = attended if self._grid.reading.counts_voxels else total * ATTENTION_SCALE
             labelled = int(self._labelled[channel])
             sizes.append(
                 OrganSize(
@@ -241,7 +241,7 @@ class SoftFusion:
         if not fused.slices:
             return
         self._attention_sum += fused.attention.sum(axis=(1, 2, 3), dtype=np.int64)
-        least = ATTENDED_FROM if self._grid.reading is Reading.PAPER else 1
+        least = 1 if self._grid.reading.counts_voxels else ATTENDED_FROM
         self._attended += np.count_nonzero(fused.attention >= least, axis=(1, 2, 3))
         counts = np.bincount(fused.label.ravel(), minlength=len(self._grid.organs) + 1)
         self._labelled += counts[1:]

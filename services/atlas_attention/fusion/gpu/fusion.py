@@ -160,7 +160,10 @@ class GpuReleasedFuser:
 
 
 def open_gpu_fuser(device: Device, reading: Reading) -> GpuPaperFuser | GpuReleasedFuser:
-    """A new fuser for one volume; see `fusion.open_fuser`."""
+    """A new fuser for one volume in the reading `paper` or `released`; see `fusion.open_fuser`.
+
+    What is opened is opened on the host, where the fused slabs go.
+    """
     return GpuPaperFuser(device) if reading is Reading.PAPER else GpuReleasedFuser(device)
 
 

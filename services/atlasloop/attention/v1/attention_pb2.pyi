@@ -39,6 +39,8 @@ class _ReadingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reading.Value
     """Eq. 1-4 of the AbdomenAtlas-8K paper to the letter."""
     READING_RELEASED: _Reading.ValueType  # 2
     """The authors' released code: thresholds 0.1 / 0.05, each after a binary opening; size = voxels."""
+    READING_OPENED: _Reading.ValueType  # 3
+    """Eq. 4 after a grey-scale opening with 3x3x3 voxels: the thin rim of every organ is left out."""
 
 class Reading(_Reading, metaclass=_ReadingEnumTypeWrapper):
     """How soft predictions become attention."""
@@ -49,6 +51,8 @@ READING_PAPER: Reading.ValueType  # 1
 """Eq. 1-4 of the AbdomenAtlas-8K paper to the letter."""
 READING_RELEASED: Reading.ValueType  # 2
 """The authors' released code: thresholds 0.1 / 0.05, each after a binary opening; size = voxels."""
+READING_OPENED: Reading.ValueType  # 3
+"""Eq. 4 after a grey-scale opening with 3x3x3 voxels: the thin rim of every organ is left out."""
 Global___Reading: _TypeAlias = Reading  # noqa: Y015
 
 class _VoxelType:

@@ -94,7 +94,7 @@ def whole_volume(
     body = body_box(source, min(one.hu_window[0] for one in specs))
     grid = plan.fusion_grid(source.canonical, fusion_spacing_mm).shape[::-1]
     soft = [on_fusion_grid(blended(source, one, rule, body), grid) for one in specs]
-    fuser = PanelFuser(plan.panels, reading, lambda: open_fuser(reading))
+    fuser = PanelFuser(plan.panels, reading, open_fuser)
     parts = [
         np.stack(
             [

@@ -85,7 +85,9 @@ def test_slabs_equal_the_whole_volume(
     attention, label = whole_volume(source, contextual, reading, overlap)
     assert (result.attention == attention.transpose(0, 3, 2, 1)).all()
     assert (result.label == label.transpose(2, 1, 0)).all()
-    assert result.label.any() and result.attention.any()
+    # Nothing is three voxels thick on the models' grid where the CT is that narrow.
+    thick = reading is not Reading.OPENED or min(shape) > 5
+    assert result.label.any() and result.attention.any() == thick
 
 
 @pytest.mark.parametrize("reading", list(Reading))
@@ -215,9 +217,9 @@ def test_summary_matches_the_slabs(predictor: RulePredictor, reading: Reading) -
     for channel, organ in enumerate(result.summary.organs):
         given = result.attention[channel]
         size = (
-            given.sum(dtype=int) * ATTENTION_SCALE
-            if reading is Reading.PAPER
-            else (given > 0).sum()
+            (given > 0).sum()
+            if reading is Reading.RELEASED
+            else given.sum(dtype=int) * ATTENTION_SCALE
         )
         labelled = (result.label == ABDOMEN_ATLAS[organ.organ].label).sum()
         assert organ.organ == ORGANS[channel]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from atlas_attention.fusion import ATTENTION_SCALE, fuse
 from atlas_attention.scoring import GridSlab
+from atlas_attention.server.messages import TO_READING
 from atlas_attention.server.soft_stream import SoftFusion, SoftGrid, read_soft_grid
 from atlas_attention.settings import AttentionSettings
 from atlas_core.errors import AtlasError, InvalidInput, LimitExceeded
@@ -68,8 +69,7 @@ def fused(
 @pytest.mark.parametrize("reading", list(Reading))
 @pytest.mark.parametrize("edges", [[0, 25], [0, 1, 2, 19, 25], list(range(26))])
 def test_slabs_equal_the_whole(reading: Reading, edges: list[int]) -> None:
-    wire = pb.READING_PAPER if reading is Reading.PAPER else pb.READING_RELEASED
-    grid = read(reading=wire)
+    grid = read(reading=TO_READING[reading])
     soft = soft_bytes()
     fusion = SoftFusion(grid, threads=1)
     pieces = list(fused(fusion, slabs(soft, edges)))
@@ -83,10 +83,10 @@ def test_slabs_equal_the_whole(reading: Reading, edges: list[int]) -> None:
     assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]]
 
     for channel, size in enumerate(fusion.sizes()):
-        if reading is Reading.PAPER:
-            expected = attention[channel].sum(dtype=np.int64) * ATTENTION_SCALE
-        else:
+        if reading is Reading.RELEASED:
             expected = np.count_nonzero(attention[channel])
+        else:
+            expected = attention[channel].sum(dtype=np.int64) * ATTENTION_SCALE
         assert size.attention_voxels == pytest.approx(expected)
         assert size.attention_ml == pytest.approx(expected * 0.012)
         assert size.pseudo_label_voxels == np.count_nonzero(label == size.label)
