@@ -42,6 +42,10 @@ Resampling = Literal["linear", "nnunet"]
 """How a CT is brought to a model's grid: ``linear`` with antialiasing, as in `imaging.resampling`;
 ``nnunet``: cubic splines, and nearest neighbour across thick slices, as nnU-Net prepares a case."""
 
+Windows = Literal["body", "volume"]
+"""Where a model looks: ``body``, in even steps over the box of the body; ``volume``, over all of
+the CT, every window where nnU-Net's own predictor lays it."""
+
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -83,6 +87,12 @@ class ModelSpec(FrozenModel):
         default="linear",
         exclude_if=lambda resampling: resampling == "linear",
         description="How the CT is brought to the model's grid.",
+    )
+    windows: Windows = Field(
+        default="body",
+        exclude_if=lambda windows: windows == "body",
+        description="Where the model's windows lie: over the body, or over the whole volume as "
+        "nnU-Net's.",
     )
     padding_hu: Padding | None = Field(
         default=None,

@@ -53,6 +53,7 @@ def import_model(
     overlap: Annotated[float, Field(ge=0, le=0.75)] | None = None,
     mirrored: bool = False,
     resampling: Literal["linear", "nnunet"] = "linear",
+    windows: Literal["body", "volume"] = "body",
     organs: OrganNames | None = None,
 ) -> str:
     """Import one; NAME@T of the version.
@@ -75,6 +76,7 @@ def import_model(
         overlap: Of neighbouring windows. Empty: the service's.
         mirrored: Mean over all mirrored windows: 8 times the work.
         resampling: Of the CT to the model's grid; nnunet: cubic splines.
+        windows: Over the body, or over the volume, where nnU-Net's own predictor lays them.
         organs: Which, in this order: models of one ensemble have the same. Empty: all of the atlas
             that the model knows.
 
@@ -104,6 +106,7 @@ def import_model(
         overlap=overlap,
         mirrored=mirrored,
         resampling=resampling,
+        windows=windows,
         organs=None if organs is None else tuple(organs),
     )
     with Catalog.open(places.catalog_url) as catalog:

@@ -29,7 +29,7 @@ class VersionImport:
         folds: "all", or numbers separated by commas.
         configuration, checkpoint, orientation, labels, left_out, preset: of an nnU-Net; see
             `NnunetChoices`.
-        overlap, mirrored, resampling: how it is served.
+        overlap, mirrored, resampling, windows: how it is served.
         organs: which, in this order; None: all of the atlas that the model knows.
     """
 
@@ -49,6 +49,7 @@ class VersionImport:
     overlap: float | None = None
     mirrored: bool = False
     resampling: Literal["linear", "nnunet"] = "linear"
+    windows: Literal["body", "volume"] = "body"
     organs: tuple[str, ...] | None = None
 
     @property
@@ -69,7 +70,7 @@ class VersionImport:
     @property
     def serving(self) -> dict[str, Any]:
         """What was asked for beyond the usual."""
-        usual = {"overlap": None, "mirrored": False, "resampling": "linear"}
+        usual = {"overlap": None, "mirrored": False, "resampling": "linear", "windows": "body"}
         return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
 
 

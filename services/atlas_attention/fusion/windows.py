@@ -87,17 +87,24 @@ class WindowPlan:
         Raises:
             InvalidInput: an overlap outside 0..`MAX_OVERLAP`.
         """
-        if not 0.0 <= overlap <= MAX_OVERLAP:
-            raise InvalidInput(
-                "overlap of sliding windows is out of range",
-                expected=f"0..{MAX_OVERLAP}",
-                got=overlap,
-            )
+        _require_overlap(overlap)
         whole = tuple((0, n) for n in grid)
         z, y, x = (
             _starts(n, p, overlap, *part)
             for n, p, part in zip(grid, patch, box or whole, strict=True)
         )
+        return cls(grid, patch, (z, y, x))
+
+    @classmethod
+    def as_nnunet(cls, grid: Zyx, patch: Zyx, overlap: float) -> WindowPlan:
+        """The windows of nnU-Net's own predictor: over the whole grid, none spared, and every start
+        rounded to the nearest voxel.
+
+        A network's answer hangs on where its windows lie, so labels are nnU-Net's only with these.
+        See `over`.
+        """
+        _require_overlap(overlap)
+        z, y, x = (_nnunet_starts(n, p, overlap) for n, p in zip(grid, patch, strict=True))
         return cls(grid, patch, (z, y, x))
 
     def __len__(self) -> int:
@@ -144,6 +151,15 @@ class WindowPlan:
         return z, y, x
 
 
+def _require_overlap(overlap: float) -> None:
+    if not 0.0 <= overlap <= MAX_OVERLAP:
+        raise InvalidInput(
+            "overlap of sliding windows is out of range",
+            expected=f"0..{MAX_OVERLAP}",
+            got=overlap,
+        )
+
+
 def _starts(voxels: int, patch: int, overlap: float, first: int, last: int) -> tuple[int, ...]:
     """Windows along one axis of `voxels` that cover ``[first, last)``."""
     if voxels <= patch:
@@ -154,6 +170,15 @@ def _starts(voxels: int, patch: int, overlap: float, first: int, last: int) -> t
     step = max(1, int(patch * (1.0 - overlap)))
     steps = math.ceil(spare / min(patch, step + int(patch * SLACK_SHARE)))
     return tuple(first + spare * i // steps for i in range(steps + 1))
+
+
+def _nnunet_starts(voxels: int, patch: int, overlap: float) -> tuple[int, ...]:
+    """Windows along one axis, as `compute_steps_for_sliding_window` of nnU-Net 2 lays them."""
+    spare = voxels - patch
+    if spare <= 0:
+        return (-((patch - voxels) // 2),)
+    steps = math.ceil(spare / (patch * (1.0 - overlap)))
+    return tuple(round(spare / steps * i) for i in range(steps + 1))
 
 
 def _shares(voxels: int, patch: int, starts: tuple[int, ...]) -> NDArray[np.float64]:

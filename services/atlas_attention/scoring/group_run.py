@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 from atlas_core.geometry import Float3
 from atlas_core.imaging.spline_weights import nnunet_weights
-from atlas_core.model_spec import ModelSpec
+from atlas_core.model_spec import ModelSpec, Windows
 from numpy.typing import NDArray
 
 from atlas_attention.fusion import (
@@ -38,7 +38,12 @@ MIRRORINGS: tuple[Flips, ...] = tuple(
 
 
 def window_plan(
-    source: CtSource, spacing_mm: Float3, patch: Zyx, overlap: float, body: Box | None
+    source: CtSource,
+    spacing_mm: Float3,
+    patch: Zyx,
+    overlap: float,
+    body: Box | None,
+    windows: Windows = "body",
 ) -> WindowPlan:
     """Where the windows of one grid lie in a CT.
 
@@ -47,8 +52,11 @@ def window_plan(
         patch: voxels (z, y, x).
         overlap: of neighbouring windows, as a share of the patch.
         body: what they are to cover, in voxels of the canonical grid; None: everything.
+        windows: `volume` covers everything in any case.
     """
     grid = to_zyx(source.canonical.resampled(spacing_mm).shape)
+    if windows == "volume":
+        return WindowPlan.as_nnunet(grid, patch, overlap)
     box = None if body is None else on_grid(body, to_zyx(source.canonical.shape), grid)
     return WindowPlan.over(grid, patch, overlap, box)
 
@@ -81,7 +89,9 @@ class GroupRun:
         slab_slices: int,
         threads: Threads,
     ) -> None:
-        plan = window_plan(source, group.spacing_mm, group.patch, group.overlap, body)
+        plan = window_plan(
+            source, group.spacing_mm, group.patch, group.overlap, body, group.windows
+        )
         self.plan = plan
         self.fusion_grid = fusion_grid
         self.specs: dict[int, ModelSpec] = {m: members.specs[m] for m in group.members}

@@ -1,8 +1,8 @@
 """Who of an ensemble is blended with whom, who judges which organ, and where they meet.
 
-Members of one grid, patch, overlap and resampling share their windows: a *group*. Members of a
-group that know the same organs share the memory in which windows are blended: a *part* of it. What
-the parts say is brought to one *fusion grid* and fused by panels (`fusion.voices`).
+Members of one grid, patch, overlap, resampling and place of windows share their windows: a *group*.
+Members of a group that know the same organs share the memory in which windows are blended: a *part*
+of it. What the parts say is brought to one *fusion grid* and fused by panels (`fusion.voices`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from atlas_core.errors import InvalidInput, LimitExceeded
 from atlas_core.geometry import Float3, VolumeGeometry
 from atlas_core.imaging.spline_weights import thick_axis
-from atlas_core.model_spec import ModelSpec, Padding, ensemble_organs, parse_ensemble
+from atlas_core.model_spec import ModelSpec, Padding, Windows, ensemble_organs, parse_ensemble
 from atlas_core.organs import OrganScheme
 
 from atlas_attention.fusion import AIR_HU, MAX_MODELS, MAX_ORGANS, Panel, Zyx, panels
 
-_Windows = tuple[Float3, Zyx, float, tuple[float, float] | None, Padding]
+_Shared = tuple[Float3, Zyx, float, Windows, tuple[float, float] | None, Padding]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Group:
         spacing_mm: of their grid, along x, y, z.
         patch: voxels of a window (z, y, x).
         overlap: of neighbouring windows, as a share of the patch.
+        windows: where they lie.
         clip_hu: of the CT before nnU-Net's resampling, which clips first; None: the CT is
             resampled linearly, and only the graph clips.
         padding_hu: beyond a CT that is smaller than a window.
@@ -53,6 +54,7 @@ class Group:
     spacing_mm: Float3
     patch: Zyx
     overlap: float
+    windows: Windows
     clip_hu: tuple[float, float] | None
     padding_hu: Padding
     parts: tuple[Part, ...]
@@ -164,14 +166,14 @@ def _groups(
     known: list[set[int]],
     overlap: float,
 ) -> tuple[Group, ...]:
-    grids: dict[_Windows, dict[tuple[int, ...], list[int]]] = {}
+    grids: dict[_Shared, dict[tuple[int, ...], list[int]]] = {}
     for member, spec in enumerate(specs):
         x, y, z = spec.patch
         own = overlap if spec.overlap is None else spec.overlap
         clip_hu = spec.hu_window if spec.resampling == "nnunet" else None
         padding_hu: Padding = AIR_HU if spec.padding_hu is None else spec.padding_hu
-        windows = (spec.spacing_mm, (z, y, x), own, clip_hu, padding_hu)
-        parts = grids.setdefault(windows, {})
+        shared = (spec.spacing_mm, (z, y, x), own, spec.windows, clip_hu, padding_hu)
+        parts = grids.setdefault(shared, {})
         parts.setdefault(tuple(sorted(known[member])), []).append(member)
     return tuple(
         Group(

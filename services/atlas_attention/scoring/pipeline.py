@@ -223,7 +223,8 @@ def plan_windows(source: CtSource, specs: Sequence[ModelSpec], overlap: float) -
     """Where the windows of models of one grid lie in a CT: over the body (see `body_box`), or over
     the whole grid if nothing but air is found."""
     spec = specs[0]
-    return window_plan(source, spec.spacing_mm, to_zyx(spec.patch), overlap, _body(source, specs))
+    patch, body = to_zyx(spec.patch), _body(source, specs)
+    return window_plan(source, spec.spacing_mm, patch, overlap, body, spec.windows)
 
 
 def _body(source: CtSource, specs: Sequence[ModelSpec]) -> Box | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Resampling = Literal["linear", "nnunet"]
+Windows = Literal["body", "volume"]
 
 
 NameOption = Annotated[str, typer.Option(help="Name in Triton, one per architecture.")]
@@ -134,6 +135,12 @@ def import_model(
     resampling: Annotated[
         Resampling, typer.Option(help="Of the CT to the model's grid; nnunet: cubic splines.")
     ] = "linear",
+    windows: Annotated[
+        Windows,
+        typer.Option(
+            help="Over the body, or over the volume, where nnU-Net's predictor lays them."
+        ),
+    ] = "body",
     organs: Annotated[
         str | None,
         typer.Option(
@@ -170,6 +177,7 @@ def import_model(
         overlap=overlap,
         mirrored=mirrored,
         resampling=resampling,
+        windows=windows,
         organs=None if organs is None else tuple(organs.split(",")),
     )
     here = places(context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from atlas_attention.fusion import MAX_OVERLAP, SLACK_SHARE, WindowPlan
@@ -93,6 +95,18 @@ def test_a_box_is_covered_and_no_window_leaves_the_grid(
         assert np.allclose(covered[covered > 0], 1.0)
     settled = [plan.settled(k) for k in range(-1, plan.rows + 1)]
     assert settled == sorted(settled) and settled[-1] == grid[0]
+
+
+def test_those_of_nnunet_lie_where_its_predictor_lays_them() -> None:
+    theirs = pytest.importorskip("nnunetv2.inference.sliding_window_prediction")
+    steps = theirs.compute_steps_for_sliding_window
+    for patch in ((7, 32, 64), (96, 10, 33)):
+        for grid in product((96, 97, 130, 201), repeat=3):
+            for overlap in (0.25, 0.5, 0.75):
+                wanted = steps(grid, patch, 1 - overlap)
+                plan = WindowPlan.as_nnunet(grid, patch, overlap)
+                assert [list(starts) for starts in plan.starts] == wanted
+    assert WindowPlan.as_nnunet((4, 9, 9), (9, 9, 9), 0.5).starts == ((-2,), (0,), (0,))
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])

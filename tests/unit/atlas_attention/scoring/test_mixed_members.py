@@ -44,7 +44,7 @@ MIXED = (
     spec("nnunet", patch=(12, 20, 8), spacing_mm=(1.6, 1.6, 5.0), organs=("liver", "aorta")),
     spec("coarse", patch=(10, 10, 10), spacing_mm=(4.0, 4.0, 4.0), overlap=0.25),
     spec("foreign", patch=(14, 14, 14), spacing_mm=(2.5, 2.5, 2.5),
-         organs=("pancreas", "tail", "aorta"), mirrored=True),
+         organs=("pancreas", "tail", "aorta"), mirrored=True, windows="volume"),
 )  # fmt: skip
 """Every kind at once: two of one grid with different organs, and three of grids of their own."""
 
@@ -57,7 +57,14 @@ def blended(source: ArraySource, one: ModelSpec, rule: Rule, body: object) -> ND
     ct = resample_image(source.voxels, source.geometry, grid).transpose(2, 1, 0)
     patch = one.patch[::-1]
     overlap = 0.5 if one.overlap is None else one.overlap
-    plan = window_plan(source, one.spacing_mm, patch, overlap, body)  # type: ignore[arg-type]
+    plan = window_plan(
+        source,
+        one.spacing_mm,
+        patch,
+        overlap,
+        body,
+        one.windows,  # type: ignore[arg-type]
+    )
     return blend(plan, ct, (len(one.organs),), lambda voxels: mirrored(one, voxels, rule))
 
 
