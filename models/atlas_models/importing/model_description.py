@@ -20,6 +20,7 @@ from atlas_core.organs import OrganScheme
 from pydantic import Field, ValidationError, model_validator
 
 from atlas_models.exporting import NO_SHA256
+from atlas_models.importing.imported_model import NO_ORGAN
 from atlas_models.importing.organ_synonyms import organ_called
 
 Axes = Literal["xyz", "zyx"]
@@ -140,7 +141,7 @@ class ModelDescription(FrozenModel):
     def left_out(self, scheme: OrganScheme) -> dict[str, str]:
         """Class → why it is not served."""
         return {
-            name: "no organ of the scheme"
+            name: NO_ORGAN
             for name in self.classes
             if name is not None and organ_called(name, scheme) is None
         }
