@@ -96,7 +96,7 @@ def _case(phantom: Phantom, predictor: TorchPredictor, overlap: float) -> tuple[
     return (
         statistics.mean(value for value in dice.values() if value is not None),
         len(plan_windows(source, specs, overlap)) * len(specs),
-        sum(prediction.attention_ml.values()),
+        prediction.attention_ml,
     )
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from atlas_attention.scoring import attend
 from atlas_core.phantoms import (
     HARD_KINDS,
     PHANTOM_ORGANS,
@@ -24,11 +23,11 @@ from atlas_core.phantoms import (
     make_phantom,
 )
 from atlas_core.ranking import CaseSizes, rank
-from atlas_core.records import RankBy, Reading
+from atlas_core.records import RankBy
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.evaluation.ranking_quality import CaseError, dice_by_organ, evaluate_ranking
 from atlas_flows.evaluation.thick_errors import Scored, compare_with_border, thick_errors
-from atlas_models.evaluation.phantom_evaluation import ArraySource, LocalPredictor
+from atlas_models.evaluation.phantom_evaluation import ArraySource, LocalPredictor, predict
 from atlas_models.serving import exported_models
 from measurement import machine, report, say
 from scipy.stats import spearmanr
@@ -88,20 +87,10 @@ def _measure(
 ) -> tuple[CaseError, list[Scored], float]:
     source = ArraySource(phantom.ct, phantom.geometry)
     predictor.clear_cache()
-    run = attend(source, predictor.specs, predictor, reading=Reading.PAPER, scheme=PHANTOM_ORGANS)
-    label = np.zeros(phantom.ct.shape, np.uint8, order="F")
-    attention = {
-        organ: np.zeros(phantom.ct.shape, np.uint8, order="F")
-        for organ in predictor.specs[0].organs
-    }
-    for slab in run:
-        where = [slice(None)] * 3
-        where[slab.axis] = slice(slab.start, slab.stop)
-        label[tuple(where)] = slab.label
-        for organ, part in zip(attention, slab.attention, strict=True):
-            attention[organ][tuple(where)] = part
+    found = predict(source, predictor.specs, predictor, maps=True)
+    label, attention = found.label, found.attention
     truth = {organ: phantom.truth == LABELS[organ] for organ in attention}
-    (ranked,) = rank([CaseSizes(name, "phantoms", tuple(run.summary.organs))])
+    (ranked,) = rank([CaseSizes(name, "phantoms", found.organs)])
     error = CaseError(
         ranked=ranked,
         kind=phantom.kind.value,
@@ -116,7 +105,7 @@ def _measure(
 def _counts(
     label: np.ndarray,
     truth: dict[str, np.ndarray],
-    attention: dict[str, np.ndarray],
+    attention: Mapping[str, np.ndarray],
     phantom: Phantom,
 ) -> Iterator[Scored]:
     for organ, mask in truth.items():

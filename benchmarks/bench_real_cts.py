@@ -13,6 +13,7 @@ were drawn from, says their provenance. Attention of a voxel is that of its most
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import tarfile
 import tempfile
@@ -23,13 +24,17 @@ from typing import Any
 
 import numpy as np
 from atlas_attention.fusion import ATTENDED_FROM, ATTENTION_SCALE
-from atlas_attention.scoring import attend
 from atlas_core.imaging import Volume, read_label, read_volume
 from atlas_core.imaging.dicom_reader import the_series, write_series
 from atlas_core.importing.presets import preset
 from atlas_core.phantoms import PHANTOM_ORGANS
 from atlas_embedded.settings import EmbeddedSettings
-from atlas_models.evaluation.phantom_evaluation import ArraySource, LocalPredictor, dice_by_organ
+from atlas_models.evaluation.phantom_evaluation import (
+    ArraySource,
+    LocalPredictor,
+    dice_by_organ,
+    predict,
+)
 from measurement import machine, report, say
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -118,16 +123,11 @@ def _judged(real: RealCt, predictor: LocalPredictor) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for spec in (*predictor.specs, None):
         specs = predictor.specs if spec is None else (spec,)
-        label = np.zeros(real.ct.geometry.shape, np.uint8, order="F")
-        attention = np.zeros(real.ct.geometry.shape, np.uint8, order="F")
-        for slab in attend(source, specs, predictor, scheme=PHANTOM_ORGANS):
-            where = [slice(None)] * 3
-            where[slab.axis] = slice(slab.start, slab.stop)
-            label[tuple(where)] = slab.label
-            attention[tuple(where)] = slab.attention.max(axis=0)
+        found = predict(source, specs, predictor, maps=True)
+        attention = functools.reduce(np.maximum, found.attention.values())
         total = float(attention.sum(dtype=np.float64))
         told["ensemble" if spec is None else spec.name] = {
-            **_dice(label, truth),
+            **_dice(found.label, truth),
             "attended_share": round(float((attention[body] >= ATTENDED_FROM).mean()), 4),
             "air_share": round(float(attention[~body].sum(dtype=np.float64)) / max(total, 1.0), 4),
         }

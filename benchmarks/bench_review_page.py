@@ -26,6 +26,7 @@ from atlas_core.organs import ABDOMEN_ATLAS, read_scheme
 from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_core.records import Dataset
 from atlas_core.review import Portion, RevisionQueue
+from canvas_digest import DIGEST_OF
 from measurement import GIB, machine, report, say
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -44,20 +45,9 @@ STROKE_S: Final = 3.0
 
 WATCH: Final = """
 () => {
-  const small = new OffscreenCanvas(96, 60).getContext('2d', { willReadFrequently: true })
+  DIGEST_OF
   const watch = { first: null, frames: 0, last: 0 }
-  watch.digest = () => {
-    const canvas = document.querySelector('canvas')
-    if (!canvas || !canvas.width) return 0
-    small.drawImage(canvas, 0, 0, 96, 60)
-    let sum = 0
-    const pixels = new Uint32Array(small.getImageData(0, 0, 96, 60).data.buffer)
-    for (let i = 0; i < pixels.length; i++) {
-      const grey = pixels[i] & 0xffffff
-      if (grey) sum = (sum * 31 + grey + i) % 2147483647
-    }
-    return sum
-  }
+  watch.digest = () => digestOf(document.querySelector('canvas'))
   const frame = () => {
     const now = watch.digest()
     if (now && watch.first === null) watch.first = performance.now()
@@ -78,7 +68,7 @@ WATCH: Final = """
   })
   window.watch = watch
 }
-"""
+""".replace("DIGEST_OF", DIGEST_OF)
 PRESS: Final = """
 (key) => watch.after(() => {
   const target = document.querySelector('canvas')

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from atlas_core.imaging import Volume
+from canvas_digest import DIGEST_OF
 
 # The PACS of the tests, and the viewer that they serve beside it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -28,20 +29,8 @@ PRESETS: Final = "23"
 
 WATCH: Final = """
 () => {
-  const small = new OffscreenCanvas(96, 60).getContext('2d', { willReadFrequently: true })
+  DIGEST_OF
   const watch = { first: null, all: null }
-  const digestOf = (canvas) => {
-    if (!canvas.width) return 0
-    small.clearRect(0, 0, 96, 60)
-    small.drawImage(canvas, 0, 0, 96, 60)
-    let sum = 0
-    const pixels = new Uint32Array(small.getImageData(0, 0, 96, 60).data.buffer)
-    for (let i = 0; i < pixels.length; i++) {
-      const grey = pixels[i] & 0xffffff
-      if (grey) sum = (sum * 31 + grey + i) % 2147483647
-    }
-    return sum
-  }
   watch.digests = () => [...document.querySelectorAll('.cornerstone-canvas')].map(digestOf)
   const frame = () => {
     const drawn = watch.digests().filter(Boolean).length
@@ -65,7 +54,7 @@ WATCH: Final = """
   }
   window.watch = watch
 }
-""".replace("VIEWS", str(VIEWS))
+""".replace("DIGEST_OF", DIGEST_OF).replace("VIEWS", str(VIEWS))
 
 
 def measured(

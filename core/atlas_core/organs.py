@@ -20,7 +20,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from atlas_core.errors import ConfigurationError, Conflict, UnknownLabel
-from atlas_core.frozen_model import FrozenModel
+from atlas_core.frozen_model import Fault, FrozenModel, first_fault
 
 BACKGROUND = 0
 """Label id of voxels that belong to no organ."""
@@ -307,24 +307,24 @@ def _scheme_of(content: bytes, file: str) -> OrganScheme:
         got = " ".join(str(error).split())[:200]
         raise ConfigurationError("the organ scheme cannot be read", case=file, got=got) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        fault = first_fault(error)
         raise ConfigurationError(
-            f"the organ scheme cannot work: {_place(first['loc'], document)}",
+            f"the organ scheme cannot work: {_place(fault, document)}",
             case=file,
-            expected=first["msg"].removeprefix("Value error, "),
-            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
+            expected=fault.expected,
+            got=fault.got,
             remedy="see docs/how-to/define-organs.md",
         ) from None
 
 
-def _place(place: tuple[int | str, ...], document: Any) -> str:
+def _place(fault: Fault, document: Any) -> str:
     """Where in the file, with the organ by its name where it has one: ``organs.liver.colour``."""
-    words = list(map(str, place))
-    if len(place) > 1 and place[0] == "organs":
-        entry = document["organs"][place[1]]
-        if isinstance(entry, dict) and "name" in entry:
-            words[1] = str(entry["name"])
-    return ".".join(words) or "file"
+    match fault.place:
+        case ("organs", number, *inside):
+            entry = document["organs"][number]
+            if isinstance(entry, dict) and "name" in entry:
+                return ".".join(map(str, ("organs", entry["name"], *inside)))
+    return fault.where
 
 
 def _setting(value: Any) -> Any:

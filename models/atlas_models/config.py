@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 import yaml
 from atlas_core.errors import ConfigurationError
-from atlas_core.frozen_model import FrozenModel
+from atlas_core.frozen_model import Fault, FrozenModel, first_fault
 from atlas_core.geometry import Float3, Shape3
 from atlas_core.model_spec import ModelName, Padding
 from atlas_core.organs import OrganName, OrganScheme
@@ -22,6 +22,8 @@ OWN_ARCHITECTURES = ("unet", "nnunet", "swin_unetr", "segresnet", "unetr")
 
 CONFIGS = Path(__file__).with_name("configs")
 """The configurations that ship: ``demo/NAME.yaml`` and ``paper/NAME.yaml``."""
+
+_SET = "values of --set are YAML: --set steps=200, --set 'organs=[liver, spleen]'"
 
 SWIN_MULTIPLE = 32
 """Swin UNETR halves its input five times."""
@@ -261,24 +263,42 @@ def read_config(
             )
         return TrainingConfig.model_validate({**fields, **(overrides or {})})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "file"
-        unknown = first["type"] == "extra_forbidden"
-        raise ConfigurationError(
-            f"the training configuration has no field {field}"
-            if unknown
-            else f"the training configuration cannot work: {field}",
-            case=path.name,
-            expected=f"one of {', '.join(TrainingConfig.model_fields)}"
-            if unknown
-            else first["msg"].removeprefix("Value error, "),
-            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
-        ) from None
+        raise _refusal(first_fault(error), path.name, overrides or {}) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         got = " ".join(str(error).split())[:200]
         raise ConfigurationError(
             "unreadable training configuration", case=path.name, got=got
         ) from None
+
+
+def read_override(text: str) -> tuple[str, Any]:
+    """``steps=200``, as `--set` takes it: a field and its value, which is read as YAML.
+
+    Raises:
+        ConfigurationError: the text has another form.
+    """
+    name, equals, value = text.partition("=")
+    try:
+        if name.strip() and equals:
+            return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise ConfigurationError(
+        "malformed setting", expected="FIELD=VALUE, the value as YAML", got=text, remedy=_SET
+    )
+
+
+def _refusal(fault: Fault, file: str, overrides: Mapping[str, object]) -> ConfigurationError:
+    unknown = len(fault.place) == 1 and fault.place[0] not in TrainingConfig.model_fields
+    return ConfigurationError(
+        f"the training configuration has no field {fault.where}"
+        if unknown
+        else f"the training configuration cannot work: {fault.where}",
+        case=file,
+        expected=f"one of {', '.join(TrainingConfig.model_fields)}" if unknown else fault.expected,
+        got=fault.got,
+        remedy=_SET if not unknown and overrides.keys() & set(fault.place[:1]) else None,
+    )
 
 
 def shipped_configs() -> tuple[str, ...]:

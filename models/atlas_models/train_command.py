@@ -12,16 +12,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from atlas_core.catalog import Catalog
-from atlas_core.errors import AtlasError, ConfigurationError
+from atlas_core.errors import AtlasError
 from atlas_core.records import LabelSource
 from atlas_core.store import CaseStore
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from atlas_models.config import read_override
 from atlas_models.training import (
     LabelChoice,
     TrainingProgress,
@@ -91,7 +90,7 @@ def _parsed(arguments: Sequence[str] | None) -> tuple[str, Path, TrainRequest]:
     sources = {"sources": tuple(map(LabelSource, chosen.source))} if chosen.source else {}
     request = TrainRequest(
         config=chosen.config,
-        overrides=dict(map(_override, chosen.set)),
+        overrides=dict(map(read_override, chosen.set)),
         datasets=tuple(chosen.dataset),
         labels=chosen.labels,
         validation_share=chosen.validation_share,
@@ -107,18 +106,6 @@ def _parsed(arguments: Sequence[str] | None) -> tuple[str, Path, TrainRequest]:
         **sources,
     )
     return chosen.catalog, chosen.store, request
-
-
-def _override(text: str) -> tuple[str, Any]:
-    """``steps=200`` as a field and its value, read as YAML.
-
-    Raises:
-        ConfigurationError: the text has another form.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ConfigurationError("malformed setting", expected="FIELD=VALUE", got=text)
-    return name, yaml.safe_load(value)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,8 @@ def require_same_organs(settings: ReviewSettings, catalog: Catalog) -> None:
         settings.organs,
         this="the atlas",
         that="the review service",
-        remedy=f"set {ENV_PREFIX}ORGANS to the atlas's (`atlasloop organs show`), and restart",
+        remedy="restart it with the atlas's: `atlasloop up` does; elsewhere set "
+        f"{ENV_PREFIX}ORGANS to them (`atlasloop organs show`)",
     )
 
 

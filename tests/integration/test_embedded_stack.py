@@ -375,6 +375,30 @@ def test_running_stops_only_what_it_started(settings: EmbeddedSettings) -> None:
     assert not Stack(settings).pids()
 
 
+def unread(stack: Stack, command: str) -> int:
+    """Exit status of a command whose reader is gone before its first line."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "atlas_flows.cli", command],
+        env=stack.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as ran:
+        assert ran.stdout is not None
+        ran.stdout.close()
+        return ran.wait(timeout=300)
+
+
+def test_a_stack_is_started_and_stopped_whole_although_nobody_reads(tmp_path: Path) -> None:
+    stack = Stack(free_settings(tmp_path / "home", tmp_path / "models", ("review", "prefect")))
+    try:
+        assert unread(stack, "up") == 0
+        assert {row.state for row in stack.status().values()} == {"healthy"}
+        assert unread(stack, "down") == 0
+        assert not stack.pids()
+    finally:
+        down(stack.settings)
+
+
 def test_logs_are_kept_over_a_restart(settings: EmbeddedSettings) -> None:
     with pytest.raises(NotFound, match="never started"):
         list(logs(settings, "triton"))

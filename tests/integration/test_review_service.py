@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,8 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from atlas_core.catalog import Catalog
+from atlas_core.catalog import Catalog, extend_organs
+from atlas_core.errors import Unavailable
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import (
     read_cropped,
@@ -29,8 +31,10 @@ from atlas_core.imaging import (
     read_stored,
     write_volume,
 )
-from atlas_core.organs import ABDOMEN_ATLAS
+from atlas_core.organs import ABDOMEN_ATLAS, read_scheme
 from atlas_core.store import CaseStore
+from atlas_flows.doctor import surroundings
+from atlas_flows.settings import Places
 from atlas_review.auth.sign_in_cache import CACHED_S
 from numpy.typing import NDArray
 from PIL import Image
@@ -898,6 +902,26 @@ def test_headers_restrict_what_the_page_may_do(review: RunningReview) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert client.get("/assets/%2e%2e/%2e%2e/settings.py").status_code == 404
         assert client.get(f"{API}/nothing").status_code == 404
+
+
+def test_a_service_whose_organs_are_stale_says_so_and_how_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place(tmp_path, cases=1)
+    with running_review(place) as running, running.client() as client:
+        with Catalog.open(place.catalog_url) as catalog:
+            extend_organs(catalog, read_scheme("abdomen_atlas_1_1"))
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["title"]) == (503, "Not available now")
+        assert re.search(
+            r"different organs \(expected abdomen_atlas_1_1 .*got abdomen_atlas_1_0 .*"
+            "restart it with the atlas's: `atlasloop up` does",
+            answer.json()["detail"],
+        )
+        assert client.get("/healthz").is_success
+        monkeypatch.setenv("ATLASLOOP_REVIEW_URL", running.url)
+        with pytest.raises(Unavailable, match=r"not ready \(got the atlas and the review service"):
+            surroundings.review(Places.read(tmp_path))
 
 
 def test_metrics_have_a_port_of_their_own_and_name_no_case(review_place: ReviewPlace) -> None:

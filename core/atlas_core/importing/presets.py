@@ -19,7 +19,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from atlas_core.errors import InvalidInput, NotFound
-from atlas_core.frozen_model import FrozenModel
+from atlas_core.frozen_model import FrozenModel, first_fault
 from atlas_core.organs import (
     OrganName,
     OrganScheme,
@@ -145,7 +145,7 @@ class Preset(FrozenModel):
         except ValidationError as error:
             raise InvalidInput(
                 f"preset {self.name} does not go with organ scheme {scheme.name}",
-                expected=error.errors()[0]["msg"].removeprefix("Value error, "),
+                expected=first_fault(error).expected,
                 remedy="choose another, or organs that it knows",
             ) from None
 
@@ -225,12 +225,12 @@ def _read_preset(path: Path) -> Preset:
             remedy="correct it there; `atlasloop presets` shows those that ship",
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        fault = first_fault(error)
         raise InvalidInput(
-            f"the preset cannot work: {'.'.join(map(str, first['loc'])) or 'file'}",
+            f"the preset cannot work: {fault.where}",
             case=path.name,
-            expected=first["msg"].removeprefix("Value error, "),
-            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
+            expected=fault.expected,
+            got=fault.got,
             remedy="see docs/how-to/define-organs.md",
         ) from None
 

@@ -45,10 +45,21 @@ def places(context: typer.Context) -> Places:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A terminal; plain text in long lines where output is piped."""
+    """A terminal; plain text in long lines where output is piped.
+
+    A reader who has seen enough (``atlasloop up | head``) ends what is shown, not what is done:
+    rich would exit in the midst of starting or stopping a stack.
+    """
     from rich.console import Console
 
-    terminal = Console(stderr=stderr, highlight=False)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+
+    terminal = Terminal(stderr=stderr, highlight=False)
     if not terminal.is_terminal and "COLUMNS" not in os.environ:
         terminal.width = PIPED_WIDTH
     return terminal

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from atlas_core.catalog import Catalog
 from atlas_core.catalog.tables import metadata
+from atlas_core.errors import Unavailable
 from atlas_core.model_spec import ModelSpec
 from atlas_core.store import CaseStore, check_filesystem
 from atlas_embedded.probes import attention_serves
@@ -181,8 +184,23 @@ def attention(places: Places) -> Finding:
 
 
 def review(places: Places) -> Finding:
-    """Whether the review service has its database and store."""
+    """Whether the review service has its database and store, and the organs of the atlas."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{places.review_url}/readyz", timeout=10) as answer:
-        answer.read()
+    try:
+        with opener.open(f"{places.review_url}/readyz", timeout=10) as answer:
+            answer.read()
+    except urllib.error.HTTPError as refusal:
+        raise Unavailable(
+            "the review service is not ready",
+            got=_detail(refusal.read()) or f"HTTP {refusal.code}",
+            remedy="mend what it says; its log has more",
+        ) from None
     return Finding(check="review service", verdict=Diagnosis.GOOD, found="ready")
+
+
+def _detail(problem: bytes) -> str:
+    """What an HTTP problem says; "" where it is none: a proxy's page."""
+    try:
+        return str(json.loads(problem)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return ""

@@ -31,6 +31,7 @@ from atlas_core.ensembles import (
     MemberRole,
 )
 from atlas_core.errors import AtlasError, Conflict, InvalidInput, NotFound
+from atlas_core.frozen_model import first_fault
 from atlas_core.model_spec import ModelSpec
 from atlas_embedded.model_trials import end_abandoned_trials, exclusive_change, untouched
 from atlas_models.serving import TritonRepository
@@ -169,10 +170,9 @@ def ensemble_of(
             organs=tuple(dict.fromkeys(organ for organs in voices for organ in organs)),
         )
     except ValidationError as error:
-        first = error.errors()[0]
         raise InvalidInput(
             f"ensemble {name} cannot be",
-            expected=first["msg"].removeprefix("Value error, "),
+            expected=first_fault(error).expected,
             got=", ".join(f"{spec.name}@{spec.version}" for spec, _ in chosen) or "no member",
         ) from None
 

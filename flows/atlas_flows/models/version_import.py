@@ -88,14 +88,15 @@ def import_version(
     """
     source = order.source
     with store.incoming() as folder:
-        scheme = catalog.organ_scheme()
-        if order.organs is not None:
-            scheme = scheme.select(order.organs)
+        atlas = catalog.organ_scheme()
+        scheme = atlas if order.organs is None else atlas.select(order.organs)
         version = order.version
         if version is None:
             version = next_version(catalog, order.name, store.versions(order.name))
         target = Path(folder) / order.name
         imported = _import(order, version, target, scheme)
+        if order.organs is not None:
+            imported = imported.chosen_from(atlas)
         spec = imported.spec
         if order.organs is not None and spec.organs != scheme.names:
             raise InvalidInput(
@@ -103,7 +104,7 @@ def import_version(
                 expected=",".join(order.organs),
                 got=",".join(spec.organs),
             )
-        for organ in require_compatible(spec, catalog.organ_scheme()):
+        for organ in require_compatible(spec, atlas):
             on_note(f"{organ} is no organ of this atlas; it takes no part")
         provenance = _origin(source, order.config) | imported.provenance
         store.add(target, catalog, provenance=provenance)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from atlas_core.errors import AtlasError
 from atlas_core.frozen_model import FrozenModel
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 if TYPE_CHECKING:
     from atlas_core.catalog import Catalog
@@ -40,6 +40,12 @@ class CaseOutcome(FrozenModel):
     outcome: Outcome
     seconds: float = 0.0
     message: str = Field(default="", description="Why it failed; no patient data.")
+
+    @field_validator("message")
+    @classmethod
+    def _without_case(cls, message: str, info: ValidationInfo) -> str:
+        """Most errors begin with their case, which has a field here and is shown beside it."""
+        return message.removeprefix(f"{info.data.get('case_id')}: ")
 
     @property
     def good(self) -> bool:

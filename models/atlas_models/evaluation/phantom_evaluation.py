@@ -23,6 +23,7 @@ from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.organs import OrganScheme
 from atlas_core.overlap import dice
 from atlas_core.phantoms import PHANTOM_ORGANS, Kind, Phantom
+from atlas_core.records import OrganScore
 from numpy.typing import NDArray
 
 from atlas_models.serving import GRAPH_FILE, read_spec
@@ -103,11 +104,18 @@ class EnsemblePrediction:
 
     Attributes:
         label: label ids on the CT's own grid, uint8 ``[i, j, k]``.
-        attention_ml: attention size of each organ (sum of Eq. 4 over voxels, in millilitres).
+        attention: organ → its map on that grid, in units of `ATTENTION_SCALE`; none unless wanted.
+        organs: the size of each organ's attention, its disagreement and the like.
     """
 
     label: NDArray[np.uint8]
-    attention_ml: Mapping[str, float]
+    attention: Mapping[str, NDArray[np.uint8]]
+    organs: tuple[OrganScore, ...]
+
+    @property
+    def attention_ml(self) -> float:
+        """Sum of Eq. 4 over voxels and organs, in millilitres."""
+        return sum(organ.attention_ml for organ in self.organs)
 
 
 def predict(
@@ -115,15 +123,28 @@ def predict(
     specs: Sequence[ModelSpec],
     predictor: Predictor,
     overlap: float = DEFAULT_OVERLAP,
+    *,
+    maps: bool = False,
 ) -> EnsemblePrediction:
-    """Pseudo label and attention of one CT, as the attention service computes them."""
+    """Pseudo label and attention of one CT, as the attention service computes them.
+
+    Args:
+        maps: keep the attention maps, too: a volume for each organ.
+    """
     run = attend(source, specs, predictor, scheme=PHANTOM_ORGANS, overlap=overlap)
     label = np.zeros(source.geometry.shape, dtype=np.uint8, order="F")
+    attention: list[NDArray[np.uint8]] = []
     for slab in run:
         where = [slice(None)] * 3
         where[slab.axis] = slice(slab.start, slab.stop)
         label[tuple(where)] = slab.label
-    return EnsemblePrediction(label, {s.organ: s.attention_ml for s in run.summary.organs})
+        if maps:
+            attention = attention or [np.zeros_like(label) for _ in slab.attention]
+            for volume, part in zip(attention, slab.attention, strict=True):
+                volume[tuple(where)] = part
+    organs = tuple(run.summary.organs)
+    names = [organ.organ for organ in organs] if maps else []
+    return EnsemblePrediction(label, dict(zip(names, attention, strict=True)), organs)
 
 
 def dice_by_organ(
@@ -165,7 +186,7 @@ def evaluate_phantom(phantom: Phantom, predictor: LocalPredictor) -> PhantomResu
         dice[spec.name] = dice_by_organ(single.label, phantom.truth, organs)
     ensemble = predict(source, predictor.specs, predictor)
     dice[ENSEMBLE] = dice_by_organ(ensemble.label, phantom.truth, organs)
-    return PhantomResult(phantom.kind, dice, sum(ensemble.attention_ml.values()))
+    return PhantomResult(phantom.kind, dice, ensemble.attention_ml)
 
 
 def summarise(results: Sequence[PhantomResult]) -> dict[str, object]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from atlas_core.model_spec import ModelSpec
+from atlas_core.organs import OrganScheme
+
+from atlas_models.importing.organ_synonyms import organ_called
 
 TRAINABLE = "trainable"
 """In the provenance of a model: who trains it further, ``"monai"`` or ``"nnunet"``, or
 ``"no: <reason>"``."""
+
+NO_ORGAN = "no organ of the scheme"
+NOT_CHOSEN = "not chosen"
+"""Why a class is left out that is an organ of the atlas, and none of those that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,15 @@ class ImportedModel:
     trainable: str
     left_out: Mapping[str, str]
     origin: Mapping[str, str] = field(default_factory=dict)
+
+    def chosen_from(self, scheme: OrganScheme) -> ImportedModel:
+        """The same of a model that was imported for some organs of `scheme` alone: classes that
+        were merely not chosen say so."""
+        why_of = {
+            name: NOT_CHOSEN if why == NO_ORGAN and organ_called(name, scheme) else why
+            for name, why in self.left_out.items()
+        }
+        return replace(self, left_out=why_of)
 
     @property
     def provenance(self) -> dict[str, str]:

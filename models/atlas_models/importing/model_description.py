@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from atlas_core.errors import ConfigurationError, InvalidInput
-from atlas_core.frozen_model import FrozenModel
+from atlas_core.frozen_model import FrozenModel, first_fault
 from atlas_core.geometry import Float3, Shape3
 from atlas_core.importing import open_lesions, require_answers
 from atlas_core.model_spec import ModelSpec
@@ -20,6 +20,7 @@ from atlas_core.organs import OrganScheme
 from pydantic import Field, ValidationError, model_validator
 
 from atlas_models.exporting import NO_SHA256
+from atlas_models.importing.imported_model import NO_ORGAN
 from atlas_models.importing.organ_synonyms import organ_called
 
 Axes = Literal["xyz", "zyx"]
@@ -140,7 +141,7 @@ class ModelDescription(FrozenModel):
     def left_out(self, scheme: OrganScheme) -> dict[str, str]:
         """Class → why it is not served."""
         return {
-            name: "no organ of the scheme"
+            name: NO_ORGAN
             for name in self.classes
             if name is not None and organ_called(name, scheme) is None
         }
@@ -159,13 +160,12 @@ def read_description(path: Path, kind: type[DescriptionT]) -> DescriptionT:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        fault = first_fault(error)
         raise ConfigurationError(
-            f"the description of the model cannot work: {place or 'file'}",
+            f"the description of the model cannot work: {fault.where}",
             case=path.name,
-            expected=first["msg"].removeprefix("Value error, "),
-            got=None if first["type"] in ("value_error", "missing") else repr(first["input"])[:100],
+            expected=fault.expected,
+            got=fault.got,
             remedy="see docs/how-to/manage-models.md",
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

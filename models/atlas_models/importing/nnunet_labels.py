@@ -17,6 +17,7 @@ from atlas_core.importing import (
 from atlas_core.organs import OrganScheme
 
 from atlas_models.exported_network import Head
+from atlas_models.importing.imported_model import NO_ORGAN
 from atlas_models.importing.nnunet_choices import NnunetChoices
 from atlas_models.importing.organ_synonyms import organ_called
 
@@ -120,7 +121,7 @@ def _meanings(
         elif both := _sides(name, scheme):
             left_out[name] = f"one channel for {' and '.join(both)}, which no window tells apart"
         else:
-            left_out[name] = "no organ of the scheme"
+            left_out[name] = NO_ORGAN
     _require_lesions_settled(labels, organ_of, given, scheme, case)
     if not organ_of:
         raise InvalidInput(

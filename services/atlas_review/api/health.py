@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atlas_core.errors import Unavailable
+from atlas_core.errors import ConfigurationError, Unavailable
 from atlas_core.review import TaskFilter
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -29,7 +29,13 @@ async def alive() -> Health:
 def ready(review: TheReview) -> Health:
     """The database and the case store can be reached, and the atlas has our organs."""
     review.queue.counts(TaskFilter())
-    require_same_organs(review.settings, review.catalog)
+    try:
+        require_same_organs(review.settings, review.catalog)
+    except ConfigurationError as error:
+        # The atlas was extended while this process ran: no fault of ours, and over with a restart.
+        raise Unavailable(
+            error.what, expected=error.expected, got=error.got, remedy=error.remedy
+        ) from None
     if not review.store.root.is_dir():
         raise Unavailable("the case store is missing")
     return Health(status="ok")

@@ -11,8 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from atlas_core.errors import ConfigurationError
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_models.config import OWN_ARCHITECTURES, read_config, shipped_configs
+from atlas_models.config import (
+    OWN_ARCHITECTURES,
+    read_config,
+    read_override,
+    shipped_configs,
+)
 from atlas_models.exporting import export_model, measure_parity
 from atlas_models.networks import build_network
 from torch import nn
@@ -93,3 +99,29 @@ def test_a_full_network_is_exported_with_parity(name: str, tmp_path: Path) -> No
     parity = measure_parity(network, config, tmp_path / "m", [window])
     assert parity.probability <= 1e-4
     assert parity.byte <= 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("organs=heart", r"cannot work: organs \(expected a list: \[heart\], got 'heart'\)"),
+        ("patch=[96, 96]", r"cannot work: patch\.2"),
+        ("steps=many", r"cannot work: steps \(expected .*integer.*got 'many'\)"),
+    ],
+)
+def test_a_setting_of_another_form_is_refused_with_the_right_one(setting: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told) as refused:
+        read_config("demo/unet", dict([read_override(setting)]))
+    assert "--set 'organs=[liver, spleen]'" in str(refused.value)
+
+
+def test_an_unknown_field_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigurationError, match=r"has no field stepps \(expected one of .*steps"):
+        read_config("demo/unet", {"stepps": 1})
+
+
+@pytest.mark.parametrize("setting", ["steps", "=200", "organs=[heart"])
+def test_a_setting_is_a_field_and_its_value_as_yaml(setting: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"FIELD=VALUE, the value as YAML"):
+        read_override(setting)
+    assert read_override("organs=[heart]") == ("organs", ["heart"])

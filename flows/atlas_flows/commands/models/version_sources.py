@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -263,6 +263,8 @@ def _order(
     validation_share: float,
     loaders: int,
 ) -> TrainingOrder:
+    from atlas_models.config import read_override
+
     from atlas_flows.models import TrainingOrder
 
     return TrainingOrder(
@@ -270,7 +272,7 @@ def _order(
         parent=None if reference is None else parse_reference(reference),
         run_folder=run_folder,
         datasets=tuple(datasets or ()),
-        overrides=_assignments(overrides or ()),
+        overrides=dict(map(read_override, overrides or ())),
         validation_share=validation_share,
         loaders=loaders,
     )
@@ -286,28 +288,21 @@ def _train(context: typer.Context, order: TrainingOrder, as_json: bool) -> None:
 
 
 def _labels(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    labels: dict[str, tuple[str, ...]] = {}
-    for organ, value in _assignments(given).items():
-        labels[organ] = (*labels.get(organ, ()), *str(value).split(","))
-    return labels
-
-
-def _assignments(given: Sequence[str]) -> dict[str, Any]:
-    """``("steps=200",)`` → {"steps": 200}; values are read as YAML.
+    """``("liver=Leber, Leberrand",)`` → {"liver": ("Leber", "Leberrand")}.
 
     Raises:
-        InvalidInput: something without a "=".
+        InvalidInput: another form.
     """
-    import yaml
     from atlas_core.errors import InvalidInput
 
-    pairs = {}
+    labels: dict[str, tuple[str, ...]] = {}
     for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InvalidInput("malformed assignment", expected="NAME=VALUE", got=text)
-        pairs[key.strip()] = yaml.safe_load(value)
-    return pairs
+        organ, equals, names = text.partition("=")
+        if not (organ.strip() and equals and names.strip()):
+            raise InvalidInput("malformed label", expected="ORGAN=NAME", got=text)
+        said = tuple(name.strip() for name in names.split(","))
+        labels[organ.strip()] = (*labels.get(organ.strip(), ()), *said)
+    return labels
 
 
 def _say_imported(imported: ImportedModel, as_json: bool) -> None:
