@@ -22,8 +22,10 @@ import onnxruntime
 import psutil
 import pytest
 import tritonclient.grpc as triton
+from atlas_core.catalog import Catalog, extend_organs
 from atlas_core.errors import ConfigurationError, NotFound
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from atlas_core.organs import read_scheme
 from atlas_embedded.settings import ComponentName, EmbeddedSettings
 from atlas_embedded.stack import down, logs, running, status, up
 from atlas_embedded.triton_environment import find_triton
@@ -373,6 +375,18 @@ def test_running_stops_only_what_it_started(settings: EmbeddedSettings) -> None:
             pass
         assert status(settings)[0].state == "healthy"
     assert not Stack(settings).pids()
+
+
+def test_status_shows_why_the_review_service_is_not_ready_and_up_mends_it(tmp_path: Path) -> None:
+    with open_stack(tmp_path / "home", tmp_path / "models", ("review",)) as stack:
+        with Catalog.open(stack.settings.catalog_url) as catalog:
+            extend_organs(catalog, read_scheme("abdomen_atlas_1_1"))
+        row = stack.status()["review"]
+        assert row.state != "healthy"
+        assert "the atlas and the review service have different organs" in row.detail
+        assert "`atlasloop up` does" in row.detail
+        stack.restart()
+        assert stack.status()["review"].state == "healthy"
 
 
 def unread(stack: Stack, command: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 from base64 import b64encode
 
 from atlas_core.errors import Unavailable
@@ -41,5 +42,14 @@ def fetch(port: int, path: str, json_body: str | None = None, auth: str | None =
     finally:
         connection.close()
     if not 200 <= answer.status < 300:
-        raise Unavailable(f"{HOST}:{port} answers with an error", got=f"HTTP {answer.status}")
+        said = problem_detail(content) or f"HTTP {answer.status}"
+        raise Unavailable(f"{HOST}:{port} answers with an error", got=said)
     return content
+
+
+def problem_detail(content: bytes) -> str:
+    """What an HTTP problem says, for people; "" where it is none: a proxy's page."""
+    try:
+        return str(json.loads(content)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from atlas_core.catalog.tables import metadata
 from atlas_core.errors import Unavailable
 from atlas_core.model_spec import ModelSpec
 from atlas_core.store import CaseStore, check_filesystem
+from atlas_embedded.loopback import problem_detail
 from atlas_embedded.probes import attention_serves
 
 from atlas_flows.doctor.findings import Diagnosis, Finding
@@ -192,15 +192,7 @@ def review(places: Places) -> Finding:
     except urllib.error.HTTPError as refusal:
         raise Unavailable(
             "the review service is not ready",
-            got=_detail(refusal.read()) or f"HTTP {refusal.code}",
+            got=problem_detail(refusal.read()) or f"HTTP {refusal.code}",
             remedy="mend what it says; its log has more",
         ) from None
     return Finding(check="review service", verdict=Diagnosis.GOOD, found="ready")
-
-
-def _detail(problem: bytes) -> str:
-    """What an HTTP problem says; "" where it is none: a proxy's page."""
-    try:
-        return str(json.loads(problem)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return ""
