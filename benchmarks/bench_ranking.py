@@ -23,7 +23,7 @@ from atlas_core.phantoms import (
     make_phantom,
 )
 from atlas_core.ranking import CaseSizes, rank
-from atlas_core.records import RankBy
+from atlas_core.records import RankBy, Reading
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_flows.evaluation.ranking_quality import CaseError, dice_by_organ, evaluate_ranking
 from atlas_flows.evaluation.thick_errors import Scored, compare_with_border, thick_errors
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     kinds = TAIL_KINDS if options.tail else HARD_KINDS
     errors: list[CaseError] = []
-    counts: list[Scored] = []
+    counts: dict[Reading, list[Scored]] = {reading: [] for reading in Reading}
     wrong_ml: list[float] = []
     with (
         LocalPredictor(exported_models(options.models)) as predictor,
@@ -55,7 +55,8 @@ def main() -> None:
             plan = case_plan(number, options.seed, options.hard, kinds)
             error, found, wrong = _measure(plan.name, make_phantom(plan.seed, plan.kind), predictor)
             errors.append(error)
-            counts += found
+            for reading, of_case in found.items():
+                counts[reading] += of_case
             wrong_ml.append(wrong)
             say(f"{number} of {options.cases}: {plan.kind.value}, error {error.error:.3f}")
     result = evaluate_ranking(errors)
@@ -72,7 +73,10 @@ def main() -> None:
             by.value: float(spearmanr([e.ranked.by(by) for e in errors], wrong_ml).statistic)
             for by in RankBy
         },
-        thick_errors=thick_errors(counts).model_dump(mode="json"),
+        thick_errors={
+            reading.value: thick_errors(found).model_dump(mode="json")
+            for reading, found in counts.items()
+        },
         attention_ml=[min(sizes), max(sizes)],
         per_case=[
             {key: row[key] for key in ("case", "kind", "hard", "error", *(o.value for o in RankBy))}
@@ -84,21 +88,28 @@ def main() -> None:
 
 def _measure(
     name: str, phantom: Phantom, predictor: LocalPredictor
-) -> tuple[CaseError, list[Scored], float]:
+) -> tuple[CaseError, dict[Reading, list[Scored]], float]:
     source = ArraySource(phantom.ct, phantom.geometry)
-    predictor.clear_cache()
-    found = predict(source, predictor.specs, predictor, maps=True)
-    label, attention = found.label, found.attention
-    truth = {organ: phantom.truth == LABELS[organ] for organ in attention}
+    predictor.clear_cache()  # each window is predicted once for all readings
+    read = {
+        reading: predict(source, predictor.specs, predictor, reading=reading, maps=True)
+        for reading in Reading
+    }
+    found = read[Reading.PAPER]
+    label = found.label
+    truth = {organ: phantom.truth == LABELS[organ] for organ in found.attention}
     (ranked,) = rank([CaseSizes(name, "phantoms", found.organs)])
     error = CaseError(
         ranked=ranked,
         kind=phantom.kind.value,
-        dice=dice_by_organ(label, truth, {organ: LABELS[organ] for organ in attention}),
+        dice=dice_by_organ(label, truth, {organ: LABELS[organ] for organ in truth}),
         absent=frozenset(organ for organ, mask in truth.items() if not mask.any()),
     )
     wrong = sum(int(((label == LABELS[organ]) ^ mask).sum()) for organ, mask in truth.items())
-    counts = list(_counts(label, truth, attention, phantom))
+    counts = {
+        reading: list(_counts(label, truth, one.attention, phantom))
+        for reading, one in read.items()
+    }
     return error, counts, wrong * phantom.geometry.voxel_ml
 
 

@@ -23,7 +23,7 @@ from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.organs import OrganScheme
 from atlas_core.overlap import dice
 from atlas_core.phantoms import PHANTOM_ORGANS, Kind, Phantom
-from atlas_core.records import OrganScore
+from atlas_core.records import OrganScore, Reading
 from numpy.typing import NDArray
 
 from atlas_models.serving import GRAPH_FILE, read_spec
@@ -124,14 +124,16 @@ def predict(
     predictor: Predictor,
     overlap: float = DEFAULT_OVERLAP,
     *,
+    reading: Reading = Reading.PAPER,
     maps: bool = False,
 ) -> EnsemblePrediction:
     """Pseudo label and attention of one CT, as the attention service computes them.
 
     Args:
+        reading: how soft predictions become attention.
         maps: keep the attention maps, too: a volume for each organ.
     """
-    run = attend(source, specs, predictor, scheme=PHANTOM_ORGANS, overlap=overlap)
+    run = attend(source, specs, predictor, reading, scheme=PHANTOM_ORGANS, overlap=overlap)
     label = np.zeros(source.geometry.shape, dtype=np.uint8, order="F")
     attention: list[NDArray[np.uint8]] = []
     for slab in run:
