@@ -145,7 +145,7 @@ def draw(runs: Runs, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(GROUPS), figsize=(11, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(GROUPS), figsize=(12, 4.2), layout="constrained")
     for axis, group in zip(axes, GROUPS, strict=True):
         for number, (arm, by_seed) in enumerate(runs.items()):
             curves = np.array([[line[group] for line in lines] for lines in by_seed.values()])
@@ -155,7 +155,7 @@ def draw(runs: Runs, path: Path) -> None:
             axis.plot(curves.mean(axis=0), color=f"C{number}", marker="o", label=arm)
         axis.set(title=f"held-out cases: {group}", xlabel="iteration", ylabel="mean Dice")
         axis.set_xticks(range(max(len(v) for b in runs.values() for v in b.values())))
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
