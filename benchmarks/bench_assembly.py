@@ -32,7 +32,7 @@ from atlas_core.records import Dataset, LabelSource, Reading
 from atlas_core.review import TOP_SHARE, Portion, RevisionQueue
 from atlas_core.store import CaseStore
 from atlas_flows.assembly import AssemblyRequest, case_assembly
-from measurement import in_fresh_process, machine, report, say
+from bench.measurement import in_fresh_process, machine, report, say
 
 # The server of the tests is the server of the benchmarks.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

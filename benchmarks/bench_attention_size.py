@@ -18,9 +18,9 @@ from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.exporting import load_network
 from atlas_models.serving import exported_models
 from atlas_models.training.network_training import scale_hu
-from measurement import machine, report, say
-from monai_side import AIR_HU, SIGMA_SHARE, attention_of
+from bench.measurement import machine, report, say
 from numpy.typing import NDArray
+from peers.monai_side import AIR_HU, SIGMA_SHARE, attention_of
 
 OVERLAP = 0.25
 

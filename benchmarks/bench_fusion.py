@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from atlas_attention.fusion import ATTENTION_LEVELS, fuse
-from measurement import machine, report, say, timed
+from bench.measurement import machine, report, say, timed
+from bench.soft_predictions import dense, occupied, realistic
 from numpy.typing import NDArray
-from soft_predictions import dense, occupied, realistic
 
 MODELS, ORGANS = 3, 9
 REALISTIC = (200, 512, 512)

@@ -19,9 +19,9 @@ from atlas_attention.fusion import ATTENTION_LEVELS, Fused, fuse
 from atlas_attention.fusion.gpu.device import CudaDevice
 from atlas_attention.fusion.gpu.fusion import fuse_block
 from atlas_core.errors import ConfigurationError
-from measurement import Timing, machine, report, say, timed
+from bench.measurement import Timing, machine, report, say, timed
+from bench.soft_predictions import dense, occupied, realistic
 from numpy.typing import NDArray
-from soft_predictions import dense, occupied, realistic
 
 MODELS, ORGANS = 3, 9
 REALISTIC = (200, 512, 512)

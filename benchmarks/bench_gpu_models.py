@@ -26,8 +26,8 @@ from atlas_models.config import TrainingConfig, read_config, shipped_configs
 from atlas_models.exporting import wrap_network
 from atlas_models.networks import build_network
 from atlas_models.training import RunOptions, TrainingCase, TrainingProgress, phantom_case, train
-from inputs import describe, full_size_ct
-from measurement import GIB, machine, report, say, timed
+from bench.inputs import describe, full_size_ct
+from bench.measurement import GIB, machine, report, say, timed
 from torch import nn
 
 BATCH = 4

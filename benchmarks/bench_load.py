@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from atlas_core.imaging import Volume
 from atlasloop.client import AttentionClient, AttentionServiceError
-from inputs import describe, small_ct
-from measurement import GIB, forget_peak, machine, peak_bytes, report, say
-from serving import Serving, serving
+from bench.inputs import describe, small_ct
+from bench.measurement import GIB, forget_peak, machine, peak_bytes, report, say
+from bench.serving import Serving, serving
 
 CLIENTS = (1, 4, 16)
 

@@ -22,9 +22,9 @@ from atlas_attention.scoring.locating import cheapest
 from atlas_core.geometry import VolumeGeometry
 from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import read_scheme
-from measurement import GIB, in_fresh_process, machine, report, say
+from bench.measurement import GIB, in_fresh_process, machine, report, say
+from bench.whole_body import PATCH, network_seconds
 from numpy.typing import NDArray
-from whole_body import PATCH, network_seconds
 
 SLICES = 900
 SPACING_MM = (0.8, 0.8, 1.25)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from atlasloop.client import AttentionClient
-from inputs import describe, full_size_ct
-from measurement import GIB, machine, peak_bytes, report, say
-from serving import serving
+from bench.inputs import describe, full_size_ct
+from bench.measurement import GIB, machine, peak_bytes, report, say
+from bench.serving import serving
 
 SHORT, LONG = 200, 800
 CASE_ID = "bench_0"

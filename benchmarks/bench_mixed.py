@@ -31,10 +31,10 @@ from atlas_core.records import Reading
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.serving import read_spec
 from atlasloop.client import AttentionClient
+from bench.inputs import describe, full_size_ct
+from bench.measurement import GIB, Timing, machine, peak_bytes, report, say
+from bench.serving import Serving, serving
 from bench_score import WindowRecorder, floor_process, median_ratio
-from inputs import describe, full_size_ct
-from measurement import GIB, Timing, machine, peak_bytes, report, say
-from serving import Serving, serving
 
 CASE_ID = "bench_0"
 SLICES = 200

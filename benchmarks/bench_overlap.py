@@ -27,7 +27,7 @@ from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.demo import held_out
 from atlas_models.evaluation.phantom_evaluation import ArraySource, dice_by_organ, predict
 from atlas_models.serving import exported_models, read_spec
-from measurement import machine, report, say
+from bench.measurement import machine, report, say
 from numpy.typing import NDArray
 
 OVERLAPS = (0.0, 0.25, 0.375, 0.4375, 0.5, 0.625, 0.75)

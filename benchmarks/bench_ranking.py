@@ -29,7 +29,7 @@ from atlas_flows.evaluation.ranking_quality import CaseError, dice_by_organ, eva
 from atlas_flows.evaluation.thick_errors import Scored, compare_with_border, thick_errors
 from atlas_models.evaluation.phantom_evaluation import ArraySource, LocalPredictor, predict
 from atlas_models.serving import exported_models
-from measurement import machine, report, say
+from bench.measurement import machine, report, say
 from scipy.stats import spearmanr
 
 LABELS = {organ.name: organ.label for organ in PHANTOM_ORGANS}

@@ -35,7 +35,7 @@ from atlas_models.evaluation.phantom_evaluation import (
     dice_by_organ,
     predict,
 )
-from measurement import machine, report, say
+from bench.measurement import machine, report, say
 from numpy.typing import NDArray
 from scipy import ndimage
 

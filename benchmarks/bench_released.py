@@ -11,10 +11,10 @@ import os
 import numpy as np
 from atlas_attention.fusion import FRACTION_BITS, UNIT, entropy_terms, fuse
 from atlas_core.records import Reading
-from measurement import GIB, forget_peak, machine, peak_bytes, report, say, timed
+from bench.measurement import GIB, forget_peak, machine, peak_bytes, report, say, timed
+from bench.soft_predictions import occupied, realistic
 from numpy.typing import NDArray
 from scipy import ndimage
-from soft_predictions import occupied, realistic
 
 MODELS, ORGANS = 3, 8
 SHAPE = (200, 512, 512)

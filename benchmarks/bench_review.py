@@ -20,7 +20,7 @@ from atlas_core.catalog import Catalog
 from atlas_core.review import LabelVersions, RevisionQueue, TaskFilter
 from atlas_core.store import CaseStore
 from atlas_review.auth import Accounts, Role
-from measurement import machine, report, say
+from bench.measurement import machine, report, say
 
 # The server of the tests is the server of the benchmarks.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

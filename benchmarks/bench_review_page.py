@@ -26,15 +26,15 @@ from atlas_core.organs import ABDOMEN_ATLAS, read_scheme
 from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_core.records import Dataset
 from atlas_core.review import Portion, RevisionQueue
-from canvas_digest import DIGEST_OF
-from measurement import GIB, machine, report, say
+from bench.canvas_digest import DIGEST_OF
+from bench.measurement import GIB, machine, report, say
 from numpy.typing import NDArray
 from scipy import ndimage
 
 # The server of the tests is the server of the benchmarks, and so is their browser.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import ohif_views
 from browser import CHROMIUM, FLAGS, PATIENCE_MS
+from peers import ohif_views
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 from review_server import PASSWORD, PEOPLE, ReviewPlace, running_review, seed_volume
 

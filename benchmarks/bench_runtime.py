@@ -26,11 +26,11 @@ from atlas_core.phantoms import make_phantom
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.triton_environment import find_triton
 from atlas_models import serving
-from measurement import machine, report, say
+from bench.measurement import machine, report, say
 from numpy.typing import NDArray
 
 BACKEND = Path(serving.__file__).with_name("triton_backend") / "model.py"
-INSIDE = Path(__file__).with_name("runtimes_inside.py")
+INSIDE = Path(__file__).parent / "peers" / "runtimes_inside.py"
 PHANTOM_SEED = 7
 
 

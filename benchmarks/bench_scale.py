@@ -31,10 +31,10 @@ from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_core.records import Reading
 from atlas_core.store import CaseStore
 from atlas_models.serving import read_spec
-from inputs import full_size_ct, put_into_store
-from loop_simulation import ServiceTimes, Site, simulate
-from measurement import in_fresh_process, machine, report, say
+from bench.inputs import full_size_ct, put_into_store
+from bench.measurement import in_fresh_process, machine, report, say
 from numpy.typing import NDArray
+from simulated.loop_simulation import ServiceTimes, Site, simulate
 
 # The server of the tests is the server of the benchmarks.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

@@ -47,15 +47,24 @@ from atlas_embedded.settings import EmbeddedSettings
 from atlas_models.serving import exported_models, read_spec
 from atlasloop.answers import CaseResult
 from atlasloop.client import AttentionClient
-from inputs import describe, full_size_ct
-from measurement import GIB, Timing, cpu_seconds, in_fresh_process, machine, peak_bytes, report, say
-from monai_side import MonaiRun, run_monai
+from bench.inputs import describe, full_size_ct
+from bench.measurement import (
+    GIB,
+    Timing,
+    cpu_seconds,
+    in_fresh_process,
+    machine,
+    peak_bytes,
+    report,
+    say,
+)
+from bench.serving import TRITON_ENVIRONMENT, Serving, serving
 from numpy.typing import NDArray
-from serving import TRITON_ENVIRONMENT, Serving, serving
+from peers.monai_side import MonaiRun, run_monai
 
 CASE_ID = "bench_0"
 SLICES = 200
-FLOOR = Path(__file__).with_name("floor.py")
+FLOOR = Path(__file__).parent / "peers" / "floor.py"
 
 
 def main() -> None:

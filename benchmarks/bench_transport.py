@@ -21,8 +21,8 @@ from atlas_attention.triton import CHANNEL_OPTIONS, TritonOptions, TritonPredict
 from atlas_core.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_models.serving import CpuServing, config_text, model_config
-from measurement import Timing, machine, report
-from serving import bare_triton
+from bench.measurement import Timing, machine, report
+from bench.serving import bare_triton
 from tritonclient.grpc import model_config_pb2 as pb
 
 WINDOW = (96, 96, 96)
@@ -125,7 +125,7 @@ def _install(repository: Path, spec: ModelSpec, output: pb.DataType.ValueType) -
     folder = repository / spec.name / str(spec.triton_version)
     folder.mkdir(parents=True)
     (folder.parent / "config.pbtxt").write_text(config_text(config))
-    shutil.copy(Path(__file__).with_name("transport_model.py"), folder / "model.py")
+    shutil.copy(Path(__file__).parent / "peers" / "transport_model.py", folder / "model.py")
 
 
 if __name__ == "__main__":

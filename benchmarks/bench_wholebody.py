@@ -37,9 +37,9 @@ from atlas_core.review import CaseReview, LabelVersions
 from atlas_core.store import CaseStore
 from atlas_review.settings import ReviewSettings
 from atlas_review.volumes import CaseFiles
-from inputs import describe, full_size_ct
-from measurement import GIB, in_fresh_process, machine, report, say
-from whole_body import WaitingMembers, members, network_seconds, scheme
+from bench.inputs import describe, full_size_ct
+from bench.measurement import GIB, in_fresh_process, machine, report, say
+from bench.whole_body import WaitingMembers, members, network_seconds, scheme
 
 CASE_ID = "bench_0"
 GOAL = 0.2

@@ -30,9 +30,9 @@ from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.triton_environment import find_triton
 from atlas_models.serving import CpuServing, TritonRepository, exported_models
 from atlasloop.client import AttentionClient
+from bench.measurement import machine, report, say
+from bench.serving import TRITON_ENVIRONMENT, end_in_order
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from measurement import machine, report, say
-from serving import TRITON_ENVIRONMENT, end_in_order
 
 MODELS_NODE, ATTENTION_NODE = "atlasloop-models", "atlasloop-attention"
 MODELS_ADDRESS, ATTENTION_ADDRESS = "10.231.77.1", "10.231.77.2"
@@ -159,7 +159,7 @@ def connected(link: Link) -> Iterator[str | None]:
                          *delay, *lost)  # fmt: skip
             yield "netem"
         else:
-            program = str(Path(__file__).with_name("slow_link.py"))
+            program = str(Path(__file__).parent / "simulated" / "slow_link.py")
             ends = [word for end in zip(nodes, addresses, strict=True) for word in end]
             shape = [str(link.round_trip_ms / 2), str(link.loss)]
             carrier = stack.enter_context(

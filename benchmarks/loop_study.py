@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from atlas_core.atomic_writes import replace_file
-from measurement import machine, report, say
+from bench.measurement import machine, report, say
 from scipy import stats
-from study_loop import IN_PARTS, Arm, StudyPlan, World, run_arm
+from study.loop import IN_PARTS, Arm, StudyPlan, World, run_arm
 
 Line = Mapping[str, Any]
 Runs = Mapping[str, Mapping[int, Sequence[Line]]]

@@ -39,8 +39,8 @@ from atlas_flows.demos.phantom_nnunet import (
 from atlas_models.evaluation.phantom_evaluation import ArraySource, dice_by_organ, predict
 from atlas_models.importing import NnunetChoices, import_nnunet
 from atlas_models.serving import CpuServing, TritonRepository
-from measurement import machine, report, say
-from serving import bare_triton
+from bench.measurement import machine, report, say
+from bench.serving import bare_triton
 
 
 @dataclass(frozen=True)

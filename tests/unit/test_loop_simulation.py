@@ -1,4 +1,4 @@
-"""Laws of the simulated site; see `benchmarks/loop_simulation.py`."""
+"""Laws of the simulated site; see `benchmarks/simulated/loop_simulation.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from loop_simulation import ServiceTimes, Site, simulate
+from simulated.loop_simulation import ServiceTimes, Site, simulate
 
 seconds = st.floats(0.0, 50.0)
 times = st.builds(ServiceTimes, seconds, seconds, st.floats(0.0, 0.1), st.floats(0.0, 900.0))

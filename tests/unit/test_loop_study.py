@@ -15,10 +15,10 @@ from atlas_core.records import RankedCase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from loop_study import against, aubc, draw, study, summary
-from study_annotator import Revised, assembled, attended_regions, revise_case, revise_region
-from study_cases import LABELS, StudyCase, mean_dice
-from study_loop import Arm, StudyPlan
-from study_models import Scored
+from study.annotator import Revised, assembled, attended_regions, revise_case, revise_region
+from study.cases import LABELS, StudyCase, mean_dice
+from study.loop import Arm, StudyPlan
+from study.models import Scored
 
 TINY = StudyPlan(
     spacing_mm=(20.0, 20.0, 20.0),

@@ -10,10 +10,10 @@ from atlas_core.geometry import VolumeGeometry
 from atlas_core.imaging import Volume, read_volume, write_volume
 from atlas_core.phantoms import PhantomGrid, make_phantom
 from atlas_core.store import CaseStore
-from measurement import say
+from bench.measurement import say
 from numpy.typing import NDArray
 
-CACHE = Path(__file__).parent / ".cache"
+CACHE = Path(__file__).parents[1] / ".cache"
 """A full-size phantom takes half a minute to draw: it is drawn once per checkout."""
 
 SEED = 1

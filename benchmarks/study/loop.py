@@ -19,7 +19,7 @@ from atlas_core.records import RankBy
 from atlas_models.config import TrainingConfig, read_config
 from atlas_models.training import TrainingCase
 from numpy.typing import NDArray
-from study_annotator import (
+from study.annotator import (
     Revised,
     assembled,
     attended_regions,
@@ -27,8 +27,8 @@ from study_annotator import (
     revise_region,
     weights_of,
 )
-from study_cases import LABELS, CasePlan, StudyCase, mean_dice, study_cases
-from study_models import Ensemble, Scored, Weights, trained
+from study.cases import LABELS, CasePlan, StudyCase, mean_dice, study_cases
+from study.models import Ensemble, Scored, Weights, trained
 
 
 class Arm(StrEnum):

@@ -23,7 +23,7 @@ from atlas_models.networks import build_network
 from atlas_models.training import RunOptions, TrainingCase, finetune, train
 from atlas_models.training.network_training import scale_hu
 from numpy.typing import NDArray
-from study_cases import StudyCase
+from study.cases import StudyCase
 from torch import nn
 
 Weights = dict[str, torch.Tensor]

@@ -23,7 +23,7 @@ from atlas_core.imaging.resampling import resample_image
 from atlas_core.model_spec import ModelSpec
 from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_models.serving import read_spec
-from measurement import say
+from bench.measurement import say
 from numpy.typing import NDArray
 
 AIR_HU = -1024.0

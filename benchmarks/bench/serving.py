@@ -19,14 +19,14 @@ from atlas_embedded import processes
 from atlas_embedded.settings import EmbeddedSettings
 from atlas_embedded.stack import down, up
 from atlas_embedded.triton_environment import find_triton
-from measurement import say
+from bench.measurement import say
 from tritonclient.utils import InferenceServerException
 
 # The ports of the tests are the ports of the benchmarks.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from ports import free_port
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TRITON_ENVIRONMENT = REPOSITORY / ".venv-triton"
 
 START_TIMEOUT_S = 60.0

@@ -20,8 +20,8 @@ from atlas_flows.demos.shape_taking import Effort, drawing
 from atlas_flows.evaluation.attention_regions import RegionRule
 from numpy.typing import NDArray
 from scipy import ndimage
-from study_cases import LABELS, StudyCase
-from study_models import Scored
+from study.cases import LABELS, StudyCase
+from study.models import Scored
 
 Mask = NDArray[np.bool_]
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 from atlas_core.imaging import Volume
-from canvas_digest import DIGEST_OF
+from bench.canvas_digest import DIGEST_OF
 
 # The PACS of the tests, and the viewer that they serve beside it.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from ohif import ohif_beside
 from orthanc import running as running_orthanc
 from pacs_series import hospital_series

@@ -1,6 +1,6 @@
 """A link between two network namespaces that delays and loses packets, for kernels without netem.
 
-    python benchmarks/slow_link.py NAMESPACE ADDRESS NAMESPACE ADDRESS DELAY_MS LOSS
+    python benchmarks/simulated/slow_link.py NAMESPACE ADDRESS NAMESPACE ADDRESS DELAY_MS LOSS
 
 Each end is a TUN device, ``link0``, with its address in a /30; this process carries the packets.
 `LOSS` is a share, 0 to 1, of each direction; `DELAY_MS` is one way. Says ``up`` once it carries.

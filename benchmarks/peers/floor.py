@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-BACKEND = Path(__file__).parents[1] / "models/atlas_models/serving/triton_backend/model.py"
+BACKEND = Path(__file__).parents[2] / "models/atlas_models/serving/triton_backend/model.py"
 
 
 TRIED = 4
