@@ -92,7 +92,7 @@ class LoopTuning:
     revisions: int = 4
     iterations: int = 2
     steps: int = 80
-    learning_rate: float = 2.0e-3
+    learning_rate: float = 1.0e-3
     pseudo_weight: float = 0.1
     columns: int = 96
 
