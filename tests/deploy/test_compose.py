@@ -122,7 +122,8 @@ def test_review_reaches_the_catalog_and_nothing_of_prefect(files: tuple[str, ...
     config = read(files)["services"]
     mine = set(config["review"]["networks"])
     meets = {name for name, one in config.items() if mine & set(one.get("networks") or {})}
-    assert meets == {"review", "postgresql", "migrate-catalog", "flows", "proxy"}
+    catalogs = {"postgresql", "migrate-catalog", "flows", "receiver", "pacs-flows"}
+    assert meets == {"review", "proxy"} | catalogs
     given = {
         name: {secret["source"] for secret in one.get("secrets", [])}
         for name, one in config.items()
@@ -130,7 +131,8 @@ def test_review_reaches_the_catalog_and_nothing_of_prefect(files: tuple[str, ...
     tls = {"authority_crt"} if "compose.tls.yaml" in files else set()
     prompts = {"nninteractive_key"} if "compose.nninteractive.yaml" in files else set()
     assert given["review"] == {"review_password", "review_secret", *tls, *prompts}
-    assert [name for name, held in given.items() if "prefect_auth" in held] == ["flows", "prefect"]
+    runs = [name for name, held in given.items() if "prefect_auth" in held]
+    assert runs == ["flows", "pacs-flows", "prefect"]
     assert given["attention"] == (tls and {*tls, "attention_crt", "attention_key"})
     assert config["review"]["environment"]["ATLAS_REVIEW_CATALOG_URL"].startswith(
         "postgresql://atlasloop_review@"
