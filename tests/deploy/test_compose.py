@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 
 import pytest
@@ -211,3 +212,16 @@ def test_yaml_is_tidy() -> None:
     assert done.returncode == 0, done.stdout
     rules = yaml.safe_load((REPOSITORY / "deploy" / "yamllint.yaml").read_text())
     assert rules["extends"] == "default"
+
+
+def test_no_network_may_be_given_the_addresses_of_the_proxy_s() -> None:
+    """An engine goes through its pools, so after some stacks another network would have them."""
+    config = read(FILES[0])
+    (front,) = config["networks"]["front"]["ipam"]["config"]
+    subnet = ipaddress.ip_network(front["subnet"])
+    pools = [f"172.{n}.0.0/16" for n in range(17, 32)] + ["192.168.0.0/16"]  # Docker's own
+    assert not any(subnet.overlaps(ipaddress.ip_network(pool)) for pool in pools)
+    services = config["services"]
+    address = services["proxy"]["networks"]["front"]["ipv4_address"]
+    assert ipaddress.ip_address(address) in subnet
+    assert services["review"]["environment"]["ATLAS_REVIEW_TRUSTED_PROXIES"] == address
