@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     require_places(places)
     if part != "pacs":
         reconcile_at_start(places)
+    places.embedded.make_home()  # Prefect makes its own folder in it, but none above that
     places.enter_prefect()
     # Prefect reads its settings when it is imported, so only now.
     from prefect import serve
