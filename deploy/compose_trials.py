@@ -129,6 +129,7 @@ def check_upgrade(stack: Stack) -> None:
     ranked = _ranked(stack)
     say(stack.inside("flows", "atlasloop", "backup", "/backup/before").strip())
 
+    stack.compose("down")  # a network that another release has otherwise cannot change in use
     stack.release = THIS
     stack.up("postgresql")
     stack.compose("exec", "-T", "postgresql", "bash", "/docker-entrypoint-initdb.d/10-databases.sh")
@@ -140,7 +141,7 @@ def check_upgrade(stack: Stack) -> None:
     require(len(_ranked(stack)) == 2 * CASES, f"{_ranked(stack)}")
     say(f"{len(_ranked(stack))} cases are ranked, those of both releases")
 
-    stack.compose("stop")
+    stack.compose("down")
     stack.release = before
     stack.up("postgresql")
     for statement in (
