@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     # Prefect reads its settings when it is imported, so only now.
     from prefect import serve
 
+    from atlas_flows.runs.crashed_runs import requeue_claimed_runs
     from atlas_flows.work_pools import PACS, deployed_flows
 
     if part != "pacs":
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     flows = [
         one for one in deployed_flows(places) if part != ("others" if one.pool == PACS else "pacs")
     ]
+    requeue_claimed_runs(one.flow.name for one in flows)
     serve(
         *(one.deployment() for one in flows),
         # Each flow as often as it may run at once.
