@@ -18,13 +18,12 @@ from compose_stack import ORTHANC, PROJECT, REPOSITORY, CheckFailed, Stack, requ
 
 # The series of the tests is the series of this check.
 sys.path.insert(0, str(REPOSITORY / "tests"))
-from pacs_series import hospital_series
+from pacs_series import phantom_series
 
 IMAGE = "ATLASLOOP_ORTHANC_IMAGE"
 DEFAULT_IMAGE = "docker.io/orthancteam/orthanc:25.8.2"
 NAME = f"{PROJECT}-orthanc"
 USER = "atlas"
-SLICES = 24
 START_S = 120.0
 
 
@@ -76,7 +75,7 @@ def _url(path: str) -> str:
 def check_pacs(stack: Stack) -> None:
     """Pulled by DICOMweb and de-identified, scored, pushed as DICOM SEG into its own study."""
     with _orthanc(stack.secret("pacs_password")) as session:
-        images = hospital_series(SLICES)
+        images = phantom_series()
         for image in images:
             content = BytesIO()
             image.save_as(content, enforce_file_format=True)

@@ -29,7 +29,7 @@ def compose(*arguments: str, env: str = "example.env") -> subprocess.CompletedPr
 @functools.cache
 def read(files: tuple[str, ...]) -> dict[str, Any]:
     chosen = [option for file in files for option in ("--file", file)]
-    done = compose(*chosen, "--profile", "tls", "config", "--format", "json")
+    done = compose(*chosen, "--profile=tls", "--profile=pacs", "config", "--format", "json")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -36,15 +36,12 @@ from browser import CHROMIUM, FLAGS, PATIENCE_MS, visiting
 from numpy.typing import NDArray
 from ohif import ohif_beside
 from orthanc import PASSWORD, USER, Orthanc, running
-from pacs_series import hospital_series, read_all, real_series
+from pacs_series import phantom_series, read_all, real_series
 from playwright.sync_api import TimeoutError as NotYet
 from playwright.sync_api import expect, sync_playwright
 from ports import free_port
 from pydicom import Dataset
 from review_page import case_tab, log_in
-
-SLICES = 40
-"""Of the synthetic series, where there is no real one."""
 
 SIZE = {"width": 1280, "height": 860}
 TRIES = 4
@@ -189,7 +186,7 @@ def source_images(data: Path | None, folder: Path) -> list[Dataset]:
         if not (data / "mirp").is_dir():
             sys.exit(f"error: {data} has no folder mirp; without DATA= a study is made up")
         return read_all(real_series(data, folder / "real"))
-    return hospital_series(SLICES)
+    return phantom_series()
 
 
 def compared(

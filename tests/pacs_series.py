@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from atlas_core.phantoms import PhantomGrid, make_phantom
 from pydicom import Dataset, dcmread
 from pydicom.datadict import DicomDictionary, keyword_for_tag
 from pydicom.dataset import FileMetaDataset
@@ -29,14 +30,35 @@ def hospital_series(
     tissue = gaussian_filter(random.normal(size=(slices, ROWS, COLUMNS)), 3.0)
     hu = 60.0 + 120.0 * tissue / tissue.std()
     hu[:, :4], hu[:, -4:], hu[:, :, :4], hu[:, :, -4:] = (-1000.0,) * 4
+    return _series(np.round(hu).astype("<i2"), (3.0, 3.0, 3.0), study, patient)
+
+
+def phantom_series(seed: int = 0) -> list[Dataset]:
+    """A phantom, for the demo models: in a body of blobs they find no organ."""
+    phantom = make_phantom(seed, grid=PhantomGrid(columns=112, slice_mm=3.0, axis_codes="LPS"))
+    x, y, z = (round(step, 4) for step in phantom.geometry.spacing_mm)  # 16 characters at most
+    return _series(phantom.ct.transpose(2, 1, 0).astype("<i2"), (z, y, x))
+
+
+def _series(
+    hu: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    study: str | None = None,
+    patient: str = "4711",
+) -> list[Dataset]:
+    """Voxels ``[z, y, x]``, in millimetres as far apart, as axial slices of one series."""
     study, series, frame = study or generate_uid(), generate_uid(), generate_uid()
-    return [
-        _slice(np.round(hu[k]).astype("<i2"), k, study, series, frame, patient)
-        for k in range(slices)
-    ]
+    along, *across = spacing_mm
+    slices = []
+    for k, voxels in enumerate(hu):
+        one = _slice(voxels, study, series, frame, patient)
+        one.InstanceNumber, one.SliceThickness = k + 1, along
+        one.ImagePositionPatient, one.PixelSpacing = [0.0, 0.0, along * k], across
+        slices.append(one)
+    return slices
 
 
-def _slice(hu: np.ndarray, k: int, study: str, series: str, frame: str, patient: str) -> Dataset:
+def _slice(hu: np.ndarray, study: str, series: str, frame: str, patient: str) -> Dataset:
     one = Dataset()
     one.file_meta = FileMetaDataset()
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -48,16 +70,15 @@ def _slice(hu: np.ndarray, k: int, study: str, series: str, frame: str, patient:
     one.StudyDate = one.SeriesDate = one.AcquisitionDate = one.ContentDate = "20240301"
     one.StudyTime = one.SeriesTime = one.AcquisitionTime = one.ContentTime = "101112"
     one.AccessionNumber, one.StudyID, one.BodyPartExamined = "A1", "S1", "ABDOMEN"
-    one.Modality, one.Manufacturer, one.SliceThickness = "CT", "Maker", 3.0
+    one.Modality, one.Manufacturer = "CT", "Maker"
     one.PositionReferenceIndicator = ""
-    one.SeriesNumber, one.AcquisitionNumber, one.InstanceNumber = 2, 1, k + 1
+    one.SeriesNumber, one.AcquisitionNumber = 2, 1
     one.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    one.Rows, one.Columns, one.SamplesPerPixel = ROWS, COLUMNS, 1
+    one.Rows, one.Columns, one.SamplesPerPixel = *hu.shape, 1
     one.PhotometricInterpretation = "MONOCHROME2"
     one.BitsAllocated = one.BitsStored = 16
     one.HighBit, one.PixelRepresentation = 15, 1
     one.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    one.ImagePositionPatient, one.PixelSpacing = [0.0, 0.0, 3.0 * k], [3.0, 3.0]
     one.RescaleSlope, one.RescaleIntercept, one.RescaleType = 1, 0, "HU"
     one.KVP = 120
     one.PixelData = hu.tobytes()

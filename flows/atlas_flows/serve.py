@@ -46,10 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     require_places(places)
     if part != "pacs":
         reconcile_at_start(places)
+    places.embedded.make_home()  # Prefect makes its own folder in it, but none above that
     places.enter_prefect()
     # Prefect reads its settings when it is imported, so only now.
     from prefect import serve
 
+    from atlas_flows.runs.crashed_runs import requeue_claimed_runs
     from atlas_flows.work_pools import PACS, deployed_flows
 
     if part != "pacs":
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     flows = [
         one for one in deployed_flows(places) if part != ("others" if one.pool == PACS else "pacs")
     ]
+    requeue_claimed_runs(one.flow.name for one in flows)
     serve(
         *(one.deployment() for one in flows),
         # Each flow as often as it may run at once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 
 import pytest
@@ -122,7 +123,8 @@ def test_review_reaches_the_catalog_and_nothing_of_prefect(files: tuple[str, ...
     config = read(files)["services"]
     mine = set(config["review"]["networks"])
     meets = {name for name, one in config.items() if mine & set(one.get("networks") or {})}
-    assert meets == {"review", "postgresql", "migrate-catalog", "flows", "proxy"}
+    catalogs = {"postgresql", "migrate-catalog", "flows", "receiver", "pacs-flows"}
+    assert meets == {"review", "proxy"} | catalogs
     given = {
         name: {secret["source"] for secret in one.get("secrets", [])}
         for name, one in config.items()
@@ -130,7 +132,8 @@ def test_review_reaches_the_catalog_and_nothing_of_prefect(files: tuple[str, ...
     tls = {"authority_crt"} if "compose.tls.yaml" in files else set()
     prompts = {"nninteractive_key"} if "compose.nninteractive.yaml" in files else set()
     assert given["review"] == {"review_password", "review_secret", *tls, *prompts}
-    assert [name for name, held in given.items() if "prefect_auth" in held] == ["flows", "prefect"]
+    runs = [name for name, held in given.items() if "prefect_auth" in held]
+    assert runs == ["flows", "pacs-flows", "prefect"]
     assert given["attention"] == (tls and {*tls, "attention_crt", "attention_key"})
     assert config["review"]["environment"]["ATLAS_REVIEW_CATALOG_URL"].startswith(
         "postgresql://atlasloop_review@"
@@ -209,3 +212,16 @@ def test_yaml_is_tidy() -> None:
     assert done.returncode == 0, done.stdout
     rules = yaml.safe_load((REPOSITORY / "deploy" / "yamllint.yaml").read_text())
     assert rules["extends"] == "default"
+
+
+def test_no_network_may_be_given_the_addresses_of_the_proxy_s() -> None:
+    """An engine goes through its pools, so after some stacks another network would have them."""
+    config = read(FILES[0])
+    (front,) = config["networks"]["front"]["ipam"]["config"]
+    subnet = ipaddress.ip_network(front["subnet"])
+    pools = [f"172.{n}.0.0/16" for n in range(17, 32)] + ["192.168.0.0/16"]  # Docker's own
+    assert not any(subnet.overlaps(ipaddress.ip_network(pool)) for pool in pools)
+    services = config["services"]
+    address = services["proxy"]["networks"]["front"]["ipv4_address"]
+    assert ipaddress.ip_address(address) in subnet
+    assert services["review"]["environment"]["ATLAS_REVIEW_TRUSTED_PROXIES"] == address

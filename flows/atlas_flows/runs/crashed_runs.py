@@ -8,9 +8,9 @@ from pathlib import Path
 
 from atlas_embedded.processes import ProcessRecord
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import State, StateType
-from prefect.states import Crashed
+from prefect.states import Crashed, Scheduled
 
 _PREFIX = "process"
 
@@ -41,6 +41,26 @@ def mark_interrupted_runs(flow_name: str) -> int:
         for run in gone:
             client.set_flow_run_state(run.id, _crashed(), force=True)
     return len(gone)
+
+
+def requeue_claimed_runs(deployments: Iterable[str]) -> int:
+    """Put the runs of these deployments that were claimed and never began back among those that
+    wait. For the one process that serves them, when it starts: who claimed them was killed.
+
+    Without it they stay pending for ever, and the first minutes in the place of the next run.
+
+    Returns:
+        How many there were.
+    """
+    pending = {"state": {"type": {"any_": [StateType.PENDING]}}}
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [*deployments]}}),
+            flow_run_filter=FlowRunFilter.model_validate(pending),
+        )
+        for run in runs:
+            client.set_flow_run_state(run.id, Scheduled(), force=True)
+    return len(runs)
 
 
 def _crashed() -> State[None]:
