@@ -6,7 +6,7 @@ import json
 import mimetypes
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -90,7 +90,8 @@ def ohif_beside(server: Orthanc, dist: Path) -> Iterator[str]:
             self.send_header("Cross-Origin-Opener-Policy", "same-origin")
             self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # the viewer may have gone on to another slice
+                self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             return

@@ -130,7 +130,8 @@ def test_failures_are_told_and_the_exit_status_says_so(
     status, out, err = atlasloop(prefect_stack, "assemble", "--largest", "liver=1")
     assert status == 1
     assert "5 assembled, 0 up to date, 1 not assembled" in out
-    assert "case-1: the CT is gone from the case store" in " ".join(out.split())
+    said = " ".join(out.split())
+    assert "case-1 │ failed │ the CT is gone from the case store" in said  # named once
     assert "1 cases are not assembled" in err
     status, out, err = atlasloop(prefect_stack, "assemble", "--largest", "liver=many")
     assert status == 2

@@ -332,7 +332,7 @@ def test_info_names_models_organs_and_limits(
     assert [f"{m.name}@{m.version}" for m in info.older_models] == ["conv_b@0"]
     assert info.organs == ("liver", "spleen", "pancreas")
     assert info.labels == (5, 8, 6)
-    assert info.readings == ("paper", "released")
+    assert info.readings == ("paper", "released", "opened")
     assert info.limits.max_calls == 3
     assert info.attention_scale == ATTENTION_SCALE
 
