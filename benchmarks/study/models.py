@@ -18,7 +18,7 @@ from atlas_core.ranking import CaseSizes, rank
 from atlas_core.records import RankedCase, Reading
 from atlas_models.config import TrainingConfig
 from atlas_models.evaluation.phantom_evaluation import ArraySource
-from atlas_models.exporting import NO_SHA256
+from atlas_models.exporting import spec_of
 from atlas_models.networks import build_network
 from atlas_models.training import RunOptions, TrainingCase, finetune, train
 from atlas_models.training.network_training import scale_hu
@@ -55,7 +55,7 @@ class Ensemble:
         for config, weights in members.values():
             network = build_network(config)
             network.load_state_dict(weights)
-            self._networks[_spec(config)] = network.eval()
+            self._networks[spec_of(config)] = network.eval()
 
     def submit(self, spec: ModelSpec, window: NDArray[np.float32]) -> Future[NDArray[np.uint8]]:
         answer: Future[NDArray[np.uint8]] = Future()
@@ -86,20 +86,6 @@ class Ensemble:
 
     def score_all(self, cases: Sequence[StudyCase]) -> dict[str, Scored]:
         return {case.id: self.score(case) for case in cases}
-
-
-def _spec(config: TrainingConfig) -> ModelSpec:
-    return ModelSpec(
-        name=config.name,
-        version=0,
-        architecture=config.architecture,
-        organs=config.organs,
-        spacing_mm=config.spacing_mm,
-        patch=config.patch,
-        padding_hu=config.padding_hu,
-        hu_window=config.hu_window,
-        sha256=NO_SHA256,
-    )
 
 
 def trained(

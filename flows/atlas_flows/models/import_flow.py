@@ -7,10 +7,10 @@ It makes an ONNX graph, for which it needs torch but no GPU.
 # this module.
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from atlas_core.catalog import Catalog
-from atlas_core.model_spec import ModelName
+from atlas_core.model_spec import ModelName, Resampling, Windows
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
@@ -52,8 +52,8 @@ def import_model(
     preset: Word | None = None,
     overlap: Annotated[float, Field(ge=0, le=0.75)] | None = None,
     mirrored: bool = False,
-    resampling: Literal["linear", "nnunet"] = "linear",
-    windows: Literal["body", "volume"] = "body",
+    resampling: Resampling = "linear",
+    windows: Windows = "body",
     organs: OrganNames | None = None,
 ) -> str:
     """Import one; NAME@T of the version.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from atlas_core.catalog import Catalog, next_version
 from atlas_core.errors import InvalidInput
@@ -15,6 +15,7 @@ from atlas_flows.models.compatibility import require_compatible
 from atlas_flows.models.store import ModelStore
 
 if TYPE_CHECKING:
+    from atlas_core.model_spec import Resampling, Windows
     from atlas_core.organs import OrganScheme
     from atlas_models.importing import ImportedModel
 
@@ -48,8 +49,8 @@ class VersionImport:
     preset: str | None = None
     overlap: float | None = None
     mirrored: bool = False
-    resampling: Literal["linear", "nnunet"] = "linear"
-    windows: Literal["body", "volume"] = "body"
+    resampling: Resampling = "linear"
+    windows: Windows = "body"
     organs: tuple[str, ...] | None = None
 
     @property

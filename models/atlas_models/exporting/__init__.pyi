@@ -7,6 +7,7 @@ from .onnx_export import (
     measure_parity,
     quiet_exporter,
     set_metadata,
+    spec_of,
     wrap_network,
     write_graph,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "read_checkpoint",
     "read_weights",
     "set_metadata",
+    "spec_of",
     "tensors_of",
     "unpickled",
     "wrap_network",

@@ -62,9 +62,9 @@ def export_model(
         onnx.checker.ValidationError: the graph is not valid ONNX.
     """
     round_weights(network)
-    model = build_graph(wrap_network(network, config), _spec(config, version), _note(config))
+    model = build_graph(wrap_network(network, config), spec_of(config, version), _note(config))
     store_as_float16(model)
-    return write_graph(model, _spec(config, version), folder, weights_of=(network, config))
+    return write_graph(model, spec_of(config, version), folder, weights_of=(network, config))
 
 
 def _note(config: TrainingConfig) -> dict[str, str]:
@@ -143,7 +143,8 @@ def _move_in(fresh: Path, folder: Path) -> None:
             move_file(fresh / name, folder / name)
 
 
-def _spec(config: TrainingConfig, version: int) -> ModelSpec:
+def spec_of(config: TrainingConfig, version: int = 0) -> ModelSpec:
+    """What a network of this configuration is served as; its graph is not there yet."""
     return ModelSpec(
         name=config.name,
         version=version,

@@ -29,11 +29,7 @@ MAX_TEXT = 256
 MAX_ITEMS = 256
 """Of a list in a request: organs, labels, models."""
 
-TO_READING = {
-    Reading.PAPER: pb.READING_PAPER,
-    Reading.RELEASED: pb.READING_RELEASED,
-    Reading.OPENED: pb.READING_OPENED,
-}
+TO_READING = {reading: pb.Reading.Value(f"READING_{reading.name}") for reading in Reading}
 _READINGS = {pb.READING_UNSPECIFIED: Reading.PAPER, **{v: k for k, v in TO_READING.items()}}
 
 VOXEL_TYPES: dict[int, np.dtype[np.generic]] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
+from typing import Final
 
 import numpy as np
 from atlas_core.records import Reading
@@ -159,12 +161,18 @@ class GpuReleasedFuser:
         return _on_host(self._device, fused)
 
 
+_FUSERS: Final[Mapping[Reading, type[GpuPaperFuser | GpuReleasedFuser]]] = {
+    Reading.PAPER: GpuPaperFuser,
+    Reading.RELEASED: GpuReleasedFuser,
+}
+
+
 def open_gpu_fuser(device: Device, reading: Reading) -> GpuPaperFuser | GpuReleasedFuser:
     """A new fuser for one volume in the reading `paper` or `released`; see `fusion.open_fuser`.
 
     What is opened is opened on the host, where the fused slabs go.
     """
-    return GpuPaperFuser(device) if reading is Reading.PAPER else GpuReleasedFuser(device)
+    return _FUSERS[reading](device)
 
 
 def _on_host(device: Device, fused: Fused) -> Fused:
