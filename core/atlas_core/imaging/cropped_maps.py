@@ -7,9 +7,11 @@ has no file. A file of the whole grid is a box too, and is read the same.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +34,9 @@ from atlas_core.imaging.slab_reader import CHUNK_BYTES
 SPOOL_LEVEL = 0
 """ISA-L's fastest level: pieces wait compressed, or scattered specks would fill the disk with the
 zeros between them."""
+
+FILES_AT_ONCE = 2
+"""Files that are written side by side at the end; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +106,21 @@ class CroppedMapsWriter:
             SHA-256 of every file, in hex; maps of zeros have none.
         """
         self._spool.flush()
-        written = {}
-        for path, pieces in self._pieces.items():
-            starts, stops = zip(*((piece.start, piece.stop) for piece in pieces), strict=True)
-            start = tuple(np.min(starts, axis=0).tolist())
-            shape = tuple((np.max(stops, axis=0) - start).tolist())
-            written[path] = write_pieces(
-                path,
-                self._chunks(pieces, start, shape),
-                self._geometry.cropped(start, shape),
-                np.uint8,
-                slope=self._slope,
-            )
-        return written
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            written = pool.map(self._write_file, self._pieces.keys(), self._pieces.values())
+            return dict(zip(self._pieces, written, strict=True))
+
+    def _write_file(self, path: Path, pieces: list[_Piece]) -> str:
+        starts, stops = zip(*((piece.start, piece.stop) for piece in pieces), strict=True)
+        start = tuple(np.min(starts, axis=0).tolist())
+        shape = tuple((np.max(stops, axis=0) - start).tolist())
+        return write_pieces(
+            path,
+            self._chunks(pieces, start, shape),
+            self._geometry.cropped(start, shape),
+            np.uint8,
+            slope=self._slope,
+        )
 
     def _chunks(
         self, pieces: list[_Piece], start: Shape3, shape: Shape3
@@ -135,8 +142,8 @@ class CroppedMapsWriter:
 
     def _copy(self, piece: _Piece, low: Shape3, high: Shape3, chunk: NDArray[np.uint8]) -> None:
         """Copies what `piece` holds between `low` and `high` into `chunk` ``[k, j, i]``."""
-        self._spool.seek(piece.offset)
-        raw = isal_zlib.decompress(self._spool.read(piece.length))
+        # Not by the file's position, which the files that are written side by side would share.
+        raw = isal_zlib.decompress(os.pread(self._spool.fileno(), piece.length, piece.offset))
         shape = [b - a for a, b in zip(piece.start, piece.stop, strict=True)][::-1]
         voxels = np.frombuffer(raw, np.uint8).reshape(shape)
         first = np.maximum(low, piece.start)

@@ -83,6 +83,10 @@ class Fused:
         """Slices from `start` on, as views."""
         return Fused(self.attention[:, start:], self.mean[:, start:], self.label[start:])
 
+    def to_slice(self, stop: int) -> Fused:
+        """Slices below `stop`, as views."""
+        return Fused(self.attention[:, :stop], self.mean[:, :stop], self.label[:stop])
+
 
 def require_form(soft: SoftPredictions) -> None:
     """Refuses soft predictions in a form that the kernels cannot take.

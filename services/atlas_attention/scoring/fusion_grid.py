@@ -102,9 +102,9 @@ class FusionGridReader:
         parallel_for(kernel, len(targets), self._threads)
         ended = stop == len(self._z.lower)
         needed = self._known if ended else min(int(self._z.lower[stop]), self._known)
-        # A copy, or a view of a few slices would keep the memory of all.
-        self._held = held[:, :, needed - self._first :].copy()
-        self._first = needed
+        # A view keeps the memory of all, a copy takes as much again as is left.
+        if 2 * (self._known - needed) <= held.shape[2]:
+            self._held, self._first = held[:, :, needed - self._first :].copy(), needed
 
 
 @njit(cache=True, nogil=True)

@@ -36,10 +36,11 @@ class MemberLabels:
     def push(self, soft: Sequence[SoftPredictions]) -> Iterator[tuple[int, NativeSlab]]:
         """Adds the next slices of the fusion grid, of each panel uint8 ``[voice, organ of the
         panel, z, y, x]``; yields every slab that is final then, and whose it is."""
-        nothing = np.zeros((self._organs, *soft[0].shape[2:]), np.uint8)
+        nothing = np.zeros((0, *soft[0].shape[2:]), np.uint8)
         for member, grid in self._grids.items():
             said = self._of_member(member, soft)
-            for slab in grid.push(Fused(nothing, said, _label(said))):
+            label = _label(said) if grid.reads_labels else np.zeros(said.shape[1:], np.uint8)
+            for slab in grid.push(Fused(nothing, said, label)):
                 yield member, slab
 
     def _of_member(self, member: int, soft: Sequence[SoftPredictions]) -> NDArray[np.uint8]:

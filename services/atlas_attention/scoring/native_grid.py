@@ -12,8 +12,9 @@ the columns where they occur.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numba import njit
@@ -104,8 +105,33 @@ class AxisPositions:
         return np.stack([np.searchsorted(self.upper, index), np.searchsorted(self.lower, index)])
 
 
+Positions = tuple[NDArray[np.int64], NDArray[np.uint32]]
+"""Of the CT's slices or rows on the models' grid: see `AxisPositions.lower` and `weight`."""
+
+Spans = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""Of attention and mean; see `_spans`."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Slices of the models' grid in one block of memory.
+
+    Attributes:
+        begin: the first of them.
+        stop: the CT slices below it, and above those of the piece before, are read from here.
+        spans: of its rows; None: the grids are equal.
+    """
+
+    fused: Fused
+    begin: int
+    stop: int
+    spans: Spans | None
+
+
 class NativeGrid:
     """Turns fused slabs of rising z on the models' grid into slabs on the canonical CT grid.
+
+    Slabs whose attention has no organ give labels alone.
 
     Args:
         model, native: voxels of the two grids (z, y, x).
@@ -151,64 +177,101 @@ class NativeGrid:
         self.labelled = np.zeros(organs, np.int64)
         """Number of voxels with each organ's label so far."""
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels are taken as they come; else they follow from the interpolated means."""
+        return self._identity
+
     def push(self, fused: Fused) -> Iterator[NativeSlab]:
         """Adds the next slices of the models' grid; yields every CT slab that is final then, in
         order."""
-        held = fused if self._held is None else Fused.concatenated([self._held, fused])
-        known = self._held_from + held.slices
+        held = self._held
+        begin = self._held_from + (held.slices if held else 0)
+        known = begin + fused.slices
         ready = int(np.searchsorted(self._z.upper, known))
-        spans = None
-        if not self._identity and self._next < ready:
-            spans = (_spans(held.attention, 1), _spans(held.mean, HALF_BYTE))
+        pieces = []
+        if held is not None and held.slices:
+            # Only the CT slices between the last slice held and the first that came need both: all
+            # the others are read where they lie.
+            inside = max(self._next, int(np.searchsorted(self._z.lower, begin)))
+            seam = Fused.concatenated([held, fused.to_slice(1)])
+            pieces.append(self._piece(seam, self._held_from, min(ready, inside)))
+        pieces.append(self._piece(fused, begin, ready))
         while self._next < ready:
             stop = min(ready, self._next + self._slab_slices)
-            yield self._slab(held, spans, self._next, stop)
+            yield self._slab(pieces, self._next, stop)
             self._next = stop
         needed = known if self._next == self._native[0] else int(self._z.lower[self._next])
         needed = min(needed, known)
         # A copy, or a view of a few slices would keep the memory of all.
-        self._held = held.from_slice(needed - self._held_from).copy()
+        if held is None or needed >= begin:
+            self._held = fused.from_slice(needed - begin).copy()
+        else:
+            self._held = Fused.concatenated([held.from_slice(needed - self._held_from), fused])
         self._held_from = needed
 
-    def _slab(
-        self,
-        held: Fused,
-        spans: tuple[NDArray[np.int32], NDArray[np.int32]] | None,
-        start: int,
-        stop: int,
-    ) -> NativeSlab:
-        """CT slices ``[start, stop)`` from the model slices `held`."""
-        if spans is None:
-            return self._same_slab(held, start, stop)
-        organs = held.attention.shape[0]
+    def _piece(self, fused: Fused, begin: int, stop: int) -> _Piece:
+        spans = None
+        if not self._identity:
+            spans = (_spans(fused.attention, 1), _spans(fused.mean, HALF_BYTE))
+        return _Piece(fused, begin, stop, spans)
+
+    def _slab(self, pieces: Sequence[_Piece], start: int, stop: int) -> NativeSlab:
+        """CT slices ``[start, stop)``, each from the first piece that reaches so far."""
+        if self._identity:
+            return self._same_slab(pieces[-1], start, stop)
+        fused = pieces[0].fused
         shape = (stop - start, *self._native[1:])
-        rows = shape[0] * shape[1]
-        attention = np.zeros((organs, *shape), np.uint8)
+        rows = shape[1]
+        attention = np.zeros((len(fused.attention), *shape), np.uint8)
         label = np.zeros(shape, np.uint8)
-        counts = np.zeros((3, organs, rows), np.int32)
-        z = (self._z.lower[start:stop] - self._held_from, self._z.weight[start:stop])
+        counts = np.zeros((3, len(fused.mean), shape[0] * rows), np.int32)
         y = (self._y.lower, self._y.weight)
-        if self._flips[0]:
-            z = (z[0][::-1].copy(), z[1][::-1].copy())
         if self._flips[1]:
             y = (y[0][::-1].copy(), y[1][::-1].copy())
-
-        def kernel(first: int, last: int) -> None:
-            _interpolate_rows(
-                held.attention, held.mean, spans, z, y, self._columns, self._flips[2], self._names,
-                self._attended_from, first, last, attention, label, counts,
-            )  # fmt: skip
-
-        parallel_for(kernel, rows, self._threads)
+        at = start
+        for piece in pieces:
+            until = min(stop, piece.stop)
+            if at >= until:
+                continue
+            z = (self._z.lower[start:stop] - piece.begin, self._z.weight[start:stop])
+            within = (at - start, until - start)
+            if self._flips[0]:
+                z = (z[0][::-1].copy(), z[1][::-1].copy())
+                within = (stop - until, stop - at)
+            kernel = partial(
+                self._interpolate, piece, z, y, within[0] * rows, attention, label, counts
+            )
+            parallel_for(kernel, (within[1] - within[0]) * rows, self._threads)
+            at = until
         self._count(*counts.sum(axis=2, dtype=np.int64))
         return NativeSlab(start, stop, attention, label)
 
-    def _same_slab(self, held: Fused, start: int, stop: int) -> NativeSlab:
+    def _interpolate(
+        self,
+        piece: _Piece,
+        z: Positions,
+        y: Positions,
+        row: int,
+        attention: NDArray[np.uint8],
+        label: NDArray[np.uint8],
+        counts: NDArray[np.int32],
+        first: int,
+        last: int,
+    ) -> None:
+        """Rows ``[first, last)`` after `row` of a slab."""
+        _interpolate_rows(
+            piece.fused.attention, piece.fused.mean, piece.spans, z, y, self._columns,
+            self._flips[2], self._names, self._attended_from, row + first, row + last,
+            attention, label, counts,
+        )  # fmt: skip
+
+    def _same_slab(self, piece: _Piece, start: int, stop: int) -> NativeSlab:
         """The same if the two grids are equal: only the direction of the axes changes."""
         turned = tuple(slice(None, None, -1 if back else 1) for back in self._flips)
-        within = slice(start - self._held_from, stop - self._held_from)
-        attention = np.ascontiguousarray(held.attention[:, within][:, *turned])
-        channel = held.label[within][turned]
+        within = slice(start - piece.begin, stop - piece.begin)
+        attention = np.ascontiguousarray(piece.fused.attention[:, within][:, *turned])
+        channel = piece.fused.label[within][turned]
         self._count(
             attention.sum(axis=(1, 2, 3), dtype=np.int64),
             np.count_nonzero(attention >= self._attended_from, axis=(1, 2, 3)),
@@ -222,8 +285,8 @@ class NativeGrid:
         attended: NDArray[np.int64],
         labelled: NDArray[np.int64],
     ) -> None:
-        self.attention_sum += attention_sum
-        self.attended += attended
+        self.attention_sum[: len(attention_sum)] += attention_sum
+        self.attended[: len(attended)] += attended
         self.labelled += labelled
 
 
@@ -292,7 +355,8 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """CT rows ``[first, last)`` of a slab, numbered over its slices and rows; all outputs must be
     zero before."""
-    organs, _, _, columns = attention.shape
+    organs, _, _, columns = mean.shape
+    attended_organs = attention.shape[0]
     z_lower, z_weight = z_axis
     y_lower, y_weight = y_axis
     x_lower, x_weight, readers = x_axis
@@ -312,7 +376,9 @@ def _interpolate_rows(  # type: ignore[no-untyped-def]
         y1 = y0 + 1 if wy > 0 else y0
         labelled = False
         for c in range(organs):
-            left, right = _joint_span(attention_spans[c], z0, z1, y0, y1)
+            left, right = 0, 0
+            if c < attended_organs:
+                left, right = _joint_span(attention_spans[c], z0, z1, y0, y1)
             if left < right:
                 _blend_rows(attention[c], z0, z1, wz, y0, y1, wy, left, right, line)
                 if left > 0:
