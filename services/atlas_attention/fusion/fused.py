@@ -18,7 +18,7 @@ MAX_MODELS = 16
 
 
 MAX_ORGANS = 255
-"""As many as a label map holds. A kernel's scratch memory is 1.5 KB an organ, 382 KB in all."""
+"""As many as a label map holds. A kernel's scratch memory is 12 KB an organ, 3 MB in all."""
 
 
 FINE_UNIT = 1 << 28

@@ -74,12 +74,15 @@ class ModelGridReader:
         Neither bound may be lower than in the call before.
         """
         kept = self._block[start - self._start :]
-        fresh = [
-            self._resampled(at, min(stop, at + self._step))
-            for at in range(start + len(kept), stop, self._step)
-        ]
-        self._block, self._start = np.concatenate([kept, *fresh]), start
-        return self._block
+        block = np.empty((stop - start, *kept.shape[1:]), np.float32)
+        block[: len(kept)] = kept
+        begin = start + len(kept)
+        self._block, self._start = block, start
+        del kept  # what came before is freed, before as much again is resampled
+        for at in range(begin, stop, self._step):
+            until = min(stop, at + self._step)
+            block[at - start : until - start] = self._resampled(at, until)
+        return block
 
     def _resampled(self, start: int, stop: int) -> NDArray[np.float32]:
         low, high = self._z.source_range(start, stop)
