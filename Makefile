@@ -75,6 +75,7 @@ check: setup-dev  ## lint, format, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd benchmarks && MYPYPATH=.:../tests $(abspath $(BIN))/mypy --config-file ../pyproject.toml *.py
 	$(BIN)/lint-imports
 
 format: setup-dev  ## let ruff format and mend what it can

@@ -93,7 +93,7 @@ def compare(
         "ours": ours.rounded(),
     }
     if torch.cuda.is_available():
-        tensor = torch.from_dlpack(on_card)
+        tensor = torch.utils.dlpack.from_dlpack(on_card)
         theirs = finished(device, lambda: fuse_with_torch(tensor))
         result |= {"torch": theirs.rounded(), "ratio": round(theirs.median / ours.median, 1)}
     return result

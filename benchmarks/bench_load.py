@@ -87,8 +87,8 @@ def _call(address: str, ct: Volume) -> Call:
         ):
             for slab in stream:
                 # The bytes in the order in which they came: no copy.
-                digest.update(slab.attention.transpose(0, 3, 2, 1))
-                digest.update(slab.label.transpose(2, 1, 0))
+                digest.update(slab.attention.transpose(0, 3, 2, 1).data)
+                digest.update(slab.label.transpose(2, 1, 0).data)
             stream.result  # noqa: B018  raises unless the result came
     except AttentionServiceError as error:
         return Call(time.perf_counter() - began, None, str(error))

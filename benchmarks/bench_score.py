@@ -77,7 +77,7 @@ def main() -> None:
         with serving(folder / "models") as stack:
             ct = full_size_ct(SLICES)
             stack.store.write_ct(CASE_ID, ct)
-            ct_path = shutil.copy(stack.store.ct_path(CASE_ID), folder / "ct.nii.gz")
+            ct_path = Path(shutil.copy(stack.store.ct_path(CASE_ID), folder / "ct.nii.gz"))
             windows = _windows(ct_path, specs)
             np.save(folder / "windows.npy", windows)
             rounds = _service_and_floor(

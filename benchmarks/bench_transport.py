@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -23,6 +24,7 @@ from atlas_core.organs import ABDOMEN_ATLAS
 from atlas_models.serving import CpuServing, config_text, model_config
 from bench.measurement import Timing, machine, report
 from bench.serving import bare_triton
+from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as pb
 
 WINDOW = (96, 96, 96)
@@ -91,14 +93,16 @@ def _plain_inference(
     """What a client does that knows nothing of the attention service."""
     tensor = triton.InferInput(INPUT_NAME, [1, 1, *window.shape], "FP32")
     tensor.set_data_from_numpy(window[None, None])
-    soft = client.infer(spec.name, [tensor]).as_numpy(OUTPUT_NAME)
+    soft: NDArray[np.float32] | None = client.infer(spec.name, [tensor]).as_numpy(OUTPUT_NAME)
     assert soft is not None
     assert soft.dtype == np.float32
     return soft
 
 
 @contextmanager
-def _predictor(address: str, shared_memory: str) -> Iterator[TritonPredictor]:
+def _predictor(
+    address: str, shared_memory: Literal["auto", "cuda", "system", "none"]
+) -> Iterator[TritonPredictor]:
     predictor = TritonPredictor(TritonOptions(address, shared_memory=shared_memory))
     try:
         yield predictor

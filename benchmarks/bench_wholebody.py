@@ -199,7 +199,7 @@ def _page(folder: Path) -> dict[str, Any]:
         files = CaseFiles(store, catalog, LabelVersions(catalog), CaseReview(catalog), settings)
         case = catalog.case(CASE_ID)
         joint = files.attention_map(CASE_ID, None)
-        regions = files.regions(case, None, settings.region_threshold)
+        regions = files.regions(case, None, settings.region_threshold, settings.region_min_ml)
         label_map, sheet = files.label_map(case), files.contact_sheet(case)
     maps = [one.file.path.stat().st_size for one in files.organ_attention(CASE_ID)]
     return {

@@ -190,10 +190,12 @@ def _write_prediction(
             )
         maps.finish()
         draft.result_path.write_text("{}")
-    path = store.relative(store.pseudo_label_path(case.id, Reading.PAPER, ENSEMBLE))
+    stored = store.relative(store.pseudo_label_path(case.id, Reading.PAPER, ENSEMBLE))
     for organ in ABDOMEN_ATLAS:
         mask = Volume((predicted == organ.label).astype(np.uint8), case.geometry)
-        labels.append(_label(case, organ.name, LabelSource.PSEUDO, path, sha256, organ.label, mask))
+        labels.append(
+            _label(case, organ.name, LabelSource.PSEUDO, stored, sha256, organ.label, mask)
+        )
     score = Score(
         case_id=case.id,
         reading=Reading.PAPER,

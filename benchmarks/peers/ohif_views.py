@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,7 +89,7 @@ def measured(
                 axial = page.locator(".cornerstone-canvas").first
                 axial.click()
                 window = [
-                    _changed(page, "keydown", lambda key=key: page.keyboard.press(key))
+                    _changed(page, "keydown", partial(page.keyboard.press, key))
                     for key in (PRESETS * runs)[:runs]
                 ]
                 axial.hover()
