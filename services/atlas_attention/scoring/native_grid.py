@@ -213,8 +213,18 @@ class NativeGrid:
     def _piece(self, fused: Fused, begin: int, stop: int) -> _Piece:
         spans = None
         if not self._identity:
-            spans = (_spans(fused.attention, 1), _spans(fused.mean, HALF_BYTE))
+            spans = (self._spans(fused.attention, 1), self._spans(fused.mean, HALF_BYTE))
         return _Piece(fused, begin, stop, spans)
+
+    def _spans(self, volume: NDArray[np.uint8], least: int) -> NDArray[np.int32]:
+        """See `_spans`."""
+        spans = np.zeros((*volume.shape[:3], 2), np.int32)
+
+        def kernel(first: int, last: int) -> None:
+            _spans(volume[first:last], least, spans[first:last])
+
+        parallel_for(kernel, len(volume), self._threads)
+        return spans
 
     def _slab(self, pieces: Sequence[_Piece], start: int, stop: int) -> NativeSlab:
         """CT slices ``[start, stop)``, each from the first piece that reaches so far."""
@@ -291,11 +301,10 @@ class NativeGrid:
 
 
 @njit(cache=True, nogil=True)
-def _spans(volume, least):  # type: ignore[no-untyped-def]
-    """Per row of `volume` ``[organ, z, y, x]`` the range of columns that hold a value >=
-    `least`."""
+def _spans(volume, least, spans):  # type: ignore[no-untyped-def]
+    """Per row of `volume` ``[organ, z, y, x]`` the range of columns that hold a value >= `least`,
+    into `spans` ``[organ, z, y, 2]`` of zeros."""
     organs, slices, rows, columns = volume.shape
-    spans = np.zeros((organs, slices, rows, 2), np.int32)
     for c in range(organs):
         for z in range(slices):
             for y in range(rows):
@@ -312,7 +321,6 @@ def _spans(volume, least):  # type: ignore[no-untyped-def]
                         right -= 1
                     spans[c, z, y, 0] = left
                     spans[c, z, y, 1] = right
-    return spans
 
 
 @njit(cache=True, nogil=True)
