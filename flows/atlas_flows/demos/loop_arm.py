@@ -5,7 +5,7 @@ its own, and what each turn was worth on held-out cases.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +64,9 @@ from atlas_flows.settings import Places
 WORK, HELD_OUT = "pool", "held-out"
 """Datasets: the one that is annotated, and the one that new versions are judged on."""
 
+KNOWN = "known"
+"""Phantoms that join the pool with their original labels."""
+
 LIST, CONTROL = "disagreement", "random"
 """The arms: the top of the priority list is revised, or as many cases drawn by lot."""
 
@@ -76,6 +79,7 @@ class LoopTuning:
         models: of the demo models. Not Swin UNETR, whose steps take three times as long.
         hidden: kinds in the pool that M0 does not know, in turn.
         pool, hidden_share: cases that are annotated, and the part of them that is hidden.
+        known: cases such as M0 learnt from, with original labels, which it rehearses.
         held_out: cases that are judged on; half of them are of the hidden kinds.
         revisions: cases per iteration.
         iterations: of each arm.
@@ -88,17 +92,18 @@ class LoopTuning:
     hidden: tuple[Kind, ...] = (Kind.CHILD, Kind.SITUS_INVERSUS)
     pool: int = 40
     hidden_share: float = 0.2
+    known: int = 8
     held_out: int = 12
     revisions: int = 4
     iterations: int = 2
-    steps: int = 80
-    learning_rate: float = 1.0e-3
+    steps: int = 100
+    learning_rate: float = 2.0e-3
     pseudo_weight: float = 0.1
     columns: int = 96
 
 
 FULL = LoopTuning()
-QUICK = replace(FULL, pool=8, held_out=4, revisions=1, steps=2, columns=48)
+QUICK = replace(FULL, pool=8, known=2, held_out=4, revisions=1, steps=2, columns=48)
 """Shows that everything runs; nothing is learnt in so few steps."""
 
 MINUTES = 480.0
@@ -246,7 +251,8 @@ def _turn(home: DemoHome, catalog: Catalog, arm: str, t: int) -> Turn:
     if arm == CONTROL and len(Iterations(catalog).all()) == t:
         home.score(WORK)
         parameters = LoopParameters.model_validate(given)
-        queue_by_lot(catalog, parameters, t, home.tuning.revisions, home.seed)
+        pool = sorted(kinds_of_cases(home.phantoms(WORK), catalog))
+        queue_by_lot(catalog, parameters, t, pool, home.tuning.revisions, home.seed)
     while not _closed(catalog, t):
         with home.step(f"{arm}, iteration {t}: flow, step {len(home.seconds) + 1}"):
             asked = given | {"mode": "run", "patience_s": PATIENCE_S}
@@ -270,7 +276,7 @@ def _parameters(tuning: LoopTuning) -> dict[str, Any]:
     """Of one iteration. Each is a loop of its own, so that the control can begin it its own way."""
     return {
         "dataset": WORK,
-        "share": tuning.revisions / tuning.pool,
+        "share": tuning.revisions / (tuning.pool + tuning.known),
         "steps": tuning.steps,
         "learning_rate": tuning.learning_rate,
         "pseudo_weight": tuning.pseudo_weight,
@@ -291,27 +297,33 @@ def _queued(catalog: Catalog, t: int) -> Queued:
 
 
 def queue_by_lot(
-    catalog: Catalog, parameters: LoopParameters, t: int, cases: int, seed: int
+    catalog: Catalog,
+    parameters: LoopParameters,
+    t: int,
+    pool: Sequence[str],
+    cases: int,
+    seed: int,
 ) -> Iteration:
-    """Begin iteration `t`, whose tasks are `cases` cases drawn by lot among those that nobody has
-    seen: the flow finds its queue filled. Stopped at any point, it opens the same tasks again.
+    """Begin iteration `t`, whose tasks are `cases` cases drawn by lot among those of `pool` that
+    nobody has seen: the flow finds its queue filled. Stopped at any point, it opens the same tasks
+    again.
 
     Args:
         parameters: of the loop; its dataset is scored.
+        pool: ids of cases of that dataset, always in the same order.
     """
     dataset = parameters.dataset
     ensemble = catalog.latest_ensemble(Reading.PAPER, dataset)
     assert ensemble is not None
     name = PriorityListName(Reading.PAPER, ensemble, dataset)
     before = [task for earlier in range(t) for task in _queued(catalog, earlier).tasks]
-    pool = sorted(case.id for case in catalog.cases(dataset))
     seen = cases_seen(catalog, name, before)
     left = [case for case in pool if case not in seen]
     lots = np.random.default_rng((seed, LOTS, t)).permutation(len(left))
     drawn = {left[place] for place in lots[:cases]}
     RevisionQueue(catalog).open_tasks(
         Portion(count=len(drawn)), CONTROL, ensemble=ensemble, dataset=dataset,
-        without=set(pool) - drawn,
+        without={case.id for case in catalog.cases(dataset)} - drawn,
     )  # fmt: skip
     queued = Queued(tasks=tasks_of(catalog, name, before), passed_over=len(seen))
     begun = Iterations(catalog).start(

@@ -33,6 +33,7 @@ from atlas_flows.demos.loop_arm import (
     CONTROL,
     FULL,
     HELD_OUT,
+    KNOWN,
     LIST,
     QUICK,
     WORK,
@@ -51,6 +52,9 @@ PARTS: Final[tuple[ComponentName, ...]] = ("triton", "attention", "review", "pre
 """Runs happen in this process, so no process serves flows; else its automation would be first."""
 
 HELD_OUT_HIDDEN_SHARE = 0.5
+
+KNOWN_SEED: Final = 1_000_000
+"""Of the phantoms that M0 rehearses, beside that of the demo: far from those of other demos."""
 
 BEGUN: Final = "begun.json"
 """In the base's home: M0's line, once everything is scored."""
@@ -147,25 +151,27 @@ def _bring_models(base: DemoHome, models: Path) -> None:
 
 def _import_cases(base: DemoHome, catalog: Catalog) -> None:
     tuning = base.tuning
+    seed = 2 * base.seed
     plans = (
-        (WORK, tuning.pool, tuning.hidden_share),
-        (HELD_OUT, tuning.held_out, HELD_OUT_HIDDEN_SHARE),
+        (WORK, WORK, seed, tuning.pool, tuning.hidden_share),
+        (HELD_OUT, HELD_OUT, seed + 1, tuning.held_out, HELD_OUT_HIDDEN_SHARE),
+        (KNOWN, WORK, seed + KNOWN_SEED, tuning.known, 0.0),
     )
-    for number, (dataset, cases, share) in enumerate(plans):
-        folder = base.phantoms(dataset)
+    for name, dataset, seed, cases, share in plans:
+        folder = base.phantoms(name)
         write_phantoms(
             folder,
             cases,
-            2 * base.seed + number,
+            seed,
             hard_share=share,
             kinds=tuning.hidden,
-            labels="none" if dataset == WORK else "truth",
+            labels="none" if name == WORK else "truth",
             truth_folder=folder / TRUTH_FOLDER,
             grid=PhantomGrid(columns=tuning.columns),
         )
-        preset = None if dataset == WORK else "phantoms"
+        preset = None if name == WORK else "phantoms"
         import_folder(folder, dataset, preset, catalog=catalog, store=base.store)
-        base.console.print(f"  {dataset}: {cases} phantoms")
+        base.console.print(f"  {name}: {cases} phantoms")
 
 
 def _take_over(base: DemoHome, arm: DemoHome) -> None:

@@ -100,12 +100,10 @@ def matched_cases(
 
 def kinds_of_cases(folder: Path, catalog: Catalog) -> dict[str, str]:
     """Kind of every case of the catalog that came from the phantoms in `folder`, by case id."""
-    kinds = {name: kind for name, kind, _ in _listed(folder)}
-    return {
-        case.id: kinds[name]
-        for case in catalog.cases()
-        for name in sorted(_names(case) & kinds.keys())
-    }
+    by_name = {name: case for case in catalog.cases() for name in _names(case)}
+    listed = [_true_case(folder, *entry) for entry in _listed(folder)]
+    found = [(_match(phantom, catalog, by_name), phantom.kind) for phantom in listed]
+    return {case.id: kind for case, kind in found if case is not None}
 
 
 def _listed(folder: Path) -> list[tuple[str, str, str]]:

@@ -15,14 +15,18 @@ from labelled_site import UNET, LabelledSite, cube, open_site
 
 ANN = Annotator("ann")
 PARAMETERS = LoopParameters(dataset="ours", iterations=1)
+POOL = [f"case-{number}" for number in range(6)]
+"""The site has one more case, which no lot may draw."""
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[LabelledSite]:
     opened = open_site(tmp_path)
-    for number in range(6):
-        opened.add_case(f"case-{number}")
-        opened.add_prediction(f"case-{number}", {"liver": cube(1, 5)}, [UNET], hour=0)
+    for case in POOL:
+        opened.add_case(case)
+        opened.add_prediction(case, {"liver": cube(1, 5)}, [UNET], hour=0)
+    opened.add_case("known")
+    opened.add_prediction("known", {"liver": cube(1, 5)}, [UNET], hour=0)
     with opened.catalog:
         yield opened
 
@@ -34,7 +38,7 @@ def queued(site: LabelledSite, t: int) -> list[str]:
 
 
 def test_the_flow_scores_and_then_waits_for_the_cases_of_the_lot(site: LabelledSite) -> None:
-    begun = queue_by_lot(site.catalog, PARAMETERS, 0, 2, seed=8)
+    begun = queue_by_lot(site.catalog, PARAMETERS, 0, POOL, 2, seed=8)
     assert (begun.t, begun.state) == (0, IterationState.OPEN)
     assert len(queued(site, 0)) == 2
     done = dict(steps_done(site.catalog, 0))
@@ -49,7 +53,7 @@ def test_the_flow_scores_and_then_waits_for_the_cases_of_the_lot(site: LabelledS
 def test_the_next_lot_passes_over_what_was_seen_and_a_stopped_one_is_drawn_again(
     site: LabelledSite,
 ) -> None:
-    queue_by_lot(site.catalog, PARAMETERS, 0, 2, seed=8)
+    queue_by_lot(site.catalog, PARAMETERS, 0, POOL, 2, seed=8)
     first = queued(site, 0)
     queue = RevisionQueue(site.catalog)
     for _ in first:
@@ -61,8 +65,9 @@ def test_the_next_lot_passes_over_what_was_seen_and_a_stopped_one_is_drawn_again
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Iterations, "start", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            queue_by_lot(site.catalog, PARAMETERS, 1, 2, seed=8)
-    queue_by_lot(site.catalog, PARAMETERS, 1, 2, seed=8)
+            queue_by_lot(site.catalog, PARAMETERS, 1, POOL, 2, seed=8)
+    queue_by_lot(site.catalog, PARAMETERS, 1, POOL, 2, seed=8)
     second = queued(site, 1)
     assert len(second) == 2
     assert not set(first) & set(second)
+    assert {*first, *second} <= set(POOL)

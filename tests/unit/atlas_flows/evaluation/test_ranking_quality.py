@@ -11,9 +11,10 @@ import pytest
 from atlas_core.catalog import Catalog
 from atlas_core.errors import InvalidInput, NotFound
 from atlas_core.imaging import content_sha256, write_volume
+from atlas_core.importing import import_folder
 from atlas_core.model_spec import ModelRef, ensemble_key
 from atlas_core.organs import ABDOMEN_ATLAS
-from atlas_core.phantoms import write_phantoms
+from atlas_core.phantoms import PhantomGrid, write_phantoms
 from atlas_core.records import Case, Dataset, OrganScore, RankBy, RankedCase, Reading, Score
 from atlas_core.store import CaseStore
 from atlas_flows.evaluation import (
@@ -208,8 +209,6 @@ def _scored(
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from atlas_core.phantoms import PhantomGrid
-
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantoms(
         folder,
@@ -234,6 +233,17 @@ def test_errors_are_found_by_content_and_by_name(tmp_path: Path, phantoms: Path)
         assert sorted(kinds_of_cases(phantoms, catalog).values()) == sorted(
             error.kind for error in errors
         )
+
+
+def test_phantoms_of_another_run_share_names_but_not_kinds(tmp_path: Path, phantoms: Path) -> None:
+    catalog, store = _scored(tmp_path, phantoms, wrong="liver")
+    with catalog:
+        before = kinds_of_cases(phantoms, catalog)
+        other = tmp_path / "other"
+        write_phantoms(other, 2, 6, labels="none", grid=PhantomGrid(columns=32, slice_mm=20))
+        import_folder(other, "other", None, catalog=catalog, store=store)
+        assert len(list(catalog.cases())) == 4
+        assert kinds_of_cases(phantoms, catalog) == before
 
 
 def test_organs_with_an_original_label_are_not_compared(tmp_path: Path, phantoms: Path) -> None:
