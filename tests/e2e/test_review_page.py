@@ -534,6 +534,55 @@ def test_leaving_a_case_that_loads_ends_its_download(visit: Visit) -> None:
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
+HOLD_THE_REST = """
+() => {
+  const fetched = window.fetch
+  const released = new Promise((release) => (window.releaseTheRest = release))
+  window.fetch = async (...asked) => {
+    const response = await fetched(...asked)
+    if (!response.url.includes('ct.nii.gz')) return response
+    const bytes = new Uint8Array(await response.arrayBuffer())
+    const body = new ReadableStream({
+      async start(to) {
+        for (let at = 0; at < bytes.length; at += 256) {
+          if (at > 0.75 * bytes.length) await released
+          to.enqueue(bytes.slice(at, at + 256))
+        }
+        to.close()
+      },
+    })
+    return new Response(body, { headers: response.headers })
+  }
+}
+"""
+BRIGHT = """
+() => {
+  const canvas = document.querySelector('canvas')
+  if (!canvas?.width) return false
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+  return data.filter((value, n) => n % 4 === 0 && value > 40).length > 500
+}
+"""
+
+
+def test_the_middle_of_a_ct_is_shown_before_its_last_bytes_are_there(visit: Visit) -> None:
+    page = visit.tab("/")
+    log_in(page, "rita")
+    expect(page.get_by_role("table", name="Tasks")).to_be_visible()
+    page.evaluate(HOLD_THE_REST)
+    page.evaluate("location.hash = '#/task/3'")
+    page.wait_for_function(BRIGHT)
+    early = pixels(page)
+    assert "voxel" not in page.get_by_label("Crosshair").inner_text()
+    page.evaluate("window.releaseTheRest()")
+    case_tab(page)
+    whole = pixels(page)
+    assert whole != early
+    page.reload()
+    case_tab(page)
+    expect_pixels(page, whole)
+
+
 def test_a_click_on_a_region_jumps_to_it(visit: Visit, admin: httpx.Client) -> None:
     case = task_of(admin, 3)["case"]
     regions: list[dict[str, Any]] = []

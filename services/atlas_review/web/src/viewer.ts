@@ -7,6 +7,7 @@ import type { Axis, History } from './voxels/edits'
 import type { Box } from './voxels/solid'
 import { attentionColours, labelColours } from './views/colours'
 import { Grid, type Affine, type Vec3 } from './views/grid'
+import { ComingCt } from './views/coming-ct'
 import { hounsfield, readNifti, writeLabelMap } from './views/nifti'
 import { drawMarks, measured, type Measure, type Outline, type Window } from './views/marks'
 import { middle, panesOf, zoomed, type Camera, type Pane } from './views/panes'
@@ -143,14 +144,28 @@ export class Viewer {
 
   // --- volumes ----------------------------------------------------------------------------------
 
-  /** Show a CT; labels and attention come later. Its map is empty until then. */
+  /** Show a CT, from its middle slice on while it arrives; labels and attention come later. Its map is empty until then. */
   async load(ct: Stream, affine: Affine): Promise<void> {
-    const volume = await readNifti(ct)
-    this.grid = new Grid(volume.shape, affine)
-    this.hu = this.grid.toRas(hounsfield(volume))
-    this.editor.open(this.hu, this.grid.dims, this.grid.spacing)
+    let coming: ComingCt | null = null
+    const volume = await readNifti(ct, (part, slices) => {
+      coming ??= ComingCt.of(part, slices, affine)
+      if (coming?.take(slices)) this.showCt(coming.grid, coming.hu)
+    })
+    if (coming) return this.drawAll()
+    const grid = new Grid(volume.shape, affine)
+    this.showCt(grid, grid.toRas(hounsfield(volume)))
+  }
+
+  private showCt(grid: Grid, hu: Int16Array): void {
+    this.grid = grid
+    this.hu = hu
+    this.editor.open(hu, grid.dims, grid.spacing)
     this.crosshair = middle(this.dims).map(Math.round) as Vec3
     this.camera = { zoom: 1, centre: middle(this.dims) }
+    this.drawAll()
+  }
+
+  private drawAll(): void {
     this.refresh('all')
     this.drawNow()
   }

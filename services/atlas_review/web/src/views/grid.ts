@@ -52,6 +52,11 @@ export class Grid {
     this.spacing = this.axes.map(side) as Vec3
   }
 
+  /** Whether the file lies in RAS+ order itself. */
+  get inOrder(): boolean {
+    return this.axes.every((axis, world) => axis === world) && !this.reversed.includes(true)
+  }
+
   get voxels(): number {
     return this.shape[0] * this.shape[1] * this.shape[2]
   }
@@ -87,6 +92,25 @@ export class Grid {
     return this.reordered(block, sides, true)
   }
 
+  /** Bring slices `from` to `to` (not included) of the file's last axis into their places in `ras`, the whole grid in RAS+ order. */
+  placeSlices<T extends Voxels>(file: T, from: number, to: number, ras: T): void {
+    const steps: Vec3 = [0, 0, 0]
+    let start = 0
+    this.axes.forEach((axis, world) => {
+      const stride = [1, this.dims[0], this.dims[0] * this.dims[1]][world]!
+      steps[axis] = this.reversed[world] ? -stride : stride
+      if (this.reversed[world]) start += stride * (this.dims[world]! - 1)
+    })
+    const [ni, nj] = this.shape
+    let at = from * ni * nj
+    for (let k = from; k < to; k++) {
+      for (let j = 0; j < nj; j++) {
+        let target = start + j * steps[1] + k * steps[2]
+        for (let i = 0; i < ni; i++, at++, target += steps[0]) ras[target] = file[at]!
+      }
+    }
+  }
+
   /** The inverse of `toRas` for the whole grid. */
   toFileOrder<T extends Voxels>(map: T): T {
     return this.reordered(map, this.shape, false)
@@ -94,7 +118,7 @@ export class Grid {
 
   private reordered<T extends Voxels>(source: T, sides: Readonly<Vec3>, toRas: boolean): T {
     const strides = [1, sides[0], sides[0] * sides[1]] as const
-    if (this.axes.every((axis, world) => axis === world) && !this.reversed.includes(true)) return source
+    if (this.inOrder) return source
     const result = new (source.constructor as new (length: number) => T)(source.length)
     const [nx, ny, nz] = this.axes.map((axis) => sides[axis]) as Vec3
     const [sx, sy, sz] = this.axes.map((axis, world) => (this.reversed[world] ? -strides[axis] : strides[axis])) as Vec3

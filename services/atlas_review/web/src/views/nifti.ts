@@ -25,19 +25,30 @@ const TYPES: Record<number, VoxelsOf> = {
   [NIFTI1.TYPE_FLOAT64]: Float64Array,
 }
 
-/** Read a `.nii.gz` while it arrives: it is inflated into the one buffer that holds its voxels. */
-export async function readNifti(compressed: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<Nifti> {
+/** Hears of a file that is still arriving: the volume that it becomes, and how many slices of the last axis are whole. */
+export type OnSlices = (volume: Nifti, slices: number) => void
+
+/**
+ * Read a `.nii.gz` while it arrives: it is inflated into the one buffer that holds its voxels.
+ *
+ * `onSlices` is told whenever more slices are whole, if that buffer can be read as it is.
+ */
+export async function readNifti(compressed: ReadableStream<Uint8Array<ArrayBuffer>>, onSlices?: OnSlices): Promise<Nifti> {
   const reader = compressed.pipeThrough(new DecompressionStream('gzip')).getReader()
   let head: Uint8Array = new Uint8Array(0)
   let whole: Uint8Array<ArrayBuffer> | null = null
   let header: ReturnType<typeof readHeader> | null = null
   let length = 0
+  let growing: Nifti | null = null
+  let slices = 0
   for (;;) {
     const { done, value } = await reader.read()
     if (done) break
     if (whole) {
       whole.set(value.subarray(0, whole.length - length), length)
       length += value.length
+      const there = header ? slicesIn(header, length) : 0
+      if (growing && there > slices) onSlices!(growing, (slices = there))
       continue
     }
     head = joined(head, value)
@@ -46,6 +57,7 @@ export async function readNifti(compressed: ReadableStream<Uint8Array<ArrayBuffe
     whole = new Uint8Array(Math.max(bytesIn(header), head.length))
     whole.set(head)
     length = head.length
+    if (onSlices && aligned(header)) growing = parsed(header, whole)
   }
   if (!header || !whole || length < bytesIn(header)) throw new Error('The volume is cut off: its file is shorter than its header says')
   return parsed(header, whole)
@@ -68,12 +80,23 @@ function bytesIn(header: Header): number {
   return header.vox_offset + (voxelsIn(header) * header.numBitsPerVoxel) / 8
 }
 
+/** Slices of the last axis that the first `length` bytes hold. */
+function slicesIn(header: Header, length: number): number {
+  const slice = (header.dims[1]! * header.dims[2]! * header.numBitsPerVoxel) / 8
+  return Math.min(Math.floor(Math.max(length - header.vox_offset, 0) / slice), header.dims[3]!)
+}
+
+/** Whether the voxels can be read where they lie in the file. */
+function aligned(header: Header): boolean {
+  return header.vox_offset % (header.numBitsPerVoxel / 8) === 0
+}
+
 function parsed(header: Header, bytes: Uint8Array<ArrayBuffer>): Nifti {
   const type = TYPES[header.datatypeCode]
   if (!type || !header.littleEndian) throw new Error(`Volumes of NIfTI data type ${header.datatypeCode} are not shown`)
-  const aligned = header.vox_offset % (header.numBitsPerVoxel / 8) === 0
-  const buffer = aligned ? bytes.buffer : bytes.buffer.slice(header.vox_offset)
-  const voxels = new type(buffer, aligned ? header.vox_offset : 0, voxelsIn(header))
+  const inPlace = aligned(header)
+  const buffer = inPlace ? bytes.buffer : bytes.buffer.slice(header.vox_offset)
+  const voxels = new type(buffer, inPlace ? header.vox_offset : 0, voxelsIn(header))
   const scaled = header.scl_slope !== 0 && Number.isFinite(header.scl_slope)
   return {
     shape: [header.dims[1]!, header.dims[2]!, header.dims[3]!],
@@ -84,9 +107,15 @@ function parsed(header: Header, bytes: Uint8Array<ArrayBuffer>): Nifti {
   }
 }
 
+/** Whether a file holds Hounsfield units as the page does. */
+export function holdsHounsfield({ voxels, slope, intercept }: Nifti): boolean {
+  return voxels instanceof Int16Array && slope === 1 && intercept === 0
+}
+
 /** A CT as Hounsfield units, rounded; shares the file's memory where that holds them already. */
-export function hounsfield({ voxels, slope, intercept }: Nifti): Int16Array {
-  if (voxels instanceof Int16Array && slope === 1 && intercept === 0) return voxels
+export function hounsfield(volume: Nifti): Int16Array {
+  const { voxels, slope, intercept } = volume
+  if (holdsHounsfield(volume)) return voxels as Int16Array
   const hu = new Int16Array(voxels.length)
   for (let i = 0; i < hu.length; i++) {
     hu[i] = Math.min(Math.max(Math.round(voxels[i]! * slope + intercept), -32768), 32767)
