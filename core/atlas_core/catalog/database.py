@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -28,6 +30,8 @@ from atlas_core.errors import ConfigurationError, Unavailable
 BUSY_TIMEOUT_S: Final = 30
 """How long a write waits for another one on SQLite. Writes take milliseconds; a wait this long
 means that another process keeps a transaction open."""
+
+BUSY_POLL_S: Final = 0.01
 
 CONNECT_TIMEOUT_S: Final = 10
 
@@ -307,11 +311,22 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA foreign_keys = ON")
     # A committed row survives a power cut (the default for WAL in some builds is NORMAL).
     cursor.execute("PRAGMA synchronous = FULL")
-    # Readers do not wait for the writer. The mode stays in the file; asking first spares the lock
-    # that setting it takes.
-    if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        cursor.execute("PRAGMA journal_mode = WAL")
+    _write_ahead(cursor)
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Set WAL: readers do not wait for the writer. The mode stays in the file; asking first spares
+    the lock that setting it takes, for which SQLite fails at once instead of waiting."""
+    until = time.monotonic() + BUSY_TIMEOUT_S
+    while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # or an extended code of it
+            if not busy or time.monotonic() > until:
+                raise
+            time.sleep(BUSY_POLL_S)
 
 
 def _begin_sqlite(connection: Connection) -> None:

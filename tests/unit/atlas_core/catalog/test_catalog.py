@@ -114,6 +114,27 @@ def test_a_failed_migration_leaves_nothing(tmp_path: Path) -> None:
     assert names == {"iterations"}
 
 
+def test_a_new_file_that_somebody_writes_to_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself does not wait where a file that is being written is to write ahead."""
+    file = tmp_path / "catalog.sqlite"
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waits = []
+
+    def end_the_other(seconds: float) -> None:
+        waits.append(seconds)
+        other.rollback()
+
+    monkeypatch.setattr("atlas_core.catalog.database.time.sleep", end_the_other)
+    with Catalog.open(f"sqlite:///{file}") as catalog:
+        assert catalog.datasets() == []
+    assert len(waits) == 1
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+
+
 @pytest.mark.parametrize("dialect", [sqlite.dialect(), postgresql.dialect()])
 def test_instants_keep_their_moment(dialect: object) -> None:
     column = UtcDateTime()
