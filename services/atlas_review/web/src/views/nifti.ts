@@ -47,17 +47,17 @@ export async function readNifti(compressed: ReadableStream<Uint8Array<ArrayBuffe
     if (whole) {
       whole.set(value.subarray(0, whole.length - length), length)
       length += value.length
-      const there = header ? slicesIn(header, length) : 0
-      if (growing && there > slices) onSlices!(growing, (slices = there))
-      continue
+    } else {
+      head = joined(head, value)
+      if (head.length < HEADER_BYTES) continue
+      header = readHeader(head.slice(0, HEADER_BYTES).buffer)
+      whole = new Uint8Array(Math.max(bytesIn(header), head.length))
+      whole.set(head)
+      length = head.length
+      if (onSlices && aligned(header)) growing = parsed(header, whole)
     }
-    head = joined(head, value)
-    if (head.length < HEADER_BYTES) continue
-    header = readHeader(head.slice(0, HEADER_BYTES).buffer)
-    whole = new Uint8Array(Math.max(bytesIn(header), head.length))
-    whole.set(head)
-    length = head.length
-    if (onSlices && aligned(header)) growing = parsed(header, whole)
+    const there = growing ? slicesIn(header!, length) : 0
+    if (there > slices) onSlices!(growing!, (slices = there))
   }
   if (!header || !whole || length < bytesIn(header)) throw new Error('The volume is cut off: its file is shorter than its header says')
   return parsed(header, whole)
