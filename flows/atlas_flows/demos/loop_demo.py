@@ -151,11 +151,11 @@ def _bring_models(base: DemoHome, models: Path) -> None:
 
 def _import_cases(base: DemoHome, catalog: Catalog) -> None:
     tuning = base.tuning
-    seed = 2 * base.seed
+    first = 2 * base.seed
     plans = (
-        (WORK, WORK, seed, tuning.pool, tuning.hidden_share),
-        (HELD_OUT, HELD_OUT, seed + 1, tuning.held_out, HELD_OUT_HIDDEN_SHARE),
-        (KNOWN, WORK, seed + KNOWN_SEED, tuning.known, 0.0),
+        (WORK, WORK, first, tuning.pool, tuning.hidden_share),
+        (HELD_OUT, HELD_OUT, first + 1, tuning.held_out, HELD_OUT_HIDDEN_SHARE),
+        (KNOWN, WORK, first + KNOWN_SEED, tuning.known, 0.0),
     )
     for name, dataset, seed, cases, share in plans:
         folder = base.phantoms(name)

@@ -89,55 +89,51 @@ export class Grid {
 
   /** A block of the file in file order (its first voxel at `start`), brought into RAS+ order. */
   toRas<T extends Voxels>(block: T, sides: Readonly<Vec3> = this.shape): T {
-    return this.reordered(block, sides, true)
+    if (this.inOrder) return block
+    const ras = ofSameKind(block)
+    this.move(block, ras, sides, 0, sides[2], true)
+    return ras
   }
 
   /** Bring slices `from` to `to` (not included) of the file's last axis into their places in `ras`, the whole grid in RAS+ order. */
   placeSlices<T extends Voxels>(file: T, from: number, to: number, ras: T): void {
-    const steps: Vec3 = [0, 0, 0]
-    let start = 0
-    this.axes.forEach((axis, world) => {
-      const stride = [1, this.dims[0], this.dims[0] * this.dims[1]][world]!
-      steps[axis] = this.reversed[world] ? -stride : stride
-      if (this.reversed[world]) start += stride * (this.dims[world]! - 1)
-    })
-    const [ni, nj] = this.shape
-    let at = from * ni * nj
-    for (let k = from; k < to; k++) {
-      for (let j = 0; j < nj; j++) {
-        let target = start + j * steps[1] + k * steps[2]
-        for (let i = 0; i < ni; i++, at++, target += steps[0]) ras[target] = file[at]!
-      }
-    }
+    this.move(file, ras, this.shape, from, to, true)
   }
 
   /** The inverse of `toRas` for the whole grid. */
   toFileOrder<T extends Voxels>(map: T): T {
-    return this.reordered(map, this.shape, false)
+    if (this.inOrder) return map
+    const file = ofSameKind(map)
+    this.move(file, map, this.shape, 0, this.shape[2], false)
+    return file
   }
 
-  private reordered<T extends Voxels>(source: T, sides: Readonly<Vec3>, toRas: boolean): T {
-    const strides = [1, sides[0], sides[0] * sides[1]] as const
-    if (this.inOrder) return source
-    const result = new (source.constructor as new (length: number) => T)(source.length)
-    const [nx, ny, nz] = this.axes.map((axis) => sides[axis]) as Vec3
-    const [sx, sy, sz] = this.axes.map((axis, world) => (this.reversed[world] ? -strides[axis] : strides[axis])) as Vec3
+  /** Copy slices `from` to `to` of a block, between its order in the file and RAS+ order. */
+  private move<T extends Voxels>(file: T, ras: T, sides: Readonly<Vec3>, from: number, to: number, toRas: boolean): void {
+    const dims = this.axes.map((axis) => sides[axis]) as Vec3
+    const strides = [1, dims[0], dims[0] * dims[1]] as const
+    const steps: Vec3 = [0, 0, 0]
     let start = 0
     this.axes.forEach((axis, world) => {
-      if (this.reversed[world]) start += strides[axis] * (sides[axis] - 1)
+      const stride = strides[world]!
+      steps[axis] = this.reversed[world] ? -stride : stride
+      if (this.reversed[world]) start += stride * (dims[world]! - 1)
     })
-    let at = 0
-    for (let z = 0; z < nz; z++) {
-      for (let y = 0; y < ny; y++) {
-        let file = start + y * sy + z * sz
-        for (let x = 0; x < nx; x++, at++, file += sx) {
-          if (toRas) result[at] = source[file]!
-          else result[file] = source[at]!
+    let at = from * sides[0] * sides[1]
+    for (let k = from; k < to; k++) {
+      for (let j = 0; j < sides[1]; j++) {
+        let place = start + j * steps[1] + k * steps[2]
+        for (let i = 0; i < sides[0]; i++, at++, place += steps[0]) {
+          if (toRas) ras[place] = file[at]!
+          else file[at] = ras[place]!
         }
       }
     }
-    return result
   }
+}
+
+function ofSameKind<T extends Voxels>(voxels: T): T {
+  return new (voxels.constructor as new (length: number) => T)(voxels.length)
 }
 
 /** The permutation of file axes that lies nearest to the world's: the largest sum of direction cosines. */

@@ -60,7 +60,7 @@ export async function readNifti(compressed: ReadableStream<Uint8Array<ArrayBuffe
     if (there > slices) onSlices!(growing!, (slices = there))
   }
   if (!header || !whole || length < bytesIn(header)) throw new Error('The volume is cut off: its file is shorter than its header says')
-  return parsed(header, whole)
+  return growing ?? parsed(header, whole)
 }
 
 function joined(one: Uint8Array, two: Uint8Array): Uint8Array {
